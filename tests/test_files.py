@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from trtkit.errors import CancelledError, DiskFullError, OutputExistsError, TrtkitError
+from trtkit.files import hash_of, write_bytes, write_json, writing
+from trtkit.progress import Event, Work
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.bin"
+    with pytest.raises(KeyboardInterrupt), writing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+    write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_what_was_there_survives_a_failure(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(RuntimeError), writing(path) as temporary:
+        temporary.write_bytes(b"new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_existing_output_is_kept(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(OutputExistsError, match="exists and was kept; pass overwrite=True"):
+        write_bytes(path, b"new", overwrite=False)
+    assert path.read_bytes() == b"old"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="nothing was written"), writing(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hashes_tell_boundaries_apart() -> None:
+    assert hash_of("ab", "c") != hash_of("a", "bc")
+    assert hash_of("ab", b"c") == hash_of(b"ab", "c")
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    assert write_json(tmp_path / "x.json", {"ü": 1}).read_text(encoding="utf-8") == '{\n  "ü": 1\n}\n'
+
+
+def test_work_reports_and_cancels() -> None:
+    class Flag:
+        on = False
+
+        def is_set(self) -> bool:
+            return self.on
+
+    events: list[Event] = []
+    flag = Flag()
+    work = Work(events.append, flag)
+    work.step("build", 1, 3)
+    assert events == [Event(stage="build", done=1, total=3)]
+    flag.on = True
+    with pytest.raises(CancelledError, match="build"):
+        work.step("build", 2, 3)
+    assert len(events) == 1
+
+
+def test_errors_are_one_sentence() -> None:
+    error = TrtkitError("open x.engine", "it was built for another GPU", "build it here")
+    assert str(error) == "open x.engine: it was built for another GPU; build it here."

@@ -1,0 +1,107 @@
+"""Files appear whole or not at all; hashes name their content."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trtkit.errors import DiskFullError, OutputError, OutputExistsError
+
+__all__ = ["file_hash", "hash_of", "read_json", "write_bytes", "write_json", "writing"]
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that becomes `path` when the block ends well.
+
+    When the block raises (Ctrl-C included) the temporary file goes and whatever was at `path` stays.
+
+    Args:
+        path: Where the file shall appear; missing folders are made.
+        overwrite: Whether a file already there is replaced.
+
+    Yields:
+        A path to write to.
+
+    Raises:
+        OutputExistsError: `path` exists and `overwrite` is false.
+        DiskFullError: No space was left.
+        OutputError: The folder can't be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(
+            f"write {path}", "the file exists and was kept", "pass overwrite=True or another output"
+        )
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"write {path}", "no space left on the disk", "free some space; nothing was written"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+            raise OutputError(
+                f"write {path}", error.strerror or str(error), "choose an output you may write to"
+            ) from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = True) -> Path:
+    """Write `data` to `path`, whole or not at all.
+
+    Raises:
+        OutputError: As `writing` does.
+    """
+    with writing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any, *, overwrite: bool = True) -> Path:
+    """Write `value` as indented JSON, whole or not at all."""
+    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def hash_of(*parts: bytes | str) -> str:
+    """SHA-256 over length-prefixed parts, as 64 hex digits, so that ("ab", "c") and ("a", "bc") differ."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

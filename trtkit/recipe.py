@@ -1,0 +1,198 @@
+"""A run's settings, validated before anything slow starts and replayable as Python or on a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from trtkit.errors import RecipeError
+
+__all__ = ["BACKENDS", "FORMATS", "Recipe", "rounded_imgsz"]
+
+FORMATS = ("engine", "onnx")
+BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings of one export; names and defaults are those of `export`.
+
+    Attributes:
+        model: The model file.
+        format: "engine" or "onnx".
+        imgsz: Picture side, or height and width, pixels; None takes the model's own.
+        half: FP16.
+        int8: INT8.
+        dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
+        simplify: Simplify the graph with onnxslim.
+        workspace: Memory the builder may use, GiB; None lets TensorRT decide.
+        nms: Put non-maximum suppression into the graph.
+        batch: The largest batch.
+        data: Calibration data for INT8; None takes the task's small example set and says so.
+        fraction: Share of the calibration pictures to draw from, (0, 1].
+        device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
+        backend: One of `BACKENDS`; None takes the best present.
+        calibration: Folder of a saved calibration; None calibrates on `data`.
+        keep: fnmatch patterns of ONNX node names that stay in high precision.
+        output: The file to write; None puts it beside the model.
+        overwrite: Replace the output if it exists.
+
+    Raises:
+        RecipeError: A value is out of range, or two settings exclude each other.
+    """
+
+    model: str
+    format: str = "engine"
+    imgsz: int | tuple[int, int] | None = None
+    half: bool = False
+    int8: bool = False
+    dynamic: bool | None = None
+    simplify: bool = True
+    workspace: float | None = None
+    nms: bool = False
+    batch: int = 1
+    data: str | None = None
+    fraction: float = 1.0
+    device: int | str | None = None
+    backend: str | None = None
+    calibration: str | None = None
+    keep: tuple[str, ...] = ()
+    output: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples, and one pattern needs no brackets.
+        if self.imgsz is not None and not isinstance(self.imgsz, int):
+            object.__setattr__(self, "imgsz", tuple(self.imgsz))
+        keep: Any = self.keep
+        object.__setattr__(self, "keep", (keep,) if isinstance(keep, str) else tuple(keep))
+        if self.format not in FORMATS:
+            raise RecipeError(
+                f"export format={self.format!r}", "there is no such format", f"use one of {', '.join(FORMATS)}"
+            )
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise RecipeError(
+                f"use backend={self.backend!r}", "there is no such backend", f"use one of {', '.join(BACKENDS)}"
+            )
+        if self.backend == "onnxruntime" and self.format == "engine":
+            raise RecipeError(
+                "export format='engine' with backend='onnxruntime'",
+                "ONNX Runtime runs ONNX files and builds no engines",
+                "use format='onnx', or backend='tensorrt' or 'tensorrt_rtx'",
+            )
+        if self.half and self.int8:
+            raise RecipeError(
+                "export with half=True and int8=True",
+                "they ask for two precisions at once",
+                "use int8=True alone: what is not worth INT8 runs in FP16 anyway",
+            )
+        if self.int8 and self.calibration is not None and self.data is not None:
+            raise RecipeError(
+                "export with both calibration= and data=",
+                "only one of them can give the ranges",
+                "leave data out, or calibration to measure anew",
+            )
+        sides = (self.imgsz,) if isinstance(self.imgsz, int) else (self.imgsz or ())
+        if any(side < 1 for side in sides) or (not isinstance(self.imgsz, int) and len(sides) not in (0, 2)):
+            raise RecipeError(
+                f"export at imgsz={self.imgsz}", "that is no picture size", "use one side or (height, width)"
+            )
+        if self.batch < 1:
+            raise RecipeError(f"export with batch={self.batch}", "a batch holds at least one picture", "use batch >= 1")
+        if not (0 < self.fraction <= 1):
+            raise RecipeError(
+                f"calibrate on fraction={self.fraction}",
+                "a share lies above 0 and at most at 1",
+                "use 0 < fraction <= 1",
+            )
+        if self.workspace is not None and not (self.workspace > 0 and math.isfinite(self.workspace)):
+            raise RecipeError(
+                f"build with workspace={self.workspace}", "that is no size in GiB", "use a positive number or None"
+            )
+
+    @property
+    def precision(self) -> str:
+        """ "fp32", "fp16" or "int8"."""
+        return "int8" if self.int8 else "fp16" if self.half else "fp32"
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether shapes are left open: as asked, or for INT8 engines by default, as the export guide has it."""
+        return self.dynamic if self.dynamic is not None else (self.int8 and self.format == "engine")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping of every setting."""
+        values = dataclasses.asdict(self)
+        values["keep"] = list(self.keep)
+        if isinstance(self.imgsz, tuple):
+            values["imgsz"] = list(self.imgsz)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`.
+
+        Raises:
+            RecipeError: A name is unknown, `model` is missing, or a value is out of range.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown or "model" not in values:
+            found = f"unknown settings {sorted(unknown)}" if unknown else "no model"
+            raise RecipeError("read a recipe", found, "use the names of export()")
+        return cls(**values)
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, the model left out."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "model" and getattr(self, field.name) != field.default
+        }
+
+    def to_python(self) -> str:
+        """Python code that rebuilds this recipe as `recipe` and, with `recipe.run()`, the file."""
+        settings = "".join(f",\n    {name}={value!r}" for name, value in self.changed().items())
+        return f"import trtkit as tk\n\nrecipe = tk.Recipe(\n    model={self.model!r}{settings},\n)\n"
+
+    def to_command(self) -> str:
+        """The command line that does the same, quoted for a POSIX shell."""
+        words = ["trtkit", "export", f"--model={self.model}"]
+        for name, value in self.changed().items():
+            flag = f"--{name}"
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{name}")
+            elif name == "keep":
+                words += [f"{flag}={pattern}" for pattern in value]
+            elif isinstance(value, tuple):
+                words.append(f"{flag}={','.join(map(str, value))}")
+            else:
+                words.append(f"{flag}={value!r}" if isinstance(value, float) else f"{flag}={value}")
+        return shlex.join(words)
+
+    def run(self, **watch: Any) -> Any:
+        """Export with these settings.
+
+        Args:
+            **watch: `progress` and `cancel`, as `export` takes them.
+
+        Returns:
+            The `Artifact`.
+        """
+        from trtkit.artifact import export
+
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return export(settings.pop("model"), **settings, **watch)
+
+
+def rounded_imgsz(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width, each rounded up to a multiple of the stride.
+
+    Args:
+        imgsz: One side or (height, width), pixels.
+        stride: The model's stride, pixels.
+    """
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    return -(-height // stride) * stride, -(-width // stride) * stride
