@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from drawn import detector, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from trtkit.calibration.collection import Extremes
+from trtkit.errors import CalibrationError, RecipeError
+from trtkit.graph.quantized import candidates, place, quantize, weight_scales
+from trtkit.graph.tracing import description
+
+
+def ranges_of(proto: onnx.ModelProto, pictures: np.ndarray) -> dict[str, tuple[float, float]]:
+    extremes = Extremes(proto)
+    extremes.add(pictures)
+    return extremes.ranges()
+
+
+def test_placement_of_the_drawn_detector(proto: onnx.ModelProto) -> None:
+    placement = place(proto)
+    assert placement.layers == ("stem", "middle", "wide", "neck", "head")
+    # Nothing between a layer and its activation, and both sides of the residual sum are read as INT8.
+    assert "stem" not in placement.tensors
+    assert {"stem/silu", "middle/silu", "residual"} <= set(placement.tensors)
+    # Concatenation, pooling, splitting and upsampling share one scale with what they read.
+    assert set(placement.scale_of["joined"]) == {"residual", "right", "pooled", "joined"}
+    assert set(placement.scale_of["both"]) == {"neck/silu", "large", "depthwise/silu", "light2", "both"}
+    assert placement.scale_of["stem/silu"] == ("stem/silu",)
+
+
+def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    result = quantize(proto, ranges_of(proto, pictures))
+    onnx.checker.check_model(result, full_check=True)
+    makers = {name: node for node in result.graph.node for name in node.output}
+    layers = [node for node in result.graph.node if node.name in place(proto).layers]
+    assert len(layers) == 5
+    for node in layers:
+        data, weight = makers[node.input[0]], makers[node.input[1]]
+        assert (data.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
+        assert makers[weight.input[0]].op_type == "QuantizeLinear"
+    assert description(result)["precision"] == "int8"
+
+
+def test_costly_layers_read_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    result = quantize(proto, ranges_of(proto, pictures))
+    nodes = {node.name: node for node in result.graph.node}
+    assert nodes["sides"].input[0] == "head/silu"
+    assert nodes["key"].input[0] == "wide/silu"
+    assert nodes["key"].input[1] == "key.weight"
+
+
+def test_pairs_by_hand() -> None:
+    """One quantised layer recomputed with numpy: scales, rounding and clipping are as documented."""
+    proto, pictures = detector(), np.random.default_rng(2).random((1, 3, 32, 32), np.float32) * 2
+    keep = ["middle", "wide", "neck", "head"]
+    result = quantize(proto, dict.fromkeys(candidates(proto), (0.0, 1.0)), keep)
+    result.graph.output.append(onnx.helper.make_tensor_value_info("stem", onnx.TensorProto.FLOAT, None))
+    found = run(result, pictures, outputs=["stem"])[0]
+    weight = next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "stem.weight")
+    scale = np.float32(1 / 127)
+    x = np.clip(np.rint(pictures / scale), -128, 127) * scale
+    scales = np.abs(weight).reshape(8, -1).max(axis=1).reshape(8, 1, 1, 1) / 127
+    w = np.clip(np.rint(weight / scales), -128, 127) * scales
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    expected = np.zeros_like(found)
+    for row in range(16):
+        for column in range(16):
+            patch = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            expected[:, :, row, column] = np.einsum("nchw,ochw->no", patch, w)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_int8_stays_close_to_fp32(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    whole = run(proto, pictures)[0]
+    error = np.abs(run(quantize(proto, ranges_of(proto, pictures)), pictures)[0] - whole)
+    assert 0 < error.mean() < 0.02 * np.abs(whole).mean()
+
+
+def test_keep_keeps(proto: onnx.ModelProto) -> None:
+    placement = place(proto, ["wide", "nec*"])
+    assert placement.layers == ("stem", "middle", "head")
+    assert placement.kept["wide"] == placement.kept["neck"] == "asked"
+    with pytest.raises(RecipeError, match="no ONNX node"):
+        place(proto, ["nothing"])
+
+
+def test_a_missing_or_broken_range_is_named(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    ranges = ranges_of(proto, pictures)
+    with pytest.raises(CalibrationError, match="stem/silu"):
+        quantize(proto, {**ranges, "stem/silu": (0.0, float("nan"))})
+    with pytest.raises(CalibrationError, match="never calibrated"):
+        quantize(proto, {name: bounds for name, bounds in ranges.items() if name != "images"})
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=4, max_side=5),
+        elements=st.floats(-1e4, 1e4, width=32).map(lambda x: 0.0 if abs(x) < 1e-20 else x),
+    ),
+    st.sampled_from([0, 1]),
+)
+def test_weight_scales_cover_every_channel(weight: np.ndarray, axis: int) -> None:
+    scales = weight_scales(weight, axis)
+    shaped = scales.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
+    assert (np.abs(weight) <= shaped * 127 * (1 + 1e-6)).all()
+    assert (scales > 0).all()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from drawn import run
+from onnx import TensorProto, helper
+
+from trtkit.errors import RecipeError
+from trtkit.graph.half import to_half
+from trtkit.graph.structure import View
+from trtkit.graph.suppression import with_suppression
+from trtkit.sources.card import Card
+
+CARD = Card(task="detect", names={0: "a", 1: "b"})
+
+
+def passing(columns: int, anchors: int, batch: int | str = "batch") -> onnx.ModelProto:
+    """A graph that hands its input through as a detector's raw output."""
+    shape = [batch, columns, anchors]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["images"], ["output0"], "identity")],
+        "raw",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def greedy(raw: np.ndarray, classes: int, conf: float, iou: float, max_det: int) -> list[np.ndarray]:
+    """Suppression as a textbook writes it, one picture and one box at a time."""
+    results = []
+    for picture in raw:
+        rows = []
+        for column in picture.T:
+            label = int(np.argmax(column[4 : 4 + classes]))
+            x, y, w, h = column[:4]
+            rows.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2, column[4 + label], label, *column[4 + classes :]])
+        rows = sorted((row for row in rows if row[4] > conf), key=lambda row: -row[4])
+        kept: list[list[float]] = []
+        for row in rows:
+            if all(row[5] != other[5] or overlap(row, other) <= iou for other in kept):
+                kept.append(row)
+        results.append(np.array(kept[:max_det], np.float32).reshape(-1, 6 + raw.shape[1] - 4 - classes))
+    return results
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (areas - width * height)
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_suppression_in_the_graph_equals_the_textbook(extra: int) -> None:
+    random = np.random.default_rng(3)
+    raw = random.random((3, 6 + extra, 200)).astype(np.float32)
+    raw[:, :2] *= 100
+    raw[:, 2:4] = raw[:, 2:4] * 30 + 5
+    raw[2, 4:6] = 0.0  # a picture with nothing in it
+    proto = with_suppression(passing(6 + extra, 200), CARD, conf=0.3, iou=0.5, max_det=40)
+    onnx.checker.check_model(proto, full_check=True)
+    found = run(proto, raw)[0]
+    assert found.shape == (3, 40, 6 + extra)
+    for rows, expected in zip(found, greedy(raw, 2, 0.3, 0.5, 40), strict=True):
+        count = int((rows[:, 4] > 0).sum())
+        assert count == len(expected)
+        np.testing.assert_allclose(rows[:count], expected, atol=1e-3)
+        assert not rows[count:].any()
+
+
+def test_suppression_stays_in_fp32_when_the_model_goes_to_fp16(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    card = Card(task="detect", names={0: "a", 1: "b", 2: "c"})
+    whole = with_suppression(proto, card, conf=0.5)
+    half = to_half(whole)
+    onnx.checker.check_model(half, full_check=True)
+    suppressing = next(node for node in half.graph.node if node.op_type == "NonMaxSuppression")
+    assert suppressing.name in View(whole).tail()
+    assert run(half, pictures)[0].shape == run(whole, pictures)[0].shape == (2, 300, 6)
+
+
+def test_tasks_without_upright_boxes_are_refused() -> None:
+    for task in ("classify", "obb"):
+        with pytest.raises(RecipeError, match="upright boxes"):
+            with_suppression(passing(6, 10), Card(task=task, names={0: "a", 1: "b"}))

@@ -1,0 +1,1 @@
+"""Model -> ONNX graph -> FP16 or Q/DQ graph."""

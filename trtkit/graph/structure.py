@@ -1,0 +1,168 @@
+"""A graph seen by its structure: who makes and reads each tensor, and what part each weighted layer plays."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+__all__ = ["LAYOUT", "WEIGHTED", "View"]
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that hold weights worth quantising, where their second input is a constant."""
+
+LAYOUT = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Slice", "Concat", "Identity", "Gather")
+"""Operators that move values without changing them."""
+
+
+class View:
+    """Read-only look-ups over one graph; make it anew after changing the graph.
+
+    Args:
+        proto: The graph; nodes need unique names.
+    """
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self.graph = proto.graph
+        self.constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.producer: dict[str, onnx.NodeProto] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        self.nodes = {node.name: node for node in self.graph.node}
+        for node in self.graph.node:
+            for name in node.output:
+                self.producer[name] = node
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self.consumers[name].append(node)
+            if node.op_type == "Constant":
+                value = next((a.t for a in node.attribute if a.name == "value"), None)
+                if value is not None:
+                    self.constants[node.output[0]] = value
+        self.weighted = [node for node in self.graph.node if self.weight(node) is not None]
+
+    def weight(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
+        """The constant float weight of a weighted layer, None for any other node."""
+        if node.op_type not in WEIGHTED or len(node.input) < 2:
+            return None
+        tensor = self.constants.get(node.input[1])
+        return tensor if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT else None
+
+    def array(self, name: str) -> np.ndarray:
+        """A constant's value."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def data_inputs(self, node: onnx.NodeProto) -> list[str]:
+        """Inputs that are computed, not constants."""
+        return [name for name in node.input if name and name not in self.constants]
+
+    def downstream(self, node: onnx.NodeProto, stop: Callable[[onnx.NodeProto], bool]) -> Iterator[onnx.NodeProto]:
+        """Nodes that read from `node`, directly or not; a node where `stop` holds is given but not passed."""
+        return self._walk(node, stop, lambda at: [c for name in at.output for c in self.consumers[name]])
+
+    def upstream(self, node: onnx.NodeProto, stop: Callable[[onnx.NodeProto], bool]) -> Iterator[onnx.NodeProto]:
+        """Nodes that `node` reads from, directly or not; a node where `stop` holds is given but not passed."""
+        return self._walk(
+            node, stop, lambda at: [self.producer[name] for name in self.data_inputs(at) if name in self.producer]
+        )
+
+    def _walk(
+        self,
+        start: onnx.NodeProto,
+        stop: Callable[[onnx.NodeProto], bool],
+        neighbours: Callable[[onnx.NodeProto], list[onnx.NodeProto]],
+    ) -> Iterator[onnx.NodeProto]:
+        seen: set[str] = set()
+        front = neighbours(start)
+        while front:
+            node = front.pop()
+            if node.name in seen:
+                continue
+            seen.add(node.name)
+            yield node
+            if not stop(node):
+                front.extend(neighbours(node))
+
+    def costly(self) -> dict[str, str]:
+        """Weighted layers whose INT8 costs accuracy or fails to build and saves little time, with the reason.
+
+        Found from the graph's structure, so that renamed or foreign graphs are served too:
+
+        - `dfl`: reads a Softmax (the distribution-focal-loss expectation of box sides);
+        - `output`: no weighted layer follows, so its error goes straight into boxes, scores, coefficients or classes;
+        - `depthwise`: grouped with few channels each, memory-bound; TensorRT 8.6 has no INT8 kernel for all of them;
+        - `attention`: makes or reads what a product of two activations (query x key) works on;
+        - `transposed`: transposed convolutions, rare and cheap.
+        """
+        is_weighted = {node.name for node in self.weighted}
+
+        def stop(node: onnx.NodeProto) -> bool:
+            return node.name in is_weighted
+
+        def product(node: onnx.NodeProto) -> bool:
+            return node.op_type == "MatMul" and len(self.data_inputs(node)) == 2
+
+        reasons: dict[str, str] = {}
+        for node in self.weighted:
+            source = self.producer.get(node.input[0])
+            while source is not None and source.op_type in LAYOUT:
+                source = self.producer.get(source.input[0])
+            if source is not None and source.op_type == "Softmax":
+                reasons[node.name] = "dfl"
+        for node in self.weighted:
+            if node.name in reasons:
+                continue
+            after = list(self.downstream(node, stop))
+            before = list(self.upstream(node, stop))
+            if all(n.name not in is_weighted or reasons.get(n.name) == "dfl" for n in after):
+                reasons[node.name] = "output"
+            elif node.op_type == "ConvTranspose":
+                reasons[node.name] = "transposed"
+            elif self.group(node) > 1:
+                reasons[node.name] = "depthwise"
+            elif any(map(product, after)) or any(map(product, before)):
+                reasons[node.name] = "attention"
+        return reasons
+
+    @staticmethod
+    def group(node: onnx.NodeProto) -> int:
+        """A convolution's number of groups, 1 where it has none."""
+        return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+
+    def tail(self) -> set[str]:
+        """Names of nodes after the last weighted layers: decoding, in pixels and probabilities.
+
+        FP16 holds 640 only to half a pixel, so these stay in FP32.
+        """
+        costly = self.costly()
+        last = [n for n in self.weighted if costly.get(n.name) in ("output", "dfl")]
+        names = {n.name for n in last if costly[n.name] == "dfl"}
+        for node in last:
+            names.update(n.name for n in self.downstream(node, lambda _: False))
+        return names - {n.name for n in last if costly[n.name] == "output"}
+
+    def multiplications(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        """Multiply-accumulates of each weighted layer for one picture, by node name.
+
+        Args:
+            shapes: Shapes of the layers' outputs, as ONNX shape inference gives them.
+        """
+        counts: dict[str, int] = {}
+        for node in self.weighted:
+            weight = self.weight(node)
+            output = shapes.get(node.output[0])
+            if weight is None or output is None:
+                continue
+            if node.op_type == "Conv":
+                each = int(np.prod(weight.dims[1:]))
+            elif node.op_type == "ConvTranspose":
+                # Each input element meets every weight of its channel.
+                output = shapes.get(node.input[0], output)
+                each = int(np.prod(weight.dims[1:]))
+            else:
+                each = int(weight.dims[0] if node.op_type == "MatMul" else weight.dims[1])
+            counts[node.name] = int(np.prod([max(side, 1) for side in output[1:]])) * each
+        return counts
