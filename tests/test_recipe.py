@@ -37,6 +37,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         fraction=draw(st.floats(0, 1, exclude_min=True)),
         device=draw(st.none() | st.integers(0, 7) | st.sampled_from(["cuda:1", "dla:0", "sm89", "cpu"])),
         keep=tuple(draw(st.lists(text, max_size=3))),
+        level=draw(st.none() | st.integers(0, 5)),
+        isolate=draw(st.booleans()),
         output=draw(st.none() | text),
         overwrite=draw(st.booleans()),
     )
@@ -74,6 +76,9 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
         ({"workspace": -1.0}, "no size in GiB"),
         ({"imgsz": 0}, "no picture size"),
         ({"imgsz": (640, 640, 3)}, "no picture size"),
+        ({"level": 6}, "levels 0 to 5"),
+        ({"implicit": True}, "INT8 engines only"),
+        ({"implicit": True, "int8": True, "keep": ("x",)}, "chooses the layers"),
         ({"int8": True, "calibration": "c", "data": "d.yaml"}, "only one of them"),
     ],
 )

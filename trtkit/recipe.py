@@ -36,7 +36,10 @@ class Recipe:
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: One of `BACKENDS`; None takes the best present.
         calibration: Folder of a saved calibration; None calibrates on `data`.
+        implicit: Calibrate INT8 by TensorRT's own calibrator (TensorRT up to 10) instead of Q/DQ pairs in the graph.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
+        level: TensorRT's optimisation level, 0 (quick build) to 5; None takes TensorRT's default.
+        isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
         overwrite: Replace the output if it exists.
 
@@ -59,7 +62,10 @@ class Recipe:
     device: int | str | None = None
     backend: str | None = None
     calibration: str | None = None
+    implicit: bool = False
     keep: tuple[str, ...] = ()
+    level: int | None = None
+    isolate: bool = False
     output: str | None = None
     overwrite: bool = False
 
@@ -95,6 +101,20 @@ class Recipe:
                 "only one of them can give the ranges",
                 "leave data out, or calibration to measure anew",
             )
+        if self.implicit and not (self.int8 and self.format == "engine"):
+            raise RecipeError(
+                "calibrate by implicit=True",
+                "TensorRT's own calibrator makes INT8 engines only",
+                "add int8=True and format='engine', or leave implicit out",
+            )
+        if self.implicit and (self.keep or self.calibration is not None):
+            raise RecipeError(
+                "calibrate by implicit=True with keep= or calibration=",
+                "TensorRT's own calibrator measures by itself and chooses the layers",
+                "leave implicit out to choose them yourself",
+            )
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise RecipeError(f"build at level={self.level}", "TensorRT knows levels 0 to 5", "use one of them or None")
         sides = (self.imgsz,) if isinstance(self.imgsz, int) else (self.imgsz or ())
         if any(side < 1 for side in sides) or (not isinstance(self.imgsz, int) and len(sides) not in (0, 2)):
             raise RecipeError(

@@ -25,13 +25,16 @@ SOURCES = ("Constant", "ConstantOfShape", "RandomNormal", "Range", "Shape", "Siz
 """Operators whose output type does not follow their inputs; their float results are cast."""
 
 
-def to_half(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = True) -> onnx.ModelProto:
+def to_half(
+    proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = True, also: Iterable[str] = ()
+) -> onnx.ModelProto:
     """Convert weights and activations to FP16; the caller's graph is left alone.
 
     Args:
         proto: FP32 graph with unique node names.
         keep: fnmatch patterns of node names that stay in FP32.
         protect: Keep the decoding tail (coordinates in pixels) in FP32, whatever `keep` says.
+        also: Names, not patterns, of further nodes that stay in FP32, such as those that overflow.
 
     Returns:
         A graph in which every float tensor is FP16, except inputs, outputs and the kept nodes, which sit between Casts.
@@ -41,7 +44,7 @@ def to_half(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool =
     """
     result = copy.deepcopy(proto)
     view = View(result)
-    kept = matching(view.nodes, keep) | (view.tail() if protect else set())
+    kept = matching(view.nodes, keep) | set(also) | (view.tail() if protect else set())
     # A weight beyond FP16's range would become infinite: its layer stays in FP32.
     for node in result.graph.node:
         for name in node.input:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,7 @@ def quantize(
     *,
     protect: bool = True,
     placement: Placement | None = None,
+    corrections: Mapping[str, Sequence[float]] | None = None,
 ) -> onnx.ModelProto:
     """Put Q/DQ pairs into a graph; the caller's graph is left alone.
 
@@ -132,6 +133,8 @@ def quantize(
         keep: fnmatch patterns of node names that stay high.
         protect: As in `place`.
         placement: Use this one instead of deciding anew; `keep` and `protect` are then not read.
+        corrections: What is added to the bias of a layer that runs in INT8, one number for each output channel, by node
+            name; layers that stay high keep theirs.
 
     Returns:
         The graph with pairs, operator set unchanged, `precision` set to "int8".
@@ -171,6 +174,8 @@ def quantize(
         # TensorRT 8.6 wants a float weight behind a whole pair, not a ready INT8 one behind a lone DequantizeLinear.
         before[node.name] = _pair(node.input[1], f"{name}_q", f"{name}_dq", f"{name}_scale", f"{name}_zero_point", axis)
         node.input[1] = f"{name}_dq"
+        if corrections is not None and node.name in corrections:
+            constants.append(_corrected_bias(view, node, corrections[node.name]))
     nodes = [pair for value in graph.input for pair in after.get(value.name, [])]
     for node in graph.node:
         nodes += before.get(node.name, [])
@@ -198,6 +203,22 @@ def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
     others = tuple(index for index in range(weight.ndim) if index != axis % weight.ndim)
     largest = np.abs(weight).max(axis=others).astype(np.float64)
     return np.where(largest > 0, largest / INT8_MAX, 1.0).astype(np.float32)
+
+
+def _corrected_bias(view: View, node: onnx.NodeProto, correction: Sequence[float]) -> onnx.TensorProto:
+    """A bias of the layer's own with the correction added, which the layer then reads."""
+    added = np.asarray(correction, np.float32)
+    bias = view.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros_like(added)
+    if node.op_type == "MatMul" or bias.shape != added.shape:
+        raise CalibrationError(
+            f"correct the bias of {node.name!r}",
+            f"it has {bias.shape if node.op_type != 'MatMul' else 'no'} bias for {len(added)} corrections",
+            "use the calibration of this very graph",
+        )
+    name = f"{node.name}_corrected_bias"
+    del node.input[2:]
+    node.input.append(name)
+    return numpy_helper.from_array((bias + added).astype(np.float32), name)
 
 
 def _activation_scales(placement: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -77,12 +77,14 @@ class Card:
         """
         values = {key: _parsed(value) for key, value in metadata.items()}
         names = values["names"]
+        if isinstance(names, str):
+            raise ValueError(f"names are {names[:40]!r}")
         if not isinstance(names, Mapping):
             names = dict(enumerate(names))
         imgsz = values.get("imgsz", (640, 640))
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
         kpt_shape = values.get("kpt_shape")
-        arguments = values.get("args") if isinstance(values.get("args"), Mapping) else {}
+        arguments = values.get("args")
         return cls(
             task=str(values["task"]),
             names={int(index): str(name) for index, name in names.items()},
@@ -91,7 +93,7 @@ class Card:
             channels=int(values.get("channels", 3)),
             kpt_shape=(int(kpt_shape[0]), int(kpt_shape[1])) if kpt_shape else None,
             architecture=str(values.get("architecture", "")),
-            nms=bool(arguments.get("nms", False)),
+            nms=isinstance(arguments, Mapping) and bool(arguments.get("nms", False)),
             notes={key: values[key] for key in ("author", "date", "version", "license", "docs") if values.get(key)},
         )
 

@@ -1,0 +1,59 @@
+"""Machines that are not here: a GPU, and TensorRT of any version."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fake_cuda
+import fake_tensorrt
+import pytest
+
+from trtkit.backends import builder, calibrator, execution, messages, surfaces
+from trtkit.backends.gpus import Gpu
+
+# The function of that name hides the module in the package.
+capabilities = sys.modules["trtkit.backends.capabilities"]
+H100 = Gpu(
+    index=0, name="NVIDIA H100 80GB HBM3", sm="sm90", memory=80 * 2**30, driver="580.65.06", cuda="13.0", uuid="GPU-1"
+)
+
+
+def _forget() -> None:
+    surfaces.module.cache_clear()
+    surfaces.describe.cache_clear()
+    messages.logger.cache_clear()
+
+
+@pytest.fixture
+def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Call it with GPUs to have them here; with none to have no GPU."""
+
+    def have(*gpus: Gpu) -> None:
+        monkeypatch.setattr(surfaces, "find_gpus", lambda: gpus)
+        monkeypatch.setattr(capabilities, "find_gpus", lambda: gpus)
+        monkeypatch.setattr(surfaces, "_torch_cuda", lambda: bool(gpus))
+        _forget()
+
+    yield have
+    _forget()
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> Callable[..., Any]:
+    """Call it with a version to have that TensorRT and an H100; returns the fake module."""
+
+    def install(version: str, *gpus: Gpu, **settings: Any) -> Any:
+        trt = fake_tensorrt.make(version, **settings)
+        torch = fake_cuda.FakeTorch()
+        trt.torch = torch
+        monkeypatch.setitem(sys.modules, "tensorrt", trt)
+        monkeypatch.setattr(surfaces, "_libraries_work", lambda: True)
+        monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
+        for user in (builder, calibrator, execution):
+            monkeypatch.setattr(user, "torch_with_cuda", lambda asked: torch)
+        with_gpus(*(gpus or (H100,)))
+        return trt
+
+    return install

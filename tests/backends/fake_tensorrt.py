@@ -1,0 +1,414 @@
+"""A hand-written TensorRT: the surfaces of 8.6, 10.x and 11.x, with ONNX Runtime inside.
+
+Names and signatures are those of the real packages (8.6.0's wheel, the 10.13 stubs, TensorRT-RTX 1.7 for 11.x); what
+is missing there is missing here. A plan holds the ONNX graph, and a run reads and writes the very addresses that were
+set, so the runner's code is tested whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import types
+from typing import Any
+
+import fake_cuda
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+SIZES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "INT8": np.int8}
+ONNX_TYPES = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64", 3: "INT8"}
+
+
+def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> Any:
+    """A module like `tensorrt` of that version ("8.6.0", "10.13.0.35", "11.4.0.106")."""
+    major = int(version.split(".")[0])
+    trt = types.ModuleType("tensorrt")
+    trt.__version__ = version  # type: ignore[attr-defined]
+    fill: dict[str, Any] = {}
+
+    def flags(name: str, names: str) -> Any:
+        return enum.IntEnum(name, {word: place for place, word in enumerate(names.split())})  # type: ignore[misc]
+
+    old = "FP16 INT8 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS "
+    fill["BuilderFlag"] = flags(
+        "BuilderFlag", (old if major < 11 else "") + "DEBUG GPU_FALLBACK TF32 REFIT DISABLE_TIMING_CACHE"
+    )
+    creation = {8: "EXPLICIT_BATCH EXPLICIT_PRECISION", 10: "EXPLICIT_BATCH STRONGLY_TYPED", 11: "STRONGLY_TYPED"}[
+        major
+    ]
+    fill["NetworkDefinitionCreationFlag"] = flags("NetworkDefinitionCreationFlag", creation)
+    tactics = ("CUBLAS CUBLAS_LT CUDNN " if major < 11 else "") + "EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS"
+    fill["TacticSource"] = flags("TacticSource", tactics)
+    fill["DeviceType"] = flags("DeviceType", "GPU DLA")
+    fill["MemoryPoolType"] = flags("MemoryPoolType", "WORKSPACE")
+    fill["ProfilingVerbosity"] = flags("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
+    fill["LayerInformationFormat"] = flags("LayerInformationFormat", "ONELINE JSON")
+    fill["TensorIOMode"] = flags("TensorIOMode", "NONE INPUT OUTPUT")
+    fill["TensorLocation"] = flags("TensorLocation", "DEVICE HOST")
+    fill["DataType"] = flags("DataType", " ".join(name for name in SIZES if major >= 10 or name != "INT64"))
+    fill["Severity"] = flags("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+    fill["float32"] = fill["DataType"].FLOAT
+    state = types.SimpleNamespace(
+        said=[],
+        builds=[],
+        break_build="",
+        cache_breaks=False,
+        refuse_plan="",
+        live=0,
+        calibrated=[],
+        phases=True,
+        crash=False,
+    )
+    fill["fake"] = state
+
+    class ILogger:
+        def __init__(self) -> None:
+            state.logger = self
+
+        def log(self, severity: Any, msg: str) -> None:
+            raise AssertionError
+
+    def say(severity: str, text: str) -> None:
+        state.logger.log(fill["Severity"][severity], text)
+
+    class ITimingCache:
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+        def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
+            self.data = b"\n".join(sorted(set(self.data.split(b"\n")) | set(input_cache.data.split(b"\n"))))
+            return True
+
+        def serialize(self) -> bytes:
+            return self.data
+
+    class Profile:
+        def set_shape(self, name: str, min: Any, opt: Any, max: Any) -> None:
+            self.name, self.shapes = name, (tuple(min), tuple(opt), tuple(max))
+
+    class IBuilderConfig:
+        def __init__(self) -> None:
+            self.flags: set[str] = set()
+            self.profiles: list[Profile] = []
+            self.limits: dict[str, int] = {}
+            self.cache: ITimingCache | None = None
+            self.tactics: int | None = None
+            self.calibration: Profile | None = None
+            self.builder_optimization_level = 3
+            self.int8_calibrator: Any = None
+            self.progress_monitor: Any = None
+
+        def set_flag(self, flag: Any) -> None:
+            self.flags.add(flag.name)
+
+        def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+            self.limits[pool.name] = pool_size
+
+        def add_optimization_profile(self, profile: Profile) -> int:
+            self.profiles.append(profile)
+            return 0
+
+        def set_tactic_sources(self, tactic_sources: int) -> bool:
+            self.tactics = tactic_sources
+            return True
+
+        def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+            return None if serialized_timing_cache.startswith(b"broken") else ITimingCache(serialized_timing_cache)
+
+        def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+            self.cache = cache
+            return not cache.data.startswith(b"mismatch")
+
+        def get_timing_cache(self) -> ITimingCache | None:
+            return self.cache
+
+        if major < 11:
+
+            def set_calibration_profile(self, profile: Profile) -> bool:
+                self.calibration = profile
+                return True
+
+    class Layer:
+        def __init__(self, node: onnx.NodeProto) -> None:
+            self.name, self.num_outputs, self.types = node.name, len(node.output), {}
+            self.precision: Any = None
+
+        def set_output_type(self, index: int, kind: Any) -> None:
+            self.types[index] = kind
+
+    class Tensor:
+        def __init__(self, value: onnx.ValueInfoProto) -> None:
+            self.name = value.name
+            self.shape = tuple(
+                side.dim_value if side.HasField("dim_value") else -1 for side in value.type.tensor_type.shape.dim
+            )
+
+    class Network:
+        def __init__(self, flags: int) -> None:
+            self.flags = flags
+            self.proto = onnx.ModelProto()
+            self.layers: list[Layer] = []
+
+        num_inputs = property(lambda self: len(self.proto.graph.input))
+        num_layers = property(lambda self: len(self.layers))
+
+        def get_input(self, index: int) -> Tensor:
+            return Tensor(self.proto.graph.input[index])
+
+        def get_layer(self, index: int) -> Layer:
+            return self.layers[index]
+
+    class ParserError:
+        def __init__(self, index: int, node: onnx.NodeProto) -> None:
+            self._index, self._node = index, node
+
+        def node(self) -> int:
+            return self._index
+
+        def desc(self) -> str:
+            return "No importer registered for op:\n Sharpen"
+
+        def code(self) -> str:
+            return "UNSUPPORTED_NODE"
+
+        if major >= 10:
+
+            def node_name(self) -> str:
+                return self._node.name
+
+            def node_operator(self) -> str:
+                return self._node.op_type
+
+    class OnnxParser:
+        def __init__(self, network: Network, logger: Any) -> None:
+            self.network, self.errors = network, []
+
+        num_errors = property(lambda self: len(self.errors))
+
+        def parse(self, model: bytes, path: str | None = None) -> bool:
+            proto = onnx.load_model_from_string(model)
+            self.errors = [ParserError(i, n) for i, n in enumerate(proto.graph.node) if n.domain == "acme"]
+            self.network.proto, self.network.layers = proto, [Layer(node) for node in proto.graph.node]
+            return not self.errors
+
+        def get_error(self, index: int) -> ParserError:
+            return self.errors[index]
+
+    class Builder:
+        num_DLA_cores = dla_cores  # noqa: N815 - TensorRT's name
+
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def create_network(self, flags: int) -> Network:
+            assert major >= 10 or flags & 1, "TensorRT 8 reads ONNX into explicit-batch networks only"
+            return Network(flags)
+
+        def create_builder_config(self) -> IBuilderConfig:
+            return IBuilderConfig()
+
+        def create_optimization_profile(self) -> Profile:
+            return Profile()
+
+        def build_serialized_network(self, network: Network, config: IBuilderConfig) -> bytes | None:
+            state.builds.append((network, config))
+            if state.break_build:
+                say("ERROR", state.break_build)
+                return None
+            if state.cache_breaks and config.cache is not None and config.cache.data:
+                say("ERROR", "Myelin error from unknown graph")
+                return None
+            if config.int8_calibrator is not None and not calibrate(config, network):
+                say("ERROR", "Calibration failure occurred with no scaling factors detected.")
+                return None
+            if config.progress_monitor is not None and not steps(config.progress_monitor):
+                say("ERROR", "build cancelled")
+                return None
+            say("WARNING", "a warning of the builder")
+            if config.cache is not None:
+                config.cache.combine(ITimingCache(f"timed {network.proto.graph.name}".encode()), False)
+            profile = config.profiles[0].shapes if config.profiles else None
+            header = json.dumps({"version": version, "profile": profile}).encode()
+            return b"ftrt" + len(header).to_bytes(4, "little") + header + network.proto.SerializeToString()
+
+    def calibrate(config: IBuilderConfig, network: Network) -> bool:
+        own = config.int8_calibrator
+        if own.read_calibration_cache():
+            state.calibrated.append("cache")
+            return True
+        batch = own.get_batch_size()
+        shape = config.calibration.shapes[1] if config.calibration is not None else network.get_input(0).shape
+        assert batch == shape[0]
+        while pointers := own.get_batch(["images"]):
+            state.calibrated.append(_view(pointers[0], np.float32, tuple(shape)).copy())
+        own.write_calibration_cache(b"TRT-8600-MinMaxCalibration")
+        return bool(state.calibrated)
+
+    def steps(monitor: Any) -> bool:
+        monitor.phase_start("Building Engine", None, 2)
+        monitor.phase_start("Timing graph nodes", "Building Engine", 4)
+        going = all(monitor.step_complete("Timing graph nodes", step) for step in range(4))
+        monitor.phase_finish("Timing graph nodes")
+        going = going and monitor.step_complete("Building Engine", 0) and monitor.step_complete("Building Engine", 1)
+        monitor.phase_finish("Building Engine")
+        return bool(going)
+
+    class Context:
+        def __init__(self, engine: Engine) -> None:
+            self.engine, self.addresses, self.sinks = engine, {}, {}
+            self.shapes = {name: shape for name, (shape, _) in engine.inputs.items()}
+            self.profiler: Any = None
+            state.live += 1
+
+        def __del__(self) -> None:
+            state.live -= 1
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            low, _, high = self.engine.profile or (self.engine.inputs[name][0],) * 3
+            if not all(a <= side <= b for a, side, b in zip(low, shape, high, strict=True)):
+                say("ERROR", f"Static dimension mismatch for {name}")
+                return False
+            self.shapes[name] = tuple(shape)
+            return True
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            if name in self.shapes:
+                return self.shapes[name]
+            batch, _, height, width = self.shapes["images"]
+            return tuple(
+                known if known > 0 else batch if place == 0 else height * width // 4
+                for place, known in enumerate(self.engine.outputs[name][0])
+            )
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            self.addresses[name] = memory
+            return True
+
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            assert stream_handle == fake_cuda.Stream.cuda_stream, "the engine's own stream, never the default one"
+            if state.break_build == "execute":
+                say("ERROR", "an illegal memory access was encountered")
+                return False
+            if fake_cuda.CAPTURING:
+                if refuse_capture:
+                    say("ERROR", "operation not permitted when stream is capturing")
+                    return False
+                fake_cuda.CAPTURING[-1].append(self._execute)
+                return True
+            self._execute()
+            if self.profiler is not None:
+                for layer in self.engine.layers():
+                    self.profiler.report_layer_time(layer["Name"], 0.25)
+            return True
+
+        def _execute(self) -> None:
+            feeds = {
+                name: _view(self.addresses[name], kind, self.shapes[name]).copy()
+                for name, (_, kind) in self.engine.inputs.items()
+            }
+            for (name, (_, kind)), value in zip(
+                self.engine.outputs.items(), self.engine.session.run(None, feeds), strict=True
+            ):
+                _view(self.addresses[name], kind, value.shape)[...] = value
+
+    class Engine:
+        def __init__(self, plan: bytes) -> None:
+            length = int.from_bytes(plan[4:8], "little")
+            header = json.loads(plan[8 : 8 + length])
+            self.profile = header["profile"]
+            self.proto = onnx.load_model_from_string(plan[8 + length :])
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+            options.log_severity_level = 3
+            self.session = ort.InferenceSession(plan[8 + length :], options, providers=["CPUExecutionProvider"])
+            self.inputs, self.outputs = (
+                {
+                    value.name: (Tensor(value).shape, SIZES[ONNX_TYPES[value.type.tensor_type.elem_type]])
+                    for value in values
+                }
+                for values in (self.proto.graph.input, self.proto.graph.output)
+            )
+            self.names = [*self.inputs, *self.outputs]
+            state.live += 1
+
+        def __del__(self) -> None:
+            state.live -= 1
+
+        num_io_tensors = property(lambda self: len(self.names))
+        if major < 11:
+            device_memory_size = 4096
+        else:
+            device_memory_size_v2 = 4096
+
+        def get_tensor_name(self, index: int) -> str:
+            return self.names[index]
+
+        def get_tensor_mode(self, name: str) -> Any:
+            return fill["TensorIOMode"].INPUT if name in self.inputs else fill["TensorIOMode"].OUTPUT
+
+        def get_tensor_location(self, name: str) -> Any:
+            return fill["TensorLocation"].DEVICE
+
+        def get_tensor_dtype(self, name: str) -> Any:
+            kind = (self.inputs | self.outputs)[name][1]
+            return fill["DataType"][next(word for word, known in SIZES.items() if known == kind)]
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return (self.inputs | self.outputs)[name][0]
+
+        def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+            return [tuple(shape) for shape in self.profile]
+
+        def create_execution_context(self) -> Context:
+            return Context(self)
+
+        def layers(self) -> list[dict[str, Any]]:
+            half = any(tensor.data_type == 10 for tensor in self.proto.graph.initializer)
+            kind = "FP16" if half else "FP32"
+            return [
+                {
+                    "Name": node.name,
+                    "LayerType": node.op_type,
+                    "Outputs": [{"Name": node.output[0], "Format/Datatype": f"Row major linear {kind}"}],
+                }
+                for node in self.proto.graph.node
+            ]
+
+        def create_engine_inspector(self) -> Any:
+            key = "Bindings" if major < 10 else "I/O Tensors"
+            text = json.dumps({"Layers": self.layers(), key: self.names})
+            return types.SimpleNamespace(get_engine_information=lambda form: text, execution_context=None)
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.DLA_core = -1
+
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            if state.refuse_plan or not serialized_engine.startswith(b"ftrt"):
+                say("ERROR", state.refuse_plan or "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
+                return None
+            return Engine(serialized_engine)
+
+    def plain(name: str) -> Any:
+        return type(name, (), {"__init__": lambda self: None})
+
+    for kind in (ILogger, ITimingCache, IBuilderConfig, OnnxParser, ParserError, Builder, Runtime):
+        fill[kind.__name__] = kind
+    fill["IProfiler"], fill["IOutputAllocator"] = plain("IProfiler"), plain("IOutputAllocator")
+    fill["init_libnvinfer_plugins"] = lambda logger, namespace: True
+    if major < 11:
+        fill["IInt8MinMaxCalibrator"] = plain("IInt8MinMaxCalibrator")
+    if major >= 10:
+        fill["IProgressMonitor"] = plain("IProgressMonitor")
+    for name, value in fill.items():
+        setattr(trt, name, value)
+    return trt
+
+
+def _view(address: int, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape)) * np.dtype(kind).itemsize
+    memory = (ctypes.c_byte * count).from_address(address)
+    return np.frombuffer(memory, dtype=kind).reshape(shape)

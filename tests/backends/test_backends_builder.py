@@ -1,0 +1,268 @@
+"""The builder against three fakes of TensorRT, and its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_graphs
+from onnx import TensorProto
+
+from trtkit import backends
+from trtkit.backends import BuildSettings, ImplicitCalibration
+from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
+from trtkit.progress import Work
+
+SMALL = BuildSettings(imgsz=(32, 32))
+ALL = ("8.6.0", "10.13.0.35", "11.4.0.106")
+
+
+def build(trt: Any, settings: BuildSettings, precision: str = "fp32", **graph: Any) -> tuple[Any, Any, Any]:
+    settings = dataclasses.replace(settings, precision=precision)
+    built = backends.build(tiny_graphs.detector(precision, batch=settings.batch, **graph), settings)
+    network, config = trt.fake.builds[-1]
+    return built, network, config
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "typed", "flags"),
+    [
+        ("8.6.0", "fp32", False, set()),
+        ("8.6.0", "fp16", False, {"FP16", "PREFER_PRECISION_CONSTRAINTS"}),
+        ("8.6.0", "int8", False, {"FP16", "INT8"}),
+        ("10.13.0.35", "fp32", True, set()),
+        ("10.13.0.35", "fp16", True, set()),
+        ("10.13.0.35", "int8", False, {"FP16", "INT8"}),
+        ("11.4.0.106", "fp32", True, set()),
+        ("11.4.0.106", "fp16", True, set()),
+        ("11.4.0.106", "int8", True, set()),
+    ],
+)
+def test_precision_comes_from_the_graph_or_from_flags(
+    tensorrt: Any, version: str, precision: str, typed: bool, flags: set[str]
+) -> None:
+    trt = tensorrt(version)
+    built, network, config = build(trt, SMALL, precision)
+    assert config.flags == flags
+    creation = trt.NetworkDefinitionCreationFlag
+    expected = (1 << creation.EXPLICIT_BATCH if hasattr(creation, "EXPLICIT_BATCH") else 0) | (
+        1 << creation.STRONGLY_TYPED if typed else 0
+    )
+    assert network.flags == expected
+    assert built.facts["tensorrt"] == version
+    assert built.facts["sm"] == "sm90"
+    assert built.facts["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert built.facts["warnings"] == ["a warning of the builder"]
+    assert built.layers[-1]["name"] == "scale"
+
+
+def test_fp32_nodes_of_an_fp16_graph_are_held_where_flags_rule(tensorrt: Any) -> None:
+    trt = tensorrt("8.6.0")
+    _, network, _ = build(trt, SMALL, "fp16")
+    held = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
+    # Casts are not held: only the last multiplication computes in FP32.
+    assert held == {"scale": {0: trt.float32}}
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_dynamic_profile_spans_one_small_picture_to_the_largest_batch(tensorrt: Any, version: str) -> None:
+    trt = tensorrt(version)
+    settings = BuildSettings(batch=4, imgsz=(64, 96), dynamic=True, largest=(128, 128))
+    _, _, config = build(trt, settings, dynamic=True)
+    assert [profile.shapes for profile in config.profiles] == [((1, 3, 32, 32), (4, 3, 64, 96), (4, 3, 128, 128))]
+    _, _, config = build(trt, dataclasses.replace(settings, largest=None), dynamic=True)
+    assert config.profiles[0].shapes[2] == (4, 3, 64, 96)
+
+
+def test_an_open_graph_makes_a_static_engine_where_that_was_asked(tensorrt: Any) -> None:
+    _, _, config = build(tensorrt("8.6.0"), BuildSettings(batch=2, imgsz=(64, 64)), dynamic=True)
+    assert config.profiles[0].shapes == ((2, 3, 64, 64),) * 3
+
+
+def test_a_static_graph_refuses_other_shapes(tensorrt: Any) -> None:
+    tensorrt("8.6.0")
+    with pytest.raises(RecipeError, match=r"batch 2: the graph is fixed at 1"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, batch=2))
+    with pytest.raises(RecipeError, match=r"dynamic engine: the graph is static"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, dynamic=True))
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_workspace_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: str) -> None:
+    trt = tensorrt(version)
+    _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, level=0))
+    assert config.limits == {"WORKSPACE": 3 * 2**29}
+    assert config.builder_optimization_level == 0
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+    _, _, config = build(trt, SMALL)
+    assert config.limits == {}
+
+
+def test_more_workspace_than_the_gpu_has_says_how_much_there_is(tensorrt: Any) -> None:
+    tensorrt("8.6.0")
+    with pytest.raises(RecipeError, match=r"workspace=100 GiB: NVIDIA H100 80GB HBM3 has 80.0 GiB; pass less"):
+        build(tensorrt("8.6.0"), dataclasses.replace(SMALL, workspace=100))
+
+
+@pytest.mark.parametrize(
+    "words", ["[defaultAllocator.cpp] Cuda Runtime (out of memory)", "UNSUPPORTED_STATE in allocation"]
+)
+def test_running_out_of_memory_says_so(tensorrt: Any, words: str) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.break_build = words
+    with pytest.raises(BuildError, match=r"not enough memory \(the GPU has 80.0 GiB\).*lower batch"):
+        build(trt, SMALL)
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_an_unsupported_operator_is_named_with_its_node(tensorrt: Any, version: str) -> None:
+    tensorrt(version)
+    with pytest.raises(BuildError, match=r"it does not take node '?/odd/Sharpen'? \(operator Sharpen\): No importer"):
+        backends.build(tiny_graphs.strange(), SMALL)
+
+
+def test_tactics_of_missing_libraries_are_switched_off(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trtkit.backends import surfaces
+
+    trt = tensorrt("8.6.0")
+    _, _, config = build(trt, SMALL)
+    assert config.tactics is None
+    trt = tensorrt("8.6.0")
+    monkeypatch.setattr(surfaces, "_libraries_work", lambda: False)
+    surfaces.describe.cache_clear()
+    _, _, config = build(trt, SMALL)
+    # CUBLAS, CUBLAS_LT and CUDNN are 0, 1 and 2 here.
+    assert config.tactics == 0b11000
+
+
+def test_dla_core_with_fallback(tensorrt: Any) -> None:
+    trt = tensorrt("10.13.0.35", dla_cores=2)
+    _, network, config = build(trt, dataclasses.replace(SMALL, device="dla:1"), "fp16")
+    assert config.DLA_core == 1
+    assert config.default_device_type == trt.DeviceType.DLA
+    assert {"FP16", "GPU_FALLBACK"} <= config.flags
+    assert not network.flags & (1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    with pytest.raises(RecipeError, match="DLA runs FP16 and INT8 only"):
+        build(trt, dataclasses.replace(SMALL, device="dla:1"))
+
+
+def test_dla_is_refused_where_there_is_none(tensorrt: Any) -> None:
+    with pytest.raises(CapabilityError, match=r"DLA core 0: this machine has 0 DLA cores; pass device=0"):
+        build(tensorrt("8.6.0"), dataclasses.replace(SMALL, device="dla:0"), "fp16")
+    with pytest.raises(CapabilityError, match=r"TensorRT 11.4.0.106 has no DLA"):
+        build(tensorrt("11.4.0.106"), dataclasses.replace(SMALL, device="dla:0"), "fp16")
+
+
+def test_progress_rises_to_the_end(tensorrt: Any) -> None:
+    tensorrt("10.13.0.35")
+    heard: list[tuple[str, int]] = []
+    work = Work(lambda event: heard.append((event.stage, event.done)))
+    backends.build(tiny_graphs.detector(), SMALL, work=work)
+    # Four inner steps are the first of two outer ones: 12.5, 25, 37.5, 50 per cent, then 50 and 100.
+    assert heard == [("build fp32 engine", done) for done in (0, 12, 25, 37, 50, 100, 100)]
+
+
+@pytest.mark.parametrize("version", ["10.13.0.35", "11.4.0.106"])
+def test_cancelling_stops_the_build(tensorrt: Any, version: str) -> None:
+    tensorrt(version)
+    stop = threading.Event()
+
+    def listen(event: Any) -> None:
+        if event.done > 10:
+            stop.set()
+
+    with pytest.raises(CancelledError):
+        backends.build(tiny_graphs.detector(), SMALL, work=Work(listen, stop))
+
+
+def test_an_error_of_the_listener_is_raised_after_the_build(tensorrt: Any) -> None:
+    tensorrt("10.13.0.35")
+
+    def listen(event: Any) -> None:
+        if event.done > 10:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        backends.build(tiny_graphs.detector(), SMALL, work=Work(listen))
+
+
+def batches(count: int, size: int, side: int = 32) -> list[np.ndarray]:
+    return [np.full((size, 3, side, side), index, np.float32) for index in range(count)]
+
+
+def test_implicit_calibration_reads_batches_and_keeps_a_cache(tensorrt: Any, tmp_path: Any) -> None:
+    trt = tensorrt("8.6.0")
+    cache = tmp_path / "scales.cache"
+    settings = BuildSettings(
+        precision="int8",
+        batch=2,
+        imgsz=(32, 32),
+        dynamic=True,
+        implicit=ImplicitCalibration(batches=[*batches(3, 4), *batches(1, 3)], cache=cache),
+    )
+    graph = tiny_graphs.detector(dynamic=True)
+    backends.build(graph, settings)
+    # Twice the engine's batch, as given; the shorter last batch is left out.
+    assert [value.shape for value in trt.fake.calibrated] == [(4, 3, 32, 32)] * 3
+    assert [float(value.mean()) for value in trt.fake.calibrated] == [0.0, 1.0, 2.0]
+    _, config = trt.fake.builds[-1]
+    assert {"INT8", "FP16"} <= config.flags
+    assert cache.read_bytes() == b"TRT-8600-MinMaxCalibration"
+    trt.fake.calibrated.clear()
+    backends.build(graph, dataclasses.replace(settings, implicit=ImplicitCalibration(cache=cache)))
+    assert trt.fake.calibrated == ["cache"]
+
+
+def test_implicit_calibration_of_a_static_graph_uses_its_batch(tensorrt: Any) -> None:
+    trt = tensorrt("8.6.0")
+    settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=batches(2, 2)))
+    backends.build(tiny_graphs.detector(), settings)
+    assert [value.shape[0] for value in trt.fake.calibrated] == [1, 1, 1, 1]
+
+
+def test_implicit_calibration_is_refused_where_it_is_gone(tensorrt: Any) -> None:
+    tensorrt("11.4.0.106")
+    settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=batches(1, 2)))
+    with pytest.raises(
+        CapabilityError, match=r"TensorRT 11.4.0.106 has none \(it left with TensorRT 11\); leave implicit out"
+    ):
+        backends.build(tiny_graphs.detector(), settings)
+    tensorrt("8.6.0")
+    with pytest.raises(CalibrationError, match="there is no picture"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(settings, implicit=ImplicitCalibration()))
+
+
+def test_errors_of_the_caller_s_pictures_come_out_as_they_are(tensorrt: Any) -> None:
+    tensorrt("8.6.0")
+
+    def broken() -> Any:
+        yield batches(1, 1)[0]
+        raise ZeroDivisionError
+
+    settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=broken()))
+    with pytest.raises(ZeroDivisionError):
+        backends.build(tiny_graphs.detector(), settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"precision": "int4"}, "no such precision"),
+        ({"batch": 0}, "at least one picture"),
+        ({"workspace": 0.0}, "above 0 GiB"),
+        ({"level": 6}, "levels 0 to 5"),
+        ({"dynamic": True, "imgsz": (16, 16)}, "ascending order"),
+        ({"implicit": ImplicitCalibration()}, "INT8 only"),
+    ],
+)
+def test_settings_out_of_range(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        BuildSettings(**wrong)
+
+
+def test_the_fp16_graph_of_these_tests_is_typed() -> None:
+    kinds = {tensor.data_type for tensor in tiny_graphs.detector("fp16").graph.initializer}
+    assert TensorProto.FLOAT16 in kinds

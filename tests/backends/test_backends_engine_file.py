@@ -1,0 +1,199 @@
+"""Engine files and passports, with no TensorRT."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tiny_graphs
+
+from trtkit.backends import (
+    BuildSettings,
+    Built,
+    Capabilities,
+    Passport,
+    check,
+    read_engine,
+    strip_engine,
+    wrap_engine,
+    write_engine,
+)
+from trtkit.backends.gpus import Device, Gpu
+from trtkit.backends.surfaces import same_release
+from trtkit.errors import EngineError, OutputExistsError
+
+PLAN = b"ftrt" + bytes(range(256)) * 4
+BUILT = Built(
+    plan=PLAN,
+    seconds=12.3456,
+    facts={"tensorrt": "8.6.0", "sm": "sm90", "gpu": "NVIDIA H100", "cuda": "13.0", "driver": "580.65"},
+    layers=({"name": "stem", "precision": "fp16"},),
+)
+PASSPORT = Passport.of(
+    BUILT,
+    BuildSettings(precision="fp16", batch=8, imgsz=(480, 640), dynamic=True),
+    backend="tensorrt",
+    model_hash="ab" * 32,
+    recipe={"half": True},
+    data_hash="cd" * 32,
+    calibration_hash="ef" * 32,
+    created="2026-11-22T12:00:00+00:00",
+)
+H100 = Gpu(index=0, name="NVIDIA H100", sm="sm90", memory=2**36)
+
+
+def written(folder: Path, passport: Passport | None = PASSPORT) -> Path:
+    return write_engine(folder / "m.engine", PLAN, tiny_graphs.card((480, 640)).to_metadata(batch=8), passport)
+
+
+def test_the_file_is_length_json_plan(tmp_path: Path) -> None:
+    data = written(tmp_path).read_bytes()
+    length = int.from_bytes(data[:4], "little")
+    header = json.loads(data[4 : 4 + length])
+    assert data[4 + length :] == PLAN
+    # What Ultralytics' loader reads.
+    assert header["task"] == "detect"
+    assert header["batch"] == 8
+    assert header["imgsz"] == [480, 640]
+    assert header["names"] == {"0": "zero", "1": "one", "2": "two"}
+    assert header["trtkit"]["gpu"] == "NVIDIA H100"
+
+
+def test_a_passport_survives_the_file(tmp_path: Path) -> None:
+    file = read_engine(written(tmp_path))
+    assert file.passport == PASSPORT
+    assert file.plan == PLAN
+    assert file.backend == "tensorrt"
+    assert file.card() == tiny_graphs.card((480, 640))
+    assert PASSPORT.build_seconds == 12.346
+    assert PASSPORT.layers == BUILT.layers
+    assert PASSPORT.versions["trtkit"]
+
+
+def test_keys_of_later_versions_are_left_out() -> None:
+    assert Passport.from_dict({**json.loads(json.dumps(PASSPORT.to_dict())), "colour": "red"}) == PASSPORT
+
+
+def test_a_dla_engine_tells_its_core_to_ultralytics(tmp_path: Path) -> None:
+    path = written(tmp_path, dataclasses.replace(PASSPORT, dla=1))
+    assert read_engine(path).metadata["dla"] == "1"
+
+
+def test_engines_of_ultralytics_and_bare_plans_are_read(tmp_path: Path) -> None:
+    theirs = read_engine(written(tmp_path, None))
+    assert theirs.passport is None
+    assert theirs.card().task == "detect"
+    bare = strip_engine(written(tmp_path), tmp_path / "m.plan")
+    assert bare.read_bytes() == PLAN
+    found = read_engine(bare)
+    assert (found.metadata, found.plan, found.passport) == ({}, PLAN, None)
+    assert found.card(task="pose", names={0: "person"}).names == {0: "person"}
+    (tmp_path / "rtx.plan").write_bytes(b"vtrt" + PLAN)
+    assert read_engine(tmp_path / "rtx.plan").backend == "tensorrt_rtx"
+
+
+def test_strip_and_wrap_are_inverse(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    bare = strip_engine(path, tmp_path / "m.plan")
+    with pytest.raises(OutputExistsError):
+        strip_engine(path, bare)
+    again = wrap_engine(bare, tmp_path / "again.engine", tiny_graphs.card((480, 640)), PASSPORT, batch=8)
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it holds 0 bytes"),
+        (b"\x01", "it holds 1 bytes"),
+        (b"PK\x03\x04 a checkpoint or zip" * 9, "it is no TensorRT engine"),
+        (b"\xff\xd8\xff\xe0 a picture" * 9, "it is no TensorRT engine"),
+        (b"\x08\x08\x12\x07pytorch" * 9, "it is no TensorRT engine"),
+        ((20).to_bytes(4, "little") + b'{"task": "detect"', "cut short inside its header"),
+        ((18).to_bytes(4, "little") + b'{"task": "detect"}', "there is no plan behind the header"),
+        ((9).to_bytes(4, "little") + b'{"task": detect}' + PLAN, "it is no TensorRT engine"),
+        ((2).to_bytes(4, "little") + b"[]" + PLAN, "it is no TensorRT engine"),
+    ],
+)
+def test_foreign_and_truncated_files(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "x.engine"
+    path.write_bytes(data)
+    with pytest.raises(EngineError, match=words):
+        read_engine(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="the file does not exist; check the path"):
+        read_engine(tmp_path / "none.engine")
+
+
+def test_a_plan_cut_short_or_changed(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(EngineError, match="it is cut short: 928 of 1,028 bytes of the plan are there; copy it again"):
+        read_engine(path)
+    path.write_bytes(whole[:-1] + b"\x00")
+    with pytest.raises(EngineError, match="its plan is not the one its passport was made for"):
+        read_engine(path)
+
+
+def test_a_broken_passport(tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "m.engine", PLAN, {"task": "detect", "trtkit": {"gpu": "?"}}, None)
+    with pytest.raises(EngineError, match="its passport does not parse"):
+        read_engine(path)
+
+
+def here(version: str = "8.6.0", gpu: Gpu | None = H100, backend: str = "tensorrt") -> Capabilities:
+    return Capabilities(backend=backend, present=True, version=version, gpus=(gpu,) if gpu else ())
+
+
+def test_an_engine_that_fits() -> None:
+    assert check(PASSPORT, here()) is None
+    assert check(PASSPORT, here(gpu=dataclasses.replace(H100, name="NVIDIA H200"))) is None
+    assert check(PASSPORT, here(gpu=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            here("10.13.0"),
+            "for NVIDIA H100, and TensorRT 10.13.0 is installed; install TensorRT 8.6.0, or export",
+        ),
+        (here(backend="tensorrt_rtx"), "not for TensorRT-RTX; open it with backend='tensorrt', or export"),
+        (
+            here(gpu=Gpu(index=0, name="NVIDIA L4", sm="sm89", memory=1)),
+            "(sm90), and this GPU is NVIDIA L4 (sm89); export the model again",
+        ),
+    ],
+)
+def test_what_differs_in_one_sentence(found: Capabilities, words: str) -> None:
+    mismatch = check(PASSPORT, found)
+    assert mismatch is not None
+    assert words in str(mismatch)
+    assert str(mismatch).endswith("on this machine.")
+
+
+def test_the_gpu_that_was_asked_for_is_checked() -> None:
+    two = Capabilities(
+        backend="tensorrt", version="8.6.0", gpus=(H100, Gpu(index=1, name="NVIDIA L4", sm="sm89", memory=1))
+    )
+    assert check(PASSPORT, two, Device(kind="cuda", index=0)) is None
+    assert check(PASSPORT, two, Device(kind="cuda", index=1)) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("8.6.0", "8.6.0.12", True),
+        ("8.6.0", "8.6.1", False),
+        ("10.13.0.35", "10.13.0.35", True),
+        ("10.1", "10.13", False),
+        ("", "8.6", False),
+    ],
+)
+def test_releases(one: str, other: str, same: bool) -> None:
+    assert same_release(one, other) is same

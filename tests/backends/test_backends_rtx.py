@@ -1,0 +1,205 @@
+"""Real engines: TensorRT-RTX's own parser and builder, with no GPU; and crashes of a build in a child process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import polars as pl
+import pytest
+import tiny_graphs
+
+from trtkit import backends
+from trtkit.backends import BuildSettings, Passport, layer_frame
+from trtkit.errors import BuildError, CancelledError, CapabilityError, OnnxError
+from trtkit.progress import Work
+
+pytest.importorskip("tensorrt_rtx")
+SMALL = BuildSettings(imgsz=(32, 32), device="sm89")
+
+
+def build(settings: BuildSettings, **changes: Any) -> Any:
+    return backends.build(
+        tiny_graphs.detector(settings.precision, batch=settings.batch, dynamic=settings.dynamic, **changes),
+        settings,
+        backend="tensorrt_rtx",
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_precision_builds_and_tells_its_layers(precision: str, dynamic: bool) -> None:
+    built = build(dataclasses.replace(SMALL, precision=precision, dynamic=dynamic, batch=2))
+    assert built.plan.startswith(b"vtrt")
+    assert built.facts["sm"] == "sm89"
+    assert built.facts["built_without_gpu"]
+    assert built.seconds > 0
+    frame = layer_frame(built.layers)
+    nodes = {name for row in frame["onnx_nodes"] for name in row}
+    assert {"stem", "head"} <= nodes
+    by_node = {
+        name: row["precision"]
+        for row in frame.iter_rows(named=True)
+        for name in row["onnx_nodes"]
+        if row["type"] != "kgen"
+    }
+    assert by_node["stem"] == precision
+    assert by_node["head"] == precision
+
+
+@pytest.mark.parametrize("sm", ["sm75", "sm80", "sm86", "sm120", "sm121"])
+def test_other_targets(sm: str) -> None:
+    assert build(dataclasses.replace(SMALL, device=sm)).facts["sm"] == sm
+
+
+def test_the_default_target_with_no_gpu(with_gpus: Any) -> None:
+    with_gpus()
+    assert build(dataclasses.replace(SMALL, device=None)).facts["sm"] == "sm89"
+
+
+def test_an_unsupported_target_lists_the_supported() -> None:
+    with pytest.raises(
+        CapabilityError, match=r"for sm90: TensorRT-RTX .* supports sm75, sm80, sm86, sm89, sm120, sm121; pass one"
+    ):
+        build(dataclasses.replace(SMALL, device="sm90"))
+
+
+def test_an_unsupported_operator_is_named() -> None:
+    with pytest.raises(BuildError, match=r"it does not take node '/odd/Sharpen' \(operator Sharpen\)"):
+        backends.build(tiny_graphs.strange(), SMALL, backend="tensorrt_rtx")
+
+
+def test_files_bytes_and_what_is_no_graph(tmp_path: Path) -> None:
+    graph = tiny_graphs.detector()
+    onnx.save(graph, tmp_path / "tiny.onnx")
+    for source in (tmp_path / "tiny.onnx", str(tmp_path / "tiny.onnx"), graph.SerializeToString()):
+        assert backends.build(source, SMALL).plan
+    with pytest.raises(OnnxError, match="it is no ONNX graph"):
+        backends.build(b"\xff\xd8\xff\xe0", SMALL)
+    with pytest.raises(OnnxError, match="does not exist"):
+        backends.build(tmp_path / "none.onnx", SMALL)
+
+
+def test_progress_and_cancelling() -> None:
+    heard: list[int] = []
+    backends.build(tiny_graphs.detector(), SMALL, work=Work(lambda event: heard.append(event.done)))
+    assert heard == sorted(heard)
+    assert heard[-1] == 100
+    assert len(heard) > 5
+    stop = threading.Event()
+
+    def listen(event: Any) -> None:
+        if event.done > 2:
+            stop.set()
+
+    with pytest.raises(CancelledError):
+        backends.build(tiny_graphs.detector(), SMALL, work=Work(listen, stop))
+
+
+def test_the_engine_file_keeps_the_layers(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SMALL, precision="int8")
+    built = build(settings)
+    passport = Passport.of(built, settings, backend="tensorrt_rtx", model_hash="ab" * 32)
+    path = backends.write_engine(tmp_path / "m.engine", built.plan, tiny_graphs.card(), passport)
+    file = backends.read_engine(path)
+    assert file.backend == "tensorrt_rtx"
+    assert file.plan == built.plan
+    assert file.passport is not None
+    assert layer_frame(file.passport.layers).equals(layer_frame(built.layers))
+
+
+def test_an_engine_does_not_open_without_a_gpu(tmp_path: Path, with_gpus: Any) -> None:
+    built = build(SMALL)
+    passport = Passport.of(built, SMALL, backend="tensorrt_rtx", model_hash="ab" * 32)
+    path = backends.write_engine(tmp_path / "m.engine", built.plan, tiny_graphs.card(), passport)
+    with_gpus()
+    with pytest.raises(CapabilityError, match="run a TensorRT-RTX engine: no NVIDIA driver with a GPU was found"):
+        backends.open(path)
+
+
+def test_a_child_process_builds_the_same(tmp_path: Path) -> None:
+    heard: list[int] = []
+    settings = dataclasses.replace(SMALL, precision="int8", isolate=True)
+    built = backends.build(tiny_graphs.detector("int8"), settings, work=Work(lambda event: heard.append(event.done)))
+    assert built.facts["isolated"]
+    assert built.plan.startswith(b"vtrt")
+    assert [row["name"] for row in built.layers] == [
+        row["name"] for row in build(dataclasses.replace(settings, isolate=False)).layers
+    ]
+    assert heard[-1] == 100
+
+
+def test_errors_of_a_child_process_come_out_as_they_are() -> None:
+    with pytest.raises(BuildError, match=r"'/odd/Sharpen' \(operator Sharpen\)"):
+        backends.build(tiny_graphs.strange(), dataclasses.replace(SMALL, isolate=True))
+
+
+def test_a_crash_ends_as_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The child takes this module for TensorRT-RTX; it dies as TensorRT does when it crashes.
+    (tmp_path / "tensorrt_rtx.py").write_text(
+        "import os, signal\nfrom tensorrt_rtx_bindings import *\nfrom tensorrt_rtx_bindings import __version__\n"
+        "def Builder(logger):\n    print('Segmentation fault in libnvinfer', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BuildError, match=r"brought the process down \(SIGSEGV: Segmentation fault in libnvinfer\)"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, isolate=True))
+
+
+def test_cancelling_kills_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text(
+        "import os, time, pathlib\nfrom tensorrt_rtx_bindings import *\nfrom tensorrt_rtx_bindings import __version__\n"
+        f"def Builder(logger):\n    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    stop = threading.Event()
+    started = time.perf_counter()
+
+    def watch() -> None:
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.05)
+        stop.set()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with pytest.raises(CancelledError):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, isolate=True), work=Work(None, stop))
+    thread.join()
+    assert time.perf_counter() - started < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIG_DFL)
+
+
+@pytest.mark.slow
+def test_the_demo_model_exports_and_tells_what_became_of_it(tmp_path: Path) -> None:
+    import trtkit
+    from trtkit import demo
+
+    artifact = trtkit.export(
+        demo.model_path(),
+        imgsz=64,
+        batch=2,
+        int8=True,
+        device="sm89",
+        backend="tensorrt_rtx",
+        data=demo.data_path(),
+        fraction=0.1,
+        output=tmp_path / "m.engine",
+    )
+    file = backends.read_engine(artifact.path)
+    assert file.passport is not None
+    assert file.passport.dynamic
+    assert file.card().task == "detect"
+    frame = layer_frame(file.passport.layers)
+    convolutions = frame.filter(frame["onnx_nodes"].list.eval(pl.element().str.ends_with("/Conv")).list.any())
+    counts = dict(convolutions.group_by("precision").len().iter_rows())
+    # The head's last convolutions, depthwise and attention ones stay high, and in FP16 on a strongly typed TensorRT.
+    assert set(counts) <= {"int8", "fp16", "fp32"}
+    assert counts["int8"] > 0.6 * len(convolutions)

@@ -1,0 +1,281 @@
+"""The engine runner's own code, on a fake TensorRT that computes with ONNX Runtime in CPU memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_graphs
+import torch
+
+from trtkit import backends
+from trtkit.backends import BuildSettings, Passport
+from trtkit.backends.gpus import Gpu
+from trtkit.errors import CapabilityError, DataError, EngineError
+
+ALL = ("8.6.0", "10.13.0.35", "11.4.0.106")
+A10 = Gpu(index=0, name="NVIDIA A10", sm="sm86", memory=24 * 2**30)
+
+
+def engine(folder: Path, precision: str = "fp32", **settings: Any) -> tuple[Path, Any]:
+    """An engine file and the graph in it."""
+    settings = {"imgsz": (32, 32), **settings}
+    graph = tiny_graphs.detector(
+        precision, batch=settings.get("batch", 1), size=settings["imgsz"], dynamic=settings.get("dynamic", False)
+    )
+    wanted = BuildSettings(precision=precision, **settings)
+    built = backends.build(graph, wanted)
+    passport = Passport.of(built, wanted, backend="tensorrt", model_hash="cd" * 32)
+    metadata = tiny_graphs.card(settings["imgsz"]).to_metadata(
+        batch=wanted.batch, imgsz=wanted.imgsz, dynamic=wanted.dynamic
+    )
+    return backends.write_engine(folder / f"{precision}.engine", built.plan, metadata, passport), graph
+
+
+@pytest.mark.parametrize("version", ALL)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_infer_equals_onnx_runtime(tensorrt: Any, tmp_path: Path, version: str, precision: str) -> None:
+    tensorrt(version)
+    path, graph = engine(tmp_path, precision, batch=2)
+    # The fake leaves FP16 to ONNX Runtime, which rounds at fewer places: two steps of FP16 apart at most.
+    apart = 2**-9 if precision == "fp16" else 1e-4
+    feed = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+    with backends.open(path) as runner, backends.open(graph) as other:
+        assert runner.engine
+        assert not other.engine
+        assert runner.name == f"TensorRT {version} NVIDIA H100 80GB HBM3"
+        assert (runner.precision, runner.batch, runner.imgsz, runner.dynamic) == (precision, 2, (32, 32), False)
+        assert runner.hash == "cd" * 32
+        expected = other.infer(feed)
+        for _ in range(4):
+            found = runner.infer(feed)
+            assert found.keys() == expected.keys()
+            np.testing.assert_allclose(found["output0"], expected["output0"], rtol=apart, atol=apart)
+
+
+def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    one, two = np.random.default_rng(0).random((2, 1, 3, 32, 32), dtype=np.float32)
+    with backends.open(path) as runner:
+        first = runner.infer(one)["output0"]
+        assert runner.cuda_graph == "not yet"
+        second = runner.infer(two)["output0"]
+        assert runner.cuda_graph == "replayed"
+        assert np.array_equal(runner.infer(one)["output0"], first)
+        assert np.array_equal(runner.infer(two)["output0"], second)
+        assert runner._run.graph.replays == 2
+
+
+def test_a_run_that_can_t_be_captured_goes_on_without(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0", refuse_capture=True)
+    path, _ = engine(tmp_path)
+    feed = np.zeros((1, 3, 32, 32), np.float32)
+    with backends.open(path) as runner:
+        results = [runner.infer(feed)["output0"] for _ in range(4)]
+        assert runner.cuda_graph == "operation not permitted when stream is capturing"
+        assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_smaller_batches_are_filled_up_and_larger_ones_refused(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, graph = engine(tmp_path, batch=4)
+    feed = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    with backends.open(path) as runner, backends.open(graph) as other:
+        assert runner.infer(feed)["output0"].shape == (3, 7, 256)
+        np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
+        with pytest.raises(EngineError, match="batch of 5: it was made for at most 4"):
+            runner.infer(np.zeros((5, 3, 32, 32), np.float32))
+        with pytest.raises(EngineError, match="it takes 3 x 32 x 32"):
+            runner.infer(np.zeros((1, 3, 64, 64), np.float32))
+        with pytest.raises(EngineError, match="add a batch"):
+            runner.infer(np.zeros((3, 32, 32), np.float32))
+
+
+def test_dynamic_shapes_reuse_their_memory(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, graph = engine(tmp_path, batch=4, imgsz=(64, 64), dynamic=True)
+    random = np.random.default_rng(0)
+    with backends.open(path) as runner, backends.open(graph) as other:
+        assert runner.dynamic
+        addresses = {name: buffer.data_ptr() for name, buffer in runner._run.buffers.items()}
+        for shape in [(1, 3, 32, 32), (4, 3, 64, 64), (2, 3, 32, 64), (2, 3, 32, 64), (2, 3, 32, 64)]:
+            feed = random.random(shape, dtype=np.float32)
+            np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
+        # A shape that stays is captured too.
+        assert runner.cuda_graph == "replayed"
+        assert {name: buffer.data_ptr() for name, buffer in runner._run.buffers.items()} == addresses
+        with pytest.raises(EngineError, match="it takes 3 x 32-64 x 32-64"):
+            runner.infer(np.zeros((1, 3, 96, 96), np.float32))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_predict_equals_the_cpu_path(tensorrt: Any, tmp_path: Path, precision: str) -> None:
+    tensorrt("8.6.0")
+    path, graph = engine(tmp_path, precision, batch=4)
+    pictures = tiny_graphs.pictures(7)
+    with backends.open(path) as runner, backends.open(graph) as other:
+        found, expected = (each.predict(pictures, conf=0.5, iou=0.5, max_det=20) for each in (runner, other))
+    assert len(found) == len(expected) == 7
+    assert sum(len(one) for one in expected) > 20
+    for one, two in zip(found, expected, strict=True):
+        assert one.shape == two.shape
+        # One grey level of a resized pixel moves a score a little, so only clear ones must agree.
+        np.testing.assert_allclose(np.sort(one.scores)[-5:], np.sort(two.scores)[-5:], atol=0.02)
+
+
+def test_predict_takes_one_picture_paths_and_refuses_others(tensorrt: Any, tmp_path: Path) -> None:
+    import cv2
+
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    (picture,) = tiny_graphs.pictures(1)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    with backends.open(path) as runner:
+        one, two = runner.predict(picture, conf=0.3)[0], runner.predict([tmp_path / "a.png"], conf=0.3)[0]
+        assert np.array_equal(one.boxes, two.boxes)
+        assert len(runner.predict(str(tmp_path / "a.png"))) == 1
+        with pytest.raises(DataError, match=r"it is float32 of shape \(4, 4, 3\)"):
+            runner.predict(np.zeros((4, 4, 3), np.float32))
+
+
+def test_threads_and_runners_do_not_mix(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, graph = engine(tmp_path)
+    feeds = np.random.default_rng(0).random((4, 1, 3, 32, 32), dtype=np.float32)
+    with backends.open(graph) as other:
+        expected = [other.infer(feed)["output0"] for feed in feeds]
+    wrong: list[int] = []
+    with backends.open(path) as shared, backends.open(path) as second:
+
+        def work(place: int) -> None:
+            for turn in range(20):
+                runner = shared if turn % 2 else second
+                if not np.allclose(runner.infer(feeds[place])["output0"], expected[place], rtol=1e-5):
+                    wrong.append(place)
+
+        threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_closing_frees_everything_and_a_closed_runner_says_so(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    before = trt.fake.live
+    for _ in range(20):
+        runner = backends.open(path)
+        runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+        runner.predict(tiny_graphs.pictures(1))
+        runner.close()
+        runner.close()
+        assert trt.fake.live == before
+    assert trt.torch.emptied == 20
+    with pytest.raises(EngineError, match="the engine is closed; open it again"):
+        runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_tensors_on_the_gpu_go_in_and_out_without_copies(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path, batch=2)
+    feed = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+    with backends.open(path) as runner:
+        expected = runner.infer(feed)["output0"]
+        there = runner.input_tensor(2)
+        there.copy_(torch.from_numpy(feed))
+        found = runner.infer_device(there)["output0"]
+        assert found.data_ptr() == runner._run.buffers["output0"].data_ptr()
+        assert np.array_equal(found.numpy(), expected)
+        times = runner.gpu_times(feed, 5)
+        assert len(times) == 5
+        assert all(ms > 0 for ms in times)
+        # Two pictures of 3 x 32 x 32 and 7 x 256 floats, and the context's 4096 bytes.
+        assert runner.device_memory == 4 * (2 * 3 * 32 * 32 + 2 * 7 * 256) + 4096
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_layers_with_times(tensorrt: Any, tmp_path: Path, version: str) -> None:
+    tensorrt(version)
+    path, _ = engine(tmp_path, "fp16")
+    with backends.open(path) as runner:
+        plain, timed = runner.layers(), runner.layers(runs=3)
+    assert plain["ms"].null_count() == len(plain)
+    assert timed["ms"].to_list() == [0.25] * len(timed)
+    assert "stem" in plain["name"].to_list()
+
+
+def test_a_failed_run_is_an_engine_error(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    with backends.open(path) as runner:
+        trt.fake.break_build = "execute"
+        with pytest.raises(EngineError, match="an illegal memory access"):
+            runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_the_passport_is_checked_before_tensorrt_sees_the_plan(
+    tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    trt = tensorrt("8.6.0", A10)
+    monkeypatch.setattr(trt, "Runtime", None)
+    with pytest.raises(
+        EngineError,
+        match=r"for NVIDIA H100 80GB HBM3 \(sm90\), and this GPU is NVIDIA A10 \(sm86\); export the model again",
+    ):
+        backends.open(path)
+    trt = tensorrt("10.13.0.35")
+    monkeypatch.setattr(trt, "Runtime", None)
+    with pytest.raises(
+        EngineError,
+        match=r"built by TensorRT 8.6.0 for .*, and TensorRT 10.13.0.35 is installed; install TensorRT 8.6.0",
+    ):
+        backends.open(path)
+
+
+def test_no_driver(tensorrt: Any, tmp_path: Path, with_gpus: Any) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    with_gpus()
+    with pytest.raises(
+        CapabilityError,
+        match="run a TensorRT engine: no NVIDIA driver with a GPU was found; open it on a machine with one",
+    ):
+        backends.open(path)
+
+
+def test_a_plan_that_tensorrt_refuses(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    trt.fake.refuse_plan = "expecting library version 8.6.0.12 got 8.6.1.6"
+    with pytest.raises(EngineError, match=r"TensorRT 8.6.0 does not take it \(expecting library version"):
+        backends.open(path)
+
+
+def test_a_bare_plan_needs_its_task_alone(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path, "fp16", batch=2)
+    bare = backends.strip_engine(path, tmp_path / "model.plan")
+    with pytest.raises(EngineError, match="it is a bare plan and tells no task; pass task="):
+        backends.open(bare)
+    with backends.open(bare, task="detect") as runner:
+        assert (runner.batch, runner.imgsz, len(runner.card.names), runner.precision) == (2, (32, 32), 3, "fp16")
+        assert runner.passport is None
+
+
+def test_ultralytics_engines_open(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    plan = backends.read_engine(path).plan
+    metadata = {**tiny_graphs.card().to_metadata(batch=1, half=True), "version": "8.4.190"}
+    theirs = backends.write_engine(tmp_path / "theirs.engine", plan, metadata, None)
+    with backends.open(theirs) as runner:
+        assert runner.card.names == tiny_graphs.NAMES
+        assert runner.precision == "fp16"

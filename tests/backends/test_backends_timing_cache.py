@@ -1,0 +1,117 @@
+"""Timing caches: kept, joined, dropped, and never the end of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_graphs
+
+from trtkit import backends
+from trtkit.backends import BuildSettings
+from trtkit.backends.timing_cache import TimingCache, cache_folder
+
+SMALL = BuildSettings(imgsz=(32, 32))
+
+
+def test_one_file_by_gpu_and_version(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    file = tmp_path / "cache" / "timing" / "tensorrt-8.6.0-nvidia-h100-80gb-hbm3-sm90.cache"
+    built = backends.build(tiny_graphs.detector(), SMALL)
+    assert file.read_bytes().strip() == b"timed tiny"
+    assert built.facts["timing_cache"] == str(file)
+    assert built.facts["timing_cache_bytes"] == 0
+    again = backends.build(tiny_graphs.detector(), SMALL)
+    assert again.facts["timing_cache_bytes"] > 0
+    assert b"timed tiny" in trt.fake.builds[-1][1].cache.data
+
+
+def test_none_and_a_named_file(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=False))
+    assert trt.fake.builds[-1][1].cache is None
+    assert not (tmp_path / "cache").exists()
+    backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=tmp_path / "mine.cache"))
+    assert (tmp_path / "mine.cache").is_file()
+
+
+@pytest.mark.parametrize("data", [b"broken", b"mismatch"])
+def test_a_file_that_does_not_load_is_dropped_with_a_warning(tensorrt: Any, tmp_path: Path, data: bytes) -> None:
+    tensorrt("8.6.0")
+    file = tmp_path / "mine.cache"
+    file.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"mine.cache does not load in this TensorRT: it was dropped"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=file))
+    assert data not in file.read_bytes()
+
+
+def test_a_file_that_breaks_the_build_is_dropped_and_the_build_tried_again(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.cache_breaks = True
+    file = tmp_path / "mine.cache"
+    file.write_bytes(b"timed elsewhere")
+    with pytest.warns(UserWarning, match="broke the build: it was dropped"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=file))
+    assert len(trt.fake.builds) == 2
+    assert b"elsewhere" not in file.read_bytes()
+
+
+def test_a_folder_that_can_t_be_written_costs_a_warning(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="was not written"):
+        backends.build(
+            tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=tmp_path / "file" / "mine.cache")
+        )
+
+
+class _Cache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def combine(self, other: _Cache, ignore_mismatch: bool) -> bool:
+        self.data = b"\n".join(sorted(set(self.data.split(b"\n")) | set(other.data.split(b"\n")) - {b""}))
+        return True
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class _Config:
+    def __init__(self, cache: _Cache) -> None:
+        self.cache = cache
+
+    def get_timing_cache(self) -> _Cache:
+        return self.cache
+
+    def create_timing_cache(self, data: bytes) -> _Cache:
+        return _Cache(data)
+
+
+def _builder(path: str, name: str) -> None:
+    for turn in range(10):
+        TimingCache(Path(path)).keep(_Config(_Cache(f"{name} {turn}".encode())))
+
+
+def test_two_builders_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "shared.cache"
+    spawn = multiprocessing.get_context("fork")
+    workers = [spawn.Process(target=_builder, args=(str(path), name)) for name in ("one", "two", "three")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    expected = {f"{name} {turn}" for name in ("one", "two", "three") for turn in range(10)}
+    assert set(path.read_text().split("\n")) == expected
+
+
+def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "a"))
+    assert cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("TRTKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert cache_folder() == tmp_path / "b" / "trtkit"

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
+
+from drawn import detector, run
+
+from trtkit.calibration.overflow import overflowing
+from trtkit.graph.half import to_half
+
+
+def test_the_node_that_overflows_is_named_and_kept() -> None:
+    proto = detector()
+    for tensor in proto.graph.initializer:
+        if tensor.name == "wide.weight":  # weights that fit FP16, activations that do not
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e6, tensor.name))
+        if tensor.name == "key.weight":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e-6, tensor.name))
+    pictures = np.random.default_rng(4).random((2, 3, 32, 32), np.float32)
+    found = overflowing(proto, [pictures])
+    assert set(found) == {"wide", "wide/silu"}
+    assert all(peak > 65504 / 4 for peak in found.values())
+    # ONNX Runtime's CPU kernels compute FP16 nodes in FP32, so numpy says here what FP16 would hold.
+    assert np.isfinite(run(proto, pictures)[0]).all()
+    assert np.isinf(np.float32(max(found.values())).astype(np.float16))
+    mended = onnx.shape_inference.infer_shapes(to_half(proto, also=found), strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in mended.graph.value_info}
+    assert types["wide"] == types["wide/silu"] == TensorProto.FLOAT
+    assert types["stem"] == types["neck"] == TensorProto.FLOAT16
+
+
+def test_a_tame_graph_has_none() -> None:
+    assert overflowing(detector(), [np.ones((1, 3, 32, 32), np.float32)]) == {}

@@ -1,0 +1,206 @@
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import trtkit
+from trtkit.backends import write_engine
+from trtkit.backends.passport import Passport
+from trtkit.cli import main
+from trtkit.cli.bars import Bars
+from trtkit.cli.parser import COMMANDS
+from trtkit.errors import CancelledError
+from trtkit.files import hash_of
+from trtkit.progress import Event
+from trtkit.sources.card import Card
+
+
+def test_help_names_every_command_and_shows_examples(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {verb}\s", text, re.MULTILINE) for verb in COMMANDS)
+    assert "trtkit export yolo11n.pt --int8 --data coco.yaml" in text
+
+
+def test_every_example_of_the_help_is_understood(capsys):
+    from trtkit.cli.parser import EXAMPLES, parsed
+
+    for line in re.findall(r"^  trtkit (.*?)  ", EXAMPLES, re.MULTILINE):
+        command, _ = parsed(line.split())
+        assert callable(command)
+
+
+def test_no_words_show_the_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 0
+    assert "usage: trtkit" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"trtkit {trtkit.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["export"],
+        ["doctor", "--loud"],
+        ["compare", "a.pt"],
+        ["export", "a.pt", "--imgsz", "1,2,3"],
+        ["engine"],
+    ],
+)
+def test_words_that_make_no_sense_end_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_an_error_is_one_sentence_and_status_2(capsys, tmp_path):
+    assert main(["export", str(tmp_path / "no.pt"), "--format", "onnx"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert lines[-1].startswith("trtkit: ")
+    assert lines[-1].endswith(".")
+    assert "Traceback" not in captured.err
+
+
+def test_half_and_int8_together_are_refused(capsys, tmp_path):
+    assert main(["export", str(trtkit.demo.model_path()), "--half", "--int8"]) == 2
+    assert "two precisions" in capsys.readouterr().err
+
+
+def test_two_files_of_one_label_are_refused(capsys):
+    assert main(["benchmark", "a/x.onnx", "b/x.onnx"]) == 2
+    assert "LABEL=FILE" in capsys.readouterr().err
+
+
+def test_a_comparison_that_is_there_is_kept(capsys, tmp_path):
+    (tmp_path / "comparison.json").write_text("{}")
+    words = ["compare", str(trtkit.demo.model_path()), str(trtkit.demo.data_path()), "--output", str(tmp_path)]
+    assert main(words) == 2
+    assert "kept" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.json"]
+
+
+def test_doctor_says_what_is_here(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "cores" in text
+    for title in ("TensorRT", "TensorRT-RTX", "ONNX Runtime"):
+        assert re.search(rf"^{title}\b", text, re.MULTILINE)
+    assert text.count("builds") == 3
+    assert f"trtkit {trtkit.__version__}" in text
+
+
+def test_the_demo_compares_what_is_embedded(monkeypatch, tmp_path):
+    asked = {}
+
+    def stop(model, data, **settings):
+        asked.update(settings, model=model, data=data)
+        raise CancelledError("compare")
+
+    monkeypatch.setattr("trtkit.judgement.comparing.compare", stop)
+    assert main(["demo", "--output", str(tmp_path)]) == 130
+    assert (asked["model"], asked["data"]) == (trtkit.demo.model_path(), trtkit.demo.data_path())
+    assert asked["output"] == tmp_path
+    assert asked["overwrite"]
+    assert asked["device"] in (None, trtkit.demo.DEVICE)
+
+
+def test_lab_opens_jupyterlab_on_the_notebooks_with_its_own_settings(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **more: calls.append((words, more)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    assert main(["lab", "--no-browser"]) == 0
+    ((words, more),) = calls
+    assert words == [sys.executable, "-m", "jupyterlab", "--no-browser"]
+    assert more["cwd"] == Path("notebooks")
+
+
+def test_lab_without_jupyterlab_says_what_brings_it(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["lab"]) == 2
+    assert "pip install 'trtkit[notebook]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def engine(tmp_path):
+    plan = b"vtrt" + bytes(60)
+    passport = Passport(
+        backend="tensorrt_rtx", tensorrt="0.0.1", sm="sm89", precision="fp16", plan_hash=hash_of(plan), plan_size=64
+    )
+    return write_engine(tmp_path / "a.engine", plan, Card(task="detect", names={0: "cat"}), passport)
+
+
+def test_engine_show_prints_the_passport(engine, capsys):
+    assert main(["engine", "show", str(engine)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^precision +fp16", text, re.MULTILINE)
+    assert re.search(r"^sm +sm89", text, re.MULTILINE)
+    assert hash_of(b"vtrt" + bytes(60)) in text
+
+
+def test_engine_check_fails_with_what_differs(engine, capsys):
+    assert main(["engine", "check", str(engine)]) == 2
+    assert re.search(r"0\.0\.1|not installed|no NVIDIA driver", capsys.readouterr().err)
+
+
+def test_engine_strip_and_wrap_undo_each_other(engine, tmp_path, capsys):
+    plan, again = tmp_path / "a.plan", tmp_path / "b.engine"
+    assert main(["engine", "strip", str(engine), str(plan)]) == 0
+    assert plan.read_bytes() == b"vtrt" + bytes(60)
+    assert main(["engine", "strip", str(engine), str(plan)]) == 2
+    like = str(trtkit.demo.model_path())
+    assert main(["engine", "wrap", str(plan), str(again), "--like", like, "--imgsz", "320", "--batch", "4"]) == 0
+    data = again.read_bytes()
+    header = json.loads(data[4 : 4 + int.from_bytes(data[:4], "little")])
+    assert (header["task"], header["imgsz"], header["batch"]) == ("detect", [320, 320], 4)
+    assert data.endswith(plan.read_bytes())
+
+
+def test_bars_print_a_line_a_stage_where_there_is_no_terminal(capsys):
+    with Bars(Console(file=io.StringIO())) as bars:
+        for done in range(3):
+            bars(Event(stage="calibrate", done=done, total=3))
+            time.sleep(0.03)
+        bars(Event(stage="build", done=0))
+        time.sleep(0.06)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["calibrate", "build"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of a POSIX shell")
+def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path):
+    words = ["compare", trtkit.demo.model_path(), trtkit.demo.data_path(), "--output", tmp_path / "out", "--imgsz=160"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trtkit", *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    for line in process.stderr:
+        if line.startswith("load:"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "nothing was left half-written" in rest
+    assert "Traceback" not in rest
+    left = [path for path in Path(tmp_path).rglob("*") if path.is_file()]
+    assert not [path for path in left if path.name.startswith(".") or path.name == "comparison.json"]

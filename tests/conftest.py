@@ -1,0 +1,41 @@
+"""What many tests stand on: the project's shared models and pictures, and the small set that comes with the package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trtkit import demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository (or TRTKIT_SHARED): models, scenes for all five tasks; read-only."""
+    folder = Path(os.environ.get("TRTKIT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data" / "scenes").is_dir():
+        pytest.skip(f"the shared models and scenes are not at {folder.name}/ beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The checkpoint that comes with the package."""
+    return demo.model_path()
+
+
+@pytest.fixture(scope="session")
+def demo_data() -> Path:
+    """The data.yaml that comes with the package."""
+    return demo.data_path()
+
+
+@pytest.fixture
+def demo_copy(tmp_path: Path) -> Path:
+    """A copy of the package's data set that a test may spoil; its data.yaml."""
+    shutil.copytree(demo.data_path().parent, tmp_path / "scenes")
+    return tmp_path / "scenes" / demo.data_path().name

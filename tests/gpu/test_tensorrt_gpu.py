@@ -1,0 +1,484 @@
+"""TensorRT on a real GPU: engines built, run and refused. Runs under pytest, or as a plain script where there is none.
+
+    pytest tests/gpu -m gpu            python tests/gpu/test_tensorrt_gpu.py [word in a test's name ...]
+
+Builds are small and at optimisation level 0, for these are no timings. TRTKIT_GPU_FOLDER keeps engines between runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import unittest
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import pytest
+
+    pytestmark = pytest.mark.gpu
+except ImportError:
+    pytest = None  # type: ignore[assignment]
+
+HERE = Path(__file__).resolve().parent
+# Run as a script, neither the package nor the neighbours' graphs need to be installed.
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "backends")]
+
+import tiny_graphs  # noqa: E402
+
+import trtkit  # noqa: E402
+from trtkit import backends, demo  # noqa: E402
+from trtkit.backends import BuildSettings, ImplicitCalibration, Passport  # noqa: E402
+from trtkit.backends.base import Runner  # noqa: E402
+from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError  # noqa: E402
+
+SIZE = (160, 160)
+BATCH = 2
+# Largest score difference of a clear detection: TF32, FP16, and INT8 that rounds elsewhere than ONNX Runtime does.
+SCORES = {"fp32": 0.02, "fp16": 0.03, "int8": 0.12}
+
+
+def found() -> backends.Capabilities:
+    """TensorRT here, or the test is skipped."""
+    caps = backends.capabilities("tensorrt")
+    if not caps.present or not caps.gpus or not caps.torch_cuda:
+        raise unittest.SkipTest(f"needs TensorRT, a GPU and torch with CUDA ({caps.missing or 'no GPU'})")
+    return caps
+
+
+@functools.cache
+def folder() -> Path:
+    kept = os.environ.get("TRTKIT_GPU_FOLDER")
+    path = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="trtkit-gpu-"))
+    path.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TRTKIT_CACHE", str(path / "cache"))
+    return path
+
+
+@contextlib.contextmanager
+def refused(kind: type[Exception], *words: str) -> Any:
+    said = ""
+    try:
+        yield
+    except kind as error:
+        said = str(error)
+        print(f"      refused: {said}")
+    assert said, f"{kind.__name__} was not raised"
+    assert all(word in said for word in words), f"{words} not in: {said}"
+
+
+@functools.cache
+def graph(precision: str, nms: bool = False) -> Any:
+    """The demo model as an ONNX graph; exported once."""
+    import onnx
+
+    path = folder() / f"demo-{precision}{'-nms' if nms else ''}.onnx"
+    if not path.is_file():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trtkit.export(
+                demo.model_path(),
+                format="onnx",
+                imgsz=SIZE,
+                batch=BATCH,
+                half=precision == "fp16",
+                int8=precision == "int8",
+                dynamic=False,
+                nms=nms,
+                data=demo.data_path() if precision == "int8" else None,
+                fraction=0.25,
+                output=path,
+            )
+    return onnx.load(str(path))
+
+
+@functools.cache
+def engine(precision: str, nms: bool = False) -> Path:
+    """The demo model as an engine; built once."""
+    caps = found()
+    path = folder() / f"demo-{precision}{'-nms' if nms else ''}-{caps.version}.engine"
+    if not path.is_file():
+        write(
+            graph(precision, nms), BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, level=0), path, nms=nms
+        )
+    return path
+
+
+def write(proto: Any, settings: BuildSettings, path: Path, *, nms: bool = False) -> tuple[Path, Any]:
+    built = backends.build(proto, settings, backend="tensorrt")
+    kinds: dict[str, int] = {}
+    for row in built.layers:
+        kinds[str(row["precision"])] = kinds.get(str(row["precision"]), 0) + 1
+    reformats = sum(bool(row["reformat"]) for row in built.layers)
+    size = len(built.plan) / 1e6
+    print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {kinds}, {reformats} reformats")
+    passport = Passport.of(built, settings, backend="tensorrt", model_hash="ab" * 32)
+    card = dataclasses.replace(backends.open(proto).card, nms=nms)
+    metadata = card.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)
+    return backends.write_engine(path, built.plan, metadata, passport), built
+
+
+@functools.cache
+def tiny(dynamic: bool = False) -> tuple[Path, Any]:
+    proto = tiny_graphs.detector(batch=4, size=(64, 64), dynamic=dynamic)
+    settings = BuildSettings(batch=4, imgsz=(64, 64), dynamic=dynamic, level=0)
+    return write(proto, settings, folder() / f"tiny-{dynamic}.engine")[0], proto
+
+
+@functools.cache
+def pictures() -> tuple[np.ndarray, ...]:
+    """Pictures of the demo, three of them cut to other sizes."""
+    import cv2
+
+    paths = sorted((Path(demo.data_path()).parent / "images" / "val").iterdir())[:12]
+    read = [cv2.imread(str(path)) for path in paths]
+    return (*read[:9], read[9][:200], read[10][:, :233], np.ascontiguousarray(read[11][::2, ::2]))
+
+
+def alike(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5) -> tuple[int, int]:
+    """Clear detections of `one` that have a like one in `two`, and how many there are."""
+    matched = total = 0
+    for a, b in zip(one, two, strict=True):
+        assert a.shape == b.shape
+        for box, value, number in zip(a.boxes, a.scores, a.classes, strict=True):
+            if value < conf:
+                continue
+            total += 1
+            near = (
+                (np.abs(b.boxes - box).max(1) <= pixels) & (b.classes == number) & (np.abs(b.scores - value) <= score)
+            )
+            matched += bool(near.any())
+    return matched, total
+
+
+def test_every_precision_finds_what_onnx_runtime_finds() -> None:
+    found()
+    for precision, score in SCORES.items():
+        with backends.open(engine(precision)) as runner, backends.open(graph(precision)) as other:
+            assert runner.engine
+            assert runner.precision == precision
+            assert runner.batch == BATCH
+            mine, theirs = (each.predict(list(pictures()), conf=0.25) for each in (runner, other))
+        for one, two in ((mine, theirs), (theirs, mine)):
+            matched, total = alike(one, two, score=score, pixels=8 if precision == "int8" else 3)
+            print(f"      {precision}: {matched} of {total} agree")
+            assert total >= 10
+            assert matched >= (0.85 if precision == "int8" else 0.95) * total
+
+
+def test_the_gpu_path_equals_the_cpu_path_on_the_same_engine() -> None:
+    found()
+    with backends.open(engine("fp32")) as runner:
+        mine, theirs = runner.predict(list(pictures())), Runner.predict(runner, list(pictures()))
+    matched, total = alike(mine, theirs, score=0.02, pixels=1.5, conf=0.3)
+    print(f"      {matched} of {total} agree")
+    assert matched >= 0.97 * total
+
+
+def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
+    found()
+    feed = np.random.default_rng(0).random((BATCH, 3, *SIZE), dtype=np.float32)
+    for precision in SCORES:
+        with backends.open(engine(precision)) as runner:
+            plain = runner.infer(feed)["output0"]
+            replayed = [runner.infer(feed)["output0"] for _ in range(4)][-1]
+            assert runner.cuda_graph == "replayed", runner.cuda_graph
+            np.testing.assert_array_equal(plain, replayed)
+            other = runner.infer(feed[::-1].copy())["output0"]
+            np.testing.assert_allclose(other[::-1], plain, atol=1e-3, rtol=1e-3)
+            times = runner.gpu_times(feed, 50)
+            print(f"      {precision}: p50 {np.median(times):.3f} ms, {runner.device_memory / 2**20:.1f} MiB, {runner}")
+            assert 0 < np.median(times) < 50
+
+
+def test_batches_below_and_above_the_engine_s() -> None:
+    found()
+    path, proto = tiny()
+    feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
+    with backends.open(path) as runner, backends.open(proto) as other:
+        for count in (1, 3, 4):
+            np.testing.assert_allclose(
+                runner.infer(feed[:count])["output0"], other.infer(feed[:count])["output0"], atol=0.1
+            )
+        with refused(EngineError, "batch of 5", "at most 4"):
+            runner.infer(np.zeros((5, 3, 64, 64), np.float32))
+        with refused(EngineError, "it takes 3 x 64 x 64"):
+            runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+        assert len(runner.predict(list(pictures()))) == len(pictures())
+
+
+def test_dynamic_shapes_reuse_their_memory() -> None:
+    found()
+    path, proto = tiny(dynamic=True)
+    random = np.random.default_rng(0)
+    with backends.open(path) as runner, backends.open(proto) as other:
+        assert runner.dynamic
+        assert runner.batch == 4
+        held = runner._run.buffers["output0"].data_ptr()
+        for shape in [(1, 3, 32, 32), (4, 3, 64, 64), (2, 3, 32, 64), *[(3, 3, 64, 32)] * 4, (1, 3, 32, 32)]:
+            feed = random.random(shape, dtype=np.float32)
+            np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
+        assert runner._run.buffers["output0"].data_ptr() == held
+        with refused(EngineError, "32-64"):
+            runner.infer(np.zeros((1, 3, 96, 96), np.float32))
+
+
+def test_tensors_on_the_gpu() -> None:
+    import torch
+
+    found()
+    path, _ = tiny()
+    feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
+    with backends.open(path) as runner:
+        expected = runner.infer(feed)["output0"]
+        given = torch.from_numpy(feed).cuda()
+        for _ in range(4):
+            np.testing.assert_array_equal(runner.infer_device(given)["output0"].cpu().numpy(), expected)
+        runner.input_tensor(4).copy_(given)
+        np.testing.assert_array_equal(runner.infer_device(runner.input_tensor(4))["output0"].cpu().numpy(), expected)
+
+
+def test_threads_and_runners() -> None:
+    found()
+    path, _ = tiny()
+    feeds = np.random.default_rng(0).random((4, 4, 3, 64, 64), dtype=np.float32)
+    wrong: list[str] = []
+    with backends.open(path) as one, backends.open(path) as two, backends.open(engine("fp16")) as three:
+        expected = [one.infer(feed)["output0"] for feed in feeds]
+
+        def work(place: int) -> None:
+            try:
+                for turn in range(100):
+                    if not np.array_equal((one, two)[turn % 2].infer(feeds[place])["output0"], expected[place]):
+                        wrong.append(f"thread {place}, turn {turn}")
+                    if turn % 25 == 0:
+                        three.predict(list(pictures()[:3]))
+            except Exception as error:
+                wrong.append(repr(error))
+                raise
+
+        threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong, wrong[:3]
+
+
+def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
+    import torch
+
+    found()
+    path, _ = tiny()
+    feed = np.zeros((4, 3, 64, 64), np.float32)
+
+    def one_round(file: Path, value: np.ndarray) -> None:
+        with backends.open(file) as runner:
+            for _ in range(3):
+                runner.infer(value)
+            runner.predict(list(pictures()[:2]))
+
+    large = np.zeros((BATCH, 3, *SIZE), np.float32)
+    for _ in range(5):
+        one_round(path, feed)
+        one_round(engine("fp16"), large)
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info()[0]
+    began = time.perf_counter()
+    for _ in range(190):
+        one_round(path, feed)
+    for _ in range(10):
+        one_round(engine("fp16"), large)
+    torch.cuda.synchronize()
+    lost = (before - torch.cuda.mem_get_info()[0]) / 2**20
+    held = torch.cuda.memory_reserved() / 2**20
+    print(f"      {lost:.1f} MiB lost in 200 rounds, {time.perf_counter() - began:.1f} s; torch holds {held:.1f} MiB")
+    assert lost <= 8
+
+
+def test_suppression_in_the_graph_finds_the_same() -> None:
+    found()
+    if not (folder() / "demo-fp32-nms.onnx").is_file():
+        try:
+            import trtkit.graph.suppression  # noqa: F401
+        except ImportError as error:
+            raise unittest.SkipTest("no suppression yet") from error
+    with backends.open(engine("fp32", nms=True)) as inside, backends.open(engine("fp32")) as outside:
+        mine, theirs = inside.predict(list(pictures()), conf=0.3), outside.predict(list(pictures()), conf=0.3)
+        print(f"      CUDA graph: {inside.cuda_graph}")
+    # The two are different engines, so TF32 rounds differently; box and score may differ by that.
+    matched, total = alike(theirs, mine, score=0.01, pixels=1.0, conf=0.35)
+    print(f"      {matched} of {total} agree")
+    assert matched == total
+
+
+def test_layers_tell_what_tensorrt_did() -> None:
+    caps = found()
+    for precision in SCORES:
+        with backends.open(engine(precision)) as runner:
+            frame = runner.layers(runs=5)
+        assert len(frame) > 30
+        assert frame["ms"].drop_nulls().sum() > 0, "the profiler's names are the inspector's"
+        counts = dict(frame.group_by("precision").len().iter_rows())
+        timed = frame["ms"].null_count()
+        copies = frame["reformat"].sum()
+        print(f"      {caps.version} {precision}: {len(frame)} layers, {counts}, {copies} reformats, {timed} untimed")
+        print(frame.sort("ms", descending=True, nulls_last=True).head(3).select("name", "precision", "tactic", "ms"))
+        nodes = {name for names in frame["onnx_nodes"] for name in names}
+        assert any(name.endswith("Conv") for name in nodes), sorted(nodes)[:5]
+        assert precision in counts
+
+
+def test_the_passport_refuses_before_tensorrt_sees_the_plan() -> None:
+    found()
+    path, _ = tiny()
+    file = backends.read_engine(path)
+    assert file.passport is not None
+    changed = folder() / "changed.engine"
+    for change, words in (
+        ({"sm": "sm86", "gpu": "NVIDIA A10"}, ("NVIDIA A10", "this GPU is", "export the model again")),
+        ({"tensorrt": "10.13.0"}, ("TensorRT 10.13.0", "is installed", "install TensorRT 10.13.0")),
+        ({"backend": "tensorrt_rtx"}, ("TensorRT-RTX",)),
+    ):
+        passport = dataclasses.replace(file.passport, **change)
+        backends.write_engine(changed, file.plan, file.metadata, passport)
+        with refused(EngineError, *words):
+            backends.open(changed, backend="tensorrt")
+    whole = path.read_bytes()
+    changed.write_bytes(whole[: len(whole) // 2])
+    with refused(EngineError, "cut short"):
+        backends.open(changed)
+    changed.write_bytes(b"PK\x03\x04" + whole)
+    with refused(EngineError, "no TensorRT engine"):
+        backends.open(changed)
+
+
+def test_plans_without_passport() -> None:
+    found()
+    path, proto = tiny()
+    bare = backends.strip_engine(path, folder() / "bare.plan", overwrite=True)
+    print(f"      a plan starts with {bare.read_bytes()[:8]!r}")
+    with refused(EngineError, "pass task="):
+        backends.open(bare)
+    feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
+    with backends.open(bare, task="detect") as runner, backends.open(proto) as other:
+        assert len(runner.card.names) == 3
+        np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
+    theirs = backends.write_engine(folder() / "theirs.engine", bare.read_bytes(), tiny_graphs.card((64, 64)), None)
+    with backends.open(theirs) as runner:
+        assert runner.card.names == tiny_graphs.NAMES
+    # A damaged plan may bring TensorRT down: in a process of its own.
+    half = folder() / "half.engine"
+    backends.write_engine(half, bare.read_bytes()[:3000], tiny_graphs.card((64, 64)), None)
+    root = str(HERE.parents[1])
+    code = f"import sys; sys.path.insert(0, {root!r})\nfrom trtkit import backends\nbackends.open({str(half)!r})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    print(f"      half a plan ends with {answer.returncode}: {answer.stderr.strip().splitlines()[-1][:200]}")
+    assert "EngineError" in answer.stderr
+
+
+def test_what_can_t_be_built() -> None:
+    caps = found()
+    with refused(RecipeError, "workspace=4096 GiB", "GiB; pass less"):
+        backends.build(tiny_graphs.detector(), BuildSettings(imgsz=(32, 32), workspace=4096), backend="tensorrt")
+    with refused(BuildError, "/odd/Sharpen", "operator Sharpen"):
+        backends.build(tiny_graphs.strange(), BuildSettings(imgsz=(32, 32)), backend="tensorrt")
+    if caps.has_fp16_flag:
+        with refused(CapabilityError, "DLA"):
+            backends.build(
+                tiny_graphs.detector("fp16"),
+                BuildSettings(precision="fp16", imgsz=(32, 32), device="dla:0"),
+                backend="tensorrt",
+            )
+
+
+def test_a_second_build_reads_the_timing_cache() -> None:
+    found()
+    cache = folder() / "once.cache"
+    cache.unlink(missing_ok=True)
+    settings = BuildSettings(batch=4, imgsz=(64, 64), level=1, timing_cache=cache)
+    proto = tiny_graphs.detector(batch=4, size=(64, 64), width=32)
+    first, second = (backends.build(proto, settings, backend="tensorrt") for _ in range(2))
+    held = second.facts["timing_cache_bytes"]
+    print(f"      {first.seconds:.1f} s, then {second.seconds:.1f} s with {held:,} bytes of timings")
+    assert first.facts["timing_cache_bytes"] == 0
+    assert second.facts["timing_cache_bytes"] > 0
+    cache.write_bytes(b"no timing cache at all")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        backends.build(proto, settings, backend="tensorrt")
+    print(f"      a broken cache: {[str(one.message) for one in heard]}")
+    assert cache.read_bytes() != b"no timing cache at all"
+
+
+def test_a_child_process_builds() -> None:
+    found()
+    path = folder() / "isolated.engine"
+    proto = tiny_graphs.detector(batch=4, size=(64, 64))
+    settings = BuildSettings(batch=4, imgsz=(64, 64), level=0, isolate=True)
+    write(proto, settings, path)
+    with backends.open(path) as runner, backends.open(proto) as other:
+        feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
+        np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
+    with refused(BuildError, "/odd/Sharpen"):
+        backends.build(tiny_graphs.strange(), BuildSettings(imgsz=(32, 32), isolate=True), backend="tensorrt")
+
+
+def test_implicit_calibration() -> None:
+    caps = found()
+    if not caps.has_int8_calibrator:
+        raise unittest.SkipTest("this TensorRT has no calibrators")
+    random = np.random.default_rng(0)
+    cache = folder() / "implicit.cache"
+    cache.unlink(missing_ok=True)
+    for dynamic in (True, False):
+        proto = tiny_graphs.detector(batch=2, size=(64, 64), dynamic=dynamic, width=32)
+        implicit = ImplicitCalibration(
+            batches=[random.random((4, 3, 64, 64), dtype=np.float32) for _ in range(3)], cache=cache
+        )
+        settings = BuildSettings(precision="int8", batch=2, imgsz=(64, 64), dynamic=dynamic, level=0, implicit=implicit)
+        path, _ = write(proto, settings, folder() / f"implicit-{dynamic}.engine")
+        assert b"MinMax" in cache.read_bytes()[:60]
+        feed = random.random((2, 3, 64, 64), dtype=np.float32)
+        with backends.open(path) as runner, backends.open(proto) as other:
+            gap = np.abs(runner.infer(feed)["output0"] - other.infer(feed)["output0"])[:, 4:].max()
+        print(f"      dynamic={dynamic}: scores differ by at most {gap:.4f}")
+        assert gap < 0.1
+        again = dataclasses.replace(settings, implicit=ImplicitCalibration(cache=cache))
+        backends.build(proto, again, backend="tensorrt")
+
+
+def main(words: list[str]) -> int:
+    failed = []
+    for name, test in list(globals().items()):
+        if not name.startswith("test_") or (words and not any(word in name for word in words)):
+            continue
+        print(f"{name} ...", flush=True)
+        began = time.perf_counter()
+        try:
+            test()
+            verdict = "ok"
+        except unittest.SkipTest as reason:
+            verdict = f"skipped: {reason}"
+        except Exception:  # noqa: BLE001 - one failure must not hide the next
+            traceback.print_exc(file=sys.stdout)
+            verdict = "FAILED"
+            failed.append(name)
+        print(f"   {verdict} in {time.perf_counter() - began:.1f} s", flush=True)
+    print(f"{len(failed)} failed: {failed}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtkit.data.labels import Labels
+from trtkit.data.letterbox import fit_to
+from trtkit.errors import ModelError
+from trtkit.sources.card import Card
+from trtkit.tasks import Detections, task
+from trtkit.tasks.detect import candidates
+
+REFERENCES = Path(__file__).parent.parent / "judgement" / "references"
+SAME = fit_to((640, 640), (640, 640))
+
+
+def card(classes=3, **options):
+    return Card(task="detect", names={number: str(number) for number in range(classes)}, **options)
+
+
+def decoded(output, *, classes=3, fit=SAME, **options):
+    settings = {"conf": 0.25, "iou": 0.7, "max_det": 300, **options}
+    return task("detect").decode({"output0": output}, card(classes), [fit] * len(output), **settings)
+
+
+def rows(found):
+    return np.concatenate((found.boxes, found.scores[:, None], found.classes[:, None]), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("judging", {"conf": 0.001, "multi_label": True}),
+        ("predicting", {"conf": 0.25}),
+        ("all", {"conf": 0.001, "iou": 0.45, "max_det": 3600, "multi_label": True}),
+    ],
+)
+def test_crowd_equals_ultralytics(name, options):
+    """1,200 made-up anchors; the references come from Ultralytics' own suppression (references/make.py)."""
+    stored = np.load(REFERENCES / "crowd.npz")
+    whole = fit_to((10**4, 10**4), (10**4, 10**4))
+    output = stored["output0"] + np.array([200, 200, 0, 0, 0, 0, 0], np.float32)[:, None]
+    (found,) = decoded(output, fit=whole, **options)
+    expected = stored[name] + np.array([200, 200, 200, 200, 0, 0], np.float32)
+    np.testing.assert_allclose(rows(found), expected, atol=1e-3)
+
+
+def test_demo_pictures_equal_ultralytics():
+    """What Ultralytics kept of yolo11n's raw outputs on 40 pictures."""
+    stored = np.load(REFERENCES / "demo-detect.npz")
+    outputs = np.split(stored["output0"], np.cumsum(stored["anchors"])[:-1], 1)
+    kept = np.split(stored["kept"], np.cumsum(stored["counts"])[:-1])
+    for output, expected in zip(outputs, kept, strict=True):
+        wide = output.copy()
+        wide[:2] += 1000  # away from the edges, where boxes are clipped
+        roomy = fit_to((4000, 4000), (4000, 4000))
+        (found,) = decoded(wide[None], classes=10, fit=roomy, conf=0.001, multi_label=True)
+        np.testing.assert_allclose(found.boxes - 1000, expected[:, :4], atol=1e-3)
+        np.testing.assert_array_equal(found.scores, expected[:, 4])
+        np.testing.assert_array_equal(found.classes, expected[:, 5])
+
+
+def test_one_box_by_hand():
+    """A box at the middle of a letterboxed 320x640 picture, two classes above the threshold."""
+    output = np.zeros((1, 7, 2), np.float32)
+    output[0, :, 0] = [320, 320, 100, 50, 0.1, 0.9, 0.3]
+    fit = fit_to((160, 320), (640, 640))
+    (found,) = decoded(output, fit=fit)
+    np.testing.assert_allclose(found.boxes, [[135, 67.5, 185, 92.5]])
+    assert found.classes.tolist() == [1]
+    assert found.shape == (160, 320)
+    (found,) = decoded(output, fit=fit, multi_label=True)
+    assert found.classes.tolist() == [1, 2]
+    np.testing.assert_allclose(found.scores, [0.9, 0.3])
+
+
+def test_boxes_are_clipped_to_the_picture():
+    output = np.zeros((1, 7, 1), np.float32)
+    output[0, :, 0] = [10, 10, 100, 40, 0.9, 0, 0]
+    (found,) = decoded(output)
+    np.testing.assert_allclose(found.boxes, [[0, 0, 60, 30]])
+
+
+def test_nothing_found():
+    (found,) = decoded(np.zeros((1, 7, 5), np.float32))
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert "0 in 640x640" in repr(found)
+
+
+def test_threshold_is_exclusive():
+    output = np.zeros((7, 2), np.float32)
+    output[4, 0] = 0.25
+    output[4, 1] = np.nextafter(np.float32(0.25), np.float32(1))
+    for multi_label in (False, True):
+        assert candidates(output, 3, conf=0.25, multi_label=multi_label)[3].tolist() == [1]
+
+
+def test_graph_with_suppression_inside():
+    output = np.zeros((1, 300, 6), np.float32)
+    output[0, 0] = [320, 330, 340, 350, 0.5, 2]
+    output[0, 1] = [1, 2, 3, 4, 0.9, 0]
+    output[0, 2] = [1, 2, 3, 4, 0.1, 1]
+    settings = {"conf": 0.25, "iou": 0.7, "max_det": 300}
+    (found,) = task("detect").decode({"output0": output}, card(nms=True), [SAME], **settings)
+    assert found.classes.tolist() == [0, 2]
+    np.testing.assert_allclose(found.boxes, [[1, 2, 3, 4], [320, 330, 340, 350]])
+    (found,) = task("detect").decode({"output0": output}, card(nms=True), [SAME], **{**settings, "max_det": 1})
+    assert found.classes.tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", [(1, 84, 8400), (1, 7), (1, 8400, 7)])
+def test_other_outputs_are_refused(shape):
+    with pytest.raises(ModelError, match="where 3 classes need 7 columns"):
+        decoded(np.zeros(shape, np.float32))
+
+
+def test_unknown_task():
+    with pytest.raises(ModelError, match="use one of"):
+        task("depth")
+
+
+def test_coco_boxes():
+    labels = Labels(classes=np.array([1]), boxes=np.array([[1, 2, 4, 8]], np.float32))
+    assert task("detect").coco(labels, "B") == [{"bbox": [1, 2, 3, 6], "area": 18}]
+
+
+def test_drawing_leaves_the_picture_alone():
+    picture = np.full((120, 160, 3), 200, np.uint8)
+    found = Detections(
+        shape=(120, 160),
+        boxes=np.array([[20, 40, 80, 100], [0, 0, 30, 30]], np.float32),
+        scores=np.array([0.9, 0.4], np.float32),
+        classes=np.array([0, 9]),
+    )
+    drawn = task("detect").draw(picture, found, {0: "cat"})
+    assert (picture == 200).all()
+    assert drawn.shape == picture.shape
+    changed = (drawn != picture).any(-1)
+    assert changed[40, 30]
+    assert changed[70, 20]
+    assert not changed[70, 50]
+    assert not changed[110, 150]
+    assert "2 in 160x120: classes 0 (0.90), 9 (0.40)" in repr(found)

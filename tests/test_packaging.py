@@ -1,0 +1,139 @@
+"""The project's own files agree with each other, and importing the package costs nothing."""
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import trtkit
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Extras whose packages fetch or pin far more than the rest can live with; the lock's header says so too.
+UNLOCKED = {"tensorrt", "ultralytics"}
+HEAVY = {"torch", "onnx", "onnxruntime", "plotly", "polars", "cv2", "numpy", "tensorrt", "tensorrt_rtx", "ipywidgets"}
+
+
+def locked():
+    """Pinned versions by package; a package may have one for each Python."""
+    pins = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pins.setdefault(requirement.name.lower(), []).append(str(requirement.specifier).removeprefix("=="))
+    return pins
+
+
+def required():
+    groups = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+    return [
+        pytest.param(Requirement(text), id=f"{extra or 'always'}-{text}")
+        for extra, texts in groups.items()
+        if extra not in UNLOCKED
+        for text in texts
+    ]
+
+
+@pytest.mark.parametrize("requirement", required())
+def test_the_lock_holds_every_dependency_at_a_version_that_pyproject_allows(requirement):
+    versions = locked()[requirement.name.lower()]
+    assert versions
+    assert all(requirement.specifier.contains(version) for version in versions)
+
+
+def test_environment_yml_installs_the_same_extras_from_the_same_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip[0] == "-c requirements.lock"
+    extras = re.fullmatch(r"-e \.\[(.*)\]", pip[1]).group(1).split(",")
+    assert len(pip) == 2
+    made = (ROOT / "Makefile").read_text()
+    assert set(extras) == {"rtx", *re.search(r"rtx\$\(shell echo ,\)\)(\S+)", made).group(1).split(",")}
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+
+
+def test_environment_yml_takes_a_python_that_pyproject_allows():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (python,) = (
+        entry for entry in environment["dependencies"] if isinstance(entry, str) and entry.startswith("python")
+    )
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python.partition("=")[2] + ".0")
+
+
+def test_the_makefile_names_the_pythons_that_pyproject_allows():
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert "(3, 10) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text()
+    assert [minor for minor in range(8, 16) if allowed.contains(f"3.{minor}.0")] == [10, 11, 12, 13]
+
+
+def test_the_licence_is_apache_and_the_demo_has_its_own():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert "AGPL-3.0" in (ROOT / "trtkit" / "demo" / "LICENSE").read_text()
+    assert (ROOT / "trtkit" / "py.typed").exists()
+
+
+def test_the_installed_version_is_the_package_s():
+    assert importlib.metadata.version("trtkit") == trtkit.__version__
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    names = python("import sys, trtkit; print(*{name.partition('.')[0] for name in sys.modules})")
+    assert not HEAVY & set(names)
+
+
+def test_importing_the_package_takes_under_300_ms():
+    code = "import time; begun = time.perf_counter(); import trtkit; print(time.perf_counter() - begun)"
+    # The best of three: a busy machine may be slow once.
+    assert min(float(python(code)[0]) for _ in range(3)) < 0.3
+
+
+def test_every_public_name_is_there():
+    assert sorted(trtkit.__all__) == trtkit.__dir__()
+    for name in trtkit.__all__:
+        assert getattr(trtkit, name) is not None, name
+
+
+def test_verbs_are_functions_and_not_the_modules_they_live_in():
+    for name in ("load", "export", "open", "calibrate", "evaluate", "benchmark", "compare"):
+        assert inspect.isfunction(getattr(trtkit, name)), name
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = trtkit.nonsense
+
+
+def test_the_type_checker_sees_the_names_that_are_there():
+    source = (ROOT / "trtkit" / "__init__.py").read_text()
+    checked = set(re.findall(r"^    from \S+ import \w+ as (\w+)$", source, re.MULTILINE))
+    assert checked == set(trtkit._HOMES)
+
+
+def test_every_module_says_what_it_makes_public():
+    for path in sorted((ROOT / "trtkit").rglob("*.py")):
+        says_something = len(ast.parse(path.read_text()).body) > 1
+        if says_something and path.name != "__main__.py":
+            assert "__all__ = [" in path.read_text(), path
+
+
+def test_no_file_is_longer_than_400_lines():
+    for folder in ("trtkit", "tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path

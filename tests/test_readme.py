@@ -1,0 +1,69 @@
+"""What the README shows can be done: its commands parse, its Python names what is there, its files exist."""
+
+import ast
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import trtkit
+from trtkit.cli.parser import COMMANDS, parsed
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def lines():
+    return [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+
+
+def test_every_trtkit_command_is_understood():
+    commands = [words for words in lines() if words[0] == "trtkit"]
+    assert len(commands) >= 4
+    for words in commands:
+        parsed(words[1:])
+
+
+def test_every_make_target_is_there():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in lines():
+        if words[0] == "make":
+            assert set(words[1:]) <= targets
+
+
+def test_the_python_uses_names_and_arguments_that_are_there():
+    (code,) = blocks("python")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    verbs = 0
+    for call in calls:
+        if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "tk":
+            parameters = inspect.signature(getattr(trtkit, call.func.attr)).parameters
+            assert {word.arg for word in call.keywords} <= set(parameters)
+            verbs += 1
+    assert verbs == 3
+    for name in ("frame", "plot"):
+        assert callable(getattr(trtkit.Comparison, name))
+
+
+def test_the_table_names_what_is_there():
+    table = README[README.index("| step |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 8
+    for line in table:
+        command, function = (cell.strip("` ") for cell in line.split("|")[2:4])
+        assert command in ("", *COMMANDS)
+        found = trtkit
+        for part in function.split("."):
+            found = getattr(found, part)
+        assert callable(found)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", README))
+def test_every_file_it_points_at_is_there(link):
+    path = next(filter(None, link))
+    assert (ROOT / path).exists()

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import trtkit as tk
+from trtkit import demo
+from trtkit.errors import CancelledError, RecipeError
+from trtkit.progress import Event
+from trtkit.tuning.sweep import Sweep, sweep
+
+SIDE = 160
+SETTINGS = {
+    "algorithms": ("minmax", "entropy", "percentile"),
+    "percentiles": (99.9, 99.999),
+    "images": (2, 4),
+    "judged": 6,
+    "imgsz": SIDE,
+    "draws": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def found(model: tk.Model, kept: Path) -> Sweep:
+    return sweep(model, demo.data_path(), state=kept, **SETTINGS)  # type: ignore[arg-type]
+
+
+def test_every_setting_is_judged(found: Sweep) -> None:
+    rows = found.frame()
+    assert rows.select("algorithm", "percentile", "images").rows() == [
+        (algorithm, percentile, images)
+        for images in (2, 4)
+        for algorithm, percentile in (("minmax", None), ("entropy", None), ("percentile", 99.9), ("percentile", 99.999))
+    ]
+    assert found.metric == "mAP50-95(B)"
+    assert found.pictures == 6
+    assert ((rows["metric"] + rows["loss"]) - found.value_float).abs().max() < 1e-12  # type: ignore[operator]
+    assert (rows["low"] <= rows["metric"]).all()
+    assert (rows["metric"] <= rows["high"]).all()
+    assert (rows["loss_low"] <= rows["loss_high"]).all()
+
+
+def test_enough_is_the_fewest_pictures_that_keep_up(found: Sweep) -> None:
+    best, enough = found.best, found.enough
+    assert best["behind"] == 0.0
+    assert best["enough"]
+    assert enough["images"] == found.frame().filter(pl.col("enough"))["images"].min()
+    assert found.verdict() in repr(found)
+    assert "is enough" in found.verdict()
+
+
+def test_saved_loaded_and_shown(found: Sweep, tmp_path: Path) -> None:
+    loaded = Sweep.load(found.save(tmp_path / "sweep"))
+    assert loaded.frame().equals(found.frame())
+    assert loaded.verdict() == found.verdict()
+    names = [trace.name for trace in loaded.plot().data]
+    assert names == ["minmax", "entropy", "percentile 99.9", "percentile 99.999", "enough"]
+
+
+def test_a_second_run_judges_nothing_again(
+    found: Sweep, model: tk.Model, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("this was judged before")
+
+    monkeypatch.setattr("trtkit.tuning.state.evaluate", refuse)
+    again = sweep(model, demo.data_path(), state=kept, **SETTINGS)  # type: ignore[arg-type]
+    assert again.frame().equals(found.frame())
+
+
+def test_a_cancelled_sweep_goes_on_where_it_was(model: tk.Model, state: Path) -> None:
+    stop = threading.Event()
+    stages: list[str] = []
+
+    def watch(event: Event) -> None:
+        stages.append(event.stage)
+        if event.stage.startswith("judge entropy"):
+            stop.set()
+
+    with pytest.raises(CancelledError):
+        sweep(model, demo.data_path(), state=state, progress=watch, cancel=stop, **SETTINGS)  # type: ignore[arg-type]
+    assert "judge minmax, 2 pictures" in stages
+    stages.clear()
+    sweep(model, demo.data_path(), state=state, progress=lambda event: stages.append(event.stage), **SETTINGS)  # type: ignore[arg-type]
+    assert "judge fp32" not in stages
+    assert "judge minmax, 2 pictures" not in stages
+    assert "judge entropy, 2 pictures" in stages
+
+
+@pytest.mark.parametrize("settings", [{"algorithms": ()}, {"algorithms": ("best",)}, {"images": ()}, {"images": (0,)}])
+def test_a_sweep_over_nothing_is_refused(model: tk.Model, settings: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="nothing to sweep"):
+        sweep(model, demo.data_path(), **settings)  # type: ignore[arg-type]

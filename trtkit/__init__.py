@@ -1,0 +1,94 @@
+"""YOLO models to TensorRT engines, with the proof of what each precision costs and buys.
+
+>>> import trtkit as tk
+>>> artifact = tk.export("yolo11n.pt", format="engine", int8=True, data="coco.yaml")
+>>> comparison = tk.compare("yolo11n.pt", data="coco.yaml")
+
+Importing this package imports nothing heavy: each name below is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trtkit.errors import TrtkitError
+from trtkit.version import __version__
+
+if TYPE_CHECKING:
+    from trtkit import backends as backends
+    from trtkit import demo as demo
+    from trtkit.artifact import Artifact as Artifact
+    from trtkit.artifact import export as export
+    from trtkit.backends import open as open
+    from trtkit.backends.capabilities import capabilities as capabilities
+    from trtkit.calibration import Calibration as Calibration
+    from trtkit.calibration import calibrate as calibrate
+    from trtkit.judgement.comparing import compare as compare
+    from trtkit.judgement.comparison import Comparison as Comparison
+    from trtkit.judgement.evaluation import Evaluation as Evaluation
+    from trtkit.judgement.evaluation import evaluate as evaluate
+    from trtkit.judgement.timing import Timing as Timing
+    from trtkit.judgement.timing import benchmark as benchmark
+    from trtkit.progress import Event as Event
+    from trtkit.recipe import Recipe as Recipe
+    from trtkit.sources import load as load
+    from trtkit.sources.model import Model as Model
+
+# Names of the public interface and the module each lives in; None for a module that is itself the name.
+_HOMES: dict[str, str | None] = {
+    "Artifact": "trtkit.artifact",
+    "Calibration": "trtkit.calibration",
+    "Comparison": "trtkit.judgement.comparison",
+    "Evaluation": "trtkit.judgement.evaluation",
+    "Event": "trtkit.progress",
+    "Model": "trtkit.sources.model",
+    "Recipe": "trtkit.recipe",
+    "Timing": "trtkit.judgement.timing",
+    "backends": None,
+    "benchmark": "trtkit.judgement.timing",
+    "calibrate": "trtkit.calibration",
+    "capabilities": "trtkit.backends.capabilities",
+    "compare": "trtkit.judgement.comparing",
+    "demo": None,
+    "evaluate": "trtkit.judgement.evaluation",
+    "export": "trtkit.artifact",
+    "load": "trtkit.sources",
+    "open": "trtkit.backends",
+}
+
+__all__ = [
+    "Artifact",
+    "Calibration",
+    "Comparison",
+    "Evaluation",
+    "Event",
+    "Model",
+    "Recipe",
+    "Timing",
+    "TrtkitError",
+    "__version__",
+    "backends",
+    "benchmark",
+    "calibrate",
+    "capabilities",
+    "compare",
+    "demo",
+    "evaluate",
+    "export",
+    "load",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trtkit' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = importlib.import_module(f"trtkit.{name}") if home is None else getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,293 @@
+"""What a calibration found, with where it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import polars as pl
+
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Seen, magnitude
+from trtkit.calibration.collection import spread
+from trtkit.calibration.histogram import Histogram
+from trtkit.errors import CalibrationError
+from trtkit.files import hash_of
+from trtkit.origin import Origin
+from trtkit.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from trtkit.sources import Model
+
+__all__ = ["Calibration", "read_ranges"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Calibration(Result):
+    """Ranges by ONNX tensor, and what they were read off.
+
+    Attributes:
+        ranges: Lowest and highest value each tensor's INT8 scale has to cover, by tensor name, in graph order.
+        algorithm: How they were read off the pictures: one of `ALGORITHMS`, or "tensorrt" for a cache of TensorRT's.
+        percentile: For "percentile", the share of values not clipped, percent; None otherwise.
+        images: Pictures that were seen.
+        split: The split they came from.
+        skipped: Pictures that could not be read.
+        seen: Exact extremes, moving averages and, where they were kept, histograms of the measured tensors.
+        sources: For the other tensors, which only move values, what they take them from.
+        corrections: What is added to the bias of a layer that runs in INT8, by node name: what bias correction found.
+        notes: What a reader should know, such as why a cache was not used.
+        origin: Model, data, versions, machine, settings and seed.
+    """
+
+    kind: ClassVar[str] = "calibration"
+
+    ranges: Mapping[str, tuple[float, float]]
+    algorithm: str
+    percentile: float | None = None
+    images: int
+    split: str
+    skipped: tuple[str, ...] = ()
+    seen: Mapping[str, Seen] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    corrections: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    origin: Origin
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the ranges, the model and the data, 64 hex digits."""
+        parts = [f"{name} {low!r} {high!r}" for name, (low, high) in self.ranges.items()]
+        parts += [f"{name} {values!r}" for name, values in self.corrections.items()]
+        return hash_of(self.algorithm, self.origin.model_hash, self.origin.data_hash or "", *parts)
+
+    @property
+    def histograms(self) -> Mapping[str, Histogram]:
+        """Counts of the magnitudes of each measured tensor; empty where only extremes were taken."""
+        return {name: seen.histogram for name, seen in self.seen.items() if seen.histogram is not None}
+
+    def using(self, algorithm: str, *, percentile: float | None = None) -> Calibration:
+        """The same pass read by another algorithm; no picture is looked at again.
+
+        Args:
+            algorithm: One of `ALGORITHMS`.
+            percentile: For "percentile", the share of values not clipped, percent; None takes 99.999.
+
+        Raises:
+            CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
+        """
+        settings = {**self.origin.settings, "algorithm": algorithm, "percentile": None}
+        if algorithm == "percentile":
+            settings["percentile"] = percentile = PERCENTILE if percentile is None else percentile
+        elif percentile is not None:
+            raise CalibrationError(
+                f"calibrate with {algorithm!r} and percentile={percentile}",
+                "only the algorithm 'percentile' has one",
+                "leave it out, or use algorithm='percentile'",
+            )
+        return dataclasses.replace(
+            self,
+            ranges=read_ranges(self.seen, self.sources, tuple(self.ranges), algorithm, percentile),
+            algorithm=algorithm,
+            percentile=percentile,
+            corrections={},
+            origin=dataclasses.replace(self.origin, settings=settings),
+        )
+
+    def frame(self) -> pl.DataFrame:
+        """One row a tensor: `tensor`, `low`, `high`, `scale` (symmetric: the larger magnitude over 127)."""
+        frame = pl.DataFrame(
+            {
+                "tensor": list(self.ranges),
+                "low": [low for low, _ in self.ranges.values()],
+                "high": [high for _, high in self.ranges.values()],
+            },
+            schema={"tensor": pl.String, "low": pl.Float64, "high": pl.Float64},
+        )
+        return frame.with_columns(scale=pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs()) / 127.0)
+
+    def compared(self, percentiles: Sequence[float] = (99.9, 99.99, PERCENTILE)) -> pl.DataFrame:
+        """What every algorithm makes of each measured tensor.
+
+        Args:
+            percentiles: Percentiles to show, percent.
+
+        Returns:
+            One row a tensor: `tensor`, and a column with the magnitude that each algorithm covers (`minmax`,
+            `moving_average`, `entropy`, `mse`, `percentile 99.9`, ...); histograms missing, only the first two.
+        """
+        asked: dict[str, tuple[str, float]] = {name: (name, PERCENTILE) for name in ("minmax", "moving_average")}
+        if self.histograms:
+            asked.update({name: (name, PERCENTILE) for name in ("entropy", "mse")})
+            asked.update({f"percentile {value:g}": ("percentile", value) for value in percentiles})
+        columns: dict[str, Any] = {"tensor": list(self.seen)}
+        for column, (algorithm, value) in asked.items():
+            columns[column] = [
+                magnitude(seen, algorithm, percentile=value, tensor=name) for name, seen in self.seen.items()
+            ]
+        return pl.DataFrame(columns, schema={name: pl.String if name == "tensor" else pl.Float64 for name in columns})
+
+    def plot(self) -> go.Figure:
+        """The ranges in graph order, as bars from the lowest to the highest value."""
+        from trtkit.calibration.figures import ranges_figure
+
+        return ranges_figure(self)
+
+    def plot_tensor(self, tensor: str) -> go.Figure:
+        """A tensor's histogram, with the magnitude that each algorithm would cover.
+
+        Raises:
+            CalibrationError: No histogram of that tensor was kept.
+        """
+        from trtkit.calibration.figures import tensor_figure
+
+        return tensor_figure(self, tensor)
+
+    def to_tensorrt_cache(self, version: str = "8600") -> str:
+        """The scales in TensorRT's own `.cache` text.
+
+        Args:
+            version: TensorRT's version as four digits, which its reader compares with its own.
+        """
+        from trtkit.calibration.tensorrt_cache import to_text
+
+        return to_text(self.ranges, algorithm=self.algorithm, version=version)
+
+    @classmethod
+    def from_tensorrt_cache(cls, source: str | Path, model: Model | str | Path) -> Calibration:
+        """Read a `.cache` of TensorRT's calibrators.
+
+        Args:
+            source: The file, or its text.
+            model: The model it belongs to; the file does not say, so that only names of tensors can be compared.
+
+        Raises:
+            CalibrationError: It is no such text, or has no scale for tensors the model needs one for.
+        """
+        from trtkit.calibration.tensorrt_cache import from_cache
+
+        return from_cache(source, model)
+
+    def tables(self) -> Mapping[str, pl.DataFrame]:
+        """The ranges, what was seen of each tensor, and the corrections."""
+        sources = [list(self.sources.get(name, ())) for name in self.ranges]
+        kept = list(self.seen.values())
+        seen = pl.DataFrame(
+            {
+                "tensor": list(self.seen),
+                **{name: [getattr(one, name) for one in kept] for name in _NUMBERS},
+                "exponent": [one.histogram.exponent if one.histogram is not None else None for one in kept],
+                "counts": [one.histogram.counts.tolist() if one.histogram is not None else None for one in kept],
+            },
+            schema={
+                "tensor": pl.String,
+                **dict.fromkeys(_NUMBERS, pl.Float64),
+                "exponent": pl.Int64,
+                "counts": pl.List(pl.Int64),
+            },
+        )
+        ranges = self.frame().with_columns(sources=pl.Series(sources, dtype=pl.List(pl.String)))
+        corrections = pl.DataFrame(
+            {"node": list(self.corrections), "added": [list(values) for values in self.corrections.values()]},
+            schema={"node": pl.String, "added": pl.List(pl.Float64)},
+        )
+        return {"ranges": ranges, "seen": seen, "corrections": corrections}
+
+    def facts(self) -> Mapping[str, Any]:
+        """Everything but the ranges and what was seen."""
+        return {
+            "algorithm": self.algorithm,
+            "percentile": self.percentile,
+            "images": self.images,
+            "split": self.split,
+            "skipped": list(self.skipped),
+            "notes": list(self.notes),
+            "hash": self.hash,
+        }
+
+    @classmethod
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Calibration:
+        """The inverse of `tables` and `facts`.
+
+        Raises:
+            CalibrationError: The files were changed since they were written.
+        """
+        rows = tables["ranges"].select("tensor", "low", "high", "sources").rows()
+        seen = {
+            row["tensor"]: Seen(
+                **{name: row[name] for name in _NUMBERS},
+                histogram=None if row["counts"] is None else Histogram(row["counts"], row["exponent"]),
+            )
+            for row in tables["seen"].iter_rows(named=True)
+        }
+        found = cls(
+            ranges={name: (low, high) for name, low, high, _ in rows},
+            algorithm=facts["algorithm"],
+            percentile=facts["percentile"],
+            images=facts["images"],
+            split=facts["split"],
+            skipped=tuple(facts["skipped"]),
+            seen=seen,
+            sources={name: tuple(sources) for name, _, _, sources in rows if sources},
+            corrections={name: tuple(added) for name, added in tables["corrections"].rows()},
+            notes=tuple(facts["notes"]),
+            origin=origin,
+        )
+        if found.hash != facts["hash"]:
+            raise CalibrationError(
+                "load a calibration", "its ranges are not the ones that were saved", "calibrate this model again"
+            )
+        return found
+
+    def __repr__(self) -> str:
+        how = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
+        kept = ", histograms kept" if self.histograms else ""
+        return (
+            f"Calibration({how}: {len(self.ranges)} tensors from {self.images} pictures of {self.split}{kept}, "
+            f"model {self.origin.model_hash[:12]})"
+        )
+
+
+_NUMBERS = ("low", "high", "average_low", "average_high")
+
+
+def read_ranges(
+    seen: Mapping[str, Seen],
+    sources: Mapping[str, tuple[str, ...]],
+    names: Sequence[str],
+    algorithm: str,
+    percentile: float | None = None,
+) -> dict[str, tuple[float, float]]:
+    """The ranges of all tensors by an algorithm: their exact extremes, cut off at the magnitude it covers.
+
+    Args:
+        seen: What was seen of the measured tensors.
+        sources: What the others take their values from.
+        names: All tensors in graph order.
+        algorithm: One of `ALGORITHMS`.
+        percentile: For "percentile", percent; None takes 99.999.
+
+    Raises:
+        CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
+    """
+    if algorithm not in ALGORITHMS:
+        raise CalibrationError(
+            f"calibrate with {algorithm!r}", "there is no such algorithm", f"use one of {', '.join(ALGORITHMS)}"
+        )
+    if not seen:
+        raise CalibrationError(
+            f"read ranges by {algorithm} off a calibration",
+            "it holds scales only, as a cache of TensorRT's does",
+            "calibrate the model with trtkit",
+        )
+    ranges = {}
+    for name, one in seen.items():
+        reach = magnitude(one, algorithm, percentile=PERCENTILE if percentile is None else percentile, tensor=name)
+        if algorithm == "moving_average":
+            ranges[name] = (one.average_low, one.average_high)
+        else:
+            ranges[name] = (max(one.low, -reach), min(one.high, reach))
+    return spread(ranges, sources, names)

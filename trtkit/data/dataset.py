@@ -1,0 +1,252 @@
+"""A labelled picture set as Ultralytics writes it: a `data.yaml`, or a folder of class folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtkit.data.description import SPLITS, pictures_named, read_description, read_names, split_places
+from trtkit.data.labels import Labels, label_path, read_labels
+from trtkit.data.pictures import pictures_in, read_picture
+from trtkit.errors import DataError
+from trtkit.sources.card import TASKS
+
+__all__ = ["Dataset", "open_dataset", "read_picture"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Pictures and labels on disk; nothing is read before it is asked for.
+
+    Attributes:
+        path: The YAML file, or the folder for classify.
+        task: What the labels are read for.
+        names: Class names by number.
+        splits: What each split names: folders, text files or pictures.
+        kpt_shape: (points, 2 or 3) for pose, None otherwise.
+        flip_idx: Which keypoint each becomes in a mirror, or ().
+        sigmas: Spread of each keypoint for OKS where the YAML file has `kpt_oks_sigmas`, or ().
+    """
+
+    path: Path
+    task: str
+    names: Mapping[int, str]
+    splits: Mapping[str, tuple[Path, ...]]
+    kpt_shape: tuple[int, int] | None = None
+    flip_idx: tuple[int, ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+    def pictures(self, split: str) -> tuple[Path, ...]:
+        """The pictures of a split, sorted.
+
+        Raises:
+            DataError: There is no such split, a place it names is missing, or it holds no pictures.
+        """
+        asked = f"read split {split!r} of {self.path}"
+        if split not in self.splits:
+            there = ", ".join(self.splits) or "none"
+            raise DataError(asked, f"the data set has no such split (it has: {there})", "name one of these or add it")
+        found: set[Path] = set()
+        for place in self.splits[split]:
+            found.update(pictures_named(place, asked))
+        if not found:
+            places = ", ".join(str(place) for place in self.splits[split])
+            raise DataError(asked, f"there are no pictures in {places}", "check the path")
+        return tuple(sorted(found, key=str))
+
+    def labels(self, picture: Path) -> Labels:
+        """A picture's labels, coordinates as shares of its sides.
+
+        Raises:
+            DataError: The label file contradicts the data set.
+        """
+        if self.task == "classify":
+            return Labels(classes=np.array([self._class_of(picture)], np.int64), boxes=np.zeros((0, 4), np.float32))
+        return read_labels(label_path(picture), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
+
+    def require_labels(self, pictures: Sequence[Path]) -> int:
+        """Make sure that there is something to judge by.
+
+        Returns:
+            How many of the pictures have no label file; they count as pictures without objects.
+
+        Raises:
+            DataError: None of the pictures has one.
+        """
+        if self.task == "classify":
+            return 0
+        bare = sum(not label_path(picture).is_file() for picture in pictures)
+        if bare == len(pictures):
+            raise DataError(
+                f"judge by {self.path}",
+                f"none of {len(pictures)} pictures has labels ({label_path(pictures[0])} is not there)",
+                "put labels/.../<picture>.txt beside images/.../<picture>",
+            )
+        return bare
+
+    def hash(self, split: str) -> str:
+        """SHA-256 over pictures, labels and class names, as 64 hex digits; kept while no file changes.
+
+        Raises:
+            DataError: As `pictures` does.
+        """
+        return self.hash_of(self.pictures(split))
+
+    def hash_of(self, pictures: Sequence[Path]) -> str:
+        """`hash` of some pictures only, such as the ones a sample drew."""
+        labelled = self.task != "classify"
+        stamps = tuple(
+            (str(path), *_stamp(path), *(_stamp(label_path(path)) if labelled else (self._class_of(path),)))
+            for path in pictures
+        )
+        return _content_hash(stamps, tuple(self.names.values()), labelled)
+
+    def _class_of(self, picture: Path) -> int:
+        for places in self.splits.values():
+            for place in places:
+                if picture.is_relative_to(place):
+                    name = picture.relative_to(place).parts[0]
+                    for number, known in self.names.items():
+                        if known == name:
+                            return number
+                    raise DataError(
+                        f"read the class of {picture}",
+                        f"the folder {name!r} is not among the classes of train ({', '.join(self.names.values())})",
+                        "rename or remove it",
+                    )
+        raise DataError(
+            f"read the class of {picture}", f"it lies outside {self.path}", "name a picture of this data set"
+        )
+
+
+def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
+    """Open a data set for a task.
+
+    Args:
+        data: A `data.yaml`, a folder with one YAML file in it, a folder of class folders below train/ and val/ for
+            classify, or an open data set.
+        task: "detect", "segment", "classify", "pose" or "obb".
+
+    Returns:
+        The data set; pictures and labels are read when asked for.
+
+    Raises:
+        DataError: The data set is missing, or its description contradicts itself or the task.
+    """
+    if task not in TASKS:
+        raise DataError(f"open data set {data} for {task!r}", "there is no such task", f"use one of {', '.join(TASKS)}")
+    if isinstance(data, Dataset):
+        return data if data.task == task else open_dataset(data.path, task=task)
+    path = Path(data).expanduser()
+    if task == "classify":
+        return _open_folders(path)
+    if path.is_dir():
+        found = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
+        if len(found) != 1:
+            raise DataError(
+                f"open data set {path}", f"the folder holds {len(found)} YAML files", "name the data.yaml itself"
+            )
+        path = found[0]
+    return _open_yaml(path.absolute(), task)
+
+
+def _open_yaml(path: Path, task: str) -> Dataset:
+    asked = f"read data set {path}"
+    description = read_description(path)
+    splits = split_places(description, path)
+    if not splits:
+        raise DataError(asked, f"it names no pictures ({', '.join(SPLITS)} are missing)", "add train and val")
+    kpt_shape = _kpt_shape(description.get("kpt_shape"), asked)
+    if task == "pose" and kpt_shape is None:
+        raise DataError(asked, "pose needs kpt_shape", "add kpt_shape: [points, 2 or 3]")
+    sigmas = tuple(float(value) for value in description.get("kpt_oks_sigmas") or ())
+    if sigmas and kpt_shape is not None and len(sigmas) != kpt_shape[0]:
+        raise DataError(asked, f"{len(sigmas)} kpt_oks_sigmas for {kpt_shape[0]} keypoints", "give one for each")
+    return Dataset(
+        path=path,
+        task=task,
+        names=read_names(description, asked),
+        splits=splits,
+        kpt_shape=kpt_shape,
+        flip_idx=tuple(int(index) for index in description.get("flip_idx") or ()),
+        sigmas=sigmas,
+    )
+
+
+def _kpt_shape(value: Any, asked: str) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(n, int) for n in value)
+        or value[1] not in (2, 3)
+    ):
+        raise DataError(asked, f"kpt_shape is {value!r}", "write [points, 2 or 3]")
+    return value[0], value[1]
+
+
+def _open_folders(path: Path) -> Dataset:
+    """Open class folders: train/<class>/*.jpg and val/<class>/*.jpg; the class names are the sorted folders of train.
+
+    Raises:
+        DataError: The folder or its train split is missing.
+    """
+    asked = f"open data set {path} for classify"
+    if not path.is_dir():
+        raise DataError(
+            asked,
+            "there is no such folder, and trtkit downloads no data sets",
+            "name a folder that holds train/ and val/",
+        )
+    path = path.absolute()
+    splits = {split: (path / split,) for split in SPLITS if (path / split).is_dir()}
+    for other in ("validation", "valid"):
+        if "val" not in splits and (path / other).is_dir():
+            splits["val"] = (path / other,)
+    if not splits:
+        raise DataError(asked, "it holds neither train/ nor val/", "put the class folders below train/ and val/")
+    naming = splits.get("train") or next(iter(splits.values()))
+    names = sorted(folder.name for folder in naming[0].iterdir() if folder.is_dir() and pictures_in(folder))
+    if not names:
+        raise DataError(asked, f"{naming[0]} holds no class folders with pictures", "make one folder for each class")
+    return Dataset(path=path, task="classify", names=dict(enumerate(names)), splits=splits)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of last change; (-1, 0) where there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _content_hash(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], labelled: bool) -> str:
+    digest = hashlib.sha256("\0".join(names).encode())
+    for stamp in stamps:
+        picture = Path(stamp[0])
+        parts = [picture.name.encode(), _content(picture)]
+        if labelled:
+            parts.append(_content(label_path(picture)))
+        else:
+            parts.append(str(stamp[3]).encode())
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; none where it can't be read, since such a picture is skipped and told of elsewhere."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

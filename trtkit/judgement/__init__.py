@@ -1,0 +1,1 @@
+"""Runners judged: accuracy, time, and what changes between precisions."""

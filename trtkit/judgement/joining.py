@@ -1,0 +1,103 @@
+"""Evaluations, times and files of several precisions, joined into one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from trtkit.artifact import Artifact
+    from trtkit.judgement.evaluation import Evaluation
+    from trtkit.judgement.timing import Timing
+
+__all__ = ["headline", "joined", "labelled"]
+
+# Accuracies that decide, in the order they are told, and the rule each follows: the same detections give two APs that
+# differ by up to 0.02, so that none is shown without its rule.
+DECIDING = (
+    ("mAP50-95(", "mAP50-95{} by Ultralytics' rule"),
+    ("top1", "top-1 accuracy"),
+    ("coco/AP", "coco/AP{} by pycocotools' rule"),
+)
+TIMES = ("runs", "mean_ms", "std_ms", "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "picture_ms", "pictures_per_s")
+
+
+def headline(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Column and readable name of the accuracies that decide.
+
+    Args:
+        metrics: `Evaluation.metrics`.
+    """
+    found = []
+    for prefix, name in DECIDING:
+        for column in metrics:
+            tail = column[len(prefix.rstrip("(")) :]
+            if column.startswith(prefix) and (not tail or tail.startswith("(")):
+                found.append((column, name.format("" if tail in ("", "(B)") else tail)))
+    return found
+
+
+def joined(
+    made: Mapping[str, Mapping[str, Artifact]],
+    judged: Mapping[str, Evaluation],
+    timing: Timing,
+    reference: str,
+    deciding: Sequence[str],
+) -> pl.DataFrame:
+    """One row a precision and batch.
+
+    Args:
+        made: Files by precision and format.
+        judged: Evaluations by precision.
+        timing: Times, labelled by precision.
+        reference: The precision that changes are told against.
+        deciding: Metrics to tell changes of.
+    """
+    base = judged[reference].metrics
+    accuracy = pl.DataFrame(
+        [
+            {
+                "label": label,
+                **{name: float(value) for name, value in one.metrics.items()},
+                **{f"delta {name}": float(one.metrics[name] - base[name]) for name in deciding},
+            }
+            for label, one in judged.items()
+        ]
+    )
+    files = pl.DataFrame([{"label": label, **_file_facts(files)} for label, files in made.items()], schema=FILES)
+    times = timing.frame().select("label", "runner", "engine", "clock", "imgsz", "batch", "padded", *TIMES)
+    whole = times.join(accuracy, on="label", maintain_order="left").join(files, on="label", maintain_order="left")
+    order = {label: place for place, label in enumerate(made)}
+    whole = whole.sort(pl.col("label").replace_strict(order, return_dtype=pl.Int64), "batch")
+    front = ["label", "runner", "engine", "clock", "imgsz", "batch", "padded"]
+    rest = [name for name in (*accuracy.columns, *TIMES, *FILES) if name not in front]
+    return whole.select(*front, *rest).rename({"label": "precision"})
+
+
+FILES = {
+    "label": pl.String,
+    "onnx_mb": pl.Float64,
+    "engine_mb": pl.Float64,
+    "build_s": pl.Float64,
+    "export_s": pl.Float64,
+}
+
+
+def _file_facts(files: Mapping[str, Artifact]) -> dict[str, Any]:
+    engine = files.get("engine")
+    return {
+        "onnx_mb": files["onnx"].size / 1e6,
+        "engine_mb": None if engine is None else engine.size / 1e6,
+        "build_s": None if engine is None else engine.build_seconds,
+        "export_s": sum(file.seconds for file in files.values()),
+    }
+
+
+def labelled(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Frames by precision as one, with the precision in front."""
+    return pl.concat(
+        [frame.select(pl.lit(label).alias("precision"), pl.all()) for label, frame in frames.items()],
+        how="diagonal_relaxed",
+    )

@@ -1,0 +1,197 @@
+"""Judging tasks that find objects: detections matched to labels, picture by picture, and scored over all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from trtkit.errors import DataError
+from trtkit.judgement.coco import coco_metrics
+from trtkit.judgement.precision_recall import ClassScores, bits_of, match, matched_at, score_classes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trtkit.data import Dataset, Labels
+    from trtkit.tasks import Detections, Task
+
+__all__ = ["Judged", "ObjectJudge"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """What a judge says once it has seen every picture; the frames are described at `Evaluation`."""
+
+    metrics: Mapping[str, float]
+    per_class: pl.DataFrame
+    per_picture: pl.DataFrame
+    detections: pl.DataFrame
+    truths: pl.DataFrame
+    confidence: float
+
+
+class ObjectJudge:
+    """Collects matches by kind ("B", "M", "P"); what it keeps of a picture is small whatever its masks weigh.
+
+    Args:
+        task: Says how alike labels and detections are.
+        dataset: Whose labels, and whose class names.
+    """
+
+    def __init__(self, task: Task, dataset: Dataset) -> None:
+        self.task = task
+        self.dataset = dataset
+        self.pictures: list[dict[str, Any]] = []
+        self.found: list[dict[str, NDArray[Any]]] = []
+        self.truths: list[dict[str, NDArray[Any]]] = []
+        self.coco_found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in task.coco_kinds}
+        self.coco_labels: dict[str, list[dict[str, Any]]] = {kind: [] for kind in task.coco_kinds}
+
+    def add(self, path: Path, labels: Labels, prediction: Detections) -> None:
+        """Judge one picture.
+
+        Args:
+            path: Its file.
+            labels: In pixels of the original picture.
+            prediction: Objects by falling score.
+        """
+        number = len(self.pictures)
+        found: dict[str, NDArray[Any]] = {
+            "picture": np.full(len(prediction), number, np.int32),
+            "class": prediction.classes.astype(np.int32),
+            "score": prediction.scores,
+            **self.task.columns(prediction),
+        }
+        areas = (labels.boxes[:, 2] - labels.boxes[:, 0]) * (labels.boxes[:, 3] - labels.boxes[:, 1])
+        truths: dict[str, NDArray[Any]] = {
+            "picture": np.full(len(labels), number, np.int32),
+            "class": labels.classes.astype(np.int32),
+            **{name: labels.boxes[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))},
+            "area": areas,
+        }
+        for kind, similarity in self.task.similarity(labels, prediction, self.dataset).items():
+            matched, claimed = match(similarity, labels.classes, prediction.classes)
+            found[f"matched({kind})"] = bits_of(matched)
+            truths[f"matched({kind})"] = bits_of(claimed >= 0)
+            scores = np.append(prediction.scores, np.float32(np.nan))
+            truths[f"score({kind})"] = scores[claimed[:, 0]]
+        for kind in self.task.coco_kinds:
+            for row, one in zip(self.task.coco(labels, kind), labels.classes.tolist(), strict=True):
+                row |= {"image_id": number, "category_id": one}
+                self.coco_labels[kind].append(row)
+            pairs = zip(prediction.classes.tolist(), prediction.scores.tolist(), strict=True)
+            for row, (one, score) in zip(self.task.coco(prediction, kind), pairs, strict=True):
+                row |= {"image_id": number, "category_id": one, "score": score}
+                self.coco_found[kind].append(row)
+        self.found.append(found)
+        self.truths.append(truths)
+        self.pictures.append(
+            {
+                "picture": number,
+                "path": str(path),
+                "height": prediction.shape[0],
+                "width": prediction.shape[1],
+                "labels": len(labels),
+                "detections": len(prediction),
+            }
+        )
+
+    def verdict(self) -> Judged:
+        """Metrics and frames over all pictures added.
+
+        Raises:
+            DataError: No picture has a labelled object.
+        """
+        detections, truths = _frame(self.found), _frame(self.truths)
+        if not len(truths):
+            raise DataError(
+                f"judge by {self.dataset.path}",
+                f"the label files of all {len(self.pictures)} pictures are empty",
+                "judge on pictures with labelled objects",
+            )
+        # A label that no detection claimed has no score.
+        truths = truths.with_columns(pl.col("^score.*$").fill_nan(None))
+        metrics: dict[str, float] = {}
+        per_class = self._instances(truths)
+        confidence = 0.0
+        for place, kind in enumerate(self.task.kinds):
+            scores = score_classes(
+                matched_at(detections[f"matched({kind})"].to_numpy()),
+                detections["score"].to_numpy(),
+                detections["class"].to_numpy(),
+                truths["class"].to_numpy(),
+            )
+            means = scores.means()
+            metrics |= {f"{name}({kind})": means[name] for name in ("mAP50", "mAP50-95", "precision", "recall")}
+            per_class = per_class.join(_class_frame(scores, kind), on="class", how="left", maintain_order="left")
+            confidence = scores.confidence if place == 0 else confidence
+        for kind, iou_type in self.task.coco_kinds.items():
+            metrics |= coco_metrics(
+                self.coco_labels[kind],
+                self.coco_found[kind],
+                shapes=[(row["height"], row["width"]) for row in self.pictures],
+                classes=list(self.dataset.names),
+                kind=kind,
+                iou_type=iou_type,
+                sigmas=self.dataset.sigmas,
+            )
+        return Judged(
+            metrics=metrics,
+            per_class=per_class,
+            per_picture=self._picture_frame(detections, truths, confidence),
+            detections=detections,
+            truths=truths,
+            confidence=confidence,
+        )
+
+    def _instances(self, truths: pl.DataFrame) -> pl.DataFrame:
+        """Labels of each class, and the pictures they are in."""
+        counts = truths.group_by("class").agg(pictures=pl.col("picture").n_unique(), instances=pl.len())
+        names = pl.DataFrame(
+            {"class": list(self.dataset.names), "name": list(self.dataset.names.values())},
+            schema={"class": pl.Int32, "name": pl.String},
+        )
+        return names.join(counts, on="class", how="inner", maintain_order="left").select(
+            "class", "name", pl.col("pictures", "instances").cast(pl.Int64)
+        )
+
+    def _picture_frame(self, detections: pl.DataFrame, truths: pl.DataFrame, confidence: float) -> pl.DataFrame:
+        """Right, wrong and missed objects of each picture at the confidence of the best F1, similarity 0.5."""
+        matched = f"matched({self.task.kinds[0]})"
+        right = (pl.col(matched) & 1) == 1
+        sure = detections.filter(pl.col("score") >= confidence)
+        counts = sure.group_by("picture").agg(tp=right.sum().cast(pl.Int64), fp=(~right).sum().cast(pl.Int64))
+        whole = pl.DataFrame(self.pictures, schema_overrides={"picture": pl.Int32})
+        return whole.join(counts, on="picture", how="left", maintain_order="left").with_columns(
+            tp=pl.col("tp").fill_null(0),
+            fp=pl.col("fp").fill_null(0),
+            fn=pl.col("labels") - pl.col("tp").fill_null(0),
+        )
+
+
+def _frame(parts: list[dict[str, Any]]) -> pl.DataFrame:
+    """Column arrays of many pictures as one frame."""
+    columns: dict[str, Any] = {}
+    for name, first in parts[0].items():
+        if isinstance(first, np.ndarray):
+            columns[name] = np.concatenate([part[name] for part in parts])
+        else:
+            columns[name] = [value for part in parts for value in part[name]]
+    return pl.DataFrame(columns)
+
+
+def _class_frame(scores: ClassScores, kind: str) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "class": scores.classes.astype(np.int32),
+            f"mAP50({kind})": scores.ap[:, 0],
+            f"mAP50-95({kind})": scores.ap.mean(1),
+            f"precision({kind})": scores.precision,
+            f"recall({kind})": scores.recall,
+        }
+    )

@@ -1,0 +1,179 @@
+"""Average precision by Ultralytics' rule: matching, curves, averages.
+
+It differs from pycocotools' rule in two ways: pycocotools keeps the best 100 detections of a class in a picture, and
+averages the envelope's steps at 101 recalls where this rule reads it by linear interpolation and takes the trapezoid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["THRESHOLDS", "ClassScores", "average_precision", "bits_of", "match", "matched_at", "score_classes"]
+
+THRESHOLDS: NDArray[np.float32] = np.linspace(0.5, 0.95, 10).astype(np.float32)
+"""The similarities at which a detection must match a label, 0.50 to 0.95."""
+
+GRID = 1000
+"""Confidences between 0 and 1 at which precision and recall are read to find the best F1."""
+
+SMOOTHING = 0.1
+"""Width of the box filter over the F1 curve, as a share of the grid."""
+
+
+def match(
+    similarity: NDArray[np.float32], label_classes: NDArray[np.int64], found_classes: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Match detections of one picture to labels of their class, at every threshold on its own.
+
+    Detections claim in the given order, so by falling score: each takes the most similar label of its class that none
+    before it took, if that is similar enough.
+
+    Args:
+        similarity: Shape (labels, detections), in 0..1.
+        label_classes: Shape (labels,).
+        found_classes: Shape (detections,), by falling score.
+
+    Returns:
+        Whether each detection matched, shape (detections, 10), and the detection that claimed each label or -1, shape
+        (labels, 10).
+    """
+    labels, found = similarity.shape
+    matched = np.zeros((found, len(THRESHOLDS)), np.bool_)
+    claimed = np.full((labels, len(THRESHOLDS)), -1, np.int64)
+    if not labels or not found:
+        return matched, claimed
+    alike = np.where(label_classes[:, None] == found_classes, similarity, np.float32(0))
+    every = np.arange(len(THRESHOLDS))
+    for detection in np.flatnonzero(alike.max(0) >= THRESHOLDS[0]):
+        free = np.where(claimed < 0, alike[:, detection, None], np.float32(0))
+        best = free.argmax(0)
+        enough = free[best, every] >= THRESHOLDS
+        matched[detection] = enough
+        claimed[best[enough], every[enough]] = detection
+    return matched, claimed
+
+
+def bits_of(matched: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Ten truth values a row as one number: bit t stands for threshold t."""
+    bits: NDArray[np.uint16] = (matched << np.arange(len(THRESHOLDS), dtype=np.uint16)).sum(1, dtype=np.uint16)
+    return bits
+
+
+def matched_at(bits: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """The inverse of `bits_of`, shape (n, 10)."""
+    matched: NDArray[np.bool_] = (bits[:, None] >> np.arange(len(THRESHOLDS), dtype=np.uint16)) & 1 == 1
+    return matched
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ClassScores:
+    """Scores of the classes that have labels, in rising order of class.
+
+    Attributes:
+        classes: Shape (n,).
+        instances: Labels of each, shape (n,).
+        precision: At `confidence`, shape (n,).
+        recall: At `confidence`, shape (n,).
+        ap: Average precision at each threshold, shape (n, 10).
+        confidence: Where the mean F1 over the classes, smoothed, is highest.
+    """
+
+    classes: NDArray[np.int64]
+    instances: NDArray[np.int64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    ap: NDArray[np.float64]
+    confidence: float
+
+    def means(self) -> dict[str, float]:
+        """The means over the classes, by the guide's names without the kind; 0 where no class has labels."""
+        if not len(self.classes):
+            return dict.fromkeys(("precision", "recall", "mAP50", "mAP50-95"), 0.0)
+        return {
+            "precision": float(self.precision.mean()),
+            "recall": float(self.recall.mean()),
+            "mAP50": float(self.ap[:, 0].mean()),
+            "mAP50-95": float(self.ap.mean()),
+        }
+
+
+def score_classes(
+    matched: NDArray[np.bool_],
+    scores: NDArray[np.float32],
+    found_classes: NDArray[np.int64],
+    label_classes: NDArray[np.int64],
+) -> ClassScores:
+    """Score every class over all pictures.
+
+    Args:
+        matched: Whether each detection matched, shape (n, 10).
+        scores: Shape (n,).
+        found_classes: Shape (n,).
+        label_classes: The classes of all labels.
+
+    Returns:
+        Scores of the classes that have labels.
+    """
+    classes, instances = np.unique(label_classes, return_counts=True)
+    order = np.argsort(-scores, kind="stable")
+    matched, scores, found_classes = matched[order], scores[order], found_classes[order]
+    grid = np.linspace(0, 1, GRID)
+    ap = np.zeros((len(classes), matched.shape[1]))
+    precisions, recalls = np.zeros((len(classes), GRID)), np.zeros((len(classes), GRID))
+    for place, (number, total) in enumerate(zip(classes, instances, strict=True)):
+        mine = found_classes == number
+        right = matched[mine].cumsum(0, dtype=np.float64)
+        if not len(right):
+            continue
+        recall = right / total
+        precision = right / np.arange(1, len(right) + 1)[:, None]
+        # np.interp wants rising places, and confidences fall.
+        falling = -scores[mine].astype(np.float64)
+        recalls[place] = np.interp(-grid, falling, recall[:, 0], left=0)
+        precisions[place] = np.interp(-grid, falling, precision[:, 0], left=1)
+        ap[place] = [average_precision(recall[:, t], precision[:, t]) for t in range(ap.shape[1])]
+    total = precisions + recalls
+    f1 = np.divide(2 * precisions * recalls, total, out=np.zeros_like(total), where=total > 0)
+    best = int(_smoothed(f1.mean(0)).argmax()) if len(classes) else 0
+    return ClassScores(
+        classes=classes.astype(np.int64),
+        instances=instances.astype(np.int64),
+        precision=precisions[:, best],
+        recall=recalls[:, best],
+        ap=ap,
+        confidence=float(grid[best]),
+    )
+
+
+def average_precision(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
+    """The area under a precision-recall curve by Ultralytics' rule.
+
+    Args:
+        recall: Rising, shape (n,), one point a detection by falling score.
+        precision: Shape (n,).
+
+    Returns:
+        In 0..1: the trapezoid over 101 recalls of the precision envelope, read by linear interpolation; the curve
+        starts at (0, 1) and drops to 0 behind its last recall.
+    """
+    if not len(recall):
+        return 0.0
+    places = np.concatenate(([0.0], recall, [recall[-1], 1.0]))
+    heights = np.concatenate(([1.0], precision, [0.0, 0.0]))
+    envelope = np.maximum.accumulate(heights[::-1])[::-1]
+    read = np.interp(np.linspace(0, 1, 101), places, envelope)
+    return float((read.sum() - (read[0] + read[-1]) / 2) / 100)
+
+
+def _smoothed(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A box filter of odd width, the ends continued by their own values."""
+    width = round(len(curve) * SMOOTHING * 2) // 2 + 1
+    padded = np.pad(curve, width // 2, mode="edge")
+    smoothed: NDArray[np.float64] = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+    return smoothed

@@ -1,0 +1,135 @@
+"""What a task must offer so that every runner is fed, read and judged alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trtkit.data import Dataset, Fit, Labels
+    from trtkit.sources.card import Card
+
+__all__ = ["Detections", "Prediction", "Task"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What a model found in one picture.
+
+    Attributes:
+        shape: (height, width) of the original picture.
+    """
+
+    shape: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Detections(Prediction):
+    """Objects by falling score; the predictions of segment, pose and obb add a column each.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 in pixels of the original picture, inside it; shape (n, 4), float32.
+        scores: Shape (n,), float32, in 0..1.
+        classes: Shape (n,), int64.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        best = ", ".join(
+            f"{number} ({score:.2f})" for number, score in zip(self.classes[:3], self.scores[:3], strict=True)
+        )
+        more = f": classes {best}{', ...' if len(self) > 3 else ''}" if len(self) else ""
+        return f"{type(self).__name__}({len(self)} in {self.shape[1]}x{self.shape[0]}{more})"
+
+
+class Task(Protocol):
+    """One of detect, segment, classify, pose, obb. A task holds no state.
+
+    A task whose `kinds` is empty is judged by ranking classes (top-1, top-5) from its prediction's `probabilities`;
+    any other is judged by matching objects: `similarity` says how alike each label and each detection are, kind by
+    kind, and the judgement room makes matches, curves and averages of that, the same way for boxes, masks and
+    keypoints.
+
+    Attributes:
+        name: The task's name.
+        metric: The metric that decides, e.g. "mAP50-95(B)".
+        kinds: What objects are matched by: "B" boxes, "M" masks, "P" poses; the suffix of the metrics' names.
+        coco_kinds: pycocotools' `iouType` of the kinds it also judges.
+    """
+
+    name: str
+    metric: str
+    kinds: tuple[str, ...]
+    coco_kinds: Mapping[str, str]
+
+    def prepare(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], Fit]:
+        """Bring a BGR picture to (height, width) as the model was trained to see it, and say how."""
+
+    def decode(
+        self,
+        outputs: Mapping[str, NDArray[np.float32]],
+        card: Card,
+        fits: Sequence[Fit],
+        *,
+        conf: float,
+        iou: float,
+        max_det: int,
+        multi_label: bool = False,
+    ) -> list[Any]:
+        """Turn a batch's outputs into one prediction a picture.
+
+        Args:
+            outputs: `Runner.infer`'s arrays by name, one row a picture.
+            card: The model's description; `card.nms` says that suppression is in the graph.
+            fits: Where each picture lies in its input.
+            conf: Smallest score, exclusive.
+            iou: Overlap above which the weaker of two objects of a class goes.
+            max_det: Most objects a picture.
+            multi_label: Whether a box counts for every class above `conf` (judging) or its best only (predicting).
+
+        Returns:
+            Predictions in pixels of the original pictures, objects by falling score.
+
+        Raises:
+            ModelError: The outputs are not this task's.
+        """
+
+    def similarity(self, labels: Labels, found: Any, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
+        """How alike each label and each detection are, in 0..1, whatever their classes.
+
+        Args:
+            labels: In pixels (`Labels.scaled`).
+            found: A prediction of this task.
+            dataset: For what the set says about similarity (keypoint sigmas).
+
+        Returns:
+            By kind, shape (labels, detections).
+        """
+
+    def coco(self, objects: Labels | Any, kind: str) -> list[dict[str, Any]]:
+        """Labels in pixels, or a prediction, as COCO annotations without ids, classes and scores.
+
+        Args:
+            objects: What to describe.
+            kind: One of `coco_kinds`.
+
+        Returns:
+            For each object `area` (pixels) and `bbox` [x, y, width, height], and `segmentation` (RLE) for "M", or
+            `keypoints` and `num_keypoints` for "P".
+        """
+
+    def columns(self, found: Any) -> dict[str, Any]:
+        """What the detections frame keeps of a prediction beyond picture, class and score: one value an object."""
+
+    def draw(self, picture: NDArray[np.uint8], found: Any, names: Mapping[int, str]) -> NDArray[np.uint8]:
+        """A copy of a BGR picture with the prediction drawn on it."""

@@ -1,0 +1,52 @@
+"""Boxes and names drawn on pictures, in colours that people with any common colour blindness tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["colour", "draw_box", "line_width"]
+
+# Okabe and Ito's palette (2008) without black, as BGR.
+PALETTE = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (66, 228, 240))
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """A class's colour, BGR; classes also carry their names, since seven colours repeat."""
+    return PALETTE[number % len(PALETTE)]
+
+
+def line_width(shape: tuple[int, ...]) -> int:
+    """How thick lines are on a picture of `shape`, pixels: about 1/300 of its sides."""
+    return max(1, round((shape[0] + shape[1]) / 600))
+
+
+def draw_box(picture: NDArray[np.uint8], box: NDArray[np.float32], text: str, number: int) -> None:
+    """Draw a box and its text into `picture`.
+
+    Args:
+        picture: BGR uint8, changed in place.
+        box: x1, y1, x2, y2, pixels.
+        text: What stands above the box (inside where there is no room above).
+        number: The class, which decides the colour.
+    """
+    width = line_width(picture.shape)
+    left, top, right, bottom = (round(float(value)) for value in box)
+    cv2.rectangle(picture, (left, top), (right, bottom), colour(number), width, cv2.LINE_AA)
+    if not text:
+        return
+    size = width / 3
+    (across, up), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
+    line = up + below + 2
+    upper = top - line if top >= line else top
+    cv2.rectangle(picture, (left, upper), (left + across + 2, upper + line), colour(number), -1)
+    blue, green, red = colour(number)
+    # Luma of ITU-R BT.601 decides between black and white letters.
+    ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else (255, 255, 255)
+    place = (left + 1, upper + up + 1)
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, ink, max(1, width - 1), cv2.LINE_AA)

@@ -1,0 +1,1 @@
+"""Which calibration, which layers: sweeps, sensitivities and the search for the fastest INT8 within a loss."""

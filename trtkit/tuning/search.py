@@ -1,0 +1,239 @@
+"""search(): the fastest mix of INT8 and FP16 within an allowed loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import polars as pl
+
+from trtkit.calibration.calibration import Calibration
+from trtkit.files import write_bytes
+from trtkit.origin import Origin
+from trtkit.progress import Cancel, Progress
+from trtkit.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import torch
+
+    from trtkit.data import Dataset
+    from trtkit.sources import Model
+
+__all__ = ["Search", "search"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Search(Result):
+    """Mixes of INT8 and FP16, each judged, and the one that was found.
+
+    Attributes:
+        trials: One row a mix, in the order they were judged: `mix` (what it is), `ranges` (the algorithm),
+            `corrected` (whether biases are), `kept` (how many layers stay high beyond the default), `int8_share` (of
+            the multiply-accumulates), `sqnr` (dB, see `Sensitivity`), `metric`, `loss`, `loss_low`, `loss_high`
+            (against FP32, on the same draws of pictures), `cost` and `unit` ("ms" of an engine that ran, or
+            "relative"), `pareto` (nothing is both faster and better), `chosen`, and `keep`, the patterns.
+        layers: One row a layer: `node`, `block`, `macs`, `noise` (its share of the repaired INT8's noise), `ranges`
+            (the algorithm of its input's range) and `excluded_as` (its place in the order of exclusion).
+        keep: `keep=` patterns of the mix that was found.
+        calibration: Its ranges and bias corrections.
+        reached: Whether its loss is within what was allowed.
+        max_drop: What was allowed.
+        metric: What judges, e.g. "mAP50-95(B)" by Ultralytics' rule.
+        value_float: The metric in FP32.
+        cost_source: Where the costs come from, in words.
+        notes: What a reader should know.
+        equalised: The ONNX graph with equalised weights that the mix is of, serialised; None where nothing was.
+        origin: Model, data, settings and seed.
+    """
+
+    kind: ClassVar[str] = "search"
+
+    trials: pl.DataFrame
+    layers: pl.DataFrame
+    keep: tuple[str, ...]
+    calibration: Calibration
+    reached: bool
+    max_drop: float
+    metric: str
+    value_float: float
+    cost_source: str
+    notes: tuple[str, ...] = ()
+    equalised: bytes | None = None
+    origin: Origin
+
+    def frame(self) -> pl.DataFrame:
+        """`trials`."""
+        return self.trials
+
+    def pareto(self) -> pl.DataFrame:
+        """The trials that no other one beats in both cost and metric, the fastest first."""
+        return self.trials.filter(pl.col("pareto")).sort("cost")
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The mix that was found, as a row of `trials`."""
+        return self.trials.filter(pl.col("chosen")).row(0, named=True)
+
+    def to_python(self, model: str = "model.pt", folder: str = "search") -> str:
+        """Python that exports what was found.
+
+        Args:
+            model: The model's file.
+            folder: Where this result was saved.
+        """
+        source = f"{folder}/{self.kind}.equalised.onnx" if self.equalised is not None else model
+        listed = "".join(f"\n        {pattern!r}," for pattern in self.keep)
+        keep = f"[{listed}\n    ]" if self.keep else "[]"
+        return (
+            f"import trtkit as tk\n\nartifact = tk.export(\n    {source!r},\n    int8=True,\n"
+            f"    calibration={folder + '/calibration'!r},\n    keep={keep},\n)\n"
+        )
+
+    def plot(self) -> go.Figure:
+        """The metric over the cost of every trial, with intervals."""
+        from trtkit.tuning.figures import search_figure
+
+        return search_figure(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result, its calibration into `calibration/`, and the equalised graph where there is one."""
+        self.calibration.save(Path(folder) / "calibration")
+        if self.equalised is not None:
+            write_bytes(Path(folder) / f"{self.kind}.equalised.onnx", self.equalised)
+        return super().save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Search:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The folder holds no search.
+        """
+        found: Search = super().load(folder)
+        graph = Path(folder) / f"{cls.kind}.equalised.onnx"
+        return dataclasses.replace(
+            found,
+            calibration=Calibration.load(Path(folder) / "calibration"),
+            equalised=graph.read_bytes() if graph.is_file() else None,
+        )
+
+    def tables(self) -> Mapping[str, pl.DataFrame]:
+        """Both frames."""
+        return {"trials": self.trials, "layers": self.layers}
+
+    def facts(self) -> Mapping[str, Any]:
+        """What no frame holds; the calibration is saved beside."""
+        names = ("reached", "max_drop", "metric", "value_float", "cost_source")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "keep": list(self.keep),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Search:
+        """The inverse of `tables` and `facts`; `load` puts the calibration in its place."""
+        values = {**tables, **facts, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])}
+        nothing = Calibration(ranges={}, algorithm="", images=0, split="", origin=origin)
+        return cls(**values, calibration=nothing, origin=origin)
+
+    def __repr__(self) -> str:
+        row = self.best
+        cost = f"{row['cost']:.3g} ms" if row["unit"] == "ms" else f"{row['cost']:.3f} of FP16's arithmetic"
+        lines = [
+            f"Search over {len(self.trials)} mixes: {row['mix']}, {row['int8_share']:.1%} of the arithmetic in INT8, "
+            f"{cost}",
+            f"  {self.metric} {row['metric']:.4f} against {self.value_float:.4f} in FP32: a loss of {row['loss']:.4f} "
+            f"[{row['loss_low']:.4f}, {row['loss_high']:.4f}], allowed {self.max_drop}",
+        ]
+        if not self.reached:
+            lines.append("  no mix is within the allowed loss; this is the one that loses least")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def search(
+    model: Model | str | Path | torch.nn.Module,
+    data: str | Path | Dataset,
+    max_drop: float = 0.005,
+    *,
+    split: str = "val",
+    images: int | None = None,
+    calibration: Calibration | str | Path | None = None,
+    calibration_images: int = 128,
+    probe: int = 8,
+    trials: int = 16,
+    keep: Sequence[str] = (),
+    repair: bool = True,
+    imgsz: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    backend: str | None = None,
+    draws: int = 500,
+    threads: int | None = None,
+    seed: int = 0,
+    state: str | Path | None = None,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Search:
+    """Find the fastest mix of INT8 and FP16 that loses no more than `max_drop` of the metric that decides.
+
+    Layers are repaired before any is given up: equalised with their neighbour where the maths allows it, each scale by
+    the algorithm that disturbs the model least, biases corrected. Which layers disturb most is measured on `probe`
+    pictures of `train` without looking at a label; only the mixes that come out of it are judged on `split`. Then
+    layers leave INT8 in the order of noise for each unit of arithmetic, more and more, until the loss is allowed.
+
+    With few pictures to judge by, a loss of a thousandth is within chance: the interval beside it says so.
+
+    Args:
+        model: From `load`, or what `load` takes.
+        data: A data set's YAML file, with labels; calibration and probe pictures come from its `train`.
+        max_drop: The largest loss of the metric, e.g. 0.005 of mAP50-95.
+        split: The split that judges.
+        images: At most so many pictures judge; None takes all.
+        calibration: With histograms, or the folder of a saved one; None calibrates.
+        calibration_images: Pictures to calibrate on.
+        probe: Pictures on which noise is measured.
+        trials: The largest number of mixes judged.
+        keep: fnmatch patterns of node names that stay high in every mix.
+        repair: False gives layers up without trying to repair them.
+        imgsz: Height and width, pixels; None takes the model's.
+        batch: Pictures a run, while judging and timing.
+        backend: "tensorrt" or "tensorrt_rtx" for times of engines, "onnxruntime" for the cost model; None takes engines
+            where they run here, else the cost model.
+        draws: How often pictures are drawn anew for the intervals.
+        threads: Pictures that run beside each other while noise is measured; None takes one for each core.
+        seed: Seed of samples and draws.
+        state: A folder that remembers finished steps, so that a stopped search goes on; None remembers nothing.
+        progress: Receives events.
+        cancel: Asked at every picture.
+
+    Returns:
+        Every mix that was judged, the one that was found and what to export it with.
+
+    Raises:
+        RecipeError: A number is out of range, or `keep` matches no node.
+        CalibrationError: The calibration is of another model or holds no histograms.
+        DataError, ModelError: From reading.
+        CancelledError: The caller cancelled; what was finished is in `state`.
+    """
+    from trtkit.tuning.searching import Settings, find
+
+    settings = Settings(
+        max_drop=max_drop,
+        split=split,
+        images=images,
+        calibration_images=calibration_images,
+        probe=probe,
+        trials=trials,
+        keep=tuple(keep) if not isinstance(keep, str) else (keep,),
+        repair=repair,
+        imgsz=imgsz,
+        batch=batch,
+        backend=backend,
+        draws=draws,
+        threads=threads,
+        seed=seed,
+    )
+    return find(model, data, settings, calibration, state, progress, cancel)
