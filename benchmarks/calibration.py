@@ -57,7 +57,8 @@ def forward(model: str, data: str, count: int) -> dict[str, Any]:
 
 
 def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, Any]:
-    from trtkit.calibration.algorithms import ALGORITHMS, magnitude
+    from trtkit.calibration.algorithms import ALGORITHMS
+    from trtkit.calibration.calibration import read_ranges
     from trtkit.calibration.collection import Extremes, Histograms
 
     loaded, graph = traced(model)
@@ -68,8 +69,7 @@ def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, An
     read = time.perf_counter()
     seen = collector.seen()
     for algorithm in ALGORITHMS if histograms else ("minmax", "moving_average"):
-        for one in seen.values():
-            magnitude(one, algorithm)
+        read_ranges(seen, collector.sources, collector.names, algorithm)
     return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
 
 
@@ -191,7 +191,8 @@ def losses(model: str, data: str, state: str | None) -> None:
     for row in trials:
         table.append(
             f"| {row['mix']} | {row['int8_share']:.1%} | {'' if row['sqnr'] is None else format(row['sqnr'], '.1f')} | "
-            f"{row['metric']:.4f} | {row['loss']:.4f} | {row['loss_low']:.4f} to {row['loss_high']:.4f} | {row['cost']:.3f} |"
+            f"{row['metric']:.4f} | {row['loss']:.4f} | {row['loss_low']:.4f} to {row['loss_high']:.4f} | "
+            f"{row['cost']:.3f} |"
         )
     table += ["", f"Cost: {found.cost_source}.", "", *found.notes]
     notes = [
@@ -215,7 +216,8 @@ def write(
     from trtkit.origin import machine, versions
 
     place = Path(data).absolute().parent
-    command = f"python benchmarks/calibration.py {sys.argv[1]} --model {Path(model).name} --data {place.name}/{Path(data).name}"
+    arguments = f"--model {Path(model).name} --data {place.name}/{Path(data).name}"
+    command = f"python benchmarks/calibration.py {sys.argv[1]} {arguments}"
     about = {"machine": machine(), "versions": versions(), "command": command}
     write_json(RESULTS / f"{name}.json", {**about, **content})
     lines = [f"# {title}", "", f"`{command}`", "", *table, "", *notes, ""]

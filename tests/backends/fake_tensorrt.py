@@ -7,7 +7,6 @@ set, so the runner's code is tested whole.
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import json
 import types
@@ -17,9 +16,7 @@ import fake_cuda
 import numpy as np
 import onnx
 import onnxruntime as ort
-
-SIZES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "INT8": np.int8}
-ONNX_TYPES = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64", 3: "INT8"}
+from fake_memory import ONNX_TYPES, SIZES, view
 
 
 def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> Any:
@@ -243,7 +240,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         shape = config.calibration.shapes[1] if config.calibration is not None else network.get_input(0).shape
         assert batch == shape[0]
         while pointers := own.get_batch(["images"]):
-            state.calibrated.append(_view(pointers[0], np.float32, tuple(shape)).copy())
+            state.calibrated.append(view(pointers[0], np.float32, tuple(shape)).copy())
         own.write_calibration_cache(b"TRT-8600-MinMaxCalibration")
         return bool(state.calibrated)
 
@@ -306,13 +303,13 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
 
         def _execute(self) -> None:
             feeds = {
-                name: _view(self.addresses[name], kind, self.shapes[name]).copy()
+                name: view(self.addresses[name], kind, self.shapes[name]).copy()
                 for name, (_, kind) in self.engine.inputs.items()
             }
             for (name, (_, kind)), value in zip(
                 self.engine.outputs.items(), self.engine.session.run(None, feeds), strict=True
             ):
-                _view(self.addresses[name], kind, value.shape)[...] = value
+                view(self.addresses[name], kind, value.shape)[...] = value
 
     class Engine:
         def __init__(self, plan: bytes) -> None:
@@ -368,14 +365,10 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def layers(self) -> list[dict[str, Any]]:
             half = any(tensor.data_type == 10 for tensor in self.proto.graph.initializer)
             kind = "FP16" if half else "FP32"
-            return [
-                {
-                    "Name": node.name,
-                    "LayerType": node.op_type,
-                    "Outputs": [{"Name": node.output[0], "Format/Datatype": f"Row major linear {kind}"}],
-                }
-                for node in self.proto.graph.node
-            ]
+            written = f"Row major linear {kind}"
+            outputs = [[{"Name": node.output[0], "Format/Datatype": written}] for node in self.proto.graph.node]
+            nodes = zip(self.proto.graph.node, outputs, strict=True)
+            return [{"Name": node.name, "LayerType": node.op_type, "Outputs": out} for node, out in nodes]
 
         def create_engine_inspector(self) -> Any:
             key = "Bindings" if major < 10 else "I/O Tensors"
@@ -403,12 +396,5 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         fill["IInt8MinMaxCalibrator"] = plain("IInt8MinMaxCalibrator")
     if major >= 10:
         fill["IProgressMonitor"] = plain("IProgressMonitor")
-    for name, value in fill.items():
-        setattr(trt, name, value)
+    vars(trt).update(fill)
     return trt
-
-
-def _view(address: int, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape)) * np.dtype(kind).itemsize
-    memory = (ctypes.c_byte * count).from_address(address)
-    return np.frombuffer(memory, dtype=kind).reshape(shape)

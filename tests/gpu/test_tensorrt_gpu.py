@@ -7,20 +7,15 @@ Builds are small and at optimisation level 0, for these are no timings. TRTKIT_G
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import unittest
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,133 +28,15 @@ except ImportError:
 
 HERE = Path(__file__).resolve().parent
 # Run as a script, neither the package nor the neighbours' graphs need to be installed.
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "backends")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "backends")]
 
-import tiny_graphs  # noqa: E402
+import tiny_graphs
+from engines_here import BATCH, SCORES, SIZE, alike, engine, folder, found, graph, pictures, refused, tiny, write
 
-import trtkit  # noqa: E402
-from trtkit import backends, demo  # noqa: E402
-from trtkit.backends import BuildSettings, ImplicitCalibration, Passport  # noqa: E402
-from trtkit.backends.base import Runner  # noqa: E402
-from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError  # noqa: E402
-
-SIZE = (160, 160)
-BATCH = 2
-# Largest score difference of a clear detection: TF32, FP16, and INT8 that rounds elsewhere than ONNX Runtime does.
-SCORES = {"fp32": 0.02, "fp16": 0.03, "int8": 0.12}
-
-
-def found() -> backends.Capabilities:
-    """TensorRT here, or the test is skipped."""
-    caps = backends.capabilities("tensorrt")
-    if not caps.present or not caps.gpus or not caps.torch_cuda:
-        raise unittest.SkipTest(f"needs TensorRT, a GPU and torch with CUDA ({caps.missing or 'no GPU'})")
-    return caps
-
-
-@functools.cache
-def folder() -> Path:
-    kept = os.environ.get("TRTKIT_GPU_FOLDER")
-    path = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="trtkit-gpu-"))
-    path.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("TRTKIT_CACHE", str(path / "cache"))
-    return path
-
-
-@contextlib.contextmanager
-def refused(kind: type[Exception], *words: str) -> Any:
-    said = ""
-    try:
-        yield
-    except kind as error:
-        said = str(error)
-        print(f"      refused: {said}")
-    assert said, f"{kind.__name__} was not raised"
-    assert all(word in said for word in words), f"{words} not in: {said}"
-
-
-@functools.cache
-def graph(precision: str, nms: bool = False) -> Any:
-    """The demo model as an ONNX graph; exported once."""
-    import onnx
-
-    path = folder() / f"demo-{precision}{'-nms' if nms else ''}.onnx"
-    if not path.is_file():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trtkit.export(
-                demo.model_path(),
-                format="onnx",
-                imgsz=SIZE,
-                batch=BATCH,
-                half=precision == "fp16",
-                int8=precision == "int8",
-                dynamic=False,
-                nms=nms,
-                data=demo.data_path() if precision == "int8" else None,
-                fraction=0.25,
-                output=path,
-            )
-    return onnx.load(str(path))
-
-
-@functools.cache
-def engine(precision: str, nms: bool = False) -> Path:
-    """The demo model as an engine; built once."""
-    caps = found()
-    path = folder() / f"demo-{precision}{'-nms' if nms else ''}-{caps.version}.engine"
-    if not path.is_file():
-        write(
-            graph(precision, nms), BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, level=0), path, nms=nms
-        )
-    return path
-
-
-def write(proto: Any, settings: BuildSettings, path: Path, *, nms: bool = False) -> tuple[Path, Any]:
-    built = backends.build(proto, settings, backend="tensorrt")
-    kinds: dict[str, int] = {}
-    for row in built.layers:
-        kinds[str(row["precision"])] = kinds.get(str(row["precision"]), 0) + 1
-    reformats = sum(bool(row["reformat"]) for row in built.layers)
-    size = len(built.plan) / 1e6
-    print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {kinds}, {reformats} reformats")
-    passport = Passport.of(built, settings, backend="tensorrt", model_hash="ab" * 32)
-    card = dataclasses.replace(backends.open(proto).card, nms=nms)
-    metadata = card.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)
-    return backends.write_engine(path, built.plan, metadata, passport), built
-
-
-@functools.cache
-def tiny(dynamic: bool = False) -> tuple[Path, Any]:
-    proto = tiny_graphs.detector(batch=4, size=(64, 64), dynamic=dynamic)
-    settings = BuildSettings(batch=4, imgsz=(64, 64), dynamic=dynamic, level=0)
-    return write(proto, settings, folder() / f"tiny-{dynamic}.engine")[0], proto
-
-
-@functools.cache
-def pictures() -> tuple[np.ndarray, ...]:
-    """Pictures of the demo, three of them cut to other sizes."""
-    import cv2
-
-    paths = sorted((Path(demo.data_path()).parent / "images" / "val").iterdir())[:12]
-    read = [cv2.imread(str(path)) for path in paths]
-    return (*read[:9], read[9][:200], read[10][:, :233], np.ascontiguousarray(read[11][::2, ::2]))
-
-
-def alike(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5) -> tuple[int, int]:
-    """Clear detections of `one` that have a like one in `two`, and how many there are."""
-    matched = total = 0
-    for a, b in zip(one, two, strict=True):
-        assert a.shape == b.shape
-        for box, value, number in zip(a.boxes, a.scores, a.classes, strict=True):
-            if value < conf:
-                continue
-            total += 1
-            near = (
-                (np.abs(b.boxes - box).max(1) <= pixels) & (b.classes == number) & (np.abs(b.scores - value) <= score)
-            )
-            matched += bool(near.any())
-    return matched, total
+from trtkit import backends
+from trtkit.backends import BuildSettings, ImplicitCalibration
+from trtkit.backends.base import Runner
+from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
 
 
 def test_every_precision_finds_what_onnx_runtime_finds() -> None:
@@ -471,7 +348,7 @@ def main(words: list[str]) -> int:
             verdict = "ok"
         except unittest.SkipTest as reason:
             verdict = f"skipped: {reason}"
-        except Exception:  # noqa: BLE001 - one failure must not hide the next
+        except Exception:
             traceback.print_exc(file=sys.stdout)
             verdict = "FAILED"
             failed.append(name)

@@ -283,11 +283,13 @@ def read_ranges(
             "it holds scales only, as a cache of TensorRT's does",
             "calibrate the model with trtkit",
         )
-    ranges = {}
-    for name, one in seen.items():
-        reach = magnitude(one, algorithm, percentile=PERCENTILE if percentile is None else percentile, tensor=name)
+    share = PERCENTILE if percentile is None else percentile
+
+    def read(name: str) -> tuple[float, float]:
+        one = seen[name]
         if algorithm == "moving_average":
-            ranges[name] = (one.average_low, one.average_high)
-        else:
-            ranges[name] = (max(one.low, -reach), min(one.high, reach))
-    return spread(ranges, sources, names)
+            return one.average_low, one.average_high
+        reach = magnitude(one, algorithm, percentile=share, tensor=name)
+        return max(one.low, -reach), min(one.high, reach)
+
+    return spread({name: read(name) for name in seen}, sources, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.algorithms import Seen
-from trtkit.calibration.histogram import Histogram
+from trtkit.calibration.histogram import Histogram, Room
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.graph.quantized import candidates, carries
 from trtkit.graph.structure import View
@@ -60,8 +61,8 @@ class Extremes:
         self.average_low, self.average_high = np.zeros(count), np.zeros(count)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # Threads that wait by spinning would take the processor from those that count.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that go on spinning after a run would take the processor from those that count.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self.providers = providers(device)
         whole = (_with_tensors if self.histogrammed else _with_extremes)(proto, self.measured)
         self.session = ort.InferenceSession(whole.SerializeToString(), options, providers=self.providers)
@@ -193,7 +194,8 @@ class Histograms(Extremes):
         threads: int | None = None,
     ) -> None:
         super().__init__(proto, device=device, tensors=tensors)
-        self.threads = threads or 2
+        self.pool = ThreadPoolExecutor(threads or 2, thread_name_prefix="trtkit-counts")
+        self.own = threading.local()
         self.histograms = [Histogram() for _ in self.measured]
 
     def seen(self) -> dict[str, Seen]:
@@ -218,15 +220,17 @@ class Histograms(Extremes):
 
         def one(index: int) -> None:
             value, histogram = results[index], self.histograms[index]
+            room = getattr(self.own, "room", None) or Room()
+            self.own.room = room
             if len(value) == fed:
-                low[:, index], high[:, index] = histogram.add(value[:size])
+                low[:, index], high[:, index] = histogram.add(value[:size], room)
                 return
             # What was fed to fill up a fixed batch does not count.
             own = value if size == fed or len(value) % fed else value[: len(value) // fed * size]
-            (low[:, index],), (high[:, index],) = histogram.add(own[None])
+            (low[:, index],), (high[:, index],) = histogram.add(own[None], room)
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(one, sorted(range(len(results)), key=lambda index: -results[index].size)))
+        # The largest first, so that both threads end at the same time.
+        list(self.pool.map(one, sorted(range(len(results)), key=lambda index: -results[index].size)))
         return low, high, bool(np.isfinite(low).all() and np.isfinite(high).all())
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BINS", "Histogram"]
+__all__ = ["BINS", "Histogram", "Room"]
 
 BINS = 4096
 
@@ -18,6 +18,14 @@ _STEP = 1 << 19
 
 # Beyond these a power of two times BINS leaves float32.
 _SMALLEST, _LARGEST = -100, 128
+
+
+class Room:
+    """Room to count in, for one thread; taken once, since memory fresh from the system costs more than the counting."""
+
+    def __init__(self) -> None:
+        self.scaled = np.empty(_STEP, np.float32)
+        self.bins = np.empty(_STEP, np.int16)
 
 
 class Histogram:
@@ -50,22 +58,24 @@ class Histogram:
         """(BINS + 1,) edges of the bins."""
         return np.arange(BINS + 1, dtype=np.float64) * self.width
 
-    def add(self, values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def add(
+        self, values: NDArray[np.float32], room: Room | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Count the values of a tensor.
 
         Args:
             values: Float32 of shape (n, ...), none of it 0.
+            room: To count in; None takes new room.
 
         Returns:
             The lowest and the highest of each of the n parts; where a part holds NaN or an infinity, one of the two is
             not finite, and not all values were counted.
         """
         rows = np.ascontiguousarray(values).reshape(len(values), -1)
-        scaled = np.empty(min(_STEP, rows.size), np.float32)
-        bins = np.empty(min(_STEP, rows.size), np.int16)
+        room = room or Room()
         if rows.size <= _STEP:
             low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
-            self._count(rows.reshape(-1), low.min(), high.max(), scaled, bins)
+            self._count(rows.reshape(-1), low.min(), high.max(), room)
             return low, high
         low, high = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
         for index, row in enumerate(rows):
@@ -74,18 +84,11 @@ class Histogram:
                 lowest, highest = float(part.min()), float(part.max())
                 # np.minimum, unlike min, keeps a NaN.
                 low[index], high[index] = np.minimum(low[index], lowest), np.maximum(high[index], highest)
-                self._count(part, lowest, highest, scaled[: part.size], bins[: part.size])
+                self._count(part, lowest, highest, room)
         return low, high
 
-    def _count(
-        self,
-        part: NDArray[np.float32],
-        low: float,
-        high: float,
-        scaled: NDArray[np.float32],
-        bins: NDArray[np.int16],
-    ) -> None:
-        """Count values between `low` and `high`, with room to scale them and to turn them into bins."""
+    def _count(self, part: NDArray[np.float32], low: float, high: float, room: Room) -> None:
+        """Count values between `low` and `high`."""
         if not (math.isfinite(low) and math.isfinite(high)):
             return
         largest = max(-low, high)
@@ -94,6 +97,7 @@ class Histogram:
         if self.exponent is None:
             self.counts[0] += part.size
             return
+        scaled, bins = room.scaled[: part.size], room.bins[: part.size]
         np.multiply(part, np.float32(math.ldexp(BINS, -self.exponent)), out=scaled)
         # Cutting off towards zero puts x and -x into the same bin.
         np.copyto(bins, scaled, casting="unsafe")

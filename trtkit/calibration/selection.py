@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from trtkit.calibration.parallel import over
 from trtkit.errors import DataError
 from trtkit.files import hash_of
 
@@ -144,14 +145,20 @@ def input_batches(
     from trtkit.tasks import task as task_of
 
     prepare = task_of(task).prepare
-    waiting: list[NDArray[np.uint8]] = []
-    for path in paths:
+
+    def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            picture = read_picture(path)
+            return prepare(read_picture(path), size)[0]
         except DataError:
+            return None
+
+    waiting: list[NDArray[np.uint8]] = []
+    # One thread reads ahead while the model runs; more would take the processor from the model.
+    for path, picture in zip(paths, over(load, paths, 1, ahead=2 * batch), strict=True):
+        if picture is None:
             skipped.append(str(path))
             continue
-        waiting.append(prepare(picture, size)[0])
+        waiting.append(picture)
         if len(waiting) == batch:
             yield to_input(waiting)
             waiting.clear()

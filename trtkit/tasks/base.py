@@ -116,6 +116,9 @@ class Task(Protocol):
             By kind, shape (labels, detections).
         """
 
+    def areas(self, labels: Labels) -> NDArray[np.float32]:
+        """The size of each labelled object in square pixels, shape (labels,), for labels in pixels."""
+
     def coco(self, objects: Labels | Any, kind: str) -> list[dict[str, Any]]:
         """Labels in pixels, or a prediction, as COCO annotations without ids, classes and scores.
 
@@ -124,8 +127,9 @@ class Task(Protocol):
             kind: One of `coco_kinds`.
 
         Returns:
-            For each object `area` (pixels) and `bbox` [x, y, width, height], and `segmentation` (RLE) for "M", or
-            `keypoints` and `num_keypoints` for "P".
+            For each object `area` (pixels) and `bbox` [x, y, width, height], `segmentation` for "M", or `keypoints`
+            and `num_keypoints` for "P". Predicted masks and keypoints come without `bbox`, so that pycocotools takes
+            their sizes from themselves.
         """
 
     def columns(self, found: Any) -> dict[str, Any]:

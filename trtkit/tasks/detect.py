@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, Fit, Labels
     from trtkit.sources.card import Card
 
-__all__ = ["Detect", "candidates", "chosen_rows", "main_output"]
+__all__ = ["Detect", "Found", "candidates", "chosen_rows", "found_in", "main_output"]
+
+Found = tuple["NDArray[np.float32]", "NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.float32]"]
+"""Boxes in input pixels, scores, classes, and what follows the classes in each row."""
 
 
 class Detect:
@@ -50,22 +53,24 @@ class Detect:
         Raises:
             ModelError: The output has another shape.
         """
-        rows = main_output(outputs, card, 6 if card.nms else 4 + len(card.names))
+        rows = main_output(outputs, card, 0)
         found = []
-        for index, fit in enumerate(fits):
-            if card.nms:
-                kept = chosen_rows(rows[index], conf=conf, max_det=max_det)
-                boxes, scores, classes = kept[:, :4], kept[:, 4], kept[:, 5].astype(np.int64)
-            else:
-                boxes, scores, classes, _ = candidates(rows[index], len(card.names), conf=conf, multi_label=multi_label)
-                keep = suppress(boxes, scores, classes, iou=iou, max_det=max_det)
-                boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
+        for row, fit in zip(rows, fits, strict=False):
+            boxes, scores, classes, _ = found_in(
+                row, card, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
+            )
             found.append(Detections(shape=fit.shape, boxes=fit.to_picture(boxes), scores=scores, classes=classes))
         return found
 
     def similarity(self, labels: Labels, found: Detections, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
         """Intersection over union of boxes."""
         return {"B": box_iou(labels.boxes, found.boxes)}
+
+    def areas(self, labels: Labels) -> NDArray[np.float32]:
+        """Width times height."""
+        sizes = labels.boxes[:, 2:] - labels.boxes[:, :2]
+        areas: NDArray[np.float32] = sizes[:, 0] * sizes[:, 1]
+        return areas
 
     def coco(self, objects: Labels | Detections, kind: str) -> list[dict[str, Any]]:
         """Boxes as x, y, width, height; a box's area is width times height, for labels are boxes here."""
@@ -86,12 +91,18 @@ class Detect:
         return drawn
 
 
-def main_output(outputs: Mapping[str, NDArray[np.float32]], card: Card, columns: int) -> NDArray[np.float32]:
-    """The array `output0`, or the only one: (batch, columns, anchors); with NMS inside (batch, rows, columns).
+def main_output(outputs: Mapping[str, NDArray[np.float32]], card: Card, extra: int) -> NDArray[np.float32]:
+    """The array `output0`, or the first: (batch, columns, anchors); with NMS inside (batch, rows, columns).
+
+    Args:
+        outputs: `Runner.infer`'s arrays by name.
+        card: The model's description.
+        extra: Columns after box and scores: mask coefficients, keypoints or an angle.
 
     Raises:
         ModelError: The output has another shape.
     """
+    columns = (6 if card.nms else 4 + len(card.names)) + extra
     array = outputs.get("output0", next(iter(outputs.values())))
     if array.ndim != 3 or array.shape[2 if card.nms else 1] != columns:
         raise ModelError(
@@ -100,6 +111,28 @@ def main_output(outputs: Mapping[str, NDArray[np.float32]], card: Card, columns:
             "check the task and the class names given for this model",
         )
     return array
+
+
+def found_in(
+    row: NDArray[np.float32], card: Card, *, conf: float, iou: float, max_det: int, multi_label: bool
+) -> Found:
+    """The objects of one picture's output, by falling score.
+
+    Args:
+        row: One picture of `main_output`.
+        card: `card.nms` says that suppression is in the graph.
+        conf: Smallest score, exclusive.
+        iou: Overlap above which the weaker of two boxes of a class goes.
+        max_det: Most objects.
+        multi_label: Whether a box counts for every class above `conf`.
+    """
+    if card.nms:
+        kept = chosen_rows(row, conf=conf, max_det=max_det)
+        return kept[:, :4], kept[:, 4], kept[:, 5].astype(np.int64), kept[:, 6:]
+    boxes, scores, classes, anchors = candidates(row, len(card.names), conf=conf, multi_label=multi_label)
+    keep = suppress(boxes, scores, classes, iou=iou, max_det=max_det)
+    extra = np.ascontiguousarray(row[4 + len(card.names) :, anchors[keep]].T)
+    return boxes[keep], scores[keep], classes[keep], extra
 
 
 def candidates(

@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from trtkit.calibration.parallel import over
 from trtkit.graph.quantized import INT8_MAX, Placement, carries, weight_scales
 from trtkit.graph.structure import View
 from trtkit.progress import Work
-from trtkit.tuning.parallel import over
 
 __all__ = ["bias_corrections"]
 

@@ -12,12 +12,12 @@ import onnx
 from numpy.typing import NDArray
 
 from trtkit.calibration import Calibration, calibrate
+from trtkit.calibration.parallel import over
 from trtkit.errors import CalibrationError
 from trtkit.graph.quantized import Placement, place
 from trtkit.graph.structure import View
 from trtkit.progress import Work
 from trtkit.tuning.blocks import block_of, pattern_of
-from trtkit.tuning.parallel import over
 from trtkit.tuning.segments import FLOAT, Segments, Variant
 
 if TYPE_CHECKING:
