@@ -43,7 +43,7 @@ def compare(module: torch.nn.Module, name: str) -> None:
     found = [outputs[0].numpy(), *(output.numpy()[:, PROTOTYPES] for output in outputs[1:])]
     assert [value.shape for value in found] == [value.shape for value in expected.values()]
     for ours, theirs in zip(found, expected.values(), strict=True):
-        # Pixels of some hundreds hold float32's rounding of 1e-4 and more: two millionths of the largest value are allowed.
+        # At pixels of some hundreds float32 itself rounds by this much: two millionths of the largest value pass.
         np.testing.assert_allclose(ours, theirs, atol=max(1e-4, 2e-6 * float(np.abs(theirs).max())), rtol=1e-6)
 
 
