@@ -195,8 +195,8 @@ def quantize(
 def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
     """One scale for each output channel: its largest magnitude over 127, or a smaller one that errs less.
 
-    Clipping a channel's largest weights a little makes all others finer; the sum of squared errors over the channel
-    says how far that pays (Nagel et al., 2021, "A White Paper on Neural Network Quantization", section 3.1, MSE ranges).
+    Clipping a channel's largest weights a little makes all others finer; the squared error over the channel says how
+    far that pays (Nagel et al., 2021, "A White Paper on Neural Network Quantization", section 3.1, MSE ranges).
 
     Args:
         weight: Float weight of any shape.
