@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trtkit.backends.capabilities import capabilities as capabilities
     from trtkit.calibration import Calibration as Calibration
     from trtkit.calibration import calibrate as calibrate
+    from trtkit.calibration.doctor import Diagnosis as Diagnosis
+    from trtkit.calibration.doctor import examine as examine
     from trtkit.judgement.comparing import compare as compare
     from trtkit.judgement.comparison import Comparison as Comparison
     from trtkit.judgement.evaluation import Evaluation as Evaluation
@@ -34,11 +36,25 @@ if TYPE_CHECKING:
     from trtkit.recipe import Recipe as Recipe
     from trtkit.sources import load as load
     from trtkit.sources.model import Model as Model
+    from trtkit.tuning.search import Search as Search
+    from trtkit.tuning.search import search as search
+    from trtkit.tuning.sensitivity import Sensitivity as Sensitivity
+    from trtkit.tuning.sensitivity import sensitivity as sensitivity
+    from trtkit.tuning.sweep import Sweep as Sweep
+    from trtkit.tuning.sweep import sweep as sweep
 
 # Names of the public interface and the module each lives in; None for a module that is itself the name.
 _HOMES: dict[str, str | None] = {
     "Artifact": "trtkit.artifact",
     "Calibration": "trtkit.calibration",
+    "Diagnosis": "trtkit.calibration.doctor",
+    "Search": "trtkit.tuning.search",
+    "Sensitivity": "trtkit.tuning.sensitivity",
+    "Sweep": "trtkit.tuning.sweep",
+    "examine": "trtkit.calibration.doctor",
+    "search": "trtkit.tuning.search",
+    "sensitivity": "trtkit.tuning.sensitivity",
+    "sweep": "trtkit.tuning.sweep",
     "Comparison": "trtkit.judgement.comparison",
     "Evaluation": "trtkit.judgement.evaluation",
     "Event": "trtkit.progress",
@@ -61,10 +77,14 @@ __all__ = [
     "Artifact",
     "Calibration",
     "Comparison",
+    "Diagnosis",
     "Evaluation",
     "Event",
     "Model",
     "Recipe",
+    "Search",
+    "Sensitivity",
+    "Sweep",
     "Timing",
     "TrtkitError",
     "__version__",
@@ -75,9 +95,13 @@ __all__ = [
     "compare",
     "demo",
     "evaluate",
+    "examine",
     "export",
     "load",
     "open",
+    "search",
+    "sensitivity",
+    "sweep",
 ]
 
 

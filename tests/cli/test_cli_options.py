@@ -9,7 +9,10 @@ import trtkit
 from trtkit.cli.options import WATCHERS, add_options, called, described
 from trtkit.cli.parser import COMMANDS, parsed
 
-VERBS = {"export": "model", "calibrate": "model", "evaluate": "runner", "benchmark": "runners", "compare": "model"}
+VERBS = {
+    "export": "model", "calibrate": "model", "evaluate": "runner", "benchmark": "runners", "compare": "model",
+    "examine": "data", "sweep": "model", "sensitivity": "model", "search": "model",
+}  # fmt: skip
 
 
 def settings(*words):
@@ -18,7 +21,7 @@ def settings(*words):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_names_and_defaults_are_the_function_s(verb):
-    words = {"export": ["a"], "calibrate": ["a"], "benchmark": ["a"]}.get(verb, ["a", "b"])
+    words = {"export": ["a"], "calibrate": ["a"], "benchmark": ["a"], "examine": ["a"]}.get(verb, ["a", "b"])
     found = settings(verb, *words)
     for name, parameter in inspect.signature(getattr(trtkit, verb)).parameters.items():
         if name in WATCHERS or parameter.default is inspect.Parameter.empty or name == "runners":

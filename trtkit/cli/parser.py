@@ -20,6 +20,10 @@ COMMANDS = {
     "evaluate": ("judging", "judge one model file on labelled pictures"),
     "benchmark": ("judging", "time model files against each other"),
     "compare": ("judging", "FP32, FP16 and INT8 side by side: accuracy, time, size, report"),
+    "examine": ("tuning", "find what is wrong with a calibration set"),
+    "sweep": ("tuning", "which algorithm, and how many pictures, calibrate well enough"),
+    "sensitivity": ("tuning", "what each layer and block costs in INT8"),
+    "search": ("tuning", "the fastest mix of INT8 and FP16 within a loss"),
     "engine": ("engines", "show, check, strip or wrap an engine file"),
     "doctor": ("machine", "say what this machine can build and run"),
     "demo": ("machine", "compare() on the embedded model and pictures"),
@@ -34,6 +38,7 @@ EXAMPLES = """examples:
   trtkit export yolo11n.pt --format onnx --int8 --data my.yaml  the same graph as ONNX, for any runtime
   trtkit compare yolo11n.pt --data coco.yaml --batch 1,8        is INT8 worth it? runs/compare/report.html says
   trtkit evaluate yolo11n-int8.engine --data coco.yaml          mAP by both definitions
+  trtkit search yolo11n.pt --data coco.yaml --max-drop 0.005    which layers to keep high, as a --keep list
   trtkit engine show yolo11n.engine                             what the file says about itself
 
 Every command has the names and defaults of the Python function, and its own --help.
