@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.sources import Model
 
-__all__ = ["Artifact", "export", "graph_for"]
+__all__ = ["INT8_ALGORITHM", "Artifact", "export", "graph_for"]
+
+INT8_ALGORITHM = "percentile"
+"""How an export calibrates by itself: of all algorithms, percentile 99.999 lost least over the five tasks' checkpoints
+(0.0016 to 0.0028 of the main metric, where min-max lost 0.002 to 0.022)."""
 
 OVERFLOW_IMAGES = 32
 """Pictures that an FP16 export is checked on for overflow."""
@@ -111,7 +115,8 @@ def export(
         fraction: Share of the calibration pictures to draw from, (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        calibration: A `Calibration` or the folder of a saved one; None calibrates on `data`.
+        calibration: A `Calibration` or the folder of a saved one; None calibrates on `data` by percentile 99.999, which
+            costs less accuracy than the min-max that `calibrate` and TensorRT's own calibrator start from.
         implicit: Calibrate INT8 by TensorRT's own min-max calibrator (TensorRT up to 10) instead of Q/DQ pairs in the
             graph; its `.cache` lies beside the engine, named by what it was measured on.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
@@ -271,6 +276,7 @@ def _calibration(
         return calibrate(
             model,
             data,
+            algorithm=INT8_ALGORITHM,
             fraction=recipe.fraction,
             batch=2 * recipe.batch,
             imgsz=size,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.files import write_bytes
 from trtkit.judgement.verdict import NOTHING
+from trtkit.report_changes import what_changed
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -50,6 +51,9 @@ code { font-family: ui-monospace, monospace; font-size: .92em; }
 .figure { margin: .5rem 0 0; min-height: 20rem; }
 .js-plotly-plot .main-svg text, .js-plotly-plot .infolayer text { fill: var(--ink) !important; }
 .js-plotly-plot .hoverlayer text { fill: #ffffff !important; }
+.gallery { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 1rem; }
+.gallery figure { margin: 0; max-width: 100%; } .gallery img { max-width: 100%; display: block; }
+.gallery figcaption { color: var(--soft); font-size: .85rem; max-width: 30rem; }
 @media print { body { font-size: 12px; } details { display: none; } }
 """
 
@@ -88,6 +92,7 @@ def page(comparison: Comparison) -> str:
         "<h2>The numbers</h2>",
         _table(*_headline(comparison)),
         _folded("Every metric", _table(*_metrics(comparison))),
+        *_differences(comparison),
         "<h2>How long a batch takes</h2>",
         f'<p class="note">{_text(_clock(comparison))}</p>',
         '<div class="figure" id="timing"></div>',
@@ -100,6 +105,7 @@ def page(comparison: Comparison) -> str:
             '<div class="figure" id="classes"></div>',
             _folded("As a table", _table(*_plain(comparison.classes))),
         ]
+    parts += what_changed(comparison)
     if about["engines"]:
         parts += ["<h2>The engines</h2>", _table(*_engines(about["engines"]))]
     parts += [
@@ -154,7 +160,7 @@ def _headline(comparison: Comparison) -> Rows:
         line: list[Any] = [row["precision"].upper(), *([row["batch"]] if several else [])]
         for column, _ in metrics:
             changed = row["precision"] != comparison.about["reference"]
-            line += [f"{row[column]:.4f}", _change(row[f"delta {column}"]) if changed else ""]
+            line += [f"{row[column]:.4f}", _changed(row, column) if changed else ""]
         for column in ("p50_ms", "p99_ms"):
             line.append(None if row[column] is None else f"{row[column] / row['batch']:.2f}")
         line += [_number(row["pictures_per_s"], 1), _number(row["onnx_mb"], 1)]
@@ -168,6 +174,24 @@ def _metrics(comparison: Comparison) -> Rows:
     names = comparison.about["all_metrics"]
     lines = [[name, *(_number(value, 4) for value in once[name])] for name in names]
     return ["metric", *(label.upper() for label in once["precision"])], lines, 1
+
+
+def _differences(comparison: Comparison) -> list[str]:
+    """Every change with its interval, or nothing where none were computed."""
+    if not len(comparison.differences):
+        return []
+    lines = [
+        [
+            row["precision"].upper(), row["metric"], {"all": "all"}.get(row["scope"], row["name"]),
+            _number(row["reference"], 4), _number(row["value"], 4), _change(row["delta"]),
+            None if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
+            "yes" if row["measurable"] else "no",
+        ]
+        for row in comparison.differences.iter_rows(named=True)
+    ]  # fmt: skip
+    heads = ["precision", "metric", "of", "before", "after", "change", "95 % interval", "measurable"]
+    note = "Intervals by a paired bootstrap over the pictures; a change is measurable where its interval leaves out 0."
+    return [_folded("Every change with its interval", f'<p class="note">{note}</p>' + _table(heads, lines, 3))]
 
 
 def _times(comparison: Comparison) -> Rows:
@@ -199,6 +223,13 @@ def _short(value: Any) -> str:
 
 def _number(value: float | None, digits: int) -> str | None:
     return None if value is None else f"{value:,.{digits}f}"
+
+
+def _changed(row: Mapping[str, Any], column: str) -> str:
+    """A change and, where it is known, its 95 % interval."""
+    told = _change(row[f"delta {column}"])
+    low, high = row.get(f"delta {column} low"), row.get(f"delta {column} high")
+    return told if low is None or high is None else f"{told} [{low:+.4f}, {high:+.4f}]"
 
 
 def _change(value: float) -> str:

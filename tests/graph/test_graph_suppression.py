@@ -86,3 +86,11 @@ def test_tasks_without_upright_boxes_are_refused() -> None:
     for task in ("classify", "obb"):
         with pytest.raises(RecipeError, match="upright boxes"):
             with_suppression(passing(6, 10), Card(task=task, names={0: "a", 1: "b"}))
+
+
+def test_a_graph_with_fewer_boxes_than_rows_keeps_its_rows() -> None:
+    raw = np.array([[[10.0, 50.0], [10.0, 50.0], [8.0, 8.0], [8.0, 8.0], [0.9, 0.1], [0.2, 0.8]]], np.float32)
+    found = run(with_suppression(passing(6, 2), CARD), raw)[0]
+    assert found.shape == (1, 300, 6)
+    np.testing.assert_allclose(found[0, :2], [[6, 6, 14, 14, 0.9, 0], [46, 46, 54, 54, 0.8, 1]], atol=1e-5)
+    assert not found[0, 2:].any()

@@ -12,8 +12,8 @@ import trtkit
 REFERENCES = Path(__file__).parent / "references"
 
 
-def judged(model, data, folder):
-    artifact = trtkit.export(trtkit.load(model), format="onnx", output=folder / "model.onnx")
+def judged(model, data, folder, **settings):
+    artifact = trtkit.export(trtkit.load(model), format="onnx", output=folder / "model.onnx", **settings)
     with trtkit.open(artifact) as runner:
         return trtkit.evaluate(runner, data)
 
@@ -22,7 +22,7 @@ def agree(evaluation, name):
     expected = json.loads((REFERENCES / f"{name}.json").read_text())["metrics"]
     for metric, value in expected.items():
         if metric != "fitness":
-            assert evaluation.metrics[metric] == pytest.approx(value, abs=0.003), metric
+            assert evaluation.metrics[metric.removeprefix("accuracy_")] == pytest.approx(value, abs=0.003), metric
 
 
 def test_demo_equals_ultralytics(demo_model, demo_data, tmp_path):
@@ -30,6 +30,10 @@ def test_demo_equals_ultralytics(demo_model, demo_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_shared_scenes_equal_ultralytics(shared, tmp_path):
-    scenes = shared / "data" / "scenes" / "detect" / "data.yaml"
-    agree(judged(shared / "models" / "yolo11n.pt", scenes, tmp_path), "detect")
+@pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb", "classify"])
+def test_shared_scenes_equal_ultralytics(task, shared, tmp_path):
+    reference = json.loads((REFERENCES / f"{task}.json").read_text())
+    folder = shared / "data" / "scenes" / task
+    data = folder if task == "classify" else folder / "data.yaml"
+    imgsz = reference["arguments"]["imgsz"]
+    agree(judged(shared / "models" / reference["model"], data, tmp_path, imgsz=imgsz), task)

@@ -1,3 +1,4 @@
+import polars as pl
 from staged import COCO, ULTRALYTICS, staged_comparison
 
 from trtkit.judgement.verdict import sentences
@@ -77,3 +78,21 @@ def test_sizes_are_told():
 def test_a_gain_is_a_gain():
     comparison = staged_comparison(reference="int8", metrics=[[ULTRALYTICS, "mAP50-95"], [COCO, "coco/AP"]])
     assert comparison.verdict()[0].startswith("FP32 gains 0.0041 mAP50-95 (0.7571 to 0.7612)")
+
+
+def bounded(low, high):
+    comparison = staged_comparison()
+    ends = {f"delta {ULTRALYTICS} low": low, f"delta {ULTRALYTICS} high": high}
+    rows = comparison.rows.with_columns(**{name: pl.lit(value) for name, value in ends.items()})
+    return sentences(rows, comparison.about)[1]
+
+
+def test_a_loss_whose_interval_holds_zero_is_no_measurable_loss():
+    said = bounded(-0.009, 0.001)
+    assert said.startswith("INT8 shows no measurable loss of mAP50-95 by Ultralytics' rule (0.7612 to 0.7571; ")
+    assert "change -0.0041, 95 % interval -0.0090 to +0.0010" in said
+
+
+def test_a_loss_whose_interval_leaves_out_zero_is_told_with_it():
+    assert bounded(-0.006, -0.002).startswith("INT8 loses 0.0041 mAP50-95")
+    assert "95 % interval -0.0060 to -0.0020" in bounded(-0.006, -0.002)

@@ -301,7 +301,7 @@ class TensorRTRunner(Runner):
         # Checked by the CPU's decoder on an empty batch, so that both say the same.
         from trtkit.tasks.detect import main_output
 
-        main_output({"output0": np.empty((0, *raw.shape[1:]), np.float32)}, self.card, 0)
+        main_output({"output0": np.empty((0, *raw.shape[1:]), np.float32)}, self.card, 4 + len(self.card.names))
         return raw
 
     def _counted(self, card: Card) -> Card:

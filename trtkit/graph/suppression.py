@@ -94,6 +94,8 @@ def with_suppression(
         ],
     )
     flat = writer.node("Flatten", [survivors], axis=1)
+    # Small pictures have fewer boxes than rows: zeros behind them, which are no detections, keep the rows' number.
+    flat = writer.node("Pad", [flat, writer.constant(np.array([0, 0, 0, max_det], np.int64))])
     top, places = writer.nodes(
         "TopK", [flat, writer.constant(np.array([max_det], np.int64))], 2, axis=1, largest=1, sorted=1
     )

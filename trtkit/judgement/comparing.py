@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.files import write_json
 from trtkit.judgement.comparison import Comparison
+from trtkit.judgement.differences import all_differences
 from trtkit.judgement.joining import joined, labelled
 from trtkit.judgement.replay import command_of, python_of
 from trtkit.judgement.telling import told
@@ -188,11 +189,20 @@ def _ranges(
     imgsz: tuple[int, int],
     watch: Mapping[str, Any],
 ) -> Calibration:
+    from trtkit.artifact import INT8_ALGORITHM
     from trtkit.calibration import Calibration, calibrate
 
     if given is None:
         return calibrate(
-            model, data, images=images, fraction=fraction, batch=2 * batch, seed=seed, imgsz=imgsz, **watch
+            model,
+            data,
+            algorithm=INT8_ALGORITHM,
+            images=images,
+            fraction=fraction,
+            batch=2 * batch,
+            seed=seed,
+            imgsz=imgsz,
+            **watch,
         )
     return given if isinstance(given, Calibration) else Calibration.load(given)
 
@@ -265,8 +275,10 @@ def _joined(
     shaping = {
         name: value for name, value in _replayed(model, settings).items() if name not in ("model", "data", "seed")
     }
+    changed = all_differences(judged, about["reference"], seed=settings["seed"])
     return Comparison(
-        rows=joined(made, judged, timing, about["reference"], [column for column, _ in about["metrics"]]),
+        rows=joined(made, judged, timing, about["reference"], [column for column, _ in about["metrics"]], changed),
+        differences=changed,
         classes=labelled({label: one.per_class for label, one in judged.items()}),
         pictures=labelled({label: one.per_picture for label, one in judged.items()}),
         detections=labelled({label: one.detections for label, one in judged.items()}),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
+from trtkit.errors import RecipeError
 from trtkit.judgement.timing import Timing
 from trtkit.origin import Origin
 from trtkit.results import Result
@@ -17,7 +18,26 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "Part"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """What one precision found: the frames of an `Evaluation`.
+
+    Attributes:
+        metrics: As `Evaluation.metrics`.
+        per_class: As `Evaluation.per_class`.
+        per_picture: As `Evaluation.per_picture`.
+        detections: As `Evaluation.detections`.
+        truths: As `Evaluation.truths`.
+    """
+
+    metrics: Mapping[str, float]
+    per_class: pl.DataFrame
+    per_picture: pl.DataFrame
+    detections: pl.DataFrame
+    truths: pl.DataFrame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,11 +46,14 @@ class Comparison(Result):
 
     Attributes:
         rows: One row a precision and batch: what ran, every metric, `delta <metric>` against the reference (negative is
-            a loss), the times of `Timing.frame()`, `onnx_mb` and `engine_mb` (10^6 bytes), and `build_s`.
+            a loss) with the ends of its 95 % interval (`delta <metric> low`, `... high`), the times of
+            `Timing.frame()`, `onnx_mb` and `engine_mb` (10^6 bytes), and `build_s`.
         classes: Metrics of each class by precision.
         pictures: What each picture gave, by precision.
         detections: What was found, by precision, as `Evaluation.detections`.
         truths: What should have been found and whether it was, by precision, as `Evaluation.truths`.
+        differences: Every metric's change against the reference with its 95 % interval, of all, by class and by size of
+            the objects, as `trtkit.judgement.differences.differences` tells them, by precision.
         samples: Every measured run, as `Timing.samples`.
         runners: What ran, as `Timing.runners`.
         about: Everything else, JSON-ready: model, task, data, split, pictures, skipped, reference, metrics (column and
@@ -50,6 +73,7 @@ class Comparison(Result):
     runners: pl.DataFrame
     about: Mapping[str, Any]
     origin: Origin
+    differences: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -64,6 +88,46 @@ class Comparison(Result):
         from trtkit.judgement.verdict import sentences
 
         return sentences(self.rows, self.about)
+
+    def judged(self, precision: str) -> Part:
+        """What one precision found.
+
+        Raises:
+            RecipeError: It was not compared.
+        """
+        known = self.rows["precision"].unique(maintain_order=True).to_list()
+        if precision not in known:
+            raise RecipeError(f"look at {precision!r}", "it was not compared", f"choose from {', '.join(known)}")
+        mine = pl.col("precision") == precision
+        row = self.rows.row(by_predicate=mine & (pl.col("batch") == pl.col("batch").first()), named=True)
+        return Part(
+            metrics={name: row[name] for name in self.about["all_metrics"]},
+            per_class=self.classes.filter(mine),
+            per_picture=self.pictures.filter(mine),
+            detections=self.detections.filter(mine),
+            truths=self.truths.filter(mine),
+        )
+
+    def changes(self, precision: str, *, conf: float = 0.25) -> pl.DataFrame:
+        """The objects that a precision wins and loses against the reference, the worst first.
+
+        Raises:
+            RecipeError: The precision was not compared.
+        """
+        from trtkit.judgement.changes import changes
+
+        return changes(self.judged(self.about["reference"]), self.judged(precision), conf=conf)
+
+    def gallery(self, precision: str, *, most: int = 12, conf: float = 0.25) -> pl.DataFrame:
+        """The worst of `changes`, drawn; `png` holds the pictures.
+
+        Raises:
+            RecipeError: The precision was not compared.
+        """
+        from trtkit.judgement.gallery import gallery
+
+        told = self.changes(precision, conf=conf)
+        return gallery(told, self.judged(self.about["reference"]), self.judged(precision), most=most)
 
     def plot(self) -> go.Figure:
         """Accuracy, time and size side by side."""
@@ -89,7 +153,7 @@ class Comparison(Result):
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""
-        names = ("classes", "pictures", "detections", "truths", "samples", "runners")
+        names = ("classes", "pictures", "detections", "truths", "samples", "runners", "differences")
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 
     def facts(self) -> Mapping[str, Any]:

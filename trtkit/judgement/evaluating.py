@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.data import open_dataset, sample, to_input
 from trtkit.errors import DataError, EngineError, RecipeError
+from trtkit.judgement.classes import ClassJudge
 from trtkit.judgement.evaluation import Evaluation
 from trtkit.judgement.objects import ObjectJudge
 from trtkit.judgement.streaming import samples
@@ -82,7 +83,7 @@ def _judged(runner: Runner, data: str | Path | Dataset, settings: Settings, work
     if bare:
         notes.append(f"{bare} of {len(paths)} pictures have no label file and count as pictures without objects")
     data_hash = dataset.hash_of(paths)
-    judge = ObjectJudge(task, dataset)
+    judge = ObjectJudge(task, dataset) if task.kinds else ClassJudge(task, dataset)
     clock, skipped = _streamed(runner, task, dataset, paths, judge, size, batch, settings, work)
     if len(skipped) == len(paths):
         raise DataError(
@@ -122,7 +123,7 @@ def _streamed(
     task: Task,
     dataset: Dataset,
     paths: Sequence[Path],
-    judge: ObjectJudge,
+    judge: ObjectJudge | ClassJudge,
     size: tuple[int, int],
     batch: int,
     settings: Settings,

@@ -29,15 +29,18 @@ class Evaluation(Result):
 
     Attributes:
         task: The task judged.
-        metrics: By name. `mAP50(B)`, `mAP50-95(B)`, `precision(B)`, `recall(B)` (and with (M), (P)) follow
-            Ultralytics' rule, precision and recall at the confidence of the best mean F1; `coco/...` follow
-            pycocotools'.
+        metrics: By name. `mAP50(B)`, `mAP50-95(B)`, `precision(B)`, `recall(B)` (with (M) for masks, (P) for poses, and
+            (R) for rotated boxes by their exact overlap, where (B) is the probabilistic one) follow Ultralytics' rule,
+            precision and recall at the confidence of the best mean F1; `coco/...` follow pycocotools'; `top1` and
+            `top5` of classify are shares of the pictures.
         per_class: One row a class that has labels: class, name, pictures, instances, and the metrics of Ultralytics'
             rule.
         per_picture: One row a picture judged: picture (its number), path, height, width, labels, detections, and tp,
             fp, fn at `confidence` and similarity 0.5.
         detections: One row a detection: picture, class, score, x1, y1, x2, y2 (pixels of the original picture), and
-            `matched(B)`, a bit for each of the thresholds 0.50 to 0.95 at which it matched a label (bit 0 for 0.50).
+            `matched(B)`, a bit for each of the thresholds 0.50 to 0.95 at which it matched a label (bit 0 for 0.50),
+            and `object(B)`, the label it claimed by its place in the picture, or -1; with `mask` (COCO's run lengths),
+            `keypoints`, or x, y, width, height and angle. For classify the five likeliest classes with their rank.
         truths: One row a label: picture, class, x1, y1, x2, y2, area (pixels), `matched(B)` as above, and `score(B)`
             of the detection that claimed it at 0.50, or null. With `detections` it is all that a bootstrap over
             pictures needs.
@@ -87,9 +90,9 @@ class Evaluation(Result):
 
     def plot(self) -> go.Figure:
         """Accuracy of each class, and precision over recall."""
-        from trtkit.judgement.figures import evaluation_figure
+        from trtkit.judgement.figures import evaluation_figure, ranking_figure
 
-        return evaluation_figure(self)
+        return ranking_figure(self) if "top1" in self.metrics else evaluation_figure(self)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from trtkit.judgement.evaluation import Evaluation
 
-__all__ = ["evaluation_figure", "precision_recall_curve"]
+__all__ = ["evaluation_figure", "precision_recall_curve", "ranking_figure"]
 
 MOST_CLASSES = 30
 
@@ -64,6 +64,31 @@ def evaluation_figure(evaluation: Evaluation) -> go.Figure:
     figure.update_yaxes(type="category", row=1, col=1)
     figure.update_xaxes(title_text="recall", range=[-0.02, 1.02], row=1, col=2)
     figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=1, col=2)
+    title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
+    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=260 + 18 * len(shown))
+    return figure
+
+
+def ranking_figure(evaluation: Evaluation) -> go.Figure:
+    """How often each class is the likeliest, and among the five likeliest, where it should be.
+
+    Args:
+        evaluation: What `evaluate` returned for classify.
+    """
+    shown = evaluation.per_class.sort("top1").head(MOST_CLASSES)
+    figure = go.Figure()
+    for column, name in (("top1", "the likeliest"), ("top5", "among the five likeliest")):
+        look = mark(column, ["top1", "top5"])
+        figure.add_scatter(
+            x=shown[column],
+            y=shown["name"],
+            name=name,
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            hovertemplate="%{y}: %{x:.3f}",
+        )
+    figure.update_xaxes(title_text="share of the class's pictures", range=[-0.02, 1.02])
+    figure.update_yaxes(type="category")
     title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
     figure.update_layout(template=template(), title={"text": title, "x": 0}, height=260 + 18 * len(shown))
     return figure

@@ -45,6 +45,7 @@ def joined(
     timing: Timing,
     reference: str,
     deciding: Sequence[str],
+    differences: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """One row a precision and batch.
 
@@ -54,17 +55,31 @@ def joined(
         timing: Times, labelled by precision.
         reference: The precision that changes are told against.
         deciding: Metrics to tell changes of.
+        differences: `all_differences` of the evaluations, for the ends of the changes' intervals, else null.
     """
     base = judged[reference].metrics
+    ends = {}
+    if differences is not None:
+        for row in differences.filter(pl.col("scope") == "all").iter_rows(named=True):
+            ends[row["precision"], row["metric"]] = row["low"], row["high"]
     accuracy = pl.DataFrame(
         [
             {
                 "label": label,
                 **{name: float(value) for name, value in one.metrics.items()},
-                **{f"delta {name}": float(one.metrics[name] - base[name]) for name in deciding},
+                **{
+                    f"delta {name}{tail}": value
+                    for name in deciding
+                    for tail, value in zip(
+                        ("", " low", " high"),
+                        (float(one.metrics[name] - base[name]), *ends.get((label, name), (None, None))),
+                        strict=True,
+                    )
+                },
             }
             for label, one in judged.items()
-        ]
+        ],
+        schema_overrides={f"delta {name} {end}": pl.Float64 for name in deciding for end in ("low", "high")},
     )
     files = pl.DataFrame([{"label": label, **_file_facts(files)} for label, files in made.items()], schema=FILES)
     times = timing.frame().select("label", "runner", "engine", "clock", "imgsz", "batch", "padded", *TIMES)

@@ -12,7 +12,8 @@ import polars as pl
 
 from trtkit.errors import DataError
 from trtkit.judgement.coco import coco_metrics
-from trtkit.judgement.precision_recall import ClassScores, bits_of, match, matched_at, score_classes
+from trtkit.judgement.precision_recall import ClassScores, bits_of, claims_of, match, matched_at, score_classes
+from trtkit.tasks.keypoints import sigmas_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, Labels
     from trtkit.tasks import Detections, Task
 
-__all__ = ["Judged", "ObjectJudge"]
+__all__ = ["Judged", "ObjectJudge", "frame_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,17 +68,17 @@ class ObjectJudge:
             "score": prediction.scores,
             **self.task.columns(prediction),
         }
-        areas = (labels.boxes[:, 2] - labels.boxes[:, 0]) * (labels.boxes[:, 3] - labels.boxes[:, 1])
         truths: dict[str, NDArray[Any]] = {
             "picture": np.full(len(labels), number, np.int32),
             "class": labels.classes.astype(np.int32),
             **{name: labels.boxes[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))},
-            "area": areas,
+            "area": self.task.areas(labels),
         }
         for kind, similarity in self.task.similarity(labels, prediction, self.dataset).items():
             matched, claimed = match(similarity, labels.classes, prediction.classes)
             found[f"matched({kind})"] = bits_of(matched)
             truths[f"matched({kind})"] = bits_of(claimed >= 0)
+            found[f"object({kind})"] = claims_of(claimed, len(prediction))
             scores = np.append(prediction.scores, np.float32(np.nan))
             truths[f"score({kind})"] = scores[claimed[:, 0]]
         for kind in self.task.coco_kinds:
@@ -107,7 +108,7 @@ class ObjectJudge:
         Raises:
             DataError: No picture has a labelled object.
         """
-        detections, truths = _frame(self.found), _frame(self.truths)
+        detections, truths = frame_of(self.found), frame_of(self.truths)
         if not len(truths):
             raise DataError(
                 f"judge by {self.dataset.path}",
@@ -138,7 +139,7 @@ class ObjectJudge:
                 classes=list(self.dataset.names),
                 kind=kind,
                 iou_type=iou_type,
-                sigmas=self.dataset.sigmas,
+                sigmas=sigmas_of(self.dataset) if kind == "P" else (),
             )
         return Judged(
             metrics=metrics,
@@ -174,7 +175,7 @@ class ObjectJudge:
         )
 
 
-def _frame(parts: list[dict[str, Any]]) -> pl.DataFrame:
+def frame_of(parts: list[dict[str, Any]]) -> pl.DataFrame:
     """Column arrays of many pictures as one frame."""
     columns: dict[str, Any] = {}
     for name, first in parts[0].items():

@@ -14,7 +14,16 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["THRESHOLDS", "ClassScores", "average_precision", "bits_of", "match", "matched_at", "score_classes"]
+__all__ = [
+    "THRESHOLDS",
+    "ClassScores",
+    "average_precision",
+    "bits_of",
+    "claims_of",
+    "match",
+    "matched_at",
+    "score_classes",
+]
 
 THRESHOLDS: NDArray[np.float32] = np.linspace(0.5, 0.95, 10).astype(np.float32)
 """The similarities at which a detection must match a label, 0.50 to 0.95."""
@@ -57,6 +66,23 @@ def match(
         matched[detection] = enough
         claimed[best[enough], every[enough]] = detection
     return matched, claimed
+
+
+def claims_of(claimed: NDArray[np.int64], found: int) -> NDArray[np.int32]:
+    """The label that each detection claimed at the lowest threshold it claimed one at, or -1.
+
+    Args:
+        claimed: As `match` returns it, shape (labels, 10).
+        found: How many detections there are.
+
+    Returns:
+        Shape (found,).
+    """
+    claims = np.full(found, -1, np.int32)
+    for threshold in reversed(range(claimed.shape[1])):
+        labels = np.flatnonzero(claimed[:, threshold] >= 0)
+        claims[claimed[labels, threshold]] = labels
+    return claims
 
 
 def bits_of(matched: NDArray[np.bool_]) -> NDArray[np.uint16]:

@@ -50,8 +50,14 @@ def _accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], metrics: Seq
     parts = []
     for column, name in metrics:
         delta = row[column] - reference[column]
+        low, high = row.get(f"delta {column} low"), row.get(f"delta {column} high")
         verb = "keeps" if abs(delta) < NOTHING else f"loses {-delta:.4f}" if delta < 0 else f"gains {delta:.4f}"
-        parts.append(f"{verb} {name} ({reference[column]:.4f} to {row[column]:.4f})")
+        interval = ""
+        if low is not None and high is not None and (low, high) != (0, 0):
+            interval = f"; change {delta:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+            if low <= 0 <= high and abs(delta) >= NOTHING:
+                verb = "shows no measurable loss of"
+        parts.append(f"{verb} {name} ({reference[column]:.4f} to {row[column]:.4f}{interval})")
     return f"{row['precision'].upper()} {_listed(parts)}."
 
 

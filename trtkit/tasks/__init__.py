@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 
 from trtkit.errors import ModelError
+from trtkit.sources.card import TASKS
 from trtkit.tasks.base import Detections, Prediction, Task
 
 __all__ = ["Detections", "Prediction", "Task", "task"]
 
 # A task is one module here, loaded when first asked for.
-_PLACES = {"detect": ("trtkit.tasks.detect", "Detect")}
+_PLACES = {name: (f"trtkit.tasks.{name}", name.capitalize()) for name in TASKS}
 
 
 def task(name: str) -> Task:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, Fit, Labels
     from trtkit.sources.card import Card
 
-__all__ = ["Detect", "Found", "candidates", "chosen_rows", "found_in", "main_output"]
+__all__ = ["Detect", "Found", "candidates", "chosen_rows", "columns", "found_in", "main_output"]
 
 Found = tuple["NDArray[np.float32]", "NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.float32]"]
 """Boxes in input pixels, scores, classes, and what follows the classes in each row."""
@@ -53,7 +53,7 @@ class Detect:
         Raises:
             ModelError: The output has another shape.
         """
-        rows = main_output(outputs, card, 0)
+        rows = main_output(outputs, card, columns(card))
         found = []
         for row, fit in zip(rows, fits, strict=False):
             boxes, scores, classes, _ = found_in(
@@ -91,18 +91,17 @@ class Detect:
         return drawn
 
 
-def main_output(outputs: Mapping[str, NDArray[np.float32]], card: Card, extra: int) -> NDArray[np.float32]:
-    """The array `output0`, or the first: (batch, columns, anchors); with NMS inside (batch, rows, columns).
+def columns(card: Card, extra: int = 0) -> int:
+    """Values an object of `output0`, with `extra` mask coefficients, keypoint values or angles behind the scores."""
+    return (6 if card.nms else 4 + len(card.names)) + extra
 
-    Args:
-        outputs: `Runner.infer`'s arrays by name.
-        card: The model's description.
-        extra: Columns after box and scores: mask coefficients, keypoints or an angle.
+
+def main_output(outputs: Mapping[str, NDArray[np.float32]], card: Card, columns: int) -> NDArray[np.float32]:
+    """The array `output0`, or the first: (batch, columns, anchors); with NMS inside (batch, rows, columns).
 
     Raises:
         ModelError: The output has another shape.
     """
-    columns = (6 if card.nms else 4 + len(card.names)) + extra
     array = outputs.get("output0", next(iter(outputs.values())))
     if array.ndim != 3 or array.shape[2 if card.nms else 1] != columns:
         raise ModelError(

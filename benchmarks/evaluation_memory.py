@@ -1,0 +1,53 @@
+"""Peak memory of judging segmentation, the heaviest task to judge: 300 detections with a mask in each picture.
+
+    python benchmarks/evaluation_memory.py MODEL DATA [PICTURES]
+
+MODEL is a segment model's ONNX file, DATA its data.yaml. Where the split holds fewer pictures than PICTURES (300), they
+are shown again under other names. Prints pictures, seconds and the process's peak resident memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import trtkit
+from trtkit.data import open_dataset
+from trtkit.data.labels import label_path
+
+
+def repeated(data: Path, count: int, folder: Path) -> Path:
+    """A data set of `count` pictures, links to those of `data`."""
+    pictures = open_dataset(data, task="segment").pictures("val")
+    for kind in ("images", "labels"):
+        (folder / kind / "val").mkdir(parents=True)
+    for index, picture in enumerate(itertools.islice(itertools.cycle(pictures), count)):
+        (folder / "images" / "val" / f"{index:05d}{picture.suffix}").symlink_to(picture)
+        (folder / "labels" / "val" / f"{index:05d}.txt").symlink_to(label_path(picture))
+    names = open_dataset(data, task="segment").names
+    (folder / "data.yaml").write_text(
+        "val: images/val\nnames:\n" + "".join(f"  {n}: '{v}'\n" for n, v in names.items())
+    )
+    return folder / "data.yaml"
+
+
+def main() -> None:
+    """Judge, and tell what it took."""
+    model, data = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 300
+    with tempfile.TemporaryDirectory() as folder:
+        data = repeated(data, count, Path(folder))
+        start = time.perf_counter()
+        found = trtkit.evaluate(model, data)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    masks = len(found.detections)
+    print(f"{found.pictures} pictures, {masks} masks: {seconds:.0f} s, peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The bootstrap's numbers against metrics computed the long way, and what an interval must say."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from five_tasks import Answers, drawn_set, shaky_outputs
+
+from trtkit.data import open_dataset
+from trtkit.errors import DataError, RecipeError
+from trtkit.judgement.bootstrap import average_precisions, curves_of, drawn_copies
+from trtkit.judgement.changes import changes
+from trtkit.judgement.coco import coco_metrics
+from trtkit.judgement.differences import differences
+from trtkit.judgement.evaluation import evaluate
+from trtkit.judgement.gallery import gallery
+from trtkit.judgement.precision_recall import matched_at, score_classes
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(drawn_set(tmp_path_factory.mktemp("set"), "detect", count=24), task="detect")
+
+
+@pytest.fixture(scope="module")
+def fair(dataset):
+    return evaluate(Answers("detect", shaky_outputs(dataset, "detect", seed=0)), dataset)
+
+
+@pytest.fixture(scope="module")
+def worse(dataset):
+    return evaluate(Answers("detect", shaky_outputs(dataset, "detect", seed=0, shake=0.25)), dataset)
+
+
+def repeated(frame, copies):
+    """Rows of each picture as often as it was drawn, its copies numbered as pictures of their own."""
+    parts, number = [], 0
+    for picture, count in enumerate(copies.astype(int)):
+        for _ in range(count):
+            parts.append(frame.filter(pl.col("picture") == picture).with_columns(picture=pl.lit(number, pl.Int32)))
+            number += 1
+    return pl.concat(parts)
+
+
+@pytest.mark.parametrize("column", range(5))
+def test_resampled_precisions_are_those_of_repeated_pictures(fair, column):
+    copies = drawn_copies(fair.pictures, 4, seed=1)
+    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.truths))
+    scores = score_classes(
+        matched_at(detections["matched(B)"].to_numpy()), detections["score"].to_numpy(),
+        detections["class"].to_numpy(), truths["class"].to_numpy(),
+    )  # fmt: skip
+    found = dict(curves_of(fair.detections, fair.truths, "B", fair.pictures))
+    for number, expected in zip(scores.classes.tolist(), scores.ap, strict=True):
+        ours = average_precisions(found[number], copies)[:, column]
+        # A recall that rounding puts beside a grid place may be read one place on; the pictures as they are never are.
+        np.testing.assert_allclose(ours, expected, atol=1e-9 if column == 0 else 0.01)
+
+
+@pytest.mark.parametrize("column", range(3))
+def test_resampled_coco_precisions_too(fair, column):
+    copies = drawn_copies(fair.pictures, 4, seed=2)
+    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.truths))
+    rows = [
+        [
+            {"image_id": row["picture"], "category_id": row["class"], "score": row.get("score"),
+             "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
+             "area": (row["x2"] - row["x1"]) * (row["y2"] - row["y1"])}
+            for row in frame.iter_rows(named=True)
+        ]
+        for frame in (truths, detections)
+    ]  # fmt: skip
+    expected = coco_metrics(
+        *rows, shapes=[(200, 200)] * (1 + truths["picture"].max()), classes=[0, 1], kind="B", iou_type="bbox"
+    )
+    ours = [
+        average_precisions(curve, copies, coco=True)[:, column].mean()
+        for _, curve in curves_of(fair.detections, fair.truths, "B", fair.pictures, most=100)
+    ]
+    assert np.mean(ours) == pytest.approx(expected["coco/AP"], abs=0.003)
+
+
+def test_the_same_evaluation_differs_by_nothing(fair):
+    found = differences(fair, fair, resamples=50)
+    assert not found["measurable"].any()
+    assert found["delta"].abs().max() == 0
+    assert found.filter(scope="all", metric="mAP50-95(B)")["low"].item() == 0
+
+
+def test_a_clear_loss_is_measurable_and_inside_its_interval(fair, worse):
+    found = differences(fair, worse, resamples=400)
+    row = found.row(by_predicate=(pl.col("metric") == "mAP50-95(B)") & (pl.col("scope") == "all"), named=True)
+    assert row["delta"] == pytest.approx(worse.metrics["mAP50-95(B)"] - fair.metrics["mAP50-95(B)"])
+    assert row["low"] < row["delta"] < row["high"] < 0
+    assert row["measurable"]
+    back = differences(worse, fair, resamples=400)
+    other = back.row(by_predicate=(pl.col("metric") == "mAP50-95(B)") & (pl.col("scope") == "all"), named=True)
+    assert (other["low"], other["high"]) == (pytest.approx(-row["high"]), pytest.approx(-row["low"]))
+    assert set(found.filter(scope="class")["name"]) == {"bar", "blob"}
+    assert {"small"} <= set(found.filter(scope="size")["name"])
+    for metric in ("mAP50(B)", "precision(B)", "recall(B)", "coco/AP", "coco/AP50", "coco/AP75"):
+        assert len(found.filter(scope="all", metric=metric)) == 1, metric
+
+
+def test_class_values_are_the_evaluation_s(fair, worse):
+    found = differences(fair, worse, resamples=10).filter(scope="class", metric="mAP50-95(B)")
+    expected = dict(fair.per_class.select("name", "mAP50-95(B)").iter_rows())
+    assert dict(found.select("name", "reference").iter_rows()) == pytest.approx(expected)
+
+
+def test_the_seed_decides(fair, worse):
+    once, again, other = (differences(fair, worse, resamples=60, seed=seed) for seed in (3, 3, 4))
+    assert once.equals(again)
+    assert not once["low"].equals(other["low"])
+
+
+def test_other_pictures_and_no_resamples_are_refused(dataset, fair):
+    outputs = shaky_outputs(dataset, "detect", seed=0)
+    fewer = evaluate(Answers("detect", outputs), dataset, images=5)
+    with pytest.raises(DataError, match="different pictures"):
+        differences(fair, fewer)
+    with pytest.raises(DataError, match="different pictures"):
+        changes(fair, fewer)
+    with pytest.raises(RecipeError, match="at least 2"):
+        differences(fair, fair, resamples=1)
+
+
+def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
+    """top-1 of 400 pictures of which 40 are lost and 20 won: delta -0.05, standard error sqrt(p - d^2) / 20."""
+    pictures = pl.DataFrame({"picture": range(400), "path": [str(n) for n in range(400)]})
+    ranks = [np.where(np.arange(400) < 200, 1, 2), np.where((np.arange(400) < 160) | (np.arange(400) >= 380), 1, 2)]
+
+    class Ranked:
+        detections = pl.DataFrame()
+        per_picture = pictures
+        per_class = pl.DataFrame({"class": [0], "name": ["a"]})
+
+        def __init__(self, rank):
+            self.truths = pl.DataFrame({"picture": range(400), "class": [0] * 400, "rank": rank})
+            self.metrics = {"top1": float((rank == 1).mean()), "top5": 1.0}
+
+    found = differences(Ranked(ranks[0]), Ranked(ranks[1]), resamples=4000)
+    row = found.row(by_predicate=(pl.col("metric") == "top1") & (pl.col("scope") == "all"), named=True)
+    error = np.sqrt((60 / 400 - 0.05**2) / 400)
+    assert row["delta"] == pytest.approx(-0.05)
+    assert (row["low"], row["high"]) == (
+        pytest.approx(-0.05 - 1.96 * error, abs=0.004),
+        pytest.approx(-0.05 + 1.96 * error, abs=0.004),
+    )
+
+
+def test_changes_are_counted_as_the_frames_tell(fair, worse):
+    found = changes(fair, worse, conf=0.3)
+    # "score(B)" of the truths is that of the claim at similarity 0.5.
+    before, after = (one.truths["score(B)"].fill_null(0) >= 0.3 for one in (fair, worse))
+    assert len(found.filter(change="lost")) == (before & ~after).sum()
+    assert len(found.filter(change="won")) == (~before & after).sum()
+    assert found["hurt"].is_sorted(descending=True)
+    assert (found.filter(pl.col("change").is_in(["lost", "new error"]))["hurt"] > 0).all()
+    back = changes(worse, fair, conf=0.3)
+    assert len(back.filter(change="lost")) == len(found.filter(change="won"))
+    assert len(back.filter(change="new error")) == len(found.filter(change="error gone"))
+    assert not len(changes(fair, fair))
+
+
+def test_gallery_draws_and_survives_a_picture_that_is_gone(fair, worse):
+    found = changes(fair, worse)
+    drawn = gallery(found, fair, worse, most=3)
+    assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
+    gone = found.with_columns(path=pl.lit("nowhere.png"))
+    assert gallery(gone, fair, worse, most=1)["png"].to_list() == [None]

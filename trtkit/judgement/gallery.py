@@ -1,0 +1,153 @@
+"""The changes that hurt most, drawn: reference on the left, the other on the right, the label in white."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import polars as pl
+
+from trtkit.data import read_picture
+from trtkit.tasks.drawing import colour, draw_box
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trtkit.judgement.differences import Judged
+
+__all__ = ["gallery"]
+
+SIDE = 240
+"""Pixels of each drawn picture's sides."""
+
+MARGIN = 0.6
+"""How much of the object's longer side is shown around it."""
+
+WHITE = (255, 255, 255)
+
+
+def gallery(changed: pl.DataFrame, reference: Judged, other: Judged, *, most: int = 12) -> pl.DataFrame:
+    """Draw changes.
+
+    Args:
+        changed: From `changes`, the rows to draw first.
+        reference: The evaluation the changes are told against.
+        other: The other one.
+        most: Most rows drawn.
+
+    Returns:
+        The first `most` rows with `png`: a PNG file's bytes, two pictures side by side. A picture that is no longer
+        there gives null.
+    """
+    names = dict(reference.per_class.select("class", "name").iter_rows())
+    pictures = [_drawn(row, reference, other, names) for row in changed.head(most).iter_rows(named=True)]
+    return changed.head(most).with_columns(pl.Series("png", pictures, dtype=pl.Binary))
+
+
+def _drawn(row: dict[str, Any], reference: Judged, other: Judged, names: dict[int, str]) -> bytes | None:
+    from trtkit.errors import DataError
+
+    try:
+        picture = read_picture(row["path"])
+    except DataError:
+        return None
+    if row["x1"] is None:
+        panels = [
+            _ranked(picture, judged.detections.filter(pl.col("picture") == row["picture"]), names)
+            for judged in (reference, other)
+        ]
+    else:
+        window, scale = _window(row, (picture.shape[0], picture.shape[1]))
+        panels = [
+            _panel(picture, window, scale, row, judged.detections, row[found], names)
+            for judged, found in ((reference, "found_reference"), (other, "found"))
+        ]
+    gap = np.full((SIDE, 6, 3), 128, np.uint8)
+    written, data = cv2.imencode(".png", np.concatenate((panels[0], gap, panels[1]), 1))
+    return data.tobytes() if written else None
+
+
+def _window(row: dict[str, Any], shape: tuple[int, int]) -> tuple[tuple[int, int, int, int], float]:
+    """The square around an object (left, top, right, bottom), moved into the picture, and the enlargement."""
+    width, height = row["x2"] - row["x1"], row["y2"] - row["y1"]
+    side = max(16, round(max(width, height) * (1 + 2 * MARGIN)))
+    left = min(max(0, round((row["x1"] + row["x2"] - side) / 2)), max(0, shape[1] - side))
+    top = min(max(0, round((row["y1"] + row["y2"] - side) / 2)), max(0, shape[0] - side))
+    return (left, top, left + side, top + side), SIDE / side
+
+
+def _panel(
+    picture: NDArray[np.uint8],
+    window: tuple[int, int, int, int],
+    scale: float,
+    row: dict[str, Any],
+    detections: pl.DataFrame,
+    place: int | None,
+    names: dict[int, str],
+) -> NDArray[np.uint8]:
+    """The window with the label's box in white, and what the runner found there in its class's colour."""
+    left, top, right, bottom = window
+    part = np.full((bottom - top, right - left, 3), 114, np.uint8)
+    seen = picture[top:bottom, left:right]
+    part[: seen.shape[0], : seen.shape[1]] = seen
+    panel = np.asarray(cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.uint8)
+    move = np.array([left, top], np.float32)
+
+    def shown(points: Any) -> NDArray[np.float32]:
+        moved: NDArray[np.float32] = (np.asarray(points, np.float32).reshape(-1, 2) - move) * np.float32(scale)
+        return moved
+
+    if row["label"] is not None:
+        _upright(panel, shown([[row["x1"], row["y1"]], [row["x2"], row["y2"]]]), WHITE)
+    if place is None:
+        return panel
+    found = detections.row(place, named=True)
+    ink = colour(found["class"])
+    _outline(panel, found, shown, ink, (picture.shape[0], picture.shape[1]))
+    text = f"{names.get(found['class'], found['class'])} {found['score']:.2f}"
+    draw_box(panel, np.array([1, 14, 1, 14], np.float32), text, found["class"])
+    return panel
+
+
+def _upright(panel: NDArray[np.uint8], corners: NDArray[np.float32], ink: tuple[int, int, int]) -> None:
+    """An upright box given by two corners, without a name."""
+    (left, top), (right, bottom) = np.round(corners).astype(int).tolist()
+    cv2.rectangle(panel, (left, top), (right, bottom), ink, 1, cv2.LINE_AA)
+
+
+def _outline(
+    panel: NDArray[np.uint8], found: dict[str, Any], shown: Any, ink: tuple[int, int, int], shape: tuple[int, int]
+) -> None:
+    """What a detection looks like: a mask's edge, a rotated box, or a box with keypoints where it has them."""
+    if "mask" in found:
+        from faster_coco_eval import mask as coder
+
+        mask = coder.decode({"size": list(shape), "counts": found["mask"].encode()})
+        edges, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        lines = [np.round(shown(edge + 0.5)).astype(np.int32) for edge in edges]
+        cv2.polylines(panel, lines, True, ink, 2, cv2.LINE_AA)
+    elif "angle" in found:
+        from trtkit.tasks.rotated import corners_of
+
+        box = np.array([[found[name] for name in ("x", "y", "width", "height", "angle")]], np.float32)
+        cv2.polylines(panel, [np.round(shown(corners_of(box)[0])).astype(np.int32)], True, ink, 2, cv2.LINE_AA)
+    else:
+        left, top, right, bottom = shown([[found["x1"], found["y1"]], [found["x2"], found["y2"]]]).ravel().tolist()
+        cv2.rectangle(panel, (round(left), round(top)), (round(right), round(bottom)), ink, 2, cv2.LINE_AA)
+        points = np.asarray(found.get("keypoints") or [], np.float32).reshape(-1, 3)
+        for x, y in shown(points[:, :2]).tolist():
+            cv2.circle(panel, (round(x), round(y)), 3, ink, -1, cv2.LINE_AA)
+
+
+def _ranked(picture: NDArray[np.uint8], ranking: pl.DataFrame, names: dict[int, str]) -> NDArray[np.uint8]:
+    """A picture with its likeliest classes."""
+    height, width = picture.shape[:2]
+    scale = SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    panel = np.full((SIDE, SIDE, 3), 114, np.uint8)
+    panel[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    for place, row in enumerate(ranking.head(3).iter_rows(named=True), 1):
+        text = f"{names.get(row['class'], row['class'])} {row['score']:.2f}"
+        draw_box(panel, np.array([1, 16 * place, 1, 16 * place], np.float32), text, row["class"])
+    return panel
