@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.sources import Model
 
-__all__ = ["Lab", "Pictures", "calibrated", "decibels", "runner_name"]
+__all__ = ["Lab", "Pictures", "calibrated", "decibels", "multiplications", "runner_name"]
 
 Pictures = Callable[[], Iterable[NDArray[np.float32]]]
 """Gives the same inputs (1, C, H, W) each time it is called, one after the other."""
@@ -59,7 +59,7 @@ class Lab:
         self.protect = protect
         self.whole = place(graph, self.user_keep, protect=protect)
         self.weighted = [node.name for node in self.view.weighted]
-        self.macs = _multiplications(graph, self.view)
+        self.macs = multiplications(graph, self.view)
         self.heads = _head_tensors(self.view)
         self.segments = Segments(graph, also=self.heads, exact=exact)
         self.float = self.segments.variant(FLOAT, {}, often=True)
@@ -260,7 +260,7 @@ def _head_tensors(view: View) -> tuple[str, ...]:
     return last or tuple(value.name for value in view.graph.output)
 
 
-def _multiplications(graph: onnx.ModelProto, view: View) -> dict[str, int]:
+def multiplications(graph: onnx.ModelProto, view: View) -> dict[str, int]:
     """Multiply-accumulates of each weighted layer for one picture."""
     inferred = onnx.shape_inference.infer_shapes(graph)
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]

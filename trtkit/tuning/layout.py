@@ -1,0 +1,134 @@
+"""Which layers of a model may run in INT8, which tensor and scale each reads, and what keeping some high leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import polars as pl
+
+from trtkit.files import hash_of
+from trtkit.graph.quantized import place
+from trtkit.graph.structure import View
+from trtkit.progress import Cancel, Progress, Work
+from trtkit.recipe import rounded_imgsz
+from trtkit.tuning.blocks import block_of
+from trtkit.tuning.lab import multiplications
+from trtkit.tuning.state import State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trtkit.sources import Model
+
+__all__ = ["Layout", "layout_of"]
+
+SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("node", "block", "operator"), pl.String),
+    "macs": pl.Int64,
+    "tensor": pl.String,
+    "scale": pl.List(pl.String),
+    "kept": pl.String,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Layout:
+    """The weighted layers of one graph.
+
+    Attributes:
+        layers: One row a layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates a picture),
+            `tensor` (what it reads), `scale` (the tensors whose ranges make up that scale) and `kept` (why it stays
+            high whatever is asked; null where it may run in INT8).
+        model_hash: Of the model.
+    """
+
+    layers: pl.DataFrame
+    model_hash: str
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Layers that may run in INT8, in graph order."""
+        return tuple(self.layers.filter(pl.col("kept").is_null())["node"])
+
+    def share(self, keep: Iterable[str] = ()) -> float:
+        """Share of the multiply-accumulates that run in INT8 with some more layers kept high, 0..1.
+
+        Args:
+            keep: Names of layers, not patterns.
+        """
+        total = self.layers["macs"].sum()
+        lowered = self.layers.filter(pl.col("kept").is_null() & ~pl.col("node").is_in(list(keep)))["macs"].sum()
+        return float(lowered / total) if total else 0.0
+
+    def tensor_of(self, node: str) -> str | None:
+        """What a layer reads; None for a layer that is not here."""
+        found = self.layers.filter(pl.col("node") == node)["tensor"]
+        return None if found.is_empty() else str(found[0])
+
+    def readers(self) -> Mapping[str, list[str]]:
+        """The layers that read each tensor."""
+        readers: dict[str, list[str]] = {}
+        for node, tensor in self.layers.select("node", "tensor").iter_rows():
+            readers.setdefault(tensor, []).append(node)
+        return readers
+
+    def scale_of(self, tensor: str) -> tuple[str, ...]:
+        """The tensors whose ranges make up a tensor's scale; itself where none is known."""
+        found = self.layers.filter(pl.col("tensor") == tensor)["scale"]
+        return (tensor,) if found.is_empty() or found[0].is_empty() else tuple(found[0])
+
+
+def layout_of(
+    model: Model,
+    imgsz: int | tuple[int, int] | None = None,
+    *,
+    state: str | Path | None = None,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Layout:
+    """Trace a model and look at its layers; takes seconds, but nothing where `state` remembers it.
+
+    Args:
+        model: From `load`.
+        imgsz: Height and width, pixels; None takes the model's.
+        state: A folder that remembers layouts; None remembers nothing.
+        progress: Receives events.
+        cancel: Asked between steps.
+
+    Raises:
+        CancelledError: The caller cancelled.
+    """
+    from trtkit.graph.tracing import trace
+
+    work, kept, stage = Work(progress, cancel), State(state), "read the model's layers"
+    size = rounded_imgsz(model.imgsz if imgsz is None else imgsz, model.stride)
+    key = hash_of(model.hash, f"{size}", *SCHEMA)
+    work.step(stage, 0, 2)
+    rows = kept.read("layouts", key)
+    if rows is None:
+        graph = trace(model, imgsz=size, batch=1)
+        work.step(stage, 1, 2)
+        rows = _rows(graph)
+        kept.write("layouts", key, rows)
+    work.step(stage, 2, 2)
+    return Layout(layers=pl.DataFrame(rows, schema=SCHEMA), model_hash=model.hash)
+
+
+def _rows(graph: onnx.ModelProto) -> list[dict[str, Any]]:
+    placement, view = place(graph), View(graph)
+    macs = multiplications(graph, view)
+    return [
+        {
+            "node": node.name,
+            "block": block_of(node.name),
+            "operator": node.op_type,
+            "macs": macs.get(node.name, 0),
+            "tensor": node.input[0],
+            "scale": list(placement.scale_of.get(node.input[0], ())),
+            "kept": placement.kept.get(node.name),
+        }
+        for node in view.weighted
+    ]
