@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from trtkit.tuning.sensitivity import sensitivity as sensitivity
     from trtkit.tuning.sweep import Sweep as Sweep
     from trtkit.tuning.sweep import sweep as sweep
+    from trtkit.widgets.dashboard import dashboard as dashboard
+    from trtkit.widgets.explorer import explorer as explorer
+    from trtkit.widgets.gallery import gallery as gallery
+    from trtkit.widgets.tuner import tuner as tuner
+    from trtkit.widgets.wizard import wizard as wizard
 
 # Names of the public interface and the module each lives in; None for a module that is itself the name.
 _HOMES: dict[str, str | None] = {
@@ -71,6 +76,11 @@ _HOMES: dict[str, str | None] = {
     "export": "trtkit.artifact",
     "load": "trtkit.sources",
     "open": "trtkit.backends",
+    "dashboard": "trtkit.widgets.dashboard",
+    "explorer": "trtkit.widgets.explorer",
+    "gallery": "trtkit.widgets.gallery",
+    "tuner": "trtkit.widgets.tuner",
+    "wizard": "trtkit.widgets.wizard",
 }
 
 __all__ = [
@@ -93,15 +103,20 @@ __all__ = [
     "calibrate",
     "capabilities",
     "compare",
+    "dashboard",
     "demo",
     "evaluate",
     "examine",
+    "explorer",
     "export",
+    "gallery",
     "load",
     "open",
     "search",
     "sensitivity",
     "sweep",
+    "tuner",
+    "wizard",
 ]
 
 
