@@ -1,4 +1,4 @@
-"""The embedded model and pictures are whole, small and labelled."""
+"""The embedded models and pictures are whole, small and labelled."""
 
 import subprocess
 from pathlib import Path
@@ -7,10 +7,14 @@ import cv2
 import pytest
 import yaml
 
+import trtkit
 from trtkit import demo
+from trtkit.calibration.selection import calibration_pictures
+from trtkit.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = {"train": 64, "val": 40}
+LABELLED = ("segment", "pose", "obb")
 
 
 def pictures(split):
@@ -50,8 +54,48 @@ def test_every_picture_decodes_and_every_box_lies_in_it(split):
     assert seen == set(names)
 
 
-def test_the_model_is_the_shared_one(shared):
-    assert demo.model_path().read_bytes() == (shared / "models" / "yolo11n.pt").read_bytes()
+@pytest.mark.parametrize("task", demo.TASKS)
+def test_the_model_of_a_task_is_the_shared_one(shared, task):
+    path = demo.model_path(task)
+    assert path.read_bytes() == (shared / "models" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("task", demo.TASKS)
+def test_the_model_and_the_pictures_of_a_task_fit_together(task):
+    model = trtkit.load(demo.model_path(task))
+    data = open_dataset(demo.data_path(task), task=task)
+    assert model.task == task
+    assert dict(data.names) == dict(model.names)
+    for split in ("train", "val"):
+        classes = [data.labels(path).classes.tolist() for path in data.pictures(split)]
+        assert {number for found in classes for number in found} == set(model.names)
+
+
+@pytest.mark.parametrize("task", LABELLED)
+def test_the_other_tasks_show_the_detector_s_pictures_with_the_same_digits(task):
+    detect, other = open_dataset(demo.data_path(), task="detect"), open_dataset(demo.data_path(task), task=task)
+    for split, count in {"train": 32, "val": 40}.items():
+        pictures = other.pictures(split)
+        assert [path.name for path in pictures] == [path.name for path in detect.pictures(split)[:count]]
+        for one, two in zip(detect.pictures(split), pictures, strict=False):
+            assert one.read_bytes() == two.read_bytes()
+            assert sorted(detect.labels(one).classes.tolist()) == sorted(other.labels(two).classes.tolist())
+
+
+def test_everything_embedded_takes_at_most_45_mb():
+    assert sum(path.stat().st_size for path in demo.model_path().parent.rglob("*") if path.is_file()) <= 45_000_000
+
+
+@pytest.mark.parametrize("task", demo.TASKS)
+def test_calibrating_without_data_takes_the_task_s_pictures_and_warns(task):
+    with pytest.warns(UserWarning, match="example set"):
+        dataset, split, chosen = calibration_pictures(None, task=task, split=None, images=3, fraction=1.0, seed=0)
+    assert (dataset.path, split, len(chosen)) == (demo.data_path(task), "train", 3)
+
+
+def test_an_unknown_task_is_refused_in_one_sentence():
+    with pytest.raises(trtkit.TrtkitError, match="no such task; use one of detect, segment"):
+        demo.data_path("depth")
 
 
 def test_git_and_so_the_wheel_takes_every_file():

@@ -35,7 +35,7 @@ def calibration_pictures(
     """The data set, the split and the sampled pictures that a calibration uses.
 
     Args:
-        data: A data set's YAML file (or folder, for classify); None takes the small embedded set and warns.
+        data: A data set's YAML file (or folder, for classify); None takes the task's small embedded set and warns.
         task: The model's task.
         split: The split to draw from; None takes `train`, or `val` with a warning where there is no `train`.
         images: The largest number of pictures.
@@ -44,20 +44,14 @@ def calibration_pictures(
         stratify: Draw so that every class keeps its share of the pictures.
 
     Raises:
-        DataError: The data set can't be read, or there is no example set for the task.
+        DataError: The data set can't be read.
     """
     from trtkit.data import open_dataset, sample
 
     if data is None:
         from trtkit import demo
 
-        if task != demo.TASK:
-            raise DataError(
-                "calibrate INT8 without data=",
-                f"trtkit carries no example pictures for {task}",
-                "pass data='your.yaml'",
-            )
-        data = demo.data_path()
+        data = demo.data_path(task)
         warnings.warn(
             "INT8 without data=: calibrating on trtkit's small example set, whose pictures are not yours; "
             "pass data='your.yaml' for ranges that fit your model.",
