@@ -1,6 +1,7 @@
 """The embedded models and pictures are whole, small and labelled."""
 
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,6 @@ from trtkit.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = {"train": 64, "val": 40}
-LABELLED = ("segment", "pose", "obb")
 
 
 def pictures(split):
@@ -71,19 +71,35 @@ def test_the_model_and_the_pictures_of_a_task_fit_together(task):
         assert {number for found in classes for number in found} == set(model.names)
 
 
-@pytest.mark.parametrize("task", LABELLED)
-def test_the_other_tasks_show_the_detector_s_pictures_with_the_same_digits(task):
-    detect, other = open_dataset(demo.data_path(), task="detect"), open_dataset(demo.data_path(task), task=task)
-    for split, count in {"train": 32, "val": 40}.items():
-        pictures = other.pictures(split)
-        assert [path.name for path in pictures] == [path.name for path in detect.pictures(split)[:count]]
-        for one, two in zip(detect.pictures(split), pictures, strict=False):
-            assert one.read_bytes() == two.read_bytes()
-            assert sorted(detect.labels(one).classes.tolist()) == sorted(other.labels(two).classes.tolist())
+def test_the_digits_to_classify_are_balanced_and_judged_by_others():
+    data = open_dataset(demo.data_path("classify"), task="classify")
+    for split, count in {"train": 5, "val": 10}.items():
+        classes = [data.labels(path).classes.item() for path in data.pictures(split)]
+        assert Counter(classes) == dict.fromkeys(range(10), count)
+    train, val = ({path.read_bytes() for path in data.pictures(split)} for split in ("train", "val"))
+    assert not train & val
 
 
-def test_everything_embedded_takes_at_most_45_mb():
-    assert sum(path.stat().st_size for path in demo.model_path().parent.rglob("*") if path.is_file()) <= 45_000_000
+def test_a_folder_of_checkpoints_adds_the_tasks_it_has(tmp_path):
+    assert list(demo.pairs()) == list(demo.pairs(tmp_path / "nothing")) == ["detect", "classify"]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "data" / "scenes" / "pose").mkdir(parents=True)
+    model, data = tmp_path / "models" / "yolo11n-pose.pt", tmp_path / "data" / "scenes" / "pose" / "data.yaml"
+    model.touch()
+    assert "pose" not in demo.pairs(tmp_path)
+    data.touch()
+    assert demo.pairs(tmp_path)["pose"] == (model, data)
+    assert demo.pairs(tmp_path)["detect"] == (demo.model_path(), demo.data_path())
+
+
+def test_the_shared_folder_has_all_five(shared):
+    found = demo.pairs(shared)
+    assert list(found) == ["detect", "segment", "pose", "obb", "classify"]
+    assert all(path.exists() for pair in found.values() for path in pair)
+
+
+def test_everything_embedded_takes_at_most_15_mb():
+    assert sum(path.stat().st_size for path in demo.model_path().parent.rglob("*") if path.is_file()) <= 15_000_000
 
 
 @pytest.mark.parametrize("task", demo.TASKS)
@@ -93,9 +109,9 @@ def test_calibrating_without_data_takes_the_task_s_pictures_and_warns(task):
     assert (dataset.path, split, len(chosen)) == (demo.data_path(task), "train", 3)
 
 
-def test_an_unknown_task_is_refused_in_one_sentence():
-    with pytest.raises(trtkit.TrtkitError, match="no such task; use one of detect, segment"):
-        demo.data_path("depth")
+def test_a_task_that_is_not_embedded_is_refused_in_one_sentence():
+    with pytest.raises(trtkit.TrtkitError, match="for detect and classify only"):
+        demo.data_path("segment")
 
 
 def test_git_and_so_the_wheel_takes_every_file():

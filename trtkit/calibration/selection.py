@@ -44,13 +44,19 @@ def calibration_pictures(
         stratify: Draw so that every class keeps its share of the pictures.
 
     Raises:
-        DataError: The data set can't be read.
+        DataError: The data set can't be read, or there is no example set for the task.
     """
     from trtkit.data import open_dataset, sample
 
     if data is None:
         from trtkit import demo
 
+        if task not in demo.TASKS:
+            raise DataError(
+                "calibrate INT8 without data=",
+                f"trtkit carries no example pictures for {task}",
+                "pass data='your.yaml'",
+            )
         data = demo.data_path(task)
         warnings.warn(
             "INT8 without data=: calibrating on trtkit's small example set, whose pictures are not yours; "

@@ -1,4 +1,4 @@
-"""Small models of every task and labelled pictures, embedded so that all of trtkit can be tried with nothing."""
+"""Small models and labelled pictures that come with the package, so that everything can be tried with nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trtkit.errors import RecipeError
 
-__all__ = ["DEVICE", "OUTPUT", "TASKS", "data_path", "model_path"]
+__all__ = ["DEVICE", "OUTPUT", "TASKS", "data_path", "model_path", "pairs"]
 
 OUTPUT = Path("runs/demo")
 """Where `trtkit demo` writes, from the folder it is started in."""
@@ -14,49 +14,68 @@ OUTPUT = Path("runs/demo")
 DEVICE = "sm89"
 """What the demo builds engines for where no GPU is present: compute capability 8.9, as GeForce RTX 40 has it."""
 
-TASKS = ("detect", "segment", "pose", "obb", "classify")
-"""What there is a model and pictures for."""
+# The other three tasks would take another 20 MB, more than a package should carry for an example.
+TASKS = ("detect", "classify")
+"""What a model and pictures are embedded for."""
 
 _HERE = Path(__file__).resolve().parent
-_FILES = {
-    "detect": ("yolo11n.pt", "scenes/data.yaml"),
-    "segment": ("yolo11n-seg.pt", "segment/data.yaml"),
-    "pose": ("yolo11n-pose.pt", "pose/data.yaml"),
-    "obb": ("yolo11n-obb.pt", "obb/data.yaml"),
-    "classify": ("yolo11n-cls.pt", "classify"),
-}
+_EMBEDDED = {"detect": ("yolo11n.pt", "scenes/data.yaml"), "classify": ("yolo11n-cls.pt", "classify")}
+_ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 
 
 def model_path(task: str = "detect") -> Path:
-    """The checkpoint of a task: yolo11n for 10 classes of handwritten digits; its licence is in `LICENSE` beside it.
+    """The checkpoint of a task, for 10 classes of handwritten digits; its licence is in `LICENSE` beside it.
 
-    Args:
-        task: One of `TASKS`. The detector is the one trained longest; the others show how a task works.
-
-    Raises:
-        RecipeError: There is no such task.
-    """
-    return _HERE / _files(task)[0]
-
-
-def data_path(task: str = "detect") -> Path:
-    """The labelled pictures of a task: `data.yaml`, or the folder of class folders for classify.
-
-    Detect has 64 pictures to calibrate with (train) and 40 to judge by (val); segment, pose and obb 32 of these and the
-    same 40, labelled for the task; classify 100 and 100 digits cut out of them.
+    Detect is a yolo11n of 640 x 640 pixels, classify a yolo11n-cls of 64 x 64.
 
     Args:
         task: One of `TASKS`.
 
     Raises:
-        RecipeError: There is no such task.
+        RecipeError: Nothing is embedded for that task.
     """
-    return _HERE / _files(task)[1]
+    return _HERE / _embedded(task)[0]
 
 
-def _files(task: str) -> tuple[str, str]:
-    if task not in _FILES:
+def data_path(task: str = "detect") -> Path:
+    """The labelled pictures of a task, train to calibrate with and val to judge by.
+
+    Detect has the `data.yaml` of 64 and 40 pictures, classify the folder of 50 and 100 digits cut out of such pictures.
+
+    Args:
+        task: One of `TASKS`.
+
+    Raises:
+        RecipeError: Nothing is embedded for that task.
+    """
+    return _HERE / _embedded(task)[1]
+
+
+def pairs(folder: str | Path | None = None) -> dict[str, tuple[Path, Path]]:
+    """A model and its data for each task that there is one for.
+
+    Args:
+        folder: A folder with `models/yolo11n-<seg, pose, obb or cls>.pt` and `data/scenes/<task>`; what it has goes
+            before what is embedded. None, or a folder that is not there, leaves the embedded ones.
+
+    Returns:
+        Model and data by task.
+    """
+    found = {task: (model_path(task), data_path(task)) for task in TASKS}
+    for task, ending in _ENDINGS.items() if folder is not None else ():
+        model = Path(folder or "", "models", f"yolo11n{ending}.pt")
+        data = Path(folder or "", "data", "scenes", task)
+        data = data if task == "classify" else data / "data.yaml"
+        if model.is_file() and data.exists():
+            found[task] = (model, data)
+    return {task: found[task] for task in _ENDINGS if task in found}
+
+
+def _embedded(task: str) -> tuple[str, str]:
+    if task not in _EMBEDDED:
         raise RecipeError(
-            f"take the embedded files of task {task!r}", "there is no such task", f"use one of {', '.join(TASKS)}"
+            f"take the embedded files of task {task!r}",
+            f"trtkit carries a model and pictures for {' and '.join(TASKS)} only",
+            "give the paths of your own",
         )
-    return _FILES[task]
+    return _EMBEDDED[task]
