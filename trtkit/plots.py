@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
+from trtkit.display import keep_figures
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -61,6 +63,8 @@ def mark(label: str, labels: Sequence[str] = ()) -> Mark:
 
 def template() -> go.layout.Template:
     """Plotly's bare template with see-through paper and greys that read on light and dark pages."""
+    # Every figure of trtkit's takes this template before a notebook shows it.
+    keep_figures()
     axis = {"gridcolor": LINE, "linecolor": LINE, "zerolinecolor": LINE, "ticks": "", "automargin": True}
     return go.layout.Template(
         layout={
