@@ -1,0 +1,208 @@
+"""The ranges an algorithm chooses over what was seen: of all tensors at once, and of one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+from trtkit.calibration.histogram import BINS
+from trtkit.plots import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, Mark, template
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trtkit.calibration.histogram import Histogram
+    from trtkit.calibration.readings import Readings
+
+__all__ = ["algorithm_look", "histogram_figure", "overview_figure"]
+
+ROWS = 48
+"""Bands of magnitude in the overview."""
+
+SHOWN_BINS = 256
+
+RAREST = -7.0
+"""Logarithm of the smallest share of values that the overview still shades: one in ten million."""
+
+LEGEND = {"y": 1.02, "yanchor": "bottom"}
+
+# See-through at one end, so that light and dark pages shine through.
+SHADES = ((0.0, "rgba(0,114,178,0.06)"), (1.0, "rgba(0,114,178,0.95)"))
+
+
+def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = "", named: str = "") -> go.Figure:
+    """Every tensor's histogram as a column, with what the scale covers as a line.
+
+    Args:
+        readings: The pass.
+        frame: `Readings.frame` of the algorithm in use; `reach` may be that of a shared scale.
+        selected: The tensor to mark.
+        named: The algorithm in use, for the legend.
+    """
+    names, places = frame["tensor"].to_list(), list(range(len(frame)))
+    covered = (frame["covered"] * 100).to_list()
+    told = [
+        f"{name}<br>covers {reach:.4g} of {largest:.4g}{'' if clipped is None else f', clips {clipped:.4%} of values'}"
+        for name, reach, largest, clipped in frame.select("tensor", "reach", "largest", "clipped").iter_rows()
+    ]
+    figure = go.Figure()
+    shares = densities(readings, tuple(names))
+    if not np.isnan(shares).all():
+        figure.add_heatmap(
+            x=places,
+            y=(np.arange(ROWS) + 0.5) * 100 / ROWS,
+            z=shares,
+            zmin=RAREST,
+            zmax=0,
+            colorscale=SHADES,
+            colorbar={
+                "title": {"text": "share of<br>values", "side": "top"},
+                "tickvals": [0, -2, -4, -6],
+                "ticktext": ["all", "1 %", "0.01 %", "1 ppm"],
+                "thickness": 12,
+                "outlinewidth": 0,
+            },
+            name="values",
+            hoverinfo="skip",
+        )
+    figure.add_scatter(
+        x=places,
+        y=covered,
+        name=f"covered by {named}" if named else "covered",
+        mode="lines+markers",
+        line={"shape": "hvh", "color": VERMILION, "width": 2},
+        marker={"symbol": "line-ew", "size": 7, "color": VERMILION, "line": {"width": 2, "color": VERMILION}},
+        customdata=names,
+        text=told,
+        hovertemplate="%{text}<extra></extra>",
+    )
+    place = names.index(selected) if selected in names else None
+    figure.add_scatter(
+        x=[] if place is None else [place],
+        y=[] if place is None else [covered[place]],
+        name="shown beside",
+        mode="markers",
+        marker={"symbol": "diamond-open", "size": 15, "color": INK, "line": {"width": 3}},
+        hoverinfo="skip",
+    )
+    figure.update_xaxes(title_text="tensor, in graph order", showgrid=False, range=[-0.5, len(names) - 0.5])
+    figure.update_yaxes(title_text="|x|, % of its largest", range=[0, 104], showgrid=False)
+    return figure.update_layout(template=template(), height=360, legend=LEGEND, hovermode="closest")
+
+
+def histogram_figure(
+    readings: Readings, tensor: str, reach: float, *, named: str = "", others: Mapping[str, float] | None = None
+) -> go.Figure:
+    """One tensor's histogram with the chosen range, what it clips, and what other algorithms would cover.
+
+    Args:
+        readings: The pass.
+        tensor: Its name.
+        reach: The magnitude that its scale covers.
+        named: The algorithm in use.
+        others: What other algorithms cover, by name.
+    """
+    figure = go.Figure()
+    seen = readings.seen(tensor)
+    largest = reach if seen is None else max(abs(seen.low), abs(seen.high))
+    top = 1.0
+    if seen is not None and seen.histogram is not None:
+        middles, counts, width = merged_bins(seen.histogram)
+        top = float(max(counts.max(), 1))
+        inside = middles <= reach
+        for part, name, look in ((inside, "covered", ""), (~inside, "clipped", "/")):
+            figure.add_bar(
+                x=middles[part],
+                y=np.where(counts[part] > 0, counts[part], np.nan),
+                width=width,
+                name=name,
+                marker={
+                    "color": VERMILION if look else BLUE,
+                    "line": {"width": 0},
+                    "pattern": {"shape": look, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 5},
+                },
+                hovertemplate=f"|x| near %{{x:.4g}}: %{{y:,}} values, {name}<extra></extra>",
+            )
+    for name, value in (others or {}).items():
+        look = algorithm_look(name)
+        figure.add_scatter(
+            x=[value, value],
+            y=[1, top * 2],
+            name=name,
+            mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash, "width": 1.5},
+            marker={"symbol": look.symbol, "size": 8, "color": look.colour},
+            hovertemplate=f"{name} covers {value:.4g}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[reach, reach],
+        y=[1, top * 4],
+        name=f"in use: {named}" if named else "in use",
+        mode="lines+text",
+        line={"color": INK, "width": 3},
+        text=["", f" ±{reach:.4g}"],
+        textposition="middle left" if reach > largest / 2 else "middle right",
+        hovertemplate=f"covers {reach:.4g}<extra></extra>",
+    )
+    figure.update_yaxes(type="log", title_text="values", range=[-0.05, np.log10(top * 12)], exponentformat="power")
+    figure.update_xaxes(title_text="|x|", range=[0, 1.04 * max(largest, reach, 1e-12)])
+    return figure.update_layout(template=template(), height=360, bargap=0, legend=LEGEND, barmode="overlay")
+
+
+def algorithm_look(name: str) -> Mark:
+    """The look of an algorithm, the same in every figure; "percentile 99.9" looks like "percentile"."""
+    return _LOOKS.get(name.split(" ")[0], _LOOKS["minmax"])
+
+
+# Five algorithms need five looks, and `plots.mark` keeps three of its six for the precisions.
+_LOOKS = {
+    "minmax": Mark(colour=ORANGE, symbol="square", pattern="/", dash="dash"),
+    "moving_average": Mark(colour=GREEN, symbol="diamond", pattern="x", dash="dot"),
+    "entropy": Mark(colour=PURPLE, symbol="cross", pattern="+", dash="longdash"),
+    "percentile": Mark(colour=SKY, symbol="star", pattern=".", dash="longdashdot"),
+    "mse": Mark(colour=BLUE, symbol="triangle-up", pattern="\\", dash="dashdot"),
+}
+
+
+@functools.lru_cache(maxsize=2)
+def densities(readings: Readings, tensors: tuple[str, ...]) -> NDArray[np.float64]:
+    """Logarithms of the shares of values by band of magnitude, a column a tensor.
+
+    Returns:
+        (ROWS, tensors); NaN where there is none, or no histogram.
+    """
+    columns = np.full((ROWS, len(tensors)), np.nan)
+    for place, tensor in enumerate(tensors):
+        seen = readings.seen(tensor)
+        if seen is not None and seen.histogram is not None and seen.histogram.exponent is not None:
+            columns[:, place] = _bands(seen.histogram, max(abs(seen.low), abs(seen.high)))
+    return columns
+
+
+def _bands(histogram: Histogram, largest: float) -> NDArray[np.float64]:
+    total = histogram.total
+    if not total or not largest:
+        return np.full(ROWS, np.nan)
+    middles = (np.arange(BINS) + 0.5) * histogram.width
+    # The last band also takes the last bin's middle, which may lie beyond the largest value.
+    band = np.minimum((middles / largest * ROWS).astype(np.int64), ROWS - 1)
+    counts = np.bincount(band, weights=histogram.counts.astype(np.float64), minlength=ROWS)
+    return np.where(counts > 0, np.log10(np.maximum(counts, 1) / total), np.nan)
+
+
+def merged_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
+    """A histogram in at most `SHOWN_BINS` bins up to the last one that holds anything.
+
+    Returns:
+        Middles of the bins, their counts, and their width.
+    """
+    used = int(np.flatnonzero(histogram.counts)[-1]) + 1 if histogram.total else 1
+    each = -(-used // SHOWN_BINS)
+    counts = np.add.reduceat(histogram.counts[:used], np.arange(0, used, each))
+    width = histogram.width * each
+    return (np.arange(len(counts)) + 0.5) * width, counts, width

@@ -1,0 +1,148 @@
+"""Two engines of one model side by side, joined by the ONNX nodes that their layers were made of."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from trtkit.tuning.blocks import block_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from trtkit.inspection.layer_table import LayerTable
+
+__all__ = ["NO_NODE", "WEIGHTED", "aligned", "plain_nodes"]
+
+WEIGHTED = re.compile(r"(?:^|[/_.])(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$")
+"""Names of nodes that hold weights, as exporters spell them."""
+
+ADDED = re.compile(r"_(QuantizeLinear|DequantizeLinear)(_\d+)?$|_cast$|^trtkit_cast")
+"""Nodes that one precision's graph has and another's has not; they join nothing."""
+
+NO_NODE = "(no ONNX node)"
+
+SCHEMA: dict[str, Any] = {
+    "node": pl.String,
+    "block": pl.String,
+    "nodes": pl.List(pl.String),
+    "layers": pl.List(pl.Int64),
+    "other_layers": pl.List(pl.Int64),
+    **dict.fromkeys(("precision", "other_precision"), pl.String),
+    **dict.fromkeys(("ms", "other_ms", "delta_ms"), pl.Float64),
+    **dict.fromkeys(("reformats", "other_reformats"), pl.Int64),
+    "differs": pl.Boolean,
+}
+
+
+def aligned(first: LayerTable, second: LayerTable) -> pl.DataFrame:
+    """The layers of two engines in groups that compute the same ONNX nodes.
+
+    TensorRT fuses differently for each precision: one engine's layer may be three of the other's. Layers that share a
+    node, directly or through others, form one group. Layers without a node (moves, reformats, shape arithmetic) can't
+    be told apart by it: each engine's are summed in one row at the end.
+
+    Args:
+        first: An engine.
+        second: Another one of the same model.
+
+    Returns:
+        One row a group in the order of the first engine: `node` (the weighted node it is about, else the first one),
+        `block`, `nodes`, the places of its layers in each engine (`layers`, `other_layers`; empty where an engine has
+        none), the `precision` of each ("fp16", or "fp16 + int8"), each one's `ms` and their difference (null without
+        times), how many of the layers only reformat, and `differs`, whether the precisions do.
+    """
+    groups = _Groups()
+    sides = [[_nodes(nodes) for nodes in table.frame["onnx_nodes"].to_list()] for table in (first, second)]
+    for side, layers in enumerate(sides):
+        for place, nodes in enumerate(layers):
+            for node in nodes:
+                groups.join((side, place), node)
+    members: dict[Any, tuple[list[int], list[int]]] = {}
+    loose: tuple[list[int], list[int]] = ([], [])
+    for side, layers in enumerate(sides):
+        for place, nodes in enumerate(layers):
+            kept = members.setdefault(groups.root((side, place)), ([], [])) if nodes else loose
+            kept[side].append(place)
+    rows = [_row(group, sides, (first, second)) for group in members.values()]
+    rows.sort(key=lambda row: row["order"])
+    if any(loose):
+        rows.append({**_row(loose, sides, (first, second)), "node": NO_NODE, "block": NO_NODE})
+    for row in rows:
+        del row["order"]
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def plain_nodes(nodes: Iterable[str] | None) -> list[str]:
+    """The nodes of the model itself, without those that a precision added."""
+    return [node for node in nodes or () if not ADDED.search(node)]
+
+
+def _nodes(nodes: Iterable[str] | None) -> list[str]:
+    """What a layer is joined by: its weighted nodes, else all of them.
+
+    A split or a concatenation that TensorRT computes in pieces is named by every layer that holds a piece; joined by
+    these, whole blocks would run together.
+    """
+    plain = plain_nodes(nodes)
+    weighted = [node for node in plain if WEIGHTED.search(node)]
+    return weighted or plain
+
+
+def _row(
+    group: tuple[Sequence[int], Sequence[int]], sides: Sequence[Sequence[Sequence[str]]], tables: Sequence[LayerTable]
+) -> dict[str, Any]:
+    told = [_side(places, table) for places, table in zip(group, tables, strict=True)]
+    nodes = list(
+        dict.fromkeys(node for side, places in zip(sides, group, strict=True) for p in places for node in side[p])
+    )
+    node = next((name for name in nodes if WEIGHTED.search(name)), nodes[0] if nodes else "")
+    ms, other = told[0]["ms"], told[1]["ms"]
+    precision, other_precision = told[0]["precision"], told[1]["precision"]
+    # A group that the first engine lacks stands where the second one has it, on the first one's scale.
+    order = group[0][0] if group[0] else group[1][0] / max(len(sides[1]), 1) * len(sides[0]) if group[1] else 0
+    return {
+        "order": order,
+        "node": node,
+        "block": block_of(node) if node else "",
+        "nodes": nodes,
+        "layers": list(group[0]),
+        "other_layers": list(group[1]),
+        "precision": precision,
+        "other_precision": other_precision,
+        "ms": ms,
+        "other_ms": other,
+        "delta_ms": None if ms is None or other is None else other - ms,
+        "reformats": told[0]["reformats"],
+        "other_reformats": told[1]["reformats"],
+        "differs": bool(group[0] and group[1] and precision != other_precision),
+    }
+
+
+def _side(places: Sequence[int], table: LayerTable) -> dict[str, Any]:
+    rows = table.frame[list(places)]
+    kinds = sorted(
+        set(rows.filter(~pl.col("reformat"))["precision"].drop_nulls()) or set(rows["precision"].drop_nulls())
+    )
+    return {
+        "precision": " + ".join(kinds) or None,
+        "ms": float(rows["ms"].sum()) if table.timed else None,
+        "reformats": int(rows["reformat"].sum()),
+    }
+
+
+class _Groups:
+    """What belongs together (union-find)."""
+
+    def __init__(self) -> None:
+        self.parent: dict[Any, Any] = {}
+
+    def root(self, item: Any) -> Any:
+        while (above := self.parent.get(item, item)) != item:
+            item = above
+        return item
+
+    def join(self, one: Any, other: Any) -> None:
+        self.parent[self.root(other)] = self.root(one)

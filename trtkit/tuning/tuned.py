@@ -1,0 +1,130 @@
+"""An INT8 export as tuned: which ranges, which layers stay high, and the Python and command line that repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trtkit.judgement.replay import changed, command_of
+from trtkit.tuning.blocks import pattern_of
+
+if TYPE_CHECKING:
+    from trtkit.calibration import Calibration
+
+__all__ = ["Tuned"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What to export and how.
+
+    Attributes:
+        model: The model's file.
+        settings: Arguments of `calibrate`, as `Calibration.origin.settings` holds them, the algorithm in use among
+            them; without "data" there is nothing to calibrate on again.
+        seed: Of the calibration.
+        saved: The folder of a saved calibration to take instead of measuring again; its algorithm is then read off it.
+        layers: Names of the layers that stay high.
+        patterns: `keep=` patterns that were found by other means, such as a search, taken as they are.
+        raw: The saved calibration is used as it lies there: its ranges were repaired, so that no algorithm gives them.
+    """
+
+    model: str
+    settings: Mapping[str, Any]
+    seed: int | None = 0
+    saved: str = ""
+    layers: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    raw: bool = False
+
+    @classmethod
+    def of(cls, model: str, calibration: Calibration, layers: tuple[str, ...] = (), *, saved: str = "") -> Tuned:
+        """What a calibration and some layers come to.
+
+        Args:
+            model: The model's file.
+            calibration: Read by the algorithm in use.
+            layers: Names of the layers that stay high.
+            saved: The folder it lies in, where it was not measured from pictures that can be named.
+        """
+        settings = dict(calibration.origin.settings)
+        # A calibration that some histogram algorithm was read off keeps histograms by that algorithm alone.
+        settings.update(algorithm=calibration.algorithm, percentile=calibration.percentile, histograms=None)
+        return cls(model=model, settings=settings, seed=calibration.origin.seed, saved=saved, layers=layers)
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The `keep=` patterns."""
+        return (*self.patterns, *map(pattern_of, self.layers))
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm in use."""
+        return str(self.settings.get("algorithm", "minmax"))
+
+    @property
+    def percentile(self) -> float | None:
+        """Its percentile, percent; None for an algorithm without one."""
+        return self.settings.get("percentile")
+
+    def to_python(self) -> str:
+        """Python code that makes the ONNX file or engine; `artifact` is what came out."""
+        if self.raw:
+            measured = ""
+            given = repr(self.saved)
+        elif self.saved:
+            read = f", percentile={self.percentile!r}" if self.percentile is not None else ""
+            measured = f"calibration = tk.Calibration.load({self.saved!r}).using({self.algorithm!r}{read})\n"
+            given = "calibration"
+        else:
+            lines = "".join(f"    {name}={value!r},\n" for name, value in self._calibrating().items())
+            measured = f"calibration = tk.calibrate(\n{lines})\n"
+            given = "calibration"
+        keep = "".join(f"\n        {pattern!r}," for pattern in self.keep)
+        listed = f"    keep=[{keep}\n    ],\n" if keep else ""
+        size = f"    imgsz={self._imgsz()!r},\n" if self._imgsz() is not None else ""
+        return (
+            f"import trtkit as tk\n\n{measured}artifact = tk.export(\n    {self.model!r},\n    int8=True,\n"
+            f"{size}    calibration={given},\n{listed})\n"
+        )
+
+    def to_command(self, folder: str = "runs/calibrate") -> str:
+        """The command lines that do the same, quoted for a POSIX shell.
+
+        Args:
+            folder: Where the calibration is kept between the two, where one is measured.
+        """
+        words = ["trtkit", "export", f"--model={self.model}", "--int8"]
+        size = self._imgsz()
+        if size is not None:
+            words.append(f"--imgsz={size if isinstance(size, int) else ','.join(map(str, size))}")
+        first = ""
+        if self.raw:
+            words.append(f"--calibration={self.saved}")
+        else:
+            words.append(f"--calibration={folder}")
+            from trtkit.calibration import calibrate
+
+            whole = command_of("calibrate", calibrate, self._calibrating())
+            first = f"{whole} --output={shlex.quote(folder)} --overwrite\n"
+        words += [f"--keep={pattern}" for pattern in self.keep]
+        return first + shlex.join(words)
+
+    def _calibrating(self) -> dict[str, Any]:
+        """The arguments of `calibrate` that differ from its defaults."""
+        from trtkit.calibration import calibrate
+
+        known = inspect.signature(calibrate).parameters
+        values = {name: value for name, value in self.settings.items() if name in known}
+        return changed(calibrate, {"model": self.model, **values, "seed": self.seed})
+
+    def _imgsz(self) -> int | tuple[int, int] | None:
+        """The picture size that was calibrated at, which the export has to share."""
+        size = self.settings.get("imgsz")
+        if size is None or isinstance(size, int):
+            return size
+        height, width = size
+        return int(height) if height == width else (int(height), int(width))
