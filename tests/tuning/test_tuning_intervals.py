@@ -27,17 +27,19 @@ def evaluation(seed: int = 0, pictures: int = 30, right: float = 0.7) -> Evaluat
             "matched(B)": bits_of(matched),
         }
     )
-    truths = pl.DataFrame(
+    # A match needs a label of its own: each detection has one, and some labels have no detection.
+    missed = pl.DataFrame(
         {
-            "picture": np.sort(random.integers(0, pictures, count)).astype(np.int32),
-            "class": random.integers(0, 3, count).astype(np.int32),
+            "picture": random.integers(0, pictures, count // 4).astype(np.int32),
+            "class": random.integers(0, 3, count // 4).astype(np.int32),
         }
     )
+    truths = pl.concat([detections.select("picture", "class"), missed]).sort("picture", maintain_order=True)
     found = Evaluation(
         task="detect",
         metrics={},
         per_class=pl.DataFrame(),
-        per_picture=pl.DataFrame({"picture": np.arange(pictures), "top1": random.random(pictures) < right}),
+        per_picture=pl.DataFrame({"picture": np.arange(pictures)}),
         detections=detections,
         truths=truths,
         speed={},
@@ -91,19 +93,31 @@ def test_the_same_draws_cancel_what_is_hard_about_a_picture() -> None:
     assert worse.low > 0
 
 
-def test_averages_over_pictures() -> None:
-    one = evaluation(4)
-    drawn = draws_of(one, "top1", draws=400)
-    share = one.per_picture["top1"].mean()
-    assert isinstance(share, float)
+def ranked(pictures: int = 30) -> Evaluation:
+    """A classification with random ranks of the true class."""
+    ranks = np.random.default_rng(4).integers(1, 8, pictures)
+    return dataclasses.replace(
+        evaluation(pictures=pictures),
+        task="classify",
+        detections=pl.DataFrame(),
+        truths=pl.DataFrame({"picture": np.arange(pictures, dtype=np.int32), "rank": ranks.astype(np.int32)}),
+    )
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_shares_of_pictures(most: int) -> None:
+    one = ranked()
+    drawn = draws_of(one, f"top{most}", draws=400)
+    share = float((one.truths["rank"] <= most).mean())  # type: ignore[arg-type]
     assert drawn.value == pytest.approx(share)
     # The standard error of a share.
     assert drawn.values.std() == pytest.approx(np.sqrt(share * (1 - share) / 30), rel=0.15)
 
 
 def test_what_can_not_be_drawn_is_refused() -> None:
-    with pytest.raises(RecipeError, match="coco/AP"):
-        draws_of(evaluation(), "coco/AP")
+    for one, metric in ((evaluation(), "coco/AP"), (evaluation(), "mAP50(M)"), (evaluation(), "top1")):
+        with pytest.raises(RecipeError, match="only mAP by"):
+            draws_of(one, metric)
 
 
 def test_a_class_without_a_match_and_one_without_detections(tmp_path: Path) -> None:

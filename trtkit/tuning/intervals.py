@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtkit.errors import RecipeError
+from trtkit.judgement.bootstrap import average_precisions, curves_of, drawn_copies
 
 if TYPE_CHECKING:
     from trtkit.judgement.evaluation import Evaluation
@@ -24,6 +25,7 @@ __all__ = ["DRAWS", "Draws", "Interval", "draws_of", "interval", "interval_of", 
 DRAWS = 500
 
 _AVERAGE = re.compile(r"mAP50(-95)?\((\w)\)")
+_SHARE = re.compile(r"top(1|5)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,66 +91,33 @@ def draws_of(evaluation: Evaluation, metric: str, *, draws: int = DRAWS, seed: i
     Raises:
         RecipeError: The metric can't be drawn again.
     """
-    count = len(evaluation.per_picture)
-    random = np.random.default_rng(seed)
-    # Each row says how often each picture was drawn; the first takes every picture once.
-    weights = np.concatenate([np.ones((1, count)), random.multinomial(count, np.full(count, 1 / count), size=draws)])
-    found = _AVERAGE.fullmatch(metric)
-    if found is not None:
-        values = _mean_average_precision(evaluation, weights, kind=found[2], whole=bool(found[1]))
-    elif metric in evaluation.per_picture.columns:
-        per_picture = evaluation.per_picture[metric].to_numpy().astype(np.float64)
-        values = weights @ per_picture / count
+    # Each column says how often each picture was drawn; the first takes every picture once.
+    copies = drawn_copies(len(evaluation.per_picture), draws, seed)
+    average, share = _AVERAGE.fullmatch(metric), _SHARE.fullmatch(metric)
+    if average is not None and f"matched({average[2]})" in evaluation.detections.columns:
+        values = _mean_average_precision(evaluation, copies, kind=average[2], whole=bool(average[1]))
+    elif share is not None and "rank" in evaluation.truths.columns:
+        right = (evaluation.truths["rank"].to_numpy() <= int(share[1])).astype(np.float64)
+        drawn = copies[evaluation.truths["picture"].to_numpy()].astype(np.float64)
+        values = right @ drawn / drawn.sum(axis=0)
     else:
         raise RecipeError(
-            f"draw an interval for {metric!r}",
-            "only averages over pictures and mAP by Ultralytics' rule can be drawn again",
+            f"draw an interval for {metric!r} of {evaluation.task}",
+            "only mAP by Ultralytics' rule, and top1 and top5 of classify, can be drawn again",
             "use e.g. 'mAP50-95(B)'",
         )
     return Draws(value=float(values[0]), values=values[1:])
 
 
 def _mean_average_precision(
-    evaluation: Evaluation, weights: NDArray[np.float64], *, kind: str, whole: bool
+    evaluation: Evaluation, copies: NDArray[np.float32], *, kind: str, whole: bool
 ) -> NDArray[np.float64]:
-    """Mean average precision by Ultralytics' rule, with each picture counted as often as it was drawn."""
-    from trtkit.judgement.precision_recall import matched_at
-
-    detections, truths = evaluation.detections, evaluation.truths
-    matched = matched_at(detections[f"matched({kind})"].to_numpy())
-    matched = matched if whole else matched[:, :1]
-    order = np.argsort(-detections["score"].to_numpy(), kind="stable")
-    matched = matched[order]
-    pictures, classes = (detections[name].to_numpy()[order] for name in ("picture", "class"))
-    label_classes, label_pictures = truths["class"].to_numpy(), truths["picture"].to_numpy()
-    total, present = np.zeros(len(weights)), np.zeros(len(weights))
-    for number in np.unique(label_classes):
-        labels = np.bincount(label_pictures[label_classes == number], minlength=weights.shape[1])
-        mine = classes == number
-        right, own = matched[mine], pictures[mine]
-        # Behind the last match no detection changes the envelope.
-        last = np.flatnonzero(right.any(axis=1))
-        end = int(last[-1]) + 1 if len(last) else 0
-        right, own = right[:end], own[:end]
-        for place, weight in enumerate(weights):
-            instances = float(labels @ weight)
-            if not instances:
-                continue
-            present[place] += 1
-            if end:
-                total[place] += _average(right, weight[own], instances)
+    """Mean average precision by Ultralytics' rule over the classes that a draw has labels of, (1 + draws,)."""
+    total, present = np.zeros(copies.shape[1]), np.zeros(copies.shape[1])
+    for _, curve in curves_of(evaluation.detections, evaluation.truths, kind, len(copies)):
+        found = average_precisions(curve, copies)
+        found = found.mean(axis=0) if whole else found[0]
+        there = ~np.isnan(found)
+        present += there
+        total += np.where(there, found, 0.0)
     return total / np.maximum(present, 1)
-
-
-def _average(right: NDArray[np.bool_], weight: NDArray[np.float64], instances: float) -> float:
-    """Average precision of one class over all thresholds; see `judgement.precision_recall.average_precision`."""
-    from trtkit.judgement.precision_recall import average_precision
-
-    drawn = weight > 0
-    weight, right = weight[drawn], right[drawn]
-    if not len(weight):
-        return 0.0
-    hits = np.cumsum(right * weight[:, None], axis=0)
-    precision = hits / np.cumsum(weight)[:, None]
-    recall = hits / instances
-    return float(np.mean([average_precision(recall[:, t], precision[:, t]) for t in range(right.shape[1])]))

@@ -1,0 +1,124 @@
+"""What each calibration algorithm loses against FP32, on each number of pictures, with intervals; run by hand.
+
+    python benchmarks/losses.py --model yolo11n.pt --data detect/data.yaml
+
+One task a call; the results of the other tasks stay in `benchmarks/results/losses.{json,md}`. Every graph is judged by
+ONNX Runtime on the same pictures. With --state a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import trtkit as tk
+from records import about, earlier, line_of, show, table, write
+from trtkit.artifact import INT8_ALGORITHM
+from trtkit.calibration.algorithms import PERCENTILE
+from trtkit.sources import load
+from trtkit.sources.card import TASKS
+
+COUNTS = (8, 32, 128, 512)
+PERCENTILES = (99.9, 99.99, PERCENTILE, 99.9999)
+
+
+def found(model: str, data: str, state: str | None) -> dict[str, Any]:
+    swept = tk.sweep(model, data, percentiles=PERCENTILES, images=COUNTS, state=state, progress=show)
+    return {
+        "model": Path(model).name,
+        "imgsz": swept.origin.settings["imgsz"],
+        "metric": swept.metric,
+        "fp32": swept.value_float,
+        "pictures": swept.pictures,
+        "verdict": swept.verdict(),
+        "rows": swept.frame().to_dicts(),
+    }
+
+
+def named(row: dict[str, Any]) -> str:
+    return row["algorithm"] if row["percentile"] is None else f"percentile {row['percentile']:g}"
+
+
+def spans(low: float, high: float) -> str:
+    return f"{low:+.4f} to {high:+.4f}"
+
+
+def summary(tasks: dict[str, Any]) -> list[str]:
+    """Each algorithm's loss on the most pictures, task by task."""
+    settings = [named(row) for row in most(next(iter(tasks.values())))]
+    rows = []
+    for setting in settings:
+        cells = []
+        for one in tasks.values():
+            row = next(row for row in most(one) if named(row) == setting)
+            cells.append(f"{row['loss']:+.4f} ({spans(row['loss_low'], row['loss_high'])})")
+        rows.append([setting, *cells])
+    heads = [f"{task}, {one['metric']}" for task, one in tasks.items()]
+    return table(["algorithm", *heads], rows)
+
+
+def most(one: dict[str, Any]) -> list[dict[str, Any]]:
+    count = max(row["images"] for row in one["rows"])
+    return [row for row in one["rows"] if row["images"] == count]
+
+
+def default(task: str, one: dict[str, Any]) -> str:
+    row = next(row for row in most(one) if row["algorithm"] == INT8_ALGORITHM and row["percentile"] == PERCENTILE)
+    return (
+        f"- {task}: `export(int8=True)` by itself ({named(row)}, {row['images']} pictures) loses {row['loss']:.4f} "
+        f"({spans(row['loss_low'], row['loss_high'])}) of {one['metric']} {one['fp32']:.4f} on {one['pictures']} "
+        "pictures."
+    )
+
+
+def page(tasks: dict[str, Any]) -> list[str]:
+    lines = [
+        "# What each calibration loses",
+        "",
+        "Loss of the metric that decides against FP32, judged by ONNX Runtime on the same pictures; in brackets the "
+        "middle 95 % of a bootstrap over pictures, paired with FP32. A negative loss is a gain by chance. Layers that "
+        "stay high by default stay high in all of them.",
+        "",
+        *summary(tasks),
+        "",
+        *(default(task, one) for task, one in tasks.items()),
+    ]
+    for task, one in tasks.items():
+        side = "x".join(map(str, one["imgsz"]))
+        lines += ["", f"## {task}: {one['model']} at {side}", "", f"`{one['origin']['command']}`", ""]
+        lines += [f"FP32: {one['metric']} {one['fp32']:.4f} on {one['pictures']} pictures. {one['verdict']}", ""]
+        rows = [
+            [
+                named(row),
+                str(row["images"]),
+                f"{row['metric']:.4f}",
+                f"{row['loss']:+.4f}",
+                spans(row["loss_low"], row["loss_high"]),
+                "yes" if row["enough"] else "no",
+            ]
+            for row in one["rows"]
+        ]
+        lines += table(["algorithm", "pictures", one["metric"], "loss", "95 % interval of the loss", "enough"], rows)
+        lines += ["", line_of(one["origin"])]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a YOLO checkpoint")
+    parser.add_argument("--data", required=True, help="a labelled data set of its task")
+    parser.add_argument("--state", help="a folder that remembers finished steps")
+    values = parser.parse_args()
+    task = load(values.model).task
+    name = Path(values.data).name
+    shown = f"{task}/{name}" if Path(values.data).suffix else task
+    one = found(values.model, values.data, values.state)
+    one["origin"] = about(f"--model {Path(values.model).name} --data {shown}")
+    tasks = {**earlier("losses").get("tasks", {}), task: one}
+    tasks = {known: tasks[known] for known in TASKS if known in tasks}
+    write("losses", {"tasks": tasks}, page(tasks))
+
+
+if __name__ == "__main__":
+    main()

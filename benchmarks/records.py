@@ -1,0 +1,57 @@
+"""How benchmarks leave their findings: JSON for programs, Markdown for people, both with command, machine and versions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trtkit.files import write_bytes, write_json
+from trtkit.origin import machine, versions
+from trtkit.progress import Event
+
+__all__ = ["about", "earlier", "line_of", "show", "table", "write"]
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def about(arguments: str) -> dict[str, Any]:
+    """Where a finding comes from: the command that made it, the machine and the versions.
+
+    Args:
+        arguments: The command's arguments as anybody would type them, without this machine's folders.
+    """
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {arguments}"
+    return {"command": command, "machine": machine(), "versions": versions()}
+
+
+def line_of(origin: Mapping[str, Any]) -> str:
+    """An origin as one line of Markdown."""
+    found = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    return f"{origin['machine']['processor']}, {origin['machine']['cores']} cores; {found}."
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line."""
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+
+
+def earlier(name: str) -> dict[str, Any]:
+    """What `results/<name>.json` holds by now, {} where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write(name: str, content: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Write `results/<name>.json` and `results/<name>.md`."""
+    write_json(RESULTS / f"{name}.json", dict(content))
+    write_bytes(RESULTS / f"{name}.md", ("\n".join(lines) + "\n").encode())
+    print(f"wrote {name}.json and {name}.md")
+
+
+def show(event: Event) -> None:
+    """A progress that says when a step begins and ends."""
+    if event.done in (0, event.total):
+        print(event.stage, event.done, event.total, event.message, flush=True)
