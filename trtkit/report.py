@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trtkit.judgement.comparison import Comparison
 
-__all__ = ["page", "write_report"]
+__all__ = ["page", "summary", "write_report"]
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5a636e; --page: #ffffff; --card: #f5f7f9; --line: #d9dfe5;
@@ -125,6 +125,13 @@ def page(comparison: Comparison) -> str:
         + "\n".join(_script(name, figure) for name, figure in figures)
         + "\n</body>\n</html>\n"
     )
+
+
+def summary(comparison: Comparison) -> str:
+    """The verdict and the numbers that decide as a piece of HTML, for a notebook's cell: light or dark."""
+    said = "".join(f"<li>{_text(sentence)}</li>" for sentence in comparison.verdict())
+    # The page's own ink and lines: a notebook's theme, light or dark, decides them.
+    return f"<p>{_text(_lead(comparison))}</p><ul>{said}</ul>" + _table(*_headline(comparison))
 
 
 def _lead(comparison: Comparison) -> str:

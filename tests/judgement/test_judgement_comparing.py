@@ -8,7 +8,7 @@ import pytest
 
 import trtkit
 from trtkit.backends.capabilities import describe
-from trtkit.errors import CancelledError, CapabilityError, OutputExistsError, RecipeError
+from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
 from trtkit.judgement.comparison import Comparison
 
 SMALL = {"imgsz": 160, "images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
@@ -48,6 +48,34 @@ def test_with_no_gpu_no_number_is_tensorrt_s(whole):
     assert not comparison.rows["engine"].any()
     assert comparison.rows["runner"].str.starts_with("ONNX Runtime").all()
     assert "not TensorRT's" in " ".join(comparison.verdict())
+
+
+def test_losses_tell_every_deciding_metric_with_its_interval(whole):
+    comparison = whole[0]
+    losses = comparison.losses()
+    assert losses.select("task", "precision", "pictures").unique().sort("precision").rows() == [
+        ("detect", "fp16", 6),
+        ("detect", "int8", 6),
+    ]
+    assert losses["metric"].unique(maintain_order=True).to_list() == [name for _, name in comparison.about["metrics"]]
+    row = losses.row(by_predicate=(pl.col("precision") == "int8") & pl.col("metric").str.starts_with("mAP"), named=True)
+    base, own = (comparison.judged(name).metrics["mAP50-95(B)"] for name in ("fp32", "int8"))
+    assert (row["reference"], row["value"]) == (pytest.approx(base), pytest.approx(own))
+    assert row["delta"] == pytest.approx(own - base)
+    assert row["measurable"] == (row["low"] > 0 or row["high"] < 0)
+
+
+def test_a_precision_that_was_judged_can_be_opened_and_draws(whole):
+    comparison = whole[0]
+    picture = comparison.pictures["path"][0]
+    with comparison.open("int8") as runner:
+        assert runner.precision == "int8"
+        assert repr(runner.draw(picture)).startswith("Sheet(1 pictures")
+        assert runner.draw([picture, picture, picture]).pictures == 3
+        with pytest.raises(DataError, match="no picture"):
+            runner.draw([])
+    with pytest.raises(RecipeError, match="not compared"):
+        comparison.open("fp8")
 
 
 @pytest.mark.skipif(not CAN_BUILD, reason="TensorRT-RTX is not installed")

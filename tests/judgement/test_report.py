@@ -6,7 +6,7 @@ import re
 import pytest
 from staged import ACCURACY, staged_comparison
 
-from trtkit.report import page, write_report
+from trtkit.report import page, summary, write_report
 
 
 class Outline(html.parser.HTMLParser):
@@ -90,3 +90,15 @@ def test_writing_replaces_and_leaves_no_temporary_file(tmp_path):
     assert write_report(staged_comparison(), path) == path
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_notebook_shows_the_verdict_and_the_deciding_numbers():
+    comparison = staged_comparison()
+    shown = Outline(summary(comparison))
+    assert comparison._repr_html_() == summary(comparison)
+    assert shown.tags.count("li") == len(comparison.verdict())
+    for sentence in comparison.verdict():
+        assert sentence in shown.text
+    for value, _ in ACCURACY.values():
+        assert f"{value:.4f}" in shown.text
+    assert not {"script", "style", "html"} & set(shown.tags)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trtkit.backends.passport import Passport
     from trtkit.sources.card import Card
     from trtkit.tasks import Prediction
+    from trtkit.tasks.drawing import Sheet
 
 __all__ = ["PRECISIONS", "BuildSettings", "Built", "ImplicitCalibration", "Runner"]
 
@@ -199,6 +200,40 @@ class Runner(abc.ABC):
             outputs = self.infer(to_input(list(prepared)))
             found += judge.decode(outputs, self.card, list(fits), conf=conf, iou=iou, max_det=max_det)
         return found
+
+    def draw(
+        self,
+        images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path,
+        *,
+        conf: float = 0.25,
+        iou: float = 0.7,
+        max_det: int = 300,
+    ) -> Sheet:
+        """Find objects in pictures and draw them; arguments and errors are `predict`'s.
+
+        Args:
+            images: As `predict` takes them, one or more.
+            conf: Smallest score of a detection.
+            iou: Overlap above which the weaker of two boxes of a class goes.
+            max_det: Most detections a picture.
+
+        Returns:
+            The pictures beside each other, which a notebook shows.
+
+        Raises:
+            DataError: A picture can't be read, or there is none.
+            EngineError: The run failed.
+        """
+        from trtkit.tasks import task
+        from trtkit.tasks.drawing import sheet_of
+
+        pictures = [picture for chunk in self.chunks(images) for picture in chunk]
+        if not pictures:
+            raise DataError("draw predictions", "there is no picture to draw them on", "pass one picture or more")
+        found = self.predict(pictures, conf=conf, iou=iou, max_det=max_det)
+        judge = task(self.card.task)
+        pairs = zip(pictures, found, strict=True)
+        return sheet_of([judge.draw(picture, one, self.card.names) for picture, one in pairs])
 
     def chunks(self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path) -> Iterable[list[np.ndarray]]:
         """Yield lists of read pictures, each no longer than the largest batch.

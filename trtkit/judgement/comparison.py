@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
 
+    from trtkit.backends import Runner
+
 __all__ = ["Comparison", "Part"]
 
 
@@ -129,6 +131,37 @@ class Comparison(Result):
         told = self.changes(precision, conf=conf)
         return gallery(told, self.judged(self.about["reference"]), self.judged(precision), most=most)
 
+    def losses(self) -> pl.DataFrame:
+        """What each precision costs by the metrics that decide, in a form that rows of other comparisons fit below.
+
+        Returns:
+            One row a precision and deciding metric: task, metric (its readable name), precision, pictures (judged),
+            reference, value, delta (negative is a loss), low and high (ends of its 95 % interval), and measurable,
+            false where the interval holds zero.
+        """
+        about = self.about
+        told = [
+            self.differences.filter((pl.col("metric") == column) & (pl.col("scope") == "all")).with_columns(
+                metric=pl.lit(name), task=pl.lit(about["task"]), pictures=pl.lit(about["pictures"], pl.Int64)
+            )
+            for column, name in about["metrics"]
+        ]
+        first = ("task", "metric", "precision", "pictures")
+        return pl.concat(told).select(*first, "reference", "value", "delta", "low", "high", "measurable")
+
+    def open(self, precision: str) -> Runner:
+        """Open the file that was judged: the engine where it ran here, else the ONNX file.
+
+        Raises:
+            RecipeError: The precision was not compared.
+            EngineError, OnnxError, CapabilityError: As `trtkit.open` raises them, the file being gone included.
+        """
+        from trtkit import backends
+
+        self.judged(precision)
+        ran = self.rows.filter(pl.col("precision") == precision)["engine"].all()
+        return backends.open(self.about["files"][precision]["engine" if ran else "onnx"])
+
     def plot(self) -> go.Figure:
         """Accuracy, time and size side by side."""
         from trtkit.plots import comparison_figure
@@ -165,6 +198,11 @@ class Comparison(Result):
         """The inverse of `tables` and `facts`."""
         frames = {name: table for name, table in tables.items() if name != "comparison"}
         return cls(rows=tables["comparison"], **frames, about=facts, origin=origin)
+
+    def _repr_html_(self) -> str:
+        from trtkit.report import summary
+
+        return summary(self)
 
     def __repr__(self) -> str:
         return "\n".join((f"Comparison of {self.about['model']}", *(f"  {said}" for said in self.verdict())))
