@@ -11,6 +11,7 @@ from trtkit.graph.half import to_half
 from trtkit.graph.structure import View
 from trtkit.graph.suppression import with_suppression
 from trtkit.sources.card import Card
+from trtkit.tasks.rotated import suppress_rotated
 
 CARD = Card(task="detect", names={0: "a", 1: "b"})
 
@@ -82,10 +83,36 @@ def test_suppression_stays_in_fp32_when_the_model_goes_to_fp16(proto: onnx.Model
     assert run(half, pictures)[0].shape == run(whole, pictures)[0].shape == (2, 300, 6)
 
 
-def test_tasks_without_upright_boxes_are_refused() -> None:
-    for task in ("classify", "obb"):
-        with pytest.raises(RecipeError, match="upright boxes"):
-            with_suppression(passing(6, 10), Card(task=task, names={0: "a", 1: "b"}))
+@pytest.mark.parametrize("anchors", [60, 1500])
+def test_rotated_suppression_in_the_graph_equals_the_one_outside(anchors: int) -> None:
+    random = np.random.default_rng(anchors)
+    raw = random.random((3, 7, anchors)).astype(np.float32)
+    raw[:, :2] *= 300
+    raw[:, 2:4] = raw[:, 2:4] * 60 + 4
+    raw[:, 6] = raw[:, 6] * 6 - 3
+    raw[2, 4:6] = 0.0  # a picture with nothing in it
+    card = Card(task="obb", names={0: "a", 1: "b"})
+    proto = with_suppression(passing(7, anchors), card, conf=0.7, iou=0.3, max_det=200)
+    onnx.checker.check_model(proto, full_check=True)
+    found = run(proto, raw)[0]
+    assert found.shape == (3, 200, 7)
+    for rows, picture in zip(found, raw, strict=True):
+        scores, classes = picture[4:6].max(0), picture[4:6].argmax(0)
+        boxes = np.ascontiguousarray(picture[[0, 1, 2, 3, 6]].T)
+        likely = np.flatnonzero(scores > 0.7)
+        chosen = likely[suppress_rotated(boxes[likely], scores[likely], classes[likely], iou=0.3, max_det=200)]
+        count = int((rows[:, 4] > 0).sum())
+        assert count == len(chosen)
+        assert count < len(likely) or not count
+        np.testing.assert_allclose(rows[:count, [0, 1, 2, 3, 6]], boxes[chosen], atol=1e-4)
+        np.testing.assert_array_equal(rows[:count, 4], scores[chosen])
+        np.testing.assert_array_equal(rows[:count, 5], classes[chosen])
+        assert not rows[count:].any()
+
+
+def test_a_task_without_boxes_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no boxes"):
+        with_suppression(passing(6, 10), Card(task="classify", names={0: "a", 1: "b"}))
 
 
 def test_a_graph_with_fewer_boxes_than_rows_keeps_its_rows() -> None:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "judgement"))
 from five_tasks import drawn_set, untrained
 
 
-@pytest.mark.parametrize("task", ["detect", "segment", "pose"])
+@pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
 def test_the_same_objects_come_out(task, tmp_path):
     # At 64 pixels there are fewer boxes than the 300 rows that suppression gives.
     model = untrained(task, 128)
@@ -39,11 +39,13 @@ def test_the_same_objects_come_out(task, tmp_path):
             assert inside.masks.rles == outside.masks.rles
         if task == "pose":
             np.testing.assert_allclose(inside.keypoints, outside.keypoints, atol=1e-3)
+        if task == "obb":
+            np.testing.assert_allclose(inside.rotated, outside.rotated, atol=1e-3)
 
 
-def test_rotated_boxes_refuse_it(tmp_path):
-    with pytest.raises(RecipeError, match="upright boxes only"):
-        trtkit.export(untrained("obb"), format="onnx", nms=True, output=tmp_path / "a.onnx")
+def test_classify_refuses_it(tmp_path):
+    with pytest.raises(RecipeError, match="no boxes"):
+        trtkit.export(untrained("classify"), format="onnx", nms=True, output=tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize(

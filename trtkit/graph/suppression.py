@@ -1,16 +1,17 @@
-"""Non-maximum suppression inside the graph, by the operator that TensorRT and ONNX Runtime both know."""
+"""Non-maximum suppression inside the graph: upright boxes by the operator that TensorRT and ONNX Runtime both know."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
+from trtkit.graph.rotated_suppression import rotated_rows
 from trtkit.graph.tracing import described
+from trtkit.graph.writer import Writer
 from trtkit.sources.card import Card
 
 __all__ = ["CONFIDENCE", "IOU", "MAX_DETECTIONS", "with_suppression"]
@@ -19,8 +20,8 @@ CONFIDENCE = 0.25
 IOU = 0.7
 MAX_DETECTIONS = 300
 
-TASKS = ("detect", "segment", "pose")
-"""Tasks with upright boxes; the operator knows no rotated ones."""
+TASKS = ("detect", "segment", "pose", "obb")
+"""Tasks that have boxes."""
 
 
 def with_suppression(
@@ -45,16 +46,17 @@ def with_suppression(
 
     Returns:
         A graph whose `output0` is (N, max_det, 6 + extra): x1, y1, x2, y2, confidence, class, then mask coefficients or
-        keypoints. Rows beyond the detections found are zero. Further outputs stay as they are.
+        keypoints; for obb x, y, width, height, confidence, class, angle, as Ultralytics has it. Rows beyond the
+        detections found are zero. Further outputs stay as they are.
 
     Raises:
-        RecipeError: The task has no upright boxes.
+        RecipeError: The task has no boxes.
     """
     if card.task not in TASKS:
         raise RecipeError(
             f"export a model for {card.task} with nms=True",
-            "suppression inside the graph works on upright boxes only",
-            "leave nms out; predict() suppresses outside the graph",
+            "it finds no boxes, so there are none to suppress",
+            "leave nms out",
         )
     result = copy.deepcopy(proto)
     graph = result.graph
@@ -64,8 +66,28 @@ def with_suppression(
             for index, name in enumerate(names):
                 if name == "output0":
                     names[index] = raw
-    writer = _Writer(graph)
-    classes = len(card.names)
+    writer = Writer(graph, "trtkit_nms")
+    classes, extra = len(card.names), _columns(graph) - 4 - len(card.names)
+    kept = rotated_rows if card.task == "obb" else _upright_rows
+    whole, score = kept(writer, raw, classes, extra, conf=conf, iou=iou, max_det=max_det)
+    present = writer.node("Cast", [writer.node("Greater", [score, writer.number(0)])], to=TensorProto.FLOAT)
+    graph.node.append(helper.make_node("Mul", [whole, present], ["output0"], "trtkit_nms_output"))
+    for value in graph.output:
+        if value.name == "output0":
+            batch = value.type.tensor_type.shape.dim[0]
+            new = helper.make_tensor_value_info(
+                "output0", TensorProto.FLOAT, [batch.dim_param or batch.dim_value, max_det, 6 + extra]
+            )
+            value.CopyFrom(new)
+    del graph.value_info[:]
+    metadata = {"args": {"nms": True, "conf": conf, "iou": iou, "max_det": max_det}}
+    return described(result, metadata, {"nms": {"conf": conf, "iou": iou, "max_det": max_det}})
+
+
+def _upright_rows(
+    writer: Writer, raw: str, classes: int, extra: int, *, conf: float, iou: float, max_det: int
+) -> tuple[str, str]:
+    """The rows of the result (N, max_det, 6 + extra) and their scores (N, max_det, 1), 0 where nothing was found."""
     # (N, C, A) -> boxes (N, A, 4) and each box's best class only, (N, classes, A).
     rows = writer.node("Transpose", [raw], perm=[0, 2, 1])
     centred = writer.slice(rows, 0, 4, axis=2)
@@ -87,96 +109,29 @@ def with_suppression(
     # Scores of the survivors at their place, zero elsewhere: their number depends on the picture, this shape does not.
     survivors = writer.node(
         "ScatterND",
-        [
-            writer.node("Mul", [scores, writer.constant(np.float32(0.0))]),
-            chosen,
-            writer.node("GatherND", [scores, chosen]),
-        ],
+        [writer.node("Mul", [scores, writer.number(0)]), chosen, writer.node("GatherND", [scores, chosen])],
     )
-    flat = writer.node("Flatten", [survivors], axis=1)
-    # Small pictures have fewer boxes than rows: zeros behind them, which are no detections, keep the rows' number.
-    flat = writer.node("Pad", [flat, writer.constant(np.array([0, 0, 0, max_det], np.int64))])
-    top, places = writer.nodes(
-        "TopK", [flat, writer.constant(np.array([max_det], np.int64))], 2, axis=1, largest=1, sorted=1
-    )
+    top, places = writer.best(writer.node("Flatten", [survivors], axis=1), max_det)
     anchors = writer.node("Gather", [writer.node("Shape", [raw]), writer.constant(np.array(2, np.int64))], axis=0)
     label = writer.node("Div", [places, anchors])
     anchor = writer.node("Sub", [places, writer.node("Mul", [label, anchors])])
     # (N, max_det) anchors -> their rows of boxes and of whatever follows the classes.
-    column = writer.node("Unsqueeze", [anchor, writer.constant(np.array([2], np.int64))])
-    indices = writer.node("Concat", [writer.batch_index(column), column], axis=2)
-    found = writer.node("GatherND", [rows, indices])
+    found = writer.rows(rows, anchor)
     centre, size = writer.slice(found, 0, 2, axis=2), writer.slice(found, 2, 4, axis=2)
-    half = writer.node("Mul", [size, writer.constant(np.float32(0.5))])
-    score = writer.node("Unsqueeze", [top, writer.constant(np.array([2], np.int64))])
+    half = writer.node("Mul", [size, writer.number(0.5)])
+    score = writer.spread(top, 2)
     parts = [
         writer.node("Sub", [centre, half]),
         writer.node("Add", [centre, half]),
         score,
-        writer.node(
-            "Unsqueeze",
-            [writer.node("Cast", [label], to=TensorProto.FLOAT), writer.constant(np.array([2], np.int64))],
-        ),
-        writer.slice(found, 4 + classes, np.iinfo(np.int32).max, axis=2),
+        writer.spread(writer.node("Cast", [label], to=TensorProto.FLOAT), 2),
     ]
-    if _columns(graph) == 4 + classes:
-        parts.pop()
-    present = writer.node(
-        "Cast", [writer.node("Greater", [score, writer.constant(np.float32(0.0))])], to=TensorProto.FLOAT
-    )
-    whole = writer.node("Concat", parts, axis=2)
-    graph.node.append(helper.make_node("Mul", [whole, present], ["output0"], "trtkit_nms_output"))
-    for value in graph.output:
-        if value.name == "output0":
-            batch = value.type.tensor_type.shape.dim[0]
-            extra = _columns(graph) - 4 - classes
-            new = helper.make_tensor_value_info(
-                "output0", TensorProto.FLOAT, [batch.dim_param or batch.dim_value, max_det, 6 + extra]
-            )
-            value.CopyFrom(new)
-    del graph.value_info[:]
-    metadata = {"args": {"nms": True, "conf": conf, "iou": iou, "max_det": max_det}}
-    return described(result, metadata, {"nms": {"conf": conf, "iou": iou, "max_det": max_det}})
+    if extra:
+        parts.append(writer.slice(found, 4 + classes, np.iinfo(np.int32).max, axis=2))
+    return writer.node("Concat", parts, axis=2), score
 
 
 def _columns(graph: onnx.GraphProto) -> int:
     """Values a box of the raw output: the second axis of `output0`."""
     value = next(value for value in graph.output if value.name == "output0")
     return int(value.type.tensor_type.shape.dim[1].dim_value)
-
-
-class _Writer:
-    """Adds nodes and constants with names of their own."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.count = 0
-
-    def _name(self) -> str:
-        self.count += 1
-        return f"trtkit_nms_{self.count}"
-
-    def constant(self, value: np.ndarray | np.generic) -> str:
-        name = self._name()
-        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
-        return self.nodes(operator, inputs, 1, **attributes)[0]
-
-    def nodes(self, operator: str, inputs: list[str], outputs: int, **attributes: Any) -> list[str]:
-        name = self._name()
-        names = [f"{name}_{index}" for index in range(outputs)]
-        self.graph.node.append(helper.make_node(operator, inputs, names, f"{name}_{operator}", **attributes))
-        return names
-
-    def slice(self, name: str, start: int, end: int, *, axis: int) -> str:
-        ends = [self.constant(np.array([value], np.int64)) for value in (start, end, axis)]
-        return self.node("Slice", [name, *ends])
-
-    def batch_index(self, column: str) -> str:
-        """For a (N, K, 1) index tensor, the index of each row's picture in the same shape."""
-        ones = self.node("Add", [self.node("Mul", [column, self.constant(np.int64(0))]), self.constant(np.int64(1))])
-        # Counting along the batch by a running sum needs no shape arithmetic, whatever the batch is.
-        summed = self.node("CumSum", [ones, self.constant(np.array(0, np.int64))])
-        return self.node("Sub", [summed, self.constant(np.int64(1))])

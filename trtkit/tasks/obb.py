@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from trtkit.errors import ModelError
 from trtkit.tasks.base import Detections
-from trtkit.tasks.detect import Detect, columns, main_output
+from trtkit.tasks.detect import Detect, chosen_rows, columns, main_output
 from trtkit.tasks.drawing import colour, draw_box, line_width
 from trtkit.tasks.rotated import corners_of, enclosing, from_corners, prob_iou, rotated_iou, suppress_rotated
 
@@ -60,20 +59,27 @@ class Obb(Detect):
         max_det: int,
         multi_label: bool = False,
     ) -> list[Detections]:
-        """Rotated boxes from rows (batch, 4 + classes + 1, anchors); suppression is always outside the graph.
+        """Rotated boxes from rows (batch, 4 + classes + 1, anchors), or (batch, rows, 7) with NMS in the graph.
 
         Raises:
-            ModelError: The rows have another shape, or suppression by upright boxes is in the graph.
+            ModelError: The rows have another shape.
         """
-        if card.nms:
-            raise ModelError(
-                "read obb output", "suppression is in the graph, which knows no rotated boxes", "export without nms"
-            )
         rows = main_output(outputs, card, columns(card, 1))
-        return [
-            _found(row, len(card.names), fit, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label)
-            for row, fit in zip(rows, fits, strict=False)
-        ]
+        found: list[Detections] = []
+        for row, fit in zip(rows, fits, strict=False):
+            if card.nms:
+                # x, y, width, height, score, class, angle: Ultralytics' order.
+                kept = chosen_rows(row, conf=conf, max_det=max_det)
+                boxes, scores, classes = kept[:, [0, 1, 2, 3, 6]], kept[:, 4], kept[:, 5].astype(np.int64)
+            else:
+                boxes, scores, classes = _suppressed(
+                    row, len(card.names), conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
+                )
+            rotated = _to_picture(boxes, fit)
+            upright = enclosing(rotated)
+            np.clip(upright, 0, np.tile(np.array([fit.shape[1], fit.shape[0]], np.float32), 2), out=upright)
+            found.append(Oriented(shape=fit.shape, boxes=upright, scores=scores, classes=classes, rotated=rotated))
+        return found
 
     def similarity(self, labels: Labels, found: Oriented, dataset: Dataset) -> dict[str, NDArray[np.float32]]:  # type: ignore[override]
         """Probabilistic overlap ("B") and exact intersection over union ("R") of rotated boxes."""
@@ -106,10 +112,10 @@ class Obb(Detect):
         return drawn
 
 
-def _found(
-    row: NDArray[np.float32], classes: int, fit: Fit, *, conf: float, iou: float, max_det: int, multi_label: bool
-) -> Oriented:
-    """The objects of one picture's output."""
+def _suppressed(
+    row: NDArray[np.float32], classes: int, *, conf: float, iou: float, max_det: int, multi_label: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Rotated boxes in input pixels (n, 5), scores and classes of one picture's raw output, by falling score."""
     scores = row[4 : 4 + classes]
     anchors = np.flatnonzero(scores.max(0) > conf)
     scores = np.ascontiguousarray(scores[:, anchors].T)
@@ -119,16 +125,7 @@ def _found(
         rows, numbers = np.arange(len(anchors)), scores.argmax(1)
     boxes = np.ascontiguousarray(np.concatenate((row[:4, anchors[rows]], row[-1:, anchors[rows]])).T)
     chosen = suppress_rotated(boxes, scores[rows, numbers], numbers, iou=iou, max_det=max_det)
-    rotated = _to_picture(boxes[chosen], fit)
-    upright = enclosing(rotated)
-    np.clip(upright, 0, np.tile(np.array([fit.shape[1], fit.shape[0]], np.float32), 2), out=upright)
-    return Oriented(
-        shape=fit.shape,
-        boxes=upright,
-        scores=scores[rows, numbers][chosen],
-        classes=numbers[chosen].astype(np.int64),
-        rotated=rotated,
-    )
+    return boxes[chosen], scores[rows, numbers][chosen], numbers[chosen].astype(np.int64)
 
 
 def _to_picture(boxes: NDArray[np.float32], fit: Fit) -> NDArray[np.float32]:

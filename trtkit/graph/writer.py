@@ -1,0 +1,76 @@
+"""Nodes and constants added to a graph, under names of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Appends to a graph; what it is given and gives are tensor names.
+
+    Args:
+        graph: Changed in place.
+        prefix: What the new names begin with.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self.count = 0
+
+    def _name(self) -> str:
+        self.count += 1
+        return f"{self.prefix}_{self.count}"
+
+    def constant(self, value: np.ndarray | np.generic) -> str:
+        """An initializer."""
+        name = self._name()
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def number(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(np.float32(value))
+
+    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
+        """A node with one output."""
+        return self.nodes(operator, inputs, 1, **attributes)[0]
+
+    def nodes(self, operator: str, inputs: list[str], outputs: int, **attributes: Any) -> list[str]:
+        """A node with several outputs."""
+        name = self._name()
+        names = [f"{name}_{index}" for index in range(outputs)]
+        self.graph.node.append(helper.make_node(operator, inputs, names, f"{name}_{operator}", **attributes))
+        return names
+
+    def slice(self, name: str, start: int, end: int, *, axis: int) -> str:
+        """Places `start` to `end`, exclusive, of an axis."""
+        ends = [self.constant(np.array([value], np.int64)) for value in (start, end, axis)]
+        return self.node("Slice", [name, *ends])
+
+    def spread(self, name: str, axis: int) -> str:
+        """The tensor with an axis of length 1 more."""
+        return self.node("Unsqueeze", [name, self.constant(np.array([axis], np.int64))])
+
+    def best(self, scores: str, count: int) -> tuple[str, str]:
+        """The largest `count` scores (N, K) by falling score, and their places; zeros where there are fewer."""
+        # Small pictures have fewer boxes than rows: zeros behind them, which are no detections, keep the rows' number.
+        padded = self.node("Pad", [scores, self.constant(np.array([0, 0, 0, count], np.int64))])
+        wanted = self.constant(np.array([count], np.int64))
+        values, places = self.nodes("TopK", [padded, wanted], 2, axis=1, largest=1, sorted=1)
+        return values, places
+
+    def rows(self, table: str, places: str) -> str:
+        """The rows (N, K, columns) of each picture's `table` (N, M, columns) at its `places` (N, K)."""
+        column = self.spread(places, 2)
+        # Counting along the batch by a running sum needs no shape arithmetic, whatever the batch is.
+        ones = self.node("Add", [self.node("Mul", [column, self.constant(np.int64(0))]), self.constant(np.int64(1))])
+        summed = self.node("CumSum", [ones, self.constant(np.array(0, np.int64))])
+        picture = self.node("Sub", [summed, self.constant(np.int64(1))])
+        return self.node("GatherND", [table, self.node("Concat", [picture, column], axis=2)])
