@@ -10,6 +10,7 @@ import trtkit
 from trtkit.backends.capabilities import describe
 from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
 from trtkit.judgement.comparison import Comparison
+from trtkit.judgement.figures import losses_figure
 
 SMALL = {"imgsz": 160, "images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
 CAN_BUILD = describe("tensorrt_rtx").present
@@ -74,8 +75,20 @@ def test_a_precision_that_was_judged_can_be_opened_and_draws(whole):
         assert runner.draw([picture, picture, picture]).pictures == 3
         with pytest.raises(DataError, match="no picture"):
             runner.draw([])
+    assert comparison.draw("int8", pictures=2).pictures == 2
     with pytest.raises(RecipeError, match="not compared"):
         comparison.open("fp8")
+
+
+def test_the_figure_of_losses_has_every_change_and_its_interval(whole):
+    losses = whole[0].losses()
+    figure = losses_figure(losses)
+    assert [trace.name for trace in figure.data] == ["FP16", "INT8"]
+    for trace, precision in zip(figure.data, ("fp16", "int8"), strict=True):
+        mine = losses.filter(precision=precision)
+        assert list(trace.x) == mine["delta"].to_list()
+        assert list(trace.x + trace.error_x.array) == pytest.approx(mine["high"].to_list())
+        assert list(trace.x - trace.error_x.arrayminus) == pytest.approx(mine["low"].to_list())
 
 
 @pytest.mark.skipif(not CAN_BUILD, reason="TensorRT-RTX is not installed")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends import Runner
+    from trtkit.tasks.drawing import Sheet
 
 __all__ = ["Comparison", "Part"]
 
@@ -161,6 +162,21 @@ class Comparison(Result):
         self.judged(precision)
         ran = self.rows.filter(pl.col("precision") == precision)["engine"].all()
         return backends.open(self.about["files"][precision]["engine" if ran else "onnx"])
+
+    def draw(self, precision: str, pictures: int = 3) -> Sheet:
+        """Run what was judged on the first pictures it was judged on, and draw what it finds.
+
+        Args:
+            precision: One that was compared.
+            pictures: How many.
+
+        Raises:
+            RecipeError: The precision was not compared.
+            DataError: A picture is no longer there.
+            EngineError, OnnxError, CapabilityError: As `open` raises them.
+        """
+        with self.open(precision) as runner:
+            return runner.draw(self.judged(precision).per_picture["path"].head(pictures).to_list())
 
     def plot(self) -> go.Figure:
         """Accuracy, time and size side by side."""

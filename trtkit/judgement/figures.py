@@ -1,4 +1,4 @@
-"""An evaluation as a figure."""
+"""An evaluation, and what precisions lose, as figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plots import mark, template
+from trtkit.plots import INK, mark, template
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtkit.judgement.evaluation import Evaluation
 
-__all__ = ["evaluation_figure", "precision_recall_curve", "ranking_figure"]
+__all__ = ["evaluation_figure", "losses_figure", "precision_recall_curve", "ranking_figure"]
 
 MOST_CLASSES = 30
 
@@ -91,6 +91,50 @@ def ranking_figure(evaluation: Evaluation) -> go.Figure:
     figure.update_yaxes(type="category")
     title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
     figure.update_layout(template=template(), title={"text": title, "x": 0}, height=260 + 18 * len(shown))
+    return figure
+
+
+def losses_figure(losses: pl.DataFrame) -> go.Figure:
+    """What each precision changes of each task's metrics, with the 95 % interval of each change.
+
+    Args:
+        losses: `Comparison.losses()`, of one comparison or of several below each other.
+    """
+    shown = losses.with_columns(row=pl.format("{}: {}", "task", "metric"))
+    rows = shown["row"].unique(maintain_order=True).to_list()
+    precisions = shown["precision"].unique(maintain_order=True).to_list()
+    figure = go.Figure()
+    for precision in precisions:
+        look = mark(precision, precisions)
+        mine = shown.filter(pl.col("precision") == precision)
+        figure.add_scatter(
+            x=mine["delta"],
+            y=mine["row"],
+            name=precision.upper(),
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": mine["high"] - mine["delta"],
+                "arrayminus": mine["delta"] - mine["low"],
+                "color": look.colour,
+                "width": 6,
+            },
+            customdata=mine.select("value", "low", "high").rows(),
+            hovertemplate="%{x:+.4f} to %{customdata[0]:.4f}, 95 % interval %{customdata[1]:+.4f} to "
+            "%{customdata[2]:+.4f}",
+        )
+    figure.add_vline(x=0, line={"color": INK, "width": 1})
+    figure.update_xaxes(title_text="change against the reference (left is a loss)", tickformat="+.3f")
+    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
+    figure.update_layout(
+        template=template(),
+        title={"text": "What each precision changes", "x": 0},
+        height=190 + 46 * len(rows),
+        scattermode="group",
+        scattergap=0.5,
+    )
     return figure
 
 
