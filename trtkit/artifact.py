@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.errors import CalibrationError, OutputExistsError
+from trtkit.errors import OutputExistsError
 from trtkit.files import hash_of, writing
 from trtkit.progress import Cancel, Progress, Work
 from trtkit.recipe import Recipe, rounded_imgsz
@@ -25,14 +25,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.sources import Model
 
-__all__ = ["INT8_ALGORITHM", "Artifact", "export", "graph_for"]
-
-INT8_ALGORITHM = "percentile"
-"""How an export calibrates by itself: of all algorithms, percentile 99.999 lost least over the five tasks' checkpoints
-(0.0016 to 0.0028 of the main metric, where min-max lost 0.002 to 0.022)."""
-
-OVERFLOW_IMAGES = 32
-"""Pictures that an FP16 export is checked on for overflow."""
+__all__ = ["Artifact", "export", "exported", "graph_for"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,10 +131,6 @@ def export(
         ModelError, DataError, CalibrationError: From reading the model, the data or the calibration.
         CancelledError: The caller cancelled; nothing was written.
     """
-    from trtkit.sources import Model, load
-
-    started = time.perf_counter()
-    work = Work(progress, cancel)
     recipe = Recipe(
         model=str(model)
         if isinstance(model, (str, Path))
@@ -167,43 +156,81 @@ def export(
         output=None if output is None else str(output),
         overwrite=overwrite,
     )
+    return exported(model, recipe, calibration=calibration, data=data, progress=progress, cancel=cancel)[0]
+
+
+def exported(
+    model: Model | str | Path | torch.nn.Module,
+    recipe: Recipe,
+    *,
+    calibration: Calibration | str | Path | None = None,
+    data: str | Path | Dataset | None = None,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> tuple[Artifact, onnx.ModelProto]:
+    """`export` by a recipe, with the ONNX graph that was written or built: ONNX Runtime judges by it where no GPU is.
+
+    Args:
+        model: From `load`, or what `load` takes; the recipe's model.
+        recipe: The settings.
+        calibration: A calibration or its folder in place of the recipe's.
+        data: Calibration data in place of the recipe's.
+        progress: Receives events.
+        cancel: Asked between steps.
+
+    Raises:
+        TrtkitError: As `export` does.
+    """
+    from trtkit import measurements
+    from trtkit.sources import Model, load
+
+    started = time.perf_counter()
+    work = Work(progress, cancel)
+    calibration = recipe.calibration if calibration is None else calibration
+    data = recipe.data if data is None else data
     builder = None
-    if format == "engine":
+    if recipe.format == "engine":
         from trtkit import backends
 
         # Before any slow work: a machine that can't build says so at once.
-        builder = backend or backends.best("build")
-        backends.require_build(builder, device=device)
+        builder = recipe.backend or backends.best("build")
+        backends.require_build(builder, device=recipe.device)
     work.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
-    path = Path(output) if output is not None else _default_path(loaded, recipe)
-    if path.exists() and not overwrite:
+    path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
+    if path.exists() and not recipe.overwrite:
         raise OutputExistsError(
             f"write {path}", "the file exists and was kept", "pass overwrite=True or another output"
         )
     size = _size(loaded, recipe)
-    ranges = _calibration(loaded, recipe, calibration, data, size, work) if int8 and not implicit else None
+    ranges = None
+    if recipe.int8 and not recipe.implicit:
+        ranges = measurements.ranges(loaded, recipe, calibration, data, size, work)
     work.step("graph", 0, 1)
-    overflow = _overflow(loaded, recipe, data, size, work) if half and data is not None else None
+    overflow = None
+    if recipe.half and data is not None:
+        overflow = measurements.overflow(loaded, recipe, data, size, work)
     graph = graph_for(loaded, recipe, ranges, imgsz=size, overflow=overflow)
     calibration_hash = ranges.hash if ranges is not None else None
-    card = dataclasses.replace(loaded.card, imgsz=size, nms=nms or loaded.nms)
+    card = dataclasses.replace(loaded.card, imgsz=size, nms=recipe.nms or loaded.nms)
     build_seconds, passport = None, None
     if builder is None:
         import onnx
 
-        with writing(path, overwrite=overwrite) as temporary:
+        with writing(path, overwrite=recipe.overwrite) as temporary:
             onnx.save(graph, str(temporary))
     else:
-        own = _implicit(loaded, recipe, data, size, path.parent, builder) if implicit else None
+        own = measurements.implicit(loaded, recipe, data, size, path.parent, builder) if recipe.implicit else None
         built, passport = _build(graph, builder, loaded, recipe, ranges, size, work, own)
         build_seconds = built.seconds
-        metadata = card.to_metadata(batch=batch, imgsz=size, dynamic=recipe.is_dynamic, half=half, int8=int8)
-        backends.write_engine(path, built.plan, metadata, passport, overwrite=overwrite)
+        metadata = card.to_metadata(
+            batch=recipe.batch, imgsz=size, dynamic=recipe.is_dynamic, half=recipe.half, int8=recipe.int8
+        )
+        backends.write_engine(path, built.plan, metadata, passport, overwrite=recipe.overwrite)
     work.step("done", 1, 1, f"wrote {path}")
-    return Artifact(
+    artifact = Artifact(
         path=path,
-        format=format,
+        format=recipe.format,
         precision=recipe.precision,
         card=card,
         recipe=recipe,
@@ -214,6 +241,7 @@ def export(
         build_seconds=build_seconds,
         size=path.stat().st_size,
     )
+    return artifact, graph
 
 
 def graph_for(
@@ -257,88 +285,9 @@ def _size(model: Model, recipe: Recipe) -> tuple[int, int]:
     if size != rounded_imgsz(asked, 1):
         warnings.warn(
             f"imgsz {asked} is no multiple of the model's stride {model.stride}: exported at {size[0]}x{size[1]}.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return size
-
-
-def _calibration(
-    model: Model,
-    recipe: Recipe,
-    given: Calibration | str | Path | None,
-    data: str | Path | Dataset | None,
-    size: tuple[int, int],
-    work: Work,
-) -> Calibration:
-    from trtkit.calibration import Calibration, calibrate
-
-    if given is None:
-        return calibrate(
-            model,
-            data,
-            algorithm=INT8_ALGORITHM,
-            fraction=recipe.fraction,
-            batch=2 * recipe.batch,
-            imgsz=size,
-            progress=work.progress,
-            cancel=work.cancel,
-        )
-    found = given if isinstance(given, Calibration) else Calibration.load(given)
-    if found.origin.model_hash != model.hash:
-        raise CalibrationError(
-            f"quantise {model.stem} with a given calibration",
-            f"it was measured on another model ({found.origin.model_hash[:12]}, not {model.hash[:12]})",
-            "calibrate this model",
-        )
-    return found
-
-
-def _overflow(
-    model: Model, recipe: Recipe, data: str | Path | Dataset | None, size: tuple[int, int], work: Work
-) -> dict[str, float]:
-    """Nodes of an FP16 export that would overflow on the pictures of `data`; each is named in a warning."""
-    from trtkit.calibration.calibrating import calibration_pictures, input_batches
-    from trtkit.calibration.overflow import overflowing
-    from trtkit.graph.tracing import trace
-
-    work.step("check FP16's range", 0, 1)
-    _, _, paths = calibration_pictures(
-        data, task=model.task, split=None, images=OVERFLOW_IMAGES, fraction=recipe.fraction, seed=0
-    )
-    graph = trace(model, imgsz=size, batch=2, dynamic_batch=True, simplify=recipe.simplify)
-    found = overflowing(graph, input_batches(paths, task=model.task, size=size, batch=2, skipped=[]))
-    if found:
-        worst = max(found, key=lambda name: found[name])
-        warnings.warn(
-            f"{len(found)} nodes come near or over FP16's largest value on these pictures and stay in FP32, such as "
-            f"{worst} ({found[worst]:.3g}).",
-            stacklevel=3,
-        )
-    return found
-
-
-def _implicit(
-    model: Model,
-    recipe: Recipe,
-    data: str | Path | Dataset | None,
-    size: tuple[int, int],
-    folder: Path,
-    builder: str,
-) -> ImplicitCalibration:
-    """Pictures for TensorRT's own calibrator, at twice the batch, and a cache that only the same ones can hit."""
-    from trtkit import backends
-    from trtkit.calibration.calibrating import calibration_pictures, input_batches
-
-    dataset, split, paths = calibration_pictures(
-        data, task=model.task, split=None, images=512, fraction=recipe.fraction, seed=0
-    )
-    batch = 2 * recipe.batch
-    version = backends.capabilities(builder).version
-    key = hash_of(model.hash, dataset.hash(split), *map(str, paths), f"{size} {batch} {version}")
-    return backends.ImplicitCalibration(
-        batches=input_batches(paths, task=model.task, size=size, batch=batch, skipped=[]),
-        cache=folder / f"{model.stem}-{key[:16]}.cache",
-    )
 
 
 def _build(

@@ -189,8 +189,8 @@ def _ranges(
     imgsz: tuple[int, int],
     watch: Mapping[str, Any],
 ) -> Calibration:
-    from trtkit.artifact import INT8_ALGORITHM
     from trtkit.calibration import Calibration, calibrate
+    from trtkit.measurements import INT8_ALGORITHM
 
     if given is None:
         return calibrate(
