@@ -71,11 +71,11 @@ def test_a_precision_that_was_judged_can_be_opened_and_draws(whole):
     picture = comparison.pictures["path"][0]
     with comparison.open("int8") as runner:
         assert runner.precision == "int8"
-        assert repr(runner.draw(picture)).startswith("Sheet(1 pictures")
-        assert runner.draw([picture, picture, picture]).pictures == 3
+        assert repr(runner.draw(picture)) == f"Sheet of 1\n  {runner.predict(picture)[0]!r}"
+        assert len(runner.draw([picture, picture, picture]).pictures) == 3
         with pytest.raises(DataError, match="no picture"):
             runner.draw([])
-    assert comparison.draw("int8", pictures=2).pictures == 2
+    assert len(comparison.draw("int8", pictures=2).pictures) == 2
     with pytest.raises(RecipeError, match="not compared"):
         comparison.open("fp8")
 

@@ -1,37 +1,40 @@
-"""Pictures beside each other, each at one height, as a PNG with the colours the right way round."""
+"""Drawn pictures in a notebook: each as a JPEG of its own, with words for those who can't see it."""
+
+import base64
+import re
 
 import cv2
 import numpy as np
 
-from trtkit.tasks.drawing import GAP, HEIGHT, WIDTH, sheet_of
+from trtkit.tasks.drawing import HEIGHT, Sheet
 
 
 def plain(height, width, colour):
     return np.full((height, width, 3), colour, np.uint8)
 
 
-def test_pictures_of_any_size_stand_in_a_row_at_one_height():
-    sheet = sheet_of([plain(HEIGHT * 2, 400, (255, 0, 0)), plain(HEIGHT // 2, 100, (0, 0, 255))])
-    assert sheet.picture.shape == (HEIGHT, 200 + GAP + 200, 4)
-    # BGR in, RGBA out: the first is blue, the second red, and nothing is between them.
-    assert sheet.picture[5, 5].tolist() == [0, 0, 255, 255]
-    assert sheet.picture[5, 200 + GAP + 5].tolist() == [255, 0, 0, 255]
-    assert sheet.picture[5, 200 + GAP // 2].tolist() == [0, 0, 0, 0]
+def shown(sheet):
+    found = re.findall(r"base64,([^']+)", sheet._repr_html_())
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), cv2.IMREAD_COLOR) for one in found]
 
 
-def test_a_full_row_begins_the_next():
-    sheet = sheet_of([plain(HEIGHT, WIDTH // 2, 9)] * 3)
-    assert sheet.picture.shape[0] == 3 * HEIGHT + 2 * GAP
-    assert sheet_of([plain(HEIGHT, (WIDTH - GAP) // 2, 9)] * 3).picture.shape[0] == 2 * HEIGHT + GAP
+def test_every_picture_is_shown_with_its_colours_the_right_way_round():
+    sheet = Sheet(pictures=(plain(40, 60, (250, 0, 0)), plain(50, 20, (0, 0, 250))), texts=("blue", "red"))
+    first, second = shown(sheet)
+    assert first.shape == (40, 60, 3)
+    assert second.shape == (50, 20, 3)
+    assert np.abs(first.astype(int) - (250, 0, 0)).max() < 8
+    assert np.abs(second.astype(int) - (0, 0, 250)).max() < 8
 
 
-def test_a_picture_wider_than_a_row_has_its_own():
-    assert sheet_of([plain(HEIGHT, 2 * WIDTH, 9)]).picture.shape == (HEIGHT, 2 * WIDTH, 4)
+def test_large_pictures_are_made_smaller_and_small_ones_stay():
+    sheet = Sheet(pictures=(plain(4 * HEIGHT, 2 * HEIGHT, 9), plain(10, 10, 9)), texts=("", ""))
+    large, small = shown(sheet)
+    assert large.shape == (2 * HEIGHT, HEIGHT, 3)
+    assert small.shape == (10, 10, 3)
 
 
-def test_the_png_holds_the_picture(tmp_path):
-    sheet = sheet_of([plain(HEIGHT, 50, (0, 128, 255))])
-    read = cv2.imread(str(sheet.save(tmp_path / "sheet.png")), cv2.IMREAD_UNCHANGED)
-    assert read[0, 0].tolist() == [0, 128, 255, 255]
-    assert sheet._repr_png_() == (tmp_path / "sheet.png").read_bytes()
-    assert repr(sheet) == f"Sheet(1 pictures, 50x{HEIGHT})"
+def test_words_stand_for_each_picture():
+    sheet = Sheet(pictures=(plain(9, 9, 9),), texts=("2 of 'a' & <b>",))
+    assert "alt='2 of &#x27;a&#x27; &amp; &lt;b&gt;'" in sheet._repr_html_()
+    assert repr(sheet) == "Sheet of 1\n  2 of 'a' & <b>"

@@ -225,7 +225,7 @@ class Runner(abc.ABC):
             EngineError: The run failed.
         """
         from trtkit.tasks import task
-        from trtkit.tasks.drawing import sheet_of
+        from trtkit.tasks.drawing import Sheet
 
         pictures = [picture for chunk in self.chunks(images) for picture in chunk]
         if not pictures:
@@ -233,7 +233,8 @@ class Runner(abc.ABC):
         found = self.predict(pictures, conf=conf, iou=iou, max_det=max_det)
         judge = task(self.card.task)
         pairs = zip(pictures, found, strict=True)
-        return sheet_of([judge.draw(picture, one, self.card.names) for picture, one in pairs])
+        drawn = tuple(judge.draw(picture, one, self.card.names) for picture, one in pairs)
+        return Sheet(pictures=drawn, texts=tuple(map(repr, found)))
 
     def chunks(self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path) -> Iterable[list[np.ndarray]]:
         """Yield lists of read pictures, each no longer than the largest batch.

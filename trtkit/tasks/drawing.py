@@ -2,88 +2,58 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+import html
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from trtkit.files import write_bytes
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Sheet", "colour", "draw_box", "line_width", "sheet_of"]
+__all__ = ["Sheet", "colour", "draw_box", "line_width"]
 
 HEIGHT = 320
 """Pixels that each picture of a sheet is high."""
 
-WIDTH = 1100
-"""Pixels that a row of a sheet may be wide."""
-
-GAP = 8
-
-# Okabe and Ito's palette (2008) without black, as BGR.
-PALETTE = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (66, 228, 240))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Sheet:
-    """Drawn pictures beside each other; a notebook shows it as a picture.
+    """Drawn pictures, which a notebook shows beside each other.
 
     Attributes:
-        picture: RGBA uint8, (height, width, 4); see-through between the pictures.
-        pictures: How many there are.
+        pictures: BGR uint8, (height, width, 3), of any size.
+        texts: What each one shows, in words.
     """
 
-    picture: NDArray[np.uint8]
-    pictures: int
+    pictures: tuple[NDArray[np.uint8], ...]
+    texts: tuple[str, ...]
 
-    def png(self) -> bytes:
-        """The sheet as a PNG file's bytes."""
-        return cv2.imencode(".png", cv2.cvtColor(self.picture, cv2.COLOR_RGBA2BGRA))[1].tobytes()
-
-    def save(self, path: str | Path) -> Path:
-        """Write a PNG file.
-
-        Raises:
-            OutputError: It can't be written.
-        """
-        return write_bytes(path, self.png())
-
-    def _repr_png_(self) -> bytes:
-        return self.png()
+    def _repr_html_(self) -> str:
+        shown = "".join(
+            f"<img src='data:image/jpeg;base64,{_jpeg(picture)}' alt='{html.escape(text, quote=True)}' "
+            f"title='{html.escape(text, quote=True)}' style='height:{HEIGHT}px;max-width:100%;object-fit:contain'>"
+            for picture, text in zip(self.pictures, self.texts, strict=True)
+        )
+        return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{shown}</div>"
 
     def __repr__(self) -> str:
-        return f"Sheet({self.pictures} pictures, {self.picture.shape[1]}x{self.picture.shape[0]})"
+        return "\n".join((f"Sheet of {len(self.pictures)}", *(f"  {text}" for text in self.texts)))
 
 
-def sheet_of(drawn: Sequence[NDArray[np.uint8]]) -> Sheet:
-    """Lay pictures out in rows, each brought to one height.
+def _jpeg(picture: NDArray[np.uint8]) -> str:
+    scale = HEIGHT / picture.shape[0]
+    # Twice the height for screens of fine pixels, but nothing is enlarged.
+    if (scale := 2 * scale) < 1:
+        size = (max(1, round(picture.shape[1] * scale)), 2 * HEIGHT)
+        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return base64.b64encode(cv2.imencode(".jpg", picture)[1].tobytes()).decode()
 
-    Args:
-        drawn: BGR uint8 pictures of any size, one or more.
-    """
-    rows: list[list[NDArray[np.uint8]]] = [[]]
-    across = 0
-    for one in drawn:
-        width = max(1, round(one.shape[1] * HEIGHT / one.shape[0]))
-        scaled = cv2.resize(one, (width, HEIGHT), interpolation=cv2.INTER_AREA)
-        if rows[-1] and across + width > WIDTH:
-            rows.append([])
-            across = 0
-        rows[-1].append(np.asarray(cv2.cvtColor(scaled, cv2.COLOR_BGR2RGBA), np.uint8))
-        across += width + GAP
-    wide = max(sum(one.shape[1] + GAP for one in row) for row in rows) - GAP
-    whole = np.zeros((len(rows) * (HEIGHT + GAP) - GAP, wide, 4), np.uint8)
-    for index, row in enumerate(rows):
-        top, left = index * (HEIGHT + GAP), 0
-        for one in row:
-            whole[top : top + HEIGHT, left : left + one.shape[1]] = one
-            left += one.shape[1] + GAP
-    return Sheet(picture=whole, pictures=len(drawn))
+
+# Okabe and Ito's palette (2008) without black, as BGR.
+PALETTE = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (66, 228, 240))
 
 
 def colour(number: int) -> tuple[int, int, int]:
