@@ -115,16 +115,16 @@ def histogram_figure(
         middles, counts, width = merged_bins(seen.histogram)
         top = float(max(counts.max(), 1))
         inside = middles <= reach
-        for part, name, look in ((inside, "covered", ""), (~inside, "clipped", "/")):
+        for part, name, hatch in ((inside, "covered", ""), (~inside, "clipped", "/")):
             figure.add_bar(
                 x=middles[part],
                 y=np.where(counts[part] > 0, counts[part], np.nan),
                 width=width,
                 name=name,
                 marker={
-                    "color": VERMILION if look else BLUE,
+                    "color": VERMILION if hatch else BLUE,
                     "line": {"width": 0},
-                    "pattern": {"shape": look, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 5},
+                    "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "#ffffff", "size": 5},
                 },
                 hovertemplate=f"|x| near %{{x:.4g}}: %{{y:,}} values, {name}<extra></extra>",
             )
@@ -203,6 +203,7 @@ def merged_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.i
     """
     used = int(np.flatnonzero(histogram.counts)[-1]) + 1 if histogram.total else 1
     each = -(-used // SHOWN_BINS)
-    counts = np.add.reduceat(histogram.counts[:used], np.arange(0, used, each))
+    counts = np.asarray(np.add.reduceat(histogram.counts[:used], np.arange(0, used, each)), np.int64)
     width = histogram.width * each
-    return (np.arange(len(counts)) + 0.5) * width, counts, width
+    middles = np.asarray((np.arange(len(counts)) + 0.5) * width, np.float64)
+    return middles, counts, width

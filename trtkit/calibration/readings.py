@@ -56,6 +56,12 @@ class Readings:
             self._read[key] = self.calibration.using(algorithm, percentile=percentile)
         return self._read[key]
 
+    def at_once(self, algorithm: str, percentile: float | None = None) -> bool:
+        """Whether `using` answers without searching every histogram."""
+        if self._refusal(algorithm):
+            return False
+        return algorithm not in SEARCHED or (algorithm, percentile) in self._read
+
     def prepare(self, *, progress: Progress | None = None, cancel: Cancel | None = None) -> Readings:
         """Read every algorithm that takes seconds, so that each is there at once later.
 

@@ -82,7 +82,7 @@ def _reformats(table: LayerTable) -> str:
         return "No layer only changes layout or type."
     time = ""
     if table.timed and table.total:
-        time = f", {moves['ms'].sum() / table.total:.1%} of the time"
+        time = f", {float(moves['share'].sum()):.1%} of the time"
     return f"{len(moves)} layers only change layout or type (reformats){time}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class Layout:
     layers: pl.DataFrame
     model_hash: str
 
-    @property
+    @functools.cached_property
     def free(self) -> tuple[str, ...]:
         """Layers that may run in INT8, in graph order."""
         return tuple(self.layers.filter(pl.col("kept").is_null())["node"])
@@ -59,26 +60,41 @@ class Layout:
         Args:
             keep: Names of layers, not patterns.
         """
-        total = self.layers["macs"].sum()
-        lowered = self.layers.filter(pl.col("kept").is_null() & ~pl.col("node").is_in(list(keep)))["macs"].sum()
-        return float(lowered / total) if total else 0.0
+        high = set(keep)
+        total = lowered = 0
+        for node, macs, kept in self.layers.select("node", "macs", "kept").iter_rows():
+            total += macs
+            lowered += macs if kept is None and node not in high else 0
+        return lowered / total if total else 0.0
 
     def tensor_of(self, node: str) -> str | None:
         """What a layer reads; None for a layer that is not here."""
-        found = self.layers.filter(pl.col("node") == node)["tensor"]
-        return None if found.is_empty() else str(found[0])
+        return self._tensors.get(node)
 
+    @functools.cached_property
     def readers(self) -> Mapping[str, list[str]]:
         """The layers that read each tensor."""
         readers: dict[str, list[str]] = {}
-        for node, tensor in self.layers.select("node", "tensor").iter_rows():
+        for node, tensor in self._tensors.items():
             readers.setdefault(tensor, []).append(node)
         return readers
 
     def scale_of(self, tensor: str) -> tuple[str, ...]:
         """The tensors whose ranges make up a tensor's scale; itself where none is known."""
-        found = self.layers.filter(pl.col("tensor") == tensor)["scale"]
-        return (tensor,) if found.is_empty() or found[0].is_empty() else tuple(found[0])
+        return self._scales.get(tensor) or (tensor,)
+
+    @functools.cached_property
+    def _tensors(self) -> dict[str, str]:
+        return dict(self.layers.select("node", "tensor").iter_rows())
+
+    @functools.cached_property
+    def _scales(self) -> dict[str, tuple[str, ...]]:
+        """Of every tensor that shares a scale with what a layer reads, not of these inputs alone."""
+        scales: dict[str, tuple[str, ...]] = {}
+        for scale in self.layers["scale"].to_list():
+            for tensor in scale:
+                scales[tensor] = tuple(scale)
+        return scales
 
 
 def layout_of(

@@ -29,6 +29,7 @@ class Tuned:
         saved: The folder of a saved calibration to take instead of measuring again; its algorithm is then read off it.
         layers: Names of the layers that stay high.
         patterns: `keep=` patterns that were found by other means, such as a search, taken as they are.
+        half: Nothing is left in INT8, so that it is an FP16 export that needs no calibration.
         raw: The saved calibration is used as it lies there: its ranges were repaired, so that no algorithm gives them.
     """
 
@@ -39,6 +40,7 @@ class Tuned:
     layers: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     raw: bool = False
+    half: bool = False
 
     @classmethod
     def of(cls, model: str, calibration: Calibration, layers: tuple[str, ...] = (), *, saved: str = "") -> Tuned:
@@ -57,7 +59,9 @@ class Tuned:
 
     @property
     def keep(self) -> tuple[str, ...]:
-        """The `keep=` patterns."""
+        """The `keep=` patterns; none where nothing is left in INT8."""
+        if self.half:
+            return ()
         return (*self.patterns, *map(pattern_of, self.layers))
 
     @property
@@ -72,6 +76,9 @@ class Tuned:
 
     def to_python(self) -> str:
         """Python code that makes the ONNX file or engine; `artifact` is what came out."""
+        if self.half:
+            size = f", imgsz={self._imgsz()!r}" if self._imgsz() is not None else ""
+            return f"import trtkit as tk\n\nartifact = tk.export({self.model!r}, half=True{size})\n"
         if self.raw:
             measured = ""
             given = repr(self.saved)
@@ -97,10 +104,12 @@ class Tuned:
         Args:
             folder: Where the calibration is kept between the two, where one is measured.
         """
-        words = ["trtkit", "export", f"--model={self.model}", "--int8"]
+        words = ["trtkit", "export", f"--model={self.model}", "--half" if self.half else "--int8"]
         size = self._imgsz()
         if size is not None:
             words.append(f"--imgsz={size if isinstance(size, int) else ','.join(map(str, size))}")
+        if self.half:
+            return shlex.join(words)
         first = ""
         if self.raw:
             words.append(f"--calibration={self.saved}")
