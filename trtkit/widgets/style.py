@@ -36,15 +36,24 @@ STYLE = """
 .trtkit-table th { font-weight: 600; }
 .trtkit-facts th { color: var(--trtkit-soft); font-weight: 400; white-space: nowrap; }
 .trtkit-table .trtkit-number { text-align: right; padding-right: 1rem; }
-.trtkit-table .trtkit-marked td { font-weight: 600; background: color-mix(in srgb, var(--trtkit-orange) 16%, transparent); }
+.trtkit-table .trtkit-marked td { font-weight: 600;
+  background: color-mix(in srgb, var(--trtkit-orange) 16%, transparent); }
 .trtkit-scroll { max-height: 19rem; overflow: auto; }
 .trtkit-scroll thead th { position: sticky; top: 0; background: var(--trtkit-page); }
 .trtkit-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: .9rem; }
 .trtkit-cards figure { margin: 0; background: var(--trtkit-card); border-radius: 6px; padding: .5rem; }
 .trtkit-cards img { width: 100%; display: block; border-radius: 3px; }
 .trtkit-cards figcaption { padding: .35rem .1rem 0; font-size: 13px; }
-.trtkit-code { background: var(--trtkit-card); border-radius: 4px; padding: .5rem .7rem; margin: .3rem 0; overflow: auto;
-  user-select: text; white-space: pre; }
+.trtkit-code { background: var(--trtkit-card); border-radius: 4px; padding: .5rem .7rem; margin: .3rem 0;
+  overflow: auto; user-select: text; white-space: pre; }
+.trtkit .trtkit-reason { color: var(--trtkit-soft); font-style: italic; }
+.trtkit-steps { border-bottom: 1px solid var(--trtkit-line); padding-bottom: .4rem; gap: .15rem; }
+.trtkit-steps .trtkit-here { font-weight: 600; }
+.trtkit-page { padding: .3rem 0 .6rem; }
+.trtkit-choices { gap: .25rem; }
+.trtkit-choices .trtkit-choice { text-align: left; padding-left: .7rem; }
+.trtkit-choices .trtkit-choice i { width: 1.2rem; }
+.trtkit-choices > div { gap: .7rem; }
 .trtkit-fault, .trtkit-note { display: flex; gap: .6rem; border: 1px solid var(--trtkit-line); border-left-width: 4px;
   border-radius: 4px; padding: .4rem .7rem; margin: .4rem 0; background: var(--trtkit-card); }
 .trtkit-fault { border-left-color: var(--trtkit-vermilion); }

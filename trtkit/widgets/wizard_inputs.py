@@ -1,0 +1,209 @@
+"""What the wizard starts from: the model, and the pictures with what the doctor says of them. Callbacks only."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+
+from trtkit import demo
+from trtkit.widgets.account import diagnosis_said, model_facts
+from trtkit.widgets.choice_group import ChoiceGroup
+from trtkit.widgets.choices import Choice
+from trtkit.widgets.controls import button, labelled, note_html
+from trtkit.widgets.figures import Picture
+from trtkit.widgets.job_view import JobView
+from trtkit.widgets.jobs import Job
+from trtkit.widgets.outcome import examine_pictures, read_model
+from trtkit.widgets.session import Session
+from trtkit.widgets.tables import facts_html, table_html
+from trtkit.widgets.wizard_step import WIDE, Desk, Step, said_html
+
+if TYPE_CHECKING:
+    from trtkit.calibration.doctor import Diagnosis
+
+__all__ = ["ModelStep", "PicturesStep"]
+
+
+class ModelStep(Step):
+    """Which model."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(
+            desk,
+            "model",
+            "Which model?",
+            "A YOLO11 or YOLOv8 checkpoint (.pt), or an .onnx file. A checkpoint is read without running its pickle.",
+        )
+        self.path = labelled(
+            ipywidgets.Text,
+            "Model file",
+            "Path of a .pt or .onnx file on the machine of this kernel",
+            name="model-path",
+            layout=WIDE,
+            placeholder="yolo11n.pt",
+        )
+        self.read = button(
+            "Read model",
+            "Read the file and show what is in it",
+            desk.guard(self.start),
+            name="read-model",
+            button_style="primary",
+        )
+        self.embedded = button(
+            "Use the embedded model",
+            "A small detector that comes with trtkit, with pictures",
+            desk.guard(self._embedded),
+            name="embedded-model",
+            layout=ipywidgets.Layout(width="13rem"),
+        )
+        self.view = JobView("reading the model", self._ended)
+        self.facts = ipywidgets.HTML()
+        self.facts.add_class("trtkit-model-facts")
+        self.machine = ipywidgets.HTML()
+        self.machine.add_class("trtkit-machine")
+        self._asked = ""
+        self.fills(self.path, "model")
+        row = ipywidgets.HBox([self.read, self.embedded])
+        self.children = (self.heading, self.path, row, self.view, self.facts, self.machine)
+
+    def show(self, session: Session) -> None:
+        """Show a state."""
+        self.path.value = session.plan.model
+        self.read.disabled = bool(self.desk.busy) or not session.plan.model.strip()
+        known = session.model is not None and not session.unread
+        self.facts.value = (
+            facts_html(model_facts(session.model), caption="What was read") if known and session.model else ""
+        )
+        told = "Looking at this machine …" if session.machine is None else session.machine.told
+        self.machine.value = note_html(told)
+
+    def _embedded(self) -> None:
+        path, data = str(demo.model_path()), str(demo.data_path())
+        self.desk.update(lambda session: session.fill(model=path, data=session.plan.data or data))
+        self.start()
+
+    def start(self) -> None:
+        """Read the model."""
+        self._asked = self.desk.session.plan.model
+        self.desk.begin(self.view, read_model, self._asked)
+
+    def _ended(self, job: Job[Any]) -> None:
+        self.desk.finish(job, lambda session, model: session.has_read(model, self._asked))
+
+
+class PicturesStep(Step):
+    """Which pictures calibrate and judge, and what the doctor says of them."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(
+            desk,
+            "pictures",
+            "Which pictures?",
+            "INT8 takes the range of every tensor from the pictures of train; those of val judge the result. Ranges "
+            "are only as good as the pictures are like the ones the model will meet.",
+        )
+        self.data = labelled(
+            ipywidgets.Text,
+            "Data set",
+            "Path of a data.yaml, or of a folder of class folders for classify",
+            name="data",
+            layout=WIDE,
+            placeholder="data.yaml",
+        )
+        self.source = ChoiceGroup("ranges", lambda value: desk.update(lambda s: s.fill(measured=value == "saved")))
+        self.fraction = labelled(
+            ipywidgets.FloatText,
+            "Share of train",
+            "Share of the pictures to draw from, above 0 and at most 1",
+            name="fraction",
+            step=0.05,
+            layout=ipywidgets.Layout(width="22rem"),
+        )
+        self.calibration = labelled(
+            ipywidgets.Text,
+            "Calibration folder",
+            "A folder that trtkit.calibrate(...).save() wrote",
+            name="calibration",
+            layout=WIDE,
+            placeholder="runs/calibrate",
+        )
+        self.check = labelled(
+            ipywidgets.Checkbox,
+            "Look for overflow on 32 of these pictures",
+            "Layers that leave FP16's range stay in FP32",
+            name="check",
+            layout=WIDE,
+        )
+        self.examine = button(
+            "Examine pictures",
+            "Ask the doctor what is wrong with the calibration pictures",
+            desk.guard(self.start),
+            name="examine",
+            button_style="primary",
+            layout=ipywidgets.Layout(width="11rem"),
+        )
+        self.why = ipywidgets.HTML()
+        self.view = JobView("the examination", lambda job: desk.finish(job, Session.has_examined))
+        self.findings = ipywidgets.HTML()
+        self.findings.add_class("trtkit-findings")
+        self.picture = Picture()
+        self._drawn: Diagnosis | None = None
+        for control, field in ((self.data, "data"), (self.fraction, "fraction"), (self.check, "check")):
+            self.fills(control, field)
+        self.fills(self.calibration, "calibration")
+        self.children = (
+            self.heading,
+            self.data,
+            self.source,
+            self.fraction,
+            self.calibration,
+            self.check,
+            ipywidgets.HBox([self.examine, self.why], layout=ipywidgets.Layout(align_items="center")),
+            self.view,
+            self.findings,
+            self.picture,
+        )
+
+    def show(self, session: Session) -> None:
+        """Show a state."""
+        plan = session.plan
+        self.data.value, self.fraction.value = plan.data, plan.fraction
+        self.calibration.value, self.check.value = plan.calibration, plan.check
+        self.source.show(
+            (
+                Choice(value="pictures", label="Measure on pictures", told="A pass over the pictures while it builds."),
+                Choice(
+                    value="saved", label="Saved calibration", told="Ranges measured before, with the tuner perhaps."
+                ),
+            ),
+            "saved" if plan.measured else "pictures",
+        )
+        self.source.layout.display = "" if plan.precision == "int8" else "none"
+        self.calibration.layout.display = "" if plan.precision == "int8" and plan.measured else "none"
+        self.fraction.layout.display = "" if plan.calibrates or plan.precision == "fp16" else "none"
+        self.check.layout.display = "" if plan.precision == "fp16" else "none"
+        why = session.unexaminable
+        self.examine.disabled = bool(self.desk.busy or why)
+        self.why.value = f"<span class='trtkit-reason'>{html.escape(why)}</span>" if why else ""
+        found = session.diagnosis if not why else None
+        if found is None:
+            self.findings.value = ""
+            self._draw(None)
+            return
+        old = note_html("This is about other pictures than are chosen now.", kind="warning")
+        classes = table_html(found.classes, caption="Objects of each class", headings={"class": "Class"})
+        self.findings.value = (old if session.out_of_date else "") + said_html(*diagnosis_said(found)) + classes
+        self._draw(found)
+
+    def _draw(self, found: Diagnosis | None) -> None:
+        if found is not self._drawn:
+            self._drawn = found
+            self.picture.draw(None if found is None else found.plot())
+
+    def start(self) -> None:
+        """Examine the pictures."""
+        session = self.desk.session
+        assert session.model is not None
+        self.desk.begin(self.view, examine_pictures, session.plan.data, session.model.task, session.plan.fraction)
