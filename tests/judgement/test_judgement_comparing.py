@@ -83,6 +83,7 @@ def test_a_precision_that_was_judged_can_be_opened_and_draws(whole):
 def test_the_figure_of_losses_has_every_change_and_its_interval(whole):
     losses = whole[0].losses()
     figure = losses_figure(losses)
+    assert whole[0].plot_losses() == figure
     assert [trace.name for trace in figure.data] == ["FP16", "INT8"]
     for trace, precision in zip(figure.data, ("fp16", "int8"), strict=True):
         mine = losses.filter(precision=precision)

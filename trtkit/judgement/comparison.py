@@ -184,6 +184,12 @@ class Comparison(Result):
 
         return comparison_figure(self.rows, self.about["metrics"])
 
+    def plot_losses(self) -> go.Figure:
+        """The change of each deciding metric by precision, with its interval."""
+        from trtkit.judgement.figures import losses_figure
+
+        return losses_figure(self.losses())
+
     def plot_classes(self) -> go.Figure:
         """Accuracy of each class by precision."""
         from trtkit.plots import classes_figure
