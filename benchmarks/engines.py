@@ -1,0 +1,227 @@
+"""TensorRT's engines side by side: FP32, FP16, INT8 by Q/DQ and INT8 by TensorRT's own calibrator, for every task.
+
+    python benchmarks/engines.py run --models MODELS --scenes SCENES --out engines --level 2 --jobs 5
+    python benchmarks/engines.py write engines
+
+`run` exports every engine (several at a time, each in a process of its own), judges it on the pictures of `val`, and
+times one after the other once nothing else runs. It can be called again to go on where it stopped. `write` puts what is
+there into `results/engines.json` and `.md`. Needs a GPU and TensorRT; where there are several GPUs, all are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trtkit as tk
+from trtkit import backends
+from trtkit.files import write_json
+
+HERE = Path(__file__).resolve()
+
+MODELS = {
+    "detect": ("yolo11n.pt", 640),
+    "segment": ("yolo11n-seg.pt", 320),
+    "pose": ("yolo11n-pose.pt", 320),
+    "obb": ("yolo11n-obb.pt", 320),
+    "classify": ("yolo11n-cls.pt", 64),
+}
+PRECISIONS = ("fp16", "int8", "fp32", "implicit")
+LABELS = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8 (Q/DQ)", "implicit": "INT8 (calibrator)"}
+RUNS = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One engine: a task's model in a precision, at a batch."""
+
+    task: str
+    precision: str
+    batch: int
+    level: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.precision}-b{self.batch}-l{self.level}"
+
+
+def jobs(level: int) -> Iterator[Job]:
+    """Every engine of the table, the ones that answer most first."""
+    for batch in (8, 1):
+        for task in MODELS:
+            for precision in PRECISIONS:
+                yield Job(task=task, precision=precision, batch=batch, level=level)
+
+
+def data_of(task: str, scenes: Path) -> Path:
+    return scenes / task if task == "classify" else scenes / task / "data.yaml"
+
+
+def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
+    """Export one engine and judge it; leaves `<name>.engine` and `<name>.json`."""
+    file, imgsz = MODELS[job.task]
+    data = data_of(job.task, scenes)
+    calibrated = out / f"calibration-{job.task}"
+    explicit = job.precision == "int8"
+    artifact = tk.export(
+        models / file,
+        imgsz=imgsz,
+        batch=job.batch,
+        half=job.precision == "fp16",
+        int8=job.precision in ("int8", "implicit"),
+        implicit=job.precision == "implicit",
+        calibration=calibrated if explicit and calibrated.is_dir() else None,
+        data=data if job.precision == "implicit" or (explicit and not calibrated.is_dir()) else None,
+        dynamic=False,
+        level=job.level,
+        output=out / f"{job.name}.engine",
+        overwrite=True,
+    )
+    facts: dict[str, Any] = {
+        **dataclasses.asdict(job),
+        "model": file,
+        "imgsz": imgsz,
+        "build_seconds": artifact.build_seconds,
+        "bytes": artifact.size,
+        "passport": None if artifact.passport is None else artifact.passport.to_dict(),
+    }
+    facts["passport"].pop("layers", None)
+    judged = tk.evaluate(artifact, data)
+    facts["metrics"] = dict(judged.metrics)
+    write_json(out / f"{job.name}.json", facts)
+    print(f"{job.name}: built in {artifact.build_seconds:.0f} s", flush=True)
+
+
+def clock(path: Path) -> None:
+    """Time one engine on the GPU's clock, read its layers; leaves `<name>.times.json` and `<name>.layers.parquet`."""
+    with tk.open(path) as runner:
+        timing = tk.benchmark({"engine": runner}, batch=runner.batch or 1, runs=RUNS, warmup=50, seconds=10)
+        row = timing.frame().row(0, named=True)
+        layers = runner.layers(runs=50)
+        facts = {name: row[name] for name in ("runs", "mean_ms", "min_ms", "max_ms", "p50_ms", "p99_ms")}
+        facts |= {"runner": runner.name, "device_memory": runner.device_memory, "cuda_graph": runner.cuda_graph}
+    layers.write_parquet(path.with_suffix(".layers.parquet"))
+    kinds = dict(layers.filter(~layers["reformat"]).group_by("precision").len().iter_rows())
+    copies = layers.filter(layers["reformat"])
+    facts |= {"layers": len(layers), "precisions": kinds, "reformats": len(copies), "reformat_ms": copies["ms"].sum()}
+    bare = subprocess.run(
+        [sys.executable, str(HERE.with_name("bare_tensorrt.py")), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    facts["bare"] = json.loads(bare.stdout) if bare.returncode == 0 else {"error": bare.stderr.strip()[-300:]}
+    write_json(path.with_suffix(".times.json"), facts)
+    told = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
+    print(f"{path.stem}: {told}, bare {facts['bare']}, {facts['reformats']} reformats of {facts['layers']}", flush=True)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(HERE), *words]
+
+
+def run(options: argparse.Namespace) -> None:
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    gpus = len(backends.capabilities("tensorrt").gpus)
+    waiting = [job for job in jobs(options.level) if not (out / f"{job.name}.json").is_file()]
+    running: list[tuple[int, subprocess.Popen[bytes]]] = []
+    while waiting or running:
+        running = [(gpu, child) for gpu, child in running if child.poll() is None]
+        load = [sum(gpu == place for gpu, _ in running) for place in range(gpus)]
+        if waiting and min(load) < options.jobs:
+            job, gpu = waiting.pop(0), load.index(min(load))
+            told = json.dumps(dataclasses.asdict(job))
+            words = command("build", told, "--models", options.models, "--scenes", options.scenes, "--out", options.out)
+            with (out / f"{job.name}.log").open("wb") as log:
+                child = subprocess.Popen(
+                    words, stdout=log, stderr=log, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+                )
+            running.append((gpu, child))
+            continue
+        time.sleep(0.5)
+    for path in sorted(out.glob("*.engine")):
+        if not path.with_suffix(".times.json").is_file():
+            subprocess.run(command("clock", str(path)), check=False)
+
+
+def write(folder: Path) -> None:
+    """Gather what `run` left into `results/`."""
+    from records import line_of, table
+    from records import write as write_record
+
+    rows = []
+    for path in sorted(folder.glob("*.times.json")):
+        facts = json.loads(path.with_name(path.name.replace(".times.json", ".json")).read_text())
+        rows.append({**facts, **json.loads(path.read_text())})
+    rows.sort(key=lambda row: (list(MODELS).index(row["task"]), -row["batch"], list(LABELS).index(row["precision"])))
+    passport = rows[0]["passport"]
+    words = f"run --models MODELS --scenes SCENES --out engines --level {rows[0]['level']} --jobs 5"
+    about = {
+        "command": f"python benchmarks/engines.py {words}",
+        "machine": {
+            "processor": f"{passport['gpu']} (driver {passport['driver']}, CUDA {passport['cuda']})",
+            "cores": 32,
+        },
+        "versions": {"TensorRT": passport["tensorrt"], "trtkit": tk.__version__},
+    }
+    lines = ["# Engines of TensorRT by precision", "", f"`{about['command']}`", "", line_of(about), ""]
+    for task, (file, imgsz) in MODELS.items():
+        mine = [row for row in rows if row["task"] == task]
+        if not mine:
+            continue
+        shown = [
+            name for name in mine[0]["metrics"]
+            if name.startswith(("mAP50", "top", "coco/AP")) and not name.startswith(("coco/AP_", "coco/APs"))
+        ]  # fmt: skip
+        lines += [f"## {task}: {file} at {imgsz}", ""]
+        heads = ["precision", "batch", "mean ms", "min", "max", "p50", "p99", *shown, "MB", "device MB", "build s"]
+        body = [
+            [
+                LABELS[row["precision"]],
+                str(row["batch"]),
+                *(f"{row[name] / row['batch']:.3f}" for name in ("mean_ms", "min_ms", "max_ms", "p50_ms", "p99_ms")),
+                *(f"{row['metrics'][name]:.4f}" for name in shown),
+                f"{row['bytes'] / 1e6:.1f}", f"{row['device_memory'] / 1e6:.0f}", f"{row['build_seconds']:.0f}",
+            ]
+            for row in mine
+        ]  # fmt: skip
+        lines += [*table(heads, body), ""]
+    lines.append("Times are milliseconds a picture, of a whole batch on the GPU's own clock divided by the batch.")
+    write_record("engines", {"about": about, "rows": rows}, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name in ("run", "build"):
+        verb = verbs.add_parser(name)
+        if name == "build":
+            verb.add_argument("job", type=json.loads)
+        for flag in ("--models", "--scenes", "--out"):
+            verb.add_argument(flag, required=True)
+        verb.add_argument("--level", type=int, default=2)
+        verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
+    verbs.add_parser("clock").add_argument("path", type=Path)
+    verbs.add_parser("write").add_argument("folder", type=Path)
+    options = parser.parse_args()
+    if options.verb == "run":
+        run(options)
+    elif options.verb == "build":
+        build(Job(**options.job), Path(options.models), Path(options.scenes), Path(options.out))
+    elif options.verb == "clock":
+        clock(options.path)
+    else:
+        write(options.folder)
+
+
+if __name__ == "__main__":
+    main()
