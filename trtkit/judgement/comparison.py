@@ -136,19 +136,17 @@ class Comparison(Result):
         """What each precision costs by the metrics that decide, in a form that rows of other comparisons fit below.
 
         Returns:
-            One row a precision and deciding metric: task, metric (its readable name), precision, pictures (judged),
-            reference, value, delta (negative is a loss), low and high (ends of its 95 % interval), and measurable,
-            false where the interval holds zero.
+            One row a precision and deciding metric: task, metric, precision, value, delta (against the reference;
+            negative is a loss), low and high (ends of its 95 % interval), and measurable, false where the interval
+            holds zero.
         """
-        about = self.about
         told = [
             self.differences.filter((pl.col("metric") == column) & (pl.col("scope") == "all")).with_columns(
-                metric=pl.lit(name), task=pl.lit(about["task"]), pictures=pl.lit(about["pictures"], pl.Int64)
+                task=pl.lit(self.about["task"])
             )
-            for column, name in about["metrics"]
+            for column, _ in self.about["metrics"]
         ]
-        first = ("task", "metric", "precision", "pictures")
-        return pl.concat(told).select(*first, "reference", "value", "delta", "low", "high", "measurable")
+        return pl.concat(told).select("task", "metric", "precision", "value", "delta", "low", "high", "measurable")
 
     def open(self, precision: str) -> Runner:
         """Open the file that was judged: the engine where it ran here, else the ONNX file.
