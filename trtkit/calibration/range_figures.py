@@ -51,8 +51,8 @@ def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = 
         for name, reach, largest, clipped in frame.select("tensor", "reach", "largest", "clipped").iter_rows()
     ]
     figure = go.Figure()
-    shares = densities(readings, tuple(names))
-    if not np.isnan(shares).all():
+    shares = _shades(readings, tuple(names))
+    if shares is not None:
         figure.add_heatmap(
             x=places,
             y=(np.arange(ROWS) + 0.5) * 100 / ROWS,
@@ -90,7 +90,9 @@ def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = 
         marker={"symbol": "diamond-open", "size": 15, "color": INK, "line": {"width": 3}},
         hoverinfo="skip",
     )
-    figure.update_xaxes(title_text="tensor, in graph order", showgrid=False, range=[-0.5, len(names) - 0.5])
+    figure.update_xaxes(
+        title_text="tensor, in graph order", title_standoff=6, showgrid=False, range=[-0.5, len(names) - 0.5]
+    )
     figure.update_yaxes(title_text="|x|, % of its largest", range=[0, 104], showgrid=False)
     return figure.update_layout(template=template(), height=360, legend=LEGEND, hovermode="closest")
 
@@ -118,7 +120,8 @@ def histogram_figure(
         for part, name, hatch in ((inside, "covered", ""), (~inside, "clipped", "/")):
             figure.add_bar(
                 x=middles[part],
-                y=np.where(counts[part] > 0, counts[part], np.nan),
+                # On a logarithmic axis an empty bin has no place; NaN would be no JSON.
+                y=[int(count) or None for count in counts[part]],
                 width=width,
                 name=name,
                 marker={
@@ -150,7 +153,7 @@ def histogram_figure(
         hovertemplate=f"covers {reach:.4g}<extra></extra>",
     )
     figure.update_yaxes(type="log", title_text="values", range=[-0.05, np.log10(top * 12)], exponentformat="power")
-    figure.update_xaxes(title_text="|x|", range=[0, 1.04 * max(largest, reach, 1e-12)])
+    figure.update_xaxes(title_text="|x|", title_standoff=6, range=[0, 1.04 * max(largest, reach, 1e-12)])
     return figure.update_layout(template=template(), height=360, bargap=0, legend=LEGEND, barmode="overlay")
 
 
@@ -170,6 +173,14 @@ _LOOKS = {
 
 
 @functools.lru_cache(maxsize=2)
+def _shades(readings: Readings, tensors: tuple[str, ...]) -> list[list[float | None]] | None:
+    """`densities` as a page takes them, which knows no NaN; None where nothing was counted."""
+    shares = densities(readings, tensors)
+    if np.isnan(shares).all():
+        return None
+    return [[None if np.isnan(value) else round(float(value), 3) for value in row] for row in shares]
+
+
 def densities(readings: Readings, tensors: tuple[str, ...]) -> NDArray[np.float64]:
     """Logarithms of the shares of values by band of magnitude, a column a tensor.
 

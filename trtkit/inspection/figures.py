@@ -87,7 +87,7 @@ def layers_figure(table: LayerTable, *, selected: int | None = None, shown: pl.S
             name="selected",
             hoverinfo="skip",
         )
-    figure.update_xaxes(title_text="layer, in the order they run", range=[-1, len(frame)])
+    figure.update_xaxes(title_standoff=6, title_text="layer, in the order they run", range=[-1, len(frame)])
     if table.timed:
         figure.update_yaxes(title_text="ms", rangemode="tozero")
     else:
@@ -140,7 +140,7 @@ def shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
             hovertemplate=f"%{{y}}: {name} %{{customdata:.4g}}{unit}, %{{x:.1%}}<extra></extra>",
         )
     title = "share of the layers' time" if timed else "share of the layers (not of time: not all were timed)"
-    figure.update_xaxes(title_text=title, tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(title_standoff=6, title_text=title, tickformat=".0%", range=[0, 1])
     figure.update_yaxes(autorange="reversed", type="category")
     return figure.update_layout(
         template=template(),
@@ -199,7 +199,7 @@ def _dumbbells(rows: pl.DataFrame, names: tuple[str, str], most: int, selected: 
             ],
             hovertemplate="%{text}, %{x:.4f} ms<extra></extra>",
         )
-    figure.update_xaxes(title_text="ms; the largest changes, gains at the top", rangemode="tozero")
+    figure.update_xaxes(title_standoff=6, title_text="ms; the largest changes, gains at the top", rangemode="tozero")
     _mark_row(figure, part, labels, selected)
     figure.update_yaxes(type="category", autorange=True)
     return figure.update_layout(
@@ -240,6 +240,7 @@ def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) ->
         figure.add_vline(x=selected, line={"color": INK, "width": 2, "dash": "dot"})
     blocks = _spaced(rows.group_by("block", maintain_order=True).agg(pl.col("row").first().cast(pl.Int64)), len(rows))
     figure.update_xaxes(
+        title_standoff=6,
         title_text="groups of layers that compute the same ONNX nodes, in graph order",
         tickvals=blocks["row"].to_list(),
         ticktext=[block.removeprefix("model.") for block in blocks["block"]],

@@ -109,7 +109,7 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
         )
     clock = "not TensorRT" if not runners["engine"].all() else "TensorRT"
     names = ", ".join(runners["runner"].unique(maintain_order=True))
-    figure.update_xaxes(title_text=f"ms a batch of {batch} ({names}; {clock})", rangemode="tozero")
+    figure.update_xaxes(title_standoff=6, title_text=f"ms a batch of {batch} ({names}; {clock})", rangemode="tozero")
     figure.update_yaxes(title_text="runs done within", tickformat=".0%", range=[0, 1.04])
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40})
 
@@ -178,7 +178,9 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
             hovertemplate="%{text}<extra>" + label + "</extra>",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
-    figure.update_xaxes(title_text=f"{title}; bars are 95 % intervals, filled where 0 is outside", gridcolor=LINE)
+    figure.update_xaxes(
+        title_standoff=6, title_text=f"{title}; bars are 95 % intervals, filled where 0 is outside", gridcolor=LINE
+    )
     figure.update_yaxes(
         tickvals=list(places.values()),
         ticktext=list(order),
@@ -202,7 +204,8 @@ def _told(row: dict[str, Any]) -> str:
     interval = "" if row["low"] is None else f", 95 % interval {row['low']:+.4f} to {row['high']:+.4f}"
     sure = "measurable" if row["measurable"] else "not measurable"
     name = f" of {row['name']}" if row["name"] else ""
-    return f"{row['metric']}{name}: {row['reference']:.4f} to {row['value']:.4f}<br>change {row['delta']:+.4f}{interval}<br>{sure}"
+    values = f"{row['reference']:.4f} to {row['value']:.4f}"
+    return f"{row['metric']}{name}: {values}<br>change {row['delta']:+.4f}{interval}<br>{sure}"
 
 
 def _last(labels: Sequence[str], focus: str) -> list[str]:

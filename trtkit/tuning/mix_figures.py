@@ -81,7 +81,7 @@ def ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
         hoverinfo="skip",
     )
     told = "the costliest on the left" if measured else "in graph order; their cost was not measured yet"
-    figure.update_xaxes(title_text=f"layers, {told}", range=[-0.8, len(rows) - 0.2], showgrid=False)
+    figure.update_xaxes(title_text=f"layers, {told}", title_standoff=6, range=[-0.8, len(rows) - 0.2], showgrid=False)
     title = "SQNR alone in INT8, dB<br>(lower costs more)" if measured else "share of the arithmetic"
     figure.update_yaxes(title_text=title, rangemode="tozero", tickformat="" if measured else ".1%")
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40}, hovermode="closest")
@@ -147,11 +147,17 @@ def share_figure(
             )
     if share_now is not None:
         shapes.append(_line(x=share_now, dash="dot"))
+        anchor, shift = ("right", -4) if share_now > 0.5 else ("left", 4)
         notes.append(
-            {"yref": "paper", "y": 0.02, "x": share_now, "text": "your mix", "showarrow": False, "xshift": -32}
-        )
+            {
+                "yref": "paper", "y": 0.0, "x": share_now, "text": "your mix", "showarrow": False, "xshift": shift,
+                "yshift": 10, "xanchor": anchor,
+            }
+        )  # fmt: skip
     figure.update_layout(shapes=shapes, annotations=notes)
-    figure.update_xaxes(title_text="share of the arithmetic in INT8", tickformat=".0%", range=[-0.03, 1.03])
+    figure.update_xaxes(
+        title_text="share of the arithmetic in INT8", title_standoff=6, tickformat=".0%", range=[-0.03, 1.03]
+    )
     figure.update_yaxes(title_text=metric or "accuracy")
     return figure.update_layout(template=template(), height=340, legend=LEGEND, margin={"t": 40}, hovermode="closest")
 

@@ -1,12 +1,18 @@
-"""A figure in a widget that changes in place and whose points can be clicked, where the front end has what it takes."""
+"""A figure in a widget that changes in place and whose points can be clicked.
+
+plotly's own `FigureWidget` is not used: changes made before the page has loaded it are lost, each figure brings its own
+5 MB of library, and importing it takes seconds. Here the page always has the whole figure, draws what differs by
+`Plotly.react`, and gets the library once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import gzip
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-import numpy as np
 
 from trtkit.widgets.faults import guarded
 from trtkit.widgets.figures import Picture
@@ -14,14 +20,81 @@ from trtkit.widgets.figures import Picture
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Live", "can_click", "changed"]
+__all__ = ["Live", "can_click"]
 
-# What a figure widget gives itself and a fresh figure lacks.
-OWN = ("uid", "type")
+# One promise a page, which figures outside of widgets share (see `trtkit.display`): kept by the first figure that
+# brings the library along, or after a while by plotly's own host, where a page has lost its kernel.
+SCRIPT = """
+function library(model) {
+  const page = window;
+  if (page.Plotly) return Promise.resolve(page.Plotly);
+  if (!page.trtkitPlotly) {
+    page.trtkitPlotly = new Promise((ready) => { page.trtkitPlotlyReady = ready; });
+    setTimeout(() => { if (!page.Plotly) {
+      const tag = document.createElement("script"), define = page.define;
+      page.define = undefined;
+      Object.assign(tag, { src: model.get("host"), onload: () => { page.define = define; given(page.Plotly); } });
+      document.head.appendChild(tag);
+    } }, 15000);
+  }
+  const packed = model.get("library");
+  if (packed && packed.byteLength && page.trtkitPlotlyReady && !page.trtkitPlotlyLoading) {
+    page.trtkitPlotlyLoading = true;
+    const text = new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    text.then((code) => {
+      const tag = document.createElement("script"), define = page.define;
+      page.define = undefined;
+      tag.text = code;
+      document.head.appendChild(tag);
+      page.define = define;
+      given(page.Plotly);
+    });
+  }
+  return page.trtkitPlotly;
+}
+
+function given(plotly) { window.trtkitPlotlyReady?.(plotly); }
+
+async function render({ model, el }) {
+  const place = document.createElement("div");
+  place.style.width = "100%";
+  const parse = () => JSON.parse(model.get("figure") || "null");
+  const named = (figure) => {
+    place.style.minHeight = `${figure.layout.height ?? 450}px`;
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", model.get("told"));
+  };
+  const first = parse();
+  if (first) named(first);
+  el.appendChild(place);
+  const options = { responsive: true, displaylogo: false, displayModeBar: false };
+  const plotly = await library(model);
+  let listening = false;
+  const draw = async () => {
+    const figure = parse();
+    if (!figure) return;
+    named(figure);
+    await plotly.react(place, figure.data, { ...figure.layout, autosize: true }, options);
+    if (listening) return;
+    listening = true;
+    place.on("plotly_click", (event) => {
+      const point = event.points[0];
+      if (point?.customdata !== undefined) model.send({ kind: "click", data: point.customdata });
+    });
+  };
+  model.on("change:figure", draw);
+  await draw();
+  const observer = new ResizeObserver(() => { if (place.offsetWidth && listening) plotly.Plots.resize(place); });
+  observer.observe(place);
+  return () => { observer.disconnect(); model.off("change:figure", draw); plotly.purge(place); };
+}
+
+export default { render };
+"""
 
 
 def can_click() -> bool:
-    """Whether plotly's figure widget is there, which needs anywidget."""
+    """Whether figures can change in place and be clicked here, which needs anywidget."""
     try:
         import anywidget  # noqa: F401
     except ImportError:
@@ -30,16 +103,17 @@ def can_click() -> bool:
 
 
 class Live(ipywidgets.VBox):
-    """A figure whose points can be clicked; a plain picture of it where figure widgets are missing.
+    """A figure whose points can be clicked; a plain picture of it where anywidget is missing.
 
     Args:
         name: Gives the class `trtkit-<name>`.
         clicked: Receives the `customdata` of a clicked point; None for a figure that nothing follows from.
         show: Shows what `clicked` raises, as `trtkit.widgets.faults.guarded` wants it.
-        click: Whether to use a figure widget; None asks `can_click`.
+        click: Whether points can be clicked; None asks `can_click`.
+        carry: Bring the library along; one figure of a widget does.
 
     Attributes:
-        clickable: Whether it is a figure widget.
+        clickable: Whether points can be clicked.
         figure: What is shown, or None.
     """
 
@@ -50,86 +124,70 @@ class Live(ipywidgets.VBox):
         *,
         show: Callable[[BaseException | None], None] | None = None,
         click: bool | None = None,
+        carry: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(layout=ipywidgets.Layout(width="100%", min_width="0"))
         self.add_class(f"trtkit-{name}")
+        self.name = name
         self.clickable = can_click() if click is None else click
         self.figure: go.Figure | None = None
         self._clicked = clicked if clicked is None or show is None else guarded(show)(clicked)
-        self._widget: Any = None
+        self._place: Any = _plot()(name, self._told, carry=carry) if self.clickable else Picture()
+        self.children = (self._place,)
 
     def draw(self, figure: go.Figure) -> None:
-        """Show a figure; what equals the one before stays as it is."""
+        """Show a figure in the place of the one before."""
         self.figure = figure
         if not self.clickable:
-            if self._widget is None:
-                self._widget = Picture()
-                self.children = (self._widget,)
-            self._widget.draw(figure)
+            self._place.draw(figure)
             return
-        if self._widget is None:
-            self._make(figure)
-        elif [trace.type for trace in self._widget.data] != [trace.type for trace in figure.data]:
-            with self._widget.batch_update():
-                self._widget.data = ()
-                self._widget.add_traces(list(figure.data))
-                self._widget.update_layout(figure.layout.to_plotly_json(), overwrite=True)
-            self._listen()
-        else:
-            self._renew(figure)
+        from plotly.io import to_json
+
+        self._place.figure = to_json(figure, validate=False)
 
     def press(self, data: Any) -> None:
         """Do what a click on a point with this `customdata` does."""
         if self._clicked is not None:
             self._clicked(data)
 
-    def _make(self, figure: go.Figure) -> None:
-        import plotly.graph_objects as go
-
-        self._widget = go.FigureWidget(figure)
-        self._widget._config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-        self._listen()
-        self.children = (self._widget,)
-
-    def _listen(self) -> None:
-        if self._clicked is None:
-            return
-        for trace in self._widget.data:
-            trace.on_click(self._pressed)
-
-    def _pressed(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds and trace.customdata is not None:
-            self.press(trace.customdata[points.point_inds[0]])
-
-    def _renew(self, figure: go.Figure) -> None:
-        """Change only what differs: a widget sends each changed property to the page."""
-        with self._widget.batch_update():
-            for old, new in zip(self._widget.data, figure.data, strict=True):
-                difference = changed(old.to_plotly_json(), new.to_plotly_json())
-                if difference:
-                    old.update(difference, overwrite=True)
-            difference = changed(self._widget.layout.to_plotly_json(), figure.layout.to_plotly_json())
-            difference.pop("template", None)
-            if difference:
-                self._widget.layout.update(difference, overwrite=True)
+    def _told(self, message: Any) -> None:
+        """What the page sent."""
+        if isinstance(message, dict) and message.get("kind") == "click":
+            self.press(message.get("data"))
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The properties of `new` that differ from `old`'s, and None for those that only `old` has."""
-    kept = {name: value for name, value in new.items() if name not in OWN and not _same(old.get(name), value)}
-    return {**kept, **{name: None for name in old if name not in new and name not in OWN}}
+@functools.cache
+def _plot() -> Any:
+    """The widget's class, made when it is first needed: importing anywidget takes a while."""
+    import anywidget
+    import traitlets
+    from plotly.offline import get_plotlyjs_version
+
+    class Plot(anywidget.AnyWidget):
+        """A figure as JSON, and the library that draws it.
+
+        Args:
+            told: What it is called by screen readers.
+            receive: Receives what the page sends.
+            carry: Bring the library along.
+        """
+
+        _esm = SCRIPT
+        figure = traitlets.Unicode().tag(sync=True)
+        told = traitlets.Unicode().tag(sync=True)
+        library = traitlets.Bytes().tag(sync=True)
+        host = traitlets.Unicode(f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js").tag(sync=True)
+
+        def __init__(self, told: str, receive: Callable[[Any], None], *, carry: bool) -> None:
+            super().__init__(told=f"{told} figure", library=_library() if carry else b"")
+            self.on_msg(lambda _, message, buffers: receive(message))
+
+    return Plot
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        first, second = np.asarray(one), np.asarray(other)
-        if first.shape != second.shape or first.dtype.kind != second.dtype.kind:
-            return False
-        if first.dtype.kind == "f":
-            return bool(np.array_equal(first, second, equal_nan=True))
-        return bool(np.array_equal(first, second))
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+@functools.cache
+def _library() -> bytes:
+    """plotly.js, compressed."""
+    from plotly.offline import get_plotlyjs
+
+    return gzip.compress(get_plotlyjs().encode(), 6)

@@ -191,6 +191,7 @@ class Tuner(Saved):
         if state.found is None and found.search is not None:
             state = state.searched(found.search)
         self._notes = found.notes
+        self.work.layout.display = "none"
         self._become(state)
 
     def _ranked(self, found: Sensitivity) -> None:
@@ -296,7 +297,7 @@ def tuner(
         imgsz: Height and width, pixels; None takes the model's.
         seed: Of samples.
         folder: Where calibration, sensitivity, search and finished steps are kept.
-        click: Whether points can be clicked, by plotly's figure widget; None does so where anywidget is installed.
+        click: Whether points can be clicked, in place; None does so where anywidget is installed.
 
     Returns:
         The widget. Its methods do what its controls do: `.use()`, `.toggle()`, `.keep()`, `.measure()`, `.find()`,

@@ -11,7 +11,7 @@ import polars as pl
 from trtkit.tuning.mix_figures import ranking_figure
 from trtkit.widgets.controls import Fault, button, labelled
 from trtkit.widgets.live import Live
-from trtkit.widgets.part import ROW, SHORT, Part, differs, side
+from trtkit.widgets.part import ROW, SHORT, Part, differs
 from trtkit.widgets.tables import table_html
 from trtkit.widgets.tuner_state import TunerState
 
@@ -63,8 +63,8 @@ class LayersPart(Part[TunerState]):
         self.table.add_class("trtkit-layers-table")
         title = ipywidgets.HTML("<h4>Layers: what INT8 costs each, and which stay high</h4>")
         row = ipywidgets.HBox([self.measure, self.pictures, self.none], layout=ipywidgets.Layout(**ROW))
-        left = ipywidgets.VBox([self.keep], layout=side())
-        right = ipywidgets.VBox([self.table], layout=side())
+        left = ipywidgets.VBox([self.keep], layout=ipywidgets.Layout(flex="1 1 20rem", min_width="0"))
+        right = ipywidgets.VBox([self.table], layout=ipywidgets.Layout(flex="2 1 30rem", min_width="0"))
         super().__init__(
             [title, self.told, self.ranking, ipywidgets.HBox([left, right], layout=ipywidgets.Layout(**ROW)), row],
             "layers",
@@ -102,9 +102,14 @@ class LayersPart(Part[TunerState]):
             self.table.value = _layers_table(state)
 
 
+def short(node: str) -> str:
+    """A layer's name without what all of them share: `/model.2/cv1/conv/Conv` is `model.2/cv1`."""
+    return node.removeprefix("/").removesuffix("/Conv").removesuffix("/conv") or node
+
+
 def _label(row: dict[str, Any]) -> str:
     cost = "" if row["sqnr_only"] is None else f" · {row['sqnr_only']:.1f} dB"
-    return f"{row['node'].removeprefix('/')}{cost}"
+    return f"{short(row['node'])}{cost}"
 
 
 def _layers_table(state: TunerState) -> str:
@@ -114,7 +119,7 @@ def _layers_table(state: TunerState) -> str:
         columns = [name for name in columns if name not in ("sqnr_only", "gain")]
     total = max(int(frame["macs"].sum() or 0), 1)
     frame = frame.with_columns(
-        pl.col("node").str.strip_prefix("/"),
+        pl.Series("node", [short(node) for node in frame["node"]], dtype=pl.String),
         arithmetic=(pl.col("macs") * 100 / total),
         **({"clipped": pl.col("clipped") * 1e6} if "clipped" in frame.columns else {}),
     )

@@ -59,7 +59,7 @@ class RangesPart(Part[TunerState]):
         )  # fmt: skip
         self.why = ipywidgets.HTML()
         self.why.add_class("trtkit-why")
-        self.overview = Live("overview", pick, show=fault.show, click=click)
+        self.overview = Live("overview", pick, show=fault.show, click=click, carry=True)
         self.histogram = Live("histogram", show=fault.show, click=click)
         self.overview.layout, self.histogram.layout = side(), side()
         self.facts = ipywidgets.HTML()
@@ -122,9 +122,13 @@ class RangesPart(Part[TunerState]):
                 "tensor": state.tensor,
                 "read by": readers,
                 "largest |x| seen": row["largest"],
-                "covered": f"{row['reach']:.4g}, {row['covered']:.1%} of the largest",
-                "clipped": "" if row["clipped"] is None else f"{row['clipped']:.4%} of the values",
+                "covered": f"{row['reach']:.4g} ({row['covered']:.1%} of the largest)",
+                "clipped": _clipped(row["clipped"]),
                 "one step of INT8": row["scale"],
                 "shares its scale with": f"{len(shared)} tensors, such as {shared[0]}" if shared else "",
             }
         )
+
+
+def _clipped(share: float | None) -> str:
+    return "" if share is None else "nothing" if share == 0 else f"{share * 1e6:,.1f} of a million values"

@@ -80,14 +80,14 @@ class TunerState:
 
     def laid_out(self, layout: Layout) -> TunerState:
         """With the model's layers; what is kept high falls into their order, and what is no layer of it falls out."""
-        state = self._with(layout=layout)
-        return state.keeping(self.high)
+        state = self._with(layout=layout).keeping(self.high)
+        first = self.readings is not None and self.tensor == next(iter(self.readings.calibration.seen), "")
+        # The first tensor is the picture itself, which tells least.
+        return state._worst_shown() if self.sensitivity is not None and first else state
 
     def ranked(self, sensitivity: Sensitivity) -> TunerState:
         """With what INT8 costs each layer; the costliest layer's tensor is shown."""
-        state = self._with(sensitivity=sensitivity)
-        worst = state.layers()["node"]
-        return state.showing(str(worst[0])) if len(worst) and self.layout is not None else state
+        return self._with(sensitivity=sensitivity)._worst_shown()
 
     def using(self, algorithm: str, percentile: float | None = None) -> TunerState:
         """By another algorithm, without another pass.
@@ -315,6 +315,10 @@ class TunerState:
             return dataclasses.replace(tuned, half=True)
         unchanged = (own.algorithm, own.percentile) == (self.algorithm, self.percentile)
         return dataclasses.replace(tuned, raw=bool(self.saved) and unchanged)
+
+    def _worst_shown(self) -> TunerState:
+        worst = self.layers()["node"]
+        return self.showing(str(worst[0])) if len(worst) and self.layout is not None else self
 
     def _nodes(self) -> list[str]:
         """Layers that may run in INT8, in graph order; [] where they are not known."""
