@@ -187,3 +187,33 @@ def test_devices() -> None:
             providers("cuda:1")
     else:
         assert providers("cuda:1")[0] == ("CUDAExecutionProvider", {"device_id": "1"})
+
+
+def test_a_tensor_whose_shape_depends_on_the_picture() -> None:
+    nodes = [
+        helper.make_node("Greater", ["images", "half"], ["bright"], "bright"),
+        helper.make_node("NonZero", ["bright"], ["places"], "places"),
+        helper.make_node("Cast", ["places"], ["numbers"], "numbers", to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["numbers", "axes"], ["map"], "map"),
+        helper.make_node("Conv", ["map", "weight"], ["output0"], "conv"),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+        numpy_helper.from_array(np.array([0, 1], np.int64), "axes"),
+        numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight"),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 1, 4, 4])
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "places", [images], [output], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    fed = np.zeros((3, 1, 4, 4), np.float32)
+    for index, count in enumerate((2, 9, 5)):
+        fed[index].reshape(-1)[:count] = 1
+    histograms = Histograms(proto, device="cpu", tensors=["map"])
+    for one in fed:
+        histograms.add(one[None])
+    seen = histograms.seen()["map"]
+    assert seen.histogram is not None
+    # Four coordinates of each bright place; the ninth place is in row 2.
+    assert seen.histogram.total == 4 * (2 + 9 + 5)
+    assert (seen.low, seen.high) == (0.0, 3.0)

@@ -12,6 +12,7 @@ import polars as pl
 from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Seen, magnitude
 from trtkit.calibration.collection import spread
 from trtkit.calibration.histogram import Histogram
+from trtkit.calibration.parallel import over
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_of
 from trtkit.origin import Origin
@@ -292,4 +293,5 @@ def read_ranges(
         reach = magnitude(one, algorithm, percentile=share, tensor=name)
         return max(one.low, -reach), min(one.high, reach)
 
-    return spread({name: read(name) for name in seen}, sources, names)
+    # The searches of entropy and MSE spend their time in numpy, which lets other threads run.
+    return spread(dict(zip(seen, over(read, seen), strict=True)), sources, names)

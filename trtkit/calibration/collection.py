@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.algorithms import Seen
 from trtkit.calibration.histogram import Histogram, Room
+from trtkit.calibration.outputs import Outputs, fixed_shapes
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.graph.quantized import candidates, carries
 from trtkit.graph.structure import View
@@ -69,7 +70,10 @@ class Extremes:
         self.input = self.session.get_inputs()[0].name
         # The finite check covers every output, so the whole graph runs and a NaN anywhere is seen.
         reduced = [f"trtkit_{kind}_{index}" for kind in ("low", "high", "sum") for index in range(count)]
-        self.asked = [*self.outputs, *(self.measured if self.histogrammed else reduced)]
+        asked = [*self.outputs, *(self.measured if self.histogrammed else reduced)]
+        on_processor = self.providers == ["CPUExecutionProvider"]
+        fixed = fixed_shapes(proto, asked) if self.histogrammed and on_processor else ()
+        self.tensors = Outputs(self.session, asked, fixed)
 
     @property
     def runner(self) -> str:
@@ -91,7 +95,7 @@ class Extremes:
         fed = pictures
         if self.batch is not None and len(pictures) < self.batch:
             fed = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - len(pictures), axis=0)])
-        results = self.session.run(self.asked, {self.input: fed})
+        results = self.tensors.of(fed)
         own, rest = results[: len(self.outputs)], results[len(self.outputs) :]
         low, high, finite = self._measure(rest, len(fed), len(pictures))
         if not (finite and all(np.isfinite(output).all() for output in own)):

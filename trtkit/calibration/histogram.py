@@ -24,7 +24,6 @@ class Room:
     """Room to count in, for one thread; taken once, since memory fresh from the system costs more than the counting."""
 
     def __init__(self) -> None:
-        self.scaled = np.empty(_STEP, np.float32)
         self.bins = np.empty(_STEP, np.int16)
 
 
@@ -97,10 +96,9 @@ class Histogram:
         if self.exponent is None:
             self.counts[0] += part.size
             return
-        scaled, bins = room.scaled[: part.size], room.bins[: part.size]
-        np.multiply(part, np.float32(math.ldexp(BINS, -self.exponent)), out=scaled)
-        # Cutting off towards zero puts x and -x into the same bin.
-        np.copyto(bins, scaled, casting="unsafe")
+        bins = room.bins[: part.size]
+        # Cutting off towards zero puts x and -x into the same bin; a product never leaves the nearest cache as float32.
+        np.multiply(part, np.float32(math.ldexp(BINS, -self.exponent)), out=bins, casting="unsafe")
         np.abs(bins, out=bins)
         counts = cv2.calcHist([bins.view(np.uint16).reshape(1, -1)], [0], None, [BINS], [0, BINS])
         self.counts += counts.reshape(-1).astype(np.int64)
