@@ -68,20 +68,18 @@ class JobView(ipywidgets.VBox):
     def _changed(self, job: Job[Any]) -> None:
         self.layout.display = ""
         self.cancel.disabled = not job.running
-        self.cancel.layout.display = "" if job.running else "none"
+        for control in (self.bar, self.cancel):
+            control.layout.display = "" if job.running else "none"
         self.fault.show(job.error)
         if job.running:
-            self.stage.value, self.messages.value, self.bar.bar_style = f"Starting {html.escape(job.name)} …", "", ""
+            self.stage.value, self.messages.value = f"Starting {html.escape(job.name)} …", ""
             self.bar.value, self._shown = 0, 0.0
             return
-        style, words = {
-            "done": ("success", f"✓ Done in {job.seconds:.1f} s"),
-            "failed": ("danger", f"✕ Failed after {job.seconds:.1f} s"),
-            "cancelled": ("warning", f"Cancelled after {job.seconds:.1f} s; nothing was left half-written."),
+        self.stage.value = {
+            "done": f"✓ Done in {job.seconds:.1f} s",
+            "failed": f"✕ Failed after {job.seconds:.1f} s",
+            "cancelled": f"Cancelled after {job.seconds:.1f} s; nothing was left half-written.",
         }[job.state]
-        self.bar.bar_style, self.stage.value = style, words
-        if job.state == "done":
-            self.bar.value = self.bar.max
         self._write_log(job.log)
         if self.ended is not None:
             self.ended(job)

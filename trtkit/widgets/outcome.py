@@ -16,6 +16,7 @@ from trtkit.recipe import Recipe
 if TYPE_CHECKING:
     import onnx
     import polars as pl
+    from plotly.graph_objects import Figure
 
     from trtkit.artifact import Artifact
     from trtkit.backends import Runner
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from trtkit.judgement.timing import Timing
     from trtkit.sources import Model
 
-__all__ = ["Made", "Measured", "Outcome", "build", "examine_pictures", "measure", "read_model"]
+__all__ = ["Examined", "Made", "Measured", "Outcome", "build", "examine_pictures", "measure", "read_model"]
 
 SECONDS = 3.0
 """Most seconds that each runner is timed for."""
@@ -49,6 +50,7 @@ class Measured:
 
     Attributes:
         timing: Times of the result, and of FP32 where that was asked for.
+        figures: Of accuracy, None without, and of latency; drawn here, where nobody waits for plotly.
         evaluation: Accuracy; None where there were no pictures to judge by.
         baseline: The same of FP32, on the same pictures by the same runner; None where it was not asked for.
         differences: Every metric's change from FP32 with its interval, as `trtkit.judgement.differences` gives it.
@@ -56,10 +58,24 @@ class Measured:
     """
 
     timing: Timing
+    figures: tuple[Figure | None, Figure] = dataclasses.field(repr=False)
     evaluation: Evaluation | None = None
     baseline: Evaluation | None = None
     differences: pl.DataFrame | None = None
     why_not_engine: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What the doctor said.
+
+    Attributes:
+        diagnosis: The findings.
+        figure: The pictures beside those that judge.
+    """
+
+    diagnosis: Diagnosis
+    figure: Figure = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +126,7 @@ def read_model(path: str, *, progress: Progress | None = None, cancel: Cancel | 
 
 def examine_pictures(
     data: str, task: str, fraction: float, *, progress: Progress | None = None, cancel: Cancel | None = None
-) -> Diagnosis:
+) -> Examined:
     """Examine the pictures that an export calibrates on.
 
     Args:
@@ -127,7 +143,8 @@ def examine_pictures(
     """
     from trtkit.calibration.doctor import examine
 
-    return examine(data or demo.data_path(task), task=task, fraction=fraction, progress=progress, cancel=cancel)
+    found = examine(data or demo.data_path(task), task=task, fraction=fraction, progress=progress, cancel=cancel)
+    return Examined(diagnosis=found, figure=found.plot())
 
 
 def build(model: Model, recipe: Recipe, *, progress: Progress | None = None, cancel: Cancel | None = None) -> Made:
@@ -210,8 +227,14 @@ def measure(
     if reference is not None:
         work.step("tell the difference from chance", 0, 1)
         changed = differences(reference, judged[label])
+    own = judged.get(label)
     return Measured(
-        timing=timing, evaluation=judged.get(label), baseline=reference, differences=changed, why_not_engine=why_not
+        timing=timing,
+        figures=(None if own is None else own.plot(), timing.plot()),
+        evaluation=own,
+        baseline=reference,
+        differences=changed,
+        why_not_engine=why_not,
     )
 
 

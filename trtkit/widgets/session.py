@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtkit import demo
 from trtkit.errors import RecipeError, TrtkitError
 from trtkit.recipe import Recipe
 from trtkit.widgets.choices import Choice, Machine, nms_choice
 from trtkit.widgets.plan import Plan
 
 if TYPE_CHECKING:
-    from trtkit.calibration.doctor import Diagnosis
     from trtkit.sources import Model
-    from trtkit.widgets.outcome import Made, Measured
+    from trtkit.widgets.outcome import Examined, Made, Measured
 
 __all__ = ["STEPS", "TITLES", "Session"]
 
@@ -40,8 +41,7 @@ class Session:
         machine: What can be done here; None until it was looked at.
         model: The model that was read; None until then.
         read: The path it was read from.
-        diagnosis: What the doctor said; None until asked.
-        examined: The data, task and fraction it was about.
+        examined: What the doctor said of the calibration pictures; None until asked.
         made: What was built; None until then.
         measured: Its accuracy and latency; None until then.
     """
@@ -51,8 +51,7 @@ class Session:
     machine: Machine | None = None
     model: Model | None = None
     read: str = ""
-    diagnosis: Diagnosis | None = None
-    examined: tuple[str, str, float] = ("", "", 0.0)
+    examined: Examined | None = None
     made: Made | None = None
     measured: Measured | None = None
 
@@ -94,10 +93,9 @@ class Session:
             plan = plan.changed(nms=False)
         return self._with(plan=plan, model=model, read=path)
 
-    def has_examined(self, diagnosis: Diagnosis) -> Session:
-        """The doctor has answered about the pictures as they were when it was asked."""
-        settings = diagnosis.origin.settings
-        return self._with(diagnosis=diagnosis, examined=(settings["data"], settings["task"], settings["fraction"]))
+    def has_examined(self, examined: Examined) -> Session:
+        """The doctor has answered."""
+        return self._with(examined=examined)
 
     def has_built(self, made: Made) -> Session:
         """A file was made; making it again may replace it."""
@@ -155,12 +153,12 @@ class Session:
     @property
     def out_of_date(self) -> bool:
         """Whether the doctor spoke of other pictures than are chosen now."""
-        from pathlib import Path
-
-        data, _, fraction = self.examined
-        return self.diagnosis is not None and (
-            Path(data).absolute() != Path(self.plan.data).expanduser().absolute() or fraction != self.plan.fraction
-        )
+        if self.examined is None:
+            return False
+        settings = self.examined.diagnosis.origin.settings
+        data = self.plan.data or (demo.data_path(settings["task"]) if settings["task"] in demo.TASKS else "")
+        same = Path(settings["data"]).absolute() == Path(data).expanduser().absolute()
+        return not same or settings["fraction"] != self.plan.fraction
 
     def blocked(self, step: str) -> str:
         """Why a step can't be entered; "" where it can."""
@@ -209,7 +207,7 @@ class Session:
             done.add("model")
             if self.machine is not None and not self.problem:
                 done.add("choices")
-        if self.diagnosis is not None and not self.out_of_date:
+        if self.examined is not None and not self.out_of_date:
             done.add("pictures")
         if self.made is not None and not self.stale:
             done |= {"build", "engine"} | ({"result"} if self.measured is not None else set())

@@ -18,7 +18,7 @@ STYLE = """
   --trtkit-blue: #2b8cc4; --trtkit-vermilion: #d55e00; --trtkit-orange: #e69f00; --trtkit-green: #009e73;
   color: var(--trtkit-ink); font: 14px/1.5 system-ui, sans-serif; max-width: 64rem;
 }
-.trtkit .widget-html-content, .trtkit .widget-html, .trtkit .jupyter-widgets { color: var(--trtkit-ink); }
+.trtkit .widget-html-content, .trtkit .widget-html { color: var(--trtkit-ink); }
 .trtkit .widget-html-content { line-height: 1.5; }
 .trtkit .widget-label { color: var(--trtkit-ink); }
 .trtkit p { margin: .25rem 0; }

@@ -25,12 +25,21 @@ from trtkit.widgets.style import sheet
 from trtkit.widgets.wizard_choices import ChoicesStep
 from trtkit.widgets.wizard_inputs import ModelStep, PicturesStep
 from trtkit.widgets.wizard_results import BuildStep, CodePanel, EngineStep, ResultStep, engine_html, result_html
-from trtkit.widgets.wizard_step import Step
+from trtkit.widgets.wizard_step import Desk, Step
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = ["Wizard", "wizard"]
+
+PAGES: dict[str, Callable[[Desk], Step]] = {
+    "model": ModelStep,
+    "choices": ChoicesStep,
+    "pictures": PicturesStep,
+    "build": BuildStep,
+    "result": ResultStep,
+    "engine": EngineStep,
+}
 
 
 def wizard(recipe: Recipe | None = None, *, data: str | Path | None = None) -> Wizard:
@@ -57,7 +66,7 @@ class Wizard(ipywidgets.VBox):
 
     Attributes:
         session: Everything it knows; replaced as a whole by each change.
-        steps: The pages by name.
+        steps: The pages that were shown so far, by name.
         tabs: The buttons that lead to them, by name.
         code: The panel with Python and the command line.
         showing: Whether the controls are being set from the state, and not by a user.
@@ -78,10 +87,7 @@ class Wizard(ipywidgets.VBox):
                          layout=ipywidgets.Layout(width="auto"))
             for number, (name, title) in enumerate(TITLES.items(), 1)
         }  # fmt: skip
-        self.steps: dict[str, Step] = {
-            "model": ModelStep(self), "choices": ChoicesStep(self), "pictures": PicturesStep(self),
-            "build": BuildStep(self), "result": ResultStep(self), "engine": EngineStep(self),
-        }  # fmt: skip
+        self.steps: dict[str, Step] = {}
         self.code = CodePanel()
         self.back = button(
             "Back", "The step before; nothing is lost", self.guard(self._back), name="back", icon="arrow-left"
@@ -139,6 +145,12 @@ class Wizard(ipywidgets.VBox):
         if self.session.following is not None:
             self.go(self.session.following)
 
+    def page(self, step: str) -> Step:
+        """The page of a step, made when it is first asked for: what nobody sees need not be sent to the browser."""
+        if step not in self.steps:
+            self.steps[step] = PAGES[step](self)
+        return self.steps[step]
+
     @property
     def views(self) -> dict[str, JobView]:
         """The jobs of the steps that have one."""
@@ -188,7 +200,7 @@ class Wizard(ipywidgets.VBox):
             tab.icon = "check" if name in session.finished else ""
             tab.button_style = "primary" if here else ""
             (tab.add_class if here else tab.remove_class)("trtkit-here")
-        step = self.steps[session.step]
+        step = self.page(session.step)
         step.show(session)
         if self._page.children != (step,):
             self._page.children = (step,)
@@ -196,6 +208,11 @@ class Wizard(ipywidgets.VBox):
         reason = session.blocked(following) if following is not None else ""
         self.back.disabled = session.preceding is None
         self.next.disabled = following is None or bool(reason)
+        act = step.act if step.act is not None and not step.act.disabled else None
+        ready = act is None or session.step in session.finished
+        self.next.button_style = "primary" if ready and not self.next.disabled else ""
+        if act is not None:
+            act.button_style = "" if ready else "primary"
         reason = reason or self.busy
         self.why.value = f"<span class='trtkit-reason'>{html.escape(reason)}</span>" if reason else ""
         self.code.show(session)
@@ -229,7 +246,7 @@ class Wizard(ipywidgets.VBox):
             if name == "pictures" and self.session.unexaminable:
                 continue
             self.go(name)
-            step: Any = self.steps[name]
+            step: Any = self.page(name)
             step.start()
             job = step.view.job
             job.wait()
@@ -238,13 +255,13 @@ class Wizard(ipywidgets.VBox):
             if job.state == "cancelled":
                 raise CancelledError(job.name)
         self.go("engine")
-        made, measured = self.session.made, self.session.measured
+        made, measured, examined = self.session.made, self.session.measured, self.session.examined
         assert made is not None
         assert measured is not None
         return Outcome(
             artifact=made.artifact,
             measured=measured,
-            diagnosis=None if self.session.unexaminable else self.session.diagnosis,
+            diagnosis=None if examined is None or self.session.unexaminable else examined.diagnosis,
         )
 
     def still(self) -> Sequence[Figure | str]:
@@ -253,9 +270,9 @@ class Wizard(ipywidgets.VBox):
         parts: list[Figure | str] = ["<h3>Export wizard</h3>", engine_html(session)]
         if session.made is not None and session.measured is not None:
             accuracy, latency = result_html(session.measured, session.made.artifact.precision)
-            figures = [picture.figure for picture in self.steps["result"].pictures]
-            parts += [accuracy, *figures[:1], latency, *figures[1:]]
-        return [*(part for part in parts if part is not None), self.code.python.value, self.code.command.value]
+            first, second = session.measured.figures
+            parts += [accuracy, *([first] if first is not None else []), latency, second]
+        return [*parts, self.code.python.value, self.code.command.value]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         self._still.show()

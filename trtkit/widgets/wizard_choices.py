@@ -10,9 +10,14 @@ from trtkit.widgets.choice_group import ChoiceGroup
 from trtkit.widgets.choices import devices, precisions, targets
 from trtkit.widgets.controls import labelled, note_html
 from trtkit.widgets.session import Session
-from trtkit.widgets.wizard_step import WIDE, Desk, Step
+from trtkit.widgets.wizard_step import SHORT, WIDE, Desk, Step
 
 __all__ = ["ChoicesStep"]
+
+FIELDS = ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "level", "isolate", "output")
+
+# A drop-down whose value is None has nothing chosen.
+NONE = "none"
 
 
 class ChoicesStep(Step):
@@ -31,23 +36,22 @@ class ChoicesStep(Step):
             ipywidgets.Dropdown, "Built for", "The GPU that the engine will run on", name="device", layout=WIDE
         )
         self.device.observe(self._aimed, "value")
-        short = ipywidgets.Layout(width="22rem")
         self.imgsz = labelled(
             ipywidgets.Text,
             "Picture size",
             "One side or height,width in pixels; empty for the model's own",
             name="imgsz",
             placeholder="the model's own",
-            layout=short,
+            layout=SHORT,
         )
-        self.batch = labelled(ipywidgets.IntText, "Largest batch", "Most pictures a run", name="batch", layout=short)
+        self.batch = labelled(ipywidgets.IntText, "Largest batch", "Most pictures a run", name="batch", layout=SHORT)
         self.dynamic = labelled(
             ipywidgets.Dropdown,
             "Open shapes",
             "Whether batch, height and width may change at run time",
             name="dynamic",
-            options=[("as suits the target", None), ("yes", True), ("no", False)],
-            layout=short,
+            options=[("as suits the target", NONE), ("yes", True), ("no", False)],
+            layout=SHORT,
         )
         self.nms = labelled(
             ipywidgets.Checkbox,
@@ -74,15 +78,15 @@ class ChoicesStep(Step):
             "Memory the builder may use; empty lets TensorRT decide",
             name="workspace",
             placeholder="as TensorRT decides",
-            layout=short,
+            layout=SHORT,
         )
         self.level = labelled(
             ipywidgets.Dropdown,
             "Optimisation level",
             "0 builds quickly, 5 searches longest",
             name="level",
-            layout=short,
-            options=[("TensorRT's default", None), *((str(number), number) for number in range(6))],
+            layout=SHORT,
+            options=[("TensorRT's default", NONE), *((str(number), number) for number in range(6))],
         )
         self.isolate = labelled(
             ipywidgets.Checkbox, "Build in a child process", "A crash inside TensorRT becomes an error", name="isolate"
@@ -127,13 +131,14 @@ class ChoicesStep(Step):
         )
 
     def _bind(self) -> None:
-        for name in ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "level", "isolate", "output"):
-            self.fills(getattr(self, name), name)
+        for name in FIELDS:
+            self.fills(getattr(self, name), name, lambda value: None if value == NONE else value)
         self.fills(self.keep, "keep", lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()))
 
     def _aimed(self, change: dict[str, Any]) -> None:
         if not self.desk.showing:
-            self.desk.update(lambda session: session.fill(devices=session.plan.aimed(change["new"]).devices))
+            device = None if change["new"] == NONE else change["new"]
+            self.desk.update(lambda session: session.fill(devices=session.plan.aimed(device).devices))
 
     def show(self, session: Session) -> None:
         """Show a state."""
@@ -143,13 +148,15 @@ class ChoicesStep(Step):
             return
         self.precision.show(precisions(plan.target, machine), plan.precision)
         self.target.show(targets(machine), plan.target)
-        options = devices(plan.target, machine, plan.device)
+        found = devices(plan.target, machine, plan.device)
+        options = tuple((label, NONE if device is None else device) for label, device in found)
         if self.device.options != options:
             self.device.options = options
-        self.device.value = plan.device if plan.engine else None
+        self.device.value = plan.device if plan.engine and plan.device is not None else NONE
         self.device.disabled = not plan.engine
-        for name in ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "level", "isolate", "output"):
-            getattr(self, name).value = getattr(plan, name)
+        for name in FIELDS:
+            value = getattr(plan, name)
+            getattr(self, name).value = NONE if value is None else value
         kept = "\n".join(plan.keep)
         if tuple(line.strip() for line in self.keep.value.splitlines() if line.strip()) != plan.keep:
             self.keep.value = kept

@@ -18,10 +18,10 @@ from trtkit.widgets.jobs import Job
 from trtkit.widgets.outcome import examine_pictures, read_model
 from trtkit.widgets.session import Session
 from trtkit.widgets.tables import facts_html, table_html
-from trtkit.widgets.wizard_step import WIDE, Desk, Step, said_html
+from trtkit.widgets.wizard_step import SHORT, WIDE, Desk, Step, said_html
 
 if TYPE_CHECKING:
-    from trtkit.calibration.doctor import Diagnosis
+    from trtkit.widgets.outcome import Examined
 
 __all__ = ["ModelStep", "PicturesStep"]
 
@@ -44,12 +44,11 @@ class ModelStep(Step):
             layout=WIDE,
             placeholder="yolo11n.pt",
         )
-        self.read = button(
+        self.act = self.read = button(
             "Read model",
             "Read the file and show what is in it",
             desk.guard(self.start),
             name="read-model",
-            button_style="primary",
         )
         self.embedded = button(
             "Use the embedded model",
@@ -119,7 +118,7 @@ class PicturesStep(Step):
             "Share of the pictures to draw from, above 0 and at most 1",
             name="fraction",
             step=0.05,
-            layout=ipywidgets.Layout(width="22rem"),
+            layout=SHORT,
         )
         self.calibration = labelled(
             ipywidgets.Text,
@@ -136,12 +135,11 @@ class PicturesStep(Step):
             name="check",
             layout=WIDE,
         )
-        self.examine = button(
+        self.act = self.examine = button(
             "Examine pictures",
             "Ask the doctor what is wrong with the calibration pictures",
             desk.guard(self.start),
             name="examine",
-            button_style="primary",
             layout=ipywidgets.Layout(width="11rem"),
         )
         self.why = ipywidgets.HTML()
@@ -149,7 +147,7 @@ class PicturesStep(Step):
         self.findings = ipywidgets.HTML()
         self.findings.add_class("trtkit-findings")
         self.picture = Picture()
-        self._drawn: Diagnosis | None = None
+        self._drawn: Examined | None = None
         for control, field in ((self.data, "data"), (self.fraction, "fraction"), (self.check, "check")):
             self.fills(control, field)
         self.fills(self.calibration, "calibration")
@@ -187,20 +185,24 @@ class PicturesStep(Step):
         why = session.unexaminable
         self.examine.disabled = bool(self.desk.busy or why)
         self.why.value = f"<span class='trtkit-reason'>{html.escape(why)}</span>" if why else ""
-        found = session.diagnosis if not why else None
+        found = session.examined if not why else None
         if found is None:
             self.findings.value = ""
             self._draw(None)
             return
-        old = note_html("This is about other pictures than are chosen now.", kind="warning")
-        classes = table_html(found.classes, caption="Objects of each class", headings={"class": "Class"})
-        self.findings.value = (old if session.out_of_date else "") + said_html(*diagnosis_said(found)) + classes
+        old = ""
+        if session.out_of_date:
+            old = note_html("This is about other pictures than are chosen now.", kind="warning")
+        classes = table_html(found.diagnosis.classes, caption="Objects of each class", headings={"class": "Class"})
+        self.findings.value = (
+            (old if session.out_of_date else "") + said_html(*diagnosis_said(found.diagnosis)) + classes
+        )
         self._draw(found)
 
-    def _draw(self, found: Diagnosis | None) -> None:
+    def _draw(self, found: Examined | None) -> None:
         if found is not self._drawn:
             self._drawn = found
-            self.picture.draw(None if found is None else found.plot())
+            self.picture.draw(None if found is None else found.figure)
 
     def start(self) -> None:
         """Examine the pictures."""

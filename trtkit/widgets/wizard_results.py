@@ -24,7 +24,7 @@ from trtkit.widgets.job_view import JobView
 from trtkit.widgets.outcome import build, data_to_judge, measure
 from trtkit.widgets.session import Session
 from trtkit.widgets.tables import facts_html, table_html
-from trtkit.widgets.wizard_step import WIDE, Desk, Step, said_html
+from trtkit.widgets.wizard_step import SHORT, WIDE, Desk, Step, said_html
 
 if TYPE_CHECKING:
     from trtkit.widgets.outcome import Measured
@@ -80,7 +80,7 @@ class BuildStep(Step):
             layout=WIDE,
         )
         self.fills(self.overwrite, "overwrite")
-        self.build = button(
+        self.act = self.build = button(
             "Build",
             "Calibrate and build with the choices above",
             desk.guard(self.start),
@@ -132,7 +132,7 @@ class ResultStep(Step):
             "Pictures to judge by",
             "A seeded sample of val; 0 takes all",
             name="images",
-            layout=ipywidgets.Layout(width="22rem"),
+            layout=SHORT,
         )
         self.fills(self.images, "images", lambda number: number if number > 0 else None)
         self.baseline = labelled(
@@ -143,8 +143,8 @@ class ResultStep(Step):
             layout=WIDE,
         )
         self.fills(self.baseline, "baseline")
-        self.measure = button(
-            "Measure", "Judge and time what was built", desk.guard(self.start), name="measure", button_style="primary"
+        self.act = self.measure = button(
+            "Measure", "Judge and time what was built", desk.guard(self.start), name="measure"
         )
         self.view = JobView("the measurement", lambda job: desk.finish(job, Session.has_measured))
         self.accuracy, self.latency = ipywidgets.HTML(), ipywidgets.HTML()
@@ -182,9 +182,8 @@ class ResultStep(Step):
             )
         if found is not self._drawn:
             self._drawn = found
-            judged = found.evaluation if found is not None else None
-            self.pictures[0].draw(None if judged is None else judged.plot())
-            self.pictures[1].draw(None if found is None else found.timing.plot())
+            for picture, figure in zip(self.pictures, (None, None) if found is None else found.figures, strict=True):
+                picture.draw(figure)
 
     def start(self) -> None:
         """Measure."""

@@ -13,9 +13,11 @@ from trtkit.widgets.job_view import JobView
 from trtkit.widgets.jobs import Job
 from trtkit.widgets.session import Session
 
-__all__ = ["WIDE", "Desk", "Step", "said_html"]
+__all__ = ["SHORT", "WIDE", "Desk", "Step", "said_html"]
 
-WIDE = ipywidgets.Layout(width="100%", max_width="46rem")
+# A mapping, of which every control makes a layout of its own: one that is shared would be hidden by all.
+WIDE = {"width": "100%", "max_width": "46rem"}
+SHORT = {"width": "22rem"}
 
 
 class Desk(Protocol):
@@ -50,6 +52,9 @@ class Step(ipywidgets.VBox):
         title: What is to be done.
         told: Why, in a sentence or two.
     """
+
+    act: ipywidgets.Button | None = None
+    """The button that does the step's work, in a step that has any."""
 
     def __init__(self, desk: Desk, name: str, title: str, told: str) -> None:
         super().__init__()
