@@ -1,4 +1,8 @@
-"""Non-maximum suppression inside the graph: upright boxes by the operator that TensorRT and ONNX Runtime both know."""
+"""Non-maximum suppression inside the graph, by arithmetic that every TensorRT and ONNX Runtime have.
+
+ONNX's own operator is not used: TensorRT-RTX has no kernel for it, it knows no rotated boxes, and the number of boxes
+it gives depends on the picture, which no CUDA graph can hold. Here every shape is known beforehand.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,23 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.rotated_suppression import rotated_rows
+from trtkit.graph.overlaps import rotated_overlaps, upright_overlaps
 from trtkit.graph.tracing import described
 from trtkit.graph.writer import Writer
 from trtkit.sources.card import Card
 
-__all__ = ["CONFIDENCE", "IOU", "MAX_DETECTIONS", "with_suppression"]
+__all__ = ["CANDIDATES", "CONFIDENCE", "IOU", "MAX_DETECTIONS", "with_suppression"]
 
 CONFIDENCE = 0.25
 IOU = 0.7
 MAX_DETECTIONS = 300
+
+CANDIDATES = 1024
+"""Boxes of a picture that are compared, each with each, the surest first: the work grows with their square."""
+
+ROUNDS = 8
+"""How often upright boxes are decided anew: a box falls, what it had removed stands again, and so on. Two or three
+rounds end it in practice (Zheng et al. 2020, arXiv:2005.03572, Cluster-NMS)."""
 
 TASKS = ("detect", "segment", "pose", "obb")
 """Tasks that have boxes."""
@@ -35,7 +46,8 @@ def with_suppression(
     """Replace `output0` by its best boxes; the caller's graph is left alone.
 
     Each box keeps its best class; boxes of one class that overlap by more than `iou` give way to the surest; the
-    `max_det` surest of all classes remain. These are the rules that `predict` applies outside the graph.
+    `max_det` surest of all classes remain. These are the rules that `predict` applies outside the graph: greedily for
+    upright boxes, and for rotated ones the fast way, where a box goes even for one that goes too.
 
     Args:
         proto: Graph whose `output0` is (N, 4 + classes + extra, anchors), boxes as centre, width, height in pixels.
@@ -66,10 +78,26 @@ def with_suppression(
             for index, name in enumerate(names):
                 if name == "output0":
                     names[index] = raw
-    writer = Writer(graph, "trtkit_nms")
+    writer, rotated = Writer(graph, "trtkit_nms"), card.task == "obb"
     classes, extra = len(card.names), _columns(graph) - 4 - len(card.names)
-    kept = rotated_rows if card.task == "obb" else _upright_rows
-    whole, score = kept(writer, raw, classes, extra, conf=conf, iou=iou, max_det=max_det)
+    most = max(CANDIDATES, max_det)
+    rows, top = _candidates(writer, raw, classes, most)
+    box, scores = writer.slice(rows, 0, 4, axis=2), writer.slice(rows, 4, 4 + classes, axis=2)
+    label = writer.node("ArgMax", [scores], axis=2, keepdims=1)
+    label = writer.node("Cast", [label], to=TensorProto.FLOAT)
+    behind = writer.slice(rows, 4 + classes, 4 + classes + extra, axis=2) if extra else None
+    if rotated:
+        assert behind is not None
+        overlaps = rotated_overlaps(writer, box, writer.slice(behind, extra - 1, extra, axis=2), iou)
+    else:
+        overlaps = upright_overlaps(writer, box, iou)
+    stands = _standing(writer, overlaps, label, top, most=most, conf=conf, rounds=1 if rotated else ROUNDS)
+    wanted = writer.constant(np.array([max_det], np.int64))
+    last, ranks = writer.nodes("TopK", [writer.node("Mul", [top, stands]), wanted], 2, axis=1, largest=1, sorted=1)
+    chosen = writer.rows(writer.node("Concat", [box, label, *([behind] if behind else [])], axis=2), ranks)
+    place = writer.slice(chosen, 0, 4, axis=2) if rotated else _corners(writer, chosen)
+    score = writer.spread(last, 2)
+    whole = writer.node("Concat", [place, score, writer.slice(chosen, 4, 5 + extra, axis=2)], axis=2)
     present = writer.node("Cast", [writer.node("Greater", [score, writer.number(0)])], to=TensorProto.FLOAT)
     graph.node.append(helper.make_node("Mul", [whole, present], ["output0"], "trtkit_nms_output"))
     for value in graph.output:
@@ -84,51 +112,43 @@ def with_suppression(
     return described(result, metadata, {"nms": {"conf": conf, "iou": iou, "max_det": max_det}})
 
 
-def _upright_rows(
-    writer: Writer, raw: str, classes: int, extra: int, *, conf: float, iou: float, max_det: int
-) -> tuple[str, str]:
-    """The rows of the result (N, max_det, 6 + extra) and their scores (N, max_det, 1), 0 where nothing was found."""
-    # (N, C, A) -> boxes (N, A, 4) and each box's best class only, (N, classes, A).
-    rows = writer.node("Transpose", [raw], perm=[0, 2, 1])
-    centred = writer.slice(rows, 0, 4, axis=2)
-    scores = writer.slice(raw, 4, 4 + classes, axis=1)
-    best = writer.node("ReduceMax", [scores], axes=[1], keepdims=1)
-    others = writer.node("Cast", [writer.node("Equal", [scores, best])], to=TensorProto.FLOAT)
-    scores = writer.node("Mul", [scores, others])
-    chosen = writer.node(
-        "NonMaxSuppression",
-        [
-            centred,
-            scores,
-            writer.constant(np.array([max_det], np.int64)),
-            writer.constant(np.array([iou], np.float32)),
-            writer.constant(np.array([conf], np.float32)),
-        ],
-        center_point_box=1,
-    )
-    # Scores of the survivors at their place, zero elsewhere: their number depends on the picture, this shape does not.
-    survivors = writer.node(
-        "ScatterND",
-        [writer.node("Mul", [scores, writer.number(0)]), chosen, writer.node("GatherND", [scores, chosen])],
-    )
-    top, places = writer.best(writer.node("Flatten", [survivors], axis=1), max_det)
+def _candidates(writer: Writer, raw: str, classes: int, most: int) -> tuple[str, str]:
+    """The rows (N, most, columns) of the surest boxes by falling score, and those scores (N, most)."""
+    best = writer.node("ReduceMax", [writer.slice(raw, 4, 4 + classes, axis=1)], axes=[1], keepdims=0)
+    # Small pictures have fewer boxes than this: zeros behind them, which are no detections, make up the number.
+    padded = writer.node("Pad", [best, writer.constant(np.array([0, 0, 0, most], np.int64))])
+    wanted = writer.constant(np.array([most], np.int64))
+    top, places = writer.nodes("TopK", [padded, wanted], 2, axis=1, largest=1, sorted=1)
     anchors = writer.node("Gather", [writer.node("Shape", [raw]), writer.constant(np.array(2, np.int64))], axis=0)
-    label = writer.node("Div", [places, anchors])
-    anchor = writer.node("Sub", [places, writer.node("Mul", [label, anchors])])
-    # (N, max_det) anchors -> their rows of boxes and of whatever follows the classes.
-    found = writer.rows(rows, anchor)
-    centre, size = writer.slice(found, 0, 2, axis=2), writer.slice(found, 2, 4, axis=2)
-    half = writer.node("Mul", [size, writer.number(0.5)])
-    score = writer.spread(top, 2)
-    parts = [
-        writer.node("Sub", [centre, half]),
-        writer.node("Add", [centre, half]),
-        score,
-        writer.spread(writer.node("Cast", [label], to=TensorProto.FLOAT), 2),
-    ]
-    if extra:
-        parts.append(writer.slice(found, 4 + classes, np.iinfo(np.int32).max, axis=2))
-    return writer.node("Concat", parts, axis=2), score
+    # What was padded reads some other box again, at its score of 0.
+    passed = writer.node("Mul", [writer.node("Div", [places, anchors]), anchors])
+    table = writer.node("Transpose", [raw], perm=[0, 2, 1])
+    return writer.rows(table, writer.node("Sub", [places, passed])), top
+
+
+def _standing(writer: Writer, overlaps: str, label: str, top: str, *, most: int, conf: float, rounds: int) -> str:
+    """1 for every box that no surer standing one of its class overlaps, 0 for the others; (N, K), float32."""
+    same = writer.node("Equal", [label, writer.node("Transpose", [label], perm=[0, 2, 1])])
+    # Row i can remove column j only if i comes first.
+    order = np.arange(most, dtype=np.float32)
+    surer = writer.node("Less", [writer.constant(order[None, :, None]), writer.constant(order[None, None])])
+    beats = writer.node("And", [writer.node("And", [overlaps, same]), surer])
+    beats = writer.node("Cast", [beats], to=TensorProto.FLOAT)
+    likely = writer.node("Cast", [writer.node("Greater", [top, writer.number(conf)])], to=TensorProto.FLOAT)
+    likely = writer.spread(likely, 1)
+    stands = likely
+    for _ in range(rounds):
+        beaten = writer.node("Greater", [writer.node("MatMul", [stands, beats]), writer.number(0)])
+        free = writer.node("Cast", [writer.node("Not", [beaten])], to=TensorProto.FLOAT)
+        stands = writer.node("Mul", [likely, free])
+    return writer.node("Squeeze", [stands, writer.constant(np.array([1], np.int64))])
+
+
+def _corners(writer: Writer, rows: str) -> str:
+    """x1, y1, x2, y2 of rows that begin with centre, width and height."""
+    centre = writer.slice(rows, 0, 2, axis=2)
+    half = writer.node("Mul", [writer.slice(rows, 2, 4, axis=2), writer.number(0.5)])
+    return writer.node("Concat", [writer.node("Sub", [centre, half]), writer.node("Add", [centre, half])], axis=2)
 
 
 def _columns(graph: onnx.GraphProto) -> int:

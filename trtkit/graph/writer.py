@@ -58,14 +58,6 @@ class Writer:
         """The tensor with an axis of length 1 more."""
         return self.node("Unsqueeze", [name, self.constant(np.array([axis], np.int64))])
 
-    def best(self, scores: str, count: int) -> tuple[str, str]:
-        """The largest `count` scores (N, K) by falling score, and their places; zeros where there are fewer."""
-        # Small pictures have fewer boxes than rows: zeros behind them, which are no detections, keep the rows' number.
-        padded = self.node("Pad", [scores, self.constant(np.array([0, 0, 0, count], np.int64))])
-        wanted = self.constant(np.array([count], np.int64))
-        values, places = self.nodes("TopK", [padded, wanted], 2, axis=1, largest=1, sorted=1)
-        return values, places
-
     def rows(self, table: str, places: str) -> str:
         """The rows (N, K, columns) of each picture's `table` (N, M, columns) at its `places` (N, K)."""
         column = self.spread(places, 2)
