@@ -1,4 +1,4 @@
-"""Commands that judge model files: evaluate, benchmark and compare."""
+"""Commands that judge model files: evaluate, benchmark, compare and report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtkit.errors import RecipeError
 if TYPE_CHECKING:
     from trtkit.judgement.comparison import Comparison
 
-__all__ = ["benchmark_options", "compare_options", "evaluate_options", "show_comparison"]
+__all__ = ["benchmark_options", "compare_options", "evaluate_options", "report_options", "show_comparison"]
 
 
 def evaluate_options(parser: argparse.ArgumentParser) -> Command:
@@ -79,6 +79,20 @@ def compare_options(parser: argparse.ArgumentParser) -> Command:
         with Bars() as bars:
             found = called(compare, values, progress=bars, cancel=cancel)
         show_comparison(found, values.output)
+
+    return run
+
+
+def report_options(parser: argparse.ArgumentParser) -> Command:
+    """Which comparison, and where its report goes."""
+    parser.add_argument("folder", metavar="FOLDER", help="what compare wrote")
+    parser.add_argument("--output", metavar="FILE", help="the HTML file [default: report.html in the folder]")
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+        from trtkit.judgement.comparison import Comparison
+
+        found = Comparison.load(values.folder)
+        print(found.report(values.output or Path(values.folder) / "report.html"))
 
     return run
 

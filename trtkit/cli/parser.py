@@ -17,9 +17,11 @@ Command = Callable[[argparse.Namespace, threading.Event], None]
 COMMANDS = {
     "export": ("making", "take a model to a TensorRT engine or an ONNX file"),
     "calibrate": ("making", "measure the ranges that INT8 needs, over your pictures"),
+    "predict": ("predicting", "run one model file on pictures and draw what it finds"),
     "evaluate": ("judging", "judge one model file on labelled pictures"),
     "benchmark": ("judging", "time model files against each other"),
     "compare": ("judging", "FP32, FP16 and INT8 side by side: accuracy, time, size, report"),
+    "report": ("judging", "write the report of a saved comparison again"),
     "examine": ("tuning", "find what is wrong with a calibration set"),
     "sweep": ("tuning", "which algorithm, and how many pictures, calibrate well enough"),
     "sensitivity": ("tuning", "what each layer and block costs in INT8"),
@@ -37,6 +39,7 @@ EXAMPLES = """examples:
   trtkit export yolo11n.pt --int8 --data coco.yaml --batch 8    an INT8 engine, calibrated on coco's train pictures
   trtkit export yolo11n.pt --format onnx --int8 --data my.yaml  the same graph as ONNX, for any runtime
   trtkit compare yolo11n.pt --data coco.yaml --batch 1,8        is INT8 worth it? runs/compare/report.html says
+  trtkit predict yolo11n-int8.engine street.jpg                 what it finds, drawn, in runs/predict
   trtkit evaluate yolo11n-int8.engine --data coco.yaml          mAP by both definitions
   trtkit search yolo11n.pt --data coco.yaml --max-drop 0.005    which layers to keep high, as a --keep list
   trtkit engine show yolo11n.engine                             what the file says about itself
