@@ -12,10 +12,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import trtkit as tk
 from records import about, earlier, line_of, show, table, write
-from trtkit.artifact import INT8_ALGORITHM
+
+import trtkit as tk
 from trtkit.calibration.algorithms import PERCENTILE
+from trtkit.measurements import INT8_ALGORITHM
 from trtkit.sources import load
 from trtkit.sources.card import TASKS
 
@@ -23,8 +24,8 @@ COUNTS = (8, 32, 128, 512)
 PERCENTILES = (99.9, 99.99, PERCENTILE, 99.9999)
 
 
-def found(model: str, data: str, state: str | None) -> dict[str, Any]:
-    swept = tk.sweep(model, data, percentiles=PERCENTILES, images=COUNTS, state=state, progress=show)
+def found(model: str, data: str, counts: list[int], state: str | None) -> dict[str, Any]:
+    swept = tk.sweep(model, data, percentiles=PERCENTILES, images=counts, state=state, progress=show)
     return {
         "model": Path(model).name,
         "imgsz": swept.origin.settings["imgsz"],
@@ -108,13 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
     parser.add_argument("--data", required=True, help="a labelled data set of its task")
+    parser.add_argument("--images", type=int, nargs="+", default=COUNTS, help="pictures to calibrate on")
     parser.add_argument("--state", help="a folder that remembers finished steps")
     values = parser.parse_args()
     task = load(values.model).task
     name = Path(values.data).name
     shown = f"{task}/{name}" if Path(values.data).suffix else task
-    one = found(values.model, values.data, values.state)
-    one["origin"] = about(f"--model {Path(values.model).name} --data {shown}")
+    one = found(values.model, values.data, list(values.images), values.state)
+    counts = " ".join(map(str, values.images))
+    one["origin"] = about(f"--model {Path(values.model).name} --data {shown} --images {counts}")
     tasks = {**earlier("losses").get("tasks", {}), task: one}
     tasks = {known: tasks[known] for known in TASKS if known in tasks}
     write("losses", {"tasks": tasks}, page(tasks))

@@ -1,4 +1,4 @@
-"""How benchmarks leave their findings: JSON for programs, Markdown for people, both with command, machine and versions."""
+"""How benchmarks leave what they found: JSON for programs, Markdown for people; both name command and machine."""
 
 from __future__ import annotations
 

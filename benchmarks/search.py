@@ -2,25 +2,24 @@
 
     python benchmarks/search.py --model yolo11n.pt --data detect/data.yaml --max-drop 0.001
 
-One task a call; the results of the others stay in `benchmarks/results/search.{json,md}`. Costs come from the cost model,
-so that the same mixes are judged on every machine. With --state a search that was stopped goes on where it was.
+One task a call; the results of the others stay in `benchmarks/results/search.{json,md}`. Costs come from the cost
+model, so that the same mixes are judged on every machine. With --state a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
-import trtkit as tk
 from records import about, earlier, line_of, show, table, write
+
+import trtkit as tk
 from trtkit.sources import load
 from trtkit.sources.card import TASKS
 
 
 def found(model: str, data: str, max_drop: float, state: str | None) -> dict[str, Any]:
-    begun = time.perf_counter()
     result = tk.search(model, data, max_drop, state=state, backend="onnxruntime", progress=show)
     best = result.best
     print(result)
@@ -37,8 +36,6 @@ def found(model: str, data: str, max_drop: float, state: str | None) -> dict[str
         "notes": list(result.notes),
         "trials": result.trials.to_dicts(),
         "worst": result.layers.sort("noise", descending=True).head(5).to_dicts(),
-        # Of this run alone: a search that goes on takes less.
-        "seconds": time.perf_counter() - begun,
     }
 
 
@@ -62,7 +59,9 @@ def page(tasks: dict[str, Any]) -> list[str]:
     lines = [
         "# What search() reaches",
         "",
-        *table(["task", "FP32", "allowed", "found", "loss (95 % interval)", "multiply-accumulates in INT8", "ok"], rows),
+        *table(
+            ["task", "FP32", "allowed", "found", "loss (95 % interval)", "multiply-accumulates in INT8", "ok"], rows
+        ),
         "",
         "Every mix is judged by ONNX Runtime on all pictures of `val`; intervals are bootstraps over pictures, paired "
         "with FP32. Several mixes were judged on the same pictures and the cheapest allowed one was taken, which "

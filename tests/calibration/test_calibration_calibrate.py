@@ -201,13 +201,18 @@ def test_one_changed_picture_is_enough_to_refuse(filled: tuple[Path, Path, Calib
         ("histograms", True),
         ("stratify", True),
         ("fraction", 0.99),
+        ("percentile", 99.9),
     ],
 )
 def test_one_changed_setting_is_enough_to_refuse(
     filled: tuple[Path, Path, Calibration], setting: str, value: object
 ) -> None:
     data, folder, first = filled
-    if setting == "imgsz":
+    if setting == "percentile":
+        first = cached(data, folder, algorithm="percentile")
+        assert hit(cached(data, folder, algorithm="percentile"), first)
+        other = cached(data, folder, algorithm="percentile", percentile=value)
+    elif setting == "imgsz":
         proto = detector(side=64)
         other = calibrate(
             load(proto, task="detect", names=["a", "b", "c"], imgsz=64), data, images=6, device="cpu", cache=folder
@@ -216,6 +221,29 @@ def test_one_changed_setting_is_enough_to_refuse(
         other = cached(data, folder, **{setting: value})
     assert other.origin.created >= first.origin.created
     assert setting in other.notes[0]
+
+
+def test_one_changed_label_is_enough_to_refuse(filled: tuple[Path, Path, Calibration]) -> None:
+    data, folder, first = filled
+    used = sample(open_dataset(data, task="detect").pictures("train"), count=6)[3]
+    label = Path(str(used).replace("/images/", "/labels/")).with_suffix(".txt")
+    label.write_text(label.read_text().rsplit("\n", 2)[0] + "\n")
+    other = cached(data, folder)
+    assert not hit(other, first)
+    assert "the pictures or labels" in other.notes[0]
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxslim", "torch", "trtkit"])
+def test_another_version_is_refused(filled: tuple[Path, Path, Calibration], package: str) -> None:
+    import dataclasses
+
+    from trtkit.calibration.cache import Key, find
+
+    _, folder, first = filled
+    newer = dataclasses.replace(first.origin, versions={**first.origin.versions, package: "99.0"})
+    found, reason = find(folder, Key.of(newer))
+    assert found is None
+    assert f"{package} ({first.origin.versions[package]}, not 99.0)" in reason
 
 
 def test_another_preprocessing_is_refused(

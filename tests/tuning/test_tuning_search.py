@@ -229,3 +229,20 @@ def test_the_cost_model_counts_int8_half(model: tk.Model) -> None:
     inside = sum(lab.macs[name] for name in lab.whole.layers)
     assert cost.value == pytest.approx((inside / 2 + total - inside) / total)
     assert cost.unit == "relative"
+
+
+def test_classify_is_searched_by_its_own_metric() -> None:
+    found = search(
+        demo.model_path("classify"),
+        demo.data_path("classify"),
+        0.05,
+        images=40,
+        probe=2,
+        draws=50,
+        calibration_images=8,
+        trials=7,
+        backend="onnxruntime",
+    )
+    assert found.metric == "top1"
+    assert found.best["loss"] <= 0.05 or not found.reached
+    assert found.trials["int8_share"].max() > 0.5  # type: ignore[operator]

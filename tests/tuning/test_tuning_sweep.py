@@ -99,3 +99,20 @@ def test_a_cancelled_sweep_goes_on_where_it_was(model: tk.Model, state: Path) ->
 def test_a_sweep_over_nothing_is_refused(model: tk.Model, settings: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="nothing to sweep"):
         sweep(model, demo.data_path(), **settings)  # type: ignore[arg-type]
+
+
+def test_classify_is_swept_by_its_own_metric() -> None:
+    found = sweep(
+        demo.model_path("classify"),
+        demo.data_path("classify"),
+        algorithms=("minmax", "percentile"),
+        images=(8,),
+        judged=40,
+        draws=50,
+    )
+    rows = found.frame()
+    assert found.metric == "top1"
+    assert found.pictures == 40
+    # Shares of 40 pictures.
+    assert ((rows["metric"] * 40).round(6) % 1 == 0).all()
+    assert (rows["loss_low"] <= rows["loss"]).all()
