@@ -80,6 +80,7 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
     """
     labels = runners["label"].to_list()
     figure = go.Figure()
+    top = float(samples.filter(pl.col("batch") == batch)["ms"].max() or 1.0)  # type: ignore[arg-type]
     for label in _last(labels, focus):
         times = samples.filter((pl.col("label") == label) & (pl.col("batch") == batch))["ms"].sort()
         if times.is_empty():
@@ -109,7 +110,9 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
         )
     clock = "not TensorRT" if not runners["engine"].all() else "TensorRT"
     names = ", ".join(runners["runner"].unique(maintain_order=True))
-    figure.update_xaxes(title_standoff=6, title_text=f"ms a batch of {batch} ({names}; {clock})", rangemode="tozero")
+    figure.update_xaxes(
+        title_standoff=6, title_text=f"ms a batch of {batch}<br>{names}; {clock}", range=[0, 1.16 * top]
+    )
     figure.update_yaxes(title_text="runs done within", tickformat=".0%", range=[0, 1.04])
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40})
 
@@ -179,7 +182,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
     figure.update_xaxes(
-        title_standoff=6, title_text=f"{title}; bars are 95 % intervals, filled where 0 is outside", gridcolor=LINE
+        title_standoff=6, title_text=f"{title}<br>bars: 95 % interval; filled: 0 is outside", gridcolor=LINE
     )
     figure.update_yaxes(
         tickvals=list(places.values()),
