@@ -107,5 +107,7 @@ def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
                 col=place,
             )
         figure.update_xaxes(title_text=title, row=1, col=place)
-    figure.update_yaxes(title_text="share of pictures up to", tickformat=".0%", col=1)
-    return figure.update_layout(template=template())
+    figure.update_yaxes(tickformat=".0%")
+    figure.update_yaxes(title_text="share of pictures up to", col=1)
+    # Below the titles of the axes.
+    return figure.update_layout(template=template(), legend={"y": -0.26})

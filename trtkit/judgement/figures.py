@@ -65,7 +65,10 @@ def evaluation_figure(evaluation: Evaluation) -> go.Figure:
     figure.update_xaxes(title_text="recall", range=[-0.02, 1.02], row=1, col=2)
     figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=1, col=2)
     title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
-    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=260 + 18 * len(shown))
+    height = 260 + 18 * len(shown)
+    # The legend stands below the titles of the axes, however tall the figure is.
+    legend = {"y": -75 / (height - 120)}
+    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=height, legend=legend)
     return figure
 
 
@@ -90,7 +93,10 @@ def ranking_figure(evaluation: Evaluation) -> go.Figure:
     figure.update_xaxes(title_text="share of the class's pictures", range=[-0.02, 1.02])
     figure.update_yaxes(type="category")
     title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
-    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=260 + 18 * len(shown))
+    height = 260 + 18 * len(shown)
+    # The legend stands below the titles of the axes, however tall the figure is.
+    legend = {"y": -75 / (height - 120)}
+    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=height, legend=legend)
     return figure
 
 

@@ -210,7 +210,7 @@ def latency_said(measured: Measured) -> tuple[Said, ...]:
 def engine_facts(artifact: Artifact) -> dict[str, Any]:
     """The file."""
     return {
-        "File": str(artifact.path),
+        "Path": str(artifact.path),
         "Format": artifact.format,
         "Precision": artifact.precision.upper(),
         "Size": f"{artifact.size / 1e6:.1f} MB",
@@ -232,7 +232,7 @@ def passport_facts(artifact: Artifact) -> dict[str, Any]:
     if passport.layers:
         from trtkit.backends import layer_frame
 
-        counted = layer_frame(passport.layers)["precision"].fill_null("?").value_counts(sort=True)
+        counted = layer_frame(passport.layers)["precision"].fill_null("of unknown type").value_counts(sort=True)
         layers = dict(counted.iter_rows())
     gpu = passport.gpu or GPUS_OF.get(passport.sm, "")
     return {

@@ -61,16 +61,16 @@ class JobView(ipywidgets.VBox):
 
     def _stop(self) -> None:
         self.job.cancel()
-        if self.job.cancelling:
-            self.cancel.disabled = True
-            self.stage.value = "Stopping after this step …"
 
     def _changed(self, job: Job[Any]) -> None:
         self.layout.display = ""
-        self.cancel.disabled = not job.running
+        self.cancel.disabled = not job.running or job.cancelling
         for control in (self.bar, self.cancel):
             control.layout.display = "" if job.running else "none"
         self.fault.show(job.error)
+        if job.cancelling:
+            self.stage.value = "Stopping after this step …"
+            return
         if job.running:
             self.stage.value, self.messages.value = f"Starting {html.escape(job.name)} …", ""
             self.bar.value, self._shown = 0, 0.0
@@ -80,7 +80,7 @@ class JobView(ipywidgets.VBox):
             "failed": f"✕ Failed after {job.seconds:.1f} s",
             "cancelled": f"Cancelled after {job.seconds:.1f} s; nothing was left half-written.",
         }[job.state]
-        self._write_log(job.log)
+        self._write_log(job.log, folded=job.state == "done")
         if self.ended is not None:
             self.ended(job)
 
@@ -97,6 +97,12 @@ class JobView(ipywidgets.VBox):
         if event.message:
             self._write_log(self.job.log)
 
-    def _write_log(self, lines: Sequence[str]) -> None:
+    def _write_log(self, lines: Sequence[str], *, folded: bool = False) -> None:
+        if not lines:
+            self.messages.value = ""
+            return
         text = html.escape("\n".join(lines[-LINES:]))
-        self.messages.value = f"<div class='trtkit-log' role='log' tabindex='0'>{text}</div>" if text else ""
+        box = f"<div class='trtkit-log' role='log' tabindex='0'>{text}</div>"
+        # Notes are warnings: they stay in sight.
+        folded = folded and not any(line.startswith("note: ") for line in lines)
+        self.messages.value = f"<details><summary>Log</summary>{box}</details>" if folded else box

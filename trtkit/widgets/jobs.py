@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.progress import Event
+from trtkit.widgets.interrupts import watch
 
 __all__ = ["STATES", "Job"]
 
@@ -27,8 +28,8 @@ class Job(Generic[T]):
     Args:
         name: What runs, as a short phrase for messages.
         on_event: Receives every `Event`, in the job's thread: touch only what shows progress.
-        on_state: Receives the job when it starts and when it ends. The end is told in the thread that started it where
-            an event loop runs there (a notebook), else in the job's own thread, or in that of `wait`.
+        on_state: Receives the job when it starts, is asked to stop, and ends. The end is told in the thread that started
+            it where an event loop runs there (a notebook), else in the job's own thread, or in that of `wait`.
 
     Attributes:
         state: One of `STATES`.
@@ -58,6 +59,8 @@ class Job(Generic[T]):
         self._thread: threading.Thread | None = None
         self._begun = self._ended = 0.0
         self._end = threading.Lock()
+        # Held while it is told that the job runs, so that it can't have ended meanwhile.
+        self._steady = threading.RLock()
 
     @property
     def running(self) -> bool:
@@ -102,10 +105,14 @@ class Job(Generic[T]):
             target=self._run, args=(bound, loop, end), name=f"trtkit {self.name}", daemon=True
         )
         self._thread.start()
+        watch(self)
 
     def cancel(self) -> None:
         """Ask the call to stop at its next step; its state is "cancelled" once it has."""
-        self._cancel.set()
+        with self._steady:
+            if self.running and not self._cancel.is_set():
+                self._cancel.set()
+                self._tell()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the call has ended and its end was told.
@@ -146,8 +153,9 @@ class Job(Generic[T]):
                 state = "cancelled"
             except BaseException as raised:  # noqa: BLE001  (it is kept and shown; nobody above could catch it)
                 state, error = "failed", raised
-        self.result, self.error, self._ended = result, error, time.perf_counter()
-        self.state = state
+        with self._steady:
+            self.result, self.error, self._ended = result, error, time.perf_counter()
+            self.state = state
         if loop is None:
             self._settle(end)
             return

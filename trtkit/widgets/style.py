@@ -23,6 +23,7 @@ STYLE = """
 .trtkit .widget-label { color: var(--trtkit-ink); }
 .trtkit p { margin: .25rem 0; }
 .trtkit h3 { font-size: 1.15rem; line-height: 1.3; margin: .2rem 0 .3rem; }
+.trtkit summary { cursor: pointer; color: var(--trtkit-soft); font-size: 13px; }
 .trtkit h4 { font-size: 1rem; margin: .8rem 0 .2rem; }
 .trtkit .trtkit-soft { color: var(--trtkit-soft); }
 .trtkit code, .trtkit pre { font-family: var(--jp-code-font-family, ui-monospace, monospace); font-size: 12.5px; }
@@ -44,7 +45,7 @@ STYLE = """
 .trtkit-cards figure { margin: 0; background: var(--trtkit-card); border-radius: 6px; padding: .5rem; }
 .trtkit-cards img { width: 100%; display: block; border-radius: 3px; }
 .trtkit-cards figcaption { padding: .35rem .1rem 0; font-size: 13px; }
-.trtkit-code { background: var(--trtkit-card); border-radius: 4px; padding: .5rem .7rem; margin: .3rem 0;
+.trtkit .trtkit-code { background: var(--trtkit-card); border-radius: 4px; padding: .5rem .7rem; margin: .3rem 0;
   overflow: auto; user-select: text; white-space: pre; }
 .trtkit .trtkit-reason { color: var(--trtkit-soft); font-style: italic; }
 .trtkit-steps { border-bottom: 1px solid var(--trtkit-line); padding-bottom: .4rem; gap: .15rem; }
@@ -64,8 +65,8 @@ STYLE = """
 .trtkit-fault pre { overflow: auto; max-height: 20rem; white-space: pre; background: none; color: var(--trtkit-ink); }
 .trtkit-fault > div, .trtkit-note > div { min-width: 0; flex: 1; }
 .trtkit-sign { font-weight: 700; width: 1.1rem; text-align: center; flex: none; }
-.trtkit-log { max-height: 11rem; overflow: auto; margin: .3rem 0; padding: .4rem .6rem; background: var(--trtkit-card);
-  border-radius: 4px; white-space: pre-wrap; }
+.trtkit .trtkit-log { max-height: 11rem; overflow: auto; margin: .3rem 0; padding: .4rem .6rem;
+  background: var(--trtkit-card); border-radius: 4px; white-space: pre-wrap; }
 """
 
 

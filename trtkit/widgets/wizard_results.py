@@ -44,9 +44,18 @@ def result_html(measured: Measured, precision: str) -> tuple[str, str]:
     if measured.evaluation is not None:
         digits = dict.fromkeys(("FP32", "value", "change"), 4)
         headings = {**ACCURACY, "value": precision.upper()}
-        accuracy += table_html(accuracy_frame(measured), headings=headings, digits=digits)
+        frame = accuracy_frame(measured)
+        sure = frame.filter(frame["interval"].is_not_null()) if "interval" in frame.columns else frame
+        accuracy += table_html(sure, headings=headings, digits=digits)
+        if len(sure) < len(frame):
+            rest = table_html(frame.filter(frame["interval"].is_null()), headings=headings, digits=digits)
+            accuracy += f"<details><summary>Metrics without an interval</summary>{rest}</details>"
     latency = said_html(*latency_said(measured))
-    latency += table_html(latency_frame(measured), headings=LATENCY, digits={"p50_ms": 2, "p90_ms": 2, "p99_ms": 2})
+    latency += table_html(
+        latency_frame(measured),
+        headings=LATENCY,
+        digits=dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "pictures_per_s"), 2),
+    )
     return accuracy, latency
 
 
@@ -55,7 +64,7 @@ def engine_html(session: Session) -> str:
     if session.made is None:
         return note_html("Nothing was built yet; the code below builds it.")
     artifact = session.made.artifact
-    whole = facts_html(engine_facts(artifact), caption="File")
+    whole = facts_html(engine_facts(artifact), caption="What was made")
     if artifact.passport is not None:
         whole += facts_html(passport_facts(artifact), caption="Passport, kept in the file itself")
     return (note_html(session.stale, kind="warning") if session.stale else "") + whole
