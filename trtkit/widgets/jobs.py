@@ -28,8 +28,8 @@ class Job(Generic[T]):
     Args:
         name: What runs, as a short phrase for messages.
         on_event: Receives every `Event`, in the job's thread: touch only what shows progress.
-        on_state: Receives the job when it starts, is asked to stop, and ends. The end is told in the thread that started
-            it where an event loop runs there (a notebook), else in the job's own thread, or in that of `wait`.
+        on_state: Receives the job when it starts, is asked to stop, and ends. The end is told in the thread that
+            started it where an event loop runs there (a notebook), else in the job's own thread, or in that of `wait`.
 
     Attributes:
         state: One of `STATES`.
