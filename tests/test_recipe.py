@@ -1,25 +1,63 @@
 from __future__ import annotations
 
+import dataclasses
+import enum
 import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trtkit.cli.parser import parsed
 from trtkit.errors import RecipeError
 from trtkit.recipe import Recipe, rounded_imgsz
 
-text = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+# Whatever a path may hold: quotes, backslashes, newlines, unicode, spaces, what looks like an option or a number.
+text = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=20
+) | st.sampled_from(
+    [
+        "-1",
+        "--half",
+        "--model=x",
+        'it\'s "here"',
+        "C:\\new\\table",
+        "a\nb",
+        "$HOME `id`",
+        "ü ñ 模型.pt",
+        "1e5",
+        "None",
+        "[a-z]*",
+        "=",
+        "0",
+    ]
+)
 side = st.integers(1, 4096)
+devices = st.none() | st.integers(0, 7) | st.sampled_from(["cuda:1", "dla:0", "sm89", "cpu", "3"]) | text
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     half, int8 = draw(st.sampled_from([(False, False), (True, False), (False, True)]))
     format_, backend = draw(
-        st.sampled_from([("engine", None), ("engine", "tensorrt"), ("engine", "tensorrt_rtx"), ("onnx", "onnxruntime")])
+        st.sampled_from(
+            [
+                ("engine", None),
+                ("engine", "tensorrt"),
+                ("engine", "tensorrt_rtx"),
+                ("onnx", None),
+                ("onnx", "onnxruntime"),
+            ]
+        )
     )
-    data, calibration = draw(st.sampled_from([(None, None), ("coco.yaml", None), (None, "runs/calibration")]))
+    implicit = int8 and format_ == "engine" and draw(st.booleans())
+    data = draw(st.none() | text)
+    calibration = draw(st.none() | text) if not implicit and not (int8 and data is not None) else None
     return Recipe(
         model=draw(text),
         format=format_,
@@ -29,14 +67,15 @@ def recipes(draw: st.DrawFn) -> Recipe:
         imgsz=draw(st.none() | side | st.tuples(side, side)),
         dynamic=draw(st.none() | st.booleans()),
         simplify=draw(st.booleans()),
-        workspace=draw(st.none() | st.floats(0.01, 64)),
+        workspace=draw(st.none() | st.floats(1e-6, 1e6) | st.integers(1, 64)),
         nms=draw(st.booleans()),
         batch=draw(st.integers(1, 64)),
         data=data,
         calibration=calibration,
+        implicit=implicit,
         fraction=draw(st.floats(0, 1, exclude_min=True)),
-        device=draw(st.none() | st.integers(0, 7) | st.sampled_from(["cuda:1", "dla:0", "sm89", "cpu"])),
-        keep=tuple(draw(st.lists(text, max_size=3))),
+        device=draw(devices),
+        keep=() if implicit else tuple(draw(st.lists(text, max_size=3))),
         level=draw(st.none() | st.integers(0, 5)),
         isolate=draw(st.booleans()),
         output=draw(st.none() | text),
@@ -44,11 +83,66 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
 
 
+def test_any_recipe_has_every_setting() -> None:
+    source = Path(__file__).read_text(encoding="utf-8").partition("def recipes")[2].partition("@given")[0]
+    assert all(f"{field.name}=" in source for field in dataclasses.fields(Recipe))
+
+
 @given(recipes())
 def test_python_code_rebuilds_the_recipe(recipe: Recipe) -> None:
     names: dict[str, object] = {}
     exec(recipe.to_python(), names)
     assert names["recipe"] == recipe
+
+
+@settings(deadline=None)
+@given(recipes())
+def test_the_command_line_rebuilds_the_recipe(recipe: Recipe) -> None:
+    program, *words = shlex.split(recipe.to_command())
+    assert program == "trtkit"
+    found = vars(parsed(words)[1])
+    assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+def test_a_shell_reads_the_command_line_as_it_was_meant() -> None:
+    recipe = Recipe(
+        model='it\'s "here"\n$HOME/`id`/*.pt',
+        int8=True,
+        data="C:\\new\\tab",
+        keep=("/model.23/*", "-x", "!a", "#b", "~"),
+    )
+    script = f"trtkit() {{ printf '%s\\0' \"$@\"; }}\n{recipe.to_command()}"
+    words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    found = vars(parsed(words)[1])
+    assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
+
+
+def test_settings_of_other_types_are_made_plain() -> None:
+    class Spelled(str, enum.Enum):
+        FORMAT = "onnx"
+
+    given = Recipe(
+        model=Path("a") / "b.pt",  # type: ignore[arg-type]
+        format=Spelled.FORMAT,
+        imgsz=np.array([320, 640]),  # type: ignore[arg-type]
+        half=np.bool_(True),  # type: ignore[arg-type]
+        batch=np.int64(4),  # type: ignore[arg-type]
+        fraction=np.float64(0.5),
+        device="2",
+        keep="/a/*",  # type: ignore[arg-type]
+        workspace=2,
+    )
+    plain = Recipe(
+        model=str(Path("a") / "b.pt"), format="onnx", imgsz=(320, 640), half=True, batch=4, fraction=0.5, device=2,
+        keep=("/a/*",), workspace=2.0,
+    )  # fmt: skip
+    assert given == plain
+    assert given.to_python() == plain.to_python()
+    assert given.to_command() == plain.to_command()
+    names: dict[str, object] = {}
+    exec(given.to_python(), names)
+    assert names["recipe"] == plain
 
 
 @given(recipes())
@@ -80,6 +174,10 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
         ({"implicit": True}, "INT8 engines only"),
         ({"implicit": True, "int8": True, "keep": ("x",)}, "chooses the layers"),
         ({"int8": True, "calibration": "c", "data": "d.yaml"}, "only one of them"),
+        ({"batch": 2.5}, "no value for it"),
+        ({"half": "yes"}, "neither True nor False"),
+        ({"fraction": "many"}, "no value for it"),
+        ({"imgsz": "large"}, "no value for it"),
     ],
 )
 def test_settings_at_odds_are_refused(wrong: dict[str, object], words: str) -> None:

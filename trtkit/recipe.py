@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+import os
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trtkit.errors import RecipeError
@@ -70,11 +73,7 @@ class Recipe:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        # JSON knows no tuples, and one pattern needs no brackets.
-        if self.imgsz is not None and not isinstance(self.imgsz, int):
-            object.__setattr__(self, "imgsz", tuple(self.imgsz))
-        keep: Any = self.keep
-        object.__setattr__(self, "keep", (keep,) if isinstance(keep, str) else tuple(keep))
+        self._made_plain()
         if self.format not in FORMATS:
             raise RecipeError(
                 f"export format={self.format!r}", "there is no such format", f"use one of {', '.join(FORMATS)}"
@@ -132,6 +131,22 @@ class Recipe:
             raise RecipeError(
                 f"build with workspace={self.workspace}", "that is no size in GiB", "use a positive number or None"
             )
+
+    def _made_plain(self) -> None:
+        """Turn paths, numpy's numbers and lists into what Python code, JSON and a command line spell alike."""
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if given is None:
+                continue
+            try:
+                plain = _PLAIN[field.name](given)
+            except (TypeError, ValueError) as error:
+                raise RecipeError(
+                    f"export with {field.name}={given!r}",
+                    f"that is no value for it ({error})",
+                    "see help(trtkit.Recipe)",
+                ) from error
+            object.__setattr__(self, field.name, plain)
 
     @property
     def precision(self) -> str:
@@ -205,6 +220,48 @@ class Recipe:
 
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return export(settings.pop("model"), **settings, **watch)
+
+
+def _flag(value: Any) -> bool:
+    if value not in (False, True):
+        raise ValueError("neither True nor False")
+    return bool(value)
+
+
+def _whole(value: Any) -> int:
+    return int(operator.index(value))
+
+
+def _text(value: Any) -> str:
+    # Also of a subclass, which may have a spelling of its own.
+    return str.__str__(os.fsdecode(value))
+
+
+def _sides(value: Any) -> int | tuple[int, ...]:
+    return tuple(map(_whole, value)) if hasattr(value, "__iter__") else _whole(value)
+
+
+def _device(value: Any) -> int | str:
+    """A number where it reads as one: a command line can't tell the two apart."""
+    text = _text(value) if isinstance(value, str) else str(_whole(value))
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    # One pattern needs no brackets.
+    return (_text(value),) if isinstance(value, str) else tuple(map(_text, value))
+
+
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("model", "format", "data", "backend", "calibration", "output"), _text),
+    **dict.fromkeys(("half", "int8", "dynamic", "simplify", "nms", "implicit", "isolate", "overwrite"), _flag),
+    **dict.fromkeys(("batch", "level"), _whole),
+    **dict.fromkeys(("workspace", "fraction"), float),
+    "imgsz": _sides,
+    "device": _device,
+    "keep": _patterns,
+}
+"""What makes a setting plain, by its name."""
 
 
 def rounded_imgsz(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:

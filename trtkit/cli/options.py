@@ -108,7 +108,7 @@ def size(text: str) -> int | tuple[int, ...]:
 
 
 def _device(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
 def _spelled(value: Any) -> str:
