@@ -27,7 +27,7 @@ NO_DATA = "no labelled pictures were given: tuner(data=...)"
 NO_CALIBRATION = "there is no calibration yet"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TunerState:
     """One moment of the tuner; each choice gives a new one.
 
@@ -319,6 +319,10 @@ class TunerState:
     def _worst_shown(self) -> TunerState:
         worst = self.layers()["node"]
         return self.showing(str(worst[0])) if len(worst) and self.layout is not None else self
+
+    def __repr__(self) -> str:
+        known = "no calibration yet" if self.readings is None else self.label
+        return f"TunerState({known}, {len(self.high)} layers kept high, {len(self.points())} mixes judged)"
 
     def _nodes(self) -> list[str]:
         """Layers that may run in INT8, in graph order; [] where they are not known."""

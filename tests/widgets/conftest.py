@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import trtkit as tk
+from trtkit import demo
+from trtkit.calibration import Calibration
+from trtkit.calibration.readings import Readings
+from trtkit.inspection.layer_table import LayerTable, layers_of
+from trtkit.judgement.comparison import Comparison
+from trtkit.origin import Origin
+from trtkit.tuning.layout import Layout, layout_of
+from trtkit.tuning.search import Search
+from trtkit.tuning.sensitivity import Sensitivity
+
+SIDE = 160
+
+
+@pytest.fixture(scope="session")
+def model() -> tk.Model:
+    return tk.load(demo.model_path())
+
+
+@pytest.fixture(scope="session")
+def calibration(model: tk.Model) -> Calibration:
+    return tk.calibrate(model, demo.data_path(), images=4, imgsz=SIDE, histograms=True, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def readings(calibration: Calibration) -> Readings:
+    return Readings(calibration).prepare()
+
+
+@pytest.fixture(scope="session")
+def layout(model: tk.Model) -> Layout:
+    return layout_of(model, SIDE)
+
+
+@pytest.fixture(scope="session")
+def costs(layout: Layout, model: tk.Model) -> Sensitivity:
+    """A sensitivity made by hand: the later a layer, the less it costs."""
+    frame = layout.layers.filter(pl.col("kept").is_null()).select("node", "block", "operator", "macs")
+    count = len(frame)
+    frame = frame.with_columns(
+        sqnr_only=pl.Series([30.0 + place for place in range(count)]),
+        sqnr_without=pl.lit(25.0),
+        gain=pl.Series([1.0 - place / count for place in range(count)]),
+    )
+    origin = Origin(model_hash=model.hash, settings={"algorithm": "minmax"})
+    return Sensitivity(
+        layers=frame, blocks=frame.select("block"), metric="mAP50-95(B)", sqnr=24.0, metric_float=0.8,
+        metric_int8=0.79, kept={}, images=2, origin=origin,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def found(layout: Layout, calibration: Calibration) -> Search:
+    """A search made by hand: INT8 throughout loses too much, with the first two layers high it does not."""
+    high = layout.free[:2]
+    base = {"ranges": "mse", "corrected": True, "sqnr": 20.0, "unit": "relative"}
+    trials = pl.DataFrame(
+        [
+            {"mix": "fp16 throughout", **base, "ranges": None, "kept": len(layout.free), "int8_share": 0.0,
+             "metric": 0.8, "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "pareto": True,
+             "chosen": False, "keep": list(layout.free)},
+            {"mix": "best ranges", **base, "kept": 0, "int8_share": layout.share(), "metric": 0.77, "loss": 0.03,
+             "loss_low": 0.02, "loss_high": 0.04, "cost": 0.5, "pareto": True, "chosen": False, "keep": []},
+            {"mix": "best ranges, 2 layers kept", **base, "kept": 2, "int8_share": layout.share(high), "metric": 0.797,
+             "loss": 0.003, "loss_low": -0.001, "loss_high": 0.006, "cost": 0.55, "pareto": True, "chosen": True,
+             "keep": list(high)},
+        ]
+    )  # fmt: skip
+    return Search(
+        trials=trials, layers=pl.DataFrame(), keep=high, calibration=calibration.using("mse"), reached=True,
+        max_drop=0.005, metric="mAP50-95(B)", value_float=0.8, cost_source="by hand", origin=calibration.origin,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A small real one; nothing is built."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tk.compare(
+            model, demo.data_path(), imgsz=320, images=8, build=False, calibration_images=4, runs=5, batch=(1, 2),
+            output=tmp_path_factory.mktemp("compare"),
+        )  # fmt: skip
+
+
+def layer_rows(*rows: tuple[str, str, str, str | None, float | None], reformats: tuple[str, ...] = ()) -> pl.DataFrame:
+    """A layer frame of (name, type, ONNX nodes joined by commas, precision, ms)."""
+    return pl.DataFrame(
+        [
+            {"name": name, "type": kind, "onnx_nodes": [node for node in nodes.split(",") if node],
+             "precision": precision, "input_precision": precision, "output_precision": precision, "tactic": "",
+             "inputs": [], "outputs": [], "shape": "1x8", "reformat": name in reformats, "ms": ms}
+            for name, kind, nodes, precision, ms in rows
+        ],
+        schema_overrides={"ms": pl.Float64, "inputs": pl.List(pl.String), "outputs": pl.List(pl.String),
+                          "onnx_nodes": pl.List(pl.String), "precision": pl.String, "input_precision": pl.String,
+                          "output_precision": pl.String},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def engines() -> tuple[LayerTable, LayerTable]:
+    """Two small engines of one model, made by hand: FP16, and INT8 with a reformat and one layer kept high."""
+    half = layer_rows(
+        ("conv0", "conv", "/a/Conv,/a/Mul", "fp16", 0.4),
+        ("conv1", "conv", "/b/Conv", "fp16", 0.3),
+        ("out", "conv", "/c/Conv", "fp16", 0.1),
+    )
+    low = layer_rows(
+        ("q", "kgen", "/a/Conv_QuantizeLinear", "int8", 0.02),
+        ("conv0", "conv", "/a/Conv", "int8", 0.1),
+        ("mul", "kgen", "/a/Conv,/a/Mul", "int8", 0.1),
+        ("conv1", "conv", "/b/Conv", "int8", 0.2),
+        ("copy", "reformat", "", "fp16", 0.08),
+        ("out", "conv", "/c/Conv", "fp16", 0.1),
+        reformats=("copy",),
+    )
+    return layers_of(half, name="half"), layers_of(low, name="low")
+
+
+@pytest.fixture
+def saved(tmp_path: Path, calibration: Calibration, costs: Sensitivity, found: Search) -> Path:
+    """A folder with a calibration, and one the tuner would remember."""
+    calibration.save(tmp_path / "calibration")
+    costs.save(tmp_path / "tuner" / "sensitivity")
+    found.save(tmp_path / "tuner" / "search")
+    return tmp_path
