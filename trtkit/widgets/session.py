@@ -44,6 +44,7 @@ class Session:
         examined: What the doctor said of the calibration pictures; None until asked.
         made: What was built; None until then.
         measured: Its accuracy and latency; None until then.
+        written: What names each file that was built here; those may be replaced.
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class Session:
     examined: Examined | None = None
     made: Made | None = None
     measured: Measured | None = None
+    written: frozenset[tuple[str, ...]] = frozenset()
 
     @classmethod
     def of(cls, recipe: Recipe | None, data: str = "") -> Session:
@@ -99,7 +101,8 @@ class Session:
 
     def has_built(self, made: Made) -> Session:
         """A file was made; making it again may replace it."""
-        return self._with(plan=self.plan.changed(overwrite=True), made=made, measured=None)
+        written = self.written | {_name(made.artifact.recipe)}
+        return self._with(made=made, measured=None, written=written)
 
     def has_measured(self, measured: Measured) -> Session:
         """The file was measured."""
@@ -109,6 +112,24 @@ class Session:
     def nms(self) -> Choice:
         """Whether suppression can be put into the graph."""
         return nms_choice(self.model.task if self.model else None, self.model.nms if self.model else False)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the file that the choices lead to was written by this wizard before.
+
+        Raises:
+            RecipeError: The form has no recipe yet.
+        """
+        return _name(self.plan.recipe()) in self.written
+
+    def recipe(self) -> Recipe:
+        """What the choices come to.
+
+        Raises:
+            RecipeError: A field can't be read, or a value is out of range.
+        """
+        recipe = self.plan.recipe()
+        return dataclasses.replace(recipe, overwrite=True) if self.rewrites else recipe
 
     @property
     def problem(self) -> str:
@@ -220,5 +241,10 @@ class Session:
         Raises:
             RecipeError: The form has no recipe yet.
         """
-        recipe = self.plan.recipe()
+        recipe = self.recipe()
         return f"{recipe.to_python()}artifact = recipe.run()\n", recipe.to_command()
+
+
+def _name(recipe: Recipe) -> tuple[str, ...]:
+    """What an export names its file by."""
+    return recipe.model, recipe.output or "", recipe.precision, recipe.format

@@ -32,15 +32,17 @@ STYLE = """
 .trtkit-table { overflow-x: auto; margin: .4rem 0; }
 .trtkit-table table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; margin: 0; }
 .trtkit-table caption { caption-side: top; text-align: left; color: var(--trtkit-soft); padding: .2rem 0; }
-.trtkit-table th, .trtkit-table td { text-align: left; padding: .25rem .8rem .25rem 0; vertical-align: top;
+.trtkit .trtkit-table table th, .trtkit .trtkit-table table td { text-align: left; vertical-align: top;
+  padding: .25rem .8rem .25rem 0;
   border-bottom: 1px solid var(--trtkit-line); background: none; color: var(--trtkit-ink); white-space: normal; }
-.trtkit-table th { font-weight: 600; }
-.trtkit-facts th { color: var(--trtkit-soft); font-weight: 400; white-space: nowrap; }
-.trtkit-table .trtkit-number { text-align: right; padding-right: 1rem; }
-.trtkit-table .trtkit-marked td { font-weight: 600;
+.trtkit .trtkit-table table th { font-weight: 600; }
+.trtkit .trtkit-table table tr { background: none; }
+.trtkit .trtkit-facts table th { color: var(--trtkit-soft); font-weight: 400; white-space: nowrap; }
+.trtkit .trtkit-table table .trtkit-number { text-align: right; padding-right: 1rem; }
+.trtkit .trtkit-table table .trtkit-marked td { font-weight: 600;
   background: color-mix(in srgb, var(--trtkit-orange) 16%, transparent); }
 .trtkit-scroll { max-height: 19rem; overflow: auto; }
-.trtkit-scroll thead th { position: sticky; top: 0; background: var(--trtkit-page); }
+.trtkit .trtkit-scroll table thead th { position: sticky; top: 0; background: var(--trtkit-page); }
 .trtkit-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: .9rem; }
 .trtkit-cards figure { margin: 0; background: var(--trtkit-card); border-radius: 6px; padding: .5rem; }
 .trtkit-cards img { width: 100%; display: block; border-radius: 3px; }

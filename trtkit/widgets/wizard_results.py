@@ -105,8 +105,10 @@ class BuildStep(Step):
 
     def show(self, session: Session) -> None:
         """Show a state."""
-        self.overwrite.value = session.plan.overwrite
         why = session.blocked("build")
+        rewrites = not why and session.rewrites
+        self.overwrite.value = session.plan.overwrite or rewrites
+        self.overwrite.disabled = rewrites
         self.build.disabled = bool(why or self.desk.busy)
         self.why.value = f"<span class='trtkit-reason'>{html.escape(why)}</span>" if why else ""
         self.facts.value = ""
@@ -122,7 +124,7 @@ class BuildStep(Step):
     def start(self) -> None:
         """Build."""
         session = self.desk.session
-        self.desk.begin(self.view, build, session.model, session.plan.recipe())
+        self.desk.begin(self.view, build, session.model, session.recipe())
 
 
 class ResultStep(Step):
