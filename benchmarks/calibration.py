@@ -1,10 +1,9 @@
-"""How long calibration takes, what it needs in memory, and what each algorithm loses; run by hand.
+"""How long calibration takes and what it needs in memory, beside onnxruntime.quantization; run by hand, machine idle.
 
-    python benchmarks/calibration.py speed  --model yolo11n.pt --data scenes/detect/data.yaml
-    python benchmarks/calibration.py losses --model yolo11n.pt --data scenes/detect/data.yaml
+    python benchmarks/calibration.py --model yolo11n.pt --data detect/data.yaml
 
-Each measurement of `speed` runs in a process of its own, so that its peak memory is its own; onnxruntime.quantization
-reads the same prepared pictures in the same run. Results go to `benchmarks/results/` as JSON and as a table.
+Each measurement runs in a process of its own, so that its peak memory is its own; onnxruntime.quantization reads the
+same prepared pictures in the same run. What calibrations lose is `losses.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from records import about, line_of, table, write
+
 SIDE = 640
 BATCH = 2
+REAL_BINS = 2048
+"""Bins for a search of onnxruntime's that has something to choose from; its own default leaves one candidate."""
 
 
 def pictures(model: Any, data: str, count: int) -> Iterator[Any]:
@@ -73,7 +75,7 @@ def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, An
     return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
 
 
-def theirs(model: str, data: str, count: int, *, method: str) -> dict[str, Any]:
+def theirs(model: str, data: str, count: int, *, method: str, **options: int) -> dict[str, Any]:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
@@ -95,10 +97,12 @@ def theirs(model: str, data: str, count: int, *, method: str) -> dict[str, Any]:
             ["Conv"],
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=getattr(CalibrationMethod, method),
+            extra_options=options,
         )
         calibrator.collect_data(Reader(pictures(loaded, data, count)))
+        read = time.perf_counter()
         calibrator.compute_data()
-        return {"seconds": time.perf_counter() - start}
+        return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
 
 
 JOBS: dict[str, tuple[str, Any]] = {
@@ -106,146 +110,111 @@ JOBS: dict[str, tuple[str, Any]] = {
     "minmax 64": ("trtkit min-max, 64 pictures", lambda m, d: ours(m, d, 64, histograms=False)),
     "all 64": ("trtkit all algorithms, 64 pictures", lambda m, d: ours(m, d, 64, histograms=True)),
     "all 128": ("trtkit all algorithms, 128 pictures", lambda m, d: ours(m, d, 128, histograms=True)),
-    "minmax 512": ("trtkit min-max, 512 pictures", lambda m, d: ours(m, d, 512, histograms=False)),
     "all 512": ("trtkit all algorithms, 512 pictures", lambda m, d: ours(m, d, 512, histograms=True)),
-    "ort minmax 64": ("onnxruntime.quantization min-max, 64 pictures", lambda m, d: theirs(m, d, 64, method="MinMax")),
+    "ort minmax 64": ("onnxruntime min-max, 64 pictures", lambda m, d: theirs(m, d, 64, method="MinMax")),
     "ort entropy 64": (
-        "onnxruntime.quantization entropy, 64 pictures",
+        "onnxruntime entropy as it comes (128 bins: one candidate), 64 pictures",
         lambda m, d: theirs(m, d, 64, method="Entropy"),
     ),
+    "ort search 64": (
+        f"onnxruntime entropy with num_bins={REAL_BINS} (a search), 64 pictures",
+        lambda m, d: theirs(m, d, 64, method="Entropy", num_bins=REAL_BINS),
+    ),
 }
+
+ONCE = ("all 512", "ort entropy 64", "ort search 64")
 
 
 def alone(job: str, model: str, data: str) -> dict[str, Any]:
     """Run a job in a process of its own."""
-    command = [sys.executable, __file__, "job", "--job", job, "--model", model, "--data", data]
+    command = [sys.executable, __file__, "--job", job, "--model", model, "--data", data]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{job} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def speed(model: str, data: str, repeats: int) -> None:
+def measured(model: str, data: str, repeats: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for job, (title, _) in JOBS.items():
         # The quickest of several: what else the machine does only ever adds.
-        runs = [alone(job, model, data) for _ in range(1 if "512" in job or "entropy" in job else repeats)]
+        runs = [alone(job, model, data) for _ in range(1 if job in ONCE else repeats)]
         found[job] = {**min(runs, key=lambda run: run["seconds"]), "title": title, "runs": len(runs)}
         print(f"{title}: {found[job]['seconds']:.1f} s, {found[job]['peak_gb']:.2f} GB", flush=True)
-    entropy = found["ort entropy 64"]["seconds"]
-    ratios = {
-        "min-max over a plain forward pass": found["minmax 64"]["seconds"] / found["forward 64"]["seconds"],
-        "onnxruntime min-max over trtkit min-max": found["ort minmax 64"]["seconds"] / found["minmax 64"]["seconds"],
-        "onnxruntime entropy over trtkit all algorithms, 64 pictures each": entropy / found["all 64"]["seconds"],
-        "twice onnxruntime entropy on 64 over trtkit all algorithms on 128": 2 * entropy / found["all 128"]["seconds"],
+    return found
+
+
+def ratios_of(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    def on_128(job: str) -> float:
+        """Collecting takes twice as long on twice the pictures, reading the ranges does not."""
+        return 2 * found[job]["seconds"] - found[job]["reading_s"]
+
+    return {
+        "onnxruntime entropy as it comes over trtkit all algorithms, 128 pictures each": on_128("ort entropy 64")
+        / found["all 128"]["seconds"],
+        f"onnxruntime entropy with num_bins={REAL_BINS} over trtkit all algorithms, 128 pictures each": on_128(
+            "ort search 64"
+        )
+        / found["all 128"]["seconds"],
+        "onnxruntime entropy as it comes over trtkit all algorithms, 64 pictures each": found["ort entropy 64"][
+            "seconds"
+        ]
+        / found["all 64"]["seconds"],
+        "onnxruntime min-max over trtkit min-max, 64 pictures each": found["ort minmax 64"]["seconds"]
+        / found["minmax 64"]["seconds"],
+        "trtkit min-max over a plain forward pass": found["minmax 64"]["seconds"] / found["forward 64"]["seconds"],
+        "trtkit all algorithms over a plain forward pass": found["all 64"]["seconds"] / found["forward 64"]["seconds"],
         "peak memory at 512 pictures over 64, all algorithms": found["all 512"]["peak_gb"] / found["all 64"]["peak_gb"],
     }
-    rows = [f"| {one['title']} | {one['seconds']:.1f} | {one['peak_gb']:.2f} |" for one in found.values()]
-    table = ["| what | s | peak GB of the process |", "|---|---|---|", *rows, "", "| ratio | |", "|---|---|"]
-    table += [f"| {name} | {value:.2f} |" for name, value in ratios.items()]
-    notes = [
+
+
+def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[str, float]) -> list[str]:
+    jobs = [
+        [
+            one["title"],
+            f"{one['seconds']:.1f}",
+            f"{one['reading_s']:.1f}" if "reading_s" in one else "",
+            f"{one['peak_gb']:.2f}",
+        ]
+        for one in found.values()
+    ]
+    return [
+        "# Calibration: time and memory",
+        "",
+        f"`{origin['command']}`",
+        "",
+        *table(["what", "s", "of it reading ranges", "peak GB of the process"], jobs),
+        "",
+        *table(["ratio", ""], [[name, f"{value:.2f}"] for name, value in ratios.items()]),
+        "",
         f"Pictures of {SIDE} x {SIDE}, read and letterboxed within the time; tracing and loading are not. Ours in "
-        f"batches of {BATCH}, theirs one at a time with their defaults on every Conv; 512 pictures repeat those there "
-        "are.",
-    ]
-    write("calibration", {"jobs": found, "ratios": ratios}, "Calibration: time and memory", table, notes, model, data)
-
-
-def losses(model: str, data: str, state: str | None) -> None:
-    from trtkit.tuning.search import search
-    from trtkit.tuning.sweep import sweep
-
-    counts = (8, 32, 128)
-    swept = sweep(
-        model,
-        data,
-        percentiles=(99.9, 99.99, 99.999, 99.9999),
-        images=counts,
-        state=state,
-        progress=shown,
-    )
-    found = search(model, data, 0.001, state=state, backend="onnxruntime", progress=shown)
-    rows = swept.frame().to_dicts()
-    table = [
-        f"FP32: {swept.metric} {swept.value_float:.4f} on {swept.pictures} pictures. {swept.verdict()}",
+        f"batches of {BATCH}, theirs one at a time on every Conv; 512 pictures repeat those there are. onnxruntime "
+        "keeps every tensor of every picture until the end, so that 128 pictures would need twice its memory: its time "
+        "on 128 is twice that on 64, reading counted once.",
         "",
-        "| algorithm | pictures | " + swept.metric + " | loss | 95 % interval of the loss | enough |",
-        "|---|---|---|---|---|---|",
+        line_of(origin),
     ]
-    for row in rows:
-        name = row["algorithm"] if row["percentile"] is None else f"percentile {row['percentile']:g}"
-        table.append(
-            f"| {name} | {row['images']} | {row['metric']:.4f} | {row['loss']:.4f} | "
-            f"{row['loss_low']:.4f} to {row['loss_high']:.4f} | {'yes' if row['enough'] else 'no'} |"
-        )
-    best = found.best
-    table += [
-        "",
-        f"`search(max_drop=0.001)`: {best['mix']}, {best['int8_share']:.1%} of the multiply-accumulates in INT8, "
-        f"a loss of {best['loss']:.4f} ({best['loss_low']:.4f} to {best['loss_high']:.4f}).",
-        "",
-        "| mix | in INT8 | SQNR, dB | " + found.metric + " | loss | 95 % interval of the loss | cost |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    trials = found.trials.to_dicts()
-    for row in trials:
-        table.append(
-            f"| {row['mix']} | {row['int8_share']:.1%} | {'' if row['sqnr'] is None else format(row['sqnr'], '.1f')} | "
-            f"{row['metric']:.4f} | {row['loss']:.4f} | {row['loss_low']:.4f} to {row['loss_high']:.4f} | "
-            f"{row['cost']:.3f} |"
-        )
-    table += ["", f"Cost: {found.cost_source}.", "", *found.notes]
-    notes = [
-        "Every graph is judged by ONNX Runtime on the same pictures; intervals are bootstraps over pictures, losses "
-        "paired with FP32. Several mixes were judged on the same pictures and the fastest allowed one was taken, which "
-        "flatters it: read its interval, not its loss.",
-    ]
-    content = {"sweep": rows, "enough": swept.enough, "search": trials, "keep": list(found.keep)}
-    write("calibration-losses", content, "What each calibration loses", table, notes, model, data)
-
-
-def shown(event: Any) -> None:
-    if event.done in (0, event.total):
-        print(event.stage, event.done, event.total, event.message, flush=True)
-
-
-def write(
-    name: str, content: dict[str, Any], title: str, table: list[str], notes: list[str], model: str, data: str
-) -> None:
-    from trtkit.files import write_bytes, write_json
-    from trtkit.origin import machine, versions
-
-    place = Path(data).absolute().parent
-    arguments = f"--model {Path(model).name} --data {place.name}/{Path(data).name}"
-    command = f"python benchmarks/calibration.py {sys.argv[1]} {arguments}"
-    about = {"machine": machine(), "versions": versions(), "command": command}
-    write_json(RESULTS / f"{name}.json", {**about, **content})
-    lines = [f"# {title}", "", f"`{command}`", "", *table, "", *notes, ""]
-    found = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
-    lines += [f"{about['machine']['processor']}, {about['machine']['cores']} cores; {found}."]
-    write_bytes(RESULTS / f"{name}.md", ("\n".join(lines) + "\n").encode())
-    print(f"wrote {name}.json and {name}.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "losses", "job"))
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
     parser.add_argument("--data", required=True, help="a labelled data.yaml")
-    parser.add_argument("--job", choices=tuple(JOBS), help="for `job`: the one measurement to make")
-    parser.add_argument("--repeats", type=int, default=3, help="for `speed`: runs of each short measurement")
-    parser.add_argument("--state", help="for `losses`: a folder that remembers finished steps")
+    parser.add_argument("--job", choices=tuple(JOBS), help="make this one measurement and print it")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each short measurement")
     values = parser.parse_args()
-    if values.what == "speed":
-        speed(values.model, values.data, values.repeats)
-    elif values.what == "losses":
-        losses(values.model, values.data, values.state)
-    else:
+    if values.job is not None:
         warnings.simplefilter("ignore")
-        found = JOBS[values.job][1](values.model, values.data)
+        one = JOBS[values.job][1](values.model, values.data)
         # ru_maxrss is in KiB on Linux.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(json.dumps({**found, "peak_gb": peak, "load": os.getloadavg()[0]}))
+        print(json.dumps({**one, "peak_gb": peak, "load": os.getloadavg()[0]}))
+        return
+    found = measured(values.model, values.data, values.repeats)
+    place = Path(values.data).absolute()
+    origin = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name}")
+    ratios = ratios_of(found)
+    write("calibration", {**origin, "jobs": found, "ratios": ratios}, page(origin, found, ratios))
 
 
 if __name__ == "__main__":

@@ -61,8 +61,11 @@ def test_saved_loaded_and_shown(found: Sweep, tmp_path: Path) -> None:
     loaded = Sweep.load(found.save(tmp_path / "sweep"))
     assert loaded.frame().equals(found.frame())
     assert loaded.verdict() == found.verdict()
-    names = [trace.name for trace in loaded.plot().data]
-    assert names == ["minmax", "entropy", "percentile 99.9", "percentile 99.999", "enough"]
+    traces = [trace for trace in loaded.plot().data if trace.name != "enough"]
+    assert [trace.name for trace in traces] == ["minmax", "entropy", "percentile 99.9", "percentile 99.999"]
+    assert len(loaded.plot().data) == 5
+    # Told apart without colour, and side by side.
+    assert len({trace.marker.symbol for trace in traces}) == len({trace.offsetgroup for trace in traces}) == 4
 
 
 def test_a_second_run_judges_nothing_again(

@@ -10,15 +10,24 @@ import plotly.graph_objects as go
 from trtkit.calibration.algorithms import ALGORITHMS, magnitude
 from trtkit.calibration.histogram import BINS
 from trtkit.errors import CalibrationError
-from trtkit.plots import mark, template
+from trtkit.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Mark, mark, template
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
     from trtkit.calibration.doctor import Diagnosis
 
-__all__ = ["diagnosis_figure", "ranges_figure", "tensor_figure"]
+__all__ = ["LOOKS", "diagnosis_figure", "ranges_figure", "tensor_figure"]
 
 SHOWN_BINS = 512
+
+LOOKS = {
+    "minmax": Mark(colour=VERMILION, symbol="triangle-up", pattern="", dash="solid"),
+    "moving_average": Mark(colour=PURPLE, symbol="cross", pattern="", dash="longdash"),
+    "entropy": Mark(colour=ORANGE, symbol="square", pattern="", dash="dashdot"),
+    "percentile": Mark(colour=BLUE, symbol="circle", pattern="", dash="dash"),
+    "mse": Mark(colour=GREEN, symbol="diamond", pattern="", dash="dot"),
+}
+"""How each algorithm looks in every figure."""
 
 
 def ranges_figure(calibration: Calibration) -> go.Figure:
@@ -72,7 +81,7 @@ def tensor_figure(calibration: Calibration, tensor: str) -> go.Figure:
         )
     )
     for index, algorithm in enumerate(ALGORITHMS):
-        look = mark(algorithm, ALGORITHMS)
+        look = LOOKS[algorithm]
         reach = magnitude(seen, algorithm, tensor=tensor)
         figure.add_vline(
             x=reach,

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plots import mark, template
+from trtkit.calibration.figures import LOOKS
+from trtkit.plots import INK, mark, template
 
 if TYPE_CHECKING:
     from trtkit.tuning.search import Search
@@ -17,21 +18,25 @@ if TYPE_CHECKING:
 
 __all__ = ["search_figure", "sensitivity_figure", "sweep_figure"]
 
+# Percentiles share their colour.
+_PERCENTILES = ("circle", "circle-open", "star", "hourglass")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+
 
 def sweep_figure(sweep: Sweep) -> go.Figure:
-    """The loss by number of pictures, a line an algorithm, with intervals."""
-    rows = sweep.rows.with_columns(
-        name=pl.when(pl.col("percentile").is_null())
-        .then(pl.col("algorithm"))
-        .otherwise(pl.format("{} {}", "algorithm", "percentile"))
-    )
-    names = rows["name"].unique(maintain_order=True).to_list()
+    """The loss by number of pictures, a line an algorithm, with intervals side by side."""
     figure = go.Figure()
-    for name in names:
-        part = rows.filter(pl.col("name") == name).sort("images")
-        look = mark(name, names)
+    settings = sweep.rows.select("algorithm", "percentile").unique(maintain_order=True).rows()
+    percentiles = [percentile for _, percentile in settings if percentile is not None]
+    for place, (algorithm, percentile) in enumerate(settings):
+        name = algorithm if percentile is None else f"{algorithm} {percentile:g}"
+        part = sweep.rows.filter(
+            (pl.col("algorithm") == algorithm) & pl.col("percentile").eq_missing(pl.lit(percentile, pl.Float64))
+        ).sort("images")
+        look = LOOKS[algorithm]
+        kind = 0 if percentile is None else percentiles.index(percentile) % len(_DASHES)
         figure.add_scatter(
-            x=part["images"],
+            x=part["images"].cast(pl.String),
             y=part["loss"],
             error_y={
                 "type": "data",
@@ -39,24 +44,36 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
                 "array": part["loss_high"] - part["loss"],
                 "arrayminus": part["loss"] - part["loss_low"],
                 "thickness": 1,
+                "width": 0,
             },
             name=name,
+            offsetgroup=str(place),
             mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash},
-            marker={"symbol": look.symbol, "size": 9},
+            line={"color": look.colour, "dash": _DASHES[kind], "width": 1},
+            marker={
+                "symbol": look.symbol if percentile is None else _PERCENTILES[kind],
+                "size": 10,
+                "color": look.colour,
+            },
             hovertemplate=f"{name}, %{{x}} pictures: loss %{{y:.4f}}<extra></extra>",
         )
     enough = sweep.enough
     figure.add_scatter(
-        x=[enough["images"]],
+        x=[str(enough["images"])],
         y=[enough["loss"]],
         name="enough",
+        offsetgroup=str(settings.index((enough["algorithm"], enough["percentile"]))),
         mode="markers",
-        marker={"symbol": "circle-open", "size": 20, "line": {"width": 2}},
+        marker={"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2}},
+        hoverinfo="skip",
     )
-    figure.update_xaxes(type="log", title_text="pictures to calibrate on", tickvals=rows["images"].unique().to_list())
-    figure.update_yaxes(title_text=f"loss of {sweep.metric} against FP32", zeroline=True)
-    return figure.update_layout(template=template(), title=sweep.verdict().split(":")[0])
+    order = [str(count) for count in sweep.rows["images"].unique().sort()]
+    figure.update_xaxes(
+        type="category", categoryorder="array", categoryarray=order, title_text="pictures to calibrate on"
+    )
+    figure.update_yaxes(title_text=f"loss of {sweep.metric} against FP32", zeroline=True, zerolinecolor=INK)
+    figure.update_layout(template=template(), title=sweep.verdict().split(":")[0], height=520)
+    return figure.update_layout(scattermode="group", scattergap=0.25, legend={"y": -0.2})
 
 
 def sensitivity_figure(found: Sensitivity) -> go.Figure:
