@@ -1,0 +1,239 @@
+"""A job: every state, every way from one to the next, and who hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trtkit.errors import CancelledError, TrtkitError
+from trtkit.progress import Event, Work
+from trtkit.widgets.jobs import STATES, Job
+
+
+class Steps:
+    """A call of three steps that waits between them until it is let go on."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Event()
+
+    def __call__(self, answer: object = "answer", *, progress: Any, cancel: Any) -> object:
+        work = Work(progress, cancel)
+        for step in range(3):
+            work.step("count", step, 3, "begun" if step == 0 else "")
+            self.entered.set()
+            assert self.gate.acquire(timeout=60)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def finish(self) -> None:
+        self.gate.release(3)
+
+
+def test_it_is_idle_at_first_and_waiting_for_nothing_is_over_at_once() -> None:
+    job: Job[object] = Job()
+    assert (job.state, job.running, job.cancelling, job.result, job.error) == ("idle", False, False, None, None)
+    assert job.wait()
+    job.cancel()
+    assert job.state == "idle"
+
+
+def test_a_call_runs_to_its_end_and_both_ends_are_told() -> None:
+    events: list[Event] = []
+    told: list[str] = []
+    call = Steps()
+    job: Job[object] = Job("count", on_event=events.append, on_state=lambda job: told.append(job.state))
+    job.start(call)
+    assert call.entered.wait(60)
+    assert job.running
+    assert not job.wait(timeout=0.01)
+    call.finish()
+    assert job.wait()
+    assert (job.state, job.result, job.error, job.log) == ("done", "answer", None, ["begun"])
+    assert [event.done for event in events] == [0, 1, 2]
+    assert job.event == events[-1]
+    assert told == ["running", "done"]
+    assert job.seconds > 0
+    assert set(told) <= set(STATES)
+
+
+def test_cancel_stops_at_the_next_step_and_says_at_once_that_it_will() -> None:
+    told: list[tuple[str, bool]] = []
+    call = Steps()
+    job: Job[object] = Job(on_state=lambda job: told.append((job.state, job.cancelling)))
+    job.start(call)
+    assert call.entered.wait(60)
+    job.cancel()
+    job.cancel()
+    assert job.cancelling
+    call.finish()
+    job.wait()
+    assert (job.state, job.result, job.error, job.cancelling) == ("cancelled", None, None, False)
+    assert told == [("running", False), ("running", True), ("cancelled", False)]
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), TrtkitError("a", "b", "c"), SystemExit(3), MemoryError()])
+def test_whatever_is_raised_is_kept(error: BaseException) -> None:
+    call = Steps()
+    job: Job[object] = Job()
+    job.start(call, error)
+    call.finish()
+    job.wait()
+    assert (job.state, job.error, job.result) == ("failed", error, None)
+
+
+@pytest.mark.parametrize("error", [CancelledError("count"), KeyboardInterrupt()])
+def test_what_means_to_stop_is_no_failure(error: BaseException) -> None:
+    call = Steps()
+    job: Job[object] = Job()
+    job.start(call, error)
+    call.finish()
+    job.wait()
+    assert (job.state, job.error) == ("cancelled", None)
+
+
+def test_a_running_job_is_not_started_again_and_an_ended_one_forgets() -> None:
+    first, second = Steps(), Steps()
+    job: Job[object] = Job("counting")
+    job.start(first, ValueError("wrong"))
+    with pytest.raises(TrtkitError, match="start counting: it already runs"):
+        job.start(second)
+    first.finish()
+    job.wait()
+    job.start(second)
+    assert (job.state, job.error, job.log) == ("running", None, job.log)
+    second.finish()
+    job.wait()
+    assert (job.state, job.result) == ("done", "answer")
+
+
+def test_a_cancel_of_before_does_not_cancel_the_next_run() -> None:
+    first, second = Steps(), Steps()
+    job: Job[object] = Job()
+    job.start(first)
+    job.cancel()
+    first.finish()
+    job.wait()
+    job.start(second)
+    second.finish()
+    job.wait()
+    assert job.state == "done"
+
+
+def test_the_interrupt_button_cancels_waits_for_the_end_and_goes_on_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Steps()
+    told: list[str] = []
+    job: Job[object] = Job(on_state=lambda job: told.append(job.state))
+    job.start(call)
+    thread = job._thread
+    assert thread is not None
+    real = thread.join
+
+    def interrupted(timeout: float | None = None) -> None:
+        monkeypatch.setattr(thread, "join", real)
+        call.finish()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.wait()
+    assert job.state == "cancelled"
+    assert not thread.is_alive()
+    assert told[-1] == "cancelled"
+    again = Steps()
+    job.start(again)
+    again.finish()
+    job.wait()
+    assert job.state == "done"
+
+
+def test_warnings_of_the_call_are_lines_of_the_log_and_others_are_not() -> None:
+    call = Steps()
+
+    def warn(*, progress: Any, cancel: Any) -> None:
+        warnings.warn("careful", stacklevel=1)
+        warnings.warn("only for developers", DeprecationWarning, stacklevel=1)
+        call(progress=progress, cancel=cancel)
+
+    events: list[Event] = []
+    job: Job[None] = Job(on_event=events.append)
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        job.start(warn)
+        assert call.entered.wait(60)
+        warnings.warn("of another thread", stacklevel=1)
+        call.finish()
+        job.wait()
+    assert job.log == ["note: careful", "begun"]
+    assert events[0].message == "note: careful"
+    assert [str(one.message) for one in others] == ["of another thread"]
+
+
+def in_loop(body: Callable[[], Any]) -> Any:
+    async def main() -> Any:
+        return await body()
+
+    return asyncio.run(main())
+
+
+def test_under_an_event_loop_the_end_is_told_in_the_loop_s_thread() -> None:
+    threads: list[str] = []
+
+    async def body() -> None:
+        ended = asyncio.Event()
+
+        def told(job: Job[object]) -> None:
+            threads.append(f"{job.state} in {threading.current_thread().name}")
+            if not job.running:
+                ended.set()
+
+        call = Steps()
+        job: Job[object] = Job(on_state=told)
+        job.start(call)
+        call.finish()
+        await asyncio.wait_for(ended.wait(), 60)
+
+    in_loop(body)
+    assert threads == ["running in MainThread", "done in MainThread"]
+
+
+def test_waiting_inside_a_loop_tells_the_end_once() -> None:
+    told: list[str] = []
+
+    async def body() -> None:
+        call = Steps()
+        job: Job[object] = Job(on_state=lambda job: told.append(job.state))
+        job.start(call)
+        call.finish()
+        job.wait()
+        assert told == ["running", "done"]
+        again = Steps()
+        job.start(again)
+        # What the first run left in the loop must not be taken for the end of the second.
+        await asyncio.sleep(0.05)
+        assert told == ["running", "done", "running"]
+        again.finish()
+        job.wait()
+
+    in_loop(body)
+    assert told == ["running", "done", "running", "done"]
+
+
+def test_a_loop_that_closed_meanwhile_does_not_lose_the_end() -> None:
+    told: list[str] = []
+    call = Steps()
+    job: Job[object] = Job(on_state=lambda job: told.append(job.state))
+
+    async def body() -> None:
+        job.start(call)
+
+    in_loop(body)
+    call.finish()
+    job.wait()
+    assert told == ["running", "done"]
