@@ -120,6 +120,16 @@ def test_a_saved_calibration_serves_as_well(model: tk.Model, calibration: Calibr
     assert [t.raw_data for t in first.graph.initializer] == [t.raw_data for t in second.graph.initializer]
 
 
+def test_tensorrts_own_cache_serves_too_and_warns(model: tk.Model, calibration: Calibration, tmp_path: Path) -> None:
+    cache = tmp_path / "old.cache"
+    cache.write_text(calibration.to_tensorrt_cache())
+    one = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=calibration, output=tmp_path / "a.onnx")
+    with pytest.warns(UserWarning, match="does not say which weights and pictures"):
+        two = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=cache, output=tmp_path / "b.onnx")
+    first, second = onnx.load(one.path), onnx.load(two.path)
+    assert [t.raw_data for t in first.graph.initializer] == [t.raw_data for t in second.graph.initializer]
+
+
 def test_int8_without_data_says_so_loudly(model: tk.Model, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="example set"):
         artifact = tk.export(model, format="onnx", imgsz=64, int8=True, output=tmp_path / "a.onnx")

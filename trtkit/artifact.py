@@ -108,8 +108,9 @@ def export(
         fraction: Share of the calibration pictures to draw from, (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        calibration: A `Calibration` or the folder of a saved one; None calibrates on `data` by percentile 99.999, which
-            costs less accuracy than the min-max that `calibrate` and TensorRT's own calibrator start from.
+        calibration: A `Calibration`, the folder of a saved one, or a `.cache` file of TensorRT's own calibrators, which
+            can't be checked and warns; None calibrates on `data` by percentile 99.999, which costs less accuracy than
+            the min-max that `calibrate` and TensorRT's own calibrator start from.
         implicit: Calibrate INT8 by TensorRT's own min-max calibrator (TensorRT up to 10) instead of Q/DQ pairs in the
             graph; its `.cache` lies beside the engine, named by what it was measured on.
         keep: fnmatch patterns of ONNX node names that stay in high precision.

@@ -53,7 +53,13 @@ def ranges(
             progress=work.progress,
             cancel=work.cancel,
         )
-    found = given if isinstance(given, Calibration) else Calibration.load(given)
+    if isinstance(given, Calibration):
+        found = given
+    elif Path(given).is_file():
+        found = Calibration.from_tensorrt_cache(given, model)
+        warnings.warn(f"{given}: {'; '.join(found.notes)}", stacklevel=3)
+    else:
+        found = Calibration.load(given)
     if found.origin.model_hash != model.hash:
         raise CalibrationError(
             f"quantise {model.stem} with a given calibration",

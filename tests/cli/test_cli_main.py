@@ -204,3 +204,12 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path):
     assert "Traceback" not in rest
     left = [path for path in Path(tmp_path).rglob("*") if path.is_file()]
     assert not [path for path in left if path.name.startswith(".") or path.name == "comparison.json"]
+
+
+def test_calibrate_writes_tensorrts_cache_too(tmp_path, capsys):
+    words = [str(trtkit.demo.model_path()), str(trtkit.demo.data_path()), "--images=2", "--imgsz=64", "--device=cpu"]
+    places = ["--output", str(tmp_path / "found"), "--tensorrt-cache", str(tmp_path / "model.cache")]
+    assert main(["calibrate", *words, *places]) == 0
+    found = trtkit.Calibration.load(tmp_path / "found")
+    assert (tmp_path / "model.cache").read_text() == found.to_tensorrt_cache()
+    assert "model.cache" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from trtkit.cli.bars import Bars
 from trtkit.cli.options import add_options, called
 from trtkit.cli.parser import Command
 from trtkit.errors import OutputExistsError
+from trtkit.files import write_bytes
 
 __all__ = ["calibrate_options", "export_options"]
 
@@ -37,6 +38,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> Command:
         "--output", default="runs/calibrate", metavar="FOLDER", help="folder of the result [default: runs/calibrate]"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a calibration that is already there")
+    parser.add_argument("--tensorrt-cache", metavar="FILE", help="write the scales as TensorRT's own .cache text too")
 
     def run(values: argparse.Namespace, cancel: threading.Event) -> None:
         if (Path(values.output) / "calibration.json").exists() and not values.overwrite:
@@ -48,6 +50,9 @@ def calibrate_options(parser: argparse.ArgumentParser) -> Command:
         with Bars() as bars:
             found = called(calibrate, values, progress=bars, cancel=cancel)
         print(found)
+        if values.tensorrt_cache is not None:
+            write_bytes(Path(values.tensorrt_cache), found.to_tensorrt_cache().encode())
+            print(f"{values.tensorrt_cache}  the scales as TensorRT's own calibrators write them")
         print(f"{found.save(values.output)}  use it: trtkit export {values.model} --int8 --calibration {values.output}")
 
     return run
