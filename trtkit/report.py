@@ -5,17 +5,16 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.files import write_bytes
-from trtkit.judgement.verdict import NOTHING
 from trtkit.report_changes import what_changed
+from trtkit.report_tables import accuracy, costs, differences, engines, metrics, plain, table, times
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    import polars as pl
 
     from trtkit.judgement.comparison import Comparison
 
@@ -36,7 +35,7 @@ p.note { font-size: .9rem; }
 ul.verdict { background: var(--card); border-left: 4px solid var(--accent); margin: 1.5rem 0;
   padding: .9rem 1.2rem .9rem 2.2rem; }
 ul.verdict li { margin: .2rem 0; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide + .wide { margin-top: 1.4rem; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: .9rem; padding: 0 0 .4rem; }
 th, td { padding: .38rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
@@ -90,24 +89,25 @@ def page(comparison: Comparison) -> str:
         '<ul class="verdict">' + "".join(f"<li>{_text(said)}</li>" for said in comparison.verdict()) + "</ul>",
         '<div class="figure" id="comparison"></div>',
         "<h2>The numbers</h2>",
-        _table(*_headline(comparison)),
-        _folded("Every metric", _table(*_metrics(comparison))),
+        table(*accuracy(comparison)),
+        table(*costs(comparison)),
+        _folded("Every metric", table(*metrics(comparison))),
         *_differences(comparison),
         "<h2>How long a batch takes</h2>",
         f'<p class="note">{_text(_clock(comparison))}</p>',
         '<div class="figure" id="timing"></div>',
-        _folded("Every time", _table(*_times(comparison))),
+        _folded("Every time", table(*times(comparison))),
     ]
     if len(comparison.classes):
         parts += [
             "<h2>Class by class</h2>",
             '<p class="note">The class that loses most is on top.</p>',
             '<div class="figure" id="classes"></div>',
-            _folded("As a table", _table(*_plain(comparison.classes))),
+            _folded("As a table", table(*plain(comparison.classes))),
         ]
     parts += what_changed(comparison)
     if about["engines"]:
-        parts += ["<h2>The engines</h2>", _table(*_engines(about["engines"]))]
+        parts += ["<h2>The engines</h2>", table(*engines(about["engines"]))]
     parts += [
         "<h2>Do it again</h2>",
         f"<pre><code>{_text(about['python'])}</code></pre>",
@@ -131,7 +131,9 @@ def summary(comparison: Comparison) -> str:
     """The verdict and the numbers that decide as a piece of HTML, for a notebook's cell: light or dark."""
     said = "".join(f"<li>{_text(sentence)}</li>" for sentence in comparison.verdict())
     # The page's own ink and lines: a notebook's theme, light or dark, decides them.
-    return f"<p>{_text(_lead(comparison))}</p><ul>{said}</ul>" + _table(*_headline(comparison))
+    return (
+        f"<p>{_text(_lead(comparison))}</p><ul>{said}</ul>" + table(*accuracy(comparison)) + table(*costs(comparison))
+    )
 
 
 def _lead(comparison: Comparison) -> str:
@@ -151,110 +153,13 @@ def _clock(comparison: Comparison) -> str:
     return f"{names}; measured {clock}; {whose}. A curve further left is faster, a steeper one steadier."
 
 
-Rows = tuple[Sequence[str], Sequence[Sequence[Any]], int]
-
-
-def _headline(comparison: Comparison) -> Rows:
-    """The columns that decide: accuracy by each definition with its change, time, throughput, size."""
-    metrics = comparison.about["metrics"]
-    several = comparison.rows["batch"].n_unique() > 1
-    heads = ["precision", *(["batch"] if several else [])]
-    for _, name in metrics:
-        heads += [name, "change"]
-    heads += ["p50 ms a picture", "p99 ms a picture", "pictures/s", "ONNX MB", "engine MB", "build s"]
-    lines = []
-    for row in comparison.rows.iter_rows(named=True):
-        line: list[Any] = [row["precision"].upper(), *([row["batch"]] if several else [])]
-        for column, _ in metrics:
-            changed = row["precision"] != comparison.about["reference"]
-            line += [f"{row[column]:.4f}", _changed(row, column) if changed else ""]
-        for column in ("p50_ms", "p99_ms"):
-            line.append(None if row[column] is None else f"{row[column] / row['batch']:.2f}")
-        line += [_number(row["pictures_per_s"], 1), _number(row["onnx_mb"], 1)]
-        line += [_number(row["engine_mb"], 1), _number(row["build_s"], 1)]
-        lines.append(line)
-    return heads, lines, 1
-
-
-def _metrics(comparison: Comparison) -> Rows:
-    once = comparison.rows.unique("precision", keep="first", maintain_order=True)
-    names = comparison.about["all_metrics"]
-    lines = [[name, *(_number(value, 4) for value in once[name])] for name in names]
-    return ["metric", *(label.upper() for label in once["precision"])], lines, 1
-
-
 def _differences(comparison: Comparison) -> list[str]:
     """Every change with its interval, or nothing where none were computed."""
     if not len(comparison.differences):
         return []
-    lines = [
-        [
-            row["precision"].upper(), row["metric"], {"all": "all"}.get(row["scope"], row["name"]),
-            _number(row["reference"], 4), _number(row["value"], 4), _change(row["delta"]),
-            None if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
-            "yes" if row["measurable"] else "no",
-        ]
-        for row in comparison.differences.iter_rows(named=True)
-    ]  # fmt: skip
-    heads = ["precision", "metric", "of", "before", "after", "change", "95 % interval", "measurable"]
     note = "Intervals by a paired bootstrap over the pictures; a change is measurable where its interval leaves out 0."
-    return [_folded("Every change with its interval", f'<p class="note">{note}</p>' + _table(heads, lines, 3))]
-
-
-def _times(comparison: Comparison) -> Rows:
-    frame = comparison.timing().frame()
-    kept = ["label", "runner", "clock", "imgsz", "batch", "runs"]
-    numbers = ["mean_ms", "std_ms", "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "picture_ms", "pictures_per_s"]
-    lines = [
-        [*(row[name] for name in kept), *(_number(row[name], 2) for name in numbers)]
-        for row in frame.iter_rows(named=True)
-    ]
-    return [*kept, *(name.replace("_ms", " ms").replace("_per_s", "/s") for name in numbers)], lines, 4
-
-
-def _plain(frame: pl.DataFrame) -> Rows:
-    lines = [[_number(value, 4) if isinstance(value, float) else value for value in row] for row in frame.iter_rows()]
-    return frame.columns, lines, 1
-
-
-def _engines(engines: Mapping[str, Mapping[str, Any]]) -> Rows:
-    names = list(dict.fromkeys(name for facts in engines.values() for name in facts))
-    lines = [[name.replace("_", " "), *(_short(facts.get(name)) for facts in engines.values())] for name in names]
-    return ["", *(label.upper() for label in engines)], lines, 1 + len(engines)
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "" if value is None else text if len(text) <= 60 else text[:57] + "..."
-
-
-def _number(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:,.{digits}f}"
-
-
-def _changed(row: Mapping[str, Any], column: str) -> str:
-    """A change and, where it is known, its 95 % interval."""
-    told = _change(row[f"delta {column}"])
-    low, high = row.get(f"delta {column} low"), row.get(f"delta {column} high")
-    return told if low is None or high is None else f"{told} [{low:+.4f}, {high:+.4f}]"
-
-
-def _change(value: float) -> str:
-    return "0" if abs(value) < NOTHING else f"{value:+.4f}"
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[Any]], texts: int) -> str:
-    """A table whose first `texts` columns are words."""
-
-    def cell(tag: str, place: int, value: Any) -> str:
-        kind = ' class="text"' if place < texts else ""
-        return f"<{tag}{kind}>{'–' if value is None else _text(value)}</{tag}>"
-
-    head = "".join(cell("th", place, name) for place, name in enumerate(heads))
-    body = "".join(
-        "<tr>" + "".join(cell("td", place, value) for place, value in enumerate(line)) + "</tr>" for line in lines
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    shown = f'<p class="note">{note}</p>' + table(*differences(comparison))
+    return [_folded("Every change with its interval", shown)]
 
 
 def _pairs(values: Mapping[str, str]) -> str:

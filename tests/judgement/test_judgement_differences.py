@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import polars as pl
 import pytest
@@ -16,6 +17,8 @@ from trtkit.judgement.differences import differences
 from trtkit.judgement.evaluation import evaluate
 from trtkit.judgement.gallery import gallery
 from trtkit.judgement.precision_recall import matched_at, score_classes
+from trtkit.tasks.boxes import box_iou
+from trtkit.tasks.drawing import colour
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +173,59 @@ def test_gallery_draws_and_survives_a_picture_that_is_gone(fair, worse):
     assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
     gone = found.with_columns(path=pl.lit("nowhere.png"))
     assert gallery(gone, fair, worse, most=1)["png"].to_list() == [None]
+
+
+def test_an_error_tells_the_label_it_lies_on(fair, worse):
+    found = changes(fair, worse, conf=0.3).filter(change="new error")
+    names = dict(fair.per_class.select("class", "name").iter_rows())
+    assert found["beneath"].null_count() < len(found)
+    for row in found.iter_rows(named=True):
+        labels = fair.truths.filter(picture=row["picture"])
+        overlap = box_iou(
+            np.array([[row[name] for name in ("x1", "y1", "x2", "y2")]], np.float32),
+            labels.select("x1", "y1", "x2", "y2").to_numpy().astype(np.float32),
+        )[0]
+        expected = names[labels["class"][int(overlap.argmax())]] if overlap.max() >= 0.5 else None
+        assert row["beneath"] == expected
+
+
+def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_colour(tmp_path):
+    """One object at a known place: the drawn window is worked out by hand."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((200, 200, 3), np.uint8))
+    kinds = {"picture": pl.Int32, "class": pl.Int32}
+
+    class Side:
+        per_class = pl.DataFrame({"class": [0], "name": ["bar"]}, schema={"class": pl.Int32, "name": pl.String})
+        per_picture = pl.DataFrame({"picture": [0], "path": [str(tmp_path / "a.png")]})
+        truths = pl.DataFrame(
+            {"picture": [0], "class": [0], "x1": [80.0], "y1": [80.0], "x2": [120.0], "y2": [120.0]},
+            schema_overrides=kinds,
+        )
+
+        def __init__(self, scores):
+            self.metrics = {"mAP50-95(B)": 0.5}
+            count = len(scores)
+            box = {"x1": [84.0] * count, "y1": [84.0] * count, "x2": [124.0] * count, "y2": [124.0] * count}
+            self.detections = pl.DataFrame(
+                {"picture": [0] * count, "class": [0] * count, "score": scores, **box,
+                 "matched(B)": [1] * count, "object(B)": [0] * count},
+                schema_overrides={**kinds, "score": pl.Float32, "matched(B)": pl.UInt16, "object(B)": pl.Int32},
+            )  # fmt: skip
+
+    with_it, without = Side([0.9]), Side([])
+    found = changes(with_it, without)
+    assert found["change"].to_list() == ["lost"]
+    assert found["hurt"].to_list() == pytest.approx([0.9])
+    (png,) = gallery(found, with_it, without)["png"]
+    drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert drawn.shape == (240, 240 + 6 + 240, 3)
+    left, right = drawn[:, :240], drawn[:, 246:]
+    # The window is 40 * (1 + 2 * 0.6) = 88 pixels from (56, 56) on, enlarged by 240 / 88.
+    scale = 240 / 88
+    top = round((80 - 56) * scale)
+    blue, middle = colour(0), round((100 - 56) * scale)
+    for panel in (left, right):
+        assert (panel[middle, top] > 200).all()
+    edge = round((84 - 56) * scale)
+    assert tuple(left[middle, edge].tolist()) == blue
+    assert not right[middle, edge].any()

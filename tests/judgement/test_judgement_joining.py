@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from staged import staged_comparison
 
-from trtkit.judgement.joining import headline, joined, labelled
+from trtkit.judgement.joining import first_of, headline, joined, labelled
 
 METRICS = {
     "mAP50(B)": 0.9,
@@ -25,9 +25,20 @@ def test_the_deciding_accuracies_are_one_of_each_rule():
     ]
 
 
-def test_masks_have_their_own_deciding_accuracy():
-    columns = [column for column, _ in headline({**METRICS, "mAP50-95(M)": 0.6, "coco/AP(M)": 0.5})]
-    assert columns == ["mAP50-95(B)", "mAP50-95(M)", "coco/AP", "coco/AP(M)"]
+def test_masks_decide_before_boxes():
+    told = headline({**METRICS, "mAP50-95(M)": 0.6, "coco/AP(M)": 0.5})
+    assert [column for column, _ in told] == ["mAP50-95(M)", "coco/AP(M)", "mAP50-95(B)", "coco/AP"]
+    assert [column for column, _ in first_of(told)] == ["mAP50-95(M)", "coco/AP(M)"]
+    assert first_of(headline(METRICS)) == headline(METRICS)
+
+
+def test_exact_overlap_stands_beside_the_probabilistic_one():
+    told = headline({"mAP50-95(B)": 0.7, "mAP50-95(R)": 0.6})
+    assert told == [
+        ("mAP50-95(B)", "mAP50-95 by Ultralytics' rule"),
+        ("mAP50-95(R)", "mAP50-95(R) by exact overlap"),
+    ]
+    assert first_of(told) == told[:1]
 
 
 def test_classify_is_decided_by_top1():

@@ -30,6 +30,7 @@ COLUMNS = {
     "found_reference": pl.Int32,
     "found": pl.Int32,
     "label": pl.Int32,
+    "beneath": pl.String,
 }
 
 ALIKE = 0.5
@@ -53,8 +54,8 @@ def changes(reference: Judged, other: Judged, *, conf: float = 0.25) -> pl.DataF
         One row a change, the worst first: `change` ("lost", "new error", "won", "error gone"); `hurt`, how much surer
         the reference was of the right thing, or `other` of the wrong one (negative where it got better); path, picture,
         class and name; the box of the label or the error; both scores (of the claim on the label, whatever its
-        confidence; null for none); and the rows in `detections` (`found_reference`, `found`) and `truths` (`label`)
-        that it is about.
+        confidence; null for none); the rows in `detections` (`found_reference`, `found`) and `truths` (`label`) that it
+        is about; and `beneath`, the class of the label that an error lies on, null where it lies on none.
 
     Raises:
         DataError: The two were judged on different pictures.
@@ -120,6 +121,8 @@ def _errors(reference: Judged, other: Judged, conf: float) -> list[dict[str, Any
     """Wrong detections that only one runner makes."""
     kind = _kind(reference)
     mine, theirs = _wrong(reference.detections, kind, conf), _wrong(other.detections, kind, conf)
+    labels = reference.truths.partition_by("picture", as_dict=True)
+    names = dict(reference.per_class.select("class", "name").iter_rows())
     rows = []
     for change, ours, others, sign, place in (
         ("new error", theirs, mine, 1, ""),
@@ -139,9 +142,20 @@ def _errors(reference: Judged, other: Judged, conf: float) -> list[dict[str, Any
                     **{name: row[name] for name in ("picture", "class", "x1", "y1", "x2", "y2")},
                     f"score{place}": row["score"],
                     f"found{place}": row["row"],
+                    "beneath": _beneath(row, labels.get((row["picture"],)), names),
                 }
             )
     return rows
+
+
+def _beneath(error: dict[str, Any], labels: pl.DataFrame | None, names: dict[int, str]) -> str | None:
+    """The class of the label that an error's box covers best, if it covers one."""
+    if labels is None:
+        return None
+    overlap = box_iou(_boxes(pl.DataFrame([error])), _boxes(labels))[0]
+    best = int(overlap.argmax())
+    number = labels["class"][best]
+    return names.get(number, str(number)) if overlap[best] >= ALIKE else None
 
 
 def _kind(judged: Judged) -> str:

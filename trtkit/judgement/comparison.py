@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.errors import RecipeError
+from trtkit.judgement.joining import first_of
 from trtkit.judgement.timing import Timing
 from trtkit.origin import Origin
 from trtkit.results import Result
@@ -130,7 +131,7 @@ class Comparison(Result):
         from trtkit.judgement.gallery import gallery
 
         told = self.changes(precision, conf=conf)
-        return gallery(told, self.judged(self.about["reference"]), self.judged(precision), most=most)
+        return gallery(told, self.judged(self.about["reference"]), self.judged(precision), most=most, conf=conf)
 
     def losses(self) -> pl.DataFrame:
         """What each precision costs by the metrics that decide, in a form that rows of other comparisons fit below.
@@ -180,7 +181,7 @@ class Comparison(Result):
         """Accuracy, time and size side by side."""
         from trtkit.plots import comparison_figure
 
-        return comparison_figure(self.rows, self.about["metrics"])
+        return comparison_figure(self.rows, first_of(self.about["metrics"]))
 
     def plot_losses(self) -> go.Figure:
         """The change of each deciding metric by precision, with its interval."""

@@ -1,4 +1,4 @@
-"""The changes that hurt most, drawn: reference on the left, the other on the right, the label in white."""
+"""The changes that hurt most, drawn: reference on the left, the other on the right, labels in white."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from trtkit.data import read_picture
-from trtkit.tasks.drawing import colour, draw_box
+from trtkit.tasks.drawing import colour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,28 +24,34 @@ SIDE = 240
 MARGIN = 0.6
 """How much of the object's longer side is shown around it."""
 
+LETTERS = 0.45
+"""Size of names, as a share of OpenCV's font."""
+
 WHITE = (255, 255, 255)
 
 
-def gallery(changed: pl.DataFrame, reference: Judged, other: Judged, *, most: int = 12) -> pl.DataFrame:
-    """Draw changes.
+def gallery(
+    changed: pl.DataFrame, reference: Judged, other: Judged, *, most: int = 12, conf: float = 0.25
+) -> pl.DataFrame:
+    """Draw changes: what changed in thick lines, what else each runner found around it in thin ones.
 
     Args:
         changed: From `changes`, the rows to draw first.
         reference: The evaluation the changes are told against.
         other: The other one.
         most: Most rows drawn.
+        conf: Smallest score of what else is drawn.
 
     Returns:
         The first `most` rows with `png`: a PNG file's bytes, two pictures side by side. A picture that is no longer
         there gives null.
     """
     names = dict(reference.per_class.select("class", "name").iter_rows())
-    pictures = [_drawn(row, reference, other, names) for row in changed.head(most).iter_rows(named=True)]
+    pictures = [_drawn(row, reference, other, names, conf) for row in changed.head(most).iter_rows(named=True)]
     return changed.head(most).with_columns(pl.Series("png", pictures, dtype=pl.Binary))
 
 
-def _drawn(row: dict[str, Any], reference: Judged, other: Judged, names: dict[int, str]) -> bytes | None:
+def _drawn(row: dict[str, Any], reference: Judged, other: Judged, names: dict[int, str], conf: float) -> bytes | None:
     from trtkit.errors import DataError
 
     try:
@@ -59,10 +65,14 @@ def _drawn(row: dict[str, Any], reference: Judged, other: Judged, names: dict[in
         ]
     else:
         window, scale = _window(row, (picture.shape[0], picture.shape[1]))
-        panels = [
-            _panel(picture, window, scale, row, judged.detections, row[found], names)
-            for judged, found in ((reference, "found_reference"), (other, "found"))
-        ]
+        labels = _around(reference.truths.with_row_index("row"), row["picture"], window)
+        panels = []
+        for judged, found in ((reference, "found_reference"), (other, "found")):
+            every = judged.detections.with_row_index("row")
+            near = _around(every.filter(pl.col("score") >= conf), row["picture"], window)
+            near = near.filter(pl.col("row") != (-1 if row[found] is None else row[found]))
+            mine = every.row(row[found], named=True) if row[found] is not None else None
+            panels.append(_panel(picture, window, scale, labels, near, mine, names))
     gap = np.full((SIDE, 6, 3), 128, np.uint8)
     written, data = cv2.imencode(".png", np.concatenate((panels[0], gap, panels[1]), 1))
     return data.tobytes() if written else None
@@ -77,16 +87,23 @@ def _window(row: dict[str, Any], shape: tuple[int, int]) -> tuple[tuple[int, int
     return (left, top, left + side, top + side), SIDE / side
 
 
+def _around(frame: pl.DataFrame, picture: int, window: tuple[int, int, int, int]) -> pl.DataFrame:
+    """Rows of a picture whose boxes reach into the window."""
+    left, top, right, bottom = window
+    x = (pl.col("x2") > left) & (pl.col("x1") < right)
+    return frame.filter((pl.col("picture") == picture) & x & (pl.col("y2") > top) & (pl.col("y1") < bottom))
+
+
 def _panel(
     picture: NDArray[np.uint8],
     window: tuple[int, int, int, int],
     scale: float,
-    row: dict[str, Any],
-    detections: pl.DataFrame,
-    place: int | None,
+    labels: pl.DataFrame,
+    near: pl.DataFrame,
+    mine: dict[str, Any] | None,
     names: dict[int, str],
 ) -> NDArray[np.uint8]:
-    """The window with the label's box in white, and what the runner found there in its class's colour."""
+    """The window with labels in white and detections in their classes' colours, `mine` above the others."""
     left, top, right, bottom = window
     part = np.full((bottom - top, right - left, 3), 114, np.uint8)
     seen = picture[top:bottom, left:right]
@@ -98,16 +115,31 @@ def _panel(
         moved: NDArray[np.float32] = (np.asarray(points, np.float32).reshape(-1, 2) - move) * np.float32(scale)
         return moved
 
-    if row["label"] is not None:
-        _upright(panel, shown([[row["x1"], row["y1"]], [row["x2"], row["y2"]]]), WHITE)
-    if place is None:
-        return panel
-    found = detections.row(place, named=True)
-    ink = colour(found["class"])
-    _outline(panel, found, shown, ink, (picture.shape[0], picture.shape[1]))
-    text = f"{names.get(found['class'], found['class'])} {found['score']:.2f}"
-    draw_box(panel, np.array([1, 14, 1, 14], np.float32), text, found["class"])
+    for label in labels.iter_rows(named=True):
+        corners = shown([[label["x1"], label["y1"]], [label["x2"], label["y2"]]])
+        _upright(panel, corners, WHITE)
+        _tag(panel, str(names.get(label["class"], label["class"])), (corners[0, 0], corners[1, 1]), WHITE)
+    shape = (picture.shape[0], picture.shape[1])
+    for found in [*near.sort("score").iter_rows(named=True), *([mine] if mine else [])]:
+        ink = colour(found["class"])
+        _outline(panel, found, shown, ink, shape, width=3 if found is mine else 1)
+        text = f"{names.get(found['class'], found['class'])} {found['score']:.2f}"
+        _tag(panel, text, tuple(shown([found["x1"], found["y1"]])[0]), ink, above=True)
     return panel
+
+
+def _tag(
+    panel: NDArray[np.uint8], text: str, place: tuple[float, float], ink: tuple[int, int, int], *, above: bool = False
+) -> None:
+    """A name on a patch of colour, moved into the panel, below a place or above it."""
+    (across, up), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
+    high = up + below
+    left = min(max(0, round(float(place[0]))), SIDE - across - 2)
+    top = min(max(0, round(float(place[1])) - (high if above else 0)), SIDE - high)
+    cv2.rectangle(panel, (left, top), (left + across + 1, top + high), ink, -1)
+    # Luma of ITU-R BT.601 decides between black and white letters.
+    letters = (0, 0, 0) if 0.299 * ink[2] + 0.587 * ink[1] + 0.114 * ink[0] > 128 else WHITE
+    cv2.putText(panel, text, (left + 1, top + up), cv2.FONT_HERSHEY_SIMPLEX, LETTERS, letters, 1, cv2.LINE_AA)
 
 
 def _upright(panel: NDArray[np.uint8], corners: NDArray[np.float32], ink: tuple[int, int, int]) -> None:
@@ -117,7 +149,13 @@ def _upright(panel: NDArray[np.uint8], corners: NDArray[np.float32], ink: tuple[
 
 
 def _outline(
-    panel: NDArray[np.uint8], found: dict[str, Any], shown: Any, ink: tuple[int, int, int], shape: tuple[int, int]
+    panel: NDArray[np.uint8],
+    found: dict[str, Any],
+    shown: Any,
+    ink: tuple[int, int, int],
+    shape: tuple[int, int],
+    *,
+    width: int,
 ) -> None:
     """What a detection looks like: a mask's edge, a rotated box, or a box with keypoints where it has them."""
     if "mask" in found:
@@ -126,18 +164,18 @@ def _outline(
         mask = coder.decode({"size": list(shape), "counts": found["mask"].encode()})
         edges, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         lines = [np.round(shown(edge + 0.5)).astype(np.int32) for edge in edges]
-        cv2.polylines(panel, lines, True, ink, 2, cv2.LINE_AA)
+        cv2.polylines(panel, lines, True, ink, width, cv2.LINE_AA)
     elif "angle" in found:
         from trtkit.tasks.rotated import corners_of
 
         box = np.array([[found[name] for name in ("x", "y", "width", "height", "angle")]], np.float32)
-        cv2.polylines(panel, [np.round(shown(corners_of(box)[0])).astype(np.int32)], True, ink, 2, cv2.LINE_AA)
+        cv2.polylines(panel, [np.round(shown(corners_of(box)[0])).astype(np.int32)], True, ink, width, cv2.LINE_AA)
     else:
         left, top, right, bottom = shown([[found["x1"], found["y1"]], [found["x2"], found["y2"]]]).ravel().tolist()
-        cv2.rectangle(panel, (round(left), round(top)), (round(right), round(bottom)), ink, 2, cv2.LINE_AA)
+        cv2.rectangle(panel, (round(left), round(top)), (round(right), round(bottom)), ink, width, cv2.LINE_AA)
         points = np.asarray(found.get("keypoints") or [], np.float32).reshape(-1, 3)
         for x, y in shown(points[:, :2]).tolist():
-            cv2.circle(panel, (round(x), round(y)), 3, ink, -1, cv2.LINE_AA)
+            cv2.circle(panel, (round(x), round(y)), 1 + width, ink, -1, cv2.LINE_AA)
 
 
 def _ranked(picture: NDArray[np.uint8], ranking: pl.DataFrame, names: dict[int, str]) -> NDArray[np.uint8]:
@@ -149,5 +187,5 @@ def _ranked(picture: NDArray[np.uint8], ranking: pl.DataFrame, names: dict[int, 
     panel[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
     for place, row in enumerate(ranking.head(3).iter_rows(named=True), 1):
         text = f"{names.get(row['class'], row['class'])} {row['score']:.2f}"
-        draw_box(panel, np.array([1, 16 * place, 1, 16 * place], np.float32), text, row["class"])
+        _tag(panel, text, (2, 2 + 20 * (place - 1)), colour(row["class"]))
     return panel

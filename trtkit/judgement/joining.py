@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trtkit.judgement.evaluation import Evaluation
     from trtkit.judgement.timing import Timing
 
-__all__ = ["headline", "joined", "labelled"]
+__all__ = ["first_of", "headline", "joined", "labelled"]
 
 # Accuracies that decide, in the order they are told, and the rule each follows: the same detections give two APs that
 # differ by up to 0.02, so that none is shown without its rule.
@@ -21,11 +21,14 @@ DECIDING = (
     ("top1", "top-1 accuracy"),
     ("coco/AP", "coco/AP{} by pycocotools' rule"),
 )
+KINDS = ("(M)", "(P)", "(B)", "(R)")
+"""What objects are matched by, that which decides a task first: its masks or keypoints before its boxes."""
+
 TIMES = ("runs", "mean_ms", "std_ms", "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "picture_ms", "pictures_per_s")
 
 
 def headline(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Column and readable name of the accuracies that decide.
+    """Column and readable name of the accuracies that decide, those of the kind that decides first.
 
     Args:
         metrics: `Evaluation.metrics`.
@@ -35,8 +38,22 @@ def headline(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         for column in metrics:
             tail = column[len(prefix.rstrip("(")) :]
             if column.startswith(prefix) and (not tail or tail.startswith("(")):
-                found.append((column, name.format("" if tail in ("", "(B)") else tail)))
-    return found
+                readable = "mAP50-95(R) by exact overlap" if tail == "(R)" else name
+                found.append((column, readable.format("" if tail in ("", "(B)") else tail)))
+    return sorted(found, key=lambda pair: KINDS.index(_kind(pair[0])))
+
+
+def first_of(metrics: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """The accuracies of the kind that decides alone: masks of segment, keypoints of pose, else boxes or classes.
+
+    Args:
+        metrics: From `headline`.
+    """
+    return [(column, name) for column, name in metrics if _kind(column) == _kind(metrics[0][0])]
+
+
+def _kind(column: str) -> str:
+    return column[-3:] if column[-3:] in KINDS else "(B)"
 
 
 def joined(

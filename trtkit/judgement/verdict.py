@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trtkit.judgement.joining import first_of
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -29,7 +31,7 @@ def sentences(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str, ...]:
     once = rows.unique("precision", keep="first", maintain_order=True)
     reference = once.row(by_predicate=_is(about["reference"]), named=True)
     others = [row for row in once.iter_rows(named=True) if row["precision"] != about["reference"]]
-    said = [_accuracy(row, reference, about["metrics"]) for row in others]
+    said = [_accuracy(row, reference, first_of(about["metrics"])) for row in others]
     said += _evidence(about)
     said += _speed(rows, about["reference"])
     said.append(_sizes(once))
@@ -54,7 +56,8 @@ def _accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], metrics: Seq
         verb = "keeps" if abs(delta) < NOTHING else f"loses {-delta:.4f}" if delta < 0 else f"gains {delta:.4f}"
         interval = ""
         if low is not None and high is not None and (low, high) != (0, 0):
-            interval = f"; change {delta:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+            change = f"change {delta:+.4f}, " if abs(delta) >= NOTHING else ""
+            interval = f"; {change}95 % interval {low:+.4f} to {high:+.4f}"
             if low <= 0 <= high and abs(delta) >= NOTHING:
                 verb = "shows no measurable loss of"
         parts.append(f"{verb} {name} ({reference[column]:.4f} to {row[column]:.4f}{interval})")

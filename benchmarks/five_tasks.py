@@ -1,0 +1,101 @@
+"""What FP16 and INT8 lose by default, for all five tasks, as `trtkit compare` tells it; run by hand.
+
+    python benchmarks/five_tasks.py SHARED [--output runs/five]
+
+SHARED holds `models/yolo11n*.pt` and `data/scenes/<task>`. A comparison that is in the output folder already is read
+and not made again. Writes `results/five_tasks.{json,md}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from records import about, line_of, show, table, write
+
+import trtkit as tk
+
+ALLOWED = 0.005
+MODELS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
+WHAT = (
+    "`trtkit compare MODEL DATA --device sm89` with nothing else said: INT8 is calibrated on `train` as an export does "
+    "by itself, ONNX Runtime judges the Q/DQ graphs on all pictures of `val`. In brackets the 95 % interval of the "
+    "change by a paired bootstrap over pictures (1,000 resamples, seed 0); * where it leaves out 0."
+)
+
+
+def compared(shared: Path, task: str, folder: Path) -> tk.Comparison:
+    if (folder / "comparison.json").is_file():
+        return tk.Comparison.load(folder)
+    data = shared / "data" / "scenes" / task
+    return tk.compare(
+        shared / "models" / f"yolo11n{MODELS[task]}.pt",
+        data if task == "classify" else data / "data.yaml",
+        device="sm89",
+        output=folder,
+        progress=show,
+    )
+
+
+def found(comparison: tk.Comparison) -> dict[str, Any]:
+    told, origin = comparison.about, comparison.origin.to_dict()
+    changes = {
+        label: dict(comparison.changes(label).group_by("change").len().iter_rows())
+        for label in comparison.rows["precision"].unique(maintain_order=True)
+        if label != told["reference"]
+    }
+    names = dict(told["metrics"])
+    rows = comparison.differences.filter(comparison.differences["scope"] == "all").drop("scope", "name").to_dicts()
+    return {
+        "model": f"{told['model']}.pt",
+        "imgsz": told["imgsz"],
+        "pictures": told["pictures"],
+        "metric": told["metrics"][0][0],
+        "deciding": names,
+        "calibration": told["calibration"],
+        "changes": rows,
+        "objects": changes,
+        "versions": origin["versions"],
+        "runner": origin["runner"],
+        "created": origin["created"],
+    }
+
+
+def cell(row: dict[str, Any]) -> str:
+    return f"{row['delta']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]{' *' if row['measurable'] else ''}"
+
+
+def lines(content: dict[str, Any]) -> list[str]:
+    head = ["task", "pictures", "metric", "FP32", "FP16: change", "INT8: change", f"INT8 loses at most {ALLOWED}"]
+    rows, objects = [], []
+    for task, one in content["tasks"].items():
+        for metric in one["deciding"]:
+            mine = {row["precision"]: row for row in one["changes"] if row["metric"] == metric}
+            main = metric == one["metric"]
+            verdict = ("yes" if mine["int8"]["delta"] >= -ALLOWED else "no") if main else ""
+            first = [f"**{task}**" if main else "", str(one["pictures"]) if main else ""]
+            values = [f"{mine['int8']['reference']:.4f}", cell(mine["fp16"]), cell(mine["int8"])]
+            rows.append([*first, f"**{metric}**" if main else metric, *values, verdict])
+        for label, counts in one["objects"].items():
+            told = [str(counts.get(name, 0)) for name in ("lost", "won", "new error", "error gone")]
+            objects.append([task, label.upper(), *told])
+    return [
+        "# Five tasks: what each precision loses by default", "", f"`{content['command']}`", "", WHAT, "",
+        *table(head, rows), "", "The metric that decides a task is bold.", "", "Objects at confidence 0.25:", "",
+        *table(["task", "precision", "lost", "won", "new errors", "errors gone"], objects), "", line_of(content),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("runs/five"))
+    options = parser.parse_args()
+    tasks = {task: found(compared(options.shared, task, options.output / task)) for task in MODELS}
+    content = {**about("SHARED"), "tasks": tasks}
+    write("five_tasks", content, lines(content))
+
+
+if __name__ == "__main__":
+    main()
