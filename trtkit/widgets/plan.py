@@ -122,9 +122,14 @@ class Plan:
         return self.changed(devices={**self.devices, self.target: device})
 
     def targeting(self, target: str, machine: Machine) -> Plan:
-        """This form with another target; one that was not chosen before starts at the first device there is for it."""
+        """This form with another target; one that was not chosen before starts at the GPU here, or at a common one."""
+        from trtkit.backends.capabilities import DEFAULT_TARGET
+
         plan = self.changed(target=target)
-        return plan if target in self.devices else plan.aimed(devices(target, machine)[0][1])
+        if target in self.devices:
+            return plan
+        found = [device for _, device in devices(target, machine)]
+        return plan.aimed(DEFAULT_TARGET if found[0] is not None and DEFAULT_TARGET in found else found[0])
 
     def fitting(self, task: str) -> Plan:
         """This form for a model of that task: the embedded pictures of another task give way to this one's."""
@@ -162,7 +167,7 @@ class Plan:
         Raises:
             RecipeError: A field can't be read, or a value is out of range.
         """
-        pictures = self.calibrates or (self.precision == "fp16" and self.check)
+        pictures = self.calibrates or (self.precision == "fp16" and self.check and bool(self.data))
         from_folder = self.precision == "int8" and self.measured
         if from_folder and not self.calibration:
             raise RecipeError(

@@ -182,6 +182,7 @@ class PicturesStep(Step):
         self.calibration.layout.display = "" if plan.precision == "int8" and plan.measured else "none"
         self.fraction.layout.display = "" if plan.calibrates or plan.precision == "fp16" else "none"
         self.check.layout.display = "" if plan.precision == "fp16" else "none"
+        self.check.disabled = not plan.data
         why = session.unexaminable
         self.examine.disabled = bool(self.desk.busy or why)
         self.why.value = f"<span class='trtkit-reason'>{html.escape(why)}</span>" if why else ""
