@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import machines
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from trtkit import demo
 from trtkit.errors import RecipeError
 from trtkit.recipe import Recipe
+from trtkit.widgets.choices import look
 from trtkit.widgets.plan import Plan
 
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12)
@@ -146,8 +149,14 @@ def test_what_can_t_be_built_here_says_why() -> None:
     assert "TensorRT engine: it is not installed" in plan.changed(target="tensorrt").problem(machines.CROSS)
     assert "has no calibrator" in plan.changed(precision="implicit").problem(machines.CROSS)
     assert plan.changed(target="onnx").problem(machines.BARE) == ""
-    # The backends themselves have the last word on a device.
-    assert "no such device name" in plan.changed(devices={"best": "abacus"}).problem(machines.CROSS)
+
+
+def test_the_backends_have_the_last_word_on_a_device() -> None:
+    machine = dataclasses.replace(machines.CROSS, refuses=look().refuses)
+    plan = Plan.start().changed(devices={"best": "abacus"})
+    assert "no such device name" in plan.problem(machine)
+    assert plan.changed(target="onnx").problem(machine) == ""
+    assert plan.changed(devices={"best": "cpu"}).problem(machine) != ""
 
 
 def test_a_target_that_was_not_chosen_before_starts_at_the_gpu_here_or_a_common_one() -> None:

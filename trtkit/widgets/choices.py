@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from trtkit.errors import CapabilityError, RecipeError
+from trtkit.errors import CapabilityError, RecipeError, TrtkitError
 
 __all__ = ["Choice", "Device", "Machine", "device_label", "devices", "look", "nms_choice", "precisions", "targets"]
 
@@ -59,6 +59,7 @@ class Machine:
         runs: Why its engines don't run here; "" where they do.
         cross: Compute capabilities that a backend builds for with no such GPU.
         calibrates: Backends with an INT8 calibrator of their own.
+        refuses: Why a backend, None for the best, builds nothing for a device; "" where it does.
     """
 
     titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -69,6 +70,9 @@ class Machine:
     runs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cross: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     calibrates: tuple[str, ...] = ()
+    refuses: Callable[[str | None, Device], str] = dataclasses.field(
+        default=lambda backend, device: "", repr=False, compare=False
+    )
 
     @property
     def told(self) -> str:
@@ -125,7 +129,18 @@ def look() -> Machine:
             if found[name].present and found[name].cross_build_targets
         },
         calibrates=tuple(name for name in engines if found[name].present and found[name].has_int8_calibrator),
+        refuses=_refuses,
     )
+
+
+def _refuses(backend: str | None, device: Device) -> str:
+    from trtkit.backends.capabilities import require_build
+
+    try:
+        require_build(backend, device=device)
+    except TrtkitError as error:
+        return str(error)
+    return ""
 
 
 def targets(machine: Machine) -> tuple[Choice, ...]:

@@ -213,15 +213,7 @@ class Plan:
         for choice in (*targets(machine), *precisions(self.target, machine)):
             if choice.value in (self.target, self.precision) and not choice.possible:
                 return f"{choice.label}: {choice.reason}."
-        if not self.engine:
-            return ""
-        from trtkit.backends.capabilities import require_build
-
-        try:
-            require_build(recipe.backend, device=recipe.device)
-        except TrtkitError as error:
-            return str(error)
-        return ""
+        return machine.refuses(recipe.backend, recipe.device) if self.engine else ""
 
 
 def _size(text: str) -> int | tuple[int, int] | None:
