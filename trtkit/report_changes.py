@@ -29,6 +29,12 @@ def what_changed(comparison: Comparison) -> list[str]:
         f"On the left {first}, on the right the other: what changed in thick lines, what else was found in thin ones, "
         "labels in white."
     )
+    if comparison.about["task"] == "classify":
+        note = (
+            f"Pictures whose likeliest class is right with {first} and wrong with others, and the other way round; the "
+            f"worst first. On the left {first}, on the right the other, with their three likeliest classes; below, the "
+            "class that is right and its score."
+        )
     parts = ["<h2>What changed</h2>", f'<p class="note">{_text(note)}</p>']
     for precision in others:
         told = comparison.changes(precision)

@@ -107,7 +107,7 @@ def _changed(row: Mapping[str, Any], column: str) -> str:
     """A change and, where it is known, its 95 % interval."""
     told = _change(row[f"delta {column}"])
     low, high = row.get(f"delta {column} low"), row.get(f"delta {column} high")
-    return told if low is None or high is None else f"{told} [{low:+.4f}, {high:+.4f}]"
+    return told if low is None or high is None or low == high == 0 else f"{told} [{low:+.4f}, {high:+.4f}]"
 
 
 def _change(value: float) -> str:

@@ -67,16 +67,22 @@ def test_evaluate_has_the_guide_s_columns_and_a_figure(task, tmp_path):
     assert drawn.shape != picture.shape or (drawn != picture).any()
 
 
-@pytest.mark.parametrize("task", ["segment", "pose"])
+@pytest.mark.parametrize("task", ["detect", "segment", "pose"])
 @pytest.mark.parametrize("seed", range(3))
-def test_masks_and_keypoints_equal_pycocotools(task, seed, tmp_path):
+def test_boxes_masks_and_keypoints_equal_pycocotools(task, seed, tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, task, count=10, seed=seed), task=task)
     found = evaluate(Answers(task, shaky_outputs(dataset, task, seed=seed)), dataset)
-    kind = KINDS[task][-1]
-    expected = by_pycocotools(found, dataset, kind)
-    assert expected["AP"] > 0.05
-    ours = {name: value for name, value in found.metrics.items() if name.startswith("coco/") and name.endswith(")")}
-    assert ours == pytest.approx({f"coco/{name}({kind})": value for name, value in expected.items()}, abs=1e-6)
+    for kind in KINDS[task]:
+        expected = by_pycocotools(found, dataset, kind)
+        assert expected["coco/AP" if kind == "B" else f"coco/AP({kind})"] > 0.05
+        assert of_kind(found, kind) == pytest.approx(expected, abs=1e-6)
+
+
+def of_kind(found, kind):
+    """pycocotools' metrics of boxes, masks or keypoints."""
+    tails = {"B": lambda name: not name.endswith(")")}
+    mine = tails.get(kind, lambda name: name.endswith(f"({kind})"))
+    return {name: value for name, value in found.metrics.items() if name.startswith("coco/") and mine(name)}
 
 
 def by_pycocotools(found, dataset, kind):
@@ -95,6 +101,12 @@ def by_pycocotools(found, dataset, kind):
                 x, y = (whole.segments[place] * side).T
                 row["area"] = abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
                 row["segmentation"] = [np.column_stack((x, y)).ravel().tolist()]
+            elif kind == "B" and whole.segments:
+                # COCO's size of an object is its polygon's, whatever is matched.
+                x, y = (whole.segments[place] * side).T
+                row["area"] = abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
+            elif kind == "B":
+                row["area"] = float(np.prod(high - low))
             else:
                 points = whole.keypoints[place] * [*side, 1]
                 row["keypoints"] = points.ravel().tolist()
@@ -106,6 +118,8 @@ def by_pycocotools(found, dataset, kind):
         if kind == "M":
             shape = found.per_picture.select("height", "width").row(one["picture"])
             row["segmentation"] = {"size": list(shape), "counts": one["mask"].encode()}
+        elif kind == "B":
+            row["bbox"] = [one["x1"], one["y1"], one["x2"] - one["x1"], one["y2"] - one["y1"]]
         else:
             row["keypoints"] = one["keypoints"]
         results.append(row)
@@ -115,7 +129,7 @@ def by_pycocotools(found, dataset, kind):
     }  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(results), "segm" if kind == "M" else "keypoints")
+        judge = COCOeval(truth, truth.loadRes(results), {"B": "bbox", "M": "segm", "P": "keypoints"}[kind])
         if kind == "P":
             judge.params.kpt_oks_sigmas = np.full(dataset.kpt_shape[0], 1 / dataset.kpt_shape[0])
         judge.evaluate()
@@ -124,19 +138,19 @@ def by_pycocotools(found, dataset, kind):
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     if kind == "P":
         names = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-    return {name: value for name, value in zip(names, judge.stats.tolist(), strict=True) if value >= 0}
+    tail = "" if kind == "B" else f"({kind})"
+    return {f"coco/{name}{tail}": value for name, value in zip(names, judge.stats.tolist(), strict=True) if value >= 0}
 
 
-@pytest.mark.parametrize("task", ["segment", "pose"])
-def test_shared_scenes_equal_pycocotools(task, shared, tmp_path):
-    model = shared / "models" / f"yolo11n-{'seg' if task == 'segment' else 'pose'}.pt"
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "ending"), [("detect", ""), ("segment", "-seg"), ("pose", "-pose")])
+def test_shared_scenes_equal_pycocotools(task, ending, shared, tmp_path):
+    model = shared / "models" / f"yolo11n{ending}.pt"
     path = trtkit.export(model, format="onnx", imgsz=320, output=tmp_path / "model.onnx").path
     dataset = open_dataset(shared / "data" / "scenes" / task / "data.yaml", task=task)
     found = evaluate(path, dataset, images=12, conf=0.05)
-    kind = KINDS[task][-1]
-    expected = by_pycocotools(found, dataset, kind)
-    ours = {name: value for name, value in found.metrics.items() if "coco/" in name and name.endswith(f"({kind})")}
-    assert ours == pytest.approx({f"coco/{name}({kind})": value for name, value in expected.items()}, abs=1e-6)
+    for kind in KINDS[task]:
+        assert of_kind(found, kind) == pytest.approx(by_pycocotools(found, dataset, kind), abs=1e-6)
 
 
 def test_a_rotated_set_is_judged_by_both_overlaps(tmp_path):

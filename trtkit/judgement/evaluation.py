@@ -42,8 +42,8 @@ class Evaluation(Result):
             and `object(B)`, the label it claimed by its place in the picture, or -1; with `mask` (COCO's run lengths),
             `keypoints`, or x, y, width, height and angle. For classify the five likeliest classes with their rank.
         truths: One row a label: picture, class, x1, y1, x2, y2, area (pixels), `matched(B)` as above, and `score(B)`
-            of the detection that claimed it at 0.50, or null. With `detections` it is all that a bootstrap over
-            pictures needs.
+            of the detection that claimed it at 0.50, or null; for obb x, y, width, height and angle too. With
+            `detections` it is all that a bootstrap over pictures needs.
         speed: Milliseconds a picture by stage: read, prepare, infer, decode, judge; and wall, less than their sum
             because pictures are read while the model runs.
         skipped: Paths of pictures that could not be read.

@@ -10,6 +10,7 @@ import polars as pl
 
 from trtkit.data import read_picture
 from trtkit.tasks.drawing import colour
+from trtkit.tasks.rotated import corners_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +118,10 @@ def _panel(
 
     for label in labels.iter_rows(named=True):
         corners = shown([[label["x1"], label["y1"]], [label["x2"], label["y2"]]])
-        _upright(panel, corners, WHITE)
+        if "angle" in label:
+            _rotated(panel, label, shown, WHITE, width=1)
+        else:
+            _upright(panel, corners, WHITE)
         _tag(panel, str(names.get(label["class"], label["class"])), (corners[0, 0], corners[1, 1]), WHITE)
     shape = (picture.shape[0], picture.shape[1])
     for found in [*near.sort("score").iter_rows(named=True), *([mine] if mine else [])]:
@@ -148,6 +152,14 @@ def _upright(panel: NDArray[np.uint8], corners: NDArray[np.float32], ink: tuple[
     cv2.rectangle(panel, (left, top), (right, bottom), ink, 1, cv2.LINE_AA)
 
 
+def _rotated(
+    panel: NDArray[np.uint8], row: dict[str, Any], shown: Any, ink: tuple[int, int, int], *, width: int
+) -> None:
+    """A rotated box given by its centre, sides and angle."""
+    box = np.array([[row[name] for name in ("x", "y", "width", "height", "angle")]], np.float32)
+    cv2.polylines(panel, [np.round(shown(corners_of(box)[0])).astype(np.int32)], True, ink, width, cv2.LINE_AA)
+
+
 def _outline(
     panel: NDArray[np.uint8],
     found: dict[str, Any],
@@ -166,10 +178,7 @@ def _outline(
         lines = [np.round(shown(edge + 0.5)).astype(np.int32) for edge in edges]
         cv2.polylines(panel, lines, True, ink, width, cv2.LINE_AA)
     elif "angle" in found:
-        from trtkit.tasks.rotated import corners_of
-
-        box = np.array([[found[name] for name in ("x", "y", "width", "height", "angle")]], np.float32)
-        cv2.polylines(panel, [np.round(shown(corners_of(box)[0])).astype(np.int32)], True, ink, width, cv2.LINE_AA)
+        _rotated(panel, found, shown, ink, width=width)
     else:
         left, top, right, bottom = shown([[found["x1"], found["y1"]], [found["x2"], found["y2"]]]).ravel().tolist()
         cv2.rectangle(panel, (round(left), round(top)), (round(right), round(bottom)), ink, width, cv2.LINE_AA)

@@ -14,6 +14,7 @@ from trtkit.errors import DataError
 from trtkit.judgement.coco import coco_metrics
 from trtkit.judgement.precision_recall import ClassScores, bits_of, claims_of, match, matched_at, score_classes
 from trtkit.tasks.keypoints import sigmas_of
+from trtkit.tasks.rotated import from_corners
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,6 +74,7 @@ class ObjectJudge:
             "class": labels.classes.astype(np.int32),
             **{name: labels.boxes[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))},
             "area": self.task.areas(labels),
+            **_turned(labels),
         }
         for kind, similarity in self.task.similarity(labels, prediction, self.dataset).items():
             matched, claimed = match(similarity, labels.classes, prediction.classes)
@@ -173,6 +175,14 @@ class ObjectJudge:
             fp=pl.col("fp").fill_null(0),
             fn=pl.col("labels") - pl.col("tp").fill_null(0),
         )
+
+
+def _turned(labels: Labels) -> dict[str, NDArray[Any]]:
+    """The rotated boxes of labels that have corners, under the names that rotated detections have."""
+    if labels.corners is None:
+        return {}
+    boxes = from_corners(labels.corners)
+    return {name: boxes[:, place] for place, name in enumerate(("x", "y", "width", "height", "angle"))}
 
 
 def frame_of(parts: list[dict[str, Any]]) -> pl.DataFrame:

@@ -11,10 +11,16 @@ if TYPE_CHECKING:
 
     from trtkit.data import Dataset
 
-__all__ = ["COCO_SIGMAS", "SHARE_OF_BOX", "keypoint_similarity", "sigmas_of"]
+__all__ = ["COCO_LIMBS", "COCO_SIGMAS", "SHARE_OF_BOX", "keypoint_similarity", "sigmas_of"]
 
 COCO_SIGMAS = tuple(value / 1000 for value in (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89))
 """How far annotators scatter on COCO's 17 keypoints of a person (Ronchi and Perona 2017; cocodataset.org)."""
+
+COCO_LIMBS = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+"""Which of COCO's 17 keypoints a line joins: the person category's skeleton (cocodataset.org), counted from 0."""
 
 SHARE_OF_BOX = 0.53
 """An object's area as a share of its box's, for labels that tell only the box; xtcocotools' and Ultralytics' value."""

@@ -13,7 +13,7 @@ from trtkit.errors import ModelError
 from trtkit.tasks.base import Detections
 from trtkit.tasks.detect import Detect, columns, found_in, main_output
 from trtkit.tasks.drawing import colour, line_width
-from trtkit.tasks.keypoints import SHARE_OF_BOX, keypoint_similarity, sigmas_of
+from trtkit.tasks.keypoints import COCO_LIMBS, COCO_SIGMAS, SHARE_OF_BOX, keypoint_similarity, sigmas_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,15 +111,19 @@ class Pose(Detect):
         return {**super().columns(found), "keypoints": rows.reshape(len(rows), rows.shape[1] * 3).tolist()}
 
     def draw(self, picture: NDArray[np.uint8], found: Poses, names: Mapping[int, str]) -> NDArray[np.uint8]:  # type: ignore[override]
-        """A copy of a BGR picture with boxes, names, scores and the keypoints that are in sight."""
+        """A copy of a BGR picture with boxes, names, scores and keypoints in sight, joined where they are COCO's 17."""
         drawn = super().draw(picture, found, names)
-        radius = 2 * line_width(picture.shape)
-        for keypoints in found.keypoints:
-            for number, point in enumerate(keypoints):
-                if len(point) == 2 or point[2] >= SURE:
-                    centre = (round(float(point[0])), round(float(point[1])))
-                    cv2.circle(drawn, centre, radius + 1, (255, 255, 255), -1, cv2.LINE_AA)
-                    cv2.circle(drawn, centre, radius, colour(number), -1, cv2.LINE_AA)
+        width = line_width(picture.shape)
+        for keypoints, kind in zip(found.keypoints, found.classes.tolist(), strict=True):
+            places = [(round(float(point[0])), round(float(point[1]))) for point in keypoints]
+            sure = [len(point) == 2 or point[2] >= SURE for point in keypoints]
+            for start, end in COCO_LIMBS if len(places) == len(COCO_SIGMAS) else ():
+                if sure[start] and sure[end]:
+                    cv2.line(drawn, places[start], places[end], colour(kind), width, cv2.LINE_AA)
+            for number, (place, seen) in enumerate(zip(places, sure, strict=True)):
+                if seen:
+                    cv2.circle(drawn, place, 2 * width + 1, (255, 255, 255), -1, cv2.LINE_AA)
+                    cv2.circle(drawn, place, 2 * width, colour(number), -1, cv2.LINE_AA)
         return drawn
 
 
