@@ -9,6 +9,7 @@ and not made again. Writes `results/five_tasks.{json,md}`.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from records import about, line_of, show, table, write
 import trtkit as tk
 
 ALLOWED = 0.005
+REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "judgement" / "references"
 MODELS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 WHAT = (
     "`trtkit compare MODEL DATA --device sm89` with nothing else said: INT8 is calibrated on `train` as an export does "
@@ -46,6 +48,14 @@ def found(comparison: tk.Comparison) -> dict[str, Any]:
         if label != told["reference"]
     }
     names = dict(told["metrics"])
+    theirs = json.loads((REFERENCES / f"{told['task']}.json").read_text(encoding="utf-8"))
+    ours = comparison.judged("fp32").metrics
+    apart = {
+        name: abs(ours[name.removeprefix("accuracy_")] - value)
+        for name, value in theirs["metrics"].items()
+        if name != "fitness"
+    }
+    worst = max(apart, key=lambda name: apart[name])
     rows = comparison.differences.filter(comparison.differences["scope"] == "all").drop("scope", "name").to_dicts()
     return {
         "model": f"{told['model']}.pt",
@@ -56,19 +66,29 @@ def found(comparison: tk.Comparison) -> dict[str, Any]:
         "calibration": told["calibration"],
         "changes": rows,
         "objects": changes,
+        "beside_ultralytics": {
+            "version": theirs["ultralytics"],
+            "metrics": len(apart),
+            "worst": worst,
+            "difference": apart[worst],
+        },
         "versions": origin["versions"],
         "runner": origin["runner"],
         "created": origin["created"],
     }
 
 
+def signed(value: float) -> str:
+    return "0" if abs(value) < 0.00005 else f"{value:+.4f}"
+
+
 def cell(row: dict[str, Any]) -> str:
-    return f"{row['delta']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]{' *' if row['measurable'] else ''}"
+    return f"{signed(row['delta'])} [{signed(row['low'])}, {signed(row['high'])}]{' *' if row['measurable'] else ''}"
 
 
 def lines(content: dict[str, Any]) -> list[str]:
     head = ["task", "pictures", "metric", "FP32", "FP16: change", "INT8: change", f"INT8 loses at most {ALLOWED}"]
-    rows, objects = [], []
+    rows, objects, beside = [], [], []
     for task, one in content["tasks"].items():
         for metric in one["deciding"]:
             mine = {row["precision"]: row for row in one["changes"] if row["metric"] == metric}
@@ -77,13 +97,18 @@ def lines(content: dict[str, Any]) -> list[str]:
             first = [f"**{task}**" if main else "", str(one["pictures"]) if main else ""]
             values = [f"{mine['int8']['reference']:.4f}", cell(mine["fp16"]), cell(mine["int8"])]
             rows.append([*first, f"**{metric}**" if main else metric, *values, verdict])
+        theirs = one["beside_ultralytics"]
+        name = theirs["worst"].removeprefix("accuracy_")
+        beside.append([task, str(theirs["metrics"]), f"{theirs['difference']:.4f} ({name})"])
         for label, counts in one["objects"].items():
             told = [str(counts.get(name, 0)) for name in ("lost", "won", "new error", "error gone")]
             objects.append([task, label.upper(), *told])
     return [
         "# Five tasks: what each precision loses by default", "", f"`{content['command']}`", "", WHAT, "",
         *table(head, rows), "", "The metric that decides a task is bold.", "", "Objects at confidence 0.25:", "",
-        *table(["task", "precision", "lost", "won", "new errors", "errors gone"], objects), "", line_of(content),
+        *table(["task", "precision", "lost", "won", "new errors", "errors gone"], objects), "",
+        "FP32 beside Ultralytics' own `val` (rect=False, same imgsz; numbers in `tests/judgement/references`):", "",
+        *table(["task", "metrics", "largest difference"], beside), "", line_of(content),
     ]  # fmt: skip
 
 
