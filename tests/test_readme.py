@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_the_python_uses_names_and_arguments_that_are_there():
 
 def test_the_table_names_what_is_there():
     table = README[README.index("| step |") :].split("\n\n")[0].splitlines()[2:]
-    assert len(table) == 12
+    assert len(table) == 13
     for line in table:
         command, function = (cell.strip("` ") for cell in line.split("|")[2:4])
         assert command in ("", *COMMANDS)
@@ -67,3 +68,15 @@ def test_the_table_names_what_is_there():
 def test_every_file_it_points_at_is_there(link):
     path = next(filter(None, link))
     assert (ROOT / path).exists()
+
+
+def test_the_losses_are_those_measured():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "five_tasks.json").read_text(encoding="utf-8"))["tasks"]
+    table = README[README.index("| task | predictions |") :].split("\n\n")[0].splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in table] == list(measured)
+    for line, one in zip(table, measured.values(), strict=True):
+        row = next(row for row in one["changes"] if (row["metric"], row["precision"]) == (one["metric"], "int8"))
+        told = [cell.strip() for cell in line.split("|")[4:7]]
+        interval = f"{row['delta']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        assert told == [f"{row['reference']:.4f}", f"{row['value']:.4f}", interval]
+        assert not row["measurable"]
