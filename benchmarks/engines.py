@@ -105,9 +105,10 @@ def clock(path: Path) -> None:
     with tk.open(path) as runner:
         timing = tk.benchmark({"engine": runner}, batch=runner.batch or 1, runs=RUNS, warmup=50, seconds=10)
         row = timing.frame().row(0, named=True)
+        queued = runner.cuda_graph
         layers = runner.layers(runs=50)
         facts = {name: row[name] for name in ("runs", "mean_ms", "min_ms", "max_ms", "p50_ms", "p99_ms")}
-        facts |= {"runner": runner.name, "device_memory": runner.device_memory, "cuda_graph": runner.cuda_graph}
+        facts |= {"runner": runner.name, "device_memory": runner.device_memory, "cuda_graph": queued}
     layers.write_parquet(path.with_suffix(".layers.parquet"))
     kinds = dict(layers.filter(~layers["reformat"]).group_by("precision").len().iter_rows())
     copies = layers.filter(layers["reformat"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import fake_cuda
@@ -13,6 +14,8 @@ import pytest
 from trtkit.backends import builder, calibrator, execution, messages, surfaces
 from trtkit.backends.gpus import Gpu
 
+# Networks with weights made from names are the sources' tests'.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "sources"))
 # The function of that name hides the module in the package.
 capabilities = sys.modules["trtkit.backends.capabilities"]
 H100 = Gpu(

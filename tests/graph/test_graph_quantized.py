@@ -7,6 +7,7 @@ from drawn import detector, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.collection import Extremes
 from trtkit.errors import CalibrationError, RecipeError
@@ -110,3 +111,24 @@ def test_weight_scales_cover_every_channel(weight: np.ndarray, axis: int) -> Non
     shaped = scales.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
     assert (np.abs(weight) <= shaped * 127 * (1 + 1e-6)).all()
     assert (scales > 0).all()
+
+
+def test_computed_shapes_are_no_activations() -> None:
+    """A graph with open shapes computes them; only what flows through a reshaping is quantised, not where it goes."""
+    weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "weight")
+    zero = numpy_helper.from_array(np.zeros(4, np.int64), "zero")
+    nodes = [
+        helper.make_node("Conv", ["images", "weight"], ["first"], "first"),
+        helper.make_node("Shape", ["first"], ["sides"], "sides"),
+        helper.make_node("Add", ["sides", "zero"], ["shape"], "shape"),
+        helper.make_node("Reshape", ["first", "shape"], ["same"], "same"),
+        helper.make_node("Conv", ["same", "weight"], ["second"], "second"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in ("images", "second")
+    ]
+    graph = helper.make_graph(nodes, "open", values[:1], values[1:], [weight, zero])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert candidates(proto) == ("images", "first", "same")
+    result = quantize(proto, dict.fromkeys(candidates(proto), (0.0, 1.0)), protect=False)
+    assert run(result, np.ones((2, 3, 4, 4), np.float32))

@@ -82,7 +82,8 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
             # Both sides of a residual sum are read as INT8, so that the sum is one kernel from bytes to bytes.
             front.extend(view.data_inputs(maker))
         elif carries(maker):
-            for source in view.data_inputs(maker):
+            # Of the others only the first input holds values; shapes, sizes and bounds may be computed too.
+            for source in view.data_inputs(maker) if maker.op_type == "Concat" else maker.input[:1]:
                 joined.join(name, source)
                 front.append(source)
     order = [value.name for value in view.graph.input] + [name for node in view.graph.node for name in node.output]
