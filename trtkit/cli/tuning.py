@@ -10,6 +10,7 @@ from typing import Any
 from trtkit.cli.bars import Bars
 from trtkit.cli.options import add_options, called
 from trtkit.cli.parser import Command
+from trtkit.cli.printing import frame_table, print_table
 
 __all__ = ["examine_options", "search_options", "sensitivity_options", "sweep_options"]
 
@@ -55,7 +56,8 @@ def _measuring(
     def run(values: argparse.Namespace, cancel: threading.Event) -> None:
         with Bars() as bars:
             found = called(function, values, progress=bars, cancel=cancel)
-        print(found.frame())
+        print_table(frame_table(found.frame()))
+        print()
         print(found)
         folder = found.save(values.output)
         figure = folder / f"{found.kind}.html"
