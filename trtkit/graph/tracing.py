@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ __all__ = ["OPSET", "described", "description", "trace"]
 
 OPSET = 17
 """The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it too."""
+
+
+_EXPORTER = threading.Lock()
 
 
 def trace(
@@ -118,7 +122,8 @@ def _from_module(
             elif dynamic and output.ndim == 4:
                 axes[name].update({2: "mask_height", 3: "mask_width"})
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        # torch's exporter keeps its state in globals: two widgets, or a widget and a cell, take turns.
+        with _EXPORTER, warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             # The TorchScript exporter is deprecated but gives the leanest graph at operator set 17, which the
             # newer one does not write; its tracer also warns of every shape it turns into a constant.
             warnings.simplefilter("ignore")
