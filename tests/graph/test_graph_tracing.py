@@ -13,7 +13,7 @@ def test_threads_take_turns() -> None:
 
     def traced(_: int) -> list[str]:
         together.wait()
-        return [node.op_type for node in trace(model, imgsz=32, simplify=False).graph.node]
+        return [node.op_type for node in trace(model, imgsz=(32, 32), simplify=False).graph.node]
 
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(traced, range(2))
