@@ -13,21 +13,24 @@ EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(s
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test test-gpu lint format clean
+.PHONY: help install demo lab test test-browser test-gpu lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make the virtual environment and install trtkit into it
 
 demo: $(INSTALLED) ## Compare FP32, FP16 and INT8 of the embedded model: no GPU, no data, no arguments
 	$(RUN) -m trtkit demo
 
-lab: $(INSTALLED) ## Open JupyterLab
+lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	$(RUN) -m trtkit lab
 
 test: $(INSTALLED) ## Run the tests that need neither a GPU nor a browser
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not browser"
+
+test-browser: $(INSTALLED) ## Click through the widgets in JupyterLab; needs Chromium, which CHROMIUM may name
+	$(ONE_THREAD) $(RUN) -m pytest -q -m browser tests/browser
 
 test-gpu: $(INSTALLED) ## Run the tests that need an NVIDIA GPU and TensorRT
 	$(RUN) -m pytest -q -m gpu

@@ -1,0 +1,104 @@
+"""The wizard in JupyterLab, clicked as a user does."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from trtkit import backends, demo
+from trtkit.backends.capabilities import describe
+
+pytestmark = pytest.mark.skipif(not describe("tensorrt_rtx").present, reason="TensorRT-RTX is not installed")
+
+
+def open_wizard(lab, name, **settings):
+    """A wizard with no model yet, for a GPU that is not here."""
+    recipe = {"model": "", "data": str(demo.data_path()), "int8": True, "device": "sm89", **settings}
+    recipe["output"] = f"runs/{name}.engine"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in recipe.items())
+    lab.open(["import trtkit as tk", f"wizard = tk.wizard(tk.Recipe({arguments}))\nwizard"], name)
+    lab.run_all()
+    expect(lab.find("wizard")).to_be_visible()
+
+
+def read_model(lab, path):
+    lab.fill("model-path", str(path))
+    lab.click("read-model")
+
+
+def go_to(lab, *steps):
+    """Press Next until each step in turn is shown."""
+    for step in steps:
+        lab.click("next")
+        expect(lab.find(f"page-{step}")).to_be_visible()
+
+
+def stage(lab, step):
+    return lab.find(f"page-{step}").locator(".trtkit-stage")
+
+
+def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, pictures):
+    open_wizard(lab, "clicked", imgsz=320, fraction=0.1)
+    read_model(lab, demo.model_path())
+    expect(lab.find("model-facts")).to_contain_text("detect")
+    go_to(lab, "choices")
+    for scheme in ("light", "dark"):
+        lab.theme(scheme)
+        lab.picture(lab.find("wizard"), pictures / f"wizard-choices-{scheme}.png")
+    go_to(lab, "pictures", "build")
+    lab.click("build")
+    expect(stage(lab, "build")).to_contain_text("Done in")
+    go_to(lab, "result")
+    lab.fill("images", "6")
+    lab.click("measure")
+    expect(stage(lab, "result")).to_contain_text("Done in")
+    expect(lab.find("accuracy")).to_contain_text("mAP50-95")
+    for scheme in ("light", "dark"):
+        lab.theme(scheme)
+        lab.picture(lab.find("wizard"), pictures / f"wizard-result-{scheme}.png")
+    go_to(lab, "engine")
+    path = lab.folder / "runs" / "clicked.engine"
+    first = backends.read_engine(path)
+    assert (first.backend, first.passport.sm, first.passport.precision) == ("tensorrt_rtx", "sm89", "int8")
+    expect(lab.find("engine-facts")).to_contain_text("sm89")
+
+    code = lab.find("python").locator("pre").inner_text()
+    assert code.startswith("import trtkit as tk")
+    path.unlink()
+    shown = lab.run_new_cell(f"{code}\nartifact")
+    assert "Artifact(runs/clicked.engine: int8 engine for sm89" in shown[-1]
+    again = backends.read_engine(path).passport
+    # The first build may replace nothing; its code, which comes after it, may.
+    assert {**again.recipe, "overwrite": False} == {**first.passport.recipe, "overwrite": False}
+    assert again.calibration_hash == first.passport.calibration_hash
+    assert (again.model_hash, again.data_hash) == (first.passport.model_hash, first.passport.data_hash)
+
+
+def test_cancel_during_calibration_leaves_nothing_behind_and_everything_usable(lab):
+    open_wizard(lab, "cancelled")
+    read_model(lab, demo.model_path())
+    go_to(lab, "choices", "pictures", "build")
+    lab.click("build")
+    expect(stage(lab, "build")).to_contain_text(re.compile(r"calibrate .*\d+ of 64"))
+    # The kernel is free while the wizard works: another cell runs at once.
+    assert lab.run_new_cell("6 * 7") == ["42"]
+    lab.find("page-build").locator(".trtkit-cancel").click()
+    expect(stage(lab, "build")).to_contain_text("Cancelled after")
+    assert not list(lab.folder.glob("runs/cancelled*"))
+    expect(lab.find("page-build").locator("button.trtkit-build")).to_be_enabled()
+    lab.click("back")
+    expect(lab.find("page-pictures")).to_be_visible()
+
+
+def test_a_wrong_path_is_told_in_one_sentence_with_the_traceback_folded(lab):
+    open_wizard(lab, "wrong")
+    read_model(lab, "nowhere.pt")
+    fault = lab.find("page-model").locator(".trtkit-fault")
+    expect(fault).to_contain_text("nowhere.pt")
+    expect(fault.locator("pre")).to_be_hidden()
+    fault.locator("summary").click()
+    expect(fault.locator("pre")).to_contain_text("Traceback")
+    expect(lab.find("next")).to_be_disabled()
+    read_model(lab, demo.model_path())
+    expect(fault).to_be_hidden()
+    expect(lab.find("next")).to_be_enabled()
