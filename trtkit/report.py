@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.files import write_bytes
+from trtkit.judgement.differences import RESAMPLES
 from trtkit.report_changes import what_changed
 from trtkit.report_tables import accuracy, costs, differences, engines, metrics, plain, table, times
 
@@ -157,7 +158,10 @@ def _differences(comparison: Comparison) -> list[str]:
     """Every change with its interval, or nothing where none were computed."""
     if not len(comparison.differences):
         return []
-    note = "Intervals by a paired bootstrap over the pictures; a change is measurable where its interval leaves out 0."
+    note = (
+        f"Intervals by a paired bootstrap over the pictures ({RESAMPLES:,} resamples, seed {comparison.origin.seed}); "
+        "a change is measurable where its interval leaves out 0."
+    )
     shown = f'<p class="note">{note}</p>' + table(*differences(comparison))
     return [_folded("Every change with its interval", shown)]
 

@@ -19,9 +19,11 @@ from trtkit.judgement.confidences import at_best_confidence
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["COLUMNS", "Judged", "all_differences", "differences"]
+__all__ = ["COLUMNS", "RESAMPLES", "Judged", "all_differences", "differences"]
 
 RESAMPLES = 1000
+"""How often the pictures are drawn again."""
+
 INSIDE = (2.5, 97.5)
 """Percentiles of the interval: 95 % of the resamples lie in it."""
 
