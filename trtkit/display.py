@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["bundle", "keep_figures", "show"]
+__all__ = ["bundle", "carried_library", "keep_figures", "show"]
 
 MIMETYPE = "application/vnd.plotly.v1+json"
 
@@ -71,13 +71,18 @@ def bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None
     plain = json.dumps({"data": data["data"], "layout": layout}).replace("</", "<\\/")
     carry = _first() if library is None else library
     markup = (
-        (f"<script type='text/plain' data-trtkit-library>{_library()}</script>" if carry else "")
+        (_carried() if carry else "")
         + f"<div id='{name}' style='width:100%;height:{layout.get('height') or HEIGHT}px' role='img' "
         f"aria-label='{html.escape(title, quote=True)}'>"
         f"<script type='application/json'>{plain}</script></div>"
         f"<script>{SCRIPT.format(name=name, cdn=CDN.format(version=_version()))}</script>"
     )
     return {MIMETYPE: data, "text/html": markup, "text/plain": f"Figure({title})"}
+
+
+def carried_library() -> str:
+    """HTML that shows nothing and carries plotly.js (compressed, 2 MB); "" where another cell of the notebook does."""
+    return _carried() if _first() else ""
 
 
 def show(figure: go.Figure) -> None:
@@ -125,6 +130,10 @@ def _first() -> bool:
         return False
     _carrier.update(cell=cell, run=run)
     return True
+
+
+def _carried() -> str:
+    return f"<script type='text/plain' data-trtkit-library>{_library()}</script>"
 
 
 @functools.cache

@@ -133,7 +133,7 @@ def test_a_measurable_change_is_told_by_its_shape(comparison: Comparison) -> Non
 
 
 def test_the_dashboard_outlives_its_kernel(comparison: Comparison) -> None:
-    page = tk.dashboard(comparison)._repr_mimebundle_()["text/html"]
+    page = tk.dashboard(comparison).still_html()
     assert page.count("Plotly.newPlot") == 4
     assert "What each precision of" in page
 
@@ -255,6 +255,6 @@ def test_with_nothing_given_the_demo_is_compared_beside(
     broken = tk.gallery()
     assert broken.wait(30)
     assert "its pictures are gone" in broken.work.fault.value
-    assert "still running" in broken._repr_mimebundle_()["text/html"]
+    assert "still running" in broken.still_html()
     with pytest.raises(DataError, match="no comparison yet"):
         broken.turn()

@@ -133,7 +133,7 @@ def test_one_engine_has_nothing_beside_it(engines: Pair) -> None:
     assert alone.side.layout.display == "none"
     assert alone.pairs not in alone.children
     assert len(alone.figures()) == 2
-    assert alone._repr_mimebundle_()["text/html"].count("Plotly.newPlot") == 2
+    assert alone.still_html().count("Plotly.newPlot") == 2
 
 
 def test_a_saved_frame_and_a_missing_file(engines: Pair, tmp_path: Path) -> None:

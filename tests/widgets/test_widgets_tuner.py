@@ -277,9 +277,7 @@ def test_measuring_sorts_the_layers(prepared: Tuner, costs: Sensitivity, monkeyp
 
 def test_what_outlives_the_kernel_holds_figures_tables_and_code(prepared: Tuner) -> None:
     prepared.use("percentile", 99.9)
-    bundle = prepared._repr_mimebundle_()
-    page = bundle["text/html"]
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+    page = prepared.still_html()
     assert page.count("Plotly.newPlot") == 3
     assert "Take it with you" in page
     assert "covered by percentile 99.9" in page

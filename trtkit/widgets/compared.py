@@ -37,7 +37,7 @@ class Compared(Saved):
         self.add_class(f"trtkit-{name}")
         self.work = JobView("compare the embedded model", self._ended)
         self.fault = Fault()
-        self.children = (sheet(), self.work, self.fault)
+        self.children = (sheet(), self.hidden, self.work, self.fault)
         found = given_comparison(source)
         if found is None:
             self.work.start(demo_comparison)
@@ -46,7 +46,8 @@ class Compared(Saved):
 
     def fill(self, comparison: Comparison) -> None:
         """Show a comparison."""
-        self.children = (sheet(), self.work, self.fault, *self.parts(comparison))
+        self.children = (sheet(), self.hidden, self.work, self.fault, *self.parts(comparison))
+        self.renew()
 
     def parts(self, comparison: Comparison) -> list[ipywidgets.Widget]:
         """The widgets that show a comparison, made anew."""

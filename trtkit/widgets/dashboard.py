@@ -121,6 +121,7 @@ class Dashboard(Compared):
     def _become(self, state: DashboardState) -> None:
         self.state = state
         self._render()
+        self.renew()
 
     def _render(self) -> None:
         state = self._known()

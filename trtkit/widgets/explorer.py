@@ -44,7 +44,7 @@ class Explorer(Saved):
         self.state: ExplorerState | None = None
         self._sources, self._click, self._quiet = sources, click, False
         self.fault, self.work = Fault(), JobView("look into the engines", self._ended)
-        self.children = (sheet(), self.work, self.fault)
+        self.children = (sheet(), self.hidden, self.work, self.fault)
         if not sources:
             self.work.start(demo_engines)
             return
@@ -142,7 +142,7 @@ class Explorer(Saved):
         row = ipywidgets.Layout(**ROW)
         both = [ipywidgets.HTML("<h4>Side by side, by ONNX node</h4>"), self.pairs, self.changed, self.pairs_table]
         self.children = (
-            sheet(), self.work, self.fault, self.head, self.shares,
+            sheet(), self.hidden, self.work, self.fault, self.head, self.shares,
             ipywidgets.HBox([self.timer, ipywidgets.HTML(why)], layout=row),
             *(both if several else []),
             ipywidgets.HTML("<h4>Layers</h4>"), self.side, self.layers,
@@ -179,6 +179,7 @@ class Explorer(Saved):
             self._make(state)
         self.state = state
         self._render(state)
+        self.renew()
 
     def _render(self, state: ExplorerState) -> None:
         self._quiet = True

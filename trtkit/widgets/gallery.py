@@ -117,6 +117,7 @@ class Gallery(Compared):
     def _become(self, state: GalleryState) -> None:
         self.state = state
         self._render()
+        self.renew()
 
     def _render(self) -> None:
         state = self._known()

@@ -55,6 +55,7 @@ class Tuner(Saved):
         *,
         click: bool | None = None,
     ) -> None:
+        super().__init__()
         self.state = state
         self._model, self._data, self._settings = model, data, settings
         self._then = self._nothing
@@ -71,7 +72,9 @@ class Tuner(Saved):
         self.head, self.code = ipywidgets.HTML(), ipywidgets.HTML()
         self.head.add_class("trtkit-tuner-head")
         self.code.add_class("trtkit-tuner-code")
-        super().__init__([sheet(), self.head, self.work, self.fault, self.ranges, self.layers, self.mixes, self.code])
+        self.children = (
+            sheet(), self.hidden, self.head, self.work, self.fault, self.ranges, self.layers, self.mixes, self.code,
+        )  # fmt: skip
         self.add_class("trtkit")
         self.add_class("trtkit-tuner")
         self._notes: tuple[str, ...] = ()
@@ -251,6 +254,7 @@ class Tuner(Saved):
         self._busy()
         self.head.value = headline(self.state, self._notes)
         self.code.value = take_away(self.state)
+        self.renew()
 
     def _busy(self) -> None:
         """While a job runs no other can be started; ranges and layers stay free to choose."""
@@ -311,8 +315,9 @@ def tuner(
     found, saved = given(calibration)
     if model is None and found is None:
         model, data = demo.model_path(), data if data is not None else demo.data_path()
-    path = getattr(model, "source", model)
-    state = TunerState(model=str(path or ""), data=str(data or ""), folder=str(folder))
+    # A model from memory has no file; its name stands for one in the code to paste.
+    file = getattr(model, "source", model) or getattr(model, "stem", "")
+    state = TunerState(model=str(file), data=str(getattr(data, "path", data) or ""), folder=str(folder))
     if found is not None:
         state = state.measured(Readings(found), saved=saved)
     if sensitivity is not None:

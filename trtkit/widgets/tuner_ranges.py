@@ -120,7 +120,7 @@ class RangesPart(Part[TunerState]):
         self.facts.value = facts_html(
             {
                 "tensor": state.tensor,
-                "read by": readers,
+                "read by": readers or "",
                 "largest |x| seen": row["largest"],
                 "covered": f"{row['reach']:.4g} ({row['covered']:.1%} of the largest)",
                 "clipped": _clipped(row["clipped"]),
