@@ -85,6 +85,11 @@ def carried_library() -> str:
     return _carried() if _first() else ""
 
 
+def library_html() -> str:
+    """plotly.js, compressed, for every figure of the page that this HTML is part of; 2 MB."""
+    return f"<script type='text/plain' data-trtkit-library>{_library()}</script>"
+
+
 def show(figure: go.Figure) -> None:
     """Display a figure as a cell's output that outlives the kernel."""
     from IPython.display import display

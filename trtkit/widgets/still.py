@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 
-from trtkit.display import bundle
+from trtkit.display import bundle, library_html
 from trtkit.widgets.style import STYLE
 
 if TYPE_CHECKING:
@@ -41,8 +41,14 @@ class Still:
 
     def html(self) -> str:
         """All parts as one piece of HTML that draws itself offline."""
-        whole = "".join(part if isinstance(part, str) else self._draw(part) for part in self.parts())
-        return f"<div class='{self.name}'><style>{STYLE}</style><div class='trtkit'>{whole}</div></div>"
+        parts = self.parts()
+        figures = [part for part in parts if not isinstance(part, str)]
+        # A figure becomes HTML once; the library comes along whatever other cells carry: they may be deleted.
+        drawn = {id(one): self._drawn.get(id(one)) or (one, _markup(one)) for one in figures}
+        self._drawn = drawn
+        whole = "".join(part if isinstance(part, str) else drawn[id(part)][1] for part in parts)
+        library = library_html() if figures else ""
+        return f"<div class='{self.name}'><style>{STYLE}</style>{library}<div class='trtkit'>{whole}</div></div>"
 
     def show(self) -> None:
         """Display the output, below which or above which the widget is displayed."""
@@ -60,9 +66,6 @@ class Still:
         whole = {"text/html": self.html(), "text/plain": ""}
         display(whole, raw=True, display_id=self.name, update=update)  # type: ignore[no-untyped-call]
 
-    def _draw(self, figure: go.Figure) -> str:
-        # A figure is made into HTML once: what carries the library is 2 MB.
-        if id(figure) not in self._drawn:
-            # The library comes with the first figure of this output, whatever other cells carry: they may be deleted.
-            self._drawn[id(figure)] = figure, str(bundle(figure, library=not self._drawn)["text/html"])
-        return self._drawn[id(figure)][1]
+
+def _markup(figure: go.Figure) -> str:
+    return str(bundle(figure, library=False)["text/html"])
