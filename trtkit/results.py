@@ -97,5 +97,21 @@ class Result(abc.ABC):
         return f"{cls.kind}.parquet" if table == cls.kind else f"{cls.kind}.{table}.parquet"
 
     def _repr_html_(self) -> str:
-        title = f"<b>{html.escape(self.kind)}</b> · {html.escape(self.origin.runner)}"
-        return f"<div>{title}{self.frame()._repr_html_()}</div>"
+        import polars as pl
+
+        said = "".join(f"<p>{html.escape(line.strip())}</p>" for line in repr(self).splitlines())
+        with pl.Config(
+            float_precision=4,
+            fmt_str_lengths=60,
+            tbl_rows=12,
+            tbl_cols=-1,
+            tbl_hide_column_data_types=True,
+            tbl_hide_dataframe_shape=True,
+        ):
+            table = self.frame()._repr_html_()
+        # polars quotes every string, which says nothing in a column of names.
+        table = (
+            table.replace("<td>&quot;", "<td>").replace("&quot;</td>", "</td>").replace("<td>null</td>", "<td>–</td>")
+        )
+        ran = html.escape(f"{self.kind} by {self.origin.runner}, {self.origin.created[:10]}")
+        return f"<div>{said}<div style='overflow-x:auto'>{table}</div><p><small>{ran}</small></p></div>"
