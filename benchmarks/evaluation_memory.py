@@ -3,7 +3,8 @@
     python benchmarks/evaluation_memory.py MODEL DATA [PICTURES]
 
 MODEL is a segment model's ONNX file, DATA its data.yaml. Where the split holds fewer pictures than PICTURES (300), they
-are shown again under other names. Prints pictures, seconds and the process's peak resident memory.
+are shown again under other names. Writes pictures, masks and the process's peak resident memory to
+`results/evaluation_memory.{json,md}`; run by hand.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import itertools
 import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from records import about, line_of, table, write
 
 import trtkit
 from trtkit.data import open_dataset
@@ -41,12 +43,22 @@ def main() -> None:
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 300
     with tempfile.TemporaryDirectory() as folder:
         data = repeated(data, count, Path(folder))
-        start = time.perf_counter()
         found = trtkit.evaluate(model, data)
-        seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    masks = len(found.detections)
-    print(f"{found.pictures} pictures, {masks} masks: {seconds:.0f} s, peak {peak:.2f} GiB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    content = {
+        **about("yolo11n-seg.onnx segment/data.yaml" + (f" {count}" if count != 300 else "")),
+        "pictures": found.pictures, "masks": len(found.detections), "imgsz": found.origin.settings["imgsz"],
+        "peak_gb": peak,
+    }  # fmt: skip
+    row = [str(found.pictures), f"{len(found.detections):,}", f"{peak:.2f}"]
+    lines = [
+        "# Memory of an evaluation with masks", "", f"`{content['command']}`", "",
+        *table(["pictures", "masks", "peak GB of the process"], [row]), "",
+        "The whole of `trtkit.evaluate` in ONNX Runtime, box and mask AP by both rules; GB of 10^9 bytes.", "",
+        line_of(content),
+    ]  # fmt: skip
+    write("evaluation_memory", content, lines)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

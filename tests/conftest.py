@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from trtkit import demo
 
 # How long an example takes says how busy the machine is, nothing about the code.
-settings.register_profile("trtkit", deadline=None)
+settings.register_profile("trtkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("trtkit")
 
 ROOT = Path(__file__).resolve().parent.parent
