@@ -29,14 +29,14 @@ REAL_BINS = 2048
 """Bins for a search of onnxruntime's that has something to choose from; its own default leaves one candidate."""
 
 
-def pictures(model: Any, data: str, count: int) -> Iterator[Any]:
+def pictures(model: Any, data: str, count: int, batch: int = BATCH) -> Iterator[Any]:
     """Prepared batches of `count` pictures of the training split, repeated where there are fewer."""
     from trtkit.calibration.selection import input_batches
     from trtkit.data import open_dataset
 
     pool = open_dataset(data, task=model.task).pictures("train")
     paths = [pool[index % len(pool)] for index in range(count)]
-    return input_batches(paths, task=model.task, size=(SIDE, SIDE), batch=BATCH, skipped=[])
+    return input_batches(paths, task=model.task, size=(SIDE, SIDE), batch=batch, skipped=[])
 
 
 def traced(model: str) -> tuple[Any, Any]:
@@ -60,13 +60,14 @@ def forward(model: str, data: str, count: int) -> dict[str, Any]:
 
 def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, Any]:
     from trtkit.calibration.algorithms import ALGORITHMS
+    from trtkit.calibration.calibrating import PASS
     from trtkit.calibration.calibration import read_ranges
     from trtkit.calibration.collection import Extremes, Histograms
 
     loaded, graph = traced(model)
     start = time.perf_counter()
     collector = (Histograms if histograms else Extremes)(graph, device="cpu")
-    for batch in pictures(loaded, data, count):
+    for batch in pictures(loaded, data, count, PASS if histograms else BATCH):
         collector.add(batch)
     read = time.perf_counter()
     seen = collector.seen()
@@ -187,10 +188,10 @@ def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[
         "",
         *table(["ratio", ""], [[name, f"{value:.2f}"] for name, value in ratios.items()]),
         "",
-        f"Pictures of {SIDE} x {SIDE}, read and letterboxed within the time; tracing and loading are not. Ours in "
-        f"batches of {BATCH}, theirs one at a time on every Conv; 512 pictures repeat those there are. onnxruntime "
-        "keeps every tensor of every picture until the end, so that 128 pictures would need twice its memory: its time "
-        "on 128 is twice that on 64, reading counted once.",
+        f"Pictures of {SIDE} x {SIDE}, read and letterboxed within the time; tracing and loading are not. Both "
+        "run picture by picture where tensors are counted, theirs on every Conv; 512 pictures repeat those there are. "
+        "onnxruntime keeps every tensor of every picture until the end; 128 pictures would need twice its memory: "
+        "its time on 128 is twice that on 64, reading counted once.",
         "",
         line_of(origin),
     ]

@@ -63,7 +63,10 @@ def test_percentiles_differ_and_are_ordered(whole: Calibration) -> None:
 
 def test_ranges_do_not_depend_on_the_batch() -> None:
     one, other = measured(batch=1, algorithm="mse"), measured(batch=5, algorithm="mse")
-    np.testing.assert_allclose(list(one.ranges.values()), list(other.ranges.values()), rtol=5e-3)
+    assert one.ranges == other.ranges
+    one, other = measured(batch=1), measured(batch=5)
+    # The sums of another batch may differ in their last bits.
+    np.testing.assert_allclose(list(one.ranges.values()), list(other.ranges.values()), rtol=2e-5)
 
 
 def test_saved_and_loaded_whole(whole: Calibration, tmp_path: Path) -> None:

@@ -72,6 +72,24 @@ def test_minmax_equals_the_same_run_bit_for_bit() -> None:
         assert int(seen.histogram.counts[1024:].sum()) == int((np.abs(values[name]) >= edge).sum())
 
 
+def test_pictures_beside_each_other_are_counted_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, fed = detector(), pictures(7)
+    together = Histograms(proto, device="cpu")
+    for start in (0, 4):
+        together.add(fed[start : start + 4])
+    monkeypatch.setattr("trtkit.calibration.collection.WORKERS", 1)
+    alone = Histograms(proto, device="cpu")
+    assert len(alone.counters) == 1
+    for one in fed:
+        alone.add(one[None])
+    for name, seen in together.seen().items():
+        expected = alone.seen()[name]
+        assert seen.histogram is not None
+        assert expected.histogram is not None
+        np.testing.assert_array_equal(seen.histogram.counts, expected.histogram.counts)
+        assert (seen.low, seen.high, seen.average_low) == (expected.low, expected.high, expected.average_low)
+
+
 def test_carriers_are_not_measured_but_ranged() -> None:
     proto = detector()
     extremes = Extremes(proto, device="cpu")

@@ -26,7 +26,7 @@ __all__ = ["ALGORITHMS", "calibrate", "calibration_pictures", "input_batches"]
 EXTREMES_ONLY = ("minmax", "moving_average")
 
 PASS = 4
-"""Most pictures a pass that keeps histograms: their tensors are in memory together."""
+"""Pictures that are handed over together where histograms are kept: two run at a time, and none waits for long."""
 
 
 def calibrate(
@@ -61,7 +61,8 @@ def calibrate(
         algorithm: "minmax", "moving_average", "entropy", "percentile" or "mse".
         images: The largest number of pictures.
         fraction: The share of the split to draw from, (0, 1].
-        batch: Pictures a pass; None takes 2, twice the default export's, as TensorRT's own calibration does.
+        batch: Pictures a run; None takes 2, twice the default export's, as TensorRT's own calibration does. Where
+            histograms are kept, pictures run one by one, two beside each other, whatever this says.
         seed: Seed of the sample.
         percentile: For "percentile": the share of values not clipped, percent; None takes 99.999.
         histograms: Keep histograms; None keeps them where the algorithm needs them. "minmax" alone is faster without.
@@ -208,8 +209,9 @@ def _collector(model: Model, size: tuple[int, int], batch: int, device: int | st
 
 def _pass(extremes: Extremes, batch: int) -> int:
     """Pictures that go through the graph together; the ranges do not depend on it, memory does."""
-    most = batch if not extremes.histogrammed else min(batch, PASS)
-    return most if extremes.batch is None else extremes.batch
+    if extremes.histogrammed:
+        return PASS * (extremes.batch or 1)
+    return extremes.batch or batch
 
 
 def _runner(device: int | str | None) -> str:

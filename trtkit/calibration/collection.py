@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-import threading
+import dataclasses
+import functools
+import queue
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.algorithms import Seen
-from trtkit.calibration.histogram import Histogram, Room
-from trtkit.calibration.outputs import Outputs, fixed_shapes
+from trtkit.calibration.counter import Counter
+from trtkit.calibration.histogram import Histogram
+from trtkit.calibration.outputs import fixed_shapes
+from trtkit.calibration.parallel import cores
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.graph.quantized import candidates, carries
 from trtkit.graph.structure import View
@@ -24,6 +28,10 @@ __all__ = ["Extremes", "Histograms", "carried", "fixed_batch", "providers"]
 
 FORGETTING = 0.01
 """Weight of the newest picture in the moving average, as in PyTorch's MovingAverageMinMaxObserver."""
+
+
+WORKERS = 2
+"""Pictures that run beside each other while they are counted: each has all its tensors in memory."""
 
 
 class Extremes:
@@ -62,18 +70,14 @@ class Extremes:
         self.average_low, self.average_high = np.zeros(count), np.zeros(count)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # Threads that go on spinning after a run would take the processor from those that count.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.histogrammed:
+            # Pictures run beside each other, which wastes less than sharing the layers of one.
+            options.intra_op_num_threads = max(1, cores() // WORKERS)
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         self.providers = providers(device)
         whole = (_with_tensors if self.histogrammed else _with_extremes)(proto, self.measured)
         self.session = ort.InferenceSession(whole.SerializeToString(), options, providers=self.providers)
         self.input = self.session.get_inputs()[0].name
-        # The finite check covers every output, so the whole graph runs and a NaN anywhere is seen.
-        reduced = [f"trtkit_{kind}_{index}" for kind in ("low", "high", "sum") for index in range(count)]
-        asked = [*self.outputs, *(self.measured if self.histogrammed else reduced)]
-        on_processor = self.providers == ["CPUExecutionProvider"]
-        fixed = fixed_shapes(proto, asked) if self.histogrammed and on_processor else ()
-        self.tensors = Outputs(self.session, asked, fixed)
 
     @property
     def runner(self) -> str:
@@ -92,15 +96,10 @@ class Extremes:
         Raises:
             CalibrationError: A tensor holds NaN or an infinity; it is named.
         """
-        fed = pictures
-        if self.batch is not None and len(pictures) < self.batch:
-            fed = np.concatenate([pictures, np.repeat(pictures[-1:], self.batch - len(pictures), axis=0)])
-        results = self.tensors.of(fed)
-        own, rest = results[: len(self.outputs)], results[len(self.outputs) :]
-        low, high, finite = self._measure(rest, len(fed), len(pictures))
-        if not (finite and all(np.isfinite(output).all() for output in own)):
+        low, high, finite = self._measure(pictures)
+        if not finite:
             broken = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)).all(axis=0))
-            self._refuse(fed, [self.measured[index] for index in broken])
+            self._refuse(pictures, [self.measured[index] for index in broken])
         np.minimum(self.low, low.min(axis=0, initial=np.inf), out=self.low)
         np.maximum(self.high, high.max(axis=0, initial=-np.inf), out=self.high)
         for lowest, highest in zip(low, high, strict=True):
@@ -110,23 +109,24 @@ class Extremes:
             self.average_low += weight * (lowest - self.average_low)
             self.average_high += weight * (highest - self.average_high)
 
-    def _measure(
-        self, results: list[NDArray[np.float32]], fed: int, size: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
-        """Lowest and highest value of each tensor by picture, (size, tensors), and whether all values are finite.
+    def _filled(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures as the graph takes them: a fixed batch is filled up with the last one."""
+        missing = 0 if self.batch is None else self.batch - len(pictures)
+        return np.concatenate([pictures, np.repeat(pictures[-1:], missing, axis=0)]) if missing > 0 else pictures
 
-        Args:
-            results: What `asked` names beyond the graph's outputs.
-            fed: Pictures that ran.
-            size: Pictures that count; the others fill up a fixed batch.
-        """
-        count = len(self.measured)
+    def _measure(self, pictures: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+        """Lowest and highest value of each tensor by picture, (N, tensors), and whether all values are finite."""
+        fed, size, count = self._filled(pictures), len(pictures), len(self.measured)
+        reduced = [f"trtkit_{kind}_{index}" for kind in ("low", "high", "sum") for index in range(count)]
+        # The finite check covers every output, so the whole graph runs and a NaN anywhere is seen.
+        results = self.session.run([*self.outputs, *reduced], {self.input: fed})
+        own, rest = results[: len(self.outputs)], results[len(self.outputs) :]
         low, high, sums = (
-            _rows(results[count * part : count * (part + 1)], fed, size, reduce)
+            _rows(rest[count * part : count * (part + 1)], len(fed), size, reduce)
             for part, reduce in enumerate(("min", "max", "sum"))
         )
         # ONNX Runtime's ReduceMin and ReduceMax pass over NaN; a sum does not.
-        return low, high, all(bool(np.isfinite(part).all()) for part in (low, high, sums))
+        return low, high, all(bool(np.isfinite(part).all()) for part in (low, high, sums, *own))
 
     def seen(self) -> dict[str, Seen]:
         """What was seen of each measured tensor so far, in graph order."""
@@ -165,8 +165,14 @@ class Extremes:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        values = [pictures, *session.run(names[1:], {self.input: pictures})]
-        bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value).all()]
+        bad: list[str] = []
+        step = self.batch or len(pictures)
+        for start in range(0, len(pictures), step):
+            fed = self._filled(pictures[start : start + step])
+            values = [fed, *session.run(names[1:], {self.input: fed})]
+            bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value).all()]
+            if bad:
+                break
         bad += broken
         if bad:
             raise CalibrationError(
@@ -177,65 +183,53 @@ class Extremes:
 class Histograms(Extremes):
     """Extremes and a histogram of each tensor's magnitudes.
 
-    Tensors leave the runtime a batch at a time and are counted outside it; memory grows with the batch, not with the
-    number of pictures.
+    Tensors leave the runtime a picture at a time and are counted outside it, two pictures beside each other: memory
+    does not grow with the pictures, and what is found depends on no batch.
 
     Args:
         proto: As for `Extremes`.
         device: As for `Extremes`.
         tensors: As for `Extremes`.
-        threads: Threads that count; None takes two.
     """
 
     histogrammed = True
 
     def __init__(
-        self,
-        proto: onnx.ModelProto,
-        *,
-        device: int | str | None = None,
-        tensors: Iterable[str] | None = None,
-        threads: int | None = None,
+        self, proto: onnx.ModelProto, *, device: int | str | None = None, tensors: Iterable[str] | None = None
     ) -> None:
         super().__init__(proto, device=device, tensors=tensors)
-        self.pool = ThreadPoolExecutor(threads or 2, thread_name_prefix="trtkit-counts")
-        self.own = threading.local()
-        self.histograms = [Histogram() for _ in self.measured]
+        # Elsewhere than on the processor tensors have to be copied anyway.
+        fixed = fixed_shapes(proto, self.measured) if self.providers == ["CPUExecutionProvider"] else ()
+        workers = min(WORKERS, cores())
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="trtkit-counts")
+        self.counters = [Counter(self.session, self.outputs, self.measured, fixed) for _ in range(workers)]
+        self.free = queue.SimpleQueue[Counter]()
+        for counter in self.counters:
+            self.free.put(counter)
 
     def seen(self) -> dict[str, Seen]:
         """What was seen of each measured tensor so far, in graph order."""
-        found = zip(super().seen().items(), self.histograms, strict=True)
-        return {
-            name: Seen(
-                low=seen.low,
-                high=seen.high,
-                average_low=seen.average_low,
-                average_high=seen.average_high,
-                histogram=histogram,
-            )
-            for (name, seen), histogram in found
-        }
+        merged = [
+            functools.reduce(Histogram.merge, parts)
+            for parts in zip(*(counter.histograms for counter in self.counters), strict=True)
+        ]
+        found = zip(super().seen().items(), merged, strict=True)
+        return {name: dataclasses.replace(seen, histogram=histogram) for (name, seen), histogram in found}
 
-    def _measure(
-        self, results: list[NDArray[np.float32]], fed: int, size: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+    def _measure(self, pictures: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
         """As `Extremes._measure`, of whole tensors, which are counted on the way."""
-        low, high = np.empty((size, len(results))), np.empty((size, len(results)))
+        step = self.batch or 1
 
-        def one(index: int) -> None:
-            value, histogram = results[index], self.histograms[index]
-            room = getattr(self.own, "room", None) or Room()
-            self.own.room = room
-            if len(value) == fed:
-                low[:, index], high[:, index] = histogram.add(value[:size], room)
-                return
-            # What was fed to fill up a fixed batch does not count.
-            own = value if size == fed or len(value) % fed else value[: len(value) // fed * size]
-            (low[:, index],), (high[:, index],) = histogram.add(own[None], room)
+        def one(start: int) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+            part = pictures[start : start + step]
+            counter = self.free.get()
+            try:
+                return counter.add(self._filled(part), len(part))
+            finally:
+                self.free.put(counter)
 
-        # The largest first, so that both threads end at the same time.
-        list(self.pool.map(one, sorted(range(len(results)), key=lambda index: -results[index].size)))
-        return low, high, bool(np.isfinite(low).all() and np.isfinite(high).all())
+        lows, highs, finite = zip(*self.pool.map(one, range(0, len(pictures), step)), strict=True)
+        return np.concatenate(lows), np.concatenate(highs), all(finite)
 
 
 def carried(proto: onnx.ModelProto, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
