@@ -45,10 +45,7 @@ def test_in_python(task, tmp_path):
     assert all(metric in found.metrics for found in judged.values())
     # FP16 rounds scores a little, so that only their order may move.
     assert judged["fp16"].metrics[metric] == pytest.approx(judged["fp32"].metrics[metric], abs=0.1)
-    scan = trtkit.sensitivity(model, data, images=2, worst=1, calibration=calibration)
-    assert scan.metric == metric
-    assert scan.layers["metric_only"].count() == 1
-    found = trtkit.search(model, data, images=4, calibration_images=4, probe=2, trials=3, draws=20)
+    found = trtkit.sweep(model, data, algorithms=("minmax",), images=(4,), draws=20)
     assert found.metric == metric
     assert found.best["loss_low"] <= found.best["loss_high"]
     times = trtkit.benchmark({name: file.path for name, file in files.items()}, runs=3, seconds=0.05).frame()
@@ -87,25 +84,12 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().out
 
     assert "Calibration" in say("calibrate", model, data, "--images", 4, "--imgsz", size)
-    say("export", model, "--format=onnx", "--imgsz", size, "--output=fp32.onnx")
-    say("export", model, "--format=onnx", "--imgsz", size, "--half", "--output=fp16.onnx")
-    out = say(
-        "export", model, "--format=onnx", "--imgsz", size, "--int8", "--calibration=runs/calibrate", "--output=a.onnx"
-    )
-    assert "int8 onnx" in out
+    nms = () if task == "classify" else ("--nms",)
+    assert "fp16 onnx" in say("export", model, "--format=onnx", "--imgsz", size, "--half", *nms, "--output=nms.onnx")
     if BUILDS:
-        nms = () if task == "classify" else ("--nms",)
-        words = ("--imgsz", size, "--device=sm89", "--int8", "--calibration=runs/calibrate", *nms)
+        words = ("--imgsz", size, "--device=sm89", "--int8", "--calibration=runs/calibrate")
         assert "int8 engine" in say("export", model, *words, "--output=int8.engine")
         assert task in say("engine", "show", "int8.engine")
-    pictures = open_dataset(data, task=task).pictures("val")[:2]
-    out = say("predict", "a.onnx", *pictures, "--conf=0.01")
-    assert all(str(path) in out for path in pictures)
-    assert all((tmp_path / "runs" / "predict" / f"{path.stem}.jpg").stat().st_size > 1000 for path in pictures)
-    frame = pl.read_parquet("runs/predict/predictions.parquet")
-    assert {"path", "class", "name", "score"} | OWN.get(task, set()) <= set(frame.columns)
-    assert set(frame["path"]) <= {str(path) for path in pictures}
-    assert metric in say("evaluate", "a.onnx", data, "--images=8")
     out = say(
         "compare", model, data, "--imgsz", size, "--images=8", "--calibration=runs/calibrate", "--no-build", "--runs=2",
         "--seconds=0.01",
@@ -117,15 +101,36 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
     page = report.read_text(encoding="utf-8")
     assert "What changed" in page
     assert "FP16" in page
-    assert metric in say(
-        "sensitivity", model, data, "--images=2", "--worst=1", "--imgsz", size, "--calibration=runs/calibrate"
-    )
-    out = say(
-        "search", model, data, "--images=4", "--trials=3", "--probe=2", "--calibration-images=4", "--draws=20",
-        "--imgsz", size,
-    )  # fmt: skip
-    assert metric in out
-    assert "mean_ms" in say("benchmark", "fp32.onnx", "fp16.onnx", "a.onnx", "--runs=2", "--seconds=0.01")
+    files = sorted(Path("runs/compare").glob("*.onnx"))
+    pictures = open_dataset(data, task=task).pictures("val")[:2]
+    for file in (files[-1], "nms.onnx"):
+        out = say("predict", file, *pictures, "--conf=0.01")
+        assert all(str(path) in out for path in pictures)
+        drawn = tmp_path / "runs" / "predict"
+        assert all((drawn / f"{path.stem}.jpg").stat().st_size > 1000 for path in pictures)
+        frame = pl.read_parquet("runs/predict/predictions.parquet")
+        assert set(frame["path"]) <= {str(path) for path in pictures}
+        assert {"path", "class", "name", "score"} | (OWN.get(task, set()) if len(frame) else set()) <= set(
+            frame.columns
+        )
+    assert metric in say("evaluate", files[-1], data, "--images=8")
+    assert "mean_ms" in say("benchmark", *files, "--runs=2", "--seconds=0.01")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_lab_on_the_command_line(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = drawn_set(tmp_path / "set", task)
+    trtkit.export(untrained(task), "onnx", output="model.onnx")
+    few = ("--images=4", "--draws=20")
+    for words in (
+        ("sensitivity", "model.onnx", data, "--images=2", "--worst=1"),
+        ("search", "model.onnx", data, *few, "--trials=3", "--probe=2", "--calibration-images=4"),
+    ):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        assert task_of(task).metric in capsys.readouterr().out
+        assert (tmp_path / "runs" / words[0] / f"{words[0]}.html").is_file()
 
 
 def test_predict_tells_what_it_finds(tmp_path, capsys, monkeypatch):

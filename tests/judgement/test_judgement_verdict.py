@@ -61,6 +61,12 @@ def test_calibrating_on_the_judging_split_is_said():
     assert "ranges" not in text(calibration=None)
 
 
+def test_a_percentile_is_told_with_its_share():
+    made = {"algorithm": "percentile", "percentile": 99.999, "images": 64, "split": "train", "hash": "0"}
+    assert "INT8's ranges come from 64 pictures of train (percentile 99.999)." in text(calibration=made)
+    assert "(minmax)." in text(calibration={**made, "algorithm": "minmax", "percentile": None})
+
+
 def test_engines_that_did_not_run_are_said_not_to_have_run():
     told = "built the engines of FP32, FP16 and INT8 for sm89; they did not run here: no GPU of sm89 was found."
     assert told in text()

@@ -39,7 +39,7 @@ def told(
     passports = {label: files["engine"].passport for label, files in made.items() if "engine" in files}
     calibration = None
     if ranges is not None:
-        calibration = {name: getattr(ranges, name) for name in ("algorithm", "images", "split", "hash")}
+        calibration = {name: getattr(ranges, name) for name in ("algorithm", "percentile", "images", "split", "hash")}
     return {
         "model": model.stem,
         "task": model.task,

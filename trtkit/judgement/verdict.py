@@ -130,9 +130,10 @@ def _calibration(about: Mapping[str, Any]) -> list[str]:
     calibration = about["calibration"]
     if calibration is None:
         return []
+    share = calibration.get("percentile")
     told = (
         f"INT8's ranges come from {_counted(calibration['images'], 'picture')} of {calibration['split']} "
-        f"({calibration['algorithm']})"
+        f"({calibration['algorithm']}{'' if share is None else f' {share:g}'})"
     )
     if calibration["split"] == about["split"]:
         told += ": the split that also judges it, which flatters INT8"
