@@ -131,6 +131,15 @@ def test_a_calibration_alone_can_be_looked_at(calibration: Calibration) -> None:
         made.judge()
 
 
+def test_scales_of_tensorrts_own_cache_are_shown(model: tk.Model, calibration: Calibration) -> None:
+    made = tk.tuner(calibration=Calibration.from_tensorrt_cache(calibration.to_tensorrt_cache(), model))
+    assert made.ranges.algorithm.value == "tensorrt"
+    assert made.ranges.algorithm.options == ("tensorrt",)
+    assert "scales only" in made.ranges.why.value
+    assert "covered by tensorrt" in made.ranges.overview._place.figure
+    made.show_tensor(list(calibration.ranges)[5])
+
+
 def test_what_lies_in_folders_is_shown_at_once(saved: Path, found: Search) -> None:
     made = tk.tuner(
         calibration=saved / "calibration",
@@ -148,8 +157,16 @@ def test_what_lies_in_folders_is_shown_at_once(saved: Path, found: Search) -> No
 def test_taking_over_a_mix_by_point_and_by_list(saved: Path, found: Search, layout: Layout) -> None:
     made = tk.tuner(calibration=saved / "calibration", search=found)
     made._become(made.state.laid_out(layout))
+    assert made.state.taken
+    assert made.ranges.algorithm.value is None
+    assert made.ranges.taken.layout.display == ""
+    assert drawn(made)["data"][1]["name"] == "covered by the search"
+    reach = dict(made.state.ranges.select("tensor", "reach").iter_rows())
+    assert reach["images"] == max(map(abs, found.calibration.ranges["images"]))
     made.mixes.pareto._told({"kind": "click", "data": ["searched", 1]})
     assert made.state.high == ()
+    assert made.ranges.algorithm.value == "minmax"
+    assert made.ranges.taken.layout.display == "none"
     made.mixes.trial.value = 0
     assert made.state.high == layout.free
     made.mixes.pareto._told({"kind": "click", "data": ["found", 2]})

@@ -119,6 +119,7 @@ def test_a_search_is_taken_over_with_its_ranges(state: TunerState, found: Search
     for changed in (after.using("mse"), after.toggled(layout.free[5]), after.keeping(())):
         assert not changed.taken
     assert after.showing("images").taken
+    assert after.laid_out(layout).taken
 
 
 def test_a_search_that_did_not_reach_is_shown_but_not_taken(state: TunerState, found: Search) -> None:

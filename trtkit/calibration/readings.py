@@ -103,7 +103,14 @@ class Readings:
         Raises:
             CalibrationError: As `using`.
         """
-        found = self.using(algorithm, percentile)
+        return self.frame_of(self.using(algorithm, percentile))
+
+    def frame_of(self, found: Calibration) -> pl.DataFrame:
+        """As `frame`, of ranges that were chosen by other means, such as a search's.
+
+        Args:
+            found: Ranges of the same tensors.
+        """
         rows = []
         for tensor, (low, high) in found.ranges.items():
             reach = max(abs(low), abs(high))

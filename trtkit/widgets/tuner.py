@@ -112,7 +112,7 @@ class Tuner(Saved):
         """Measure what INT8 costs each layer, in the background."""
         self._refuse("sensitivity")
         self._start(
-            sensitivity, self._ranked, self._model, self._data, images=images, calibration=self._calibration(),
+            sensitivity, self._ranked, self._model, self._data, images=images, calibration=self.state.calibration,
             imgsz=self._imgsz(), seed=self._settings["seed"],
         )  # fmt: skip
 
@@ -140,7 +140,7 @@ class Tuner(Saved):
         assert tuned is not None
         label = self.state.label + (f", {len(self.state.high)} kept high" if self.state.high else "")
         self._start(
-            judged, self._judged, self._model, self._data, self._calibration(), tuned.keep, label=label,
+            judged, self._judged, self._model, self._data, self.state.calibration, tuned.keep, label=label,
             seed=self._settings["seed"], state=f"{self.state.folder}/state",
         )  # fmt: skip
 
@@ -210,13 +210,6 @@ class Tuner(Saved):
 
     def _measure_as_asked(self) -> None:
         self.measure(self.layers.pictures.value)
-
-    def _calibration(self) -> Calibration:
-        """The ranges in use: those of the search where what it found was taken over."""
-        if self.state.taken and self.state.found is not None:
-            return self.state.found.calibration
-        assert self.state.readings is not None
-        return self.state.readings.using(self.state.algorithm, self.state.percentile)
 
     def _imgsz(self) -> Any:
         assert self.state.readings is not None

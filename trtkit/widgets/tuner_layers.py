@@ -98,7 +98,7 @@ class LayersPart(Part[TunerState]):
         clicks = "Click a point, or use the list," if self.ranking.clickable else "Use the list"
         count = f"{len(state.high)} of {len(layers)} layers are kept high."
         self.told.value = f"<p class='trtkit-soft'>{clicks} to keep a layer high. {count}{share}{measured}</p>"
-        if differs(state, before, "layout", "sensitivity", "high", "algorithm", "percentile", "readings"):
+        if differs(state, before, "layout", "sensitivity", "high", "algorithm", "percentile", "readings", "taken"):
             self.table.value = _layers_table(state)
 
 

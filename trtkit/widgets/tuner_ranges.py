@@ -42,7 +42,6 @@ class RangesPart(Part[TunerState]):
     def __init__(
         self, use: Callable[..., Any], pick: Callable[[str], Any], fault: Fault, *, click: bool | None = None
     ) -> None:
-        self.use = use
         self.algorithm = labelled(
             ipywidgets.ToggleButtons, "Algorithm", "What decides how much of a tensor its scale covers",
             name="algorithm", options=[], style={**SHORT, "button_width": "auto"},
@@ -59,6 +58,9 @@ class RangesPart(Part[TunerState]):
         )  # fmt: skip
         self.why = ipywidgets.HTML()
         self.why.add_class("trtkit-why")
+        told = "The search's own ranges and bias corrections are in use; choosing an algorithm replaces them."
+        self.taken = ipywidgets.HTML(f"<p class='trtkit-soft'>{told}</p>")
+        self.taken.add_class("trtkit-taken")
         self.overview = Live("overview", pick, show=fault.show, click=click, carry=True)
         self.histogram = Live("histogram", show=fault.show, click=click)
         self.overview.layout, self.histogram.layout = side(), side()
@@ -67,7 +69,7 @@ class RangesPart(Part[TunerState]):
         title = ipywidgets.HTML("<h4>Ranges: what each scale covers of what was seen</h4>")
         choices = ipywidgets.HBox([self.percentile, self.tensor], layout=ipywidgets.Layout(**ROW))
         figures = ipywidgets.HBox([self.overview, self.histogram], layout=ipywidgets.Layout(**ROW))
-        super().__init__([title, self.algorithm, choices, self.why, figures, self.facts], "ranges")
+        super().__init__([title, self.algorithm, self.taken, choices, self.why, figures, self.facts], "ranges")
         self.algorithm.observe(self._told(lambda name: use(name)), "value")
         self.percentile.observe(self._told(lambda value: use("percentile", value)), "value")
         self.tensor.observe(self._told(pick), "value")
@@ -78,7 +80,8 @@ class RangesPart(Part[TunerState]):
         self.layout.display = "none" if state.readings is None else ""
         if state.readings is None:
             return
-        self.algorithm.value = state.algorithm
+        # With what a search found in use no button is pressed, so that each of them replaces it.
+        self.algorithm.value = None if state.taken else state.algorithm
         by_percentile = state.algorithm == "percentile"
         if state.percentile is not None:
             if state.percentile not in [value for _, value in self.percentile.options]:
@@ -90,14 +93,17 @@ class RangesPart(Part[TunerState]):
         self.percentile.tooltip = told if by_percentile else "Only the algorithm percentile has one"
         if state.tensor in self.tensor.options:
             self.tensor.value = state.tensor
-        if differs(state, before, "readings", "algorithm", "percentile", "layout", "tensor"):
+        self.taken.layout.display = "" if state.taken else "none"
+        if differs(state, before, "readings", "algorithm", "percentile", "layout", "tensor", "taken"):
             self._draw(state)
 
     def _offer(self, state: TunerState) -> None:
         refusals = state.refusals()
         possible = [name for name, reason in refusals.items() if not reason]
+        if state.readings is not None and state.algorithm not in refusals:
+            possible.insert(0, state.algorithm)
         self.algorithm.options = possible
-        self.algorithm.tooltips = [TOLD[name] for name in possible]
+        self.algorithm.tooltips = [TOLD.get(name, f"{name}: as they were read") for name in possible]
         self.tensor.options = [] if state.readings is None else list(state.readings.calibration.ranges)
         reasons: dict[str, list[str]] = {}
         for name, reason in refusals.items():

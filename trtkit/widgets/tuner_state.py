@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from trtkit.calibration.algorithms import ALGORITHMS
+from trtkit.calibration.calibration import Calibration
 from trtkit.calibration.readings import Readings, clipped_share
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.tuning.judging import Judged
@@ -80,7 +81,8 @@ class TunerState:
 
     def laid_out(self, layout: Layout) -> TunerState:
         """With the model's layers; what is kept high falls into their order, and what is no layer of it falls out."""
-        state = self._with(layout=layout).keeping(self.high)
+        # The same choice, only sorted: what was taken over from a search stays in use.
+        state = self._with(layout=layout, high=tuple(node for node in layout.free if node in set(self.high)))
         first = self.readings is not None and self.tensor == next(iter(self.readings.calibration.seen), "")
         # The first tensor is the picture itself, which tells least.
         return state._worst_shown() if self.sensitivity is not None and first else state
@@ -195,8 +197,23 @@ class TunerState:
 
     @property
     def label(self) -> str:
-        """The algorithm in use, in words."""
+        """What the ranges in use are called."""
+        if self.taken:
+            return "the search"
         return self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
+
+    @property
+    def calibration(self) -> Calibration:
+        """The ranges in use: the algorithm's, or the search's own where what it found was taken over.
+
+        Raises:
+            CalibrationError: There is no calibration yet.
+        """
+        if self.taken and self.found is not None:
+            return self.found.calibration
+        if self.readings is None:
+            raise CalibrationError("show ranges", NO_CALIBRATION, "wait for it, or give calibration=")
+        return self.readings.using(self.algorithm, self.percentile)
 
     @property
     def share(self) -> float | None:
@@ -205,14 +222,13 @@ class TunerState:
 
     @functools.cached_property
     def ranges(self) -> pl.DataFrame:
-        """`Readings.frame` by the algorithm in use, `reach` and what follows from it those of the shared scales.
+        """`Readings.frame` of the ranges in use, `reach` and what follows from it those of the shared scales.
 
         Raises:
             CalibrationError: There is no calibration yet.
         """
-        if self.readings is None:
-            raise CalibrationError("show ranges", NO_CALIBRATION, "wait for it, or give calibration=")
-        frame = self.readings.frame(self.algorithm, self.percentile)
+        found = self.calibration
+        frame = (self.readings or Readings(found)).frame_of(found)
         if self.layout is None:
             return frame
         reaches = dict(frame.select("tensor", "reach").iter_rows())
@@ -232,7 +248,7 @@ class TunerState:
         names = (self.tensor,) if self.layout is None else {self.tensor, *self.layout.scale_of(self.tensor)}
         found = {}
         for name in ALGORITHMS:
-            if name != self.algorithm and self.readings.at_once(name):
+            if (self.taken or name != self.algorithm) and self.readings.at_once(name):
                 ranges = self.readings.using(name).ranges
                 found[name] = max(max(abs(low), abs(high)) for low, high in (ranges[n] for n in names if n in ranges))
         return found

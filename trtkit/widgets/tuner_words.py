@@ -41,9 +41,6 @@ def take_away(state: TunerState) -> str:
     if tuned is None:
         return ""
     keep = "\n".join(repr(pattern) + "," for pattern in tuned.keep) or "nothing beyond what stays high by default"
-    told = ""
-    if state.taken:
-        told = "<p class='trtkit-soft'>The search's own ranges and bias corrections are in use, as saved.</p>"
     command = tuned.to_command(f"{state.folder}/calibration")
     blocks = (
         ("keep", "The keep list", keep),
@@ -55,4 +52,4 @@ def take_away(state: TunerState) -> str:
         f"<pre class='trtkit-code trtkit-{name}' tabindex='0' aria-label='{title}'>{html.escape(text)}</pre>"
         for name, title, text in blocks
     )
-    return f"<h4>Take it with you</h4>{told}{shown}"
+    return f"<h4>Take it with you</h4>{shown}"
