@@ -166,7 +166,7 @@ class Session:
         if self.unread:
             return self.unread
         if not self.plan.int8:
-            return f"{self.plan.precision.upper()} is not calibrated: the pictures only judge the result."
+            return f"{self.plan.precision.upper()} is not calibrated: there are no calibration pictures to examine."
         if not self.plan.calibrates:
             return "The ranges come from a saved calibration: no pictures are measured."
         return ""

@@ -53,6 +53,11 @@ STYLE = """
 .trtkit-steps { border-bottom: 1px solid var(--trtkit-line); padding-bottom: .4rem; gap: .15rem; }
 .trtkit-steps .trtkit-here { font-weight: 600; }
 .trtkit-page { padding: .3rem 0 .6rem; }
+.trtkit .trtkit-fold { text-align: left; padding: 0 .7rem; font-weight: 600; }
+.trtkit .trtkit-fold i { width: 1rem; }
+.trtkit-folded { border-left: 2px solid var(--trtkit-line); margin: .2rem 0 .2rem .35rem;
+  padding: .2rem .2rem .2rem .8rem; }
+.trtkit .trtkit-command .trtkit-code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .trtkit-choices { gap: .25rem; }
 .trtkit-choices .trtkit-choice { text-align: left; padding-left: .7rem; }
 .trtkit-choices .trtkit-choice i { width: 1.2rem; }

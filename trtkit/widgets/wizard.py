@@ -133,7 +133,7 @@ class Wizard(ipywidgets.VBox):
         moved = step != self.session.step
         self.session = self.session.go(step)
         if moved and step == "engine":
-            self.code.selected_index = 0
+            self.code.toggle.value = True
         self.render()
         self._still.renew()
 

@@ -9,6 +9,7 @@ import ipywidgets
 from trtkit.widgets.choice_group import ChoiceGroup
 from trtkit.widgets.choices import devices, precisions, targets
 from trtkit.widgets.controls import labelled, note_html
+from trtkit.widgets.fold import Fold
 from trtkit.widgets.session import Session
 from trtkit.widgets.wizard_step import SHORT, WIDE, Desk, Step
 
@@ -99,23 +100,20 @@ class ChoicesStep(Step):
             layout=WIDE,
         )
         self._bind()
-        more = ipywidgets.VBox(
-            [
-                self.imgsz,
-                self.batch,
-                self.dynamic,
-                self.keep,
-                self.nms,
-                self.nms_reason,
-                self.simplify,
-                self.workspace,
-                self.level,
-                self.isolate,
-                self.output,
-            ]
-        )
-        self.more = ipywidgets.Accordion([more], titles=("More settings",), selected_index=None)
-        self.more.add_class("trtkit-more")
+        more = [
+            self.imgsz,
+            self.batch,
+            self.dynamic,
+            self.keep,
+            self.nms,
+            self.nms_reason,
+            self.simplify,
+            self.workspace,
+            self.level,
+            self.isolate,
+            self.output,
+        ]
+        self.more = Fold("More settings", more, name="more")
         self.problem = ipywidgets.HTML()
         self.problem.add_class("trtkit-problem")
         head = [ipywidgets.HTML(f"<h4>{title}</h4>") for title in ("Precision", "Target")]

@@ -20,6 +20,7 @@ from trtkit.widgets.account import (
 from trtkit.widgets.controls import button, labelled, note_html
 from trtkit.widgets.faults import sentence
 from trtkit.widgets.figures import Picture
+from trtkit.widgets.fold import Fold
 from trtkit.widgets.job_view import JobView
 from trtkit.widgets.outcome import build, data_to_judge, measure
 from trtkit.widgets.session import Session
@@ -226,16 +227,15 @@ class EngineStep(Step):
         self.facts.value = engine_html(session)
 
 
-class CodePanel(ipywidgets.Accordion):
+class CodePanel(Fold):
     """The Python and the command line that repeat the choices, below every step and always in step with them."""
 
     def __init__(self) -> None:
         self.python, self.command = ipywidgets.HTML(), ipywidgets.HTML()
         self.python.add_class("trtkit-python")
         self.command.add_class("trtkit-command")
-        whole = ipywidgets.VBox([self.python, self.command])
-        super().__init__([whole], titles=("Python and command line that repeat these choices",), selected_index=None)
-        self.add_class("trtkit-code-panel")
+        title = "Python and command line that repeat these choices"
+        super().__init__(title, [self.python, self.command], name="code-panel")
 
     def show(self, session: Session) -> None:
         """Show a state."""
