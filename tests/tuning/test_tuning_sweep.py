@@ -79,6 +79,44 @@ def test_a_second_run_judges_nothing_again(
     assert again.frame().equals(found.frame())
 
 
+@pytest.mark.parametrize("changed", ["picture", "label", "weight", "version", "judged"])
+def test_one_change_is_enough_to_judge_again(
+    changed: str, demo_copy: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtkit.data import open_dataset
+    from trtkit.graph.tracing import trace
+    from trtkit.progress import Work
+    from trtkit.tuning.state import Judge, State
+
+    graph = trace(tk.load(demo.model_path()), imgsz=(64, 64), batch=1)
+    judged: list[Event] = []
+
+    def judge(images: int = 2) -> None:
+        judged.clear()
+        dataset = open_dataset(demo_copy, task="detect")
+        work = Work(judged.append, None)
+        Judge(dataset=dataset, split="val", images=images, seed=0, state=State(state), work=work)(graph, "judge")
+
+    judge()
+    assert judged
+    judge()
+    assert not judged
+    picture = open_dataset(demo_copy, task="detect").pictures("val")[0]
+    label = Path(str(picture).replace("/images/", "/labels/")).with_suffix(".txt")
+    if changed == "picture":
+        # One bit behind the end of the picture leaves what is seen as it was: the file is another one all the same.
+        picture.write_bytes(picture.read_bytes() + b"\0")
+    elif changed == "label":
+        label.write_text(label.read_text() + label.read_text().splitlines()[0][:-1] + "\n")
+    elif changed == "weight":
+        tensor = next(one for one in graph.graph.initializer if one.raw_data and len(one.raw_data) > 64)
+        tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+    elif changed == "version":
+        monkeypatch.setattr("trtkit.tuning.state.deciding_versions", lambda: "another")
+    judge(images=3 if changed == "judged" else 2)
+    assert judged
+
+
 def test_a_cancelled_sweep_goes_on_where_it_was(model: tk.Model, state: Path) -> None:
     stop = threading.Event()
     stages: list[str] = []

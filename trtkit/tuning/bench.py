@@ -18,7 +18,7 @@ from trtkit.progress import Work
 from trtkit.tuning.bias import bias_corrections
 from trtkit.tuning.lab import Lab, Pictures
 from trtkit.tuning.ranges import choose_ranges
-from trtkit.tuning.state import State
+from trtkit.tuning.state import State, deciding_versions
 from trtkit.tuning.trials import Mix
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Bench:
         work: Work,
     ) -> None:
         self.lab = lab
-        self.made_with = f"{probe} {seed} {keep}"
+        self.made_with = f"{probe} {seed} {keep} {deciding_versions()}"
         self.threads = threads
         self.work = work
         self.task = task

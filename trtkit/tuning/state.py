@@ -17,7 +17,9 @@ from trtkit.progress import Work
 if TYPE_CHECKING:
     from trtkit.data import Dataset
 
-__all__ = ["Judge", "State"]
+__all__ = ["Judge", "State", "deciding_versions"]
+
+_DECIDING = ("trtkit", "onnxruntime", "numpy", "opencv-python")
 
 
 class State:
@@ -83,7 +85,7 @@ class Judge:
         from trtkit import backends
 
         pictures = self.dataset.hash(self.split)
-        key = hash_of(_content(graph), pictures, f"{self.split} {self.images} {self.seed} {_versions()}")
+        key = hash_of(_content(graph), pictures, f"{self.split} {self.images} {self.seed} {deciding_versions()}")
         place = self.state.place("evaluations", key)
         if place is not None and (place / f"{Evaluation.kind}.json").is_file():
             try:
@@ -124,8 +126,9 @@ def _content(graph: onnx.ModelProto) -> bytes:
     return bytes(plain.SerializeToString(deterministic=True))
 
 
-def _versions() -> str:
+def deciding_versions() -> str:
+    """Versions of what decides a measurement: a step of another one is done again."""
     from trtkit.origin import versions
 
     found: Mapping[str, str] = versions()
-    return " ".join(f"{name} {found[name]}" for name in ("trtkit", "onnxruntime") if name in found)
+    return " ".join(f"{name} {found[name]}" for name in _DECIDING if name in found)
