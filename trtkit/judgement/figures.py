@@ -117,6 +117,7 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
             x=mine["delta"],
             y=mine["row"],
             name=precision.upper(),
+            orientation="h",
             mode="markers",
             marker={"color": look.colour, "symbol": look.symbol, "size": 11},
             error_x={
@@ -134,10 +135,12 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     figure.update_xaxes(title_text="change against the reference (left is a loss)", tickformat="+.3f")
     figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
+    height = 210 + 46 * len(rows)
     figure.update_layout(
         template=template(),
         title={"text": "What each precision changes", "x": 0},
-        height=190 + 46 * len(rows),
+        height=height,
+        legend={"y": -75 / (height - 120)},
         scattermode="group",
         scattergap=0.5,
     )
