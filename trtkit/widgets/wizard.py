@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Wizard", "wizard"]
 
+PAUSE = 0.7
+"""How long the look at this machine lets the page come up first, s."""
+
 PAGES: dict[str, Callable[[Desk], Step]] = {
     "model": ModelStep,
     "choices": ChoicesStep,
@@ -104,7 +107,8 @@ class Wizard(ipywidgets.VBox):
         self.children = (sheet(), self._still.hidden, bar, self._page, self.fault, foot, self.code)
         self.render()
         self._looking: Job[Machine] = Job("looking at this machine", on_state=self._looked)
-        self._looking.start(_look)
+        self._hurry = threading.Event()
+        self._looking.start(_look, self._hurry)
 
     def update(self, change: Callable[[Session], Session]) -> None:
         """Replace the state and show the new one; what goes wrong is shown, and the old state stays."""
@@ -226,6 +230,7 @@ class Wizard(ipywidgets.VBox):
 
     def ready(self) -> None:
         """Wait until this machine was looked at."""
+        self._hurry.set()
         self._looking.wait()
 
     def run(self) -> Outcome:
@@ -279,5 +284,7 @@ class Wizard(ipywidgets.VBox):
         return dict(super()._repr_mimebundle_(**kwargs) or {})
 
 
-def _look(*, progress: Progress, cancel: Cancel) -> Machine:
+def _look(hurry: threading.Event, *, progress: Progress, cancel: Cancel) -> Machine:
+    # Importing what builds engines would hold up the page, which needs none of it yet.
+    hurry.wait(PAUSE)
     return look()
