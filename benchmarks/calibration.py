@@ -106,13 +106,11 @@ def theirs(model: str, data: str, count: int, *, method: str, **options: int) ->
         return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
 
 
+# What is compared runs one right after the other.
 JOBS: dict[str, tuple[str, Any]] = {
     "forward 64": ("plain forward pass, 64 pictures", lambda m, d: forward(m, d, 64)),
-    "minmax 64": ("trtkit min-max, 64 pictures", lambda m, d: ours(m, d, 64, histograms=False)),
     "all 64": ("trtkit all algorithms, 64 pictures", lambda m, d: ours(m, d, 64, histograms=True)),
     "all 128": ("trtkit all algorithms, 128 pictures", lambda m, d: ours(m, d, 128, histograms=True)),
-    "all 512": ("trtkit all algorithms, 512 pictures", lambda m, d: ours(m, d, 512, histograms=True)),
-    "ort minmax 64": ("onnxruntime min-max, 64 pictures", lambda m, d: theirs(m, d, 64, method="MinMax")),
     "ort entropy 64": (
         "onnxruntime entropy as it comes (128 bins: one candidate), 64 pictures",
         lambda m, d: theirs(m, d, 64, method="Entropy"),
@@ -121,6 +119,9 @@ JOBS: dict[str, tuple[str, Any]] = {
         f"onnxruntime entropy with num_bins={REAL_BINS} (a search), 64 pictures",
         lambda m, d: theirs(m, d, 64, method="Entropy", num_bins=REAL_BINS),
     ),
+    "minmax 64": ("trtkit min-max, 64 pictures", lambda m, d: ours(m, d, 64, histograms=False)),
+    "ort minmax 64": ("onnxruntime min-max, 64 pictures", lambda m, d: theirs(m, d, 64, method="MinMax")),
+    "all 512": ("trtkit all algorithms, 512 pictures", lambda m, d: ours(m, d, 512, histograms=True)),
 }
 
 ONCE = ("all 512", "ort entropy 64", "ort search 64")
