@@ -175,6 +175,28 @@ def test_warnings_of_the_call_are_lines_of_the_log_and_others_are_not() -> None:
     assert [str(one.message) for one in others] == ["of another thread"]
 
 
+def test_jobs_that_overlap_keep_their_warnings_apart_and_leave_nothing_behind() -> None:
+    hook = warnings.showwarning
+    first, second = Steps(), Steps()
+
+    def warn(call: Steps, text: str, *, progress: Any, cancel: Any) -> None:
+        call(progress=progress, cancel=cancel)
+        warnings.warn(text, stacklevel=1)
+
+    one: Job[None] = Job()
+    two: Job[None] = Job()
+    one.start(warn, first, "of the first")
+    assert first.entered.wait(60)
+    two.start(warn, second, "of the second")
+    assert second.entered.wait(60)
+    first.finish()
+    one.wait()
+    second.finish()
+    two.wait()
+    assert (one.log[1:], two.log[1:]) == (["note: of the first"], ["note: of the second"])
+    assert warnings.showwarning is hook
+
+
 def in_loop(body: Callable[[], Any]) -> Any:
     async def main() -> Any:
         return await body()

@@ -6,14 +6,13 @@ import asyncio
 import functools
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.progress import Event
 from trtkit.widgets.interrupts import watch
+from trtkit.widgets.overheard import overheard
 
 __all__ = ["STATES", "Job"]
 
@@ -146,7 +145,7 @@ class Job(Generic[T]):
         state = "done"
         result: T | None = None
         error: BaseException | None = None
-        with self._warnings_in_log():
+        with overheard(self._noted):
             try:
                 result = bound()
             except (CancelledError, KeyboardInterrupt):
@@ -181,20 +180,6 @@ class Job(Generic[T]):
         if self.on_event is not None:
             self.on_event(event)
 
-    @contextmanager
-    def _warnings_in_log(self) -> Iterator[None]:
-        """Warnings of this thread become lines of the log; those of others go where they went before."""
-        thread = threading.get_ident()
-        with warnings.catch_warnings():
-            before = warnings.showwarning
-            warnings.simplefilter("default", UserWarning)
-
-            def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-                if threading.get_ident() != thread:
-                    before(message, category, *place, **more)
-                elif issubclass(category, UserWarning):
-                    stage = self.event.stage if self.event is not None else self.name
-                    self._received(Event(stage=stage, done=0, message=f"note: {message}"))
-
-            warnings.showwarning = show
-            yield
+    def _noted(self, text: str) -> None:
+        stage = self.event.stage if self.event is not None else self.name
+        self._received(Event(stage=stage, done=0, message=f"note: {text}"))
