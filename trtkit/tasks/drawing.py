@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sheet", "colour", "draw_box", "line_width"]
 
-HEIGHT = 320
+HEIGHT = 240
 """Pixels that each picture of a sheet is high."""
 
 
