@@ -46,7 +46,7 @@ IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.k
 
 
 def in_processes(rounds: int) -> dict[str, list[float]]:
-    """Seconds of `import trtkit`, until the widget is there, and of the processor alone, which other work delays less."""
+    """Seconds of `import trtkit`, until the widget is there, and of the processor alone."""
     names = ("import trtkit", "the widget is made", "processor time of the whole process")
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
