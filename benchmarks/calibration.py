@@ -136,9 +136,10 @@ def alone(job: str, model: str, data: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(model: str, data: str, repeats: int) -> dict[str, dict[str, Any]]:
+def measured(model: str, data: str, jobs: list[str], repeats: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for job, (title, _) in JOBS.items():
+    for job in jobs:
+        title, _ = JOBS[job]
         # The quickest of several: what else the machine does only ever adds.
         runs = [alone(job, model, data) for _ in range(1 if job in ONCE else repeats)]
         found[job] = {**min(runs, key=lambda run: run["seconds"]), "title": title, "runs": len(runs)}
@@ -147,27 +148,46 @@ def measured(model: str, data: str, repeats: int) -> dict[str, dict[str, Any]]:
 
 
 def ratios_of(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The ratios of what was measured."""
+
     def on_128(job: str) -> float:
         """Collecting takes twice as long on twice the pictures, reading the ranges does not."""
         return 2 * found[job]["seconds"] - found[job]["reading_s"]
 
-    return {
-        "onnxruntime entropy as it comes over trtkit all algorithms, 128 pictures each": on_128("ort entropy 64")
-        / found["all 128"]["seconds"],
-        f"onnxruntime entropy with num_bins={REAL_BINS} over trtkit all algorithms, 128 pictures each": on_128(
-            "ort search 64"
-        )
-        / found["all 128"]["seconds"],
-        "onnxruntime entropy as it comes over trtkit all algorithms, 64 pictures each": found["ort entropy 64"][
-            "seconds"
-        ]
-        / found["all 64"]["seconds"],
-        "onnxruntime min-max over trtkit min-max, 64 pictures each": found["ort minmax 64"]["seconds"]
-        / found["minmax 64"]["seconds"],
-        "trtkit min-max over a plain forward pass": found["minmax 64"]["seconds"] / found["forward 64"]["seconds"],
-        "trtkit all algorithms over a plain forward pass": found["all 64"]["seconds"] / found["forward 64"]["seconds"],
-        "peak memory at 512 pictures over 64, all algorithms": found["all 512"]["peak_gb"] / found["all 64"]["peak_gb"],
+    def seconds(job: str) -> float:
+        return found[job]["seconds"]
+
+    wanted = {
+        "onnxruntime entropy as it comes over trtkit all algorithms, 128 pictures each": (
+            ("ort entropy 64", "all 128"),
+            lambda: on_128("ort entropy 64") / seconds("all 128"),
+        ),
+        f"onnxruntime entropy with num_bins={REAL_BINS} over trtkit all algorithms, 128 pictures each": (
+            ("ort search 64", "all 128"),
+            lambda: on_128("ort search 64") / seconds("all 128"),
+        ),
+        "onnxruntime entropy as it comes over trtkit all algorithms, 64 pictures each": (
+            ("ort entropy 64", "all 64"),
+            lambda: seconds("ort entropy 64") / seconds("all 64"),
+        ),
+        "onnxruntime min-max over trtkit min-max, 64 pictures each": (
+            ("ort minmax 64", "minmax 64"),
+            lambda: seconds("ort minmax 64") / seconds("minmax 64"),
+        ),
+        "trtkit min-max over a plain forward pass": (
+            ("minmax 64", "forward 64"),
+            lambda: seconds("minmax 64") / seconds("forward 64"),
+        ),
+        "trtkit all algorithms over a plain forward pass": (
+            ("all 64", "forward 64"),
+            lambda: seconds("all 64") / seconds("forward 64"),
+        ),
+        "peak memory at 512 pictures over 64, all algorithms": (
+            ("all 512", "all 64"),
+            lambda: found["all 512"]["peak_gb"] / found["all 64"]["peak_gb"],
+        ),
     }
+    return {name: ratio() for name, (jobs, ratio) in wanted.items() if set(jobs) <= set(found)}
 
 
 def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[str, float]) -> list[str]:
@@ -203,6 +223,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
     parser.add_argument("--data", required=True, help="a labelled data.yaml")
     parser.add_argument("--job", choices=tuple(JOBS), help="make this one measurement and print it")
+    parser.add_argument("--jobs", choices=tuple(JOBS), nargs="+", default=list(JOBS), help="what to measure")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each short measurement")
     values = parser.parse_args()
     if values.job is not None:
@@ -212,7 +233,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps({**one, "peak_gb": peak, "load": os.getloadavg()[0]}))
         return
-    found = measured(values.model, values.data, values.repeats)
+    found = measured(values.model, values.data, values.jobs, values.repeats)
     place = Path(values.data).absolute()
     origin = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name}")
     ratios = ratios_of(found)
