@@ -145,6 +145,13 @@ def share_figure(
             notes.append(
                 {"xref": "paper", "x": 1, "y": value, "text": name, "showarrow": False, "yshift": 8, "xanchor": "right"}
             )
+    span = _span(points, share_now)
+    if span[0] > 0:
+        # Mixes crowd near the right end; what has nothing in INT8 is told by its height alone.
+        for label, value in points.filter(pl.col("int8_share") == 0).select("label", "metric").iter_rows():
+            shapes.append(_line(y=value, dash="dot"))
+            notes.append({"xref": "paper", "x": 0, "y": value, "text": label, "showarrow": False, "yshift": -8,
+                          "xanchor": "left"})  # fmt: skip
     if share_now is not None:
         shapes.append(_line(x=share_now, dash="dot"))
         anchor, shift = ("right", -4) if share_now > 0.5 else ("left", 4)
@@ -155,11 +162,16 @@ def share_figure(
             }
         )  # fmt: skip
     figure.update_layout(shapes=shapes, annotations=notes)
-    figure.update_xaxes(
-        title_text="share of the arithmetic in INT8", title_standoff=6, tickformat=".0%", range=[-0.03, 1.03]
-    )
+    figure.update_xaxes(title_text="share of the arithmetic in INT8", title_standoff=6, tickformat=".0%", range=span)
     figure.update_yaxes(title_text=metric or "accuracy")
     return figure.update_layout(template=template(), height=340, legend=LEGEND, margin={"t": 40}, hovermode="closest")
+
+
+def _span(points: pl.DataFrame, share_now: float | None) -> list[float]:
+    """The shares to show: all of them, or the right end where all mixes with anything in INT8 lie there."""
+    shares = [share for share in (*points["int8_share"], share_now) if share]
+    lowest = min(shares, default=0.0)
+    return [-0.03, 1.03] if lowest < 0.5 else [lowest - max(0.02, 0.15 * (1 - lowest)), 1.01]
 
 
 def pareto_of(shares: Sequence[float], values: Sequence[float]) -> list[bool]:

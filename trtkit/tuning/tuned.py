@@ -28,7 +28,6 @@ class Tuned:
         seed: Of the calibration.
         saved: The folder of a saved calibration to take instead of measuring again; its algorithm is then read off it.
         layers: Names of the layers that stay high.
-        patterns: `keep=` patterns that were found by other means, such as a search, taken as they are.
         half: Nothing is left in INT8, so that it is an FP16 export that needs no calibration.
         raw: The saved calibration is used as it lies there: its ranges were repaired, so that no algorithm gives them.
     """
@@ -38,7 +37,6 @@ class Tuned:
     seed: int | None = 0
     saved: str = ""
     layers: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
     raw: bool = False
     half: bool = False
 
@@ -62,7 +60,7 @@ class Tuned:
         """The `keep=` patterns; none where nothing is left in INT8."""
         if self.half:
             return ()
-        return (*self.patterns, *map(pattern_of, self.layers))
+        return tuple(map(pattern_of, self.layers))
 
     @property
     def algorithm(self) -> str:

@@ -82,7 +82,7 @@ class TunerState:
     def laid_out(self, layout: Layout) -> TunerState:
         """With the model's layers; what is kept high falls into their order, and what is no layer of it falls out."""
         # The same choice, only sorted: what was taken over from a search stays in use.
-        state = self._with(layout=layout, high=tuple(node for node in layout.free if node in set(self.high)))
+        state = self._with(layout=layout, high=tuple(_matching(layout.free, self.high)))
         first = self.readings is not None and self.tensor == next(iter(self.readings.calibration.seen), "")
         # The first tensor is the picture itself, which tells least.
         return state._worst_shown() if self.sensitivity is not None and first else state
@@ -106,12 +106,12 @@ class TunerState:
         return self._with(algorithm=found.algorithm, percentile=found.percentile, taken=False)
 
     def keeping(self, nodes: Iterable[str]) -> TunerState:
-        """With exactly these layers kept high."""
+        """With exactly these layers kept high; the ranges in use stay."""
         chosen = set(nodes)
         order = self._nodes()
-        if self.layout is not None or self.sensitivity is not None:
-            return self._with(high=tuple(node for node in order if node in chosen), taken=False)
-        return self._with(high=tuple(dict.fromkeys(nodes)), taken=False)
+        if order:
+            return self._with(high=tuple(node for node in order if node in chosen))
+        return self._with(high=tuple(dict.fromkeys(nodes)))
 
     def toggled(self, node: str) -> TunerState:
         """With one layer more or less kept high.
@@ -170,8 +170,7 @@ class TunerState:
         row = self.found.best if place is None else trials.row(place, named=True)
         chosen = bool(row["chosen"])
         patterns = self.found.keep if chosen else tuple(row["keep"])
-        nodes = [node for node in self._nodes() if any(fnmatch.fnmatchcase(node, pattern) for pattern in patterns)]
-        state = self.keeping(nodes or patterns)
+        state = self.keeping(_matching(self._nodes(), patterns) or patterns)
         # What INT8 throughout becomes when nothing of it is left has no repaired ranges to take.
         return dataclasses.replace(state, taken=chosen and self.found.best["ranges"] is not None)
 
@@ -315,19 +314,19 @@ class TunerState:
 
     def tuned(self) -> Tuned | None:
         """What to export, with the code that does it; None where there is no calibration yet."""
-        if self.taken and self.found is not None:
+        nothing_left = self.layout is not None and self.layout.free and set(self.high) >= set(self.layout.free)
+        if self.taken and self.found is not None and not nothing_left:
             folder = f"{self.folder}/search"
             model = f"{folder}/{Search.kind}.equalised.onnx" if self.found.equalised is not None else self.model
             settings = {"imgsz": self.found.origin.settings.get("imgsz")}
-            return Tuned(
-                model=model, settings=settings, saved=f"{folder}/calibration", patterns=self.found.keep, raw=True
-            )
+            saved = f"{folder}/calibration"
+            return Tuned(model=model, settings=settings, saved=saved, layers=self.high, raw=True)
         if self.readings is None:
             return None
         found = self.readings.using(self.algorithm, self.percentile)
         tuned = Tuned.of(self.model or "model.pt", found, self.high, saved=self.saved)
         own = self.readings.calibration
-        if self.layout is not None and self.layout.free and set(self.high) >= set(self.layout.free):
+        if nothing_left:
             return dataclasses.replace(tuned, half=True)
         unchanged = (own.algorithm, own.percentile) == (self.algorithm, self.percentile)
         return dataclasses.replace(tuned, raw=bool(self.saved) and unchanged)
@@ -360,3 +359,9 @@ class TunerState:
 
     def _with(self, **changes: Any) -> TunerState:
         return dataclasses.replace(self, **changes)
+
+
+def _matching(nodes: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The nodes that are among the patterns or match one."""
+    asked = tuple(patterns)
+    return [node for node in nodes if node in asked or any(fnmatch.fnmatchcase(node, one) for one in asked)]
