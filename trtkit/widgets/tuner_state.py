@@ -12,14 +12,14 @@ import polars as pl
 
 from trtkit.calibration.algorithms import ALGORITHMS
 from trtkit.calibration.calibration import Calibration
-from trtkit.calibration.readings import Readings, clipped_share
+from trtkit.calibration.readings import Readings
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.tuning.judging import Judged
 from trtkit.tuning.layout import Layout
-from trtkit.tuning.mix_figures import POINTS, pareto_of
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 from trtkit.tuning.tuned import Tuned
+from trtkit.widgets.tuner_frames import layer_costs, mix_points, shared_ranges
 
 __all__ = ["TunerState"]
 
@@ -227,18 +227,7 @@ class TunerState:
             CalibrationError: There is no calibration yet.
         """
         found = self.calibration
-        frame = (self.readings or Readings(found)).frame_of(found)
-        if self.layout is None:
-            return frame
-        reaches = dict(frame.select("tensor", "reach").iter_rows())
-        widened = {}
-        for tensor, reach in reaches.items():
-            shared = max([reach, *(reaches.get(name, 0.0) for name in self.layout.scale_of(tensor))])
-            if shared > reach:
-                widened[tensor] = shared
-        if not widened:
-            return frame
-        return pl.DataFrame([self._widened(row, widened) for row in frame.iter_rows(named=True)], schema=frame.schema)
+        return shared_ranges(self.readings or Readings(found), found, self.layout)
 
     def others(self) -> dict[str, float]:
         """What the other algorithms would cover of the tensor that is shown, as far as that is known at once."""
@@ -258,15 +247,7 @@ class TunerState:
         Returns:
             One row a layer: `node`, `block`, `macs`, `sqnr_only`, `gain` (null before they were measured) and `high`.
         """
-        if self.sensitivity is not None:
-            frame = self.sensitivity.layers.select("node", "block", "macs", "sqnr_only", "gain").sort("sqnr_only")
-        elif self.layout is not None:
-            frame = self.layout.layers.filter(pl.col("kept").is_null()).select("node", "block", "macs")
-            frame = frame.with_columns(sqnr_only=pl.lit(None, pl.Float64), gain=pl.lit(None, pl.Float64))
-        else:
-            text, number = dict.fromkeys(("node", "block"), pl.String), dict.fromkeys(("sqnr_only", "gain"), pl.Float64)
-            frame = pl.DataFrame(schema={**text, "macs": pl.Int64, **number})
-        return frame.with_columns(high=pl.col("node").is_in(list(self.high)))
+        return layer_costs(self.layout, self.sensitivity, self.high)
 
     def table(self) -> pl.DataFrame:
         """`layers` with what the algorithm in use makes of each one's input: `tensor`, `reach`, `clipped`."""
@@ -281,18 +262,7 @@ class TunerState:
 
     def points(self) -> pl.DataFrame:
         """Every mix that was judged, by the search and by hand, as `mix_figures.share_figure` takes them."""
-        rows: list[dict[str, Any]] = []
-        if self.found is not None:
-            for place, row in enumerate(self.found.trials.iter_rows(named=True)):
-                kind = "found" if row["chosen"] else "searched"
-                told = {name: row[name] for name in ("int8_share", "metric", "loss", "loss_low", "loss_high")}
-                rows.append({"label": row["mix"], "kind": kind, **told, "place": place})
-        for place, one in enumerate(self.judged):
-            told = {name: getattr(one, name) for name in ("int8_share", "loss", "loss_low", "loss_high")}
-            rows.append({"label": one.label, "kind": "judged", "metric": one.value, **told, "place": place})
-        front = pareto_of([row["int8_share"] for row in rows], [row["metric"] for row in rows])
-        rows = [{**row, "pareto": there} for row, there in zip(rows, front, strict=True)]
-        return pl.DataFrame(rows, schema=POINTS)
+        return mix_points(self.found, self.judged)
 
     @property
     def value_float(self) -> float | None:
@@ -344,18 +314,6 @@ class TunerState:
         if self.layout is not None:
             return list(self.layout.free)
         return [] if self.sensitivity is None else self.sensitivity.layers["node"].to_list()
-
-    def _widened(self, row: dict[str, Any], widened: dict[str, float]) -> dict[str, Any]:
-        """A row of `Readings.frame` with the reach of its shared scale."""
-        reach = widened.get(row["tensor"])
-        if reach is None or self.readings is None:
-            return row
-        seen, largest = self.readings.seen(row["tensor"]), row["largest"]
-        clipped = row["clipped"]
-        if seen is not None and seen.histogram is not None:
-            clipped = clipped_share(seen.histogram, reach, largest)
-        covered = min(reach / largest, 1.0) if largest else 1.0
-        return {**row, "reach": reach, "covered": covered, "clipped": clipped, "scale": reach / 127.0}
 
     def _with(self, **changes: Any) -> TunerState:
         return dataclasses.replace(self, **changes)
