@@ -1,6 +1,8 @@
 """JupyterLab as a user has it: notebooks are opened, cells run, widgets clicked."""
 
+import cv2
 import nbformat
+import numpy as np
 from playwright.sync_api import expect
 
 SLOW = 180_000
@@ -105,6 +107,25 @@ class Lab:
         self.page.wait_for_function(
             "light => document.body.dataset.jpThemeLight === light", arg=str(scheme == "light").lower()
         )
+
+    def both_themes(self, name, folder, called):
+        """Pictures of a part in light and dark, after checking that each is what it says.
+
+        Args:
+            name: As `find` takes it.
+            folder: Where `<called>-light.png` and `<called>-dark.png` go.
+            called: What to call them.
+        """
+        shades = {}
+        for scheme in ("light", "dark"):
+            self.theme(scheme)
+            path = folder / f"{called}-{scheme}.png"
+            self.picture(self.find(name), path)
+            grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            # What there is most of is the page; ink is told by how far the other end of the greys lies.
+            shades[scheme] = (float(np.median(grey)), float(np.ptp(np.percentile(grey, [0.5, 99.5]))))
+        assert shades["light"][0] > 200 > 60 > shades["dark"][0], shades
+        assert min(contrast for _, contrast in shades.values()) > 120, shades
 
     def picture(self, locator, path):
         """A screenshot of a part of the page, all of it, whatever the window shows."""

@@ -63,9 +63,7 @@ def test_another_algorithm_redraws_the_ranges_and_the_saved_notebook_still_shows
     assert traces(lab, "overview") != overview
     assert "mse" in lab.find("tuner-code").inner_text()
     assert lab.find("tuner-code").inner_text() != code
-    for scheme in ("light", "dark"):
-        lab.theme(scheme)
-        lab.picture(lab.find("tuner"), pictures / f"tuner-{scheme}.png")
+    lab.both_themes("tuner", pictures, "tuner")
     # The output that outlives the kernel is renewed soon after a change.
     lab.page.wait_for_timeout(4000)
     show_offline(lab, lab.save(), tmp_path / "exported.html", pictures)

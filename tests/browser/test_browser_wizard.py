@@ -42,9 +42,7 @@ def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, pictures
     read_model(lab, demo.model_path())
     expect(lab.find("model-facts")).to_contain_text("detect")
     go_to(lab, "choices")
-    for scheme in ("light", "dark"):
-        lab.theme(scheme)
-        lab.picture(lab.find("wizard"), pictures / f"wizard-choices-{scheme}.png")
+    lab.both_themes("wizard", pictures, "wizard-choices")
     go_to(lab, "pictures", "build")
     lab.click("build")
     expect(stage(lab, "build")).to_contain_text("Done in")
@@ -53,9 +51,7 @@ def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, pictures
     lab.click("measure")
     expect(stage(lab, "result")).to_contain_text("Done in")
     expect(lab.find("accuracy")).to_contain_text("mAP50-95")
-    for scheme in ("light", "dark"):
-        lab.theme(scheme)
-        lab.picture(lab.find("wizard"), pictures / f"wizard-result-{scheme}.png")
+    lab.both_themes("wizard", pictures, "wizard-result")
     go_to(lab, "engine")
     path = lab.folder / "runs" / "clicked.engine"
     first = backends.read_engine(path)
