@@ -118,7 +118,7 @@ def main() -> None:
     found: dict[str, Any] = {name: spread(times) for name, times in in_processes(values.rounds).items()}
     if values.chromium:
         found["the button is there, in JupyterLab"] = spread(in_the_browser(values.rounds, values.chromium))
-    origin = {**about(f"--rounds {values.rounds}"), "load": os.getloadavg()[0]}
+    origin = {**about(f"--rounds {values.rounds}"), "load": os.getloadavg()[0], "niceness": os.nice(0)}
     rows = [[name, *(f"{one[key]:.2f}" for key in ("median", "least", "most"))] for name, one in found.items()]
     lines = [
         "# The wizard appears",
@@ -129,7 +129,7 @@ def main() -> None:
         "",
         f"`{origin['command']}`",
         "",
-        f"{line_of(origin)} Load average {origin['load']:.1f}.",
+        f"{line_of(origin)} Load average {origin['load']:.1f}, niceness {origin['niceness']}.",
     ]
     write("widgets", {"seconds": found, **origin}, lines)
     print("\n".join(lines))
