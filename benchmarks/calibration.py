@@ -197,6 +197,7 @@ def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[
             f"{one['seconds']:.1f}",
             f"{one['reading_s']:.1f}" if "reading_s" in one else "",
             f"{one['peak_gb']:.2f}",
+            f"{one['load']:.1f}",
         ]
         for one in found.values()
     ]
@@ -205,14 +206,16 @@ def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[
         "",
         f"`{origin['command']}`",
         "",
-        *table(["what", "s", "of it reading ranges", "peak GB of the process"], jobs),
+        *table(["what", "s", "of it reading ranges", "peak GB of the process", "load"], jobs),
         "",
         *table(["ratio", ""], [[name, f"{value:.2f}"] for name, value in ratios.items()]),
         "",
         f"Pictures of {SIDE} x {SIDE}, read and letterboxed within the time; tracing and loading are not. Both "
         "run picture by picture where tensors are counted, theirs on every Conv; 512 pictures repeat those there are. "
         "onnxruntime keeps every tensor of every picture until the end; 128 pictures would need twice its memory: "
-        "its time on 128 is twice that on 64, reading counted once.",
+        "its time on 128 is twice that on 64, reading counted once. "
+        "Load is the processes that wanted a core, this one included: above the number of cores others slowed it down, "
+        "and what needs every core more than what needs one.",
         "",
         line_of(origin),
     ]
@@ -235,7 +238,8 @@ def main() -> None:
         return
     found = measured(values.model, values.data, values.jobs, values.repeats)
     place = Path(values.data).absolute()
-    origin = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name}")
+    chosen = "" if set(values.jobs) == set(JOBS) else " --jobs " + " ".join(f'"{job}"' for job in values.jobs)
+    origin = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name}{chosen}")
     ratios = ratios_of(found)
     write("calibration", {**origin, "jobs": found, "ratios": ratios}, page(origin, found, ratios))
 
