@@ -238,7 +238,7 @@ def precisions(target: str, machine: Machine) -> tuple[Choice, ...]:
         Choice(
             value="int8",
             label="INT8",
-            told="The fastest where it pays, and it costs accuracy: ranges come from your pictures and are written into the graph.",
+            told="The fastest where it pays, at some accuracy. Ranges come from your pictures and go into the graph.",
         ),
         Choice(
             value="implicit",
