@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import plotly.graph_objects as go
 import polars as pl
 import pytest
 
@@ -20,7 +21,7 @@ class Found(Result):
         return self.rows
 
     def plot(self):
-        raise NotImplementedError
+        return go.Figure()
 
     def tables(self):
         return {"found": self.rows}

@@ -63,9 +63,11 @@ def test_a_folder_that_can_t_be_written_costs_a_warning(tensorrt: Any, tmp_path:
     tensorrt("8.6.0")
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="was not written"):
-        backends.build(
+        built = backends.build(
             tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=tmp_path / "file" / "mine.cache")
         )
+    assert built.plan
+    assert (tmp_path / "file").read_text() == ""
 
 
 class _Cache:

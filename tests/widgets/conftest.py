@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
 import polars as pl
 import pytest
+
+# The layer frames made by hand are the inspection tests'.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "inspection"))
+
+from drawn_layers import HALF, LOW
 
 import trtkit as tk
 from trtkit import demo
@@ -91,39 +97,10 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
         )  # fmt: skip
 
 
-def layer_rows(*rows: tuple[str, str, str, str | None, float | None], reformats: tuple[str, ...] = ()) -> pl.DataFrame:
-    """A layer frame of (name, type, ONNX nodes joined by commas, precision, ms)."""
-    return pl.DataFrame(
-        [
-            {"name": name, "type": kind, "onnx_nodes": [node for node in nodes.split(",") if node],
-             "precision": precision, "input_precision": precision, "output_precision": precision, "tactic": "",
-             "inputs": [], "outputs": [], "shape": "1x8", "reformat": name in reformats, "ms": ms}
-            for name, kind, nodes, precision, ms in rows
-        ],
-        schema_overrides={"ms": pl.Float64, "inputs": pl.List(pl.String), "outputs": pl.List(pl.String),
-                          "onnx_nodes": pl.List(pl.String), "precision": pl.String, "input_precision": pl.String,
-                          "output_precision": pl.String},
-    )  # fmt: skip
-
-
 @pytest.fixture
 def engines() -> tuple[LayerTable, LayerTable]:
     """Two small engines of one model, made by hand: FP16, and INT8 with a reformat and one layer kept high."""
-    half = layer_rows(
-        ("conv0", "conv", "/a/Conv,/a/Mul", "fp16", 0.4),
-        ("conv1", "conv", "/b/Conv", "fp16", 0.3),
-        ("out", "conv", "/c/Conv", "fp16", 0.1),
-    )
-    low = layer_rows(
-        ("q", "kgen", "/a/Conv_QuantizeLinear", "int8", 0.02),
-        ("conv0", "conv", "/a/Conv", "int8", 0.1),
-        ("mul", "kgen", "/a/Conv,/a/Mul", "int8", 0.1),
-        ("conv1", "conv", "/b/Conv", "int8", 0.2),
-        ("copy", "reformat", "", "fp16", 0.08),
-        ("out", "conv", "/c/Conv", "fp16", 0.1),
-        reformats=("copy",),
-    )
-    return layers_of(half, name="half"), layers_of(low, name="low")
+    return layers_of(HALF, name="half"), layers_of(LOW, name="low")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 import polars as pl
@@ -16,11 +16,32 @@ if TYPE_CHECKING:
     from trtkit.tuning.sensitivity import Sensitivity
     from trtkit.tuning.sweep import Sweep
 
-__all__ = ["search_figure", "sensitivity_figure", "sweep_figure"]
+__all__ = ["bars", "metric_bars", "search_figure", "sensitivity_figure", "sweep_figure"]
 
 # Percentiles share their colour.
 _PERCENTILES = ("circle", "circle-open", "star", "hourglass")
 _DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def bars(*, up: pl.Series, down: pl.Series, **look: Any) -> dict[str, Any]:
+    """Plotly's error bars from the lengths above and below each point.
+
+    Args:
+        up: Lengths above.
+        down: Lengths below.
+        **look: Further settings of the bars, such as `color`.
+    """
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, **look}
+
+
+def metric_bars(trials: pl.DataFrame, **look: Any) -> dict[str, Any]:
+    """Error bars of the metric, from the interval of its loss: what raises the loss lowers the metric.
+
+    Args:
+        trials: With the columns `loss`, `loss_low` and `loss_high`.
+        **look: As for `bars`.
+    """
+    return bars(up=trials["loss"] - trials["loss_low"], down=trials["loss_high"] - trials["loss"], **look)
 
 
 def sweep_figure(sweep: Sweep) -> go.Figure:
@@ -38,14 +59,7 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
         figure.add_scatter(
             x=part["images"].cast(pl.String),
             y=part["loss"],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": part["loss_high"] - part["loss"],
-                "arrayminus": part["loss"] - part["loss_low"],
-                "thickness": 1,
-                "width": 0,
-            },
+            error_y=bars(up=part["loss_high"] - part["loss"], down=part["loss"] - part["loss_low"], width=0),
             name=name,
             offsetgroup=str(place),
             mode="lines+markers",
@@ -122,13 +136,7 @@ def search_figure(found: Search) -> go.Figure:
         figure.add_scatter(
             x=part["cost"],
             y=part["metric"],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": part["loss"] - part["loss_low"],
-                "arrayminus": part["loss_high"] - part["loss"],
-                "thickness": 1,
-            },
+            error_y=metric_bars(part),
             mode="markers",
             name=name,
             marker={"color": look.colour, "symbol": look.symbol, "size": 10},

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from trtkit.plots import INK, LINE, ORANGE, PURPLE, VERMILION, mark, template
+from trtkit.tuning.figures import metric_bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,14 +116,7 @@ def share_figure(
         figure.add_scatter(
             x=part["int8_share"],
             y=part["metric"],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": part["loss"] - part["loss_low"],
-                "arrayminus": part["loss_high"] - part["loss"],
-                "thickness": 1,
-                "color": colour,
-            },
+            error_y=metric_bars(part, color=colour),
             mode="markers",
             name={"searched": "searched", "judged": "judged by hand", "found": "found"}[kind],
             marker={"symbol": symbol, "color": colour, "size": size, "line": {"width": 1, "color": INK}},
