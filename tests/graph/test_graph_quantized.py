@@ -23,12 +23,12 @@ def ranges_of(proto: onnx.ModelProto, pictures: np.ndarray) -> dict[str, tuple[f
 
 def test_placement_of_the_drawn_detector(proto: onnx.ModelProto) -> None:
     placement = place(proto)
-    assert placement.layers == ("stem", "middle", "wide", "neck", "head")
+    assert placement.layers == ("stem", "middle", "depthwise", "wide", "neck", "head", "sides", "classes")
     # Nothing between a layer and its activation, and both sides of the residual sum are read as INT8.
     assert "stem" not in placement.tensors
     assert {"stem/silu", "middle/silu", "residual"} <= set(placement.tensors)
     # Concatenation, pooling, splitting and upsampling share one scale with what they read.
-    assert set(placement.scale_of["joined"]) == {"residual", "right", "pooled", "joined"}
+    assert set(placement.scale_of["joined"]) == {"residual", "left", "right", "pooled", "joined"}
     assert set(placement.scale_of["both"]) == {"neck/silu", "large", "depthwise/silu", "light2", "both"}
     assert placement.scale_of["stem/silu"] == ("stem/silu",)
 
@@ -38,7 +38,7 @@ def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, 
     onnx.checker.check_model(result, full_check=True)
     makers = {name: node for node in result.graph.node for name in node.output}
     layers = [node for node in result.graph.node if node.name in place(proto).layers]
-    assert len(layers) == 5
+    assert len(layers) == 8
     for node in layers:
         data, weight = makers[node.input[0]], makers[node.input[1]]
         assert (data.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
@@ -49,7 +49,7 @@ def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, 
 def test_costly_layers_read_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
     result = quantize(proto, ranges_of(proto, pictures))
     nodes = {node.name: node for node in result.graph.node}
-    assert nodes["sides"].input[0] == "head/silu"
+    assert nodes["dfl"].input[0] == "spread"
     assert nodes["key"].input[0] == "wide/silu"
     assert nodes["key"].input[1] == "key.weight"
 
@@ -83,7 +83,7 @@ def test_int8_stays_close_to_fp32(proto: onnx.ModelProto, pictures: np.ndarray) 
 
 def test_keep_keeps(proto: onnx.ModelProto) -> None:
     placement = place(proto, ["wide", "nec*"])
-    assert placement.layers == ("stem", "middle", "head")
+    assert placement.layers == ("stem", "middle", "depthwise", "head", "sides", "classes")
     assert placement.kept["wide"] == placement.kept["neck"] == "asked"
     with pytest.raises(RecipeError, match="no ONNX node"):
         place(proto, ["nothing"])

@@ -71,7 +71,10 @@ def mixed(proto: onnx.ModelProto) -> onnx.ModelProto:
     described(
         raised, {entry.key: entry.value for entry in proto.metadata_props if entry.key != "trtkit"}, description(proto)
     )
-    return described(to_half(raised), {}, {"precision": "int8"})
+    # Behind pairs a weight is no constant any more, so the structure no longer tells where the decoding begins; the
+    # description still does.
+    tail = description(proto).get("fp32", ())
+    return described(to_half(raised, protect=False, also=tail), {}, {"precision": "int8"})
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:

@@ -40,7 +40,7 @@ class Placement:
         layers: Names of the weighted nodes that run in INT8.
         tensors: Tensors that get a Q/DQ pair, in graph order.
         scale_of: For each of `tensors`, the tensors whose ranges make up its scale: itself and those it is joined with.
-        kept: Weighted nodes that stay high, with the reason ("dfl", "output", "depthwise", "attention", "asked", ...).
+        kept: Weighted nodes that stay high, with the reason ("dfl", "attention", "depthwise", "asked", ...).
     """
 
     layers: tuple[str, ...]
@@ -55,7 +55,7 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
     Args:
         proto: FP32 graph with unique node names.
         keep: fnmatch patterns of node names that stay high.
-        protect: Also keep what `View.costly` finds (last layers of the head, DFL, depthwise, attention).
+        protect: Also keep what `View.costly` finds (DFL, attention, what would not build).
 
     Raises:
         RecipeError: A pattern matches no node.

@@ -86,46 +86,77 @@ class View:
             if not stop(node):
                 front.extend(neighbours(node))
 
+    def expectations(self) -> set[str]:
+        """Names of layers that read a Softmax: the distribution-focal-loss expectation of box sides."""
+        found = set()
+        for node in self.weighted:
+            source = self.producer.get(node.input[0])
+            while source is not None and source.op_type in LAYOUT:
+                source = self.producer.get(source.input[0])
+            if source is not None and source.op_type == "Softmax":
+                found.add(node.name)
+        return found
+
+    def last(self) -> tuple[str, ...]:
+        """Names of the last layers, in graph order: what they give is only decoded into boxes, scores or classes."""
+        expectations = self.expectations()
+        return tuple(
+            node.name
+            for node in self.weighted
+            if node.name not in expectations and all(name in expectations for name in self._readers(node))
+        )
+
     def costly(self) -> dict[str, str]:
         """Weighted layers whose INT8 costs accuracy or fails to build and saves little time, with the reason.
 
         Found from the graph's structure, so that renamed or foreign graphs are served too:
 
         - `dfl`: reads a Softmax (the distribution-focal-loss expectation of box sides);
-        - `output`: no weighted layer follows, so its error goes straight into boxes, scores, coefficients or classes;
-        - `depthwise`: grouped with few channels each, memory-bound; TensorRT 8.6 has no INT8 kernel for all of them;
+        - `output`: a last layer that is no convolution, such as the fully connected one of a classifier;
+        - `transposed`: transposed convolutions, rare and cheap;
         - `attention`: makes or reads what a product of two activations (query x key) works on;
-        - `transposed`: transposed convolutions, rare and cheap.
-        """
-        is_weighted = {node.name for node in self.weighted}
+        - `depthwise`: grouped convolutions read by a layer that stays high. TensorRT 8.6 has depthwise kernels from
+          INT8 to INT8 only: asked for a float output, its build fails.
 
-        def stop(node: onnx.NodeProto) -> bool:
-            return node.name in is_weighted
+        A head's last convolutions are none of these. Kept high they made TensorRT 8.6 write the layers before them in
+        FP32, activation apart, and reformat twice; `benchmarks/results/placements.md` has the figures.
+        """
 
         def product(node: onnx.NodeProto) -> bool:
             return node.op_type == "MatMul" and len(self.data_inputs(node)) == 2
 
-        reasons: dict[str, str] = {}
-        for node in self.weighted:
-            source = self.producer.get(node.input[0])
-            while source is not None and source.op_type in LAYOUT:
-                source = self.producer.get(source.input[0])
-            if source is not None and source.op_type == "Softmax":
-                reasons[node.name] = "dfl"
+        reasons = dict.fromkeys(self.expectations(), "dfl")
+        last = self.last()
         for node in self.weighted:
             if node.name in reasons:
                 continue
-            after = list(self.downstream(node, stop))
-            before = list(self.upstream(node, stop))
-            if all(n.name not in is_weighted or reasons.get(n.name) == "dfl" for n in after):
-                reasons[node.name] = "output"
+            if node.name in last:
+                if node.op_type != "Conv":
+                    reasons[node.name] = "output"
             elif node.op_type == "ConvTranspose":
                 reasons[node.name] = "transposed"
-            elif self.group(node) > 1:
-                reasons[node.name] = "depthwise"
-            elif any(map(product, after)) or any(map(product, before)):
+            elif any(map(product, [*self._up(node), *self._down(node)])):
                 reasons[node.name] = "attention"
+        for node in self.weighted:
+            high = any(name in reasons for name in self._readers(node))
+            if high and self.group(node) > 1 and node.name not in reasons:
+                reasons[node.name] = "depthwise"
         return reasons
+
+    def _is_weighted(self, node: onnx.NodeProto) -> bool:
+        return self.weight(node) is not None
+
+    def _down(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """What reads a layer's output, as far as the next weighted layers."""
+        return list(self.downstream(node, self._is_weighted))
+
+    def _up(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """What a layer's input is made by, as far back as the weighted layers before it."""
+        return list(self.upstream(node, self._is_weighted))
+
+    def _readers(self, node: onnx.NodeProto) -> list[str]:
+        """Names of the next weighted layers."""
+        return [reader.name for reader in self._down(node) if self._is_weighted(reader)]
 
     @staticmethod
     def group(node: onnx.NodeProto) -> int:
@@ -137,12 +168,11 @@ class View:
 
         FP16 holds 640 only to half a pixel, so these stay in FP32.
         """
-        costly = self.costly()
-        last = [n for n in self.weighted if costly.get(n.name) in ("output", "dfl")]
-        names = {n.name for n in last if costly[n.name] == "dfl"}
-        for node in last:
-            names.update(n.name for n in self.downstream(node, lambda _: False))
-        return names - {n.name for n in last if costly[n.name] == "output"}
+        names = self.expectations()
+        last = set(self.last())
+        for name in names | last:
+            names = names | {node.name for node in self.downstream(self.nodes[name], lambda _: False)}
+        return names - last
 
     def multiplications(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
         """Multiply-accumulates of each weighted layer for one picture, by node name.

@@ -255,8 +255,7 @@ def runner_name() -> str:
 
 def _head_tensors(view: View) -> tuple[str, ...]:
     """What the last weighted layers give, before any decoding; the graph's outputs where there is no such layer."""
-    costly = view.costly()
-    last = tuple(node.output[0] for node in view.weighted if costly.get(node.name) == "output")
+    last = tuple(view.nodes[name].output[0] for name in view.last())
     return last or tuple(value.name for value in view.graph.output)
 
 

@@ -136,7 +136,7 @@ def sensitivity(
         calibration: Ranges, or the folder of a saved calibration; None calibrates by min-max on `images` pictures of
             `train`.
         worst: The metric is measured for so many of the worst layers; 0 measures none.
-        protect: Leave layers alone that stay high by default (the head's last ones, DFL, depthwise, attention); False
+        protect: Leave layers alone that stay high by default (`View.costly`: DFL, attention); False
             measures them like the others.
         imgsz: Height and width, pixels; None takes the model's.
         threads: Pictures that run beside each other; None takes one for each core.
