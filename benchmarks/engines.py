@@ -89,6 +89,7 @@ def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
         **dataclasses.asdict(job),
         "model": file,
         "imgsz": imgsz,
+        "cores": os.cpu_count(),
         "build_seconds": artifact.build_seconds,
         "bytes": artifact.size,
         "passport": None if artifact.passport is None else artifact.passport.to_dict(),
@@ -154,8 +155,8 @@ def run(options: argparse.Namespace) -> None:
             subprocess.run(command("clock", str(path)), check=False)
 
 
-def write(folder: Path) -> None:
-    """Gather what `run` left into `results/`."""
+def write(folder: Path, note: str) -> None:
+    """Gather what `run` left into `results/`; `note` says what its reader should know of the run."""
     from records import line_of, table
     from records import write as write_record
 
@@ -165,12 +166,12 @@ def write(folder: Path) -> None:
         rows.append({**facts, **json.loads(path.read_text())})
     rows.sort(key=lambda row: (list(MODELS).index(row["task"]), -row["batch"], list(LABELS).index(row["precision"])))
     passport = rows[0]["passport"]
-    words = f"run --models MODELS --scenes SCENES --out engines --level {rows[0]['level']} --jobs 5"
+    words = f"run --models MODELS --scenes SCENES --out engines --level {rows[0]['level']}"
     about = {
         "command": f"python benchmarks/engines.py {words}",
         "machine": {
             "processor": f"{passport['gpu']} (driver {passport['driver']}, CUDA {passport['cuda']})",
-            "cores": 32,
+            "cores": rows[0]["cores"],
         },
         "versions": {"TensorRT": passport["tensorrt"], "trtkit": tk.__version__},
     }
@@ -197,7 +198,8 @@ def write(folder: Path) -> None:
         ]  # fmt: skip
         lines += [*table(heads, body), ""]
     lines.append("Times are milliseconds a picture, of a whole batch on the GPU's own clock divided by the batch.")
-    write_record("engines", {"about": about, "rows": rows}, lines)
+    lines += ["", note] if note else []
+    write_record("engines", {"about": about, "note": note, "rows": rows}, lines)
 
 
 def main() -> None:
@@ -212,7 +214,9 @@ def main() -> None:
         verb.add_argument("--level", type=int, default=2)
         verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
     verbs.add_parser("clock").add_argument("path", type=Path)
-    verbs.add_parser("write").add_argument("folder", type=Path)
+    writing = verbs.add_parser("write")
+    writing.add_argument("folder", type=Path)
+    writing.add_argument("--note", default="")
     options = parser.parse_args()
     if options.verb == "run":
         run(options)
@@ -221,7 +225,7 @@ def main() -> None:
     elif options.verb == "clock":
         clock(options.path)
     else:
-        write(options.folder)
+        write(options.folder, options.note)
 
 
 if __name__ == "__main__":
