@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -115,8 +115,7 @@ class View:
         - `output`: a last layer that is no convolution, such as the fully connected one of a classifier;
         - `transposed`: transposed convolutions, rare and cheap;
         - `attention`: makes or reads what a product of two activations (query x key) works on;
-        - `depthwise`: grouped convolutions read by a layer that stays high. TensorRT 8.6 has depthwise kernels from
-          INT8 to INT8 only: asked for a float output, its build fails.
+        - `depthwise`: from `depthwise_before` the others.
 
         A head's last convolutions are none of these. Kept high they made TensorRT 8.6 write the layers before them in
         FP32, activation apart, and reformat twice; `benchmarks/results/placements.md` has the figures.
@@ -137,11 +136,24 @@ class View:
                 reasons[node.name] = "transposed"
             elif any(map(product, [*self._up(node), *self._down(node)])):
                 reasons[node.name] = "attention"
-        for node in self.weighted:
-            high = any(name in reasons for name in self._readers(node))
-            if high and self.group(node) > 1 and node.name not in reasons:
-                reasons[node.name] = "depthwise"
-        return reasons
+        return {**reasons, **dict.fromkeys(self.depthwise_before(reasons), "depthwise")}
+
+    def depthwise_before(self, high: Iterable[str]) -> list[str]:
+        """Grouped convolutions that must stay high because a layer that does reads them.
+
+        TensorRT 8.6 runs depthwise layers from INT8 to INT8; with all of them in INT8, the one in attention included,
+        whose output floats read, it does not build.
+
+        Args:
+            high: Names of the layers that stay high.
+        """
+        known, found = set(high), []
+        # Backwards, so that one depthwise layer before another is seen.
+        for node in reversed(self.weighted):
+            if node.name not in known and self.group(node) > 1 and not known.isdisjoint(self._readers(node)):
+                known.add(node.name)
+                found.append(node.name)
+        return found
 
     def _is_weighted(self, node: onnx.NodeProto) -> bool:
         return self.weight(node) is not None
