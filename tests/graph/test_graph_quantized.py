@@ -89,6 +89,13 @@ def test_keep_keeps(proto: onnx.ModelProto) -> None:
         place(proto, ["nothing"])
 
 
+def test_depthwise_layers_go_with_what_reads_them(proto: onnx.ModelProto) -> None:
+    placement = place(proto, ["head"])
+    assert placement.kept["head"] == "asked"
+    assert placement.kept["depthwise"] == "depthwise"
+    assert "depthwise" in place(proto, ["head"], protect=False).layers
+
+
 def test_a_missing_or_broken_range_is_named(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
     ranges = ranges_of(proto, pictures)
     with pytest.raises(CalibrationError, match="stem/silu"):

@@ -55,7 +55,8 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
     Args:
         proto: FP32 graph with unique node names.
         keep: fnmatch patterns of node names that stay high.
-        protect: Also keep what `View.costly` finds (DFL, attention, what would not build).
+        protect: Also keep what `View.costly` finds (DFL, attention, what would not build), and depthwise layers in front
+            of what stays high.
 
     Raises:
         RecipeError: A pattern matches no node.
@@ -64,6 +65,8 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
     asked = matching(view.nodes, keep)
     kept = dict(view.costly()) if protect else {}
     kept.update({node.name: "asked" for node in view.weighted if node.name in asked})
+    if protect:
+        kept.update(dict.fromkeys(view.depthwise_before(kept), "depthwise"))
     layers = [node for node in view.weighted if node.name not in kept]
     names = {node.name for node in layers}
 

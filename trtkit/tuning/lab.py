@@ -73,12 +73,13 @@ class Lab:
         return blocks
 
     def without(self, layers: Iterable[str]) -> Placement:
-        """INT8 throughout but for some layers."""
+        """INT8 throughout but for some layers, and the depthwise ones before them that need company."""
         return place(self.graph, [*self.user_keep, *map(pattern_of, layers)], protect=self.protect)
 
     def only(self, layers: Iterable[str]) -> Placement:
-        """Nothing in INT8 but some layers."""
-        return self.without(set(self.weighted) - set(layers))
+        """Nothing in INT8 but some layers; a lone depthwise one, which no engine could run so, included."""
+        others = map(pattern_of, set(self.weighted) - set(layers))
+        return place(self.graph, [*self.user_keep, *others], protect=False)
 
     def variant(
         self,
