@@ -1,0 +1,236 @@
+"""Mixes of INT8 and FP16 as TensorRT engines: what repaired calibrations and layers kept high cost and buy on a GPU.
+
+    python benchmarks/mixes.py prepare --model yolo11n.pt --data detect/data.yaml --out mixes
+    python benchmarks/mixes.py run --model yolo11n.pt --data detect/data.yaml --out mixes --level 2
+    python benchmarks/mixes.py write mixes
+
+`prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, judges and times what is not there
+yet, one after the other, so that nothing disturbs TensorRT's choice of kernels; with names it does only those. `write`
+puts what is there into `results/mixes.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import engines
+from records import line_of, show, table
+from records import write as write_record
+
+import trtkit as tk
+from trtkit.calibration import Calibration
+from trtkit.data import open_dataset
+from trtkit.files import write_json
+from trtkit.graph.tracing import trace
+from trtkit.progress import Work
+from trtkit.sources import load
+from trtkit.tuning.bench import Bench, repaired
+from trtkit.tuning.lab import Lab
+from trtkit.tuning.state import State
+
+IMGSZ = 640
+BATCH = 8
+METRIC = "mAP50-95(B)"
+BOX = "/model.23/cv2.?/cv2.?.2*"
+RANGES = {
+    "percentile": "percentile 99.999",
+    "best": "best ranges",
+    "corrected": "best ranges, biases corrected",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mix:
+    """One engine of the table."""
+
+    precision: str = "int8"
+    calibration: str = "percentile"
+    keep: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        if self.precision != "int8":
+            return self.precision.upper()
+        high = ", ".join(f"`{pattern}`" for pattern in self.keep)
+        return f"INT8, {RANGES[self.calibration]}" + (f"; {high} high" if high else "")
+
+
+def corrected(*keep: str) -> Mix:
+    return Mix(calibration="corrected", keep=keep)
+
+
+MIXES = {
+    "fp32": Mix(precision="fp32"),
+    "fp16": Mix(precision="fp16"),
+    "default": Mix(),
+    "default-box-2": Mix(keep=(BOX, "/model.2/*")),
+    "default-box-9": Mix(keep=(BOX, "/model.9/*")),
+    "corrected-8": corrected("/model.8/*"),
+    "corrected-box": corrected(BOX),
+    "corrected-box-6": corrected(BOX, "/model.6/*"),
+    "corrected-box-7": corrected(BOX, "/model.7/*"),
+    "corrected-box-8": corrected(BOX, "/model.8/*"),
+    "corrected-box-8-9": corrected(BOX, "/model.8/*", "/model.9/*"),
+    "corrected-box-9": corrected(BOX, "/model.9/*"),
+    "corrected-box-10": corrected(BOX, "/model.10/*"),
+    "corrected-box-19": corrected(BOX, "/model.19/*"),
+    "corrected-box-20": corrected(BOX, "/model.20/*"),
+    "corrected-box-22": corrected(BOX, "/model.22/*"),
+    "corrected-box0-8": corrected("/model.23/cv2.0/cv2.0.2*", "/model.8/*"),
+}
+"""What ONNX Runtime judged best of about a hundred, with the box branch's last layers as `BOX`."""
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Save the three calibrations of `RANGES`."""
+    out = Path(options.out)
+    model = load(options.model)
+    dataset = open_dataset(options.data, task=model.task)
+    size = (IMGSZ, IMGSZ)
+    tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", images=512, progress=show).save(
+        out / "percentile"
+    )
+    measured = tk.calibrate(model, dataset, imgsz=IMGSZ, images=128, histograms=True, progress=show)
+    lab = Lab(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
+    bench = Bench(
+        lab, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
+        work=Work(show, None),
+    )  # fmt: skip
+    mixes, _ = repaired(bench, measured, State(None))
+    found = {mix.label: mix.calibration for mix in mixes}
+    for name in ("best", "corrected"):
+        found[RANGES[name]].save(out / name)
+
+
+def build(name: str, options: argparse.Namespace) -> None:
+    """Export one engine and judge it on both splits; leaves `<name>.engine` and `<name>.json`."""
+    mix, out = MIXES[name], Path(options.out)
+    int8 = mix.precision == "int8"
+    artifact = tk.export(
+        options.model,
+        imgsz=IMGSZ,
+        batch=BATCH,
+        half=mix.precision == "fp16",
+        int8=int8,
+        calibration=Calibration.load(out / mix.calibration) if int8 else None,
+        keep=list(mix.keep),
+        dynamic=False,
+        level=options.level,
+        output=out / f"{name}.engine",
+        overwrite=True,
+    )
+    passport: dict[str, Any] = {} if artifact.passport is None else artifact.passport.to_dict()
+    passport.pop("layers", None)
+    facts: dict[str, Any] = {
+        "mix": name,
+        **dataclasses.asdict(mix),
+        "level": options.level,
+        "cores": os.cpu_count(),
+        "build_seconds": artifact.build_seconds,
+        "bytes": artifact.size,
+        "passport": passport,
+    }
+    with tk.open(artifact) as runner:
+        for split in ("val", "train"):
+            facts[split] = tk.evaluate(runner, options.data, split).metrics[METRIC]
+    write_json(out / f"{name}.json", facts)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build what is not there, then time what was not timed."""
+    out = Path(options.out)
+    names = options.names or list(MIXES)
+    for name in names:
+        if not (out / f"{name}.json").is_file():
+            build(name, options)
+    for name in names:
+        if not (out / f"{name}.times.json").is_file():
+            engines.clock(out / f"{name}.engine")
+
+
+def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[str]:
+    exact = next(row for row in rows if row["precision"] == "fp32")
+    half = next(row for row in rows if row["precision"] == "fp16")
+    heads = [
+        "engine", "ms a batch (p50)", "of FP16", "mAP50-95, `val`", "loss", "mAP50-95, `train`", "loss", "layers",
+        "reformats",
+    ]  # fmt: skip
+    body = [
+        [
+            MIXES[row["mix"]].label,
+            *([f"{row['p50_ms']:.3f}", f"{row['p50_ms'] / half['p50_ms']:.3f}"] if "p50_ms" in row else ["", ""]),
+            *(
+                text
+                for split in ("val", "train")
+                for text in (f"{row[split]:.4f}", f"{exact[split] - row[split]:+.4f}")
+            ),
+            *(str(row.get(name, "")) for name in ("layers", "reformats")),
+        ]
+        for row in rows
+    ]
+    return [
+        "# Mixes of INT8 and FP16 on TensorRT",
+        "",
+        f"`{about['command']}`",
+        "",
+        line_of(about),
+        "",
+        f"yolo11n at {IMGSZ}, batch {BATCH}, level {rows[0]['level']}. Losses are against FP32 by the same TensorRT.",
+        "",
+        *table(heads, body),
+        "",
+        "`val` chose these mixes out of many, which flatters them there; no label of `train` was looked at, but the "
+        "model was trained on its pictures.",
+        *(["", note] if note else []),
+    ]
+
+
+def write(folder: Path, note: str) -> None:
+    """Gather what `run` left into `results/`; `note` says what its reader should know of the run."""
+    rows = []
+    for name in MIXES:
+        if (folder / f"{name}.json").is_file():
+            times = folder / f"{name}.times.json"
+            timed = json.loads(times.read_text()) if times.is_file() else {}
+            rows.append({**json.loads((folder / f"{name}.json").read_text()), **timed})
+    passport = rows[0]["passport"]
+    about = {
+        "command": f"python benchmarks/mixes.py run --model yolo11n.pt --data detect/data.yaml --out mixes "
+        f"--level {rows[0]['level']}",
+        "machine": {
+            "processor": f"{passport['gpu']} (driver {passport['driver']}, CUDA {passport['cuda']})",
+            "cores": rows[0]["cores"],
+        },
+        "versions": {"TensorRT": passport["tensorrt"], "trtkit": tk.__version__},
+    }
+    write_record("mixes", {"about": about, "note": note, "rows": rows}, page(about, rows, note))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name in ("prepare", "run"):
+        verb = verbs.add_parser(name)
+        for flag in ("--model", "--data", "--out"):
+            verb.add_argument(flag, required=True)
+    verb.add_argument("--level", type=int, default=2)
+    verb.add_argument("names", nargs="*", choices=[*MIXES, []], help="engines to make; all without one")
+    writing = verbs.add_parser("write")
+    writing.add_argument("folder", type=Path)
+    writing.add_argument("--note", default="")
+    options = parser.parse_args()
+    if options.verb == "prepare":
+        prepare(options)
+    elif options.verb == "run":
+        run(options)
+    else:
+        write(options.folder, options.note)
+
+
+if __name__ == "__main__":
+    main()
