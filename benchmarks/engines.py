@@ -3,26 +3,27 @@
     python benchmarks/engines.py run --models MODELS --scenes SCENES --out engines --level 2 --jobs 5
     python benchmarks/engines.py write engines
 
-`run` exports every engine (several at a time, each in a process of its own), judges it on the pictures of `val`, and
-times one after the other once nothing else runs. It can be called again to go on where it stopped. `write` puts what is
-there into `results/engines.json` and `.md`. Needs a GPU and TensorRT; where there are several GPUs, all are used.
+`run` exports every engine (several at a time, each in a process on cores of its own), judges it on the pictures of
+`val`, and times one after the other once nothing else runs. It can be called again to go on where it stopped. `write`
+puts what is there into `results/engines.json` and `.md`. Needs a GPU and TensorRT; several GPUs are all used.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lanes import Program, drive, gpus_here
+
 import trtkit as tk
-from trtkit import backends
 from trtkit.files import write_json
 
 HERE = Path(__file__).resolve()
@@ -131,28 +132,37 @@ def command(*words: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Build what is not there, then time what was not timed: a task's engines all on the same GPU."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    gpus = len(backends.capabilities("tensorrt").gpus)
-    waiting = [job for job in jobs(options.level) if not (out / f"{job.name}.json").is_file()]
-    running: list[tuple[int, subprocess.Popen[bytes]]] = []
-    while waiting or running:
-        running = [(gpu, child) for gpu, child in running if child.poll() is None]
-        load = [sum(gpu == place for gpu, _ in running) for place in range(gpus)]
-        if waiting and min(load) < options.jobs:
-            job, gpu = waiting.pop(0), load.index(min(load))
-            told = json.dumps(dataclasses.asdict(job))
-            words = command("build", told, "--models", options.models, "--scenes", options.scenes, "--out", options.out)
-            with (out / f"{job.name}.log").open("wb") as log:
-                child = subprocess.Popen(
-                    words, stdout=log, stderr=log, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
-                )
-            running.append((gpu, child))
-            continue
-        time.sleep(0.5)
-    for path in sorted(out.glob("*.engine")):
-        if not path.with_suffix(".times.json").is_file():
-            subprocess.run(command("clock", str(path)), check=False)
+    gpus = gpus_here()
+    wanted = [
+        job for job in jobs(options.level) if any(fnmatch.fnmatch(job.name, pattern) for pattern in options.only or "*")
+    ]
+    builds = [
+        Program(
+            name=job.name,
+            words=command(
+                "build", json.dumps(dataclasses.asdict(job)), "--models", options.models, "--scenes", options.scenes,
+                "--out", options.out,
+            ),
+            log=out / f"{job.name}.log",
+        )
+        for job in wanted
+        if not (out / f"{job.name}.json").is_file()
+    ]  # fmt: skip
+    drive(builds, gpus=gpus, lanes=options.jobs, seconds=options.seconds)
+    clocks = [
+        Program(
+            name=f"clock {job.name}",
+            words=command("clock", str(out / f"{job.name}.engine")),
+            log=out / f"{job.name}.times.log",
+            gpu=list(MODELS).index(job.task) % len(gpus),
+        )
+        for job in wanted
+        if (out / f"{job.name}.json").is_file() and not (out / f"{job.name}.times.json").is_file()
+    ]
+    drive(clocks, gpus=gpus)
 
 
 def write(folder: Path, note: str) -> None:
@@ -212,7 +222,10 @@ def main() -> None:
         for flag in ("--models", "--scenes", "--out"):
             verb.add_argument(flag, required=True)
         verb.add_argument("--level", type=int, default=2)
-        verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
+        if name == "run":
+            verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
+            verb.add_argument("--seconds", type=float, help="stop building after so long")
+            verb.add_argument("only", nargs="*", help="patterns of engines' names; all without one")
     verbs.add_parser("clock").add_argument("path", type=Path)
     writing = verbs.add_parser("write")
     writing.add_argument("folder", type=Path)

@@ -4,9 +4,9 @@
     python benchmarks/mixes.py run --model yolo11n.pt --data detect/data.yaml --out mixes --level 2
     python benchmarks/mixes.py write mixes
 
-`prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, judges and times what is not there
-yet, one after the other, so that nothing disturbs TensorRT's choice of kernels; with names it does only those. `write`
-puts what is there into `results/mixes.json` and `.md`.
+`prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, judges and then times what is not
+there yet; with names it does only those. `--jobs` builds several at once, which disturbs TensorRT's choice of
+kernels. `write` puts what is there into `results/mixes.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import engines
+from lanes import Program, drive, gpus_here
 from records import line_of, show, table
 from records import write as write_record
 
@@ -142,15 +144,27 @@ def build(name: str, options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Build what is not there, then time what was not timed."""
-    out = Path(options.out)
-    names = options.names or list(MIXES)
-    for name in names:
-        if not (out / f"{name}.json").is_file():
-            build(name, options)
-    for name in names:
-        if not (out / f"{name}.times.json").is_file():
-            engines.clock(out / f"{name}.engine")
+    """Build what is not there, then time what was not timed, all on the first GPU."""
+    out, here = Path(options.out), str(Path(__file__).resolve())
+    names, gpus = options.names or list(MIXES), gpus_here()
+    paths = ["--model", options.model, "--data", options.data, "--out", options.out, "--level", str(options.level)]
+    builds = [
+        Program(name=name, words=[sys.executable, here, "build", *paths, name], log=out / f"{name}.log")
+        for name in names
+        if not (out / f"{name}.json").is_file()
+    ]
+    drive(builds, gpus=gpus, lanes=options.jobs, seconds=options.seconds)
+    clocks = [
+        Program(
+            name=f"clock {name}",
+            words=engines.command("clock", str(out / f"{name}.engine")),
+            log=out / f"{name}.times.log",
+            gpu=0,
+        )
+        for name in names
+        if (out / f"{name}.json").is_file() and not (out / f"{name}.times.json").is_file()
+    ]
+    drive(clocks, gpus=gpus)
 
 
 def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[str]:
@@ -214,12 +228,16 @@ def write(folder: Path, note: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("prepare", "run"):
+    for name in ("prepare", "run", "build"):
         verb = verbs.add_parser(name)
         for flag in ("--model", "--data", "--out"):
             verb.add_argument(flag, required=True)
-    verb.add_argument("--level", type=int, default=2)
-    verb.add_argument("names", nargs="*", choices=[*MIXES, []], help="engines to make; all without one")
+        if name != "prepare":
+            verb.add_argument("--level", type=int, default=2)
+            verb.add_argument("names", nargs="*", help=f"of {', '.join(MIXES)}; all without one")
+        if name == "run":
+            verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
+            verb.add_argument("--seconds", type=float, help="stop building after so long")
     writing = verbs.add_parser("write")
     writing.add_argument("folder", type=Path)
     writing.add_argument("--note", default="")
@@ -228,6 +246,9 @@ def main() -> None:
         prepare(options)
     elif options.verb == "run":
         run(options)
+    elif options.verb == "build":
+        for name in options.names:
+            build(name, options)
     else:
         write(options.folder, options.note)
 
