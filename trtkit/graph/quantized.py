@@ -55,8 +55,8 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
     Args:
         proto: FP32 graph with unique node names.
         keep: fnmatch patterns of node names that stay high.
-        protect: Also keep what `View.costly` finds (DFL, attention, what would not build), and depthwise layers in front
-            of what stays high.
+        protect: Also keep what `View.costly` finds (DFL, attention, what would not build), and depthwise layers in
+            front of what stays high.
 
     Raises:
         RecipeError: A pattern matches no node.
