@@ -84,6 +84,11 @@ MIXES = {
     "corrected-box-20": corrected(BOX, "/model.20/*"),
     "corrected-box-22": corrected(BOX, "/model.22/*"),
     "corrected-box0-8": corrected("/model.23/cv2.0/cv2.0.2*", "/model.8/*"),
+    "default-10.cv2": Mix(keep=("/model.10/cv2/*",)),
+    "corrected-10.cv2": corrected("/model.10/cv2/*"),
+    "corrected-7-10.cv2": corrected("/model.7/*", "/model.10/cv2/*"),
+    "corrected-box-10.cv2": corrected(BOX, "/model.10/cv2/*"),
+    "corrected-box0-10.cv2": corrected("/model.23/cv2.0/cv2.0.2*", "/model.10/cv2/*"),
 }
 """What ONNX Runtime judged best of about a hundred, with the box branch's last layers as `BOX`."""
 
