@@ -4,7 +4,7 @@
     python benchmarks/engines.py write engines
 
 `run` exports every engine (several at a time, each in a process on cores of its own), judges it on the pictures of
-`val`, and times one after the other once nothing else runs. It can be called again to go on where it stopped. `write`
+`val`, and then times one after the other on each GPU. It can be called again to go on where it stopped. `write`
 puts what is there into `results/engines.json` and `.md`. Needs a GPU and TensorRT; several GPUs are all used.
 """
 
@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> None:
 
 def write(folder: Path, note: str) -> None:
     """Gather what `run` left into `results/`; `note` says what its reader should know of the run."""
-    from records import line_of, table
+    from records import about_engines, line_of, table
     from records import write as write_record
 
     rows = []
@@ -175,16 +175,8 @@ def write(folder: Path, note: str) -> None:
         facts = json.loads(path.with_name(path.name.replace(".times.json", ".json")).read_text())
         rows.append({**facts, **json.loads(path.read_text())})
     rows.sort(key=lambda row: (list(MODELS).index(row["task"]), -row["batch"], list(LABELS).index(row["precision"])))
-    passport = rows[0]["passport"]
     words = f"run --models MODELS --scenes SCENES --out engines --level {rows[0]['level']}"
-    about = {
-        "command": f"python benchmarks/engines.py {words}",
-        "machine": {
-            "processor": f"{passport['gpu']} (driver {passport['driver']}, CUDA {passport['cuda']})",
-            "cores": rows[0]["cores"],
-        },
-        "versions": {"TensorRT": passport["tensorrt"], "trtkit": tk.__version__},
-    }
+    about = about_engines(f"python benchmarks/engines.py {words}", rows[0])
     lines = ["# Engines of TensorRT by precision", "", f"`{about['command']}`", "", line_of(about), ""]
     for task, (file, imgsz) in MODELS.items():
         mine = [row for row in rows if row["task"] == task]

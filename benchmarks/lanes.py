@@ -31,17 +31,27 @@ class Program:
 
 
 def gpus_here() -> list[str]:
-    """The GPUs this program may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    from trtkit import backends
+    """The GPUs this program may use, as `CUDA_VISIBLE_DEVICES` names them.
 
-    count = len(backends.capabilities("tensorrt").gpus)
+    Raises:
+        CapabilityError: There is no GPU, or no TensorRT.
+    """
+    from trtkit import backends
+    from trtkit.errors import CapabilityError
+
+    here = backends.capabilities("tensorrt")
+    count = len(here.gpus)
+    if not here.present or not count:
+        raise CapabilityError(
+            "build and time engines",
+            f"TensorRT: {here.missing or 'there is no GPU'}",
+            "run this on a machine with both",
+        )
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named[:count] or [str(index) for index in range(count)]
 
 
-def drive(
-    programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, seconds: float | None = None
-) -> list[str]:
+def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, seconds: float | None = None) -> None:
     """Run programs in their order, `lanes` of them beside each other on each GPU.
 
     Of fifteen builds by TensorRT 8.6 on 64 shared cores each was seen to keep nine of them busy: all got slower, and so
@@ -52,11 +62,8 @@ def drive(
         gpus: As from `gpus_here`.
         lanes: Programs at once on each GPU.
         seconds: Stop what still runs after so long, and start nothing more.
-
-    Returns:
-        Names of the programs that ended well.
     """
-    begin, waiting, well = time.monotonic(), list(programs), list[str]()
+    begin, waiting = time.monotonic(), list(programs)
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // (lanes * len(gpus)))
     free = [(lane, gpu) for lane in range(lanes) for gpu in range(len(gpus))]
@@ -71,8 +78,6 @@ def drive(
             free.sort()
             took = time.monotonic() - started
             print(f"{program.name}: {'ends' if child.returncode == 0 else 'fails'} after {took:.0f} s", flush=True)
-            if child.returncode == 0:
-                well.append(program.name)
         if seconds is not None and time.monotonic() - begin > seconds:
             waiting.clear()
             for program, _, child, _ in running:
@@ -89,7 +94,6 @@ def drive(
                 (program, place, _start(program, gpus[place[1]], cores[first : first + share]), time.monotonic())
             )
         time.sleep(0.2)
-    return well
 
 
 def _start(program: Program, gpu: str, cores: Sequence[int]) -> subprocess.Popen[bytes]:

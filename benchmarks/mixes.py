@@ -21,7 +21,7 @@ from typing import Any
 
 import engines
 from lanes import Program, drive, gpus_here
-from records import line_of, show, table
+from records import about_engines, line_of, show, table
 from records import write as write_record
 
 import trtkit as tk
@@ -217,16 +217,8 @@ def write(folder: Path, note: str) -> None:
             times = folder / f"{name}.times.json"
             timed = json.loads(times.read_text()) if times.is_file() else {}
             rows.append({**json.loads((folder / f"{name}.json").read_text()), **timed})
-    passport = rows[0]["passport"]
-    about = {
-        "command": f"python benchmarks/mixes.py run --model yolo11n.pt --data detect/data.yaml --out mixes "
-        f"--level {rows[0]['level']}",
-        "machine": {
-            "processor": f"{passport['gpu']} (driver {passport['driver']}, CUDA {passport['cuda']})",
-            "cores": rows[0]["cores"],
-        },
-        "versions": {"TensorRT": passport["tensorrt"], "trtkit": tk.__version__},
-    }
+    words = "--model yolo11n.pt --data detect/data.yaml --out mixes"
+    about = about_engines(f"python benchmarks/mixes.py run {words} --level {rows[0]['level']}", rows[0])
     write_record("mixes", {"about": about, "note": note, "rows": rows}, page(about, rows, note))
 
 
@@ -247,6 +239,9 @@ def main() -> None:
     writing.add_argument("folder", type=Path)
     writing.add_argument("--note", default="")
     options = parser.parse_args()
+    unknown = sorted(set(getattr(options, "names", ())) - set(MIXES))
+    if unknown:
+        parser.error(f"no mix is called {', '.join(unknown)}; there are {', '.join(MIXES)}")
     if options.verb == "prepare":
         prepare(options)
     elif options.verb == "run":

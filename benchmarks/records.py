@@ -11,8 +11,9 @@ from typing import Any
 from trtkit.files import write_bytes, write_json
 from trtkit.origin import machine, versions
 from trtkit.progress import Event
+from trtkit.version import __version__
 
-__all__ = ["about", "earlier", "line_of", "show", "table", "write"]
+__all__ = ["about", "about_engines", "earlier", "line_of", "show", "table", "write"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -25,6 +26,17 @@ def about(arguments: str) -> dict[str, Any]:
     """
     command = f"python benchmarks/{Path(sys.argv[0]).name} {arguments}"
     return {"command": command, "machine": machine(), "versions": versions()}
+
+
+def about_engines(command: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Where engines come from that another machine built: as `about`, from one engine's `passport` and `cores`."""
+    passport = row["passport"]
+    gpu = f"{passport['gpu']} (driver {passport['driver']}, CUDA {passport['cuda']})"
+    return {
+        "command": command,
+        "machine": {"processor": gpu, "cores": row["cores"]},
+        "versions": {"TensorRT": passport["tensorrt"], "trtkit": __version__},
+    }
 
 
 def line_of(origin: Mapping[str, Any]) -> str:

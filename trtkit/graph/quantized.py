@@ -62,11 +62,10 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
         RecipeError: A pattern matches no node.
     """
     view = View(proto)
-    asked = matching(view.nodes, keep)
-    kept = dict(view.costly()) if protect else {}
-    kept.update({node.name: "asked" for node in view.weighted if node.name in asked})
-    if protect:
-        kept.update(dict.fromkeys(view.depthwise_before(kept), "depthwise"))
+    matched = matching(view.nodes, keep)
+    asked = [node.name for node in view.weighted if node.name in matched]
+    kept = view.costly(asked) if protect else {}
+    kept.update(dict.fromkeys(asked, "asked"))
     layers = [node for node in view.weighted if node.name not in kept]
     names = {node.name for node in layers}
 

@@ -106,7 +106,7 @@ class View:
             if node.name not in expectations and all(name in expectations for name in self._readers(node))
         )
 
-    def costly(self) -> dict[str, str]:
+    def costly(self, high: Iterable[str] = ()) -> dict[str, str]:
         """Weighted layers whose INT8 costs accuracy or fails to build and saves little time, with the reason.
 
         Found from the graph's structure, so that renamed or foreign graphs are served too:
@@ -115,10 +115,13 @@ class View:
         - `output`: a last layer that is no convolution, such as the fully connected one of a classifier;
         - `transposed`: transposed convolutions, rare and cheap;
         - `attention`: makes or reads what a product of two activations (query x key) works on;
-        - `depthwise`: from `depthwise_before` the others.
+        - `depthwise`: from `depthwise_before` the others and what else stays high.
 
         A head's last convolutions are none of these. Kept high they made TensorRT 8.6 write the layers before them in
         FP32, activation apart, and reformat twice; `benchmarks/results/placements.md` has the figures.
+
+        Args:
+            high: Names of layers that stay high for reasons of their own.
         """
 
         def product(node: onnx.NodeProto) -> bool:
@@ -136,7 +139,7 @@ class View:
                 reasons[node.name] = "transposed"
             elif any(map(product, [*self._up(node), *self._down(node)])):
                 reasons[node.name] = "attention"
-        return {**reasons, **dict.fromkeys(self.depthwise_before(reasons), "depthwise")}
+        return {**reasons, **dict.fromkeys(self.depthwise_before([*reasons, *high]), "depthwise")}
 
     def depthwise_before(self, high: Iterable[str]) -> list[str]:
         """Grouped convolutions that must stay high because a layer that does reads them.
