@@ -215,11 +215,11 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             if state.break_build:
                 say("ERROR", state.break_build)
                 return None
-            if state.cache_breaks and config.cache is not None and config.cache.data:
-                say("ERROR", "Myelin error from unknown graph")
-                return None
             if config.int8_calibrator is not None and not calibrate(config, network):
                 say("ERROR", "Calibration failure occurred with no scaling factors detected.")
+                return None
+            if state.cache_breaks and config.cache is not None and config.cache.data:
+                say("ERROR", "Myelin error from unknown graph")
                 return None
             if config.progress_monitor is not None and not steps(config.progress_monitor):
                 say("ERROR", "build cancelled")

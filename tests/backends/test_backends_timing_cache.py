@@ -7,12 +7,14 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_graphs
 
 from trtkit import backends
-from trtkit.backends import BuildSettings
+from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.backends.timing_cache import TimingCache, cache_folder
+from trtkit.errors import BuildError
 
 SMALL = BuildSettings(imgsz=(32, 32))
 
@@ -57,6 +59,32 @@ def test_a_file_that_breaks_the_build_is_dropped_and_the_build_tried_again(tenso
         backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=file))
     assert len(trt.fake.builds) == 2
     assert b"elsewhere" not in file.read_bytes()
+
+
+def test_a_file_that_is_not_at_fault_is_kept(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.break_build = "Myelin error from a graph it can't build"
+    file = tmp_path / "mine.cache"
+    file.write_bytes(b"timed elsewhere")
+    with pytest.raises(BuildError, match="a graph it can't build"):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=file))
+    assert len(trt.fake.builds) == 2
+    assert file.read_bytes() == b"timed elsewhere"
+
+
+def test_a_second_try_calibrates_by_what_the_first_one_read(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.cache_breaks = True
+    file = tmp_path / "mine.cache"
+    file.write_bytes(b"timed elsewhere")
+    pictures = [np.full((1, 3, 32, 32), value, np.float32) for value in (0.0, 1.0)]
+    settings = dataclasses.replace(
+        SMALL, precision="int8", implicit=ImplicitCalibration(batches=pictures), timing_cache=file
+    )
+    with pytest.warns(UserWarning, match="broke the build: it was dropped"):
+        backends.build(tiny_graphs.detector(), settings)
+    assert len(trt.fake.calibrated) == 3
+    assert trt.fake.calibrated[-1] == "cache"
 
 
 def test_a_folder_that_can_t_be_written_costs_a_warning(tensorrt: Any, tmp_path: Path) -> None:

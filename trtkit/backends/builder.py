@@ -152,14 +152,16 @@ class _Job:
             and self._blames_cache()
             and phases.failure is None
         ):
-            warnings.warn(
-                f"The timing cache {self.cache.path} broke the build: it was dropped, and the build tried anew.",
-                stacklevel=4,
-            )
-            self.cache.drop()
             self.cache.fresh(config)
             self.messages.errors.clear()
             plan = builder.build_serialized_network(network, config)
+            if plan is not None:
+                # Only now is it known that the file was at fault; other builds go on using one that was not.
+                self.cache.drop()
+                warnings.warn(
+                    f"The timing cache {self.cache.path} broke the build: it was dropped, and the build tried anew.",
+                    stacklevel=4,
+                )
         for failure in (phases.failure, getattr(own, "failure", None)):
             if failure is not None:
                 raise failure

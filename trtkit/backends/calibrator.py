@@ -48,10 +48,10 @@ def calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) 
     """
     require_calibrator(backend)
     trt = module(backend)
-    cached = _read(settings.cache)
+    found = _read(settings.cache)
     batches = iter(settings.batches)
     first = next(batches, None)
-    if first is None and not cached:
+    if first is None and not found:
         raise CalibrationError(
             "calibrate INT8 with TensorRT's own calibrator", "there is no picture", "pass data with pictures"
         )
@@ -64,6 +64,8 @@ def calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) 
             self.source: Iterator[np.ndarray] = _with_first(first, batches)
             self.memory: Any = None
             self.fed = 0
+            # TensorRT may be asked to build twice with one calibrator, whose pictures are gone by then.
+            self.known = found
             self.failure: BaseException | None = None
 
         def get_batch_size(self) -> int:
@@ -85,12 +87,13 @@ def calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) 
             return [int(self.memory.data_ptr())]
 
         def read_calibration_cache(self) -> bytes | None:
-            return cached or None
+            return self.known or None
 
         def write_calibration_cache(self, cache: Any) -> None:
+            self.known = bytes(cache)
             if settings.cache is not None:
                 try:
-                    write_bytes(settings.cache, bytes(cache))
+                    write_bytes(settings.cache, self.known)
                 except BaseException as error:  # noqa: BLE001 - as above
                     self.failure = error
 
