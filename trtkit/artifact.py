@@ -302,8 +302,11 @@ def _build(
     implicit: ImplicitCalibration | None,
 ) -> tuple[Any, Passport]:
     from trtkit import backends
+    from trtkit.graph.alignment import aligned
     from trtkit.graph.half import mixed
 
+    if recipe.int8 and builder == "tensorrt":
+        graph = aligned(graph)
     if calibration is not None and backends.capabilities(builder).strongly_typed_only:
         # Such a TensorRT takes every type from the graph: without this, what is not INT8 would run in FP32.
         graph = mixed(graph)
