@@ -12,12 +12,14 @@ kernels. `write` puts what is there into `results/mixes.json` and `.md`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import engines
 from lanes import Program, drive, gpus_here
@@ -39,6 +41,7 @@ IMGSZ = 640
 BATCH = 8
 METRIC = "mAP50-95(B)"
 BOX = "/model.23/cv2.?/cv2.?.2*"
+REWRITINGS = {"alignment": "trtkit.graph.alignment.aligned", "copies": "trtkit.graph.tracing.without_copies"}
 RANGES = {
     "percentile": "percentile 99.999",
     "best": "best ranges",
@@ -53,13 +56,23 @@ class Mix:
     precision: str = "int8"
     calibration: str = "percentile"
     keep: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    """Of `REWRITINGS`, what the graph was spared."""
 
     @property
     def label(self) -> str:
-        if self.precision != "int8":
-            return self.precision.upper()
-        high = ", ".join(f"`{pattern}`" for pattern in self.keep)
-        return f"INT8, {RANGES[self.calibration]}" + (f"; {high} high" if high else "")
+        parts = [f"INT8, {RANGES[self.calibration]}" if self.precision == "int8" else self.precision.upper()]
+        if self.keep:
+            parts.append(", ".join(f"`{pattern}`" for pattern in self.keep) + " high")
+        parts += [f"without `{name}`" for name in self.without]
+        return "; ".join(parts)
+
+    def as_built(self) -> contextlib.ExitStack:
+        """While open, exports leave out what `without` names."""
+        stack = contextlib.ExitStack()
+        for name in self.without:
+            stack.enter_context(mock.patch(REWRITINGS[name], lambda graph: graph))
+        return stack
 
 
 def corrected(*keep: str) -> Mix:
@@ -70,6 +83,9 @@ MIXES = {
     "fp32": Mix(precision="fp32"),
     "fp16": Mix(precision="fp16"),
     "default": Mix(),
+    "fp16-copies": Mix(precision="fp16", without=("copies",)),
+    "default-unaligned": Mix(without=("alignment",)),
+    "default-copies": Mix(without=("alignment", "copies")),
     "default-box-2": Mix(keep=(BOX, "/model.2/*")),
     "default-box-9": Mix(keep=(BOX, "/model.9/*")),
     "corrected-8": corrected("/model.8/*"),
@@ -103,16 +119,18 @@ def prepare(options: argparse.Namespace) -> None:
     model = load(options.model)
     dataset = open_dataset(options.data, task=model.task)
     size = (IMGSZ, IMGSZ)
-    tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", images=512, progress=show).save(
-        out / "percentile"
-    )
-    measured = tk.calibrate(model, dataset, imgsz=IMGSZ, images=128, histograms=True, progress=show)
-    lab = Lab(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
-    bench = Bench(
-        lab, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
-        work=Work(show, None),
-    )  # fmt: skip
-    mixes, _ = repaired(bench, measured, State(None))
+    # Graphs with their copies have tensors that those without lack: measured with, a calibration serves both.
+    with Mix(without=("copies",)).as_built():
+        tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", images=512, progress=show).save(
+            out / "percentile"
+        )
+        measured = tk.calibrate(model, dataset, imgsz=IMGSZ, images=128, histograms=True, progress=show)
+        lab = Lab(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
+        bench = Bench(
+            lab, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
+            work=Work(show, None),
+        )  # fmt: skip
+        mixes, _ = repaired(bench, measured, State(None))
     found = {mix.label: mix.calibration for mix in mixes}
     for name in ("best", "corrected"):
         found[RANGES[name]].save(out / name)
@@ -122,19 +140,20 @@ def build(name: str, options: argparse.Namespace) -> None:
     """Export one engine and judge it on both splits; leaves `<name>.engine` and `<name>.json`."""
     mix, out = MIXES[name], Path(options.out)
     int8 = mix.precision == "int8"
-    artifact = tk.export(
-        options.model,
-        imgsz=IMGSZ,
-        batch=BATCH,
-        half=mix.precision == "fp16",
-        int8=int8,
-        calibration=Calibration.load(out / mix.calibration) if int8 else None,
-        keep=list(mix.keep),
-        dynamic=False,
-        level=options.level,
-        output=out / f"{name}.engine",
-        overwrite=True,
-    )
+    with mix.as_built():
+        artifact = tk.export(
+            options.model,
+            imgsz=IMGSZ,
+            batch=BATCH,
+            half=mix.precision == "fp16",
+            int8=int8,
+            calibration=Calibration.load(out / mix.calibration) if int8 else None,
+            keep=list(mix.keep),
+            dynamic=False,
+            level=options.level,
+            output=out / f"{name}.engine",
+            overwrite=True,
+        )
     passport: dict[str, Any] = {} if artifact.passport is None else artifact.passport.to_dict()
     passport.pop("layers", None)
     facts: dict[str, Any] = {

@@ -96,6 +96,7 @@ def test_workspace_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: st
     _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, level=0))
     assert config.limits == {"WORKSPACE": 3 * 2**29}
     assert config.builder_optimization_level == 0
+    assert config.avg_timing_iterations == 8
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     _, _, config = build(trt, SMALL)
     assert config.limits == {}

@@ -30,6 +30,9 @@ from trtkit.progress import Work
 __all__ = ["build_engine", "read_graph"]
 
 GIB = 2**30
+TIMINGS = 8
+"""Runs that each timing of a kernel averages, as `trtexec` does by default; with TensorRT's own 1 the same graph came
+out at 0.95 to 1.02 ms a batch (`benchmarks/results/mixes.md`)."""
 
 
 def read_graph(source: str | Path | bytes | onnx.ModelProto) -> tuple[bytes, onnx.ModelProto, str]:
@@ -201,6 +204,7 @@ class _Job:
         """Everything but precisions; returns the calibrator, which must outlive the build."""
         trt, settings, found = self.trt, self.settings, self.found
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        config.avg_timing_iterations = TIMINGS
         if settings.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.workspace * GIB))
         if settings.level is not None:
