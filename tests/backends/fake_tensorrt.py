@@ -94,8 +94,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             self.cache: ITimingCache | None = None
             self.tactics: int | None = None
             self.calibration: Profile | None = None
-            self.builder_optimization_level = 3
-            self.avg_timing_iterations = 1
+            self.builder_optimization_level, self.avg_timing_iterations = 3, 1
             self.int8_calibrator: Any = None
             self.progress_monitor: Any = None
 
