@@ -36,10 +36,16 @@ def test_the_expectation_takes_its_bins_where_they_are(proto: onnx.ModelProto, p
 
 
 def test_other_expectations_are_left_alone(proto: onnx.ModelProto) -> None:
-    """One whose positions lie in two axes, and one that something else reads."""
+    """One whose positions lie in two axes, one that leaves them last, and one that something else reads."""
     before = [node.name for node in proto.graph.node]
     assert [node.name for node in without_copies(proto).graph.node] == before
-    flattened(proto).graph.output.append(helper.make_tensor_value_info("spread", TensorProto.FLOAT, None))
+    flattened(proto)
+    boxes = next(tensor for tensor in proto.graph.initializer if tensor.name == "boxes3")
+    sides = numpy_helper.to_array(boxes)
+    boxes.CopyFrom(numpy_helper.from_array(np.array([0, -1, 4], np.int64), "boxes3"))
+    assert "spread_in" in View(without_copies(proto)).nodes
+    boxes.CopyFrom(numpy_helper.from_array(sides, "boxes3"))
+    proto.graph.output.append(helper.make_tensor_value_info("spread", TensorProto.FLOAT, None))
     assert "spread_in" in View(without_copies(proto)).nodes
 
 

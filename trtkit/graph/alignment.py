@@ -69,10 +69,15 @@ class _Spread:
 
     def of(self, split: onnx.NodeProto) -> _Spread | None:
         sizes = [self.counts.get(name, 0) for name in split.output]
-        axis = next((int(a.i) for a in split.attribute if a.name == "axis"), 0)
         each = sizes[0]
         filled = -(-each // self.block) * self.block
-        if axis != 1 or len(split.input) < 2 or set(sizes) != {each} or not each or not each < filled <= 2 * each:
+        if (
+            self.view.axis(split) != 1
+            or len(split.input) < 2
+            or set(sizes) != {each}
+            or not each
+            or not each < filled <= 2 * each
+        ):
             return None
         try:
             self._set(split.input[0], ((each, filled),) * len(sizes))
@@ -124,7 +129,7 @@ class _Spread:
                 if name not in self.channels and not count:
                     raise _UnfitError
                 joined += self.channels.get(name, ((count, count),))
-            if next((int(a.i) for a in node.attribute if a.name == "axis"), 0) != 1:
+            if self.view.axis(node) != 1:
                 raise _UnfitError
             self.made.add(node.output[0])
             self._set(node.output[0], tuple(joined))

@@ -55,7 +55,7 @@ def _sources(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> Iterator
         if (
             before is not None
             and before.op_type == "Split"
-            and _axis(before) == _axis(node)
+            and View.axis(before) == View.axis(node)
             and inputs[at : at + len(parts)] == parts
         ):
             yield before.input[0]
@@ -63,10 +63,6 @@ def _sources(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> Iterator
         else:
             yield inputs[at]
             at += 1
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
 
 
 def _keep_bins_in_place(proto: onnx.ModelProto) -> None:
@@ -86,13 +82,12 @@ def _keep_bins_in_place(proto: onnx.ModelProto) -> None:
         if after is None or [node.op_type for node in (*chain, after)] != EXPECTATION:
             continue
         spread, transpose, softmax, _ = chain
-        shape = view.constants.get(spread.input[1])
-        sizes = [] if shape is None else numpy_helper.to_array(shape).tolist()
+        sizes, flat = (_sizes(view, node) for node in (spread, after))
         permuted = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), [])
         # Sides and bins must be known, the bins brought to the front, summed up there, and weighed into one channel.
-        if len(sizes) != 4 or min(sizes[1:3]) < 1 or permuted != [0, 2, 1, 3] or _axis(softmax) != 1:
+        if len(sizes) != 4 or min(sizes[1:3]) < 1 or permuted != [0, 2, 1, 3] or view.axis(softmax) != 1:
             continue
-        if ranks.get(spread.input[0]) != 3:
+        if ranks.get(spread.input[0]) != 3 or len(flat) != 3 or flat[1] != sizes[1]:
             continue
         if list(view.constants[layer.input[1]].dims) == [1, sizes[2], 1, 1]:
             _rewrite(proto.graph, (spread, transpose, softmax, layer, after), sides=sizes[1], bins=sizes[2])
@@ -126,6 +121,13 @@ def _rewrite(graph: onnx.GraphProto, chain: tuple[onnx.NodeProto, ...], *, sides
         nodes += [widen, node, narrow] if node.name == layer.name else [node]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _sizes(view: View, reshape: onnx.NodeProto) -> list[int]:
+    """What a Reshape asks for, with 0 for its input's own size; nothing where that is computed or 0 means 0."""
+    if reshape.input[1] not in view.constants or any(a.name == "allowzero" and a.i for a in reshape.attribute):
+        return []
+    return [int(size) for size in view.array(reshape.input[1])]
 
 
 def _only_reader(view: View, node: onnx.NodeProto) -> onnx.NodeProto | None:

@@ -178,6 +178,11 @@ class View:
         """A convolution's number of groups, 1 where it has none."""
         return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
 
+    @staticmethod
+    def axis(node: onnx.NodeProto) -> int:
+        """The axis that a node names, 0 where it names none."""
+        return next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
+
     def tail(self) -> set[str]:
         """Names of nodes after the last weighted layers: decoding, in pixels and probabilities.
 
