@@ -41,7 +41,7 @@ IMGSZ = 640
 BATCH = 8
 METRIC = "mAP50-95(B)"
 BOX = "/model.23/cv2.?/cv2.?.2*"
-REWRITINGS = {"alignment": "trtkit.graph.alignment.aligned", "copies": "trtkit.graph.tracing.without_copies"}
+REWRITINGS = {"aligned": "trtkit.graph.alignment.aligned", "without_copies": "trtkit.graph.tracing.without_copies"}
 RANGES = {
     "percentile": "percentile 99.999",
     "best": "best ranges",
@@ -56,21 +56,21 @@ class Mix:
     precision: str = "int8"
     calibration: str = "percentile"
     keep: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    """Of `REWRITINGS`, what the graph was spared."""
+    skipped: tuple[str, ...] = ()
+    """Those of `REWRITINGS` that are left out."""
 
     @property
     def label(self) -> str:
         parts = [f"INT8, {RANGES[self.calibration]}" if self.precision == "int8" else self.precision.upper()]
         if self.keep:
             parts.append(", ".join(f"`{pattern}`" for pattern in self.keep) + " high")
-        parts += [f"without `{name}`" for name in self.without]
+        parts += [f"`{name}` left out" for name in self.skipped]
         return "; ".join(parts)
 
     def as_built(self) -> contextlib.ExitStack:
-        """While open, exports leave out what `without` names."""
+        """While open, exports leave out what `skipped` names."""
         stack = contextlib.ExitStack()
-        for name in self.without:
+        for name in self.skipped:
             stack.enter_context(mock.patch(REWRITINGS[name], lambda graph: graph))
         return stack
 
@@ -83,9 +83,9 @@ MIXES = {
     "fp32": Mix(precision="fp32"),
     "fp16": Mix(precision="fp16"),
     "default": Mix(),
-    "fp16-copies": Mix(precision="fp16", without=("copies",)),
-    "default-unaligned": Mix(without=("alignment",)),
-    "default-copies": Mix(without=("alignment", "copies")),
+    "fp16-copies": Mix(precision="fp16", skipped=("without_copies",)),
+    "default-unaligned": Mix(skipped=("aligned",)),
+    "default-copies": Mix(skipped=("aligned", "without_copies")),
     "default-box-2": Mix(keep=(BOX, "/model.2/*")),
     "default-box-9": Mix(keep=(BOX, "/model.9/*")),
     "corrected-8": corrected("/model.8/*"),
@@ -110,7 +110,8 @@ MIXES = {
     "corrected-box-10.cv2": corrected(BOX, "/model.10/cv2/*"),
     "corrected-box0-10.cv2": corrected("/model.23/cv2.0/cv2.0.2*", "/model.10/cv2/*"),
 }
-"""What ONNX Runtime judged best of about a hundred, with the box branch's last layers as `BOX`."""
+"""What ONNX Runtime judged best of about a hundred, with the box branch's last layers as `BOX`, and what to hold it
+against: other precisions, the default, and graphs that a rewriting did not touch."""
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -120,7 +121,7 @@ def prepare(options: argparse.Namespace) -> None:
     dataset = open_dataset(options.data, task=model.task)
     size = (IMGSZ, IMGSZ)
     # Graphs with their copies have tensors that those without lack: measured with, a calibration serves both.
-    with Mix(without=("copies",)).as_built():
+    with Mix(skipped=("without_copies",)).as_built():
         tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", images=512, progress=show).save(
             out / "percentile"
         )

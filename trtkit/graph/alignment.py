@@ -62,23 +62,20 @@ class _Spread:
         self.view = view
         self.block = block
         self.channels: dict[str, Channels] = {}
-        self.counts = _channel_counts(view.proto)
+        self.counts: dict[str, int] = {}
         self.made: set[str] = set()  # tensors whose channels follow from their maker's inputs
         self.front: list[str] = []
         self.leaves = {value.name for value in view.graph.output}
 
     def of(self, split: onnx.NodeProto) -> _Spread | None:
-        sizes = [self.counts.get(name, 0) for name in split.output]
+        known = len(split.input) > 1 and split.input[1] in self.view.constants
+        sizes = [int(size) for size in self.view.array(split.input[1])] if known else [0]
         each = sizes[0]
         filled = -(-each // self.block) * self.block
-        if (
-            self.view.axis(split) != 1
-            or len(split.input) < 2
-            or set(sizes) != {each}
-            or not each
-            or not each < filled <= 2 * each
-        ):
+        if self.view.axis(split) != 1 or set(sizes) != {each} or not each < filled <= 2 * each:
             return None
+        # Only now, for it goes over the whole graph.
+        self.counts = _channel_counts(self.view.proto)
         try:
             self._set(split.input[0], ((each, filled),) * len(sizes))
             for name in split.output:
