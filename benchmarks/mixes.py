@@ -41,7 +41,12 @@ IMGSZ = 640
 BATCH = 8
 METRIC = "mAP50-95(B)"
 BOX = "/model.23/cv2.?/cv2.?.2*"
-REWRITINGS = {"aligned": "trtkit.graph.alignment.aligned", "without_copies": "trtkit.graph.tracing.without_copies"}
+REWRITINGS = {
+    "without_copies": "trtkit.graph.tracing.without_copies",
+    "boxes_in_one_layer": "trtkit.graph.tracing.boxes_in_one_layer",
+    "aligned": "trtkit.graph.alignment.aligned",
+    "layers_by_half": "trtkit.graph.halves.layers_by_half",
+}
 RANGES = {
     "percentile": "percentile 99.999",
     "best": "best ranges",
@@ -83,9 +88,11 @@ MIXES = {
     "fp32": Mix(precision="fp32"),
     "fp16": Mix(precision="fp16"),
     "default": Mix(),
-    "fp16-copies": Mix(precision="fp16", skipped=("without_copies",)),
+    "fp16-plain": Mix(precision="fp16", skipped=tuple(REWRITINGS)),
+    "fp16-whole": Mix(precision="fp16", skipped=("layers_by_half",)),
+    "default-plain": Mix(skipped=tuple(REWRITINGS)),
+    "default-whole": Mix(skipped=("layers_by_half",)),
     "default-unaligned": Mix(skipped=("aligned",)),
-    "default-copies": Mix(skipped=("aligned", "without_copies")),
     "default-box-2": Mix(keep=(BOX, "/model.2/*")),
     "default-box-9": Mix(keep=(BOX, "/model.9/*")),
     "corrected-8": corrected("/model.8/*"),
@@ -101,6 +108,13 @@ MIXES = {
     "corrected-box-22": corrected(BOX, "/model.22/*"),
     "corrected-box0-8": corrected("/model.23/cv2.0/cv2.0.2*", "/model.8/*"),
     "default-box0": Mix(keep=("/model.23/cv2.0/cv2.0.2*",)),
+    "corrected": corrected(),
+    "corrected-box0": corrected("/model.23/cv2.0/cv2.0.2*"),
+    "corrected-wide0": corrected("/model.23/cv2.0/cv2.0.[12]*"),
+    "corrected-wide0-10.cv2": corrected("/model.23/cv2.0/cv2.0.[12]*", "/model.10/cv2/*"),
+    "corrected-wide": corrected("/model.23/cv2.?/cv2.?.[12]*"),
+    "corrected-box0-9.cv1": corrected("/model.23/cv2.0/cv2.0.2*", "/model.9/cv1/*"),
+    "corrected-box0-6.cv1": corrected("/model.23/cv2.0/cv2.0.2*", "/model.6/cv1/*"),
     "default-10.cv2": Mix(keep=("/model.10/cv2/*",)),
     "corrected-10.cv2": corrected("/model.10/cv2/*"),
     "corrected-9.cv1": corrected("/model.9/cv1/*"),

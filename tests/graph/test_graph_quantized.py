@@ -23,7 +23,7 @@ def ranges_of(proto: onnx.ModelProto, pictures: np.ndarray) -> dict[str, tuple[f
 
 def test_placement_of_the_drawn_detector(proto: onnx.ModelProto) -> None:
     placement = place(proto)
-    assert placement.layers == ("stem", "middle", "depthwise", "wide", "neck", "head", "sides", "classes")
+    assert placement.layers == ("stem", "middle", "depthwise", "wide", "key", "neck", "head", "sides", "classes")
     # Nothing between a layer and its activation, and both sides of the residual sum are read as INT8.
     assert "stem" not in placement.tensors
     assert {"stem/silu", "middle/silu", "residual"} <= set(placement.tensors)
@@ -38,7 +38,7 @@ def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, 
     onnx.checker.check_model(result, full_check=True)
     makers = {name: node for node in result.graph.node for name in node.output}
     layers = [node for node in result.graph.node if node.name in place(proto).layers]
-    assert len(layers) == 8
+    assert len(layers) == 9
     for node in layers:
         data, weight = makers[node.input[0]], makers[node.input[1]]
         assert (data.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
@@ -50,8 +50,7 @@ def test_costly_layers_read_floats(proto: onnx.ModelProto, pictures: np.ndarray)
     result = quantize(proto, ranges_of(proto, pictures))
     nodes = {node.name: node for node in result.graph.node}
     assert nodes["dfl"].input[0] == "spread"
-    assert nodes["key"].input[0] == "wide/silu"
-    assert nodes["key"].input[1] == "key.weight"
+    assert nodes["proj"].input == ["square", "proj.weight", "proj.bias"]
 
 
 def test_pairs_by_hand() -> None:
@@ -83,10 +82,24 @@ def test_int8_stays_close_to_fp32(proto: onnx.ModelProto, pictures: np.ndarray) 
 
 def test_keep_keeps(proto: onnx.ModelProto) -> None:
     placement = place(proto, ["wide", "nec*"])
-    assert placement.layers == ("stem", "middle", "depthwise", "head", "sides", "classes")
+    assert placement.layers == ("stem", "middle", "depthwise", "key", "head", "sides", "classes")
     assert placement.kept["wide"] == placement.kept["neck"] == "asked"
     with pytest.raises(RecipeError, match="no ONNX node"):
         place(proto, ["nothing"])
+
+
+def test_a_sum_reads_what_attention_gives_as_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    nodes = {node.name: node for node in proto.graph.node}
+    nodes["neck"].input[0] = "sum"
+    index = list(proto.graph.node).index(nodes["neck"])
+    proto.graph.node.insert(index, onnx.helper.make_node("Add", ["proj", "wide/silu"], ["sum"], "sum"))
+    placement = place(proto)
+    assert {"sum", "wide/silu"} <= set(placement.tensors)
+    assert "proj" not in placement.tensors
+    result = quantize(proto, ranges_of(proto, pictures))
+    assert next(node for node in result.graph.node if node.name == "sum").input == ["proj", "wide/silu_dq"]
+    # Measuring takes all of them, for whoever keeps nothing high.
+    assert "proj" in candidates(proto)
 
 
 def test_depthwise_layers_go_with_what_reads_them(proto: onnx.ModelProto) -> None:

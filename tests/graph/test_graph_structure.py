@@ -11,7 +11,6 @@ from trtkit.graph.structure import View
 def test_costly_layers_are_found_by_structure(proto: onnx.ModelProto) -> None:
     assert View(proto).costly() == {
         "dfl": "dfl",
-        "key": "attention",
         "proj": "attention",
     }
     assert View(proto).last() == ("sides", "classes")
@@ -23,13 +22,14 @@ def test_a_depthwise_layer_stays_high_with_what_reads_it(proto: onnx.ModelProto)
     index = list(proto.graph.node).index(light)
     weight = numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "query.weight")
     proto.graph.initializer.append(weight)
-    query = helper.make_node("Conv", ["depthwise/silu", "query.weight"], ["query"], "query")
-    product = helper.make_node("MatMul", ["query", "query"], ["square2"], "square2")
-    after = helper.make_node("Conv", ["square2", "query.weight"], ["after"], "after")
-    for offset, node in enumerate((query, product, after)):
+    product = helper.make_node("MatMul", ["left", "left"], ["square2"], "square2")
+    both = helper.make_node("Add", ["square2", "depthwise/silu"], ["both2"], "both2")
+    after = helper.make_node("Conv", ["both2", "query.weight"], ["after"], "after")
+    light.input[0] = "after"
+    for offset, node in enumerate((product, both, after)):
         proto.graph.node.insert(index + offset, node)
     costly = View(proto).costly()
-    assert costly["query"] == "attention"
+    assert costly["after"] == "attention"
     assert costly["depthwise"] == "depthwise"
 
 

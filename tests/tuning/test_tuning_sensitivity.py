@@ -24,12 +24,12 @@ def found(model: tk.Model, calibration: Calibration) -> Sensitivity:
 
 
 def test_every_layer_and_every_block_is_there(found: Sensitivity) -> None:
-    assert len(found.layers) == 84
-    assert found.layers["node"].n_unique() == 84
-    assert len(found.kept) == 4
+    assert len(found.layers) == 85
+    assert found.layers["node"].n_unique() == 85
+    assert len(found.kept) == 3
     assert set(found.kept.values()) == {"dfl", "attention", "depthwise"}
     assert found.layers["macs"].sum() == found.blocks["macs"].sum()
-    assert found.blocks["layers"].sum() == 84
+    assert found.blocks["layers"].sum() == 85
     types = dict(found.blocks.select("block", "type").rows())
     assert types["model.0"] == "Conv"
     assert types["model.2"] == types["model.8"] == "C3k2"
@@ -81,7 +81,7 @@ def test_saved_loaded_and_shown(found: Sensitivity, tmp_path: Path) -> None:
     assert repr(loaded) == repr(found)
     assert "dB alone" in repr(found)
     figure = loaded.plot()
-    assert [len(trace_.x) for trace_ in figure.data] == [84, 84]
+    assert [len(trace_.x) for trace_ in figure.data] == [85, 85]
 
 
 def test_settings_that_measure_nothing_are_refused(model: tk.Model, calibration: Calibration) -> None:

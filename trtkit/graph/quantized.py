@@ -65,6 +65,7 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
     matched = matching(view.nodes, keep)
     asked = [node.name for node in view.weighted if node.name in matched]
     kept = view.costly(asked) if protect else {}
+    floats = {name for name, reason in kept.items() if reason == "attention"}
     kept.update(dict.fromkeys(asked, "asked"))
     layers = [node for node in view.weighted if node.name not in kept]
     names = {node.name for node in layers}
@@ -81,8 +82,9 @@ def place(proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = T
         if maker is None or maker.name in asked:
             continue
         if maker.op_type == "Add" and len(view.data_inputs(maker)) == 2:
-            # Both sides of a residual sum are read as INT8, so that the sum is one kernel from bytes to bytes.
-            front.extend(view.data_inputs(maker))
+            # Both sides of a residual sum are read as INT8, so that the sum is one kernel from bytes to bytes; what
+            # attention gives is floats, which its last layer's own kernel adds.
+            front.extend(source for source in view.data_inputs(maker) if not _made(view, source, by=floats))
         elif carries(maker):
             # Of the others only the first input holds values; shapes, sizes and bounds may be computed too.
             for source in view.data_inputs(maker) if maker.op_type == "Concat" else maker.input[:1]:
@@ -243,6 +245,11 @@ def _activation_scales(placement: Placement, ranges: Mapping[str, tuple[float, f
         largest = float(np.abs(bounds).max())
         scales[name] = largest / INT8_MAX if largest > 0 else 1.0
     return scales
+
+
+def _made(view: View, name: str, *, by: set[str]) -> bool:
+    maker = view.producer.get(name)
+    return maker is not None and maker.name in by
 
 
 def _reads_int8(node: onnx.NodeProto, layers: set[str], quantised: set[str]) -> bool:

@@ -114,7 +114,7 @@ class View:
         - `dfl`: reads a Softmax (the distribution-focal-loss expectation of box sides);
         - `output`: a last layer that is no convolution, such as the fully connected one of a classifier;
         - `transposed`: transposed convolutions, rare and cheap;
-        - `attention`: makes or reads what a product of two activations (query x key) works on;
+        - `attention`: reads what a product of two activations (query x key) gives;
         - `depthwise`: from `depthwise_before` the others and what else stays high.
 
         A head's last convolutions are none of these. Kept high they made TensorRT 8.6 write the layers before them in
@@ -137,7 +137,7 @@ class View:
                     reasons[node.name] = "output"
             elif node.op_type == "ConvTranspose":
                 reasons[node.name] = "transposed"
-            elif any(map(product, [*self._up(node), *self._down(node)])):
+            elif any(map(product, self._up(node))):
                 reasons[node.name] = "attention"
         return {**reasons, **dict.fromkeys(self.depthwise_before([*reasons, *high]), "depthwise")}
 

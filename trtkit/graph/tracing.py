@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
+from trtkit.graph.boxes import boxes_in_one_layer
 from trtkit.graph.copies import without_copies
 from trtkit.sources.model import Model
 
@@ -42,7 +43,8 @@ def trace(
         batch: Pictures a batch of a static graph.
         dynamic: Leave batch, height and width open.
         dynamic_batch: Leave only the batch open.
-        simplify: Fold constants and fuse with onnxslim, and leave out copies (`without_copies`).
+        simplify: Fold constants and fuse with onnxslim, leave out copies (`without_copies`) and decode boxes in one
+            layer (`boxes_in_one_layer`).
 
     Returns:
         The graph, operator set 17, outputs `output0`, `output1`, ..., with the description in `metadata_props`.
@@ -66,6 +68,7 @@ def trace(
     named(proto)
     if simplify:
         without_copies(proto)
+        boxes_in_one_layer(proto)
     metadata = model.card.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
     return described(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
 
