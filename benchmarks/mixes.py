@@ -45,7 +45,6 @@ REWRITINGS = {
     "without_copies": "trtkit.graph.tracing.without_copies",
     "boxes_in_one_layer": "trtkit.graph.tracing.boxes_in_one_layer",
     "aligned": "trtkit.graph.alignment.aligned",
-    "layers_by_half": "trtkit.graph.halves.layers_by_half",
 }
 RANGES = {
     "percentile": "percentile 99.999",
@@ -89,9 +88,7 @@ MIXES = {
     "fp16": Mix(precision="fp16"),
     "default": Mix(),
     "fp16-plain": Mix(precision="fp16", skipped=tuple(REWRITINGS)),
-    "fp16-whole": Mix(precision="fp16", skipped=("layers_by_half",)),
     "default-plain": Mix(skipped=tuple(REWRITINGS)),
-    "default-whole": Mix(skipped=("layers_by_half",)),
     "default-unaligned": Mix(skipped=("aligned",)),
     "default-box-2": Mix(keep=(BOX, "/model.2/*")),
     "default-box-9": Mix(keep=(BOX, "/model.9/*")),

@@ -304,12 +304,9 @@ def _build(
     from trtkit import backends
     from trtkit.graph.alignment import aligned
     from trtkit.graph.half import mixed
-    from trtkit.graph.halves import layers_by_half
 
-    if builder == "tensorrt":
-        if recipe.int8:
-            graph = aligned(graph)
-        graph = layers_by_half(graph)
+    if recipe.int8 and builder == "tensorrt":
+        graph = aligned(graph)
     if calibration is not None and backends.capabilities(builder).strongly_typed_only:
         # Such a TensorRT takes every type from the graph: without this, what is not INT8 would run in FP32.
         graph = mixed(graph)

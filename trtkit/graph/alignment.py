@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from trtkit.graph.structure import View
 
-__all__ = ["BLOCK", "aligned", "is_dense", "pair_nodes"]
+__all__ = ["BLOCK", "aligned"]
 
 BLOCK = 32
 """Channels that lie together."""
@@ -100,7 +100,7 @@ class _Spread:
         channels = self.channels[name]
         if name not in self.made:
             maker = self.view.producer.get(name)
-            if maker is None or not (is_dense(self.view, maker) or maker.op_type in SAME):
+            if maker is None or not (_is_dense(self.view, maker) or maker.op_type in SAME):
                 raise _UnfitError
             if maker.op_type in SAME:
                 for source in self._values(maker):
@@ -109,7 +109,7 @@ class _Spread:
             if reader.op_type in SAME and name in self._values(reader):
                 self._set(reader.output[0], channels)
             elif not (
-                (is_dense(self.view, reader) and reader.input[0] == name)
+                (_is_dense(self.view, reader) and reader.input[0] == name)
                 or reader.op_type == "Concat"
                 or (reader.op_type == "Split" and all(part in self.channels for part in reader.output))
             ):
@@ -150,12 +150,12 @@ def _fill(view: View, spread: _Spread) -> None:
         if node.op_type == "Split" and node.input[0] in spread.channels:
             sizes = [sum(filled for _, filled in spread.channels[name]) for name in node.output]
             node.input[1] = _constant(graph, f"{node.name}_filled_sizes", np.array(sizes, np.int64))
-        if not is_dense(view, node):
+        if not _is_dense(view, node):
             continue
         reads, makes = spread.channels.get(node.input[0]), spread.channels.get(node.output[0])
         if reads is None and makes is None:
             continue
-        pairs = list(pair_nodes(view, node))
+        pairs = list(_pair_nodes(view, node))
         first = pairs[0] if pairs else node
         slot = 0 if pairs else 1
         weight = view.array(first.input[slot])
@@ -200,7 +200,7 @@ def _filled(value: np.ndarray, channels: Channels, *, axis: int, rest: float = 0
     return np.concatenate(parts, axis=axis)
 
 
-def pair_nodes(view: View, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+def _pair_nodes(view: View, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     """The Q/DQ pair in front of a layer's weight; nothing where the weight is read as it is."""
     last = view.producer.get(node.input[1])
     if last is not None and last.op_type == "DequantizeLinear":
@@ -209,11 +209,11 @@ def pair_nodes(view: View, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
             yield from (first, last)
 
 
-def is_dense(view: View, node: onnx.NodeProto) -> bool:
+def _is_dense(view: View, node: onnx.NodeProto) -> bool:
     """Whether a node is a convolution of one group whose weight and bias are constants."""
     if node.op_type != "Conv" or view.group(node) != 1:
         return False
-    pairs = list(pair_nodes(view, node))
+    pairs = list(_pair_nodes(view, node))
     source = pairs[0].input[0] if pairs else node.input[1]
     return source in view.constants and all(name in view.constants for name in node.input[2:] if name)
 
