@@ -5,7 +5,7 @@
 
 `run` exports every engine (several at a time, each in a process on cores of its own), judges it on the pictures of
 `val`, and then times one after the other on each GPU. It can be called again to go on where it stopped. `write`
-puts what is there into `results/engines.json` and `.md`. Needs a GPU and TensorRT; several GPUs are all used.
+puts what is there into `results/engines-GPU.json` and `.md`. Needs a GPU and TensorRT; several GPUs are all used.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> None:
 
 def write(folder: Path, note: str) -> None:
     """Gather what `run` left into `results/`; `note` says what its reader should know of the run."""
-    from records import about_engines, line_of, table
+    from records import about_engines, line_of, of_gpu, table
     from records import write as write_record
 
     rows = []
@@ -206,7 +206,7 @@ def write(folder: Path, note: str) -> None:
         lines += [*table(heads, body), ""]
     lines.append("Times are milliseconds a picture, of a whole batch on the GPU's own clock divided by the batch.")
     lines += ["", note] if note else []
-    write_record("engines", {"about": about, "note": note, "rows": rows}, lines)
+    write_record(of_gpu("engines", rows[0]), {"about": about, "note": note, "rows": rows}, lines)
 
 
 def main() -> None:

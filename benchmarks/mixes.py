@@ -6,7 +6,7 @@
 
 `prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, judges and then times what is not
 there yet; with names it does only those. `--jobs` builds several at once, which disturbs TensorRT's choice of
-kernels. `write` puts what is there into `results/mixes.json` and `.md`.
+kernels. `write` puts what is there into `results/mixes-GPU.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unittest import mock
 
 import engines
 from lanes import Program, drive, gpus_here
-from records import about_engines, line_of, show, table
+from records import about_engines, line_of, of_gpu, show, table
 from records import write as write_record
 
 import trtkit as tk
@@ -254,7 +254,7 @@ def write(folder: Path, note: str) -> None:
             rows.append({**json.loads((folder / f"{name}.json").read_text()), **timed})
     words = "--model yolo11n.pt --data detect/data.yaml --out mixes"
     about = about_engines(f"python benchmarks/mixes.py run {words} --level {rows[0]['level']}", rows[0])
-    write_record("mixes", {"about": about, "note": note, "rows": rows}, page(about, rows, note))
+    write_record(of_gpu("mixes", rows[0]), {"about": about, "note": note, "rows": rows}, page(about, rows, note))
 
 
 def main() -> None:

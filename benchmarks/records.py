@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from trtkit.origin import machine, versions
 from trtkit.progress import Event
 from trtkit.version import __version__
 
-__all__ = ["about", "about_engines", "earlier", "line_of", "show", "table", "write"]
+__all__ = ["about", "about_engines", "earlier", "line_of", "of_gpu", "show", "table", "write"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -37,6 +38,11 @@ def about_engines(command: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "machine": {"processor": gpu, "cores": row["cores"]},
         "versions": {"TensorRT": passport["tensorrt"], "trtkit": __version__},
     }
+
+
+def of_gpu(name: str, row: Mapping[str, Any]) -> str:
+    """What to call a record of engines: times of two GPUs have no place in one table."""
+    return f"{name}-{re.sub(r'[^a-z0-9]+', '-', row['passport']['gpu'].lower()).strip('-')}"
 
 
 def line_of(origin: Mapping[str, Any]) -> str:

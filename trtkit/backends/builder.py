@@ -31,8 +31,8 @@ __all__ = ["build_engine", "read_graph"]
 
 GIB = 2**30
 TIMINGS = 8
-"""Runs that each timing of a kernel averages, as `trtexec` does by default; with TensorRT's own 1 the same graph came
-out at 0.95 to 1.02 ms a batch (`benchmarks/results/mixes.md`). What eight change is still to be measured."""
+"""Runs that each timing of a kernel averages, as `trtexec` does by default. With TensorRT's own 1 the same graph came
+out at 0.95 to 1.02 ms a batch, with 8 at 0.903 and 0.907 (`benchmarks/results/placements.md`)."""
 
 
 def read_graph(source: str | Path | bytes | onnx.ModelProto) -> tuple[bytes, onnx.ModelProto, str]:
