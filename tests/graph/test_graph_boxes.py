@@ -16,7 +16,9 @@ from trtkit.graph.structure import View
 from trtkit.graph.tracing import trace
 
 
-def decoding(bins: int, positions: int, *, fixed: bool = True, split: tuple[int, int] = (2, 2)) -> onnx.ModelProto:
+def decoding(
+    bins: int, positions: int, *, fixed: bool = True, split: tuple[int, int] = (2, 2), rows: int = 2
+) -> onnx.ModelProto:
     """From logits of bins (N, 4 x bins, positions) to boxes, as Ultralytics writes it after `without_copies`."""
     random = np.random.default_rng(bins)
     constants = {
@@ -28,7 +30,7 @@ def decoding(bins: int, positions: int, *, fixed: bool = True, split: tuple[int,
         "two": np.array(2, np.float32),
         "stride": np.array(8, np.float32),
     }
-    anchors = random.uniform(0, 20, (1, 2, positions)).astype(np.float32)
+    anchors = random.uniform(0, 20, (1, rows, positions)).astype(np.float32)
     inputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4 * bins, positions])]
     if fixed:
         constants["anchors"] = anchors
@@ -97,13 +99,17 @@ def test_boxes_stay_as_they_were(bins: int, positions: int, fixed: bool) -> None
         ("size", slice(None), ["low", "high"]),
         ("joined", slice(None), ["size", "centre"]),
         ("centre", 1, "stride"),
+        ("centre", 1, "logits"),  # a divisor that is computed
         ("high", 0, "other"),  # anchors of its own
+        ("wide", 1, "other_axis"),
+        ("four", 1, "other_sides"),
     ],
 )
 def test_other_decodings_are_left_alone(name: str, place: int | slice, value: str | list[str]) -> None:
     proto = decoding(16, 5)
     other = np.ones((1, 2, 5), np.float32)
-    proto.graph.initializer.append(numpy_helper.from_array(other, "other"))
+    for constant, name_ in ((other, "other"), ([3], "other_axis"), ([-1, 2, 0], "other_sides")):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(constant), name_))
     node = View(proto).nodes[name]
     if isinstance(place, slice):
         node.input[:] = value
@@ -118,9 +124,9 @@ def test_a_decoding_that_something_else_reads_is_left_alone() -> None:
     proto.graph.output.append(helper.make_tensor_value_info("size", TensorProto.FLOAT, None))
     before = proto.SerializeToString()
     assert boxes_in_one_layer(proto).SerializeToString() == before
-    proto = decoding(16, 5, split=(1, 3))
-    before = proto.SerializeToString()
-    assert boxes_in_one_layer(proto).SerializeToString() == before
+    for other in (decoding(16, 5, split=(1, 3)), decoding(16, 5, rows=1)):
+        before = other.SerializeToString()
+        assert boxes_in_one_layer(other).SerializeToString() == before
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

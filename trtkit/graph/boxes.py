@@ -57,20 +57,22 @@ class _Decoding:
         """What surrounds the layer that weighs the bins, None where that is no such decoding."""
         wide = view.producer.get(layer.input[0])
         softmax = view.producer.get(wide.input[0]) if wide is not None else None
-        if wide is None or softmax is None or (wide.op_type, softmax.op_type) != ("Unsqueeze", "Softmax"):
-            return None
         flat = _reader(view, layer.output[0], "Squeeze")
         sides = _reader(view, flat.output[0], "Reshape") if flat is not None else None
         split = _reader(view, sides.output[0], "Split") if sides is not None else None
-        if flat is None or sides is None or split is None or len(layer.input) > 2 or view.axis(split) != 1:
+        if wide is None or softmax is None or flat is None or sides is None or split is None:
             return None
-        if [int(size) for size in view.array(split.input[1])] != [2, 2]:
+        bins = list(view.constants[layer.input[1]].dims)
+        if (
+            (softmax.op_type, view.axis(softmax), wide.op_type) != ("Softmax", 1, "Unsqueeze")
+            or [_numbers(view, node) for node in (wide, flat, sides, split)] != [[2], [2], [-1, 4, 0], [2, 2]]
+            or (len(layer.input), bins, view.axis(split)) != (2, [1, bins[1], 1, 1], 1)
+        ):
             return None
         low, high = (_reader(view, name, kind) for name, kind in zip(split.output, ("Sub", "Add"), strict=True))
-        if low is None or high is None or low.input[1] != split.output[0]:
+        if low is None or high is None or low.input[1] != split.output[0] or not _two_rows(view, low.input[0]):
             return None
-        anchors = low.input[0]
-        if sorted(high.input) != sorted((anchors, split.output[1])):
+        if sorted(high.input) != sorted((low.input[0], split.output[1])):
             return None
         corners = [low.output[0], high.output[0]]
         ends = [{node.op_type: node for node in view.consumers[name]} for name in corners]
@@ -80,15 +82,16 @@ class _Decoding:
         centre = _reader(view, total.output[0], "Div")
         joined = _reader(view, size.output[0], "Concat")
         scaled = _reader(view, joined.output[0], "Mul") if joined is not None else None
-        if centre is None or joined is None or scaled is None or centre.input[1] not in view.constants:
+        if centre is None or joined is None or scaled is None or _numbers(view, centre) != [2]:
             return None
-        halved = float(view.array(centre.input[1])) == 2 and list(size.input) == corners[::-1]
-        if not halved or list(joined.input) != [centre.output[0], size.output[0]] or view.axis(joined) != 1:
+        if list(size.input) != corners[::-1] or list(joined.input) != [centre.output[0], size.output[0]]:
+            return None
+        if view.axis(joined) != 1:
             return None
         between = (sides, split, low, high, total, size, centre, joined)
         return cls(
             softmax=softmax, wide=wide, layer=layer, flat=flat, between=tuple(node.name for node in between),
-            joined=joined, scaled=scaled, anchors=anchors,
+            joined=joined, scaled=scaled, anchors=low.input[0],
         )  # fmt: skip
 
 
@@ -97,6 +100,24 @@ def _reader(view: View, name: str, operator: str) -> onnx.NodeProto | None:
     readers = view.consumers[name]
     leaves = any(value.name == name for value in view.graph.output)
     return readers[0] if len(readers) == 1 and readers[0].op_type == operator and not leaves else None
+
+
+def _numbers(view: View, node: onnx.NodeProto) -> list[float]:
+    """What a node's second input holds: axes, a shape, sizes, a divisor; nothing where that is computed."""
+    known = len(node.input) > 1 and node.input[1] in view.constants
+    return [float(number) for number in view.array(node.input[1]).reshape(-1)] if known else []
+
+
+def _two_rows(view: View, name: str) -> bool:
+    """Whether a tensor holds x and y, so that a box's four numbers are twice as many."""
+    if name in view.constants:
+        dims = list(view.constants[name].dims)
+    else:
+        inferred = onnx.shape_inference.infer_shapes(view.proto).graph
+        values = [*inferred.value_info, *inferred.input]
+        shape = next((value.type.tensor_type.shape for value in values if value.name == name), None)
+        dims = [side.dim_value for side in shape.dim] if shape is not None else []
+    return len(dims) > 1 and dims[-2] == 2
 
 
 def _rewrite(view: View, found: _Decoding) -> None:
