@@ -89,6 +89,8 @@ def test_boxes_stay_as_they_were(bins: int, positions: int, fixed: bool) -> None
     kinds = [node.op_type for node in after.graph.node]
     assert not {"Split", "Div"} & set(kinds)
     assert kinds.count("Conv") == 1
+    read = {name for node in after.graph.node for name in node.input}
+    assert {tensor.name for tensor in after.graph.initializer} <= read
     np.testing.assert_allclose(outputs(after, given), before, rtol=1e-5, atol=1e-4)
 
 

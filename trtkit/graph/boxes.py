@@ -155,6 +155,10 @@ def _rewrite(view: View, found: _Decoding) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     changed = {found.wide.output[0], found.layer.output[0], found.flat.output[0]}
     shapes = [value for value in graph.value_info if value.name not in changed]
     del graph.value_info[:]
