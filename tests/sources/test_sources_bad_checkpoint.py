@@ -18,6 +18,7 @@ from crafted import TINY, archive, fake_class, fake_modules, members, rewritten
 
 from trtkit.errors import CheckpointError, UnknownLayerError, UnsafeCheckpointError
 from trtkit.sources import load
+from trtkit.sources.archive import open_legacy
 from trtkit.sources.yolo import build
 
 # Saving classes made in a test, torch can't keep their source code beside them.
@@ -118,6 +119,18 @@ def test_truncated_file_of_the_old_format(content: dict[str, Any], tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="the file is cut short or damaged"):
         load(path)
+
+
+@pytest.mark.parametrize("missing", [1, 19, 20, 21, 27, 40])
+def test_old_format_cut_between_its_storages(tmp_path: Path, missing: int) -> None:
+    """Two storages of 12 bytes behind 8 that say so: a cut between them leaves nothing that looks wrong by itself."""
+    tensors = {"one": torch.ones(3), "two": torch.ones(3) * 2}
+    data = save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False).read_bytes()
+    root, fetch = open_legacy(io.BufferedReader(io.BytesIO(data)), "load")
+    assert [fetch(record).tolist() for record in root.values()] == [[1, 1, 1], [2, 2, 2]]
+    root, fetch = open_legacy(io.BufferedReader(io.BytesIO(data[:-missing])), "load")
+    with pytest.raises(CheckpointError, match="the file is cut short or damaged"):
+        fetch(root["one"])
 
 
 def test_damaged_byte(checkpoint: Path) -> None:

@@ -96,9 +96,9 @@ def open_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
         if not storages:
             widths = {record.storage.key: record.storage.kind.itemsize for record in _tensors(root)}
             for key in keys if isinstance(keys, list) else []:
-                count = int.from_bytes(file.read(8), "little")
-                length = count * widths.get(key, 0)
-                if length > size - file.tell() or key not in widths:
+                head = file.read(8)
+                length = int.from_bytes(head, "little") * widths.get(key, 0)
+                if len(head) < 8 or length > size - file.tell() or key not in widths:
                     raise CheckpointError(asked, "the file is cut short or damaged", "copy or download it again")
                 storages[key] = bytearray(file.read(length))
         return storages.get(storage.key, bytearray())
