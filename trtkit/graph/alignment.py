@@ -18,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from trtkit.graph.structure import View
+from trtkit.graph.writer import drop_unread
 
 __all__ = ["BLOCK", "aligned"]
 
@@ -178,10 +179,7 @@ def _fill(view: View, spread: _Spread) -> None:
         first.input[slot] = _constant(graph, f"{node.name}_filled_weight", weight)
     # Shapes written down before no longer hold.
     del graph.value_info[:]
-    read = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unread(graph)
 
 
 def _constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtkit.graph.structure import View
+from trtkit.graph.writer import drop_unread
 
 __all__ = ["boxes_in_one_layer"]
 
@@ -96,10 +97,9 @@ class _Decoding:
 
 
 def _reader(view: View, name: str, operator: str) -> onnx.NodeProto | None:
-    """The one node that reads a tensor, if it is of this kind and the tensor stays inside the graph."""
-    readers = view.consumers[name]
-    leaves = any(value.name == name for value in view.graph.output)
-    return readers[0] if len(readers) == 1 and readers[0].op_type == operator and not leaves else None
+    """The one node that reads a tensor, if it is of this kind."""
+    reader = view.sole_reader(name)
+    return reader if reader is not None and reader.op_type == operator else None
 
 
 def _numbers(view: View, node: onnx.NodeProto) -> list[float]:
@@ -155,10 +155,7 @@ def _rewrite(view: View, found: _Decoding) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unread(graph)
     changed = {found.wide.output[0], found.layer.output[0], found.flat.output[0]}
     shapes = [value for value in graph.value_info if value.name not in changed]
     del graph.value_info[:]

@@ -75,10 +75,10 @@ def _keep_bins_in_place(proto: onnx.ModelProto) -> None:
         chain = [layer]
         for _ in range(3):
             maker = view.producer.get(chain[0].input[0])
-            if maker is None or _only_reader(view, maker) is None:
+            if maker is None or view.sole_reader(maker.output[0]) is None:
                 break
             chain.insert(0, maker)
-        after = _only_reader(view, layer)
+        after = view.sole_reader(layer.output[0])
         if after is None or [node.op_type for node in (*chain, after)] != EXPECTATION:
             continue
         spread, transpose, softmax, _ = chain
@@ -128,10 +128,3 @@ def _sizes(view: View, reshape: onnx.NodeProto) -> list[int]:
     if reshape.input[1] not in view.constants or any(a.name == "allowzero" and a.i for a in reshape.attribute):
         return []
     return [int(size) for size in view.array(reshape.input[1])]
-
-
-def _only_reader(view: View, node: onnx.NodeProto) -> onnx.NodeProto | None:
-    """The one node that reads a node's output, None where there are others or it leaves the graph."""
-    readers = view.consumers[node.output[0]]
-    leaves = any(value.name == node.output[0] for value in view.graph.output)
-    return readers[0] if len(readers) == 1 and not leaves else None

@@ -59,6 +59,12 @@ class View:
         """Inputs that are computed, not constants."""
         return [name for name in node.input if name and name not in self.constants]
 
+    def sole_reader(self, name: str) -> onnx.NodeProto | None:
+        """The one node that reads a tensor, None where there are others or the tensor leaves the graph."""
+        readers = self.consumers[name]
+        leaves = any(value.name == name for value in self.graph.output)
+        return readers[0] if len(readers) == 1 and not leaves else None
+
     def downstream(self, node: onnx.NodeProto, stop: Callable[[onnx.NodeProto], bool]) -> Iterator[onnx.NodeProto]:
         """Nodes that read from `node`, directly or not; a node where `stop` holds is given but not passed."""
         return self._walk(node, stop, lambda at: [c for name in at.output for c in self.consumers[name]])

@@ -8,7 +8,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "drop_unread"]
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Take out the constants that no node reads."""
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 class Writer:
