@@ -137,8 +137,14 @@ def alike(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5)
             if value < conf:
                 continue
             total += 1
-            near = (
-                (np.abs(b.boxes - box).max(1) <= pixels) & (b.classes == number) & (np.abs(b.scores - value) <= score)
-            )
+            far, gap = np.abs(b.boxes - box).max(1), np.abs(b.scores - value)
+            near = (far <= pixels) & (b.classes == number) & (gap <= score)
             matched += bool(near.any())
+            if not near.any():
+                others = sorted(
+                    zip(far.round(2).tolist(), gap.round(3).tolist(), b.classes.tolist(), strict=True), key=sum
+                )
+                print(
+                    f"      class {number} at {value:.3f} has no like; px, score and class of the nearest: {others[:3]}"
+                )
     return matched, total
