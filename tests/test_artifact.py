@@ -10,6 +10,7 @@ import pytest
 
 import trtkit as tk
 from trtkit import demo
+from trtkit.artifact import graph_for
 from trtkit.calibration import Calibration
 from trtkit.errors import (
     CalibrationError,
@@ -20,6 +21,7 @@ from trtkit.errors import (
 )
 from trtkit.graph.tracing import description
 from trtkit.progress import Event
+from trtkit.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,17 @@ def test_int8_without_data_says_so_loudly(model: tk.Model, tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="example set"):
         artifact = tk.export(model, format="onnx", imgsz=64, int8=True, output=tmp_path / "a.onnx")
     assert artifact.calibration_hash is not None
+
+
+def test_tensorrts_own_calibrator_finds_decoding_named_for_fp32(model: tk.Model, calibration: Calibration) -> None:
+    own = graph_for(model, Recipe(model="m.pt", int8=True, implicit=True, imgsz=160), None, imgsz=(160, 160))
+    named = set(description(own)["fp32"])
+    kinds = {node.op_type for node in own.graph.node if node.name in named}
+    # The convolution that makes boxes of all bins has weights as the head's last layers do, but comes after them.
+    assert {"Conv", "Sigmoid"} <= kinds
+    assert not named & {node.name for node in own.graph.node if "/cv2." in node.name or "/cv3." in node.name}
+    pairs = graph_for(model, Recipe(model="m.pt", int8=True, imgsz=160), calibration, imgsz=(160, 160))
+    assert set(description(pairs)["fp32"]) == named
 
 
 def test_cancel_leaves_nothing(model: tk.Model, tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ def graph_for(
     """
     from trtkit.graph.half import to_half
     from trtkit.graph.quantized import quantize
+    from trtkit.graph.structure import View
     from trtkit.graph.suppression import with_suppression
     from trtkit.graph.tracing import described, trace
 
@@ -274,6 +275,9 @@ def graph_for(
         assert calibration is not None
         graph = quantize(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
         described(graph, {}, {"calibration_hash": calibration.hash})
+    elif recipe.int8:
+        # TensorRT's calibrator would run decoding in INT8 too, where a picture's width has 127 steps.
+        described(graph, {}, {"fp32": sorted(View(graph).tail())})
     elif recipe.half:
         graph = to_half(graph, recipe.keep, also=overflow or ())
         described(graph, {}, {"overflow": None if overflow is None else dict(overflow)})

@@ -14,6 +14,8 @@ from onnx import TensorProto
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
+from trtkit.graph.suppression import with_suppression
+from trtkit.graph.tracing import described
 from trtkit.progress import Work
 
 SMALL = BuildSettings(imgsz=(32, 32))
@@ -65,6 +67,27 @@ def test_fp32_nodes_of_an_fp16_graph_are_held_where_flags_rule(tensorrt: Any) ->
     held = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
     # Casts are not held: only the last multiplication computes in FP32.
     assert held == {"scale": {0: trt.float32}}
+
+
+def test_nodes_named_for_fp32_are_held_where_they_write_floats(tensorrt: Any) -> None:
+    trt = tensorrt("8.6.0")
+    graph = tiny_graphs.detector()
+    card = backends.open(graph, backend="onnxruntime").card
+    graph = with_suppression(graph, card)
+    named = {node.name for node in graph.graph.node if node.op_type != "Conv"}
+    described(graph, {}, {"fp32": sorted(named)})
+    settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=batches(1, 2)))
+    backends.build(graph, settings)
+    network, config = trt.fake.builds[-1]
+    assert "PREFER_PRECISION_CONSTRAINTS" in config.flags
+    held = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
+    assert "scale" in held
+    assert held.keys() < named
+    operators = {node.op_type for node in graph.graph.node if node.name in held}
+    assert {"Mul", "Transpose"} <= operators
+    # TensorRT refuses a float where a layer gives indices or truths.
+    assert operators.isdisjoint({"ArgMax", "Equal", "Greater", "TopK"})
+    assert {"ArgMax", "Equal", "Greater", "TopK"} <= {node.op_type for node in graph.graph.node}
 
 
 @pytest.mark.parametrize("version", ALL)

@@ -139,9 +139,10 @@ def profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tup
 
 
 def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities) -> int:
-    """Hold nodes that FP16 would blur at FP32 where only flags choose precisions (TensorRT up to 10, untyped).
+    """Hold nodes that FP16 or INT8 would blur at FP32 where only flags choose precisions (TensorRT up to 10, untyped).
 
-    With the FP16 flag alone TensorRT may run in FP16 what the graph keeps in FP32 because it would overflow.
+    With the FP16 flag alone TensorRT may run in FP16 what the graph keeps in FP32 because it would overflow; with a
+    calibrator it may run the convolution that decodes boxes in INT8. Nodes that give integers or truths are left alone.
 
     Args:
         network: After parsing, not strongly typed.
@@ -151,10 +152,12 @@ def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities) -> int:
     Returns:
         Layers held.
     """
-    # A Q/DQ graph is FP32 outside its pairs and names the nodes that FP16 would blur.
-    names = set(_float_nodes(proto)) if _has_half(proto) else set(description(proto).get("fp32", ()))
-    if not found.has_precision_constraints or not names:
+    if not found.has_precision_constraints:
         return 0
+    names = set(_float_nodes(proto))
+    if not _has_half(proto):
+        # A graph that is FP32 throughout, but for Q/DQ pairs, names the nodes that lower precisions would blur.
+        names &= set(description(proto).get("fp32", ()))
     float32 = module(found.backend).float32
     pinned = 0
     for index in range(network.num_layers):
