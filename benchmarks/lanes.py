@@ -79,10 +79,11 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
             took = time.monotonic() - started
             print(f"{program.name}: {'ends' if child.returncode == 0 else 'fails'} after {took:.0f} s", flush=True)
         if seconds is not None and time.monotonic() - begin > seconds:
-            waiting.clear()
             for program, _, child, _ in running:
                 print(f"{program.name}: stopped", flush=True)
                 child.kill()
+                child.wait()
+            return
         for place in list(free):
             program = next((one for one in waiting if one.gpu in (None, place[1])), None)
             if program is None:
