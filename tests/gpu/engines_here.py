@@ -87,10 +87,22 @@ def graph(precision: str, nms: bool = False) -> Any:
 
 @functools.cache
 def engine(precision: str, nms: bool = False) -> Path:
-    """The demo model as an engine; built once."""
+    """The demo model as an engine; built once. By "implicit" TensorRT's own calibrator chooses what is INT8."""
     caps = found()
     path = folder() / f"demo-{precision}{'-nms' if nms else ''}-{caps.version}.engine"
-    if not path.is_file():
+    if precision == "implicit" and not path.is_file():
+        trtkit.export(
+            demo.model_path(),
+            imgsz=SIZE,
+            batch=BATCH,
+            int8=True,
+            implicit=True,
+            dynamic=False,
+            data=demo.data_path(),
+            level=0,
+            output=path,
+        )
+    elif not path.is_file():
         write(
             graph(precision, nms), BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, level=0), path, nms=nms
         )

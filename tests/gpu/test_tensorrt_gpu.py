@@ -189,31 +189,35 @@ def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
 
 def test_suppression_in_the_graph_finds_the_same() -> None:
     found()
-    # One engine gives both, the raw boxes and what is left of them: two engines would differ by TF32's rounding too.
-    both = onnx.ModelProto()
-    both.CopyFrom(graph("fp32", nms=True))
-    raw = onnx.ValueInfoProto()
-    raw.CopyFrom(graph("fp32").graph.output[0])
-    raw.name = "trtkit_nms_input"
-    both.graph.output.append(raw)
-    settings = BuildSettings(batch=BATCH, imgsz=SIZE, level=0)
-    path, _ = write(both, settings, folder() / "nms-both.engine", nms=True)
-    judge, compared = task("detect"), 0
-    with backends.open(path) as runner:
-        for start in range(0, 12, BATCH):
-            prepared, fits = zip(*(judge.prepare(one, SIZE) for one in pictures()[start : start + BATCH]), strict=True)
-            outputs = runner.infer(to_input(list(prepared)))
-            inside = judge.decode({"output0": outputs["output0"]}, runner.card, fits, conf=0.25, iou=0.7, max_det=300)
+    for precision in SCORES:
+        # One engine gives both, the raw boxes and what is left of them: two engines would differ by rounding too.
+        both = onnx.ModelProto()
+        both.CopyFrom(graph(precision, nms=True))
+        raw = onnx.ValueInfoProto()
+        raw.CopyFrom(graph(precision).graph.output[0])
+        raw.name = "trtkit_nms_input"
+        both.graph.output.append(raw)
+        settings = BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, level=0)
+        path, _ = write(both, settings, folder() / f"nms-both-{precision}.engine", nms=True)
+        judge, compared = task("detect"), 0
+        with backends.open(path) as runner:
             card = dataclasses.replace(runner.card, nms=False)
-            outside = judge.decode({"output0": outputs[raw.name]}, card, fits, conf=0.25, iou=0.7, max_det=300)
-            for mine, theirs in zip(inside, outside, strict=True):
-                assert len(mine) == len(theirs)
-                np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-3)
-                np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=1e-3)
-                np.testing.assert_array_equal(mine.classes, theirs.classes)
-                compared += len(mine)
-    print(f"      {compared} detections agree within 1e-3")
-    assert compared >= 10
+            for start in range(0, 12, BATCH):
+                some = pictures()[start : start + BATCH]
+                prepared, fits = zip(*(judge.prepare(one, SIZE) for one in some), strict=True)
+                outputs = runner.infer(to_input(list(prepared)))
+                inside, outside = (
+                    judge.decode({"output0": outputs[name]}, one, fits, conf=0.25, iou=0.7, max_det=300)
+                    for name, one in (("output0", runner.card), (raw.name, card))
+                )
+                for mine, theirs in zip(inside, outside, strict=True):
+                    assert len(mine) == len(theirs)
+                    np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-3)
+                    np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=1e-3)
+                    np.testing.assert_array_equal(mine.classes, theirs.classes)
+                    compared += len(mine)
+        print(f"      {precision}: {compared} detections agree within 1e-3")
+        assert compared >= 10
 
 
 def test_layers_tell_what_tensorrt_did() -> None:
@@ -350,6 +354,19 @@ def test_implicit_calibration() -> None:
         assert gap < 0.1
         again = dataclasses.replace(settings, implicit=ImplicitCalibration(cache=cache))
         backends.build(proto, again, backend="tensorrt")
+
+
+def test_the_calibrator_leaves_decoding_alone() -> None:
+    caps = found()
+    if not caps.has_int8_calibrator:
+        raise unittest.SkipTest("this TensorRT has no calibrators")
+    with backends.open(engine("implicit")) as runner:
+        frame = runner.layers(runs=5)
+    decoding = frame.filter(frame["onnx_nodes"].list.contains("/model.23/dfl/conv/Conv"))
+    print(decoding.select("name", "precision"), dict(frame.group_by("precision").len().iter_rows()))
+    assert len(decoding)
+    assert set(decoding["precision"]) == {"fp32"}
+    assert "int8" in frame["precision"]
 
 
 def main(words: list[str]) -> int:
