@@ -54,8 +54,8 @@ def gpus_here() -> list[str]:
 def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, seconds: float | None = None) -> None:
     """Run programs in their order, `lanes` of them beside each other on each GPU.
 
-    Alone on 16 cores a build by TensorRT 8.6 keeps one of them busy and the GPU a fifth of the time at most. Of fifteen on
-    64 shared cores each was seen to keep nine busy: all got slower, and so did the kernels that were chosen.
+    Alone on 16 cores a build by TensorRT 8.6 keeps one of them busy and the GPU a fifth of the time at most. Of fifteen
+    on 64 shared cores each was seen to keep nine busy: all got slower, and so did the kernels that were chosen.
 
     Args:
         programs: What to run.
