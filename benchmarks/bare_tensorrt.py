@@ -1,8 +1,9 @@
 """The least that runs an engine: TensorRT and CUDA graphs, nothing of trtkit. What trtkit's runner is held against.
 
-    python benchmarks/bare_tensorrt.py yolo11n-fp16.engine
+    python benchmarks/bare_tensorrt.py yolo11n-fp16.engine [more engines]
 
-Prints one line of JSON: milliseconds of a batch by replays of one captured `execute_async_v3`, on the GPU's clock.
+Prints a line of JSON for each engine: milliseconds of a batch by replays of one captured `execute_async_v3`, on the
+GPU's clock.
 """
 
 from __future__ import annotations
@@ -55,4 +56,5 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for engine_file in sys.argv[1:]:
+        main(engine_file)

@@ -3,9 +3,10 @@
     python benchmarks/engines.py run --models MODELS --scenes SCENES --out engines --level 2 --jobs 5
     python benchmarks/engines.py write engines
 
-`run` exports every engine (several at a time, each in a process on cores of its own), judges it on the pictures of
-`val`, and then times one after the other on each GPU. It can be called again to go on where it stopped. `write`
-puts what is there into `results/engines-GPU.json` and `.md`. Needs a GPU and TensorRT; several GPUs are all used.
+`run` exports every engine (several at a time, each in a process with its share of the cores), judges it on the
+pictures of `val`, and then times them on each GPU, a task's engines of one batch after each other in one process. It
+can be called again to go on where it stopped. `write` puts what is there into `results/engines-GPU.json` and `.md`.
+Needs a GPU and TensorRT; several GPUs are all used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def jobs(level: int) -> Iterator[Job]:
     Segment, pose and obb share most layers: the last two come late, when the timing cache knows them.
     """
     shared = ("pose", "obb")
-    long, short = ("fp16", "implicit"), ("int8", "fp32")
+    long, short = ("implicit", "fp16"), ("int8", "fp32")
     alone = [task for task in MODELS if task not in shared]
     for tasks, precisions in ((alone, long), (MODELS, short), (shared, long)):
         for precision in precisions:
@@ -108,8 +109,27 @@ def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
     print(f"{job.name}: built in {artifact.build_seconds:.0f} s", flush=True)
 
 
-def clock(path: Path) -> None:
-    """Time one engine on the GPU's clock, read its layers; leaves `<name>.times.json` and `<name>.layers.parquet`."""
+def clock(paths: Sequence[Path]) -> None:
+    """Time engines on the GPU's clock, read their layers; leaves `<name>.times.json` and `<name>.layers.parquet`."""
+    measured = [_clock_one(path) for path in paths]
+    bare = subprocess.run(
+        [sys.executable, str(HERE.with_name("bare_tensorrt.py")), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if bare.returncode:
+        print(bare.stderr, flush=True)
+        raise SystemExit(bare.returncode)
+    for path, facts, line in zip(paths, measured, bare.stdout.splitlines(), strict=True):
+        facts["bare"] = json.loads(line)
+        write_json(path.with_suffix(".times.json"), facts)
+        told = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
+        copies = f"{facts['reformats']} reformats of {facts['layers']}"
+        print(f"{path.stem}: {told}, bare {facts['bare']}, {copies}", flush=True)
+
+
+def _clock_one(path: Path) -> dict[str, Any]:
     with tk.open(path) as runner:
         timing = tk.benchmark({"engine": runner}, batch=runner.batch or 1, runs=RUNS, warmup=50, seconds=10)
         row = timing.frame().row(0, named=True)
@@ -120,17 +140,13 @@ def clock(path: Path) -> None:
     layers.write_parquet(path.with_suffix(".layers.parquet"))
     kinds = dict(layers.filter(~layers["reformat"]).group_by("precision").len().iter_rows())
     copies = layers.filter(layers["reformat"])
-    facts |= {"layers": len(layers), "precisions": kinds, "reformats": len(copies), "reformat_ms": copies["ms"].sum()}
-    bare = subprocess.run(
-        [sys.executable, str(HERE.with_name("bare_tensorrt.py")), str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    facts["bare"] = json.loads(bare.stdout) if bare.returncode == 0 else {"error": bare.stderr.strip()[-300:]}
-    write_json(path.with_suffix(".times.json"), facts)
-    told = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
-    print(f"{path.stem}: {told}, bare {facts['bare']}, {facts['reformats']} reformats of {facts['layers']}", flush=True)
+    return {
+        **facts,
+        "layers": len(layers),
+        "precisions": kinds,
+        "reformats": len(copies),
+        "reformat_ms": copies["ms"].sum(),
+    }
 
 
 def command(*words: str) -> list[str]:
@@ -158,16 +174,16 @@ def run(options: argparse.Namespace) -> None:
         if not (out / f"{job.name}.json").is_file()
     ]  # fmt: skip
     drive(builds, gpus=gpus, lanes=options.jobs, seconds=options.seconds)
-    clocks = [
-        Program(
-            name=f"clock {job.name}",
-            words=command("clock", str(out / f"{job.name}.engine")),
-            log=out / f"{job.name}.times.log",
-            gpu=(2 * list(MODELS).index(job.task) + (job.batch == 1)) % len(gpus),
-        )
-        for job in wanted
-        if (out / f"{job.name}.json").is_file() and not (out / f"{job.name}.times.json").is_file()
+    ready = [
+        job for job in wanted if (out / f"{job.name}.json").is_file() and not (out / f"{job.name}.times.json").is_file()
     ]
+    groups = sorted({(list(MODELS).index(job.task), job.batch) for job in ready})
+    clocks = []
+    for place, batch in groups:
+        task = list(MODELS)[place]
+        mine = [str(out / f"{job.name}.engine") for job in ready if (job.task, job.batch) == (task, batch)]
+        name, gpu = f"clock-{task}-b{batch}", (2 * place + (batch == 1)) % len(gpus)
+        clocks.append(Program(name=name, words=command("clock", *mine), log=out / f"{name}.log", gpu=gpu))
     drive(clocks, gpus=gpus)
 
 
@@ -224,7 +240,7 @@ def main() -> None:
             verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
             verb.add_argument("--seconds", type=float, help="stop building after so long")
             verb.add_argument("only", nargs="*", help="patterns of engines' names; all without one")
-    verbs.add_parser("clock").add_argument("path", type=Path)
+    verbs.add_parser("clock").add_argument("paths", type=Path, nargs="+")
     writing = verbs.add_parser("write")
     writing.add_argument("folder", type=Path)
     writing.add_argument("--note", default="")
@@ -234,7 +250,7 @@ def main() -> None:
     elif options.verb == "build":
         build(Job(**options.job), Path(options.models), Path(options.scenes), Path(options.out))
     elif options.verb == "clock":
-        clock(options.path)
+        clock(options.paths)
     else:
         write(options.folder, options.note)
 

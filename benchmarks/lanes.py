@@ -1,9 +1,10 @@
-"""Programs beside each other on a machine with GPUs, each on one GPU and on cores of its own."""
+"""Programs beside each other on a machine with GPUs, each on one GPU and a share of the cores."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import subprocess
 import time
@@ -65,7 +66,7 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
     """
     begin, waiting = time.monotonic(), list(programs)
     cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // (lanes * len(gpus)))
+    share = math.ceil(len(cores) / (lanes * len(gpus)))
     free = [(lane, gpu) for lane in range(lanes) for gpu in range(len(gpus))]
     running: list[tuple[Program, tuple[int, int], subprocess.Popen[bytes], float]] = []
     while waiting or running:
