@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = ["Program", "drive", "gpus_here"]
@@ -52,6 +54,40 @@ def gpus_here() -> list[str]:
     return named[:count] or [str(index) for index in range(count)]
 
 
+@contextlib.contextmanager
+def _shared_gpus() -> Iterator[None]:
+    """Let the programs started meanwhile use a GPU at the same time, by NVIDIA's Multi-Process Service.
+
+    Without it a GPU takes turns among processes, and each waits out the others' turns however little they do. On an
+    H100 a stand-in for a build (0.4 ms on a core, then ten small kernels) did 1734 rounds a second alone. Without the
+    service three of them together did 4784 and twelve 5491; with it three did 5206 and twelve 19588. Ten engines of
+    TensorRT built beside each other without it kept the GPU 99 % busy and, but for one, did not end in 1060 s.
+    """
+    control = shutil.which("nvidia-cuda-mps-control")
+    with tempfile.TemporaryDirectory(prefix="trtkit-mps-", ignore_cleanup_errors=True) as folder:
+        places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        # The service numbers its clients' GPUs among those it sees itself, so it must see all.
+        seeing = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | places
+        if control is None or subprocess.run([control, "-d"], env=seeing, check=False).returncode:
+            print(
+                "no Multi-Process Service here: programs take turns on a GPU, more than three gain nothing", flush=True
+            )
+            yield
+            return
+        before = {name: os.environ.get(name) for name in places}
+        os.environ.update(places)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+            ended = subprocess.run([control], env=seeing, input="quit -t 5\n", text=True, check=False)
+            if ended.returncode:
+                print(f"the Multi-Process Service goes on: {control} ended with {ended.returncode}", flush=True)
+
+
 def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, seconds: float | None = None) -> None:
     """Run programs in their order, `lanes` of them beside each other on each GPU.
 
@@ -64,6 +100,13 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
         lanes: Programs at once on each GPU.
         seconds: Stop what still runs after so long, and start nothing more.
     """
+    if not programs:
+        return
+    with _shared_gpus() if lanes > 1 else contextlib.nullcontext():
+        _drive(programs, gpus, lanes, seconds)
+
+
+def _drive(programs: Sequence[Program], gpus: Sequence[str], lanes: int, seconds: float | None) -> None:
     begin, waiting = time.monotonic(), list(programs)
     cores = sorted(os.sched_getaffinity(0))
     share = math.ceil(len(cores) / (lanes * len(gpus)))
