@@ -58,10 +58,9 @@ def gpus_here() -> list[str]:
 def _shared_gpus() -> Iterator[None]:
     """Let the programs started meanwhile use a GPU at the same time, by NVIDIA's Multi-Process Service.
 
-    Without it a GPU takes turns among processes, and each waits out the others' turns however little they do. On an
-    H100 a stand-in for a build (0.4 ms on a core, then ten small kernels) did 1734 rounds a second alone. Without the
-    service three of them together did 4784 and twelve 5491; with it three did 5206 and twelve 19588. Ten engines of
-    TensorRT built beside each other without it kept the GPU 99 % busy and, but for one, did not end in 1060 s.
+    Without it a GPU takes turns among processes, and each waits out the others' turns however little they do: three
+    fill an H100, with the service twelve run at 93 % of one's pace (`sharing.py`). Of ten engines of TensorRT built
+    beside each other by turns, on a GPU that was 99 % busy, one ended in 1060 s.
     """
     control = shutil.which("nvidia-cuda-mps-control")
     with tempfile.TemporaryDirectory(prefix="trtkit-mps-", ignore_cleanup_errors=True) as folder:
