@@ -55,8 +55,8 @@ def gpus_here() -> list[str]:
 
 
 @contextlib.contextmanager
-def _shared_gpus() -> Iterator[None]:
-    """Let the programs started meanwhile use a GPU at the same time, by NVIDIA's Multi-Process Service.
+def _shared_gpus() -> Iterator[dict[str, str]]:
+    """NVIDIA's Multi-Process Service: programs in whose environment what is yielded stands use a GPU at the same time.
 
     Without it a GPU takes turns among processes, and each waits out the others' turns however little they do: three
     fill an H100, with the service twelve run at 93 % of one's pace (`sharing.py`). Of ten engines of TensorRT built
@@ -68,20 +68,12 @@ def _shared_gpus() -> Iterator[None]:
         # The service numbers its clients' GPUs among those it sees itself, so it must see all.
         seeing = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | places
         if control is None or subprocess.run([control, "-d"], env=seeing, check=False).returncode:
-            print(
-                "no Multi-Process Service here: programs take turns on a GPU, more than three gain nothing", flush=True
-            )
-            yield
+            print("no Multi-Process Service: programs take turns on a GPU, more than three gain nothing", flush=True)
+            yield {}
             return
-        before = {name: os.environ.get(name) for name in places}
-        os.environ.update(places)
         try:
-            yield
+            yield places
         finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
             ended = subprocess.run([control], env=seeing, input="quit -t 5\n", text=True, check=False)
             if ended.returncode:
                 print(f"the Multi-Process Service goes on: {control} ended with {ended.returncode}", flush=True)
@@ -101,11 +93,13 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
     """
     if not programs:
         return
-    with _shared_gpus() if lanes > 1 else contextlib.nullcontext():
-        _drive(programs, gpus, lanes, seconds)
+    with _shared_gpus() if lanes > 1 else contextlib.nullcontext({}) as service:
+        _drive(programs, gpus, lanes, seconds, service)
 
 
-def _drive(programs: Sequence[Program], gpus: Sequence[str], lanes: int, seconds: float | None) -> None:
+def _drive(
+    programs: Sequence[Program], gpus: Sequence[str], lanes: int, seconds: float | None, service: dict[str, str]
+) -> None:
     begin, waiting = time.monotonic(), list(programs)
     cores = sorted(os.sched_getaffinity(0))
     share = math.ceil(len(cores) / (lanes * len(gpus)))
@@ -134,17 +128,15 @@ def _drive(programs: Sequence[Program], gpus: Sequence[str], lanes: int, seconds
             waiting.remove(program)
             free.remove(place)
             first = (place[0] * len(gpus) + place[1]) * share % len(cores)
-            running.append(
-                (program, place, _start(program, gpus[place[1]], cores[first : first + share]), time.monotonic())
-            )
+            given = {**service, "CUDA_VISIBLE_DEVICES": gpus[place[1]]}
+            running.append((program, place, _start(program, given, cores[first : first + share]), time.monotonic()))
         time.sleep(0.2)
 
 
-def _start(program: Program, gpu: str, cores: Sequence[int]) -> subprocess.Popen[bytes]:
+def _start(program: Program, given: dict[str, str], cores: Sequence[int]) -> subprocess.Popen[bytes]:
     mine = os.sched_getaffinity(0)
     # A child inherits its parent's cores, which is simpler than setting them between fork and exec.
     with program.log.open("wb") as log, contextlib.ExitStack() as after:
         after.callback(os.sched_setaffinity, 0, mine)
         os.sched_setaffinity(0, cores)
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        return subprocess.Popen(program.words, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(program.words, stdout=log, stderr=log, env={**os.environ, **given})
