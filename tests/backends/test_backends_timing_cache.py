@@ -72,19 +72,48 @@ def test_a_file_that_is_not_at_fault_is_kept(tensorrt: Any, tmp_path: Path) -> N
     assert file.read_bytes() == b"timed elsewhere"
 
 
-def test_a_second_try_calibrates_by_what_the_first_one_read(tensorrt: Any, tmp_path: Path) -> None:
+def test_a_failure_of_both_tries_tells_both(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = tensorrt("8.6.0")
-    trt.fake.cache_breaks = True
+    said = iter(["Myelin error from unknown graph", "no kernel for /model.23/conv"])
+    build = trt.Builder.build_serialized_network
+
+    def failing(builder: Any, network: Any, config: Any) -> Any:
+        trt.fake.break_build = next(said)
+        return build(builder, network, config)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", failing)
     file = tmp_path / "mine.cache"
     file.write_bytes(b"timed elsewhere")
-    pictures = [np.full((1, 3, 32, 32), value, np.float32) for value in (0.0, 1.0)]
-    settings = dataclasses.replace(
+    expected = "Myelin error from unknown graph; anew, without the timing cache: no kernel for /model.23/conv"
+    with pytest.raises(BuildError, match=expected):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=file))
+
+
+def _calibrated(file: Path) -> BuildSettings:
+    file.write_bytes(b"timed elsewhere")
+    pictures = iter([np.full((1, 3, 32, 32), value, np.float32) for value in (0.0, 1.0)])
+    return dataclasses.replace(
         SMALL, precision="int8", implicit=ImplicitCalibration(batches=pictures), timing_cache=file
     )
+
+
+def test_a_second_try_starts_anew_and_calibrates_by_what_the_first_one_read(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.cache_breaks = True
     with pytest.warns(UserWarning, match="broke the build: it was dropped"):
-        backends.build(tiny_graphs.detector(), settings)
+        backends.build(tiny_graphs.detector(), _calibrated(tmp_path / "mine.cache"))
     assert len(trt.fake.calibrated) == 3
     assert trt.fake.calibrated[-1] == "cache"
+    (first, _), (second, _) = trt.fake.builds
+    assert second is not first
+
+
+def test_pictures_lost_in_a_failed_calibration_allow_no_second_try(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.break_build = "Myelin error from unknown graph"
+    with pytest.raises(BuildError, match="Myelin error from unknown graph; see"):
+        backends.build(tiny_graphs.detector(), _calibrated(tmp_path / "mine.cache"))
+    assert len(trt.fake.builds) == 1
 
 
 def test_a_folder_that_can_t_be_written_costs_a_warning(tensorrt: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.base import BuildSettings, Built
+from trtkit.backends.base import BuildSettings, Built, ImplicitCalibration
 from trtkit.backends.calibrator import calibrator, require_calibrator
 from trtkit.backends.capabilities import require_build, target_of
 from trtkit.backends.gpus import Device, Gpu, device_of, free_memory
@@ -130,34 +130,20 @@ class _Job:
         self.strongly = typed(found, settings, proto)
         self.cache: TimingCache | None = None
         self.cache_bytes = 0
+        # Both must outlive the build, which holds no reference that Python counts.
+        self.own: Any = None
+        self.monitor: Any = None
+        self.calibration_shape: tuple[int, ...] = ()
         if found.has_timing_cache and gpu is not None:
             self.cache = TimingCache.chosen(settings.timing_cache, version=found.version, gpu=gpu.name, sm=gpu.sm)
 
     def run(self, data: bytes, folder: str, phases: Phases) -> bytes:
-        builder = self._builder()
-        network = create_network(builder, self.found, strongly=self.strongly)
-        parser = self.trt.OnnxParser(network, logger(self.found.backend))
-        parse(parser, data, self.proto, self.found, folder=folder)
-        config = builder.create_builder_config()
-        own = self._configure(builder, config, network)
-        self._set_precision(config, network)
-        reporting: Any = None
-        if self.found.has_progress_monitor:
-            reporting = monitor(self.found.backend, phases)
-            config.progress_monitor = reporting
-        if self.cache is not None:
-            self.cache_bytes = self.cache.attach(config)
-        plan = builder.build_serialized_network(network, config)
-        if (
-            plan is None
-            and self.cache is not None
-            and self.cache_bytes
-            and self._blames_cache()
-            and phases.failure is None
-        ):
-            self.cache.fresh(config)
+        plan, config = self._attempt(data, folder, phases)
+        first = ""
+        if plan is None and self.cache is not None and self._blames_cache() and self._can_repeat(phases):
+            first = self.messages.why()
             self.messages.errors.clear()
-            plan = builder.build_serialized_network(network, config)
+            plan, config = self._attempt(data, folder, phases, known=False)
             if plan is not None:
                 # Only now is it known that the file was at fault; other builds go on using one that was not.
                 self.cache.drop()
@@ -165,14 +151,47 @@ class _Job:
                     f"The timing cache {self.cache.path} broke the build: it was dropped, and the build tried anew.",
                     stacklevel=4,
                 )
-        for failure in (phases.failure, getattr(own, "failure", None)):
+        for failure in (phases.failure, getattr(self.own, "failure", None)):
             if failure is not None:
                 raise failure
         if plan is None:
-            raise self._error()
+            raise self._error(first)
         if self.cache is not None:
             self.cache.keep(config)
         return bytes(plan)
+
+    def _attempt(self, data: bytes, folder: str, phases: Phases, *, known: bool = True) -> tuple[Any, Any]:
+        """Build once, with objects of its own: what a failed build did to its network is not known.
+
+        Args:
+            data: The ONNX graph.
+            folder: Where its weights' files lie.
+            phases: Hears progress.
+            known: Take what the timing cache's file holds.
+
+        Returns:
+            The plan, None where TensorRT failed, and its configuration.
+        """
+        builder = self._builder()
+        network = create_network(builder, self.found, strongly=self.strongly)
+        parser = self.trt.OnnxParser(network, logger(self.found.backend))
+        parse(parser, data, self.proto, self.found, folder=folder)
+        config = builder.create_builder_config()
+        self._configure(builder, config, network)
+        self._set_precision(config, network)
+        if self.found.has_progress_monitor:
+            self.monitor = monitor(self.found.backend, phases)
+            config.progress_monitor = self.monitor
+        if self.cache is not None and known:
+            self.cache_bytes = self.cache.attach(config)
+        elif self.cache is not None:
+            self.cache.fresh(config)
+        return builder.build_serialized_network(network, config), config
+
+    def _can_repeat(self, phases: Phases) -> bool:
+        """Whether a failed build may be tried again: it began from a cache's file, and no picture of it is lost."""
+        calibrated = self.own is None or bool(self.own.known)
+        return bool(self.cache_bytes) and phases.failure is None and calibrated
 
     def inspect(self, plan: bytes) -> tuple[Any, ...]:
         """The layer table of an engine for the GPU that is here; empty where none is, or TensorRT tells none."""
@@ -200,8 +219,8 @@ class _Job:
                 "check that the NVIDIA driver fits this TensorRT",
             ) from error
 
-    def _configure(self, builder: Any, config: Any, network: Any) -> Any:
-        """Everything but precisions; returns the calibrator, which must outlive the build."""
+    def _configure(self, builder: Any, config: Any, network: Any) -> None:
+        """Everything but precisions."""
         trt, settings, found = self.trt, self.settings, self.found
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.avg_timing_iterations = TIMINGS
@@ -223,9 +242,8 @@ class _Job:
         shapes = profile_shapes(settings, tuple(tensor.shape))
         if shapes is not None:
             _add_profile(builder, config, network, tensor.name, shapes)
-        if settings.implicit is None:
-            return None
-        return self._calibrate(builder, config, tensor, open_batch=shapes is not None)
+        if settings.implicit is not None:
+            self._calibrate(builder, config, tensor, settings.implicit, open_batch=shapes is not None)
 
     def _use_dla(self, builder: Any, config: Any) -> None:
         trt = self.trt
@@ -256,30 +274,36 @@ class _Job:
         if pin_types(network, self.proto, self.found):
             config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
 
-    def _calibrate(self, builder: Any, config: Any, tensor: Any, *, open_batch: bool) -> Any:
-        given = self.settings.implicit
-        assert given is not None
-        batches: Iterator[np.ndarray] = iter(given.batches)
-        if not open_batch:
-            # TensorRT calibrates a static network at its own batch and would read no further into a larger one.
-            batches = _rebatched(batches, int(tensor.shape[0]))
-        first = next(batches, None)
-        whole: Iterable[np.ndarray] = batches if first is None else itertools.chain([first], batches)
-        own = calibrator(self.found.backend, dataclasses.replace(given, batches=whole), device=self.device.gpu)
-        config.int8_calibrator = own
+    def _calibrate(
+        self, builder: Any, config: Any, tensor: Any, given: ImplicitCalibration, *, open_batch: bool
+    ) -> None:
+        if self.own is None:
+            batches: Iterator[np.ndarray] = iter(given.batches)
+            if not open_batch:
+                # TensorRT calibrates a static network at its own batch and would read no further into a larger one.
+                batches = _rebatched(batches, int(tensor.shape[0]))
+            first = next(batches, None)
+            whole: Iterable[np.ndarray] = batches if first is None else itertools.chain([first], batches)
+            given = dataclasses.replace(given, batches=whole)
+            self.own = calibrator(self.found.backend, given, device=self.device.gpu)
+            self.calibration_shape = (
+                first.shape if first is not None else (self.settings.batch, 3, *self.settings.imgsz)
+            )
+        config.int8_calibrator = self.own
         if open_batch:
-            shape = first.shape if first is not None else (self.settings.batch, 3, *self.settings.imgsz)
             profile = builder.create_optimization_profile()
-            profile.set_shape(tensor.name, shape, shape, shape)
+            profile.set_shape(tensor.name, *3 * (self.calibration_shape,))
             config.set_calibration_profile(profile)
-        return own
 
     def _blames_cache(self) -> bool:
         text = " ".join(self.messages.errors).lower()
         return "timing cache" in text or "myelin" in text
 
-    def _error(self) -> Exception:
+    def _error(self, first: str = "") -> Exception:
+        """Why TensorRT built nothing; `first` is what it said of an earlier try with the timing cache."""
         why = self.messages.why()
+        if first and first != why:
+            why = f"{first}; anew, without the timing cache: {why}"
         low = why.lower()
         if "out of memory" in low or "outofmemory" in low or "insufficient memory" in low or "unsupported_state" in low:
             free = free_memory(self.gpu.index) if self.gpu is not None else None

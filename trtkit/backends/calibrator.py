@@ -64,7 +64,7 @@ def calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) 
             self.source: Iterator[np.ndarray] = _with_first(first, batches)
             self.memory: Any = None
             self.fed = 0
-            # TensorRT may be asked to build twice with one calibrator, whose pictures are gone by then.
+            # A build may be tried twice with one calibrator, whose pictures are gone by then.
             self.known = found
             self.failure: BaseException | None = None
 
