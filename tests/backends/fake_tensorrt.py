@@ -47,7 +47,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     fill["TensorLocation"] = flags("TensorLocation", "DEVICE HOST")
     fill["DataType"] = flags("DataType", " ".join(name for name in SIZES if major >= 10 or name != "INT64"))
     fill["Severity"] = flags("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
-    fill["float32"] = fill["DataType"].FLOAT
+    fill["float32"], fill["float16"] = fill["DataType"].FLOAT, fill["DataType"].HALF
     state = types.SimpleNamespace(
         said=[],
         builds=[],

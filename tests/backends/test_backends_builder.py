@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_graphs
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
@@ -88,6 +88,22 @@ def test_nodes_named_for_fp32_are_held_where_they_write_floats(tensorrt: Any) ->
     # TensorRT refuses a float where a layer gives indices or truths.
     assert operators.isdisjoint({"ArgMax", "Equal", "Greater", "TopK"})
     assert {"ArgMax", "Equal", "Greater", "TopK"} <= {node.op_type for node in graph.graph.node}
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_calibrator_leaves_transposed_convolutions_in_fp16(tensorrt: Any, calibrated: bool) -> None:
+    trt = tensorrt("8.6.0")
+    weights = numpy_helper.from_array(np.ones((3, 4, 2, 2), np.float32), "weights")
+    up = helper.make_node("ConvTranspose", ["images", "weights"], ["output0"], "up", strides=[2, 2])
+    shapes = {"images": (1, 3, 32, 32), "output0": (1, 4, 64, 64)}
+    images, output = (helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items())
+    graph = helper.make_model(helper.make_graph([up], "up", [images], [output], [weights]))
+    implicit = ImplicitCalibration(batches=batches(1, 2)) if calibrated else None
+    backends.build(graph, dataclasses.replace(SMALL, precision="int8", implicit=implicit))
+    network, config = trt.fake.builds[-1]
+    assert network.layers[0].precision == (trt.float16 if calibrated else None)
+    assert network.layers[0].types == {}
+    assert ("PREFER_PRECISION_CONSTRAINTS" in config.flags) == calibrated
 
 
 @pytest.mark.parametrize("version", ALL)

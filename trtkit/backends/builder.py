@@ -271,7 +271,7 @@ class _Job:
             config.set_flag(flags.FP16)
         if self.settings.precision == "int8":
             config.set_flag(flags.INT8)
-        if pin_types(network, self.proto, self.found):
+        if pin_types(network, self.proto, self.found, calibrated=self.settings.implicit is not None):
             config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
 
     def _calibrate(

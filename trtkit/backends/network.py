@@ -138,8 +138,8 @@ def profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tup
     return low, best, high
 
 
-def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities) -> int:
-    """Hold nodes that FP16 or INT8 would blur at FP32 where only flags choose precisions (TensorRT up to 10, untyped).
+def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities, *, calibrated: bool = False) -> int:
+    """Hold nodes above the precision that TensorRT would give them, where only flags choose (up to 10, untyped).
 
     With the FP16 flag alone TensorRT may run in FP16 what the graph keeps in FP32 because it would overflow; with a
     calibrator it may run the convolution that decodes boxes in INT8. Nodes that give integers or truths are left alone.
@@ -148,6 +148,8 @@ def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities) -> int:
         network: After parsing, not strongly typed.
         proto: The graph.
         found: What the installed TensorRT can do.
+        calibrated: TensorRT's own calibrator chooses what runs in INT8. Transposed convolutions then stay in FP16: the
+            only checkpoint that has one, segment, failed to build on 8.6 (`refitUtils.cpp: Assertion engine failed`).
 
     Returns:
         Layers held.
@@ -158,15 +160,19 @@ def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities) -> int:
     if not _has_half(proto):
         # A graph that is FP32 throughout, but for Q/DQ pairs, names the nodes that lower precisions would blur.
         names &= set(description(proto).get("fp32", ()))
-    float32 = module(found.backend).float32
+    halves = {node.name for node in proto.graph.node if calibrated and node.op_type == "ConvTranspose"} - names
+    trt = module(found.backend)
     pinned = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.name not in names:
+        if layer.name in halves:
+            layer.precision = trt.float16
+        elif layer.name in names:
+            layer.precision = trt.float32
+            for output in range(layer.num_outputs):
+                layer.set_output_type(output, trt.float32)
+        else:
             continue
-        layer.precision = float32
-        for output in range(layer.num_outputs):
-            layer.set_output_type(output, float32)
         pinned += 1
     return pinned
 
