@@ -25,12 +25,14 @@ class Program:
         words: Its command line.
         log: Where its output goes.
         gpu: The GPU it needs, by its place among those here; None for whichever has a free lane.
+        queue: Programs of one queue run one after another; None waits for no other.
     """
 
     name: str
     words: Sequence[str]
     log: Path
     gpu: int | None = None
+    queue: str | None = None
 
 
 def gpus_here() -> list[str]:
@@ -59,8 +61,9 @@ def _shared_gpus() -> Iterator[dict[str, str]]:
     """NVIDIA's Multi-Process Service: programs in whose environment what is yielded stands use a GPU at the same time.
 
     Without it a GPU takes turns among processes, and each waits out the others' turns however little they do: three
-    fill an H100, with the service twelve run at 93 % of one's pace (`sharing.py`). Of ten engines of TensorRT built
-    beside each other by turns, on a GPU that was 99 % busy, one ended in 1060 s.
+    fill an H100, with the service twelve run at 93 % of one's pace (`sharing.py`). Of ten engines of TensorRT 8.6 built
+    beside each other by turns, on a GPU that was 99 % busy, one ended in 1060 s; with the service, twelve at a time, 38
+    ended in 1020 s.
     """
     control = shutil.which("nvidia-cuda-mps-control")
     with tempfile.TemporaryDirectory(prefix="trtkit-mps-", ignore_cleanup_errors=True) as folder:
@@ -83,7 +86,8 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
     """Run programs in their order, `lanes` of them beside each other on each GPU.
 
     Alone on 16 cores a build by TensorRT 8.6 keeps one of them busy and the GPU a fifth of the time at most. Of fifteen
-    on 64 shared cores each was seen to keep nine busy: all got slower, and so did the kernels that were chosen.
+    on 64 shared cores each was seen to keep nine busy: all got slower, and so did the kernels that were chosen. Twelve
+    on a GPU disturb each other's timings likewise: few lanes choose better kernels than many.
 
     Args:
         programs: What to run.
@@ -122,7 +126,8 @@ def _drive(
                 child.wait()
             return
         for place in list(free):
-            program = next((one for one in waiting if one.gpu in (None, place[1])), None)
+            held = {one.queue for one, *_ in running} - {None}
+            program = next((one for one in waiting if one.gpu in (None, place[1]) and one.queue not in held), None)
             if program is None:
                 continue
             waiting.remove(program)
