@@ -188,14 +188,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(folder: Path, note: str) -> None:
-    """Gather what `run` left into `results/`; `note` says what its reader should know of the run."""
+    """Gather what `run` left into `results/`, engines that were not timed too; `note` tells what to know of the run."""
     from records import about_engines, line_of, of_gpu, table
     from records import write as write_record
 
     rows = []
-    for path in sorted(folder.glob("*.times.json")):
-        facts = json.loads(path.with_name(path.name.replace(".times.json", ".json")).read_text())
-        rows.append({**facts, **json.loads(path.read_text())})
+    for path in sorted(folder.glob("*-l[0-9].json")):
+        times = path.with_suffix(".times.json")
+        rows.append(json.loads(path.read_text()) | (json.loads(times.read_text()) if times.is_file() else {}))
     rows.sort(key=lambda row: (list(MODELS).index(row["task"]), -row["batch"], list(LABELS).index(row["precision"])))
     words = f"run --models MODELS --scenes SCENES --out engines --level {rows[0]['level']}"
     about = about_engines(f"python benchmarks/engines.py {words}", rows[0])
@@ -214,14 +214,19 @@ def write(folder: Path, note: str) -> None:
             [
                 LABELS[row["precision"]],
                 str(row["batch"]),
-                *(f"{row[name] / row['batch']:.3f}" for name in ("mean_ms", "min_ms", "max_ms", "p50_ms", "p99_ms")),
+                *(
+                    f"{row[name] / row['batch']:.3f}" if name in row else "-"
+                    for name in ("mean_ms", "min_ms", "max_ms", "p50_ms", "p99_ms")
+                ),
                 *(f"{row['metrics'][name]:.4f}" for name in shown),
-                f"{row['bytes'] / 1e6:.1f}", f"{row['device_memory'] / 1e6:.0f}", f"{row['build_seconds']:.0f}",
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['device_memory'] / 1e6:.0f}" if "device_memory" in row else "-",
+                f"{row['build_seconds']:.0f}",
             ]
             for row in mine
-        ]  # fmt: skip
+        ]
         lines += [*table(heads, body), ""]
-    lines.append("Times are milliseconds a picture, of a whole batch on the GPU's own clock divided by the batch.")
+    lines.append("Times are milliseconds a picture: a whole batch's on the GPU's own clock, divided by the batch.")
     lines += ["", note] if note else []
     write_record(of_gpu("engines", rows[0]), {"about": about, "note": note, "rows": rows}, lines)
 
