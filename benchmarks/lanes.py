@@ -86,8 +86,8 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
     """Run programs in their order, `lanes` of them beside each other on each GPU.
 
     Alone on 16 cores a build by TensorRT 8.6 keeps one of them busy and the GPU a fifth of the time at most. Of fifteen
-    on 64 shared cores each was seen to keep nine busy: all got slower, and so did the kernels that were chosen. Twelve
-    on a GPU disturb each other's timings likewise: few lanes choose better kernels than many.
+    on 64 shared cores each was seen to keep nine busy: all got slower, and so did the kernels that were chosen. By
+    the service, too, kernels are timed beside those of other builds: the fewer lanes, the fairer.
 
     Args:
         programs: What to run.
