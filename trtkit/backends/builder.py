@@ -130,10 +130,11 @@ class _Job:
         self.strongly = typed(found, settings, proto)
         self.cache: TimingCache | None = None
         self.cache_bytes = 0
-        # Both must outlive the build, which holds no reference that Python counts.
+        # TensorRT calls the calibrator (`own`) and the monitor while it builds, so both are held until then. A second
+        # try uses the calibrator of the first.
         self.own: Any = None
-        self.monitor: Any = None
         self.calibration_shape: tuple[int, ...] = ()
+        self.monitor: Any = None
         if found.has_timing_cache and gpu is not None:
             self.cache = TimingCache.chosen(settings.timing_cache, version=found.version, gpu=gpu.name, sm=gpu.sm)
 
