@@ -4,21 +4,23 @@
     python benchmarks/engines.py write engines
 
 `run` exports every engine (several at a time, each in a process with its share of the cores), judges it on the
-pictures of `val`, and then times them on each GPU, a task's engines of one batch after each other in one process. It
-can be called again to go on where it stopped. `write` puts what is there into `results/engines-GPU.json` and `.md`.
+pictures of `val`, and then times them one at a time on each GPU, each in a process of its own as where it is deployed.
+It can be called again to go on where it stopped. `write` puts what is there into `results/engines-GPU.json` and `.md`.
 Needs a GPU and TensorRT; several GPUs are all used.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import fnmatch
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ MODELS = {
 }
 LABELS = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8 (Q/DQ)", "implicit": "INT8 (calibrator)"}
 RUNS = 500
+CLOCKS = 4
+"""Processes that time engines of one GPU: one does, the others load their libraries and wait for their turn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,24 +112,38 @@ def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
     print(f"{job.name}: built in {artifact.build_seconds:.0f} s", flush=True)
 
 
-def clock(paths: Sequence[Path]) -> None:
-    """Time engines on the GPU's clock, read their layers; leaves `<name>.times.json` and `<name>.layers.parquet`."""
-    measured = [_clock_one(path) for path in paths]
-    bare = subprocess.run(
-        [sys.executable, str(HERE.with_name("bare_tensorrt.py")), *map(str, paths)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if bare.returncode:
-        print(bare.stderr, flush=True)
-        raise SystemExit(bare.returncode)
-    for path, facts, line in zip(paths, measured, bare.stdout.splitlines(), strict=True):
-        facts["bare"] = json.loads(line)
-        write_json(path.with_suffix(".times.json"), facts)
-        told = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
-        copies = f"{facts['reformats']} reformats of {facts['layers']}"
-        print(f"{path.stem}: {told}, bare {facts['bare']}, {copies}", flush=True)
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Nobody else who waits for a turn uses this GPU meanwhile; what a process imports before costs the others nothing.
+
+    CUDA must not have been touched: from then on the process stays on the GPU.
+    """
+    with (folder / f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def clock(path: Path) -> None:
+    """Time an engine on the GPU's clock, read its layers; leaves `<name>.times.json` and `<name>.layers.parquet`."""
+    with turn(path.parent):
+        facts = _clock_one(path)
+    alone = subprocess.run(command("bare", str(path)), capture_output=True, text=True, check=False)
+    if alone.returncode:
+        print(alone.stderr, flush=True)
+        raise SystemExit(alone.returncode)
+    facts["bare"] = json.loads(alone.stdout)
+    write_json(path.with_suffix(".times.json"), facts)
+    told = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
+    copies = f"{facts['reformats']} reformats of {facts['layers']}"
+    print(f"{path.stem}: {told}, bare {facts['bare']}, {copies}", flush=True)
+
+
+def bare(path: Path) -> None:
+    """Time an engine in its turn by the script that knows nothing of trtkit."""
+    import bare_tensorrt
+
+    with turn(path.parent):
+        bare_tensorrt.main(str(path))
 
 
 def _clock_one(path: Path) -> dict[str, Any]:
@@ -177,14 +195,18 @@ def run(options: argparse.Namespace) -> None:
     ready = [
         job for job in wanted if (out / f"{job.name}.json").is_file() and not (out / f"{job.name}.times.json").is_file()
     ]
-    groups = sorted({(list(MODELS).index(job.task), job.batch) for job in ready})
-    clocks = []
-    for place, batch in groups:
-        task = list(MODELS)[place]
-        mine = [str(out / f"{job.name}.engine") for job in ready if (job.task, job.batch) == (task, batch)]
-        name, gpu = f"clock-{task}-b{batch}", (2 * place + (batch == 1)) % len(gpus)
-        clocks.append(Program(name=name, words=command("clock", *mine), log=out / f"{name}.log", gpu=gpu))
-    drive(clocks, gpus=gpus)
+    places = {task: place for place, task in enumerate(MODELS)}
+    ready.sort(key=lambda job: (places[job.task], -job.batch))
+    clocks = [
+        Program(
+            name=f"clock-{job.name}",
+            words=command("clock", str(out / f"{job.name}.engine")),
+            log=out / f"clock-{job.name}.log",
+            gpu=(2 * places[job.task] + (job.batch == 1)) % len(gpus),
+        )
+        for job in ready
+    ]
+    drive(clocks, gpus=gpus, lanes=CLOCKS, service=False)
 
 
 def write(folder: Path, note: str) -> None:
@@ -245,7 +267,8 @@ def main() -> None:
             verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
             verb.add_argument("--seconds", type=float, help="stop building after so long")
             verb.add_argument("only", nargs="*", help="patterns of engines' names; all without one")
-    verbs.add_parser("clock").add_argument("paths", type=Path, nargs="+")
+    for name in ("clock", "bare"):
+        verbs.add_parser(name).add_argument("path", type=Path)
     writing = verbs.add_parser("write")
     writing.add_argument("folder", type=Path)
     writing.add_argument("--note", default="")
@@ -255,7 +278,9 @@ def main() -> None:
     elif options.verb == "build":
         build(Job(**options.job), Path(options.models), Path(options.scenes), Path(options.out))
     elif options.verb == "clock":
-        clock(options.paths)
+        clock(options.path)
+    elif options.verb == "bare":
+        bare(options.path)
     else:
         write(options.folder, options.note)
 

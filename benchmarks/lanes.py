@@ -82,7 +82,14 @@ def _shared_gpus() -> Iterator[dict[str, str]]:
                 print(f"the Multi-Process Service goes on: {control} ended with {ended.returncode}", flush=True)
 
 
-def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, seconds: float | None = None) -> None:
+def drive(
+    programs: Sequence[Program],
+    *,
+    gpus: Sequence[str],
+    lanes: int = 1,
+    seconds: float | None = None,
+    service: bool = True,
+) -> None:
     """Run programs in their order, `lanes` of them beside each other on each GPU.
 
     Alone on 16 cores a build by TensorRT 8.6 keeps one of them busy and the GPU a fifth of the time at most. Of fifteen
@@ -94,11 +101,13 @@ def drive(programs: Sequence[Program], *, gpus: Sequence[str], lanes: int = 1, s
         gpus: As from `gpus_here`.
         lanes: Programs at once on each GPU.
         seconds: Stop what still runs after so long, and start nothing more.
+        service: Programs of several lanes use a GPU at the same time, through NVIDIA's service. Without it they must
+            see to their turns.
     """
     if not programs:
         return
-    with _shared_gpus() if lanes > 1 else contextlib.nullcontext({}) as service:
-        _drive(programs, gpus, lanes, seconds, service)
+    with _shared_gpus() if service and lanes > 1 else contextlib.nullcontext({}) as places:
+        _drive(programs, gpus, lanes, seconds, places)
 
 
 def _drive(
