@@ -73,7 +73,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
 
     class ITimingCache:
         def __init__(self, data: bytes) -> None:
-            self.data = data
+            self.data = data.removeprefix(b"no cache")
 
         def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
             self.data = b"\n".join(sorted(set(self.data.split(b"\n")) | set(input_cache.data.split(b"\n"))))

@@ -40,7 +40,7 @@ def test_none_and_a_named_file(tensorrt: Any, tmp_path: Path) -> None:
     assert (tmp_path / "mine.cache").is_file()
 
 
-@pytest.mark.parametrize("data", [b"broken", b"mismatch"])
+@pytest.mark.parametrize("data", [b"broken", b"mismatch", b"no cache"])
 def test_a_file_that_does_not_load_is_dropped_with_a_warning(tensorrt: Any, tmp_path: Path, data: bytes) -> None:
     tensorrt("8.6.0")
     file = tmp_path / "mine.cache"

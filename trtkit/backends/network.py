@@ -148,8 +148,9 @@ def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities, *, cali
         network: After parsing, not strongly typed.
         proto: The graph.
         found: What the installed TensorRT can do.
-        calibrated: TensorRT's own calibrator chooses what runs in INT8. Transposed convolutions then stay in FP16: the
-            only checkpoint that has one, segment, failed to build on 8.6 (`refitUtils.cpp: Assertion engine failed`).
+        calibrated: TensorRT's own calibrator chooses what runs in INT8. Transposed convolutions then stay in FP16: with
+            8.6 at level 2 segment's, the only one there is, builds so, and failed to build without (`refitUtils.cpp:
+            Assertion engine failed`).
 
     Returns:
         Layers held.

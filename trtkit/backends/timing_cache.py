@@ -69,7 +69,11 @@ class TimingCache:
         if data:
             with contextlib.suppress(TypeError, ValueError, RuntimeError):
                 cache = config.create_timing_cache(data)
-                if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+                if (
+                    cache is not None
+                    and config.set_timing_cache(cache, ignore_mismatch=False)
+                    and _took(cache, config.create_timing_cache(b""), data)
+                ):
                     return len(data)
             warnings.warn(
                 f"The timing cache {self.path} does not load in this TensorRT: it was dropped, this build times anew.",
@@ -142,3 +146,9 @@ class TimingCache:
 
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 yield
+
+
+def _took(cache: Any, empty: Any, data: bytes) -> bool:
+    """Whether a cache holds what a file did: TensorRT 8.6 made an empty one of a text, and said nothing."""
+    size = len(bytes(cache.serialize()))
+    return size > len(bytes(empty.serialize())) or size == len(data)
