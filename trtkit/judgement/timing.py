@@ -108,8 +108,8 @@ def benchmark(
     """Time runners against each other on random pictures.
 
     The runners take turns, in short stretches whose first run is thrown away, so that what changes over time (clocks,
-    temperature, other work on the machine) meets them all alike. All have run before the first is measured, for once a
-    second engine has run, each is 3 to 5 % slower than alone in a process (`benchmarks/results/runner.md`).
+    temperature, other work on the machine) meets them all alike. All are warmed up before the first is measured, for
+    on an H100 each was 3 to 5 % slower once a second engine had run in the process (`benchmarks/results/runner.md`).
 
     Args:
         runners: A runner or file, or several by label; files are opened here and closed again.
