@@ -131,9 +131,3 @@ def test_every_module_says_what_it_makes_public():
         says_something = len(ast.parse(path.read_text()).body) > 1
         if says_something and path.name != "__main__.py":
             assert "__all__ = [" in path.read_text(), path
-
-
-def test_no_file_is_longer_than_400_lines():
-    for folder in ("trtkit", "tests", "benchmarks"):
-        for path in (ROOT / folder).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 400, path
