@@ -43,6 +43,7 @@ lint: $(INSTALLED) $(TYPES) ## Check format, style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: $(INSTALLED) ## Format the code and sort its imports
 	$(RUN) -m ruff check --fix .

@@ -31,7 +31,7 @@ REAL_BINS = 2048
 
 def pictures(model: Any, data: str, count: int, batch: int = BATCH) -> Iterator[Any]:
     """Prepared batches of `count` pictures of the training split, repeated where there are fewer."""
-    from trtkit.calibration.selection import input_batches
+    from trtkit.calibration.sampling import input_batches
     from trtkit.data import open_dataset
 
     pool = open_dataset(data, task=model.task).pictures("train")
@@ -41,7 +41,7 @@ def pictures(model: Any, data: str, count: int, batch: int = BATCH) -> Iterator[
 
 def traced(model: str) -> tuple[Any, Any]:
     import trtkit as tk
-    from trtkit.graph.tracing import trace
+    from trtkit.graph.torch_export import trace
 
     loaded = tk.load(model)
     return loaded, trace(loaded, imgsz=(SIDE, SIDE), batch=BATCH, dynamic_batch=True)
@@ -60,9 +60,9 @@ def forward(model: str, data: str, count: int) -> dict[str, Any]:
 
 def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, Any]:
     from trtkit.calibration.algorithms import ALGORITHMS
-    from trtkit.calibration.calibrating import PASS
     from trtkit.calibration.calibration import read_ranges
-    from trtkit.calibration.collection import Extremes, Histograms
+    from trtkit.calibration.calibrator import PASS
+    from trtkit.calibration.collector import Extremes, Histograms
 
     loaded, graph = traced(model)
     start = time.perf_counter()

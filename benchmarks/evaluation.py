@@ -19,7 +19,7 @@ from pathlib import Path
 import trtkit as tk
 from trtkit.data import open_dataset
 from trtkit.files import write_bytes, write_json
-from trtkit.origin import machine, versions
+from trtkit.results import machine, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -18,7 +18,7 @@ from records import about, line_of, show, table, write
 import trtkit as tk
 
 ALLOWED = 0.005
-REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "judgement" / "references"
+REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "evaluation" / "references"
 MODELS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 WHAT = (
     "`trtkit compare MODEL DATA --device sm89` with nothing else said: INT8 is calibrated on `train` as an export does "
@@ -107,7 +107,7 @@ def lines(content: dict[str, Any]) -> list[str]:
         "# Five tasks: what each precision loses by default", "", f"`{content['command']}`", "", WHAT, "",
         *table(head, rows), "", "The metric that decides a task is bold.", "", "Objects at confidence 0.25:", "",
         *table(["task", "precision", "lost", "won", "new errors", "errors gone"], objects), "",
-        "FP32 beside Ultralytics' own `val` (rect=False, same imgsz; numbers in `tests/judgement/references`):", "",
+        "FP32 beside Ultralytics' own `val` (rect=False, same imgsz; numbers in `tests/evaluation/references`):", "",
         *table(["task", "metrics", "largest difference"], beside), "", line_of(content),
     ]  # fmt: skip
 

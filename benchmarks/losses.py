@@ -16,9 +16,9 @@ from records import about, earlier, line_of, show, table, write
 
 import trtkit as tk
 from trtkit.calibration.algorithms import PERCENTILE
-from trtkit.measurements import INT8_ALGORITHM
-from trtkit.sources import load
-from trtkit.sources.card import TASKS
+from trtkit.calibration.calibrator import INT8_ALGORITHM
+from trtkit.models import load
+from trtkit.models.model import TASKS
 
 COUNTS = (8, 32, 128, 512)
 PERCENTILES = (99.9, 99.99, PERCENTILE, 99.9999)

@@ -30,21 +30,21 @@ import trtkit as tk
 from trtkit.calibration import Calibration
 from trtkit.data import open_dataset
 from trtkit.files import write_json
-from trtkit.graph.tracing import trace
+from trtkit.graph.torch_export import trace
+from trtkit.models import load
 from trtkit.progress import Work
-from trtkit.sources import load
-from trtkit.tuning.bench import Bench, repaired
-from trtkit.tuning.lab import Lab
-from trtkit.tuning.state import State
+from trtkit.tuning.cache import State
+from trtkit.tuning.noise import Lab
+from trtkit.tuning.search_loop import Bench, repaired
 
 IMGSZ = 640
 BATCH = 8
 METRIC = "mAP50-95(B)"
 BOX = "/model.23/cv2.?/cv2.?.2*"
 REWRITINGS = {
-    "without_copies": "trtkit.graph.tracing.without_copies",
-    "boxes_in_one_layer": "trtkit.graph.tracing.boxes_in_one_layer",
-    "aligned": "trtkit.graph.alignment.aligned",
+    "without_copies": "trtkit.graph.torch_export.without_copies",
+    "boxes_in_one_layer": "trtkit.graph.torch_export.boxes_in_one_layer",
+    "aligned": "trtkit.graph.pad_channels.aligned",
 }
 RANGES = {
     "percentile": "percentile 99.999",

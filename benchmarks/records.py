@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trtkit.files import write_bytes, write_json
-from trtkit.origin import machine, versions
 from trtkit.progress import Event
+from trtkit.results import machine, versions
 from trtkit.version import __version__
 
 __all__ = ["about", "about_engines", "earlier", "line_of", "of_gpu", "show", "table", "write"]

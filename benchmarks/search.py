@@ -15,8 +15,8 @@ from typing import Any
 from records import about, earlier, line_of, show, table, write
 
 import trtkit as tk
-from trtkit.sources import load
-from trtkit.sources.card import TASKS
+from trtkit.models import load
+from trtkit.models.model import TASKS
 
 
 def found(model: str, data: str, max_drop: float, state: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 
 import trtkit
 from trtkit import demo
-from trtkit.calibration.selection import calibration_pictures
+from trtkit.calibration.sampling import calibration_pictures
 from trtkit.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

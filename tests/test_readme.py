@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import trtkit
-from trtkit.cli.parser import COMMANDS, parsed
+from trtkit.cli import COMMANDS, parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit.cli.parser import parsed
+from trtkit.cli import parsed
 from trtkit.errors import RecipeError
 from trtkit.recipe import Recipe, rounded_imgsz
 

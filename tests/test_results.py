@@ -6,8 +6,7 @@ import plotly.graph_objects as go
 import polars as pl
 import pytest
 
-from trtkit.origin import Origin
-from trtkit.results import Result
+from trtkit.results import Origin, Result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

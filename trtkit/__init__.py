@@ -18,69 +18,69 @@ from trtkit.version import __version__
 if TYPE_CHECKING:
     from trtkit import backends as backends
     from trtkit import demo as demo
-    from trtkit.artifact import Artifact as Artifact
-    from trtkit.artifact import export as export
     from trtkit.backends import open as open
     from trtkit.backends.capabilities import capabilities as capabilities
     from trtkit.calibration import Calibration as Calibration
     from trtkit.calibration import calibrate as calibrate
-    from trtkit.calibration.doctor import Diagnosis as Diagnosis
-    from trtkit.calibration.doctor import examine as examine
-    from trtkit.judgement.comparing import compare as compare
-    from trtkit.judgement.comparison import Comparison as Comparison
-    from trtkit.judgement.evaluation import Evaluation as Evaluation
-    from trtkit.judgement.evaluation import evaluate as evaluate
-    from trtkit.judgement.timing import Timing as Timing
-    from trtkit.judgement.timing import benchmark as benchmark
+    from trtkit.calibration.diagnosis import Diagnosis as Diagnosis
+    from trtkit.calibration.diagnosis import examine as examine
+    from trtkit.comparison.comparator import compare as compare
+    from trtkit.comparison.comparison import Comparison as Comparison
+    from trtkit.evaluation.evaluation import Evaluation as Evaluation
+    from trtkit.evaluation.evaluator import evaluate as evaluate
+    from trtkit.evaluation.latency import Timing as Timing
+    from trtkit.evaluation.latency import benchmark as benchmark
+    from trtkit.exporter import Artifact as Artifact
+    from trtkit.exporter import export as export
+    from trtkit.models import load as load
+    from trtkit.models.model import Model as Model
     from trtkit.progress import Event as Event
     from trtkit.recipe import Recipe as Recipe
-    from trtkit.sources import load as load
-    from trtkit.sources.model import Model as Model
     from trtkit.tuning.search import Search as Search
-    from trtkit.tuning.search import search as search
+    from trtkit.tuning.search_loop import search as search
     from trtkit.tuning.sensitivity import Sensitivity as Sensitivity
     from trtkit.tuning.sensitivity import sensitivity as sensitivity
     from trtkit.tuning.sweep import Sweep as Sweep
     from trtkit.tuning.sweep import sweep as sweep
-    from trtkit.widgets.dashboard import dashboard as dashboard
-    from trtkit.widgets.explorer import explorer as explorer
-    from trtkit.widgets.gallery import gallery as gallery
-    from trtkit.widgets.tuner import tuner as tuner
-    from trtkit.widgets.wizard import wizard as wizard
+    from trtkit.widgets.comparison.dashboard import dashboard as dashboard
+    from trtkit.widgets.comparison.gallery import gallery as gallery
+    from trtkit.widgets.explorer.explorer import explorer as explorer
+    from trtkit.widgets.tuner.tuner import tuner as tuner
+    from trtkit.widgets.wizard.wizard import wizard as wizard
 
 # Names of the public interface and the module each lives in; None for a module that is itself the name.
 _HOMES: dict[str, str | None] = {
-    "Artifact": "trtkit.artifact",
+    "Artifact": "trtkit.exporter",
     "Calibration": "trtkit.calibration",
-    "Diagnosis": "trtkit.calibration.doctor",
+    "Diagnosis": "trtkit.calibration.diagnosis",
     "Search": "trtkit.tuning.search",
     "Sensitivity": "trtkit.tuning.sensitivity",
     "Sweep": "trtkit.tuning.sweep",
-    "examine": "trtkit.calibration.doctor",
-    "search": "trtkit.tuning.search",
+    "examine": "trtkit.calibration.diagnosis",
+    "search": "trtkit.tuning.search_loop",
     "sensitivity": "trtkit.tuning.sensitivity",
     "sweep": "trtkit.tuning.sweep",
-    "Comparison": "trtkit.judgement.comparison",
-    "Evaluation": "trtkit.judgement.evaluation",
+    "Comparison": "trtkit.comparison.comparison",
+    "Evaluation": "trtkit.evaluation.evaluation",
     "Event": "trtkit.progress",
-    "Model": "trtkit.sources.model",
+    "Model": "trtkit.models.model",
     "Recipe": "trtkit.recipe",
-    "Timing": "trtkit.judgement.timing",
+    "Timing": "trtkit.evaluation.latency",
     "backends": None,
-    "benchmark": "trtkit.judgement.timing",
+    "benchmark": "trtkit.evaluation.latency",
     "calibrate": "trtkit.calibration",
     "capabilities": "trtkit.backends.capabilities",
-    "compare": "trtkit.judgement.comparing",
+    "compare": "trtkit.comparison.comparator",
     "demo": None,
-    "evaluate": "trtkit.judgement.evaluation",
-    "export": "trtkit.artifact",
-    "load": "trtkit.sources",
+    "evaluate": "trtkit.evaluation.evaluator",
+    "export": "trtkit.exporter",
+    "load": "trtkit.models",
     "open": "trtkit.backends",
-    "dashboard": "trtkit.widgets.dashboard",
-    "explorer": "trtkit.widgets.explorer",
-    "gallery": "trtkit.widgets.gallery",
-    "tuner": "trtkit.widgets.tuner",
-    "wizard": "trtkit.widgets.wizard",
+    "dashboard": "trtkit.widgets.comparison.dashboard",
+    "explorer": "trtkit.widgets.explorer.explorer",
+    "gallery": "trtkit.widgets.comparison.gallery",
+    "tuner": "trtkit.widgets.tuner.tuner",
+    "wizard": "trtkit.widgets.wizard.wizard",
 }
 
 __all__ = [

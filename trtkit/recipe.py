@@ -188,7 +188,7 @@ class Recipe:
         }
 
     def to_python(self) -> str:
-        """Python code that rebuilds this recipe as `recipe` and, with `recipe.run()`, the file."""
+        """Python code that rebuilds this recipe as `recipe`; `tk.export(**recipe.to_dict())` makes the file again."""
         settings = "".join(f",\n    {name}={value!r}" for name, value in self.changed().items())
         return f"import trtkit as tk\n\nrecipe = tk.Recipe(\n    model={self.model!r}{settings},\n)\n"
 
@@ -206,20 +206,6 @@ class Recipe:
             else:
                 words.append(f"{flag}={value!r}" if isinstance(value, float) else f"{flag}={value}")
         return shlex.join(words)
-
-    def run(self, **watch: Any) -> Any:
-        """Export with these settings.
-
-        Args:
-            **watch: `progress` and `cancel`, as `export` takes them.
-
-        Returns:
-            The `Artifact`.
-        """
-        from trtkit.artifact import export
-
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return export(settings.pop("model"), **settings, **watch)
 
 
 def _flag(value: Any) -> bool:

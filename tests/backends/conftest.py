@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import fake_cuda
 import fake_tensorrt
 import pytest
 
-from trtkit.backends import builder, calibrator, execution, messages, surfaces
-from trtkit.backends.gpus import Gpu
+from trtkit.backends.devices import Gpu
+from trtkit.backends.trt import builder, callbacks, execution
 
-# Networks with weights made from names are the sources' tests'.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "sources"))
 # The function of that name hides the module in the package.
 capabilities = sys.modules["trtkit.backends.capabilities"]
 H100 = Gpu(
@@ -24,9 +21,9 @@ H100 = Gpu(
 
 
 def _forget() -> None:
-    surfaces.module.cache_clear()
-    surfaces.describe.cache_clear()
-    messages.logger.cache_clear()
+    capabilities.module.cache_clear()
+    capabilities.describe.cache_clear()
+    callbacks.logger.cache_clear()
 
 
 @pytest.fixture
@@ -34,9 +31,8 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Call it with GPUs to have them here; with none to have no GPU."""
 
     def have(*gpus: Gpu) -> None:
-        monkeypatch.setattr(surfaces, "find_gpus", lambda: gpus)
         monkeypatch.setattr(capabilities, "find_gpus", lambda: gpus)
-        monkeypatch.setattr(surfaces, "_torch_cuda", lambda: bool(gpus))
+        monkeypatch.setattr(capabilities, "_torch_cuda", lambda: bool(gpus))
         _forget()
 
     yield have
@@ -52,9 +48,9 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> 
         torch = fake_cuda.FakeTorch()
         trt.torch = torch
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        monkeypatch.setattr(surfaces, "_libraries_work", lambda: True)
+        monkeypatch.setattr(capabilities, "_libraries_work", lambda: True)
         monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
-        for user in (builder, calibrator, execution):
+        for user in (builder, callbacks, execution):
             monkeypatch.setattr(user, "torch_with_cuda", lambda asked: torch)
         with_gpus(*(gpus or (H100,)))
         return trt

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
-from trtkit.graph.suppression import with_suppression
-from trtkit.graph.tracing import described
+from trtkit.graph.nms import with_suppression
+from trtkit.graph.torch_export import described
 from trtkit.progress import Work
 
 SMALL = BuildSettings(imgsz=(32, 32))
@@ -165,7 +165,7 @@ def test_an_unsupported_operator_is_named_with_its_node(tensorrt: Any, version: 
 
 
 def test_tactics_of_missing_libraries_are_switched_off(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtkit.backends import surfaces
+    from trtkit.backends import capabilities as surfaces
 
     trt = tensorrt("8.6.0")
     _, _, config = build(trt, SMALL)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from trtkit import backends
-from trtkit.backends.gpus import Device, Gpu, device_of, parse_driver_list
-from trtkit.backends.surfaces import describe, module
+from trtkit.backends.capabilities import describe, module
+from trtkit.backends.devices import Device, Gpu, device_of, parse_driver_list
 from trtkit.errors import CapabilityError, RecipeError
 
 L4 = Gpu(index=0, name="NVIDIA L4", sm="sm89", memory=24 * 2**30)
@@ -88,7 +88,7 @@ def test_what_is_missing_names_the_command(monkeypatch: pytest.MonkeyPatch, with
     def nothing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr("trtkit.backends.surfaces.importlib.import_module", nothing)
+    monkeypatch.setattr("trtkit.backends.capabilities.importlib.import_module", nothing)
     with_gpus(L4)
     with pytest.raises(
         CapabilityError, match=r"build a TensorRT engine: it is not installed; run pip install 'trtkit\[tensorrt\]'"
@@ -143,7 +143,7 @@ def test_no_driver(tensorrt: Any, with_gpus: Any) -> None:
 
 
 def test_no_cuda_in_torch(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtkit.backends import surfaces
+    from trtkit.backends import capabilities as surfaces
 
     tensorrt("8.6.0")
     monkeypatch.setattr(surfaces, "_torch_cuda", lambda: False)

@@ -20,8 +20,8 @@ from trtkit.backends import (
     wrap_engine,
     write_engine,
 )
-from trtkit.backends.gpus import Device, Gpu
-from trtkit.backends.surfaces import same_release
+from trtkit.backends.capabilities import same_release
+from trtkit.backends.devices import Device, Gpu
 from trtkit.errors import EngineError, OutputExistsError
 
 PLAN = b"ftrt" + bytes(range(256)) * 4

@@ -17,13 +17,13 @@ from deterministic_weights import deterministic_weights
 
 import trtkit as tk
 from trtkit import backends, demo
-from trtkit.graph.tracing import trace
-from trtkit.sources.checkpoint import Checkpoint
-from trtkit.sources.torch_module import from_checkpoint
-from trtkit.sources.yolo import build
+from trtkit.graph.torch_export import trace
+from trtkit.models.checkpoint import Checkpoint
+from trtkit.models.torch_model import from_checkpoint
+from trtkit.models.yolo import build
 
 pytest.importorskip("tensorrt_rtx")
-SOURCES = Path(__file__).resolve().parents[1] / "sources"
+SOURCES = Path(__file__).resolve().parents[1] / "models"
 SIDE = 64
 ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 

@@ -13,7 +13,7 @@ import torch
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, Passport
-from trtkit.backends.gpus import Gpu
+from trtkit.backends.devices import Gpu
 from trtkit.errors import CapabilityError, DataError, EngineError
 
 ALL = ("8.6.0", "10.13.0.35", "11.4.0.106")

@@ -13,7 +13,7 @@ import tiny_graphs
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
-from trtkit.backends.timing_cache import TimingCache, cache_folder
+from trtkit.backends.trt.timing_cache import TimingCache, cache_folder
 from trtkit.errors import BuildError
 
 SMALL = BuildSettings(imgsz=(32, 32))

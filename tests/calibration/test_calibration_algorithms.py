@@ -5,8 +5,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trtkit.calibration.algorithms import ALGORITHMS, Seen, entropy, magnitude, mean_squared_error, percentile_of
-from trtkit.calibration.histogram import BINS, Histogram
+from trtkit.calibration.algorithms import (
+    ALGORITHMS,
+    BINS,
+    Histogram,
+    Seen,
+    entropy,
+    magnitude,
+    mean_squared_error,
+    percentile_of,
+)
 from trtkit.errors import CalibrationError
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trtkit.calibration.histogram import BINS, Histogram
+from trtkit.calibration.algorithms import BINS, Histogram
 
 # What lies beyond the reach of float32 once it is scaled by the bins has a test of its own.
 finite = st.floats(-(2.0**100), 2.0**100, width=32).map(lambda x: 0.0 if abs(x) < 2.0**-90 else x)

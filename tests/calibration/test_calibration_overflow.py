@@ -1,18 +1,12 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
+from detector_graph import detector, run
 from onnx import TensorProto, numpy_helper
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
-
-from drawn import detector, run
-
-from trtkit.calibration.overflow import overflowing
-from trtkit.graph.half import to_half
+from trtkit.calibration.graph_outputs import overflowing
+from trtkit.graph.fp16 import to_half
 
 
 def test_the_node_that_overflows_is_named_and_kept() -> None:

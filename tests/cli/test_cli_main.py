@@ -13,14 +13,13 @@ from rich.console import Console
 
 import trtkit
 from trtkit.backends import write_engine
-from trtkit.backends.passport import Passport
-from trtkit.cli import main
-from trtkit.cli.bars import Bars
-from trtkit.cli.parser import COMMANDS
+from trtkit.backends.engine_file import Passport
+from trtkit.cli import COMMANDS, main
+from trtkit.cli.output import Bars
 from trtkit.errors import CancelledError
 from trtkit.files import hash_of
+from trtkit.models.model import Card
 from trtkit.progress import Event
-from trtkit.sources.card import Card
 
 
 def test_help_names_every_command_and_shows_examples(capsys):
@@ -33,7 +32,7 @@ def test_help_names_every_command_and_shows_examples(capsys):
 
 
 def test_every_example_of_the_help_is_understood(capsys):
-    from trtkit.cli.parser import EXAMPLES, parsed
+    from trtkit.cli import EXAMPLES, parsed
 
     for line in re.findall(r"^  trtkit (.*?)  ", EXAMPLES, re.MULTILINE):
         command, _ = parsed(line.split())
@@ -116,7 +115,7 @@ def test_the_demo_compares_what_is_embedded(monkeypatch, tmp_path):
         asked.update(settings, model=model, data=data)
         raise CancelledError("compare")
 
-    monkeypatch.setattr("trtkit.judgement.comparing.compare", stop)
+    monkeypatch.setattr("trtkit.comparison.comparator.compare", stop)
     assert main(["demo", "--output", str(tmp_path)]) == 130
     assert (asked["model"], asked["data"]) == (trtkit.demo.model_path(), trtkit.demo.data_path())
     assert asked["output"] == tmp_path

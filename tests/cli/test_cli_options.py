@@ -6,8 +6,8 @@ import inspect
 import pytest
 
 import trtkit
+from trtkit.cli import COMMANDS, parsed
 from trtkit.cli.options import WATCHERS, add_options, called, described
-from trtkit.cli.parser import COMMANDS, parsed
 
 VERBS = {
     "export": "model", "calibrate": "model", "evaluate": "runner", "benchmark": "runners", "compare": "model",

@@ -17,7 +17,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 # Run as a script, neither the package nor the neighbours' graphs need to be installed.
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "backends")]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support")]
 
 import tiny_graphs
 

@@ -29,7 +29,7 @@ except ImportError:
 
 HERE = Path(__file__).resolve().parent
 # Run as a script, neither the package nor the neighbours' graphs need to be installed.
-sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "backends")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "support")]
 
 import tiny_graphs
 from engines_here import BATCH, SCORES, SIZE, alike, engine, folder, found, graph, pictures, refused, tiny, write

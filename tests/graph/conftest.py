@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from drawn import detector
+from detector_graph import detector
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from drawn_layers import HALF, LOW, layer_rows
+from layer_rows import HALF, LOW, layer_rows
 
 from trtkit.errors import DataError, EngineError
 from trtkit.inspection import LayerTable, aligned, layers_of
-from trtkit.inspection.alignment import NO_NODE, plain_nodes
-from trtkit.inspection.figures import alignment_figure, layers_figure, shares_figure
-from trtkit.inspection.findings import differences, findings
+from trtkit.inspection.engine_diff import NO_NODE, differences, findings, plain_nodes
+from trtkit.plotting.engine import alignment_figure, layers_figure, shares_figure
 
 
 @pytest.fixture

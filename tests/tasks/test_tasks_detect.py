@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trtkit.data.images import fit_to
 from trtkit.data.labels import Labels
-from trtkit.data.letterbox import fit_to
 from trtkit.errors import ModelError
-from trtkit.sources.card import Card
+from trtkit.models.model import Card
 from trtkit.tasks import Detections, task
 from trtkit.tasks.detect import candidates
 
-REFERENCES = Path(__file__).parent.parent / "judgement" / "references"
+REFERENCES = Path(__file__).parent.parent / "evaluation" / "references"
 SAME = fit_to((640, 640), (640, 640))
 
 

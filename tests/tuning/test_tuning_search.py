@@ -11,13 +11,14 @@ import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
 from trtkit.errors import CalibrationError, CancelledError, RecipeError
-from trtkit.graph.quantized import place, quantize
-from trtkit.graph.tracing import trace
+from trtkit.graph.qdq import place, quantize
+from trtkit.graph.torch_export import trace
 from trtkit.progress import Event, Work
-from trtkit.tuning.costs import Arithmetic, Engines
-from trtkit.tuning.lab import Lab
-from trtkit.tuning.ranges import choose_ranges, groups_of
-from trtkit.tuning.search import Search, search
+from trtkit.tuning.corrections import choose_ranges, groups_of
+from trtkit.tuning.cost_model import Arithmetic, Engines
+from trtkit.tuning.noise import Lab
+from trtkit.tuning.search import Search
+from trtkit.tuning.search_loop import search
 
 SIDE = 160
 SETTINGS = {"images": 8, "probe": 2, "imgsz": SIDE, "draws": 30, "calibration_images": 8, "trials": 8}
@@ -185,7 +186,7 @@ def test_chosen_ranges_come_from_the_algorithms(model: tk.Model, calibration: Ca
 
 
 def calibrating(model: tk.Model, index: int):  # type: ignore[no-untyped-def]
-    from trtkit.calibration.selection import input_batches
+    from trtkit.calibration.sampling import input_batches
     from trtkit.data import open_dataset
 
     paths = open_dataset(demo.data_path(), task="detect").pictures("train")[index : index + 1]
@@ -205,8 +206,8 @@ def test_costs_come_from_engines_where_a_gpu_is(
         row = {"runs": 100, "runner": "TensorRT 8.6.0 NVIDIA H100", "clock": "gpu"}
         return SimpleNamespace(samples=pl.DataFrame({"ms": [1.0, 3.0, 2.0]}), frame=lambda: pl.DataFrame([row]))
 
-    monkeypatch.setattr("trtkit.artifact.export", export)
-    monkeypatch.setattr("trtkit.judgement.timing.benchmark", benchmark)
+    monkeypatch.setattr("trtkit.exporter.export", export)
+    monkeypatch.setattr("trtkit.evaluation.latency.benchmark", benchmark)
     engines = Engines(model, (SIDE, SIDE), tmp_path, batch=2, backend="tensorrt", work=Work())
     graph = trace(model, imgsz=(SIDE, SIDE))
     cost = engines(place(graph), ["/model.0/*"], calibration)

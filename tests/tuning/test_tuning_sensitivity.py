@@ -7,11 +7,11 @@ import pytest
 
 import trtkit as tk
 from trtkit import demo
-from trtkit.backends.onnx_runtime import OrtRunner
+from trtkit.backends.ort import OrtRunner
 from trtkit.calibration import Calibration
 from trtkit.errors import CalibrationError, CancelledError, RecipeError
-from trtkit.graph.quantized import quantize
-from trtkit.graph.tracing import trace
+from trtkit.graph.qdq import quantize
+from trtkit.graph.torch_export import trace
 from trtkit.progress import Event
 from trtkit.tuning.sensitivity import Sensitivity, sensitivity
 

@@ -74,7 +74,7 @@ def test_a_second_run_judges_nothing_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this was judged before")
 
-    monkeypatch.setattr("trtkit.tuning.state.evaluate", refuse)
+    monkeypatch.setattr("trtkit.tuning.cache.evaluate", refuse)
     again = sweep(model, demo.data_path(), state=kept, **SETTINGS)  # type: ignore[arg-type]
     assert again.frame().equals(found.frame())
 
@@ -84,9 +84,9 @@ def test_one_change_is_enough_to_judge_again(
     changed: str, demo_copy: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trtkit.data import open_dataset
-    from trtkit.graph.tracing import trace
+    from trtkit.graph.torch_export import trace
     from trtkit.progress import Work
-    from trtkit.tuning.state import Judge, State
+    from trtkit.tuning.cache import Judge, State
 
     graph = trace(tk.load(demo.model_path()), imgsz=(64, 64), batch=1)
     judged: list[Event] = []
@@ -112,7 +112,7 @@ def test_one_change_is_enough_to_judge_again(
         tensor = next(one for one in graph.graph.initializer if one.raw_data and len(one.raw_data) > 64)
         tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
     elif changed == "version":
-        monkeypatch.setattr("trtkit.tuning.state.deciding_versions", lambda: "another")
+        monkeypatch.setattr("trtkit.tuning.cache.deciding_versions", lambda: "another")
     judge(images=3 if changed == "judged" else 2)
     assert judged
 

@@ -1,25 +1,20 @@
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 
 import polars as pl
 import pytest
-
-# The layer frames made by hand are the inspection tests'.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "inspection"))
-
-from drawn_layers import HALF, LOW
+from layer_rows import HALF, LOW
 
 import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
-from trtkit.calibration.readings import Readings
+from trtkit.calibration.algorithm_comparison import Readings
+from trtkit.comparison.comparison import Comparison
 from trtkit.inspection.layer_table import LayerTable, layers_of
-from trtkit.judgement.comparison import Comparison
-from trtkit.origin import Origin
-from trtkit.tuning.layout import Layout, layout_of
+from trtkit.results import Origin
+from trtkit.tuning.layers import Layout, layout_of
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 

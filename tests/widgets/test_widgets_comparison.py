@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 import trtkit as tk
+from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError, RecipeError
-from trtkit.judgement.comparison import Comparison
-from trtkit.widgets import compared
-from trtkit.widgets.comparison_state import CHANGES, PER_PAGE, DashboardState, GalleryState, given_comparison
+from trtkit.widgets.comparison import dashboard as compared
+from trtkit.widgets.comparison.state import CHANGES, PER_PAGE, DashboardState, GalleryState, given_comparison
 
 
 def figure(live: Any) -> Any:
@@ -202,7 +202,7 @@ def test_boxes_choose_kinds_and_say_how_many(comparison: Comparison) -> None:
 
 
 def test_pages_turn_by_buttons(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtkit.widgets.comparison_state.PER_PAGE", 2)
+    monkeypatch.setattr("trtkit.widgets.comparison.state.PER_PAGE", 2)
     made = tk.gallery(comparison)
     made.choose(kinds=tuple(CHANGES), conf=0.05)
     assert made.state is not None

@@ -10,9 +10,9 @@ import pytest
 import trtkit as tk
 from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.inspection.layer_table import LayerTable, layers_of
-from trtkit.widgets import explorer as explorer_module
-from trtkit.widgets.explorer import Explorer
-from trtkit.widgets.explorer_state import ExplorerState, left_by_demo, why_untimed
+from trtkit.widgets.explorer import explorer as explorer_module
+from trtkit.widgets.explorer.explorer import Explorer
+from trtkit.widgets.explorer.state import ExplorerState, left_by_demo, why_untimed
 
 Pair = tuple[LayerTable, LayerTable]
 

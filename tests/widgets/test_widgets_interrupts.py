@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trtkit.widgets import interrupts
+from trtkit.widgets.ui import jobs as interrupts
 
 START = """
 import signal, time
 from trtkit.progress import Work
-from trtkit.widgets.jobs import Job
+from trtkit.widgets.ui.jobs import Job
 def slow(seconds, progress, cancel):
     begun = time.monotonic()
     while time.monotonic() < begun + seconds:
@@ -67,7 +67,7 @@ def test_it_cancels_the_job_and_the_kernel_goes_on(
     assert run("print(job.state); job.cancel(); job.wait(30)").startswith("running")
     # With nothing to stop, the button does what it did before.
     time.sleep(1)
-    assert run("import trtkit.widgets.interrupts as i; print(i._watched)") == "[]"
+    assert run("import trtkit.widgets.ui.jobs as i; print(i._watched)") == "[]"
     interrupt()
     assert run("print('alive')") == "alive"
 

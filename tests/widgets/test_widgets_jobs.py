@@ -12,7 +12,7 @@ import pytest
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.progress import Event, Work
-from trtkit.widgets.jobs import STATES, Job
+from trtkit.widgets.ui.jobs import STATES, Job
 
 
 class Steps:

@@ -11,14 +11,14 @@ import pytest
 import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
-from trtkit.calibration.readings import Readings
+from trtkit.calibration.algorithm_comparison import Readings
 from trtkit.errors import CancelledError, DataError, RecipeError
-from trtkit.tuning.layout import Layout
+from trtkit.tuning.layers import Layout
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
-from trtkit.widgets import tuner as tuner_module
-from trtkit.widgets.tuner import Tuner
-from trtkit.widgets.tuner_work import Prepared
+from trtkit.widgets.tuner import tuner as tuner_module
+from trtkit.widgets.tuner.actions import Prepared
+from trtkit.widgets.tuner.tuner import Tuner
 
 SIDE = 160
 
@@ -190,7 +190,7 @@ def test_it_prepares_itself_and_remembers(saved: Path, model: tk.Model, monkeypa
     assert not made.mixes.judge.disabled
     assert len(made.figures()) == 4
     passes = []
-    monkeypatch.setattr("trtkit.calibration.calibrating.input_batches", lambda *a, **k: passes.append(1) or iter(()))
+    monkeypatch.setattr("trtkit.calibration.calibrator.input_batches", lambda *a, **k: passes.append(1) or iter(()))
     again = tk.tuner(model, demo.data_path(), images=2, imgsz=SIDE, folder=saved / "tuner")
     assert again.wait(120)
     assert again.work.job.error is None

@@ -7,13 +7,13 @@ import pytest
 
 import trtkit as tk
 from trtkit.calibration import Calibration
-from trtkit.calibration.readings import Readings
+from trtkit.calibration.algorithm_comparison import Readings
 from trtkit.errors import CalibrationError, RecipeError
-from trtkit.tuning.judging import Judged
-from trtkit.tuning.layout import Layout
+from trtkit.tuning.layers import Layout
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
-from trtkit.widgets.tuner_state import TunerState
+from trtkit.tuning.trials import Judged
+from trtkit.widgets.tuner.state import TunerState
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_the_code_repeats_what_is_chosen(state: TunerState, layout: Layout) -> N
 
 
 def test_the_command_line_is_understood(state: TunerState, layout: Layout) -> None:
-    from trtkit.cli.parser import parsed
+    from trtkit.cli import parsed
 
     chosen = state.using("percentile", 99.99).toggled(layout.free[4])
     tuned = chosen.tuned()

@@ -9,17 +9,17 @@ from typing import Any
 import machines
 import onnx
 import pytest
-from wizards import made, press, read_once, small_recipe, with_model
+from wizard_steps import made, press, read_once, small_recipe, with_model
 
 import trtkit as tk
 from trtkit import demo
 from trtkit.errors import TrtkitError
 from trtkit.progress import Work
 from trtkit.recipe import Recipe
-from trtkit.widgets import wizard as wizard_module
-from trtkit.widgets import wizard_results
-from trtkit.widgets.session import STEPS
-from trtkit.widgets.wizard import wizard
+from trtkit.widgets.wizard import output_steps as wizard_results
+from trtkit.widgets.wizard import wizard as wizard_module
+from trtkit.widgets.wizard.state import STEPS
+from trtkit.widgets.wizard.wizard import wizard
 
 
 @pytest.fixture

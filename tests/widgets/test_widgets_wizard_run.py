@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wizards import made, press, read_once, small_recipe
+from wizard_steps import made, press, read_once, small_recipe
 
 import trtkit as tk
 from trtkit import demo
 from trtkit.errors import CancelledError, CheckpointError
 from trtkit.recipe import Recipe
-from trtkit.widgets import wizard_inputs
-from trtkit.widgets.wizard import wizard
+from trtkit.widgets.wizard import input_steps as wizard_inputs
+from trtkit.widgets.wizard.wizard import wizard
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_it_runs_headless_to_a_tensorrt_rtx_engine_that_onnx_runtime_judges(tmp_
     # The very graph that was built: its Q/DQ pairs come from the calibration in the passport.
     made_graph = found.session.made
     assert made_graph is not None
-    from trtkit.graph.tracing import description
+    from trtkit.graph.torch_export import description
 
     assert description(made_graph.graph)["calibration_hash"] == outcome.artifact.passport.calibration_hash
 

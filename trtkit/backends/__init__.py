@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.backends.capabilities import BACKENDS, Capabilities, best, capabilities, require_build, require_run
-from trtkit.backends.gpus import Gpu, device_of
+from trtkit.backends.devices import Gpu, device_of
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.progress import Work
 
 if TYPE_CHECKING:
     import onnx
 
-    from trtkit.artifact import Artifact
-    from trtkit.backends.base import BuildSettings, Built, ImplicitCalibration, Runner
-    from trtkit.backends.engine_file import EngineFile, read_engine, strip_engine, wrap_engine, write_engine
-    from trtkit.backends.layers import layer_frame
-    from trtkit.backends.passport import Mismatch, Passport, check
+    from trtkit.backends.base import Runner
+    from trtkit.backends.build_settings import BuildSettings, Built, ImplicitCalibration
+    from trtkit.backends.engine_file import (
+        EngineFile,
+        Mismatch,
+        Passport,
+        check,
+        read_engine,
+        strip_engine,
+        wrap_engine,
+        write_engine,
+    )
+    from trtkit.backends.trt.layer_info import layer_frame
+    from trtkit.exporter import Artifact
 
 __all__ = [
     "BACKENDS",
@@ -48,10 +57,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("BuildSettings", "Built", "ImplicitCalibration", "Runner"), "base"),
+    "Runner": "base",
+    **dict.fromkeys(("BuildSettings", "Built", "ImplicitCalibration"), "build_settings"),
     **dict.fromkeys(("EngineFile", "read_engine", "strip_engine", "wrap_engine", "write_engine"), "engine_file"),
-    **dict.fromkeys(("Mismatch", "Passport", "check"), "passport"),
-    "layer_frame": "layers",
+    **dict.fromkeys(("Mismatch", "Passport", "check"), "engine_file"),
+    "layer_frame": "trt.layer_info",
 }
 
 
@@ -95,12 +105,12 @@ def open(
             raise CapabilityError(
                 f"open an ONNX graph on {device!r}", "trtkit runs ONNX on the CPU", "export an engine for the GPU"
             )
-        from trtkit.backends.onnx_runtime import OrtRunner
+        from trtkit.backends.ort import OrtRunner
 
         return OrtRunner(path, task=task)
     if backend == "onnxruntime":
         raise RecipeError(f"open {path} with backend='onnxruntime'", "it is an engine", "open the ONNX file instead")
-    from trtkit.backends.tensorrt import open_engine
+    from trtkit.backends.trt.runner import open_engine
 
     return open_engine(path, task=task, device=device, backend=backend)
 
@@ -132,10 +142,10 @@ def build(
     """
     work = work if work is not None else Work()
     if settings.isolate:
-        from trtkit.backends.isolation import build_isolated
+        from trtkit.backends.trt.isolated_build import build_isolated
 
         return build_isolated(onnx, settings, backend=backend, work=work)
-    from trtkit.backends.builder import build_engine
+    from trtkit.backends.trt.builder import build_engine
 
     return build_engine(onnx, settings, backend=backend, work=work)
 

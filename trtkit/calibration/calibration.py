@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Seen, magnitude
-from trtkit.calibration.collection import spread
-from trtkit.calibration.histogram import Histogram
-from trtkit.calibration.parallel import over
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, Seen, magnitude
+from trtkit.calibration.collector import spread
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_of
-from trtkit.origin import Origin
-from trtkit.results import Result
+from trtkit.results import Origin, Result
+from trtkit.threads import over
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from trtkit.sources import Model
+    from trtkit.models import Model
 
 __all__ = ["Calibration", "read_ranges"]
 
@@ -133,7 +131,7 @@ class Calibration(Result):
 
     def plot(self) -> go.Figure:
         """The ranges in graph order, as bars from the lowest to the highest value."""
-        from trtkit.calibration.figures import ranges_figure
+        from trtkit.plotting.calibration import ranges_figure
 
         return ranges_figure(self)
 
@@ -143,7 +141,7 @@ class Calibration(Result):
         Raises:
             CalibrationError: No histogram of that tensor was kept.
         """
-        from trtkit.calibration.figures import tensor_figure
+        from trtkit.plotting.calibration import tensor_figure
 
         return tensor_figure(self, tensor)
 

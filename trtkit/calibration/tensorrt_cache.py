@@ -1,10 +1,4 @@
-"""TensorRT's own calibration cache: a line that names the calibrator, then a scale in hex for each tensor.
-
-    TRT-8600-MinMaxCalibration
-    images: 3c010a14
-
-A scale is a float32, written as the eight hex digits of its bits, most significant first.
-"""
+"""TensorRT's calibration cache: a line that names the calibrator, then a scale in hex for each tensor."""
 
 from __future__ import annotations
 
@@ -16,16 +10,30 @@ from typing import TYPE_CHECKING
 
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_of
-from trtkit.graph.quantized import INT8_MAX, candidates, place
-from trtkit.origin import Origin
+from trtkit.graph.qdq import INT8_MAX, candidates, place
+from trtkit.results import Origin
 
 if TYPE_CHECKING:
-    from trtkit.calibration.calibration import Calibration
-    from trtkit.sources import Model
+    from trtkit.models import Model
 
-__all__ = ["from_cache", "read_text", "to_text"]
+
+__all__ = [
+    "read_ranges",
+    "read_text",
+    "to_text",
+]
+
+
+# TensorRT's own calibration cache: a line that names the calibrator, then a scale in hex for each tensor.
+#
+#     TRT-8600-MinMaxCalibration
+#     images: 3c010a14
+#
+# A scale is a float32, written as the eight hex digits of its bits, most significant first.
+
 
 _CALIBRATORS = {"minmax": "MinMaxCalibration", "entropy": "EntropyCalibration2"}
+
 _HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 
 
@@ -76,8 +84,8 @@ def read_text(text: str) -> tuple[str, str, dict[str, float]]:
     return header[1], header[2], scales
 
 
-def from_cache(source: str | Path, model: Model | str | Path) -> Calibration:
-    """A calibration from TensorRT's cache.
+def read_ranges(source: str | Path, model: Model | str | Path) -> tuple[dict[str, tuple[float, float]], Origin]:
+    """The ranges in TensorRT's calibration cache, by tensor, and where they come from.
 
     Args:
         source: The file, or its text.
@@ -86,9 +94,8 @@ def from_cache(source: str | Path, model: Model | str | Path) -> Calibration:
     Raises:
         CalibrationError: It is no such text, or lacks tensors that the model's default placement needs.
     """
-    from trtkit.calibration.calibration import Calibration
-    from trtkit.graph.tracing import trace
-    from trtkit.sources import load
+    from trtkit.graph.torch_export import trace
+    from trtkit.models import load
 
     is_text = isinstance(source, str) and source.lstrip().startswith("TRT-")
     text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
@@ -103,16 +110,9 @@ def from_cache(source: str | Path, model: Model | str | Path) -> Calibration:
             f"it has no scale for {len(missing)} tensors, such as {missing[0]!r}",
             "use the cache of this very graph, or calibrate the model",
         )
-    return Calibration(
-        ranges=ranges,
-        algorithm="tensorrt",
-        images=0,
-        split="",
-        notes=("scales from a TensorRT cache, which does not say which weights and pictures they were measured on",),
-        origin=Origin(
-            model_hash=loaded.hash,
-            data_hash=None,
-            runner=f"TensorRT {'.'.join(version)}",
-            settings={"calibrator": calibrator, "cache_hash": hash_of(text)},
-        ),
+    return ranges, Origin(
+        model_hash=loaded.hash,
+        data_hash=None,
+        runner=f"TensorRT {'.'.join(version)}",
+        settings={"calibrator": calibrator, "cache_hash": hash_of(text)},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from trtkit.errors import ModelError
-from trtkit.sources.card import TASKS
+from trtkit.models.model import TASKS
 from trtkit.tasks.base import Detections, Prediction, Task
 
 __all__ = ["Detections", "Prediction", "Task", "task"]

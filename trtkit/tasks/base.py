@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
     from numpy.typing import NDArray
 
     from trtkit.data import Dataset, Fit, Labels
-    from trtkit.sources.card import Card
+    from trtkit.models.model import Card
 
-__all__ = ["Detections", "Prediction", "Task"]
+__all__ = ["Detections", "Prediction", "Task", "prediction_frame"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,3 +140,40 @@ class Task(Protocol):
 
     def draw(self, picture: NDArray[np.uint8], found: Any, names: Mapping[int, str]) -> NDArray[np.uint8]:
         """A copy of a BGR picture with the prediction drawn on it."""
+
+
+# Predictions of several pictures as one frame.
+
+
+def prediction_frame(
+    task: Task, paths: Sequence[str], found: Sequence[Prediction], names: Mapping[int, str]
+) -> pl.DataFrame:
+    """One row an object, or one of the five likeliest classes of a picture.
+
+    Args:
+        task: Whose predictions they are.
+        paths: What to call each picture.
+        found: One prediction a picture, as `Runner.predict` gives them.
+        names: The classes' names.
+
+    Returns:
+        Columns `path`, `class`, `name` and `score`, and what the task knows beside them: x1, y1, x2, y2 in pixels of
+        the original picture; `mask` (COCO's run lengths), `keypoints` (x, y, visibility in turn), or x, y, width,
+        height and angle (radians); `rank` for classify. A picture without objects has no row.
+    """
+    import polars as pl
+
+    parts: list[dict[str, Any]] = []
+    for path, one in zip(paths, found, strict=True):
+        columns: dict[str, Any] = {}
+        if isinstance(one, Detections):
+            columns |= {"class": one.classes.astype(np.int32), "score": one.scores}
+        columns |= task.columns(one)
+        columns = {"class": columns.pop("class"), "score": columns.pop("score"), **columns}
+        parts.append({"path": [path] * len(columns["class"]), **columns})
+    kinds = {"path": pl.String, "class": pl.Int32, "score": pl.Float32}
+    if not any(part["path"] for part in parts):
+        return pl.DataFrame(schema={"path": pl.String, "class": pl.Int32, "name": pl.String, "score": pl.Float32})
+    whole = pl.concat([pl.DataFrame(part, schema_overrides=kinds) for part in parts if part["path"]])
+    named = pl.col("class").replace_strict(names, default=pl.col("class").cast(pl.String), return_dtype=pl.String)
+    return whole.select("path", "class", named.alias("name"), pl.exclude("path", "class"))

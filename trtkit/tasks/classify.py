@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtkit.data.centre_crop import centre_crop
+from trtkit.data.images import centre_crop
 from trtkit.errors import ModelError
 from trtkit.tasks.base import Prediction
 from trtkit.tasks.drawing import draw_box
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtkit.data import Dataset, Fit, Labels
-    from trtkit.sources.card import Card
+    from trtkit.models.model import Card
 
 __all__ = ["Classify", "Ranking"]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtkit.data.letterbox import letterbox
+from trtkit.data.images import letterbox
 from trtkit.errors import ModelError
 from trtkit.tasks.base import Detections
-from trtkit.tasks.boxes import box_iou, from_centres, suppress
 from trtkit.tasks.drawing import draw_box
+from trtkit.tasks.nms import box_iou, from_centres, suppress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtkit.data import Dataset, Fit, Labels
-    from trtkit.sources.card import Card
+    from trtkit.models.model import Card
 
 __all__ = ["Detect", "Found", "candidates", "chosen_rows", "columns", "found_in", "main_output"]
 

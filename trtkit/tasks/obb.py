@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -12,15 +13,208 @@ import numpy as np
 from trtkit.tasks.base import Detections
 from trtkit.tasks.detect import Detect, chosen_rows, columns, main_output
 from trtkit.tasks.drawing import colour, draw_box, line_width
-from trtkit.tasks.rotated import corners_of, enclosing, from_corners, prob_iou, rotated_iou, suppress_rotated
+from trtkit.tasks.nms import MOST_CANDIDATES, box_iou
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtkit.data import Dataset, Fit, Labels
-    from trtkit.sources.card import Card
+    from trtkit.models.model import Card
 
-__all__ = ["Obb", "Oriented"]
+__all__ = ["Obb", "Oriented", "corners_of", "enclosing", "from_corners", "prob_iou", "rotated_iou", "suppress_rotated"]
+
+
+# Rotated boxes: corners, probabilistic and exact overlap, and suppression.
+
+
+TINY = 1e-7
+"""Keeps the logarithm and the root away from zero, as Ultralytics does."""
+
+
+def corners_of(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The four corners of each box in turn.
+
+    Args:
+        boxes: x, y (centre), width, height, angle (radians, clockwise as seen), shape (n, 5).
+
+    Returns:
+        Shape (n, 4, 2).
+    """
+    cos, sin = np.cos(boxes[:, 4]), np.sin(boxes[:, 4])
+    along = np.stack((cos, sin), 1) * boxes[:, 2:3] / 2
+    across = np.stack((-sin, cos), 1) * boxes[:, 3:4] / 2
+    signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    corners: NDArray[np.float32] = np.stack([boxes[:, :2] + a * along + b * across for a, b in signs], 1)
+    return corners
+
+
+def from_corners(corners: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest rotated box around each set of corners; the width is the longer side.
+
+    Args:
+        corners: Shape (n, points, 2).
+
+    Returns:
+        x, y, width, height, angle in -45 to 135 degrees as radians, shape (n, 5), float32.
+    """
+    boxes = np.zeros((len(corners), 5), np.float32)
+    for place, points in enumerate(corners):
+        (x, y), (width, height), degrees = cv2.minAreaRect(np.ascontiguousarray(points, np.float32))
+        angle = math.radians(degrees)
+        if width < height:
+            width, height, angle = height, width, angle + math.pi / 2
+        boxes[place] = x, y, width, height, (angle + math.pi / 4) % math.pi - math.pi / 4
+    return boxes
+
+
+def enclosing(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The upright box around each rotated one: x1, y1, x2, y2, shape (n, 4)."""
+    corners = corners_of(boxes)
+    found: NDArray[np.float32] = np.concatenate((corners.min(1), corners.max(1)), 1)
+    return found
+
+
+def prob_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilistic overlap of every pair: one minus the Hellinger distance of the boxes as normal distributions.
+
+    Source: Llerena, Zeni, Kristen and Jung 2021, arXiv:2106.06072. A box is taken as the normal distribution with the
+    variances of the uniform one on it, width^2 / 12 and height^2 / 12 along its axes.
+
+    Args:
+        first: x, y, width, height, angle; shape (n, 5).
+        second: The same; shape (m, 5).
+
+    Returns:
+        Shape (n, m), in 0..1.
+    """
+    a1, b1, c1 = (part[:, None] for part in _covariances(first))
+    a2, b2, c2 = _covariances(second)
+    x = first[:, None, 0].astype(np.float64) - second[:, 0]
+    y = first[:, None, 1].astype(np.float64) - second[:, 1]
+    a, b, c = a1 + a2, b1 + b2, c1 + c2
+    both = a * b - c**2
+    # Bhattacharyya's distance; the covariances are those of the sum, hence the quarter.
+    apart = (a * y**2 + b * x**2 - 2 * c * x * y) / (both + TINY) / 4
+    sizes = np.sqrt(np.maximum(a1 * b1 - c1**2, 0) * np.maximum(a2 * b2 - c2**2, 0))
+    distance = np.clip(apart + np.log(both / (4 * sizes + TINY) + TINY) / 2, TINY, 100)
+    alike: NDArray[np.float32] = np.maximum(1 - np.sqrt(1 - np.exp(-distance) + TINY), 0).astype(np.float32)
+    return alike
+
+
+def _covariances(boxes: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Var(x), Var(y) and Cov(x, y) of each box."""
+    boxes = boxes.astype(np.float64)
+    along, across = boxes[:, 2] ** 2 / 12, boxes[:, 3] ** 2 / 12
+    cos, sin = np.cos(boxes[:, 4]), np.sin(boxes[:, 4])
+    return along * cos**2 + across * sin**2, along * sin**2 + across * cos**2, (along - across) * cos * sin
+
+
+def rotated_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Exact intersection over union of every pair of rotated boxes.
+
+    Two rectangles share a convex polygon, whose corners are the corners of each inside the other and the places where
+    their sides cross; its area follows by the shoelace formula.
+
+    Args:
+        first: x, y, width, height, angle; shape (n, 5).
+        second: The same; shape (m, 5).
+
+    Returns:
+        Shape (n, m), in 0..1; 0 where both are empty.
+    """
+    shared = np.zeros((len(first), len(second)))
+    # Only pairs whose upright boxes touch can overlap: a small part of all.
+    rows, columns = np.nonzero(box_iou(enclosing(first), enclosing(second)) > 0)
+    ours, theirs = first[rows].astype(np.float64), second[columns].astype(np.float64)
+    # About one of the two centres, so that places far from the origin lose no digits.
+    origin = ours[:, :2].copy()
+    ours[:, :2] -= origin
+    theirs[:, :2] -= origin
+    shared[rows, columns] = _shared_areas(ours, theirs)
+    areas = [boxes[:, 2].astype(np.float64) * boxes[:, 3] for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1] - shared
+    overlap: NDArray[np.float32] = np.clip(shared / np.maximum(union, 1e-12), 0, 1).astype(np.float32)
+    return overlap
+
+
+def _shared_areas(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The area that each box of `ours` shares with the box of `theirs` beside it, both of shape (n, 5)."""
+    corners = [np.asarray(corners_of(cast("NDArray[np.float32]", boxes)), np.float64) for boxes in (ours, theirs)]
+    inside = [_inside(corners[0], theirs), _inside(corners[1], ours)]
+    starts, ends = corners[0][:, :, None], np.roll(corners[0], -1, 1)[:, :, None]
+    begins, stops = corners[1][:, None], np.roll(corners[1], -1, 1)[:, None]
+    way, other = ends - starts, stops - begins
+    turn = _cross(way, other)
+    steady = np.abs(turn) > 1e-12
+    safe = np.where(steady, turn, 1)
+    along = _cross(begins - starts, other) / safe
+    beside = _cross(begins - starts, way) / safe
+    cross = steady & (along >= 0) & (along <= 1) & (beside >= 0) & (beside <= 1)
+    places = (starts + along[..., None] * way).reshape(len(ours), 16, 2)
+    points = np.concatenate((corners[0], corners[1], places), 1)
+    valid = np.concatenate((inside[0], inside[1], cross.reshape(len(ours), 16)), 1)
+    count = np.maximum(valid.sum(1), 1)
+    middle = (points * valid[..., None]).sum(1) / count[:, None]
+    points = np.where(valid[..., None], points - middle[:, None], 0)
+    # Sorted by angle about the middle; what is no corner repeats the first that is, and so adds no area.
+    angles = np.where(valid, np.arctan2(points[..., 1], points[..., 0]), np.inf)
+    order = angles.argsort(1)
+    points = np.take_along_axis(points, order[..., None], 1)
+    used = np.arange(points.shape[1]) < valid.sum(1)[:, None]
+    points = np.where(used[..., None], points, points[:, :1])
+    areas: NDArray[np.float64] = np.abs(_cross(points, np.roll(points, -1, 1)).sum(1)) / 2
+    return areas
+
+
+def _inside(points: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each of (n, k, 2) points lies in its box or on its edge."""
+    cos, sin = np.cos(boxes[:, 4])[:, None], np.sin(boxes[:, 4])[:, None]
+    moved = points - boxes[:, None, :2]
+    slack = 1e-9 * (boxes[:, 2:3] + boxes[:, 3:4])
+    along = np.abs(moved[..., 0] * cos + moved[..., 1] * sin) <= boxes[:, 2:3] / 2 + slack
+    across = np.abs(moved[..., 1] * cos - moved[..., 0] * sin) <= boxes[:, 3:4] / 2 + slack
+    within: NDArray[np.bool_] = along & across
+    return within
+
+
+def _cross(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    crossed: NDArray[np.float64] = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
+    return crossed
+
+
+def suppress_rotated(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    *,
+    iou: float,
+    max_det: int,
+) -> NDArray[np.intp]:
+    """Fast non-maximum suppression within each class: a box goes if any surer one overlaps it, even one that goes too.
+
+    Source: Bolya et al. 2019 (YOLACT), section 4.2, with `prob_iou` as the overlap; Ultralytics does the same.
+
+    Args:
+        boxes: x, y, width, height, angle; shape (n, 5).
+        scores: Shape (n,).
+        classes: Shape (n,).
+        iou: Overlap above which the weaker box goes.
+        max_det: Most boxes kept.
+
+    Returns:
+        Indices of the kept boxes by falling score, at most `max_det`.
+    """
+    order = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
+    stands = np.zeros(len(order), np.bool_)
+    for number in np.unique(classes[order]):
+        mine = np.flatnonzero(classes[order] == number)
+        ours = boxes[order[mine]]
+        for start in range(0, len(mine), 512):
+            stop = min(start + 512, len(mine))
+            overlap = prob_iou(ours[:stop], ours[start:stop]) > iou
+            surer = np.arange(stop)[:, None] < np.arange(start, stop)
+            stands[mine[start:stop]] = ~(overlap & surer).any(0)
+    return order[stands][:max_det]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from trtkit.graph.structure import View
+from trtkit.graph.analysis import View
 
 __all__ = ["Equalised", "equalised"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,18 +11,15 @@ import polars as pl
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.files import write_bytes
-from trtkit.origin import Origin
-from trtkit.progress import Cancel, Progress
-from trtkit.results import Result
+from trtkit.results import Origin, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    import torch
 
-    from trtkit.data import Dataset
-    from trtkit.sources import Model
 
-__all__ = ["Search", "search"]
+__all__ = [
+    "Search",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -94,7 +91,7 @@ class Search(Result):
 
     def plot(self) -> go.Figure:
         """The metric over the cost of every trial, with intervals."""
-        from trtkit.tuning.figures import search_figure
+        from trtkit.plotting.tuning import search_figure
 
         return search_figure(self)
 
@@ -152,88 +149,3 @@ class Search(Result):
         if not self.reached:
             lines.append("  no mix is within the allowed loss; this is the one that loses least")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
-
-
-def search(
-    model: Model | str | Path | torch.nn.Module,
-    data: str | Path | Dataset,
-    max_drop: float = 0.005,
-    *,
-    split: str = "val",
-    images: int | None = None,
-    calibration: Calibration | str | Path | None = None,
-    calibration_images: int = 128,
-    probe: int = 8,
-    trials: int = 16,
-    keep: Sequence[str] = (),
-    repair: bool = True,
-    imgsz: int | tuple[int, int] | None = None,
-    batch: int = 1,
-    backend: str | None = None,
-    draws: int = 500,
-    threads: int | None = None,
-    seed: int = 0,
-    state: str | Path | None = None,
-    progress: Progress | None = None,
-    cancel: Cancel | None = None,
-) -> Search:
-    """Find the fastest mix of INT8 and FP16 that loses no more than `max_drop` of the metric that decides.
-
-    Layers are repaired before any is given up: equalised with their neighbour where the maths allows it, each scale by
-    the algorithm that disturbs the model least, biases corrected. Which layers disturb most is measured on `probe`
-    pictures of `train` without looking at a label; only the mixes that come out of it are judged on `split`. Then
-    layers leave INT8 in the order of noise for each unit of arithmetic, more and more, until the loss is allowed.
-
-    With few pictures to judge by, a loss of a thousandth is within chance: the interval beside it says so.
-
-    Args:
-        model: From `load`, or what `load` takes.
-        data: A data set's YAML file, with labels; calibration and probe pictures come from its `train`.
-        max_drop: The largest loss of the metric, e.g. 0.005 of mAP50-95.
-        split: The split that judges.
-        images: At most so many pictures judge; None takes all.
-        calibration: With histograms, or the folder of a saved one; None calibrates.
-        calibration_images: Pictures to calibrate on.
-        probe: Pictures on which noise is measured.
-        trials: The largest number of mixes judged.
-        keep: fnmatch patterns of node names that stay high in every mix.
-        repair: False gives layers up without trying to repair them.
-        imgsz: Height and width, pixels; None takes the model's.
-        batch: Pictures a run, while judging and timing.
-        backend: "tensorrt" or "tensorrt_rtx" for times of engines, "onnxruntime" for the cost model; None takes engines
-            where they run here, else the cost model.
-        draws: How often pictures are drawn anew for the intervals.
-        threads: Pictures that run beside each other while noise is measured; None takes one for each core.
-        seed: Seed of samples and draws.
-        state: A folder that remembers finished steps, so that a stopped search goes on; None remembers nothing.
-        progress: Receives events.
-        cancel: Asked at every picture.
-
-    Returns:
-        Every mix that was judged, the one that was found and what to export it with.
-
-    Raises:
-        RecipeError: A number is out of range, or `keep` matches no node.
-        CalibrationError: The calibration is of another model or holds no histograms.
-        DataError, ModelError: From reading.
-        CancelledError: The caller cancelled; what was finished is in `state`.
-    """
-    from trtkit.tuning.searching import Settings, find
-
-    settings = Settings(
-        max_drop=max_drop,
-        split=split,
-        images=images,
-        calibration_images=calibration_images,
-        probe=probe,
-        trials=trials,
-        keep=tuple(keep) if not isinstance(keep, str) else (keep,),
-        repair=repair,
-        imgsz=imgsz,
-        batch=batch,
-        backend=backend,
-        draws=draws,
-        threads=threads,
-        seed=seed,
-    )
-    return find(model, data, settings, calibration, state, progress, cancel)

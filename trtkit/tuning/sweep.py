@@ -11,17 +11,16 @@ import polars as pl
 
 from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE
 from trtkit.errors import RecipeError
-from trtkit.origin import Origin
 from trtkit.progress import Cancel, Progress, Work
 from trtkit.recipe import rounded_imgsz
-from trtkit.results import Result
+from trtkit.results import Origin, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import torch
 
     from trtkit.data import Dataset
-    from trtkit.sources import Model
+    from trtkit.models import Model
 
 __all__ = ["Sweep", "sweep"]
 
@@ -79,7 +78,7 @@ class Sweep(Result):
 
     def plot(self) -> go.Figure:
         """The loss by number of pictures, a line an algorithm, with intervals."""
-        from trtkit.tuning.figures import sweep_figure
+        from trtkit.plotting.tuning import sweep_figure
 
         return sweep_figure(self)
 
@@ -150,12 +149,12 @@ def sweep(
     """
     from trtkit.calibration import calibrate
     from trtkit.data import open_dataset
-    from trtkit.graph.quantized import quantize
-    from trtkit.graph.tracing import trace
-    from trtkit.sources import load
+    from trtkit.evaluation.significance import Draws, draws_of, interval_of, loss_interval
+    from trtkit.graph.qdq import quantize
+    from trtkit.graph.torch_export import trace
+    from trtkit.models import load
     from trtkit.tasks import task as task_of
-    from trtkit.tuning.intervals import Draws, draws_of, interval_of, loss_interval
-    from trtkit.tuning.state import Judge, State
+    from trtkit.tuning.cache import Judge, State
 
     if not algorithms or not images or min(images) < 1 or not set(algorithms) <= set(ALGORITHMS):
         raise RecipeError(

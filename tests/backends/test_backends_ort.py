@@ -1,0 +1,186 @@
+"""ONNX Runtime as a runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import tiny_graphs
+
+from trtkit import backends
+from trtkit.backends.ort import precision_of
+from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError
+from trtkit.graph import fp16 as half_on_cpu
+
+RANDOM = np.random.default_rng(0)
+
+
+def reference(graph: onnx.ModelProto, feed: np.ndarray) -> np.ndarray:
+    """The graph's own arithmetic: every optimisation off."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return np.asarray(ort.InferenceSession(graph.SerializeToString(), options).run(None, {"images": feed})[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_results_are_the_graph_s_own(tmp_path: Path, precision: str) -> None:
+    graph = tiny_graphs.detector(precision, batch=2, size=(64, 64), width=32)
+    onnx.save(graph, tmp_path / "tiny.onnx")
+    feed = RANDOM.random((2, 3, 64, 64), dtype=np.float32)
+    with backends.open(tmp_path / "tiny.onnx") as runner:
+        found = runner.infer(feed)
+        assert list(found) == ["output0"]
+        assert found["output0"].dtype == np.float32
+        # Q/DQ graphs amplify rounding to whole steps, so theirs must agree exactly; ONNX Runtime alone rounds FP16 at
+        # fewer places, which is two steps of FP16 apart at most.
+        apart = {"fp32": 1e-5, "fp16": 2**-9, "int8": 0}[precision]
+        np.testing.assert_allclose(found["output0"], reference(graph, feed), rtol=apart, atol=apart)
+        assert runner.precision == precision
+        assert runner.name == f"ONNX Runtime {ort.__version__} CPU"
+        assert not runner.engine
+        assert runner.hash == "ab" * 32
+        assert runner.path == tmp_path / "tiny.onnx"
+        assert repr(runner) == f"OrtRunner(ONNX Runtime {ort.__version__} CPU: detect, {precision}, batch 2, 64x64)"
+
+
+def test_int8_does_not_saturate() -> None:
+    """255 * 127 * 2 does not fit the 16 bits in which AVX2's u8 x s8 kernels add."""
+    graph = tiny_graphs.detector("int8", size=(32, 32))
+    for tensor in graph.graph.initializer:
+        if tensor.name in ("stem.weight", "head.weight"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), 127, np.int8), tensor.name))
+    feed = np.ones((1, 3, 32, 32), np.float32)
+    with backends.open(graph) as runner:
+        assert np.array_equal(runner.infer(feed)["output0"], reference(graph, feed))
+
+
+def test_fp16_is_rounded_and_overflows_as_the_graph_says() -> None:
+    value, half = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT16
+    node, shape = onnx.helper.make_node, [1, 3, 4, 4]
+    nodes = [
+        node("Cast", ["images"], ["a"], to=half),
+        node("Mul", ["a", "large"], ["b"]),
+        node("Transpose", ["b"], ["c"], perm=[0, 1, 2, 3]),
+        node("Mul", ["c", "small"], ["output0"]),
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(np.float16(number).reshape(1), name)
+        for name, number in (("large", 60000), ("small", 0.0011))
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [value("images", 1, shape)], [value("output0", half, shape)], weights)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    feed = np.ones(shape, np.float32)
+    feed[0, 0, 0] = [2, 1.0004, 0.3, -2]
+    with np.errstate(over="ignore"):
+        expected = feed.astype(np.float16) * np.float16(60000) * np.float16(0.0011)
+    assert np.isinf(expected[0, 0, 0, [0, 3]]).all()
+    found = half_on_cpu.rounded(proto)
+    assert proto.graph.output[0].type.tensor_type.elem_type == half
+    assert np.array_equal(reference(found, feed), expected.astype(np.float32))
+    graph_of_fp32 = tiny_graphs.detector()
+    assert half_on_cpu.rounded(graph_of_fp32) is graph_of_fp32
+
+
+def test_every_result_of_an_fp16_graph_is_an_fp16_number() -> None:
+    graph = tiny_graphs.detector("fp16")
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("silu_out", onnx.TensorProto.FLOAT16, [1, 8, 16, 16]))
+    with backends.open(graph) as runner:
+        found = runner.infer(RANDOM.random((1, 3, 32, 32), dtype=np.float32))["silu_out"]
+    assert found.dtype == np.float32
+    assert np.array_equal(found, found.astype(np.float16).astype(np.float32))
+    assert len(np.unique(found)) > 100
+
+
+def test_batches_of_a_static_graph() -> None:
+    graph = tiny_graphs.detector(batch=4)
+    feed = RANDOM.random((4, 3, 32, 32), dtype=np.float32)
+    with backends.open(graph) as runner:
+        assert (runner.batch, runner.dynamic, runner.imgsz) == (4, False, (32, 32))
+        whole = runner.infer(feed)["output0"]
+        assert np.array_equal(runner.infer(feed[:3])["output0"], whole[:3])
+        assert np.array_equal(runner.infer({"images": feed[:1]})["output0"], whole[:1])
+        with pytest.raises(
+            EngineError, match="batch of 5: it was made for at most 4; pass at most 4 pictures at once, or export again"
+        ):
+            runner.infer(np.zeros((5, 3, 32, 32), np.float32))
+        with pytest.raises(EngineError, match="batch of 0"):
+            runner.infer(feed[:0])
+        assert len(runner.predict(tiny_graphs.pictures(9))) == 9
+
+
+def test_an_open_graph_takes_any_batch_and_size() -> None:
+    with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
+        assert (runner.batch, runner.dynamic) == (None, True)
+        for shape in [(1, 3, 32, 32), (9, 3, 64, 32)]:
+            assert runner.infer(np.zeros(shape, np.float32))["output0"].shape == (shape[0], 7, shape[2] * shape[3] // 4)
+
+
+def test_predict_equals_infer_and_decode() -> None:
+    from trtkit.data import images as letterbox
+    from trtkit.data import to_input
+    from trtkit.tasks import task
+
+    pictures = tiny_graphs.pictures(3)
+    with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
+        found = runner.predict(pictures, conf=0.5, iou=0.6, max_det=7)
+        prepared, fits = zip(*(letterbox(picture, (32, 32)) for picture in pictures), strict=True)
+        outputs = runner.infer(to_input(list(prepared)))
+        expected = task("detect").decode(outputs, runner.card, list(fits), conf=0.5, iou=0.6, max_det=7)
+    for one, two, picture in zip(found, expected, pictures, strict=True):
+        assert one.shape == picture.shape[:2]
+        assert np.array_equal(one.boxes, two.boxes)
+        assert np.array_equal(one.scores, two.scores)
+
+
+def test_misfits_are_engine_errors() -> None:
+    runner = backends.open(tiny_graphs.detector())
+    with pytest.raises(EngineError, match=r"on \(1, 3, 64, 64\)"):
+        runner.infer(np.zeros((1, 3, 64, 64), np.float32))
+    with pytest.raises(EngineError, match=r"with inputs \['pictures'\]: the graph takes \['images'\]"):
+        runner.infer({"pictures": np.zeros((1, 3, 32, 32), np.float32)})
+    runner.close()
+    runner.close()
+    with pytest.raises(EngineError, match="the runner is closed"):
+        runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_a_graph_that_onnx_runtime_refuses() -> None:
+    with pytest.raises(EngineError, match="ONNX Runtime refuses it"):
+        backends.open(tiny_graphs.strange(), task="detect")
+
+
+def test_a_graph_without_metadata_needs_its_task() -> None:
+    graph = tiny_graphs.detector(describe=False)
+    with pytest.raises(OnnxError):
+        backends.open(graph)
+    with backends.open(graph, task="detect") as runner:
+        assert len(runner.card.names) == 3
+        assert len(runner.hash) == 64
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_precision_of_a_foreign_graph(precision: str) -> None:
+    assert precision_of(tiny_graphs.detector(precision)) == precision
+
+
+def test_what_open_refuses(tmp_path: Path) -> None:
+    with pytest.raises(OnnxError, match="does not exist"):
+        backends.open(tmp_path / "none.onnx")
+    with pytest.raises(EngineError, match="it is a checkpoint; export it first"):
+        backends.open(tmp_path / "model.pt")
+    with pytest.raises(EngineError, match="does not exist"):
+        backends.open(tmp_path / "none.engine")
+    cases: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"backend": "openvino"}, RecipeError),
+        ({"backend": "tensorrt"}, RecipeError),
+        ({"device": 0}, CapabilityError),
+    ]
+    for arguments, error in cases:
+        with pytest.raises(error):
+            backends.open(tiny_graphs.detector(), **arguments)
+    with pytest.raises(RecipeError, match="it is an engine"):
+        backends.open(tmp_path / "m.engine", backend="onnxruntime")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtkit.calibration import Calibration
+from trtkit.calibration.algorithm_comparison import Readings, clipped_share
+from trtkit.calibration.algorithms import ALGORITHMS, Histogram, Seen
+from trtkit.calibration.calibration import read_ranges
+from trtkit.errors import CalibrationError, CancelledError
+from trtkit.plotting.calibration import algorithm_look, densities, histogram_figure, overview_figure
+from trtkit.results import Origin
+
+
+def counted(values: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    histogram.add(values.astype(np.float32).reshape(1, -1))
+    return histogram
+
+
+def seen_of(values: np.ndarray) -> Seen:
+    low, high = float(values.min()), float(values.max())
+    return Seen(low=low, high=high, average_low=low / 2, average_high=high / 2, histogram=counted(values))
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    random = np.random.default_rng(0)
+    seen = {"a": seen_of(random.normal(size=4000)), "b": seen_of(random.normal(size=4000) * 3)}
+    sources = {"joined": ("a", "b")}
+    names = ("a", "b", "joined")
+    return Calibration(
+        ranges=read_ranges(seen, sources, names, "minmax"), algorithm="minmax", images=2, split="train", seen=seen,
+        sources=sources, origin=Origin(model_hash="m"),
+    )  # fmt: skip
+
+
+def test_half_a_bin_counts_half() -> None:
+    # Two values in each of four bins of width 1/1024 below 4/1024, out of 4096 bins up to 4.
+    histogram = Histogram(np.array([2, 2, 2, 2] + [0] * 4092), 2)
+    width = histogram.width
+    largest = 4 * width
+    assert clipped_share(histogram, largest, largest) == 0
+    assert clipped_share(histogram, 2 * width, largest) == pytest.approx(0.5)
+    assert clipped_share(histogram, 2.5 * width, largest) == pytest.approx(3 / 8)
+    assert clipped_share(histogram, 0, largest) == pytest.approx(1)
+    # The last bin ends at the largest value.
+    assert clipped_share(histogram, 3.25 * width, 3.5 * width) == pytest.approx(1 / 8)
+    with pytest.raises(CalibrationError, match="no magnitude"):
+        clipped_share(histogram, float("nan"), largest)
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=50), st.floats(0, 120))
+def test_what_is_clipped_is_what_lies_beyond_but_for_a_bin(values: list[float], reach: float) -> None:
+    array = np.array(values)
+    histogram, largest = counted(array), float(np.abs(array).max())
+    share = clipped_share(histogram, reach, largest)
+    assert 0 <= share <= 1
+    magnitudes = np.abs(array)
+    beyond, within = np.mean(magnitudes > reach + histogram.width), np.mean(magnitudes >= reach - histogram.width)
+    assert beyond - 1e-9 <= share <= within + 1e-9
+
+
+def test_each_algorithm_is_read_once(calibration: Calibration) -> None:
+    readings = Readings(calibration)
+    assert readings.using("minmax") is calibration
+    assert not readings.at_once("mse")
+    assert readings.at_once("percentile", 99.0)
+    first = readings.using("mse")
+    assert readings.using("mse") is first
+    assert readings.at_once("mse")
+    assert first.ranges == calibration.using("mse").ranges
+    assert readings.using("percentile").percentile == 99.999
+
+
+def test_all_are_read_beforehand_unless_cancelled(calibration: Calibration) -> None:
+    told: list[int] = []
+    readings = Readings(calibration).prepare(progress=lambda event: told.append(event.done))
+    assert told == [0, 1, 2]
+    assert all(readings.at_once(name) for name in ALGORITHMS)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(CancelledError):
+        Readings(calibration).prepare(cancel=cancel)
+
+
+def test_a_tensor_that_moves_values_is_seen_through_its_sources(calibration: Calibration) -> None:
+    readings = Readings(calibration)
+    joined = readings.seen("joined")
+    assert joined is not None
+    assert joined.histogram is not None
+    assert joined.histogram.total == 8000
+    assert joined.high == max(calibration.seen["a"].high, calibration.seen["b"].high)
+    assert readings.seen("nothing") is None
+
+
+def test_the_frame_tells_reach_and_loss(calibration: Calibration) -> None:
+    frame = Readings(calibration).frame("percentile", 99.0)
+    assert frame["tensor"].to_list() == ["a", "b", "joined"]
+    values = np.abs(np.random.default_rng(0).normal(size=4000))
+    reach, clipped = frame.row(0, named=True)["reach"], frame.row(0, named=True)["clipped"]
+    assert reach == pytest.approx(np.percentile(values, 99), rel=0.01)
+    assert clipped == pytest.approx(0.01, abs=0.001)
+    assert frame.row(0, named=True)["scale"] == reach / 127
+
+
+def test_scales_alone_can_not_be_read_anew() -> None:
+    plain = Calibration(
+        ranges={"a": (-1.0, 1.0)}, algorithm="tensorrt", images=0, split="", origin=Origin(model_hash="m")
+    )
+    readings = Readings(plain)
+    refusals = readings.refusals()
+    assert set(refusals) == set(ALGORITHMS)
+    assert all("scales only" in reason for reason in refusals.values())
+    frame = readings.frame("tensorrt")
+    assert frame.row(0, named=True)["clipped"] is None
+    figure = overview_figure(readings, frame)
+    assert [trace.type for trace in figure.data] == ["scatter", "scatter"]
+    assert histogram_figure(readings, "a", 1.0).data[-1].x == (1.0, 1.0)
+
+
+def test_bands_hold_every_value(calibration: Calibration) -> None:
+    shares = densities(Readings(calibration), ("a", "b"))
+    assert np.nansum(10**shares, axis=0) == pytest.approx([1, 1])
+
+
+def test_the_histogram_parts_what_is_covered_from_what_is_clipped(calibration: Calibration) -> None:
+    readings = Readings(calibration)
+    reach = readings.frame("percentile", 99.0).row(0, named=True)["reach"]
+    figure = histogram_figure(readings, "a", reach, named="percentile 99", others={"minmax": 3.0})
+    covered, clipped, other, chosen = figure.data
+    counts = [sum(value or 0 for value in trace.y) for trace in (covered, clipped)]
+    assert sum(counts) == 4000
+    assert 30 <= counts[1] <= 50
+    assert covered.marker.pattern.shape != clipped.marker.pattern.shape
+    assert max(covered.x) <= reach < min(clipped.x)
+    assert other.x == (3.0, 3.0)
+    assert chosen.x == (reach, reach)
+
+
+def test_algorithms_look_different_by_more_than_colour() -> None:
+    looks = [algorithm_look(name) for name in ALGORITHMS]
+    for trait in ("colour", "dash", "symbol"):
+        assert len({getattr(look, trait) for look in looks}) == len(ALGORITHMS)
+    assert algorithm_look("percentile 99.9") == algorithm_look("percentile")

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from trtkit import demo
+from trtkit.calibration.dataset_checks import of_counts, of_values
+from trtkit.calibration.diagnosis import Diagnosis, examine
+from trtkit.errors import DataError
+
+
+def picture(random: np.random.Generator, shape: tuple[int, int] = (72, 96)) -> np.ndarray:
+    """Soft random blobs: no two alike, brightness and contrast like a photograph's."""
+    coarse = random.normal(120 + random.normal(0, 12), 45, (6, 8, 3))
+    return np.clip(cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
+
+
+def healthy_set(folder: Path, train: int = 120, val: int = 60) -> Path:
+    random = np.random.default_rng(5)
+    for split, count in (("train", train), ("val", val)):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for index in range(count):
+            shape = ((72, 96), (96, 72), (80, 88))[random.integers(3)]
+            cv2.imwrite(str(folder / "images" / split / f"{index:04}.png"), picture(random, shape))
+            rows = []
+            for _ in range(4):
+                side = 10 ** random.uniform(-1.7, -0.4)
+                rows.append(f"{random.integers(3)} 0.5 0.5 {side:.4f} {side:.4f}")
+            (folder / "labels" / split / f"{index:04}.txt").write_text("\n".join(dict.fromkeys(rows)))
+    data = folder / "data.yaml"
+    data.write_text("path: .\ntrain: images/train\nval: images/val\nnames: [car, dog, tree]\n")
+    return data
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return healthy_set(tmp_path_factory.mktemp("healthy"))
+
+
+@pytest.fixture
+def data(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine.parent, tmp_path / "set")
+    return tmp_path / "set" / pristine.name
+
+
+def codes(diagnosis: Diagnosis, least: str = "warning") -> set[str]:
+    wanted = {"note": ("note", "warning", "problem"), "warning": ("warning", "problem"), "problem": ("problem",)}[least]
+    return {finding.code for finding in diagnosis.findings if finding.severity in wanted}
+
+
+def change(data: Path, split: str, picks: slice, how: Callable[[np.ndarray], np.ndarray]) -> None:
+    for path in sorted((data.parent / "images" / split).iterdir())[picks]:
+        cv2.imwrite(str(path), how(cv2.imread(str(path))))
+
+
+def test_silent_on_a_healthy_set(pristine: Path) -> None:
+    for drawn in ({}, {"images": 80}, {"images": 80, "stratify": True}, {"fraction": 0.6, "seed": 3}):
+        diagnosis = examine(pristine, **drawn)  # type: ignore[arg-type]
+        assert diagnosis.healthy, diagnosis
+        assert codes(diagnosis, "note") == {"few"}
+
+
+def test_silent_on_the_embedded_and_the_shared_scenes(shared: Path) -> None:
+    for data in (demo.data_path(), shared / "data" / "scenes" / "detect" / "data.yaml"):
+        diagnosis = examine(data)
+        assert diagnosis.healthy, diagnosis
+        assert codes(diagnosis, "note") == {"few"}
+
+
+def test_too_few(pristine: Path) -> None:
+    diagnosis = examine(pristine, images=20)
+    assert "few" in codes(diagnosis)
+    assert "20 pictures; NVIDIA advises at least 500" in repr(diagnosis)
+
+
+def test_unreadable_pictures(data: Path) -> None:
+    (data.parent / "images" / "train" / "0003.png").write_bytes(b"\x89PNG no more")
+    diagnosis = examine(data)
+    assert codes(diagnosis) == {"unreadable"}
+    assert diagnosis.findings[0].pictures[0].endswith("0003.png")
+
+
+def test_duplicates(data: Path) -> None:
+    folder = data.parent / "images" / "train"
+    for index in range(3):
+        shutil.copy(folder / f"000{index}.png", folder / f"copy{index}.png")
+    (finding,) = (one for one in examine(data).findings if one.code == "duplicates")
+    assert finding.severity == "warning"
+    assert finding.evidence.startswith("3 pictures")
+    assert {Path(path).name for path in finding.pictures} == {f"{s}{i}.png" for s in ("000", "copy") for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda image: cv2.resize(image, None, fx=0.8, fy=0.8),
+        lambda image: np.clip(image.astype(int) + 12, 0, 255).astype(np.uint8),
+        lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], 1),
+    ],
+    ids=["smaller", "brighter", "compressed"],
+)
+def test_near_duplicates(data: Path, how: Callable[[np.ndarray], np.ndarray]) -> None:
+    folder = data.parent / "images" / "train"
+    for index in range(4):
+        cv2.imwrite(str(folder / f"near{index}.png"), how(cv2.imread(str(folder / f"000{index}.png"))))
+    diagnosis = examine(data)
+    assert codes(diagnosis) == {"near-duplicates"}
+    assert "4 pairs" in repr(diagnosis)
+
+
+def test_a_missing_class(data: Path) -> None:
+    for path in (data.parent / "labels" / "train").iterdir():
+        path.write_text("\n".join(row for row in path.read_text().splitlines() if not row.startswith("2")))
+    diagnosis = examine(data)
+    assert {"classes-missing", "classes-shifted"} <= codes(diagnosis)
+    assert "tree" in repr(diagnosis)
+
+
+def test_classes_in_other_shares(data: Path) -> None:
+    random = np.random.default_rng(0)
+    for path in (data.parent / "labels" / "train").iterdir():
+        rows = [("0" if random.random() < 0.8 else row[0]) + row[1:] for row in path.read_text().splitlines()]
+        path.write_text("\n".join(rows))
+    assert codes(examine(data)) == {"classes-shifted"}
+
+
+def test_missing_sizes(data: Path) -> None:
+    for path in (data.parent / "labels" / "train").iterdir():
+        rows = [row for row in path.read_text().splitlines() if float(row.split()[3]) > 0.06]
+        path.write_text("\n".join(rows))
+    diagnosis = examine(data)
+    assert "sizes-missing" in codes(diagnosis)
+    assert "small objects are 0.0%" in repr(diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("drift-brightness", lambda image: (image * 0.6).astype(np.uint8)),
+        ("drift-contrast", lambda image: ((image.astype(float) - image.mean()) * 0.55 + image.mean()).astype(np.uint8)),
+        ("drift-aspect", lambda image: cv2.resize(image, (160, 72))),
+    ],
+)
+def test_drift(data: Path, code: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
+    change(data, "train", slice(None), how)
+    assert code in codes(examine(data))
+
+
+def test_leakage_of_the_same_and_of_nearly_the_same(data: Path) -> None:
+    images = data.parent / "images"
+    shutil.copy(images / "val" / "0000.png", images / "train" / "leak.png")
+    diagnosis = examine(data)
+    assert codes(diagnosis, "problem") == {"leakage"}
+    assert diagnosis.findings[0].code == "leakage"
+    assert diagnosis.findings[0].pictures == (str(images / "train" / "leak.png"),)
+    small = cv2.resize(cv2.imread(str(images / "val" / "0000.png")), None, fx=0.9, fy=0.9)
+    cv2.imwrite(str(images / "train" / "leak.png"), small)
+    diagnosis = examine(data)
+    assert codes(diagnosis) == {"leakage"}
+    assert not codes(diagnosis, "problem")
+
+
+def test_calibrating_on_validation_is_leakage(pristine: Path) -> None:
+    assert codes(examine(pristine, split="val"), "problem") == {"leakage"}
+    assert not codes(examine(pristine, split="val", against=None)) - {"few"}
+
+
+def test_order_bias_of_the_first_n(data: Path) -> None:
+    change(data, "train", slice(0, 60), lambda image: (image * 0.6).astype(np.uint8))
+    folder = data.parent / "images" / "train"
+    drawn = examine(data, images=60, against=None)
+    assert "order" in codes(drawn, "note")
+    assert "order" not in codes(drawn)
+    first = examine(data, pictures=sorted(folder.iterdir())[:60], against=None)
+    assert "order" in codes(first)
+
+
+def test_a_folder_of_classes_sorted_by_class(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for split, count in (("train", 40), ("val", 20)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                cv2.imwrite(str(tmp_path / split / name / f"{index:03}.png"), picture(random))
+    first = sorted((tmp_path / "train").rglob("*.png"))[:40]
+    assert {"order", "classes-missing"} <= codes(examine(tmp_path, task="classify", pictures=first))
+    assert examine(tmp_path, task="classify", images=70).healthy
+
+
+def test_saved_and_loaded_whole(pristine: Path, tmp_path: Path) -> None:
+    diagnosis = examine(pristine, images=20)
+    loaded = Diagnosis.load(diagnosis.save(tmp_path / "diagnosis"))
+    assert loaded.findings == diagnosis.findings
+    assert loaded.pictures.equals(diagnosis.pictures)
+    assert loaded.frame().equals(diagnosis.frame())
+    assert {trace.name for trace in loaded.plot().data} == {"calibration (20)", "validation (60)"}
+
+
+def test_a_missing_data_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        examine(tmp_path / "nowhere.yaml")
+
+
+def test_shifts_against_known_distances() -> None:
+    same = of_values(np.arange(100.0), np.arange(100.0) + 0.5)
+    assert same.distance == pytest.approx(0.01)
+    assert same.chance > 0.9
+    apart = of_values(np.zeros(30), np.ones(20))
+    assert (apart.distance, apart.chance) == (1.0, 0.001)
+    # Ties: three quarters of one group lie at or below 1, a quarter of the other.
+    tied = of_values(np.array([1.0, 1, 1, 2]), np.array([1.0, 2, 2, 2]))
+    assert tied.distance == pytest.approx(0.5)
+    shares = of_counts(np.tile([[3, 1]], (40, 1)), np.tile([[1, 3]], (40, 1)))
+    assert shares.distance == pytest.approx(0.5)
+    assert shares.chance == pytest.approx(0.001)

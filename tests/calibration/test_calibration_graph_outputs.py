@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+from detector_graph import detector
+
+from trtkit.calibration.graph_outputs import Outputs, fixed_shapes
+
+
+def test_every_batch_is_computed_anew_into_the_same_memory() -> None:
+    proto = detector()
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in proto.graph.output]
+    outputs = Outputs(session, [*names, "images"], fixed_shapes(proto, names))
+    random = np.random.default_rng(0)
+    addresses = []
+    for size in (2, 2, 2, 1, 1, 2):
+        fed = random.random((size, 3, 32, 32), np.float32)
+        *found, images = outputs.of(fed)
+        assert images is fed
+        for one, expected in zip(found, session.run(names, {"images": fed}), strict=True):
+            np.testing.assert_array_equal(one, expected)
+        addresses.append(found[0].ctypes.data)
+    # The first batch of a shape has memory of ONNX Runtime's own, those after it share one.
+    assert addresses[1] == addresses[2]
+
+
+def test_shapes_that_the_input_decides() -> None:
+    proto = detector()
+    names = [name for node in proto.graph.node for name in node.output]
+    assert {"stem", "wide", "joined", "pooled"} <= fixed_shapes(proto, names)
+    assert fixed_shapes(proto, ["nothing"]) == frozenset()

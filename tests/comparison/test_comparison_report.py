@@ -1,0 +1,104 @@
+"""The report is one file that asks the network for nothing and shows what the comparison holds."""
+
+import html.parser
+import re
+
+import pytest
+from example_comparison import ACCURACY, staged_comparison
+
+from trtkit.comparison.report import page, summary, write_report
+
+
+class Outline(html.parser.HTMLParser):
+    """Tags, what they refer to, and the text outside scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.words, self.stack = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "link"):
+            self.stack.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.stack):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return page(staged_comparison(batches=(1, 8)))
+
+
+def test_every_tag_is_closed_and_nothing_is_fetched(whole):
+    outline = Outline(whole)
+    assert outline.stack == []
+    assert [link for link in outline.links if not link.startswith("data:")] == []
+    assert "@import" not in whole.split("<script>")[0]
+
+
+def test_plotly_is_in_it_once(whole):
+    assert len(re.findall(r"plotly\.js v\d", whole)) == 1
+    assert whole.count("Plotly.newPlot(") == 3
+
+
+def test_verdict_numbers_code_and_origin_are_in_it(whole):
+    text = Outline(whole).text
+    comparison = staged_comparison(batches=(1, 8))
+    for said in comparison.verdict():
+        assert said in text
+    for ultralytics, coco in ACCURACY.values():
+        assert f"{ultralytics:.4f}" in text
+        assert f"{coco:.4f}" in text
+    assert comparison.about["python"] in text
+    assert comparison.about["command"] in text
+    assert comparison.origin.model_hash in text
+    assert "not TensorRT's" in text
+
+
+def test_both_themes_are_there(whole):
+    assert "prefers-color-scheme: dark" in whole
+    assert "color-scheme: light dark" in whole
+
+
+def test_names_are_text_and_never_markup():
+    comparison = staged_comparison(model="</script><img src=x onerror=alert(1)>")
+    outline = Outline(page(comparison))
+    assert "img" not in outline.tags
+
+
+def test_a_comparison_without_engines_and_classes_still_has_a_report():
+    comparison = staged_comparison(built=False)
+    text = Outline(page(comparison)).text
+    assert "The engines" not in text
+    assert "No TensorRT engine was built" in text
+
+
+def test_writing_replaces_and_leaves_no_temporary_file(tmp_path):
+    path = tmp_path / "deep" / "report.html"
+    write_report(staged_comparison(), path)
+    assert write_report(staged_comparison(), path) == path
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_notebook_shows_the_verdict_and_the_deciding_numbers():
+    comparison = staged_comparison()
+    shown = Outline(summary(comparison))
+    assert comparison._repr_html_() == summary(comparison)
+    assert shown.tags.count("li") == len(comparison.verdict())
+    for sentence in comparison.verdict():
+        assert sentence in shown.text
+    for value, _ in ACCURACY.values():
+        assert f"{value:.4f}" in shown.text
+    assert not {"script", "style", "html"} & set(shown.tags)

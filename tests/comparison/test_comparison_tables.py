@@ -1,0 +1,84 @@
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+from example_comparison import staged_comparison
+
+from trtkit.comparison.tables import first_of, headline, joined, labelled
+
+METRICS = {
+    "mAP50(B)": 0.9,
+    "mAP50-95(B)": 0.7,
+    "precision(B)": 0.8,
+    "coco/AP": 0.68,
+    "coco/AP50": 0.88,
+    "coco/APs": 0.5,
+}
+
+
+def test_the_deciding_accuracies_are_one_of_each_rule():
+    assert headline(METRICS) == [
+        ("mAP50-95(B)", "mAP50-95 by Ultralytics' rule"),
+        ("coco/AP", "coco/AP by pycocotools' rule"),
+    ]
+
+
+def test_masks_decide_before_boxes():
+    told = headline({**METRICS, "mAP50-95(M)": 0.6, "coco/AP(M)": 0.5})
+    assert [column for column, _ in told] == ["mAP50-95(M)", "coco/AP(M)", "mAP50-95(B)", "coco/AP"]
+    assert [column for column, _ in first_of(told)] == ["mAP50-95(M)", "coco/AP(M)"]
+    assert first_of(headline(METRICS)) == headline(METRICS)
+
+
+def test_exact_overlap_stands_beside_the_probabilistic_one():
+    told = headline({"mAP50-95(B)": 0.7, "mAP50-95(R)": 0.6})
+    assert told == [
+        ("mAP50-95(B)", "mAP50-95 by Ultralytics' rule"),
+        ("mAP50-95(R)", "mAP50-95(R) by exact overlap"),
+    ]
+    assert first_of(told) == told[:1]
+
+
+def test_classify_is_decided_by_top1():
+    assert headline({"top1": 0.5, "top5": 0.9}) == [("top1", "top-1 accuracy")]
+
+
+@dataclasses.dataclass
+class File:
+    path: Path
+    size: int
+    seconds: float
+    build_seconds: float | None = None
+
+
+def test_accuracy_times_and_files_meet_in_one_row_each():
+    timing = staged_comparison(batches=(1, 8)).timing()
+    judged = {
+        "fp32": SimpleNamespace(metrics=METRICS),
+        "fp16": SimpleNamespace(metrics=METRICS),
+        "int8": SimpleNamespace(metrics={**METRICS, "mAP50-95(B)": 0.69}),
+    }
+    made = {
+        label: {
+            "onnx": File(Path("a.onnx"), 10_500_000, 2.0),
+            "engine": File(Path("a.engine"), 6_250_000, 5.0, 3.5),
+        }
+        for label in judged
+    }
+    del made["fp16"]["engine"]
+    rows = joined(made, judged, timing, "fp32", ["mAP50-95(B)"])
+    assert rows.select("precision", "batch").rows() == [(label, size) for label in judged for size in (1, 8)]
+    int8 = rows.row(5, named=True)
+    assert int8["delta mAP50-95(B)"] == pytest.approx(-0.01)
+    assert (int8["onnx_mb"], int8["engine_mb"], int8["build_s"], int8["export_s"]) == (10.5, 6.25, 3.5, 7.0)
+    assert rows.row(2, named=True)["engine_mb"] is None
+    assert rows["runner"].unique().to_list() == ["ONNX Runtime 1.32.0 CPU"]
+    assert rows["p99_ms"].null_count() == 0
+
+
+def test_labels_stand_in_front():
+    frame = labelled({"a": pl.DataFrame({"x": [1, 2]}), "b": pl.DataFrame({"x": [3], "y": ["z"]})})
+    assert frame.columns == ["precision", "x", "y"]
+    assert frame["precision"].to_list() == ["a", "a", "b"]

@@ -1,0 +1,169 @@
+"""Every verb on every task, in Python on models that need no file, and on the command line on trained ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from task_models import SIZES, drawn_set, untrained
+
+import trtkit
+from trtkit.cli import main
+from trtkit.data import open_dataset
+from trtkit.tasks import task as task_of
+
+TASKS = ("detect", "segment", "pose", "obb", "classify")
+ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
+OWN = {"segment": {"mask"}, "pose": {"keypoints"}, "obb": {"x", "y", "width", "height", "angle"}, "classify": {"rank"}}
+BUILDS = importlib.util.find_spec("tensorrt_rtx") is not None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_in_python(task, tmp_path):
+    model, data = untrained(task), drawn_set(tmp_path / "set", task)
+    metric = task_of(task).metric
+    calibration = trtkit.calibrate(model, data, images=4)
+    assert calibration.images == 4
+    files = {
+        name: trtkit.export(model, "onnx", output=tmp_path / f"{name}.onnx", **settings)
+        for name, settings in {
+            "fp32": {},
+            "fp16": {"half": True},
+            "int8": {"int8": True, "calibration": calibration},
+            **({"nms": {"nms": True}} if task != "classify" else {}),
+        }.items()
+    }
+    pictures = open_dataset(data, task=task).pictures("val")
+    for name, file in files.items():
+        assert file.precision == ("fp32" if name == "nms" else name)
+        with trtkit.open(file) as runner:
+            assert len(runner.predict(pictures)) == len(pictures)
+    judged = {name: trtkit.evaluate(file, data, conf=0.25) for name, file in files.items()}
+    assert all(metric in found.metrics for found in judged.values())
+    # FP16 rounds scores a little, so that only their order may move.
+    assert judged["fp16"].metrics[metric] == pytest.approx(judged["fp32"].metrics[metric], abs=0.1)
+    found = trtkit.sweep(model, data, algorithms=("minmax",), images=(4,), draws=20)
+    assert found.metric == metric
+    assert found.best["loss_low"] <= found.best["loss_high"]
+    times = trtkit.benchmark({name: file.path for name, file in files.items()}, runs=3, seconds=0.05).frame()
+    assert set(times["label"]) == set(files)
+    assert (times["mean_ms"] > 0).all()
+
+
+@pytest.mark.skipif(not BUILDS, reason="TensorRT-RTX is not installed")
+@pytest.mark.parametrize("task", TASKS)
+def test_engines_are_built_in_every_precision(task, tmp_path):
+    model, data = untrained(task), drawn_set(tmp_path / "set", task)
+    kinds = {"fp32": {}, "fp16": {"half": True, "nms": task != "classify"}, "int8": {"int8": True, "data": data}}
+    for name, settings in kinds.items():
+        made = trtkit.export(
+            model, backend="tensorrt_rtx", device="sm89", output=tmp_path / f"{name}.engine", **settings
+        )
+        file = trtkit.backends.read_engine(made.path)
+        assert file.metadata["task"] == task
+        assert made.passport.precision == made.precision == name
+        assert len(file.plan) > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = shared / "models" / f"yolo11n{ENDINGS[task]}.pt"
+    data = shared / "data" / "scenes" / task
+    data = data if task == "classify" else data / "data.yaml"
+    size = 64 if task == "classify" else 160
+    metric = task_of(task).metric
+
+    def say(*words):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    assert "Calibration" in say("calibrate", model, data, "--images", 4, "--imgsz", size)
+    nms = () if task == "classify" else ("--nms",)
+    assert "fp16 onnx" in say("export", model, "--format=onnx", "--imgsz", size, "--half", *nms, "--output=nms.onnx")
+    if BUILDS:
+        words = ("--imgsz", size, "--device=sm89", "--int8", "--calibration=runs/calibrate")
+        assert "int8 engine" in say("export", model, *words, "--output=int8.engine")
+        assert task in say("engine", "show", "int8.engine")
+    out = say(
+        "compare", model, data, "--imgsz", size, "--images=8", "--calibration=runs/calibrate", "--no-build", "--runs=2",
+        "--seconds=0.01",
+    )  # fmt: skip
+    assert metric in out
+    report = Path("runs/compare/report.html")
+    report.unlink()
+    assert say("report", "runs/compare").strip() == str(report)
+    page = report.read_text(encoding="utf-8")
+    assert "What changed" in page
+    assert "FP16" in page
+    files = sorted(Path("runs/compare").glob("*.onnx"))
+    pictures = open_dataset(data, task=task).pictures("val")[:2]
+    for file in (files[-1], "nms.onnx"):
+        out = say("predict", file, *pictures, "--conf=0.01")
+        assert all(str(path) in out for path in pictures)
+        drawn = tmp_path / "runs" / "predict"
+        assert all((drawn / f"{path.stem}.jpg").stat().st_size > 1000 for path in pictures)
+        frame = pl.read_parquet("runs/predict/predictions.parquet")
+        assert set(frame["path"]) <= {str(path) for path in pictures}
+        assert {"path", "class", "name", "score"} | (OWN.get(task, set()) if len(frame) else set()) <= set(
+            frame.columns
+        )
+    assert metric in say("evaluate", files[-1], data, "--images=8")
+    assert "mean_ms" in say("benchmark", *files, "--runs=2", "--seconds=0.01")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_lab_on_the_command_line(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = drawn_set(tmp_path / "set", task)
+    trtkit.export(untrained(task), "onnx", output="model.onnx")
+    few = ("--images=4", "--draws=20")
+    for words in (
+        ("sensitivity", "model.onnx", data, "--images=2", "--worst=1"),
+        ("search", "model.onnx", data, *few, "--trials=3", "--probe=2", "--calibration-images=4"),
+    ):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        assert task_of(task).metric in capsys.readouterr().out
+        assert (tmp_path / "runs" / words[0] / f"{words[0]}.html").is_file()
+
+
+def test_predict_tells_what_it_finds(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = drawn_set(tmp_path / "set", "detect")
+    path = trtkit.export(untrained("detect"), "onnx", output=tmp_path / "a.onnx").path
+    assert main(["predict", str(path), str(tmp_path / "set" / "images" / "val"), "--conf=0.2", "--output=seen"]) == 0
+    out = capsys.readouterr().out
+    frame = pl.read_parquet("seen/predictions.parquet")
+    with trtkit.open(path) as runner:
+        expected = runner.predict(open_dataset(data, task="detect").pictures("val"), conf=0.2)
+    assert len(frame) == sum(len(one) for one in expected)
+    np.testing.assert_allclose(frame["score"], np.concatenate([one.scores for one in expected]))
+    for name, count in frame["name"].value_counts().iter_rows():
+        assert name in out
+        assert count
+    assert main(["predict", str(path), str(tmp_path / "set" / "images" / "val"), "--conf=1"]) == 0
+    assert "nothing" in capsys.readouterr().out
+    assert not len(pl.read_parquet("runs/predict/predictions.parquet"))
+
+
+def test_predict_refuses_pictures_that_would_replace_each_other(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", "a.onnx", "one/0.jpg", "two/0.png"]) == 2
+    assert "2 pictures are named '0'" in capsys.readouterr().err
+    assert main(["predict", "a.onnx", str(tmp_path / "empty")]) == 2
+    assert "holds no picture" in capsys.readouterr().err
+
+
+def test_report_of_no_comparison(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "there is no comparison.json" in capsys.readouterr().err
+
+
+def test_sizes_are_multiples_of_the_stride():
+    assert all(size % 32 == 0 for size in SIZES.values())

@@ -1,0 +1,191 @@
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from trtkit.backends.base import Runner
+from trtkit.errors import CancelledError, EngineError, RecipeError
+from trtkit.evaluation.latency import BLOCK, Timing, benchmark, summary
+from trtkit.models.model import Card
+
+
+class Sleeper(Runner):
+    """A runner that takes a known time."""
+
+    engine = False
+    passport = None
+    path = None
+
+    def __init__(self, ms, *, name="sleeper", precision="fp32", batch=None, dynamic=True, log=None):
+        self.name, self.precision, self.batch, self.dynamic = name, precision, batch, dynamic
+        self.card = Card(task="detect", names={0: "a"})
+        self.imgsz, self.hash, self.ms = (32, 64), "h" * 64, ms
+        self.shapes, self.log, self.closed = [], log if log is not None else [], False
+
+    def infer(self, feeds):
+        self.shapes.append(feeds.shape)
+        self.log.append(self.name)
+        time.sleep(self.ms / 1000)
+        return {"output0": np.zeros((len(feeds), 5, 1), np.float32)}
+
+    def close(self):
+        self.closed = True
+
+
+class Clocked(Sleeper):
+    """A runner that measures time on its device."""
+
+    engine = True
+
+    def gpu_times(self, feeds, runs):
+        return [0.25] * runs
+
+
+def test_times_are_what_the_runner_takes():
+    timing = benchmark({"fast": Sleeper(2), "slow": Sleeper(6)}, runs=10, warmup=1)
+    frame = timing.frame()
+    assert frame["label"].to_list() == ["fast", "slow"]
+    fast, slow = frame["p50_ms"]
+    assert 2 <= fast < 5
+    assert 6 <= slow < 10
+    assert frame["runs"].to_list() == [10, 10]
+    assert frame["clock"].to_list() == ["wall", "wall"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_stand_in_the_order_given(seed):
+    frame = benchmark({"b": Sleeper(0), "a": Sleeper(0)}, batch=(2, 1), runs=5, warmup=0, seed=seed).frame()
+    assert frame.select("label", "batch").rows() == [("b", 2), ("b", 1), ("a", 2), ("a", 1)]
+
+
+def test_every_row_names_its_runner_and_whether_tensorrt_ran():
+    frame = benchmark({"a": Sleeper(0), "b": Clocked(0, name="TensorRT 8.6.0")}, runs=5, warmup=0).frame()
+    assert frame.select("label", "runner", "engine", "clock").rows() == [
+        ("a", "sleeper", False, "wall"),
+        ("b", "TensorRT 8.6.0", True, "gpu"),
+    ]
+    assert frame.filter(label="b").select("mean_ms", "std_ms").row(0) == (0.25, 0.0)
+
+
+def test_statistics_equal_numpy_s():
+    times = np.random.default_rng(1).gamma(3, 2, 57)
+    samples = pl.DataFrame({"label": "x", "batch": 4, "turn": range(57), "ms": times})
+    row = summary(samples).row(0, named=True)
+    assert row["runs"] == 57
+    assert row["mean_ms"] == pytest.approx(times.mean())
+    assert row["std_ms"] == pytest.approx(times.std(ddof=1))
+    assert (row["min_ms"], row["max_ms"]) == (times.min(), times.max())
+    for name, share in (("p50_ms", 50), ("p90_ms", 90), ("p99_ms", 99)):
+        assert row[name] == pytest.approx(np.percentile(times, share))
+    assert row["picture_ms"] == pytest.approx(times.mean() / 4)
+    assert row["pictures_per_s"] == pytest.approx(4000 / times.mean())
+
+
+def test_runners_take_turns():
+    log = []
+    benchmark({"a": Sleeper(0, name="a", log=log), "b": Sleeper(0, name="b", log=log)}, runs=20, warmup=0)
+    stretches = [log[start : start + BLOCK + 1] for start in range(0, len(log), BLOCK + 1)]
+    # Each stretch is one runner's, with one run more than is counted, and neither is ever ahead by two.
+    assert all(len(set(stretch)) == 1 for stretch in stretches)
+    lead = np.cumsum([1 if stretch[0] == "a" else -1 for stretch in stretches])
+    assert lead[-1] == 0
+    assert abs(lead).max() <= 1
+
+
+def test_batches_and_picture_sizes_reach_the_runner():
+    runner = Sleeper(0)
+    frame = benchmark(runner, batch=(1, 3), runs=5, warmup=0).frame()
+    assert set(runner.shapes) == {(1, 3, 32, 64), (3, 3, 32, 64)}
+    assert frame["batch"].to_list() == [1, 3]
+    assert frame["label"].to_list() == ["fp32", "fp32"]
+    runner = Sleeper(0)
+    benchmark(runner, imgsz=96, runs=5, warmup=0)
+    assert set(runner.shapes) == {(1, 3, 96, 96)}
+
+
+def test_time_is_limited_but_some_runs_are_measured_anyway():
+    frame = benchmark({"slow": Sleeper(20), "fast": Sleeper(1)}, runs=1000, warmup=0, seconds=0.05).frame()
+    assert frame["runs"].to_list()[0] == 5
+    assert 5 < frame["runs"].to_list()[1] < 60
+
+
+def test_a_static_runner_that_pads_says_so():
+    frame = benchmark(Sleeper(0, batch=8, dynamic=False), batch=(1, 8), runs=5, warmup=0).frame()
+    assert frame["padded"].to_list() == [True, False]
+    assert benchmark(Sleeper(0, batch=8), batch=1, runs=5, warmup=0).frame()["padded"].to_list() == [False]
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": ()}, {"runs": 0}, {"warmup": -1}, {"seconds": 0}])
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(RecipeError, match="positive"):
+        benchmark(Sleeper(0), **wrong)
+
+
+def test_no_runner_is_refused():
+    with pytest.raises(RecipeError, match="no runner"):
+        benchmark({})
+
+
+def test_a_batch_above_the_runner_s_is_refused_before_anything_runs():
+    runner = Sleeper(0, batch=4)
+    with pytest.raises(EngineError, match="at most 4"):
+        benchmark({"x": runner}, batch=(1, 8))
+    assert runner.shapes == []
+
+
+def test_another_size_needs_a_dynamic_runner():
+    with pytest.raises(EngineError, match="32x64"):
+        benchmark(Sleeper(0, dynamic=False), imgsz=64)
+
+
+def test_given_runners_stay_open():
+    runner = Sleeper(0)
+    benchmark(runner, runs=5, warmup=0)
+    assert not runner.closed
+
+
+def test_progress_goes_up_to_all_runs_even_when_time_runs_out():
+    events = []
+    benchmark({"a": Sleeper(10), "b": Sleeper(0)}, runs=30, warmup=2, seconds=0.02, progress=events.append)
+    done = [event.done for event in events]
+    assert done == sorted(done)
+    assert (events[-1].done, events[-1].total) == (60, 60)
+
+
+def test_cancelling_stops():
+    class Twice:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked > 3
+
+    runner = Sleeper(0)
+    with pytest.raises(CancelledError):
+        benchmark(runner, runs=1000, warmup=0, cancel=Twice())
+    assert len(runner.shapes) < 40
+
+
+def test_saving_and_loading_gives_the_same(tmp_path):
+    timing = benchmark({"a": Sleeper(1), "b": Clocked(1)}, batch=(1, 2), runs=5, warmup=0, seed=7)
+    timing.save(tmp_path)
+    again = Timing.load(tmp_path)
+    assert again.samples.equals(timing.samples)
+    assert again.frame().equals(timing.frame())
+    assert again.origin.seed == 7
+    assert again.origin.settings["batch"] == [1, 2]
+
+
+def test_the_repr_names_runner_and_clock():
+    text = repr(benchmark(Sleeper(1), runs=5, warmup=0))
+    assert "sleeper" in text
+    assert "wall clock" in text
+    assert "5 runs" in text
+
+
+def test_the_figure_has_a_curve_for_each_runner_and_batch():
+    figure = benchmark({"fp32": Sleeper(0), "int8": Sleeper(0)}, batch=(1, 2), runs=6, warmup=0).plot()
+    assert len(figure.data) == 4
+    assert all(curve.y[-1] == 1 for curve in figure.data)
+    assert len({curve.line.dash for curve in figure.data}) == 2

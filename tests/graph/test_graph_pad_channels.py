@@ -1,0 +1,126 @@
+"""Channels filled up to whole blocks, with every number as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from detector_graph import run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import trtkit
+from trtkit.graph.analysis import View
+from trtkit.graph.pad_channels import aligned
+from trtkit.graph.qdq import candidates, quantize
+from trtkit.graph.torch_export import trace
+
+
+def stage(half: int, inner: int, *, residual: bool = True, whole: bool = True, tail: str = "") -> onnx.ModelProto:
+    """A C3k2 stage: a layer, its halves, a bottleneck on the second, all joined and read by a last layer."""
+    random = np.random.default_rng(half)
+    nodes: list[onnx.NodeProto] = []
+    weights = [numpy_helper.from_array(np.array([half, half], np.int64), "sizes")]
+
+    def conv(name: str, source: str, channels: tuple[int, int], kernel: int) -> str:
+        shape = (channels[1], channels[0], kernel, kernel)
+        weights.append(numpy_helper.from_array(random.normal(0, 0.3, shape).astype(np.float32), f"{name}.w"))
+        weights.append(numpy_helper.from_array(random.normal(0, 0.3, shape[0]).astype(np.float32), f"{name}.b"))
+        inputs = [source, f"{name}.w", f"{name}.b"]
+        nodes.append(helper.make_node("Conv", inputs, [name], name, kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4))
+        nodes.append(helper.make_node("Sigmoid", [name], [f"{name}/sigmoid"], f"{name}/sigmoid"))
+        nodes.append(helper.make_node("Mul", [name, f"{name}/sigmoid"], [f"{name}/silu"], f"{name}/silu"))
+        return f"{name}/silu"
+
+    first = conv("first", "images", (3, 2 * half), 1)
+    nodes.append(helper.make_node("Split", [first, "sizes"], ["left", "right"], "split", axis=1))
+    third = conv("third", conv("second", "right", (half, inner), 3), (inner, half), 3)
+    if residual:
+        nodes.append(helper.make_node("Add", ["right", third], ["sum"], "sum"))
+        third = "sum"
+    joined = [first, third] if whole else ["left", "right", third]
+    if tail:
+        nodes.append(helper.make_node(tail, ["left"], ["extra"], "extra"))
+        joined.append("extra")
+    nodes.append(helper.make_node("Concat", joined, ["joined"], "joined", axis=1))
+    last = conv("last", "joined", ((3 + bool(tail)) * half, 5), 1)
+    nodes[-1].output[0] = "output0"
+    assert last == "last/silu"
+    graph = helper.make_graph(
+        nodes,
+        "stage",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 6, 6])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["batch", 5, 6, 6])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+PICTURES = np.random.default_rng(3).normal(size=(2, 3, 6, 6)).astype(np.float32)
+
+
+def channels(proto: onnx.ModelProto, layer: str) -> tuple[int, int]:
+    """What a layer makes and reads, by its weight."""
+    view = View(proto)
+    node = view.nodes[layer]
+    name = node.input[1]
+    while name not in view.constants:
+        name = view.producer[name].input[0]
+    return int(view.constants[name].dims[0]), int(view.constants[name].dims[1])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    half=st.integers(1, 20),
+    block=st.sampled_from([4, 8, 16, 32]),
+    residual=st.booleans(),
+    whole=st.booleans(),
+    int8=st.booleans(),
+)
+def test_outputs_stay_and_blocks_are_whole(half: int, block: int, residual: bool, whole: bool, int8: bool) -> None:
+    proto = stage(half, 3, residual=residual, whole=whole)
+    if int8:
+        proto = quantize(proto, dict.fromkeys(candidates(proto), (-3.0, 3.0)), protect=False)
+    after = aligned(proto, block)
+    onnx.checker.check_model(after, full_check=True)
+    filled = -(-half // block) * block
+    wanted = filled if filled <= 2 * half else half
+    assert channels(after, "first") == (2 * wanted, 3)
+    assert channels(after, "second") == (3, wanted)
+    # Nothing asks a branch that is not summed with a half to have a half's channels.
+    third = wanted if residual else half
+    assert channels(after, "third") == (third, 3)
+    assert channels(after, "last") == (5, 2 * wanted + third)
+    np.testing.assert_allclose(run(after, PICTURES)[0], run(proto, PICTURES)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_channels_that_something_else_reads_stay() -> None:
+    """A sum over channels would count what was filled up."""
+    proto = stage(16, 8, tail="Softmax")
+    assert aligned(proto) == proto
+
+
+def test_a_depthwise_reader_stays(proto: onnx.ModelProto) -> None:
+    assert aligned(proto, 8) == proto
+
+
+def test_the_caller_s_graph_is_left_alone() -> None:
+    proto = stage(16, 8)
+    before = proto.SerializeToString()
+    assert aligned(proto) != proto
+    assert proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_traced_model_in_int8_gives_the_same(dynamic: bool) -> None:
+    model = trtkit.load(trtkit.demo.model_path())
+    pictures = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
+    graph = trace(model, imgsz=(64, 64), dynamic=dynamic)
+    graph = quantize(graph, dict.fromkeys(candidates(graph), (-4.0, 4.0)))
+    after = aligned(graph)
+    assert channels(after, "/model.2/cv2/conv/Conv")[1] == 3 * 32
+    assert channels(after, "/model.4/cv2/conv/Conv") == channels(graph, "/model.4/cv2/conv/Conv")
+    np.testing.assert_allclose(run(after, pictures)[0], run(graph, pictures)[0], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from detector_graph import detector, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+
+from trtkit.calibration.collector import Extremes
+from trtkit.errors import CalibrationError, RecipeError
+from trtkit.graph.qdq import candidates, place, quantize, weight_scales
+from trtkit.graph.torch_export import description
+
+
+def ranges_of(proto: onnx.ModelProto, pictures: np.ndarray) -> dict[str, tuple[float, float]]:
+    extremes = Extremes(proto)
+    extremes.add(pictures)
+    return extremes.ranges()
+
+
+def test_placement_of_the_drawn_detector(proto: onnx.ModelProto) -> None:
+    placement = place(proto)
+    assert placement.layers == ("stem", "middle", "depthwise", "wide", "key", "neck", "head", "sides", "classes")
+    # Nothing between a layer and its activation, and both sides of the residual sum are read as INT8.
+    assert "stem" not in placement.tensors
+    assert {"stem/silu", "middle/silu", "residual"} <= set(placement.tensors)
+    # Concatenation, pooling, splitting and upsampling share one scale with what they read.
+    assert set(placement.scale_of["joined"]) == {"residual", "left", "right", "pooled", "joined"}
+    assert set(placement.scale_of["both"]) == {"neck/silu", "large", "depthwise/silu", "light2", "both"}
+    assert placement.scale_of["stem/silu"] == ("stem/silu",)
+
+
+def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    result = quantize(proto, ranges_of(proto, pictures))
+    onnx.checker.check_model(result, full_check=True)
+    makers = {name: node for node in result.graph.node for name in node.output}
+    layers = [node for node in result.graph.node if node.name in place(proto).layers]
+    assert len(layers) == 9
+    for node in layers:
+        data, weight = makers[node.input[0]], makers[node.input[1]]
+        assert (data.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
+        assert makers[weight.input[0]].op_type == "QuantizeLinear"
+    assert description(result)["precision"] == "int8"
+
+
+def test_costly_layers_read_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    result = quantize(proto, ranges_of(proto, pictures))
+    nodes = {node.name: node for node in result.graph.node}
+    assert nodes["dfl"].input[0] == "spread"
+    assert nodes["proj"].input == ["square", "proj.weight", "proj.bias"]
+
+
+def test_pairs_by_hand() -> None:
+    """One quantised layer recomputed with numpy: scales, rounding and clipping are as documented."""
+    proto, pictures = detector(), np.random.default_rng(2).random((1, 3, 32, 32), np.float32) * 2
+    keep = ["middle", "wide", "neck", "head"]
+    result = quantize(proto, dict.fromkeys(candidates(proto), (0.0, 1.0)), keep)
+    result.graph.output.append(onnx.helper.make_tensor_value_info("stem", onnx.TensorProto.FLOAT, None))
+    found = run(result, pictures, outputs=["stem"])[0]
+    weight = next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "stem.weight")
+    scale = np.float32(1 / 127)
+    x = np.clip(np.rint(pictures / scale), -128, 127) * scale
+    scales = weight_scales(weight, 0).reshape(8, 1, 1, 1)
+    w = np.clip(np.rint(weight / scales), -128, 127) * scales
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    expected = np.zeros_like(found)
+    for row in range(16):
+        for column in range(16):
+            patch = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            expected[:, :, row, column] = np.einsum("nchw,ochw->no", patch, w)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_int8_stays_close_to_fp32(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    whole = run(proto, pictures)[0]
+    error = np.abs(run(quantize(proto, ranges_of(proto, pictures)), pictures)[0] - whole)
+    assert 0 < error.mean() < 0.02 * np.abs(whole).mean()
+
+
+def test_keep_keeps(proto: onnx.ModelProto) -> None:
+    placement = place(proto, ["wide", "nec*"])
+    assert placement.layers == ("stem", "middle", "depthwise", "key", "head", "sides", "classes")
+    assert placement.kept["wide"] == placement.kept["neck"] == "asked"
+    with pytest.raises(RecipeError, match="no ONNX node"):
+        place(proto, ["nothing"])
+
+
+def test_a_sum_reads_what_attention_gives_as_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    nodes = {node.name: node for node in proto.graph.node}
+    nodes["neck"].input[0] = "sum"
+    index = list(proto.graph.node).index(nodes["neck"])
+    proto.graph.node.insert(index, onnx.helper.make_node("Add", ["proj", "wide/silu"], ["sum"], "sum"))
+    placement = place(proto)
+    assert {"sum", "wide/silu"} <= set(placement.tensors)
+    assert "proj" not in placement.tensors
+    result = quantize(proto, ranges_of(proto, pictures))
+    assert next(node for node in result.graph.node if node.name == "sum").input == ["proj", "wide/silu_dq"]
+    # Measuring takes all of them, for whoever keeps nothing high.
+    assert "proj" in candidates(proto)
+
+
+def test_depthwise_layers_go_with_what_reads_them(proto: onnx.ModelProto) -> None:
+    placement = place(proto, ["head"])
+    assert placement.kept["head"] == "asked"
+    assert placement.kept["depthwise"] == "depthwise"
+    assert "depthwise" in place(proto, ["head"], protect=False).layers
+
+
+def test_a_missing_or_broken_range_is_named(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+    ranges = ranges_of(proto, pictures)
+    with pytest.raises(CalibrationError, match="stem/silu"):
+        quantize(proto, {**ranges, "stem/silu": (0.0, float("nan"))})
+    with pytest.raises(CalibrationError, match="never calibrated"):
+        quantize(proto, {name: bounds for name, bounds in ranges.items() if name != "images"})
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=4, max_side=5),
+        elements=st.floats(-1e4, 1e4, width=32).map(lambda x: 0.0 if abs(x) < 1e-20 else x),
+    ),
+    st.sampled_from([0, 1]),
+)
+def test_weight_scales_cover_every_channel(weight: np.ndarray, axis: int) -> None:
+    scales = weight_scales(weight, axis)
+    shaped = scales.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
+    assert (np.abs(weight) <= shaped * 127 * (1 + 1e-6)).all()
+    assert (scales > 0).all()
+
+
+def test_computed_shapes_are_no_activations() -> None:
+    """A graph with open shapes computes them; only what flows through a reshaping is quantised, not where it goes."""
+    weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "weight")
+    zero = numpy_helper.from_array(np.zeros(4, np.int64), "zero")
+    nodes = [
+        helper.make_node("Conv", ["images", "weight"], ["first"], "first"),
+        helper.make_node("Shape", ["first"], ["sides"], "sides"),
+        helper.make_node("Add", ["sides", "zero"], ["shape"], "shape"),
+        helper.make_node("Reshape", ["first", "shape"], ["same"], "same"),
+        helper.make_node("Conv", ["same", "weight"], ["second"], "second"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in ("images", "second")
+    ]
+    graph = helper.make_graph(nodes, "open", values[:1], values[1:], [weight, zero])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert candidates(proto) == ("images", "first", "same")
+    result = quantize(proto, dict.fromkeys(candidates(proto), (0.0, 1.0)), protect=False)
+    assert run(result, np.ones((2, 3, 4, 4), np.float32))

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import datetime
+import pathlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_checkpoints import TINY, fake_class, state_dict, ultralytics_like
+
+from trtkit.models import load
+from trtkit.models.checkpoint import read_checkpoint
+
+# Saving classes made in a test, torch can't keep their source code beside them.
+pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+
+
+def save(value: Any, path: Path, **options: Any) -> Path:
+    torch.save(value, path, **options)
+    return path
+
+
+def test_reads_what_ultralytics_saves(checkpoint: Path) -> None:
+    found = read_checkpoint(checkpoint)
+    expected = state_dict()
+    assert set(found.weights) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(found.weights[name], value.half() if value.is_floating_point() else value), name
+    assert found.yaml == TINY
+    assert found.layers == ("Conv", "Conv", "C2f", "Conv", "Detect")
+    assert found.names == {0: "ant", 1: "bee", 2: "cat"}
+    assert found.stride == (4.0, 8.0)
+    assert found.args["imgsz"] == 96
+    assert found.notes == {
+        "date": "2026-01-02", "version": "8.4.190", "license": "AGPL-3.0", "docs": "https://docs.ultralytics.com"
+    }  # fmt: skip
+    assert set(found.activations.values()) == {"SiLU"}
+    assert set(found.epsilons.values()) == {1e-3}
+
+
+def test_model_says_what_the_file_says(checkpoint: Path) -> None:
+    model = load(checkpoint)
+    assert (model.task, model.stride, model.imgsz, model.channels) == ("detect", 8, (96, 96), 3)
+    assert model.names == {0: "ant", 1: "bee", 2: "cat"}
+    assert model.architecture == "yolov8n"
+    assert model.source == checkpoint
+    assert model.module is not None
+    assert not model.module.training
+    # Two stride levels of a 96 x 64 picture: 24 * 16 + 12 * 8 anchors.
+    assert model.module(torch.zeros(2, 3, 96, 64)).shape == (2, 7, 480)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_reads_every_pickle_protocol(content: dict[str, Any], tmp_path: Path, checkpoint: Path, protocol: int) -> None:
+    path = save(content, tmp_path / "other.pt", pickle_protocol=protocol)
+    assert load(path).hash == load(checkpoint).hash
+
+
+def test_reads_the_format_before_torch_1_6(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+    path = save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert load(path).hash == load(checkpoint).hash
+
+
+def test_prefers_the_ema(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+    averaged = ultralytics_like(half=False)
+    with torch.no_grad():
+        for value in averaged.parameters():
+            value.mul_(0.5)
+    content["ema"] = averaged
+    found = read_checkpoint(save(content, tmp_path / "ema.pt"))
+    name = "model.0.conv.weight"
+    assert torch.equal(found.weights[name], state_dict()[name] * 0.5)
+
+
+def test_reads_a_module_saved_alone(fake_ultralytics: None, tmp_path: Path, checkpoint: Path) -> None:
+    assert load(save(ultralytics_like(), tmp_path / "alone.pt")).hash == load(checkpoint).hash
+
+
+def test_hash_depends_on_weights_and_not_on_the_file(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+    again = copy.deepcopy(content)
+    again["train_metrics"], again["date"] = {}, "later"
+    assert load(save(again, tmp_path / "again.pt")).hash == load(checkpoint).hash
+    with torch.no_grad():
+        again["model"].model[0].conv.weight[0, 0, 0, 0] += 1
+    assert load(save(again, tmp_path / "other.pt")).hash != load(checkpoint).hash
+    assert len(load(checkpoint).hash) == 64
+
+
+def test_inert_values_around_the_model_are_no_obstacle(content: dict[str, Any], tmp_path: Path) -> None:
+    space = fake_class("ultralytics.utils", "IterableSimpleNamespace", argparse.Namespace)
+    content.update(
+        best_fitness=np.float64(0.5),
+        where=pathlib.PurePosixPath("/somewhere"),
+        when=datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc),
+        kinds={"half": torch.float16, "device": torch.device("cpu")},
+        array=np.arange(3),
+        raw=b"\xff\x00",
+        ordered=collections.OrderedDict(a=1),
+        several={1, 2},
+    )
+    del content["train_args"]
+    content["model"].args = space(imgsz=128, model=pathlib.PurePosixPath("x"))
+    assert load(save(content, tmp_path / "rich.pt")).imgsz == (128, 128)
+
+
+def test_activations_and_epsilons_come_from_the_modules(content: dict[str, Any], tmp_path: Path) -> None:
+    content["model"].model[0].act = torch.nn.ReLU()
+    content["model"].model[1].bn.eps = 0.25
+    model = load(save(content, tmp_path / "relu.pt"))
+    assert type(model.module.model[0].act) is torch.nn.ReLU
+    weights = {name: value.half().float() for name, value in state_dict().items()}
+    factor = weights["model.1.bn.weight"] / torch.sqrt(weights["model.1.bn.running_var"] + 0.25)
+    expected = weights["model.1.conv.weight"] * factor.reshape(-1, 1, 1, 1)
+    assert torch.allclose(model.module.model[1].conv.weight, expected, rtol=1e-6)
+
+
+def test_weights_fused_before_saving_load_too(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+    plain = load(checkpoint)
+    for name, module in list(content["model"].named_modules()):
+        if hasattr(module, "bn"):
+            del module.bn
+            module.conv = copy.deepcopy(plain.module.get_submodule(name).conv)
+    fused = load(save(content, tmp_path / "fused.pt"))
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fused.module(picture), plain.module(picture))

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from trtkit.errors import ModelError, OnnxError
+from trtkit.models import load
+
+ULTRALYTICS = {
+    "description": "Ultralytics YOLO11n-pose model trained on coco-pose.yaml",
+    "author": "Ultralytics",
+    "date": "2026-01-02T03:04:05",
+    "version": "8.4.190",
+    "license": "AGPL-3.0 License (https://ultralytics.com/license)",
+    "docs": "https://docs.ultralytics.com",
+    "stride": "32",
+    "task": "pose",
+    "batch": "8",
+    "imgsz": "[480, 640]",
+    "names": "{0: 'person', 1: \"bird's eye\"}",
+    "args": "{'batch': 8, 'half': False, 'dynamic': False, 'simplify': True, 'opset': None, 'nms': False}",
+    "channels": "3",
+    "end2end": "False",
+    "kpt_shape": "[17, 3]",
+}
+
+
+def graph(
+    shapes: Sequence[Sequence[int | str]], picture: Sequence[int | str] = (1, 3, 64, 96), **metadata: str
+) -> onnx.ModelProto:
+    """A graph with that input and outputs; what it computes does not matter here."""
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "weight")
+    nodes = [helper.make_node("Relu", ["images"], [f"output{index}"]) for index in range(len(shapes))]
+    outputs = [
+        helper.make_tensor_value_info(f"output{index}", TensorProto.FLOAT, shape) for index, shape in enumerate(shapes)
+    ]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, picture)]
+    made = helper.make_model(helper.make_graph(nodes, "main_graph", inputs, outputs, [weight]))
+    helper.set_model_props(made, metadata)
+    return made
+
+
+def write(path: Path, proto: onnx.ModelProto) -> Path:
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_metadata_of_ultralytics(tmp_path: Path) -> None:
+    path = write(tmp_path / "yolo11n-pose.onnx", graph([(8, 57, 6300)], (8, 3, 480, 640), **ULTRALYTICS))
+    model = load(path)
+    assert (model.task, model.stride, model.imgsz, model.kpt_shape) == ("pose", 32, (480, 640), (17, 3))
+    assert model.names == {0: "person", 1: "bird's eye"}
+    assert model.notes["batch"] == 8
+    assert model.notes["author"] == "Ultralytics"
+    assert (model.source, model.stem, model.parameters, model.nms) == (path, "yolo11n-pose", 6, False)
+    assert model.module is None
+    assert model.proto is not None
+
+
+def test_suppression_inside_the_graph_is_known() -> None:
+    model = load(graph([(1, 300, 6)], **{**ULTRALYTICS, "task": "detect", "args": "{'nms': True}"}))
+    assert model.nms
+
+
+def test_metadata_of_ours(tmp_path: Path) -> None:
+    described = load(graph([(1, 7, 100)]), task="detect", names=["a", "b", "c"])
+    metadata = {key: str(value) for key, value in described.card.to_metadata(batch=4).items()}
+    metadata["trtkit"] = json.dumps({"precision": "int8", "model_hash": "0" * 64, "keep": None})
+    again = load(write(tmp_path / "x.onnx", graph([(1, 7, 100)], **metadata)))
+    assert again.names == described.names
+    assert again.task == "detect"
+    assert again.notes["trtkit"] == {"precision": "int8", "model_hash": "0" * 64, "keep": None}
+    assert again.hash == described.hash
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes", "classes"),
+    [
+        ("detect", [(1, 84, 8400)], 80),
+        ("obb", [(1, 20, 8400)], 15),
+        ("segment", [(1, 116, 8400), (1, 32, 160, 160)], 80),
+        ("classify", [(1, 1000)], 1000),
+        ("detect", [("batch", 5, "anchors")], 1),
+    ],
+)
+def test_classes_from_the_shapes(task: str, shapes: list[tuple[int | str, ...]], classes: int) -> None:
+    model = load(graph(shapes), task=task)
+    assert model.names == {index: str(index) for index in range(classes)}
+    assert model.imgsz == (64, 96)
+    assert model.stride == (1 if task == "classify" else 32)
+    assert model.kpt_shape is None
+
+
+@pytest.mark.parametrize(("values", "kpt_shape"), [(56, (17, 3)), (39, (17, 2)), (17, (4, 3))])
+def test_keypoints_from_the_shapes(values: int, kpt_shape: tuple[int, int]) -> None:
+    assert load(graph([(1, values, 100)]), task="pose", names=["person"]).kpt_shape == kpt_shape
+
+
+def test_dynamic_sizes() -> None:
+    proto = graph([("b", 7, "a")], ("b", 3, "h", "w"))
+    assert load(proto, task="detect").imgsz == (640, 640)
+    assert load(proto, task="detect", imgsz=(320, 416)).imgsz == (320, 416)
+
+
+def test_the_graph_knows_better_than_its_metadata() -> None:
+    assert load(graph([(1, 57, 100)], (1, 3, 96, 64), **ULTRALYTICS)).imgsz == (96, 64)
+
+
+def test_hash_is_of_graph_and_weights(tmp_path: Path) -> None:
+    plain = load(graph([(1, 7, 100)]), task="detect")
+    proto = graph([(1, 7, 100)], date="yesterday")
+    proto.producer_version = "other"
+    assert load(write(tmp_path / "other.onnx", proto), task="detect", names=["x", "y", "z"]).hash == plain.hash
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((2, 3), np.float32), "weight"))
+    assert load(proto, task="detect").hash != plain.hash
+    other = graph([(1, 7, 100)])
+    other.graph.node[0].op_type = "Abs"
+    assert load(other, task="detect").hash != plain.hash
+
+
+def test_weights_beside_the_file(tmp_path: Path) -> None:
+    proto = graph([(1, 7, 100)])
+    plain = load(proto, task="detect").hash
+    onnx.save(proto, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
+    assert load(tmp_path / "x.onnx", task="detect").hash == plain
+    (tmp_path / "x.data").unlink()
+    with pytest.raises(OnnxError, match="the weights beside it can't be read"):
+        load(tmp_path / "x.onnx", task="detect")
+
+
+def test_unknown_task(tmp_path: Path) -> None:
+    with pytest.raises(OnnxError, match="it does not say what its task is; pass task= one of detect, segment"):
+        load(write(tmp_path / "x.onnx", graph([(1, 7, 100)])))
+
+
+def test_task_that_does_not_exist() -> None:
+    with pytest.raises(OnnxError, match="its task 'depth' is unknown"):
+        load(graph([(1, 7, 100)]), task="depth")
+    with pytest.raises(OnnxError, match="its task 'semantic' is unknown"):
+        load(graph([(1, 57, 100)], **{**ULTRALYTICS, "task": "semantic"}))
+
+
+def test_task_against_the_metadata() -> None:
+    with pytest.raises(OnnxError, match="task='detect' was asked but it is a model for pose"):
+        load(graph([(1, 57, 100)], **ULTRALYTICS), task="detect")
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes", "said"),
+    [
+        ("classify", [(1, 84, 8400)], "outputs of shape 1x84x8400 do not fit classify"),
+        ("detect", [(1, 84)], "outputs of shape 1x84 do not fit detect"),
+        ("segment", [(1, 116, 8400)], "do not fit segment"),
+        ("detect", [(1, 4, 100)], "for 0 classes"),
+        ("detect", [(1, "c", 100)], "the number of classes is dynamic in it; pass names="),
+        ("pose", [(1, 56, 100)], "do not tell classes from keypoints; pass names="),
+    ],
+)
+def test_outputs_that_do_not_fit(task: str, shapes: list[tuple[int | str, ...]], said: str) -> None:
+    with pytest.raises(OnnxError, match=said):
+        load(graph(shapes), task=task)
+
+
+def test_names_that_do_not_fit() -> None:
+    with pytest.raises(OnnxError, match="2 names were given for 3 classes"):
+        load(graph([(1, 7, 100)]), task="detect", names=["a", "b"])
+    with pytest.raises(OnnxError, match="leave no keypoints for 60 classes"):
+        load(graph([(1, 56, 100)]), task="pose", names=[str(index) for index in range(60)])
+    with pytest.raises(OnnxError, match="2 names were given for 2 classes"):
+        load(graph([(1, 57, 100)], **ULTRALYTICS), names={1: "a", 2: "b"})
+
+
+def test_size_against_a_fixed_graph() -> None:
+    with pytest.raises(OnnxError, match=r"imgsz=320 was asked but the graph is fixed at \(64, 96\)"):
+        load(graph([(1, 7, 100)]), task="detect", imgsz=320)
+    assert load(graph([(1, 7, 100)]), task="detect", imgsz=(64, 96)).imgsz == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("names", "{0: 'a'"), ("imgsz", "[1, 2, 3]"), ("stride", "wide"), ("trtkit", "{"), ("kpt_shape", "[17]")],
+)
+def test_metadata_that_does_not_parse(key: str, value: str) -> None:
+    with pytest.raises(OnnxError, match="its metadata does not parse"):
+        load(graph([(1, 57, 100)], **{**ULTRALYTICS, key: value}))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(OnnxError, match="the file does not exist"):
+        load(tmp_path / "absent.onnx")
+
+
+def test_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(OnnxError, match="it is a folder"):
+        load(tmp_path / "x.onnx")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").touch()
+    with pytest.raises(OnnxError, match="the file is empty"):
+        load(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\noid", b"\xff" * 300, b"{}" * 20])
+def test_foreign_file(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.onnx").write_bytes(data)
+    with pytest.raises(OnnxError, match=r"it is no ONNX file, or damaged|its graph has no nodes"):
+        load(tmp_path / "x.onnx", task="detect")
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+def test_truncated_file(tmp_path: Path, part: float) -> None:
+    data = graph([(1, 57, 100)], **ULTRALYTICS).SerializeToString()
+    (tmp_path / "x.onnx").write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(OnnxError):
+        load(tmp_path / "x.onnx")
+
+
+def test_graph_without_a_picture() -> None:
+    with pytest.raises(OnnxError, match="its input images is no picture of four dimensions"):
+        load(graph([(1, 7, 100)], (1, 10)), task="detect")
+    with pytest.raises(OnnxError, match="no nodes, inputs or outputs"):
+        load(onnx.ModelProto(), task="detect")
+
+
+def test_errors_are_model_errors() -> None:
+    assert issubclass(OnnxError, ModelError)
+
+
+def test_ultralytics_own_export_of_a_checkpoint_describes_the_same_model(checkpoint: Path) -> None:
+    card: Any = load(checkpoint).card
+    metadata = {key: str(value) for key, value in card.to_metadata().items()}
+    again = load(graph([(1, 7, 480)], (1, 3, 96, 96), **metadata))
+    assert again.card.names == card.names
+    assert (again.task, again.stride, again.imgsz, again.architecture) == (
+        card.task,
+        card.stride,
+        card.imgsz,
+        "yolov8n",
+    )

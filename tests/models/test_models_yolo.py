@@ -1,0 +1,150 @@
+"""Our modules against Ultralytics' own outputs, stored by make_references.py, and against Ultralytics where it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from deterministic_weights import deterministic_input, deterministic_weights
+
+from trtkit.models import load
+from trtkit.models.yolo import Yolo, build, load_weights
+
+FOLDER = Path(__file__).parent / "references"
+STRUCTURES: dict[str, Any] = json.loads((FOLDER / "structures.json").read_text())
+COMPARED = sorted(path.stem for path in FOLDER.glob("yolo*.npz"))
+SHARED = sorted(path.stem.removeprefix("shared-") for path in FOLDER.glob("shared-*.npz"))
+PROTOTYPES = slice(None, None, 4)
+
+
+def filled(name: str) -> Yolo:
+    """A module with weights that depend on their names alone."""
+    module = build(STRUCTURES[name]["yaml"])
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
+    return load_weights(module, weights)
+
+
+def compare(module: torch.nn.Module, name: str) -> None:
+    """Outputs within 1e-4 of the stored ones, and beyond that within eight steps of FP32.
+
+    The machine that made them finds no difference at all; other instruction sets differ by 1e-6 of a coordinate.
+    """
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        expected = {key: stored[key] for key in stored.files}
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(deterministic_input(2, *expected.pop("shape"))))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = [outputs[0].numpy(), *(output.numpy()[:, PROTOTYPES] for output in outputs[1:])]
+    assert [value.shape for value in found] == [value.shape for value in expected.values()]
+    for ours, theirs in zip(found, expected.values(), strict=True):
+        # At pixels of some hundreds float32 itself rounds by this much: two millionths of the largest value pass.
+        np.testing.assert_allclose(ours, theirs, atol=max(1e-4, 2e-6 * float(np.abs(theirs).max())), rtol=1e-6)
+
+
+def test_the_references_cover_what_is_promised() -> None:
+    suffixes = ("", "-seg", "-cls", "-pose", "-obb")
+    assert set(COMPARED) == {
+        f"{family}{size}{suffix}" for family in ("yolov8", "yolo11") for size in "ns" for suffix in suffixes
+    }
+    assert set(STRUCTURES) == {
+        f"{family}{size}{suffix}" for family in ("yolov8", "yolo11") for size in "nsmlx" for suffix in suffixes
+    }
+    assert set(SHARED) == {f"yolo11n{suffix}" for suffix in suffixes}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_outputs_equal_those_of_ultralytics(name: str) -> None:
+    compare(filled(name), name)
+
+
+@pytest.mark.parametrize("name", sorted(STRUCTURES))
+def test_weights_have_the_names_and_shapes_of_ultralytics(name: str) -> None:
+    lines = sorted(f"{key} {tuple(value.shape)}" for key, value in build(STRUCTURES[name]["yaml"]).state_dict().items())
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == STRUCTURES[name]["digest"]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_trained_checkpoints_equal_ultralytics(shared: Path, name: str) -> None:
+    model = load(shared / "models" / f"{name}.pt")
+    assert model.module is not None
+    compare(model.module, f"shared-{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "imgsz", "stride", "kpt_shape"),
+    [
+        ("yolo11n", "detect", 640, 32, None),
+        ("yolo11n-seg", "segment", 320, 32, None),
+        ("yolo11n-cls", "classify", 64, 1, None),
+        ("yolo11n-pose", "pose", 320, 32, (4, 3)),
+        ("yolo11n-obb", "obb", 320, 32, None),
+    ],
+)
+def test_trained_checkpoints_describe_themselves(
+    shared: Path, name: str, task: str, imgsz: int, stride: int, kpt_shape: tuple[int, int] | None
+) -> None:
+    model = load(shared / "models" / f"{name}.pt")
+    assert (model.task, model.imgsz, model.stride, model.kpt_shape) == (task, (imgsz, imgsz), stride, kpt_shape)
+    assert model.names == {index: str(index) for index in range(10)}
+    assert model.architecture == name
+    assert model.notes["version"] == "8.4.190"
+    assert repr(model).startswith(f"Model({name}: {task}, 10 classes")
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolov8n-seg", "yolo11n-obb"])
+def test_fusing_changes_nothing_that_counts(name: str) -> None:
+    plain = build(STRUCTURES[name]["yaml"])
+    shapes = {key: tuple(value.shape) for key, value in plain.state_dict().items()}
+    weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
+    plain.load_state_dict(weights, assign=True)
+    plain.eval()
+    picture = torch.from_numpy(deterministic_input(1, 64, 96))
+    with torch.no_grad():
+        before, after = plain(picture), filled(name)(picture)
+    for a, b in zip(
+        [before] if torch.is_tensor(before) else before, [after] if torch.is_tensor(after) else after, strict=True
+    ):
+        # FP32 resolves 1e-5 at 150 pixels; folding rounds every weight once more.
+        assert torch.allclose(a, b, rtol=1e-5, atol=2e-3)
+    assert not any("bn" in key for key in filled(name).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("yolov8x", 68_229_648), ("yolo11m", 20_114_688), ("yolo11x", 56_966_176)]
+)
+def test_large_models_have_the_published_number_of_weights(name: str, weights: int) -> None:
+    # The numbers that Ultralytics' architecture files state for 80 classes.
+    parameters = build(STRUCTURES[name]["yaml"]).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == weights
+
+
+@pytest.mark.ultralytics
+@pytest.mark.parametrize(
+    "name", ["yolo11n", "yolov8n", "yolo11n-seg", "yolo11n-cls", "yolo11n-pose", "yolo11n-obb", "yolo11m"]
+)
+def test_a_live_ultralytics_model_is_rebuilt(name: str) -> None:
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    kinds = {"seg": "SegmentationModel", "cls": "ClassificationModel", "pose": "PoseModel", "obb": "OBBModel"}
+    kind = getattr(tasks, kinds.get(name.partition("-")[2], "DetectionModel"))
+    theirs = kind(f"{name}.yaml", verbose=False)
+    shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()})
+    ours = load(theirs.eval())
+    assert ours.module is not None
+    theirs.fuse(verbose=False)
+    for module in theirs.modules():
+        if hasattr(module, "export"):
+            module.export = True
+    picture = torch.from_numpy(deterministic_input(1, 64, 96))
+    with torch.no_grad():
+        expected, found = theirs(picture), ours.module(picture)
+    for a, b in zip(
+        [expected] if torch.is_tensor(expected) else expected, [found] if torch.is_tensor(found) else found, strict=True
+    ):
+        assert torch.allclose(a, b, rtol=0, atol=1e-4)

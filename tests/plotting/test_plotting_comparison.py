@@ -1,0 +1,85 @@
+import polars as pl
+import pytest
+from example_comparison import ACCURACY, SIZE, ULTRALYTICS, staged_comparison
+
+from trtkit.plotting.theme import classes_figure, mark, template
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def contrast(one, other):
+    """The contrast ratio of WCAG 2.1, 1 to 21."""
+
+    def luminance(colour):
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_precisions_differ_by_more_than_colour():
+    marks = [mark(label) for label in PRECISIONS]
+    for part in ("colour", "symbol", "pattern", "dash"):
+        assert len({getattr(one, part) for one in marks}) == len(marks)
+
+
+def test_other_labels_get_their_own_marks_in_order():
+    labels = ["a", "fp32", "b", "c"]
+    marks = [mark(label, labels) for label in labels]
+    assert len({one.symbol for one in marks}) == 4
+    assert marks[1] == mark("fp32")
+
+
+def test_words_can_be_read_on_light_and_dark_pages():
+    ink = template().layout.font.color
+    assert contrast(ink, "#ffffff") >= 4.4
+    assert contrast(ink, "#14171a") >= 3.9
+    assert template().layout.paper_bgcolor == "rgba(0,0,0,0)"
+
+
+def test_the_comparison_shows_every_accuracy_time_and_size():
+    figure = staged_comparison(batches=(1, 8)).plot()
+    traces = {trace.name: trace for trace in figure.data}
+    accuracy = traces["mAP50-95 by Ultralytics' rule"]
+    assert tuple(accuracy.x) == PRECISIONS
+    assert tuple(accuracy.y) == tuple(ACCURACY[label][0] for label in PRECISIONS)
+    assert tuple(traces["coco/AP by pycocotools' rule"].y) == tuple(ACCURACY[label][1] for label in PRECISIONS)
+    assert tuple(traces["ONNX file"].y) == tuple(SIZE[label][0] for label in PRECISIONS)
+    assert tuple(traces["engine file"].y) == tuple(SIZE[label][1] for label in PRECISIONS)
+    rows = staged_comparison(batches=(1, 8)).rows
+    for size in (1, 8):
+        expected = (rows.filter(batch=size)["p50_ms"] / size).to_list()
+        assert list(traces[f"batch {size}"].y) == expected
+
+
+@pytest.mark.parametrize(("where", "words"), [("cpu", "not TensorRT"), ("gpu", "TensorRT 8.6.0 NVIDIA H100")])
+def test_the_comparison_says_whose_times_it_shows(where, words):
+    titles = " ".join(annotation.text for annotation in staged_comparison(where=where).plot().layout.annotations)
+    assert words in titles
+    assert ("not TensorRT" in titles) == (where == "cpu")
+
+
+def test_without_engines_there_is_no_empty_bar():
+    assert "engine file" not in {trace.name for trace in staged_comparison(built=False).plot().data}
+
+
+def test_the_class_that_loses_most_is_on_top():
+    comparison = staged_comparison()
+    figure = comparison.plot_classes()
+    # Class 9 loses 0.018 and class 0 nothing; plotly draws the last category on top.
+    assert figure.layout.yaxis.categoryarray[-1] == "9"
+    assert figure.layout.yaxis.categoryarray[0] == "0"
+
+
+def test_many_classes_are_cut_to_the_worst():
+    classes = pl.DataFrame(
+        [
+            {"precision": label, "name": f"class {index}", ULTRALYTICS: 0.5 - loss * index}
+            for label, loss in (("fp32", 0), ("int8", 0.001))
+            for index in range(80)
+        ]
+    )
+    figure = classes_figure(classes, ULTRALYTICS, most=30)
+    assert set(figure.layout.yaxis.categoryarray) == {f"class {index}" for index in range(50, 80)}

@@ -1,0 +1,111 @@
+"""A comparison made by hand: every number in it is known, and nothing ran."""
+
+import random
+
+import polars as pl
+
+from trtkit.comparison.comparison import Comparison
+from trtkit.evaluation.latency import summary
+from trtkit.results import Origin
+
+RUNNERS = {"cpu": ("ONNX Runtime 1.32.0 CPU", False, "wall"), "gpu": ("TensorRT 8.6.0 NVIDIA H100", True, "gpu")}
+ULTRALYTICS, COCO = "mAP50-95(B)", "coco/AP"
+ACCURACY = {"fp32": (0.7612, 0.7421), "fp16": (0.7612, 0.7420), "int8": (0.7571, 0.7370)}
+SPEED = {"fp32": 34.0, "fp16": 41.0, "int8": 71.0}
+SIZE = {"fp32": (10.6, 11.9), "fp16": (5.4, 6.8), "int8": (3.2, 4.9)}
+
+
+def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", **about):
+    """A comparison of three precisions.
+
+    Args:
+        where: "cpu" or "gpu".
+        batches: Batch sizes.
+        built: Whether engines are there.
+        split: What INT8 was calibrated on.
+        **about: Replaces entries of `Comparison.about`.
+    """
+    name, engine, clock = RUNNERS[where]
+    dice = random.Random(3)
+    samples = pl.DataFrame(
+        [
+            {"label": label, "batch": size, "turn": turn, "ms": SPEED[label] * size * (1 + abs(dice.gauss(0, 0.03)))}
+            for size in batches
+            for turn in range(40)
+            for label in SPEED
+        ]
+    )
+    runners = pl.DataFrame(
+        [
+            {"label": label, "runner": name, "engine": engine, "precision": label, "clock": clock, "imgsz": "640x640",
+             "fixed": None}
+            for label in SPEED
+        ],
+        schema_overrides={"fixed": pl.Int64},
+    )  # fmt: skip
+    facts = pl.DataFrame(
+        [
+            {
+                "label": label,
+                ULTRALYTICS: ACCURACY[label][0],
+                COCO: ACCURACY[label][1],
+                f"delta {ULTRALYTICS}": ACCURACY[label][0] - ACCURACY["fp32"][0],
+                f"delta {COCO}": ACCURACY[label][1] - ACCURACY["fp32"][1],
+                "onnx_mb": SIZE[label][0],
+                "engine_mb": SIZE[label][1] if built else None,
+                "build_s": 3.25 if built else None,
+            }
+            for label in SPEED
+        ],
+        schema_overrides={"engine_mb": pl.Float64, "build_s": pl.Float64},
+    )
+    rows = (
+        summary(samples)
+        .join(runners.drop("precision"), on="label", maintain_order="left")
+        .join(facts, on="label", maintain_order="left")
+        .rename({"label": "precision"})
+        .with_columns(padded=pl.lit(False))
+    )
+    classes = pl.DataFrame(
+        [
+            {"precision": label, "class": index, "name": str(index), ULTRALYTICS: 0.6 + 0.03 * index - loss * index}
+            for label, loss in (("fp32", 0.0), ("fp16", 0.0001), ("int8", 0.002))
+            for index in range(10)
+        ]
+    )
+    whole = {
+        "model": "yolo11n",
+        "task": "detect",
+        "data": "scenes/data.yaml",
+        "split": "val",
+        "imgsz": [640, 640],
+        "pictures": 40,
+        "skipped": [],
+        "reference": "fp32",
+        "metrics": [[ULTRALYTICS, "mAP50-95 by Ultralytics' rule"], [COCO, "coco/AP by pycocotools' rule"]],
+        "all_metrics": [ULTRALYTICS, COCO],
+        "builder": "TensorRT-RTX 1.7.1.116" if built else None,
+        "target": "sm89",
+        "why_not_built": "" if built else "neither TensorRT nor TensorRT-RTX works here",
+        "why_not_run": "" if where == "gpu" else "no GPU of sm89 was found",
+        "engines": {label: {"tensorrt": "1.7.1.116", "sm": "sm89", "layers": 120} for label in SPEED} if built else {},
+        "files": {},
+        "calibration": {"algorithm": "minmax", "images": 64, "split": split, "hash": "0" * 64},
+        "recipes": {},
+        "notes": [],
+        "python": "import trtkit as tk\n\nresult = tk.compare(\n    model='yolo11n.pt',\n    data='my.yaml',\n)\n",
+        "command": "trtkit compare --model=yolo11n.pt --data=scenes/data.yaml",
+    } | about
+    origin = Origin(model_hash="a" * 64, data_hash="b" * 64, runner=name, settings={"batch": list(batches)}, seed=0)
+    detections = pl.DataFrame({"precision": ["fp32"], "picture": ["0.jpg"], "class": [1], "score": [0.9]})
+    return Comparison(
+        rows=rows,
+        classes=classes,
+        pictures=detections,
+        detections=detections,
+        truths=detections,
+        samples=samples,
+        runners=runners,
+        about=whole,
+        origin=origin,
+    )

@@ -1,0 +1,119 @@
+"""Small checkpoints and archives, made by hand: what Ultralytics would save, and what an attacker would."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import types
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from deterministic_weights import deterministic_weights
+from torch import nn
+
+from trtkit.models.yolo import build
+
+TINY = {
+    "nc": 3,
+    "scales": {"n": [1.0, 1.0, 64]},
+    "scale": "n",
+    "channels": 3,
+    "yaml_file": "yolov8n.yaml",
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C2f", [16, True]]],
+    "head": [[-1, 1, "Conv", [16, 3, 2]], [[2, 3], 1, "Detect", ["nc"]]],
+}
+HOMES = {
+    "Conv": "conv", "DWConv": "conv", "Concat": "conv", "C2f": "block", "Bottleneck": "block", "DFL": "block",
+    "SPPF": "block", "Detect": "head", "Yolo": "tasks",
+}  # fmt: skip
+
+
+def state_dict(yaml: Mapping[str, Any] = TINY) -> dict[str, torch.Tensor]:
+    shapes = {name: tuple(value.shape) for name, value in build(yaml).state_dict().items()}
+    return {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
+
+
+def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attributes: Any) -> nn.Module:
+    """A module tree whose classes pretend to come from Ultralytics, with what a `DetectionModel` keeps.
+
+    The classes live in fake modules of that name; call it inside `fake_ultralytics`.
+    """
+    model = build(yaml)
+    model.load_state_dict(state_dict(yaml), assign=True)
+    whole = renamed(model)
+    whole.half() if half else whole.float()
+    vars(whole).update(
+        {"yaml": dict(yaml), "names": {0: "ant", 1: "bee", 2: "cat"}, "stride": torch.tensor([4.0, 8.0]), **attributes}
+    )
+    return whole
+
+
+def renamed(module: nn.Module) -> nn.Module:
+    name = type(module).__name__
+    if name not in HOMES:
+        return module
+    origin = "ultralytics.nn.tasks" if name == "Yolo" else f"ultralytics.nn.modules.{HOMES[name]}"
+    kind = fake_class(origin, "DetectionModel" if name == "Yolo" else name)
+    made = kind()
+    for key, child in module.named_children():
+        made.add_module(key, nn.Sequential(*map(renamed, child)) if type(child) is nn.Sequential else renamed(child))
+        if type(child) is nn.ModuleList:
+            inner = [
+                renamed(item) if type(item) is not nn.Sequential else nn.Sequential(*map(renamed, item))
+                for item in child
+            ]
+            setattr(made, key, nn.ModuleList(inner))
+    for key, value in module.named_parameters(recurse=False):
+        made.register_parameter(key, value)
+    return made
+
+
+def fake_class(module: str, name: str, base: type = nn.Module) -> type:
+    home = sys.modules[module]
+    if not hasattr(home, name):
+        setattr(home, name, type(name, (base,), {"__module__": module}))
+    return getattr(home, name)
+
+
+def fake_modules(monkeypatch: Any, *names: str) -> None:
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
+def archive(path: Path, program: bytes, storages: Mapping[str, bytes] | None = None, **options: Any) -> Path:
+    """A zip archive as `torch.save` writes it, around any pickle."""
+    with zipfile.ZipFile(path, "w", options.get("compression", zipfile.ZIP_STORED)) as file:
+        file.writestr("best/data.pkl", program)
+        file.writestr("best/byteorder", options.get("byteorder", sys.byteorder))
+        for key, data in (storages or {}).items():
+            file.writestr(f"best/data/{key}", data)
+    return path
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def called(module: str, name: str, *arguments: Any) -> bytes:
+    """A pickle that calls `module.name(*arguments)`, by instructions alone."""
+    inner = b"".join(pickle.dumps(value, 2)[2:-1] for value in arguments)
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"(" + inner + b"tR."
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Path:
+    """A copy of an archive with changed members."""
+    with zipfile.ZipFile(target, "w") as file:
+        for name, data in change(members(path)).items():
+            file.writestr(name, data)
+    return target

@@ -1,0 +1,180 @@
+"""A few drawn pictures labelled for each task, and untrained models small enough to run in a blink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+import trtkit
+from trtkit.backends.base import Runner
+from trtkit.models import heads
+from trtkit.models.model import Card
+
+NAMES = {0: "bar", 1: "blob"}
+POINTS = 3
+SIZES = {"detect": 64, "segment": 64, "pose": 64, "obb": 64, "classify": 32}
+
+
+def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path:
+    """Pictures of turned bars and blobs; the data.yaml, or the folder for classify."""
+    dice = np.random.default_rng(seed)
+    for split in ("train", "val"):
+        for index in range(count):
+            height, width = (int(side) for side in dice.integers(80, 140, 2))
+            picture = dice.integers(0, 80, (height, width, 3), np.uint8)
+            rows, last = [], 0
+            for _ in range(int(dice.integers(1, 4))):
+                last = int(dice.integers(2))
+                centre = dice.uniform((25, 25), (width - 25, height - 25))
+                size = dice.uniform((16, 8), (36, 18)) if last == 0 else dice.uniform(14, 30, 2)
+                corners = cv2.boxPoints((tuple(centre), tuple(size), float(dice.uniform(0, 90)) if last == 0 else 0.0))
+                corners = np.clip(corners, 1, (width - 2, height - 2))
+                cv2.fillPoly(picture, [np.round(corners).astype(np.int32)], dice.integers(120, 256, 3).tolist())
+                rows.append(row_of(task, last, corners / (width, height)))
+            if task == "classify":
+                place = folder / split / NAMES[index % 2]
+                place.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(place / f"{index}.png"), picture)
+                continue
+            for kind in ("images", "labels"):
+                (folder / kind / split).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), picture)
+            (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows) + "\n")
+    if task == "classify":
+        return folder
+    described = {"train": "images/train", "val": "images/val", "names": NAMES}
+    if task == "pose":
+        described["kpt_shape"] = [POINTS, 3]
+    (folder / "data.yaml").write_text(yaml.safe_dump(described))
+    return folder / "data.yaml"
+
+
+def row_of(task: str, number: int, corners: np.ndarray) -> str:
+    low, high = corners.min(0), corners.max(0)
+    box = [*((low + high) / 2), *(high - low)]
+    values = {
+        "detect": box,
+        "classify": box,
+        "segment": corners.ravel(),
+        "obb": corners.ravel(),
+        "pose": [*box, *np.column_stack((corners[:POINTS], [2, 2, 0])).ravel()],
+    }[task]
+    return " ".join([str(number), *(f"{value:.6f}" for value in values)])
+
+
+class Untrained(nn.Module):
+    """Three strides of features and a head, weights by chance."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU())
+        self.levels = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU()) for _ in range(3))
+        common = ([8, 8, 8], [8, 16, 32])
+        self.head = {
+            "detect": lambda: heads.Detect(2, *common),
+            "segment": lambda: heads.Segment(2, 4, 8, *common),
+            "pose": lambda: heads.Pose(2, (POINTS, 3), *common),
+            "obb": lambda: heads.OBB(2, 1, *common),
+            "classify": lambda: heads.Classify(8, 2),
+        }[task]()
+        self.whole = task == "classify"
+
+    def forward(self, x):
+        x = self.first(x)
+        features = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return self.head(features[-1] if self.whole else features)
+
+
+def untrained(task: str, size: int | None = None) -> trtkit.Model:
+    torch.manual_seed(0)
+    size = size or SIZES[task]
+    module = Untrained(task).eval()
+    for name, parameter in module.named_parameters():
+        if name.endswith("dfl.conv.weight"):
+            parameter.data = torch.arange(parameter.numel(), dtype=torch.float32).reshape(parameter.shape)
+        elif parameter.ndim > 1:
+            parameter.data *= 2.5
+    return trtkit.load(module, task=task, names=NAMES, imgsz=size, example=torch.zeros(1, 3, size, size))
+
+
+class Answers(Runner):
+    """Gives back outputs made beforehand, one picture after the other."""
+
+    name = "made-up outputs"
+    engine = False
+    precision = "fp32"
+    dynamic = False
+    passport = None
+    hash = "0" * 64
+    path = None
+    batch = 1
+
+    def __init__(self, task: str, outputs: list[dict[str, np.ndarray]], size: int = 64) -> None:
+        self.card = Card(task=task, names=NAMES, kpt_shape=(POINTS, 3) if task == "pose" else None)
+        self.imgsz = (size, size)
+        self.waiting = list(outputs)
+
+    def infer(self, feeds):
+        return self.waiting.pop(0)
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+def shaky_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: int = 64) -> list[dict[str, np.ndarray]]:
+    """What a fair model would answer: every label somewhere near its place, some missed, some made up."""
+    from trtkit.data import read_picture
+    from trtkit.data.images import fit_to
+    from trtkit.tasks.obb import from_corners
+
+    dice = np.random.default_rng(seed)
+    answers = []
+    for path in dataset.pictures("val"):
+        shape = read_picture(path).shape[:2]
+        fit, labels = fit_to(shape, (size, size)), dataset.labels(path).scaled(shape)
+        boxes = fit.to_network(labels.boxes)
+        rows, masks = [], []
+        for place, (number, box) in enumerate(zip(labels.classes, boxes, strict=True)):
+            for _ in range(int(dice.integers(0, 4))):
+                side = box[2:] - box[:2]
+                moved = box + dice.normal(0, shake, 4) * np.tile(side, 2)
+                scores = dice.uniform(0, 0.3, 2)
+                scores[number] = dice.uniform(0.2, 1)
+                extra: list[float] = []
+                if task == "pose":
+                    points = fit.to_network(labels.keypoints[place][:, :2])
+                    points = points + dice.normal(0, shake * side.mean(), points.shape)
+                    extra = np.column_stack((points, np.ones(POINTS))).ravel().tolist()
+                row = [*((moved[:2] + moved[2:]) / 2), *np.maximum(moved[2:] - moved[:2], 1), *scores, *extra]
+                if task == "obb":
+                    turned = from_corners(fit.to_network(labels.corners[place])[None])[0]
+                    turned += dice.normal(0, 1, 5) * [1, 1, 1, 1, 0.05]
+                    row = [*turned[:4], *scores, turned[4]]
+                rows.append(row)
+                if task == "segment":
+                    canvas = np.zeros((size // 4, size // 4), np.float32)
+                    outline = fit.to_network(labels.segments[place]) / 4 + dice.normal(0, 0.3, (1, 2))
+                    cv2.fillPoly(canvas, [np.round(outline).astype(np.int32)], 1)
+                    masks.append(canvas * 2 - 1)
+        count = max(1, len(rows))
+        columns = {"detect": 6, "segment": 6, "pose": 6 + POINTS * 3, "obb": 7}[task]
+        output = np.zeros((1, columns + (count if task == "segment" else 0), count), np.float32)
+        for place, row in enumerate(rows):
+            output[0, : len(row), place] = row
+            if task == "segment":
+                output[0, 6 + place, place] = 1
+        answer = {"output0": output}
+        if task == "segment":
+            prototypes = np.zeros((1, count, size // 4, size // 4), np.float32)
+            prototypes[0, : len(masks)] = masks if masks else 0
+            answer["output1"] = prototypes
+        answers.append(answer)
+    return answers

@@ -1,0 +1,59 @@
+"""Graphs with suppression inside give the predictions that suppression outside gives, for every task that has it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from task_models import drawn_set, untrained
+
+import trtkit
+from trtkit.data import open_dataset, read_picture
+from trtkit.errors import ModelError, RecipeError
+from trtkit.models.model import Card
+from trtkit.tasks import task as task_of
+
+
+@pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
+def test_the_same_objects_come_out(task, tmp_path):
+    # At 64 pixels there are fewer boxes than the 300 rows that suppression gives.
+    model = untrained(task, 128)
+    pictures = [read_picture(path) for path in open_dataset(drawn_set(tmp_path, task), task=task).pictures("val")[:3]]
+    found = {}
+    for nms in (False, True):
+        path = trtkit.export(model, format="onnx", nms=nms, output=tmp_path / f"{nms}.onnx").path
+        with trtkit.open(path) as runner:
+            found[nms] = runner.predict(pictures, conf=0.25)
+    assert sum(len(one) for one in found[True]) > 0
+    for outside, inside in zip(found[False], found[True], strict=True):
+        assert inside.classes.tolist() == outside.classes.tolist()
+        np.testing.assert_allclose(inside.scores, outside.scores, atol=1e-6)
+        np.testing.assert_allclose(inside.boxes, outside.boxes, atol=1e-3)
+        if task == "segment":
+            np.testing.assert_allclose(inside.masks.coefficients, outside.masks.coefficients, atol=1e-5)
+            assert inside.masks.rles == outside.masks.rles
+        if task == "pose":
+            np.testing.assert_allclose(inside.keypoints, outside.keypoints, atol=1e-3)
+        if task == "obb":
+            np.testing.assert_allclose(inside.rotated, outside.rotated, atol=1e-3)
+
+
+def test_classify_refuses_it(tmp_path):
+    with pytest.raises(RecipeError, match="no boxes"):
+        trtkit.export(untrained("classify"), format="onnx", nms=True, output=tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes", "match"),
+    [
+        ("segment", {"output0": (1, 38, 9)}, "no prototypes"),
+        ("segment", {"output0": (1, 38, 9), "output1": (1, 16, 4, 4)}, "need 22 columns"),
+        ("pose", {"output0": (1, 11, 9)}, "need 15 columns"),
+        ("obb", {"output0": (1, 6, 9)}, "need 7 columns"),
+        ("classify", {"output0": (1, 5)}, "names 2 classes"),
+    ],
+)
+def test_outputs_of_another_task_are_refused(task, shapes, match):
+    card = Card(task=task, names={0: "a", 1: "b"}, kpt_shape=(3, 3) if task == "pose" else None)
+    outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    with pytest.raises(ModelError, match=match):
+        task_of(task).decode(outputs, card, [], conf=0.1, iou=0.7, max_det=10)

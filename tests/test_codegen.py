@@ -1,0 +1,45 @@
+import shlex
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtkit.codegen import changed, command_of, python_of
+
+
+def verb(
+    model, data, precisions=("fp32", "int8"), *, batch=1, keep=(), simplify=True, overwrite=False, imgsz=None, scale=1.5
+):
+    """Stands for a verb of trtkit."""
+
+
+def test_only_what_differs_from_the_defaults_is_told():
+    values = {"model": "a.pt", "data": "d.yaml", "precisions": ["fp32", "int8"], "batch": [1], "keep": [], "scale": 1.5}
+    assert changed(verb, values) == {"model": "a.pt", "data": "d.yaml"}
+
+
+def test_the_command_spells_flags_lists_and_odd_paths():
+    values = {"model": "my model.pt", "data": "d.yaml", "batch": [1, 8], "keep": ["/head/*", "x"], "simplify": False,
+              "overwrite": True, "imgsz": [480, 640]}  # fmt: skip
+    assert shlex.split(command_of("verb", verb, values)) == [
+        "trtkit", "verb", "--model=my model.pt", "--data=d.yaml", "--batch=1,8", "--keep=/head/*", "--keep=x",
+        "--no-simplify", "--overwrite", "--imgsz=480,640",
+    ]  # fmt: skip
+
+
+@given(
+    st.fixed_dictionaries(
+        {"model": st.text(), "data": st.text()},
+        optional={
+            "batch": st.integers(1, 99) | st.lists(st.integers(1, 99), min_size=2, max_size=3),
+            "keep": st.lists(st.text(), max_size=3),
+            "simplify": st.booleans(),
+            "scale": st.floats(allow_nan=False, allow_infinity=False),
+        },
+    )
+)
+def test_the_python_makes_the_same_call(values):
+    calls = []
+    code = python_of("verb", verb, values).replace("import trtkit as tk\n", "")
+    tk = type("tk", (), {"verb": staticmethod(lambda **given: calls.append(given))})
+    exec(code, {"tk": tk})
+    assert changed(verb, calls[0]) == changed(verb, values)

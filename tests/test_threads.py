@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from trtkit.threads import cores, over
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    def slow_when_even(item: int) -> int:
+        time.sleep(0.02 if item % 2 == 0 else 0)
+        return item * item
+
+    assert list(over(slow_when_even, range(9), 3)) == [item * item for item in range(9)]
+    assert cores() >= 1
+
+
+def test_items_are_read_no_further_ahead_than_allowed() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = over(lambda item: item, items(), 2, ahead=4)
+    assert next(results) == 0
+    assert len(taken) == 5
+    results.close()  # type: ignore[attr-defined]
+    assert len(taken) == 5
+
+
+def test_what_goes_wrong_arrives_and_ends_the_threads() -> None:
+    before = threading.active_count()
+
+    def fail(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    results = over(fail, range(10), 2)
+    with pytest.raises(ValueError, match="three"):
+        list(results)
+    assert threading.active_count() == before

@@ -1,0 +1,190 @@
+"""Errors in one sentence, callbacks that show what they raise, and what a job shows of itself."""
+
+from __future__ import annotations
+
+import threading
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from trtkit.errors import DataError
+from trtkit.progress import Work
+from trtkit.widgets.ui import controls
+from trtkit.widgets.ui.controls import Fault, button, fault_html, guarded, labelled, note_html, sentence
+from trtkit.widgets.ui.jobs import JobView
+
+
+class Outside(HTMLParser):
+    """Collects the text outside and inside of `<details>`."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.folded = 0
+        self.seen, self.hidden, self.open = "", "", False
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "details":
+            self.folded += 1
+            self.open = self.open or "open" in dict(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.folded -= tag == "details"
+
+    def handle_data(self, data: str) -> None:
+        if self.folded:
+            self.hidden += data
+        else:
+            self.seen += data
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:  # noqa: BLE001
+        return caught
+
+
+def test_an_error_of_ours_is_its_own_sentence() -> None:
+    error = DataError("read data set x.yaml", "there is no such file", "give its path")
+    assert sentence(error) == "Read data set x.yaml: there is no such file; give its path."
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("first line\nsecond line"), "ValueError: first line"),
+        (RuntimeError(), "RuntimeError: no message"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: no message"),
+    ],
+)
+def test_a_foreign_error_is_named_in_one_line(error: BaseException, words: str) -> None:
+    assert sentence(error) == words
+
+
+def test_the_traceback_is_folded_and_nothing_in_it_is_markup() -> None:
+    shown = Outside(fault_html(raised(ValueError("<b>5 & 6</b>"))))
+    assert shown.seen.replace("✕", "").strip() == "Error. ValueError: <b>5 & 6</b>"
+    assert "Traceback (most recent call last)" in shown.hidden
+    assert "in raised" in shown.hidden
+    assert not shown.open
+
+
+def test_a_guarded_callback_shows_what_it_raises_and_clears_it_the_next_time() -> None:
+    place = Fault()
+    errors: list[BaseException] = [ValueError("wrong"), KeyboardInterrupt()]
+
+    @guarded(place.show)
+    def callback() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    callback()
+    assert "ValueError: wrong" in place.value
+    assert place.layout.display == ""
+    callback()
+    assert "KeyboardInterrupt" in place.value
+    callback()
+    assert (place.value, place.layout.display) == ("", "none")
+
+
+def test_a_control_has_a_label_a_tooltip_and_a_name() -> None:
+    import ipywidgets
+
+    made = labelled(ipywidgets.Text, "Model", "Its path", name="model-path", value="x")
+    assert (made.description, made.tooltip, made.value) == ("Model", "Its path", "x")
+    assert "trtkit-model-path" in made._dom_classes
+    pressed = []
+    press = button("Go", "Begin", lambda: pressed.append(1), name="go")
+    press.click()
+    assert (press.description, press.tooltip, pressed) == ("Go", "Begin", [1])
+
+
+@pytest.mark.parametrize("kind", list(controls.SIGNS))
+def test_a_note_tells_its_kind_by_a_sign_too(kind: str) -> None:
+    markup = note_html("a < b", kind=kind, detail="more")
+    assert f">{controls.SIGNS[kind]}</span>" in markup
+    assert "a &lt; b" in markup
+    assert len(set(controls.SIGNS.values())) == len(controls.SIGNS)
+
+
+class Stopped:
+    """A call that reports, waits, and ends as told."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, *, progress: Any, cancel: Any) -> str:
+        work = Work(progress, cancel)
+        work.step("count <up>", 1, 4, "a line & more")
+        self.reached.set()
+        assert self.go.wait(60)
+        work.step("count <up>", 4, 4)
+        if self.error is not None:
+            raise self.error
+        return "answer"
+
+
+def test_a_job_shows_stage_bar_log_and_cancel_while_it_runs() -> None:
+    view = JobView("counting")
+    assert view.layout.display == "none"
+    call = Stopped()
+    view.start(call)
+    assert call.reached.wait(60)
+    assert view.layout.display == view.bar.layout.display == view.cancel.layout.display == ""
+    assert view.stage.value == "count &lt;up&gt; · 1 of 4"
+    assert (view.bar.value, view.bar.max) == (1, 4)
+    assert "a line &amp; more" in view.messages.value
+    assert "<details" not in view.messages.value
+    assert not view.cancel.disabled
+    call.go.set()
+    view.job.wait()
+    assert view.stage.value.startswith("✓ Done in")
+    assert view.bar.layout.display == view.cancel.layout.display == "none"
+    assert "<details" in view.messages.value
+
+
+def test_cancel_says_that_it_stops_and_then_that_it_has() -> None:
+    ended: list[str] = []
+    view = JobView("counting", lambda job: ended.append(job.state))
+    call = Stopped()
+    view.start(call)
+    assert call.reached.wait(60)
+    view.cancel.click()
+    assert view.cancel.disabled
+    assert view.stage.value.startswith("Stopping")
+    call.go.set()
+    view.job.wait()
+    assert view.stage.value.startswith("Cancelled after")
+    assert "nothing was left half-written" in view.stage.value
+    assert ended == ["cancelled"]
+
+
+def test_a_failed_job_shows_its_error_and_a_new_run_clears_it() -> None:
+    view = JobView("counting")
+    call = Stopped(DataError("read x", "it is empty", "fill it"))
+    view.start(call)
+    call.go.set()
+    view.job.wait()
+    assert view.stage.value.startswith("✕ Failed")
+    assert "Read x: it is empty; fill it." in view.fault.value
+    call = Stopped()
+    view.start(call)
+    assert view.fault.value == ""
+    call.go.set()
+    view.job.wait()
+
+
+def test_notes_stay_in_sight_when_a_job_is_done() -> None:
+    import warnings
+
+    def warn(*, progress: Any, cancel: Any) -> None:
+        warnings.warn("careful", stacklevel=1)
+
+    view = JobView("warning")
+    view.start(warn)
+    view.job.wait()
+    assert "note: careful" in view.messages.value
+    assert "<details" not in view.messages.value

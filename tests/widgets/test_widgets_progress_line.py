@@ -1,0 +1,73 @@
+"""A line of progress: written once, then rewritten in place."""
+
+import IPython.display
+import pytest
+
+from trtkit.progress import Event
+from trtkit.widgets.ui import progress_line as line
+
+
+class Handle:
+    def __init__(self, shown):
+        self.shown = shown
+
+    def update(self, bundle, raw):
+        assert raw
+        self.shown.append(bundle)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    bundles = []
+
+    def display(bundle, *, raw, display_id):
+        assert raw
+        assert display_id
+        bundles.append(bundle)
+        return Handle(bundles)
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    return bundles
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(line.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def texts(shown):
+    return [bundle["text/plain"] for bundle in shown]
+
+
+def test_it_tells_stage_count_and_seconds(shown, clock):
+    watch = line.Line()
+    assert watch.text == ""
+    watch(Event(stage="calibrate", done=0, total=64))
+    clock[0] += 12
+    watch(Event(stage="calibrate", done=8, total=64))
+    assert watch.text == texts(shown)[-1] == "calibrate · 8 of 64 · 12 s"
+
+
+def test_events_that_come_too_fast_are_left_out_but_no_stage_and_no_end(shown, clock):
+    watch = line.Line()
+    for done in range(5):
+        clock[0] += 0.01
+        watch(Event(stage="judge", done=done, total=4))
+    watch(Event(stage="build", done=0))
+    assert list(dict.fromkeys(texts(shown))) == ["judge · 0 of 4 · 0 s", "judge · 4 of 4 · 0 s", "build · 0 s"]
+
+
+def test_the_text_is_escaped(shown, clock):
+    line.Line()(Event(stage="<b>", done=1))
+    assert "&lt;b&gt;" in shown[0]["text/html"]
+    assert "<b>" not in shown[0]["text/html"]
+
+
+def test_without_a_notebook_nothing_breaks(monkeypatch, clock):
+    monkeypatch.setattr(IPython.display, "display", lambda *bundle, **settings: None)
+    watch = line.Line()
+    watch(Event(stage="a", done=0, total=2))
+    watch(Event(stage="a", done=2, total=2))
+    assert watch.text == "a · 2 of 2 · 0 s"

@@ -1,0 +1,197 @@
+"""Building in a child process: a crash inside TensorRT ends as an error, and a cancelled build stops at once.
+
+The child is a plain interpreter that runs this module, so a notebook or script needs no `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+
+from trtkit import errors
+from trtkit.backends.build_settings import BuildSettings, Built, ImplicitCalibration
+from trtkit.backends.capabilities import require_build
+from trtkit.backends.trt.builder import build_engine, read_graph
+from trtkit.progress import Event, Work
+
+__all__ = ["build_isolated"]
+
+# Lines of the child's standard output that are events; TensorRT's own prints start otherwise.
+MARK = "\x1etrtkit "
+WAIT = 0.1
+
+
+def build_isolated(
+    source: str | Path | bytes | onnx.ModelProto, settings: BuildSettings, *, backend: str | None, work: Work
+) -> Built:
+    """Build an engine in a child process; see `build_engine`.
+
+    Args:
+        source: The ONNX graph.
+        settings: How to build it.
+        backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
+        work: Receives progress; cancelling kills the child.
+
+    Raises:
+        BuildError: TensorRT crashed or failed.
+        CancelledError: The caller cancelled.
+        TrtkitError: What `build_engine` raises in the child.
+    """
+    found = require_build(backend, device=settings.device)
+    stage = f"build {settings.precision} engine"
+    data, _, path = read_graph(source)
+    with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
+        folder = Path(name)
+        if not path:
+            (folder / "model.onnx").write_bytes(data)
+        _write_job(folder, path or str(folder / "model.onnx"), settings, found.backend)
+        code, tail = _watch(folder, stage, work)
+        answer = folder / "answer.json"
+        if not answer.is_file():
+            raise errors.BuildError(
+                f"build an engine with {found.title} in a child process",
+                f"TensorRT brought the process down ({_death(code)}{': ' + tail if tail else ''})",
+                "lower batch, imgsz or workspace, or report the model to NVIDIA",
+            )
+        said = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in said:
+            kind = getattr(errors, said["error"], errors.BuildError)
+            raise kind(said["asked"], said["found"], said["do"])
+        return Built(
+            plan=(folder / "plan").read_bytes(),
+            seconds=said["seconds"],
+            facts={**said["facts"], "isolated": True},
+            layers=tuple(said["layers"]),
+        )
+
+
+def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) -> None:
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    values.update(isolate=False, implicit=None)
+    if isinstance(settings.timing_cache, Path):
+        values["timing_cache"] = str(settings.timing_cache.absolute())
+    implicit: dict[str, Any] | None = None
+    if settings.implicit is not None:
+        count = 0
+        # Pictures go through the disk, one file a batch, so that memory holds one batch at a time.
+        for count, batch in enumerate(settings.implicit.batches, start=1):
+            np.save(folder / f"batch{count - 1:06d}.npy", batch)
+        cache = settings.implicit.cache
+        implicit = {"batches": count, "cache": str(cache.absolute()) if cache is not None else None}
+    job = {"model": model, "settings": values, "implicit": implicit, "backend": backend}
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+
+
+def _watch(folder: Path, stage: str, work: Work) -> tuple[int, str]:
+    """Run the child to its end; returns its exit code and its last words."""
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    environment["PYTHONPATH"] = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "trtkit.backends.trt.isolated_build", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    )
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    assert child.stdout is not None
+    reader = threading.Thread(target=_read, args=(child.stdout, lines), daemon=True)
+    reader.start()
+    last: list[str] = []
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=WAIT)
+            except queue.Empty:
+                if work.cancelled():
+                    raise errors.CancelledError(stage) from None
+                continue
+            if line is None:
+                break
+            if line.startswith(MARK):
+                event = json.loads(line[len(MARK) :])
+
+                work.step(event["stage"], event["done"], event["total"], event["message"])
+            elif line.strip():
+                last = [*last[-2:], line.strip()]
+        return child.wait(), " | ".join(last)
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        reader.join(timeout=1)
+        child.stdout.close()
+
+
+def _read(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+    for line in stream:
+        lines.put(line.rstrip("\n"))
+    lines.put(None)
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit code {code}"
+
+
+def _tell(event: Event) -> None:
+    print(MARK + json.dumps(dataclasses.asdict(event)), flush=True)
+
+
+def _batches(folder: Path, count: int) -> Iterator[np.ndarray]:
+    for index in range(count):
+        yield np.load(folder / f"batch{index:06d}.npy")
+
+
+def main(name: str) -> None:
+    """Do the job that the parent wrote into a folder.
+
+    Args:
+        name: The folder.
+    """
+    folder = Path(name)
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    values = job["settings"]
+    for side in ("imgsz", "smallest", "largest"):
+        values[side] = None if values[side] is None else tuple(values[side])
+    if isinstance(values["timing_cache"], str):
+        values["timing_cache"] = Path(values["timing_cache"])
+    if job["implicit"] is not None:
+        cache = job["implicit"]["cache"]
+        values["implicit"] = ImplicitCalibration(
+            batches=_batches(folder, job["implicit"]["batches"]), cache=None if cache is None else Path(cache)
+        )
+    answer: dict[str, Any]
+    try:
+        built = build_engine(job["model"], BuildSettings(**values), backend=job["backend"], work=Work(_tell))
+    except errors.TrtkitError as error:
+        answer = {"error": type(error).__name__, "asked": error.asked, "found": error.found, "do": error.do}
+    else:
+        (folder / "plan").write_bytes(built.plan)
+        answer = {"seconds": built.seconds, "facts": dict(built.facts), "layers": list(built.layers)}
+    partial = folder / "answer.part"
+    partial.write_text(json.dumps(answer), encoding="utf-8")
+    # The answer appears last and whole: without it, the parent knows that the child died.
+    partial.replace(folder / "answer.json")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

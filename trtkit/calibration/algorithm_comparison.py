@@ -1,0 +1,187 @@
+"""One pass read in many ways: what each algorithm makes of it, computed once each, and what each would clip."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, Seen
+from trtkit.calibration.calibration import Calibration
+from trtkit.errors import CalibrationError
+from trtkit.progress import Cancel, Progress, Work
+
+__all__ = ["PERCENTILES", "Readings", "clipped_share"]
+
+PERCENTILES = (99.0, 99.5, 99.9, 99.95, 99.99, 99.995, PERCENTILE, 99.9999, 100.0)
+"""Percentiles worth a try, percent; 100 is the largest value rounded up to a bin."""
+
+SEARCHED = ("mse", "entropy")
+"""Algorithms that search every histogram, which takes seconds over a whole model."""
+
+FREE = ("minmax", "moving_average")
+"""Algorithms that need no histograms."""
+
+
+class Readings:
+    """A calibration read by any algorithm, each once.
+
+    Args:
+        calibration: Of one pass.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        self._read: dict[tuple[str, float | None], Calibration] = {
+            (calibration.algorithm, calibration.percentile): calibration
+        }
+        self._merged: dict[str, Seen | None] = {}
+
+    def refusals(self) -> dict[str, str]:
+        """By algorithm, why this pass can't be read by it; "" where it can."""
+        return {name: self._refusal(name) for name in ALGORITHMS}
+
+    def using(self, algorithm: str, percentile: float | None = None) -> Calibration:
+        """As `Calibration.using`, at once where it was asked before.
+
+        Raises:
+            CalibrationError: There is no such algorithm, or what it needs was not kept.
+        """
+        if algorithm == "percentile":
+            percentile = PERCENTILE if percentile is None else percentile
+        key = (algorithm, percentile)
+        if key not in self._read:
+            self._read[key] = self.calibration.using(algorithm, percentile=percentile)
+        return self._read[key]
+
+    def at_once(self, algorithm: str, percentile: float | None = None) -> bool:
+        """Whether `using` answers without searching every histogram."""
+        if self._refusal(algorithm):
+            return False
+        return algorithm not in SEARCHED or (algorithm, percentile) in self._read
+
+    def prepare(self, *, progress: Progress | None = None, cancel: Cancel | None = None) -> Readings:
+        """Read every algorithm that takes seconds, so that each is there at once later.
+
+        Args:
+            progress: Receives an event for each algorithm.
+            cancel: Asked at each.
+
+        Raises:
+            CancelledError: The caller cancelled; what was read stays.
+        """
+        work = Work(progress, cancel)
+        names = [name for name in SEARCHED if not self._refusal(name)]
+        for done, name in enumerate(names):
+            work.step("read every algorithm off the pass", done, len(names))
+            self.using(name)
+        work.step("read every algorithm off the pass", len(names), len(names))
+        return self
+
+    def seen(self, tensor: str) -> Seen | None:
+        """What the pass saw of a tensor; of one that only moves values, its sources taken together.
+
+        A pooling or a resizing drops or repeats values of its source, so that counts are then its source's.
+
+        Returns:
+            None where nothing was seen, as for a cache of TensorRT's.
+        """
+        if tensor not in self._merged:
+            self._merged[tensor] = self._together(tensor)
+        return self._merged[tensor]
+
+    def frame(self, algorithm: str, percentile: float | None = None) -> pl.DataFrame:
+        """What an algorithm makes of every tensor, in graph order.
+
+        Returns:
+            One row a tensor: `tensor`, `largest` (largest magnitude seen), `reach` (the magnitude that its scale
+            covers), `covered` (reach over largest, 0..1), `clipped` (share of the values beyond the reach, 0..1; null
+            without a histogram) and `scale`.
+
+        Raises:
+            CalibrationError: As `using`.
+        """
+        return self.frame_of(self.using(algorithm, percentile))
+
+    def frame_of(self, found: Calibration) -> pl.DataFrame:
+        """As `frame`, of ranges that were chosen by other means, such as a search's.
+
+        Args:
+            found: Ranges of the same tensors.
+        """
+        rows = []
+        for tensor, (low, high) in found.ranges.items():
+            reach = max(abs(low), abs(high))
+            seen = self.seen(tensor)
+            largest = reach if seen is None else max(abs(seen.low), abs(seen.high))
+            rows.append(
+                {
+                    "tensor": tensor,
+                    "largest": largest,
+                    "reach": reach,
+                    "covered": reach / largest if largest else 1.0,
+                    "clipped": None
+                    if seen is None or seen.histogram is None
+                    else clipped_share(seen.histogram, reach, largest),
+                    "scale": reach / 127.0,
+                }
+            )
+        numbers = ("largest", "reach", "covered", "clipped", "scale")
+        return pl.DataFrame(rows, schema={"tensor": pl.String, **dict.fromkeys(numbers, pl.Float64)})
+
+    def _refusal(self, algorithm: str) -> str:
+        if algorithm == self.calibration.algorithm:
+            return ""
+        if not self.calibration.seen:
+            return "the calibration holds scales only, as a cache of TensorRT's does"
+        if algorithm not in FREE and not self.calibration.histograms:
+            return "no histograms were kept; calibrate with histograms=True"
+        return ""
+
+    def _together(self, tensor: str) -> Seen | None:
+        found = self.calibration.seen.get(tensor)
+        if found is not None:
+            return found
+        parts = [part for name in self.calibration.sources.get(tensor, ()) if (part := self.seen(name)) is not None]
+        if not parts:
+            return None
+        histogram: Histogram | None = None
+        kept = [part.histogram for part in parts if part.histogram is not None]
+        if len(kept) == len(parts):
+            histogram = kept[0]
+            for other in kept[1:]:
+                histogram = histogram.merge(other)
+        return Seen(
+            low=min(part.low for part in parts),
+            high=max(part.high for part in parts),
+            average_low=min(part.average_low for part in parts),
+            average_high=max(part.average_high for part in parts),
+            histogram=histogram,
+        )
+
+
+def clipped_share(histogram: Histogram, reach: float, largest: float) -> float:
+    """Share of the counted magnitudes that lie beyond a reach, 0..1.
+
+    Within the bin that the reach falls into, values are taken as spread evenly up to the largest one.
+
+    Args:
+        histogram: Counts of |x|.
+        reach: What the scale covers.
+        largest: The largest magnitude seen, beyond which the last bin is empty.
+
+    Raises:
+        CalibrationError: The reach is negative or not a number.
+    """
+    if not reach >= 0:
+        raise CalibrationError(f"tell what a reach of {reach} clips", "it is no magnitude", "use a number from 0 on")
+    total = histogram.total
+    if reach >= largest or not total or histogram.exponent is None:
+        return 0.0
+    place = reach / histogram.width
+    index = min(math.floor(place), len(histogram.counts) - 1)
+    end = min(float(index + 1), largest / histogram.width)
+    inside = max(end - place, 0.0) / max(end - index, np.finfo(np.float64).tiny)
+    beyond = int(histogram.counts[index + 1 :].sum()) + inside * int(histogram.counts[index])
+    return float(beyond / total)

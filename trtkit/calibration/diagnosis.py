@@ -1,0 +1,218 @@
+"""examine(): is this calibration set fit to calibrate with?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import polars as pl
+
+from trtkit.calibration import dataset_checks as checks
+from trtkit.calibration.dataset_checks import SEVERITIES, Finding
+from trtkit.calibration.image_hashes import Fingerprints, take
+from trtkit.calibration.sampling import stratified
+from trtkit.progress import Cancel, Progress, Work
+from trtkit.results import Origin, Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from trtkit.data import Dataset
+
+__all__ = ["Diagnosis", "examine"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Diagnosis(Result):
+    """What the doctor found.
+
+    Attributes:
+        findings: The worst first.
+        pictures: One row a picture: `set` ("calibration", "validation"), path, brightness, contrast, aspect, objects.
+        classes: One row a class: name, objects in the calibration set, in its pool and in validation.
+        split: Where the calibration pictures come from.
+        origin: Data, settings and seed.
+    """
+
+    kind: ClassVar[str] = "diagnosis"
+
+    findings: tuple[Finding, ...]
+    pictures: pl.DataFrame
+    classes: pl.DataFrame
+    split: str
+    origin: Origin
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing worse than a note was found."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    def frame(self) -> pl.DataFrame:
+        """One row a finding: severity, code, evidence, remedy, pictures."""
+        return pl.DataFrame(
+            [dataclasses.asdict(finding) for finding in self.findings],
+            schema={
+                **dict.fromkeys(("severity", "code", "evidence", "remedy"), pl.String),
+                "pictures": pl.List(pl.String),
+            },
+        )
+
+    def plot(self) -> go.Figure:
+        """Brightness, contrast and aspect of the calibration set beside validation's."""
+        from trtkit.plotting.calibration import diagnosis_figure
+
+        return diagnosis_figure(self)
+
+    def tables(self) -> Mapping[str, pl.DataFrame]:
+        """Every frame."""
+        return {"findings": self.frame(), "pictures": self.pictures, "classes": self.classes}
+
+    def facts(self) -> Mapping[str, Any]:
+        """The split and the verdict."""
+        return {"split": self.split, "healthy": self.healthy}
+
+    @classmethod
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Diagnosis:
+        """The inverse of `tables` and `facts`."""
+        rows = tables["findings"].iter_rows(named=True)
+        return cls(
+            findings=tuple(Finding(**{**row, "pictures": tuple(row["pictures"])}) for row in rows),
+            pictures=tables["pictures"],
+            classes=tables["classes"],
+            split=facts["split"],
+            origin=origin,
+        )
+
+    def __repr__(self) -> str:
+        count = self.pictures.filter(pl.col("set") == "calibration").height
+        verdict = "healthy" if self.healthy else "not healthy"
+        lines = [f"Diagnosis of {count} pictures of {self.split}: {verdict}"]
+        lines += [f"  {one.severity} {one.code}: {one.evidence}; {one.remedy}." for one in self.findings]
+        return "\n".join(lines)
+
+
+def examine(
+    data: str | Path | Dataset,
+    *,
+    task: str = "detect",
+    split: str | None = None,
+    against: str | None = "val",
+    pictures: Sequence[str | Path] | None = None,
+    images: int = 512,
+    fraction: float = 1.0,
+    seed: int = 0,
+    stratify: bool = False,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> Diagnosis:
+    """Examine the pictures that `calibrate` would take with the same arguments, or any others.
+
+    It looks for: too few pictures, duplicates and near-duplicates, classes and object sizes that the data set has and
+    these pictures lack, brightness, contrast or shape other than validation's, pictures of validation among them, and
+    whether the first n of the split would have been a biased choice.
+
+    Args:
+        data: A data set's YAML file, or a folder of class folders for classify.
+        task: What the labels are read for.
+        split: The split to draw from; None takes `train`, or `val` where there is no `train`.
+        against: The split that judges the model; None, or one that is not there, leaves out what needs it.
+        pictures: The calibration pictures themselves; None draws them.
+        images: The largest number of pictures drawn.
+        fraction: The share of the split to draw from, (0, 1].
+        seed: Seed of the sample.
+        stratify: Draw so that every class keeps its share.
+        progress: Receives an event for each picture.
+        cancel: Asked at each picture.
+
+    Returns:
+        The findings, each with evidence and remedy, and the frames they rest on.
+
+    Raises:
+        DataError: The data set or a label file can't be read.
+        RecipeError: `images` or `fraction` is out of range.
+        CancelledError: The caller cancelled.
+    """
+    from trtkit.data import open_dataset, sample
+
+    work = Work(progress, cancel)
+    dataset = open_dataset(data, task=task)
+    split = split or ("train" if "train" in dataset.splits else "val")
+    pool_paths = dataset.pictures(split)
+    if pictures is not None:
+        chosen = tuple(Path(picture).absolute() for picture in pictures)
+    else:
+        chosen = sample(pool_paths, count=images, fraction=fraction, seed=seed)
+        if stratify:
+            chosen = stratified(dataset, pool_paths, count=len(chosen), seed=seed)
+    others = [path for path in chosen if path not in set(pool_paths)]
+    everything = take([*pool_paths, *others], dataset, work, "examine the calibration pictures")
+    pool, own = everything.only(pool_paths), everything.only(chosen)
+    judged = None
+    if against is not None and against in dataset.splits:
+        judged = take(dataset.pictures(against), dataset, work, "examine the validation pictures")
+    names = list(dataset.names.values())
+    found = [*checks.number(own), *checks.duplicates(own)]
+    found += [*checks.classes(own, pool, judged, names), *checks.sizes(own, judged or pool)]
+    if judged is not None:
+        found += [*checks.leakage(own, judged), *checks.drift(own, judged)]
+    found += checks.order(pool, own, names)
+    found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
+    work.step("examine", 1, 1, f"{len(found)} findings")
+    return Diagnosis(
+        findings=tuple(found),
+        pictures=_picture_frame(own, judged),
+        classes=pl.DataFrame(
+            {
+                "class": names,
+                "calibration": own.counts.sum(axis=0),
+                "pool": pool.counts.sum(axis=0),
+                "validation": judged.counts.sum(axis=0) if judged is not None else None,
+            },
+            schema={"class": pl.String, "calibration": pl.Int64, "pool": pl.Int64, "validation": pl.Int64},
+        ),
+        split=split,
+        origin=Origin(
+            model_hash="",
+            data_hash=dataset.hash_of([path for path in chosen if path.is_file()]),
+            runner="trtkit doctor",
+            settings={
+                "data": str(dataset.path),
+                "task": task,
+                "split": split,
+                "against": against,
+                "pictures": None if pictures is None else len(chosen),
+                "images": images,
+                "fraction": fraction,
+                "stratify": stratify,
+            },
+            seed=seed,
+        ),
+    )
+
+
+def _picture_frame(own: Fingerprints, judged: Fingerprints | None) -> pl.DataFrame:
+    parts = []
+    for name, group in (("calibration", own), ("validation", judged)):
+        if group is None:
+            continue
+        parts.append(
+            pl.DataFrame(
+                {
+                    "set": [name] * len(group),
+                    "path": [str(path) for path in group.paths],
+                    "brightness": group.brightness,
+                    "contrast": group.contrast,
+                    "aspect": group.aspect,
+                    "objects": group.counts.sum(axis=1),
+                },
+                schema={
+                    "set": pl.String,
+                    "path": pl.String,
+                    **dict.fromkeys(("brightness", "contrast", "aspect"), pl.Float64),
+                    "objects": pl.Int64,
+                },
+            )
+        )
+    return pl.concat(parts)

@@ -1,0 +1,113 @@
+"""Events as progress bars on a terminal, and as one line a stage everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from trtkit.progress import Event
+
+if TYPE_CHECKING:
+    import polars as pl
+    from typing_extensions import Self
+
+__all__ = ["Bars", "columns", "frame_table", "print_table"]
+
+
+class Bars:
+    """A receiver of events; a context manager, so that the terminal is left as it was.
+
+    Args:
+        console: Where to draw; None is stderr, so that stdout carries results alone.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.stage: str | None = None
+        self.total: int | None = None
+        self.begun = time.perf_counter()
+        self.bars = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish()
+        self.bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if event.stage != self.stage:
+            self._finish()
+            self.stage, self.begun = event.stage, time.perf_counter()
+            self.task = self.bars.add_task(event.stage, total=event.total)
+        self.total = event.total
+        self.bars.update(self.task, completed=event.done, total=event.total)
+        if event.message and self.console.is_terminal:
+            self.bars.log(event.message)
+
+    def _finish(self) -> None:
+        """Close the bar of the stage that ended."""
+        if self.stage is None:
+            return
+        self.bars.update(self.task, completed=self.total or 1, total=self.total or 1)
+        if not self.console.is_terminal and time.perf_counter() - self.begun > 0.05:
+            print(f"{self.stage}: {time.perf_counter() - self.begun:.1f} s", file=sys.stderr)
+        self.stage = None
+
+
+# Tables on a terminal, in a pipe and in a log.
+
+
+def columns(*words: str, numbers: tuple[str, ...] = ()) -> Table:
+    """A table without lines: `words` stand left, `numbers` right."""
+    table = Table(*words, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def frame_table(frame: pl.DataFrame) -> Table:
+    """A frame as a table: every row and column, numbers to four digits, lists as how many they hold."""
+    table = columns()
+    for name, kind in frame.schema.items():
+        table.add_column(name, justify="right" if kind.is_numeric() else "left")
+    for row in frame.iter_rows():
+        table.add_row(*map(_spelled, row))
+    return table
+
+
+def _spelled(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(len(value)) if isinstance(value, list) else str(value)
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as it is, where nothing is a terminal; a cut table is lost in a log."""
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+        console.width = console.measure(table).maximum
+    console.print(table)

@@ -1,0 +1,180 @@
+"""A model as one clean ONNX graph."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from trtkit.errors import ModelError, OnnxError
+from trtkit.graph.passes import boxes_in_one_layer, without_copies
+from trtkit.models.model import Model
+
+__all__ = ["OPSET", "described", "description", "trace"]
+
+OPSET = 17
+"""The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it too."""
+
+
+_EXPORTER = threading.Lock()
+
+
+def trace(
+    model: Model,
+    *,
+    imgsz: tuple[int, int] | None = None,
+    batch: int = 1,
+    dynamic: bool = False,
+    dynamic_batch: bool = False,
+    simplify: bool = True,
+) -> onnx.ModelProto:
+    """Write a model as an FP32 ONNX graph with input `images` (N, C, H, W) in [0, 1].
+
+    Args:
+        model: From `trtkit.load`. A model read from an ONNX file gives its own graph, simplified.
+        imgsz: Height and width, pixels; None takes the model's own.
+        batch: Pictures a batch of a static graph.
+        dynamic: Leave batch, height and width open.
+        dynamic_batch: Leave only the batch open.
+        simplify: Fold constants and fuse with onnxslim, leave out copies (`without_copies`) and decode boxes in one
+            layer (`boxes_in_one_layer`).
+
+    Returns:
+        The graph, operator set 17, outputs `output0`, `output1`, ..., with the description in `metadata_props`.
+
+    Raises:
+        ModelError: The module can't be traced.
+        OnnxError: An ONNX file's shape is fixed at something else than was asked.
+    """
+    size = imgsz or model.imgsz
+    if model.proto is not None:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        _check_shape(proto, batch=batch, size=size, dynamic=dynamic)
+        proto = _at_least_opset(proto)
+    else:
+        proto = _from_module(model, size=size, batch=batch, dynamic=dynamic, dynamic_batch=dynamic_batch)
+    if simplify:
+        import onnxslim
+
+        proto = onnxslim.slim(proto)
+    named(proto)
+    if simplify:
+        without_copies(proto)
+        boxes_in_one_layer(proto)
+    metadata = model.card.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
+    return described(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
+
+
+def described(proto: onnx.ModelProto, metadata: Mapping[str, Any], ours: Mapping[str, Any]) -> onnx.ModelProto:
+    """Set `metadata_props`: Ultralytics' keys as text, ours as JSON under `trtkit`, merged over what is there."""
+    texts = {entry.key: entry.value for entry in proto.metadata_props}
+    mine = {**json.loads(texts.get("trtkit", "{}")), **ours}
+    texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(mine, sort_keys=True))
+    del proto.metadata_props[:]
+    for key, value in texts.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto
+
+
+def description(proto: onnx.ModelProto) -> dict[str, Any]:
+    """What trtkit wrote into a graph (precision, model_hash, ...); empty for graphs of others."""
+    for entry in proto.metadata_props:
+        if entry.key == "trtkit":
+            found: dict[str, Any] = json.loads(entry.value)
+            return found
+    return {}
+
+
+def named(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Give every node a unique name, so that `keep=` patterns and layer tables can point at it."""
+    seen: set[str] = set()
+    for index, node in enumerate(proto.graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        while name in seen:
+            name += "_"
+        node.name = name
+        seen.add(name)
+    return proto
+
+
+def _from_module(
+    model: Model, *, size: tuple[int, int], batch: int, dynamic: bool, dynamic_batch: bool
+) -> onnx.ModelProto:
+    import torch
+
+    assert model.module is not None
+    example = model.example if model.example is not None else torch.zeros(batch, model.channels, *size)
+    if model.example is not None and tuple(example.shape) != (batch, model.channels, *size):
+        example = torch.zeros(batch, model.channels, *size, dtype=example.dtype)
+    with torch.inference_mode():
+        outputs = model.module(example)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    names = [f"output{index}" for index in range(len(outputs))]
+    axes: dict[str, dict[int, str]] = {}
+    if dynamic or dynamic_batch:
+        axes["images"] = {0: "batch", **({2: "height", 3: "width"} if dynamic else {})}
+        for name, output in zip(names, outputs, strict=True):
+            axes[name] = {0: "batch"}
+            if dynamic and output.ndim == 3:
+                axes[name][2] = "anchors"
+            elif dynamic and output.ndim == 4:
+                axes[name].update({2: "mask_height", 3: "mask_width"})
+    try:
+        # torch's exporter keeps its state in globals: two widgets, or a widget and a cell, take turns.
+        with _EXPORTER, warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            # The TorchScript exporter is deprecated but gives the leanest graph at operator set 17, which the
+            # newer one does not write; its tracer also warns of every shape it turns into a constant.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model.module,
+                (example,),
+                Path(folder) / "model.onnx",
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=names,
+                dynamic_axes=axes or None,
+                do_constant_folding=True,
+                dynamo=False,
+            )
+            return onnx.load(Path(folder) / "model.onnx")
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise ModelError(
+            f"trace {model.stem} to ONNX", str(error).split("\n")[0], "give a module that torch.onnx can trace"
+        ) from error
+
+
+def _check_shape(proto: onnx.ModelProto, *, batch: int, size: tuple[int, int], dynamic: bool) -> None:
+    """Refuse a shape that an ONNX file can't take; its axes were fixed when it was exported."""
+    if not proto.graph.input:
+        raise OnnxError("read an ONNX graph", "it has no input", "export the model again")
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    fixed = [dim.dim_value for dim in dims]
+    wanted = [batch, 0, *size]
+    for index, what in ((0, "batch"), (2, "height"), (3, "width")):
+        if index < len(fixed) and fixed[index] > 0 and (dynamic or fixed[index] != wanted[index]):
+            asked = "a dynamic shape" if dynamic else f"{what} {wanted[index]}"
+            raise OnnxError(
+                f"export an ONNX file with {asked}",
+                f"the file's {what} is fixed at {fixed[index]}",
+                "ask for the file's own shape or start from the .pt file",
+            )
+
+
+def _at_least_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Raise an older graph to operator set 13, the first whose Q/DQ pairs carry a scale for each channel."""
+    version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if version >= 13:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, 13)
+    except Exception as error:
+        raise OnnxError(
+            f"raise an ONNX graph from operator set {version} to 13", str(error), "export it again with opset 17"
+        ) from error

@@ -1,0 +1,332 @@
+"""The blocks that YOLOv8 and YOLO11 are made of, named so that their weights load by name.
+
+Shapes are NCHW throughout. The blocks are written for inference and for tracing: no control flow depends on a value in
+a tensor, and sizes that may be dynamic are read from the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "ACTIVATIONS",
+    "C2PSA",
+    "C3",
+    "SPPF",
+    "Attention",
+    "Bottleneck",
+    "C2f",
+    "C3k",
+    "C3k2",
+    "Concat",
+    "Conv",
+    "DWConv",
+    "PSABlock",
+    "reshape",
+    "reshape_like",
+]
+
+
+# The convolution that everything else is made of, with its BatchNorm, activation and folding; and reshapes.
+#
+# Shapes are NCHW throughout.
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name: getattr(nn, name) for name in ("SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "Sigmoid", "Tanh", "Identity")
+}
+
+
+class _Reshape(torch.autograd.Function):
+    """A reshape that ONNX writes as one node: 0 keeps a dimension as it is, so no size is computed in the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        return x.reshape([x.shape[index] if size == 0 else size for index, size in enumerate(sizes)])
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, sizes: tuple[int, ...]) -> Any:
+        return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(sizes, dtype=torch.int64)))
+
+
+class _ReshapeLike(torch.autograd.Function):
+    """A reshape to another tensor's shape, as the two ONNX nodes Shape and Reshape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, like: Tensor) -> Tensor:
+        return x.reshape(like.shape)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, like: Any) -> Any:
+        return g.op("Reshape", x, g.op("Shape", like))
+
+
+def reshape(x: Tensor, *sizes: int) -> Tensor:
+    """`x` with new sizes, where 0 keeps the size at that position and -1 takes what is left."""
+    if torch.onnx.is_in_onnx_export():
+        return _Reshape.apply(x, sizes)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+    return x.reshape([x.shape[index] if size == 0 else size for index, size in enumerate(sizes)])
+
+
+def reshape_like(x: Tensor, like: Tensor) -> Tensor:
+    """`x` in the shape of `like`."""
+    if torch.onnx.is_in_onnx_export():
+        return _ReshapeLike.apply(x, like)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+    return x.reshape(like.shape)
+
+
+class Conv(nn.Module):
+    """Convolution, BatchNorm and activation; padded so that stride 1 keeps the size.
+
+    Args:
+        c1: Channels in.
+        c2: Channels out.
+        k: Kernel size, one number or (height, width).
+        s: Stride.
+        p: Padding; None takes half the kernel.
+        g: Groups.
+        d: Dilation.
+        act: True for SiLU, False for none, or a module.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int | Sequence[int] = 1,
+        s: int = 1,
+        p: int | None = None,
+        g: int = 1,
+        d: int = 1,
+        act: bool | nn.Module = True,
+    ) -> None:
+        super().__init__()
+        kernel = (k, k) if isinstance(k, int) else (k[0], k[1])
+        half = ((d * (kernel[0] - 1) + 1) // 2, (d * (kernel[1] - 1) + 1) // 2)
+        self.conv = nn.Conv2d(c1, c2, kernel, s, half if p is None else p, dilation=d, groups=g, bias=False)
+        self.bn: nn.BatchNorm2d | None = nn.BatchNorm2d(c2)
+        self.act = act if isinstance(act, nn.Module) else nn.SiLU() if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activated convolution of `x`."""
+        y = self.conv(x)
+        return self.act(y if self.bn is None else self.bn(y))  # type: ignore[no-any-return]
+
+    def strip(self) -> None:
+        """Become what `fuse` leaves behind, for weights that were fused before they were saved."""
+        self.conv.bias = nn.Parameter(self.conv.weight.new_empty(self.conv.out_channels))
+        self.bn = None
+
+    def fuse(self) -> None:
+        """Fold the BatchNorm into the convolution, in place."""
+        bn = self.bn
+        if bn is None or bn.running_mean is None or bn.running_var is None:
+            return
+        factor = torch.rsqrt(bn.running_var + bn.eps)
+        self.conv.weight.mul_((bn.weight * factor).reshape(-1, 1, 1, 1))
+        self.conv.bias = nn.Parameter(bn.bias - bn.running_mean * factor * bn.weight, requires_grad=False)
+        self.bn = None
+
+
+class DWConv(Conv):
+    """A `Conv` with as many groups as both channel counts share."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: bool | nn.Module = True) -> None:
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
+
+
+class Concat(nn.Module):
+    """Feature maps side by side."""
+
+    def __init__(self, dimension: int = 1) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+    def forward(self, x: Sequence[Tensor]) -> Tensor:
+        """The feature maps of `x` as one."""
+        return torch.cat(tuple(x), self.dimension)
+
+
+class Bottleneck(nn.Module):
+    """Two convolutions, with the input added where `shortcut` and equal channels allow."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        shortcut: bool = True,
+        g: int = 1,
+        k: Sequence[int | tuple[int, int]] = (3, 3),
+        e: float = 0.5,
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, k[0], 1)
+        self.cv2 = Conv(hidden, c2, k[1], 1, g=g)
+        self.add = bool(shortcut) and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` refined."""
+        y: Tensor = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+class C2f(nn.Module):
+    """A cross-stage block that keeps the output of every one of its `n` bottlenecks (YOLOv8)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        self.c = int(c2 * e)
+        self.cv1 = Conv(c1, 2 * self.c)
+        self.cv2 = Conv((2 + n) * self.c, c2)
+        self.m = nn.ModuleList(self.inner(shortcut, g) for _ in range(n))
+
+    def inner(self, shortcut: bool, g: int) -> nn.Module:
+        """One of the repeated modules."""
+        return Bottleneck(self.c, self.c, shortcut, g, e=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both halves of the first convolution and every step after the second half, mixed."""
+        kept = list(torch.split(self.cv1(x), [self.c, self.c], 1))
+        for module in self.m:
+            kept.append(module(kept[-1]))
+        return self.cv2(torch.cat(kept, 1))  # type: ignore[no-any-return]
+
+
+class C3(nn.Module):
+    """A cross-stage block of three convolutions around `n` bottlenecks."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        k: Sequence[int | tuple[int, int]] = (1, 3),
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden)
+        self.cv2 = Conv(c1, hidden)
+        self.cv3 = Conv(2 * hidden, c2)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, k, e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The refined and the plain half, mixed."""
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))  # type: ignore[no-any-return]
+
+
+class C3k(C3):
+    """A `C3` whose bottlenecks have two kernels of size `k`."""
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: int = 3
+    ) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e, (k, k))
+
+
+class C3k2(C2f):
+    """A `C2f` around `C3k` blocks, or around plain bottlenecks of half the width (YOLO11)."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        c3k: bool = False,
+        e: float = 0.5,
+        attn: bool = False,
+        g: int = 1,
+        shortcut: bool = True,
+    ) -> None:
+        self.c3k, self.attn = c3k, attn
+        super().__init__(c1, c2, n, shortcut, g, e)
+
+    def inner(self, shortcut: bool, g: int) -> nn.Module:
+        """One of the repeated modules."""
+        if self.attn:
+            return nn.Sequential(Bottleneck(self.c, self.c, shortcut, g), PSABlock(self.c, max(self.c // 64, 1)))
+        if self.c3k:
+            return C3k(self.c, self.c, 2, shortcut, g)
+        return Bottleneck(self.c, self.c, shortcut, g)
+
+
+class SPPF(nn.Module):
+    """Pooling at growing sizes, done as `n` poolings of size `k` in a row."""
+
+    def __init__(self, c1: int, c2: int, k: int = 5, n: int = 3, shortcut: bool = False, act: bool = True) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, c1 // 2, act=act)
+        self.cv2 = Conv(c1 // 2 * (n + 1), c2)
+        self.m = nn.MaxPool2d(k, 1, k // 2)
+        self.n = n
+        self.add = bool(shortcut) and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` and its pooled versions, mixed."""
+        kept = [self.cv1(x)]
+        for _ in range(self.n):
+            kept.append(self.m(kept[-1]))
+        y: Tensor = self.cv2(torch.cat(kept, 1))
+        return x + y if self.add else y
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, with a depthwise convolution of the values as positional encoding."""
+
+    def __init__(self, c: int, heads: int, ratio: float = 0.5) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head = c // heads
+        self.key = int(self.head * ratio)
+        self.scale = self.key**-0.5
+        self.qkv = Conv(c, c + 2 * self.key * heads, act=False)
+        self.proj = Conv(c, c, act=False)
+        self.pe = Conv(c, c, 3, g=c, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with every position attending to all."""
+        qkv = reshape(self.qkv(x), 0, self.heads, 2 * self.key + self.head, -1)
+        q, k, v = torch.split(qkv, [self.key, self.key, self.head], 2)
+        attention = ((q * self.scale).transpose(-2, -1) @ k).softmax(-1)
+        y = reshape_like(v @ attention.transpose(-2, -1), x) + self.pe(reshape_like(v, x))
+        return self.proj(y)  # type: ignore[no-any-return]
+
+
+class PSABlock(nn.Module):
+    """Attention and a two-layer network, each added to its input."""
+
+    def __init__(self, c: int, heads: int, shortcut: bool = True) -> None:
+        super().__init__()
+        self.attn = Attention(c, heads)
+        self.ffn = nn.Sequential(Conv(c, 2 * c), Conv(2 * c, c, act=False))
+        self.add = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` refined."""
+        x = x + self.attn(x) if self.add else self.attn(x)
+        y: Tensor = self.ffn(x)
+        return x + y if self.add else y
+
+
+class C2PSA(nn.Module):
+    """A cross-stage block of `n` attention blocks (YOLO11)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        self.c = int(c1 * e)
+        self.cv1 = Conv(c1, 2 * self.c)
+        self.cv2 = Conv(2 * self.c, c2)
+        self.m = nn.Sequential(*(PSABlock(self.c, max(self.c // 64, 1)) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The plain and the attended half, mixed."""
+        plain, attended = torch.split(self.cv1(x), [self.c, self.c], 1)
+        return self.cv2(torch.cat((plain, self.m(attended)), 1))  # type: ignore[no-any-return]

@@ -1,0 +1,200 @@
+"""Checkpoints and torch modules as `Model`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trtkit.errors import CheckpointError, ModelError, UnknownLayerError
+from trtkit.files import hash_of
+from trtkit.models import heads
+from trtkit.models.checkpoint import Checkpoint
+from trtkit.models.model import Model, check_task, count_classes, named
+from trtkit.models.yolo import Yolo, build, load_weights
+
+__all__ = ["from_checkpoint", "from_module", "size_of"]
+
+Names = Mapping[int, str] | Sequence[str] | None
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    source: Path | None,
+    *,
+    task: str | None = None,
+    names: Names = None,
+    imgsz: int | tuple[int, int] | None = None,
+) -> Model:
+    """A checkpoint's model, built from our own layers; arguments as in `trtkit.load`.
+
+    Raises:
+        CheckpointError: Its architecture or weights can't be used.
+        ModelError: An argument contradicts it.
+    """
+    asked = f"load {source}" if source is not None else "load an Ultralytics module"
+    yaml = checkpoint.yaml
+    module = build(yaml, asked=asked)
+    _check_layers(yaml, checkpoint, module, asked)
+    load_weights(module, checkpoint.weights, checkpoint.activations, checkpoint.epsilons, asked=asked)
+    head = module.model[-1]
+    classes = head.linear.out_features if isinstance(head, heads.Classify) else int(head.nc)  # type: ignore[arg-type]
+    size = imgsz if imgsz is not None else checkpoint.args.get("imgsz", 640)
+    notes = dict(checkpoint.notes)
+    if checkpoint.transforms not in (None, {"mean": [0.0] * 3, "std": [1.0] * 3}):
+        notes.update(checkpoint.transforms or {})
+    return Model(
+        task=check_task(task, module.task, asked, ModelError),
+        names=_names(names, checkpoint.names, classes, asked),
+        stride=max(module.strides),
+        imgsz=size_of(size, asked),
+        channels=int(yaml.get("channels") or yaml.get("ch") or 3),
+        kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
+        architecture=_architecture(yaml),
+        notes=notes,
+        hash=_hash(_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights),
+        source=source,
+        module=module,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+
+
+def from_module(
+    module: nn.Module,
+    *,
+    task: str | None = None,
+    names: Names = None,
+    imgsz: int | tuple[int, int] | None = None,
+    example: Tensor | None = None,
+) -> Model:
+    """A torch module as a model; arguments as in `trtkit.load`.
+
+    An Ultralytics model (the module itself or the `YOLO` object around it) is built anew from our own layers. Any other
+    module is copied, so that the caller's stays as it is, and run once on `example`; its outputs must be those that
+    Ultralytics' exports have for the task.
+
+    Raises:
+        ModelError: The example is missing or does not run, or the outputs do not fit the task.
+        CheckpointError: An Ultralytics model has layers that are not built here.
+    """
+    inner = module
+    for _ in range(2):
+        if type(inner).__module__.startswith("ultralytics.") and isinstance(getattr(inner, "yaml", None), dict):
+            return from_checkpoint(_live(inner), None, task=task, names=names, imgsz=imgsz)
+        inner = getattr(inner, "model", None)  # type: ignore[assignment]
+    asked = f"load a {type(module).__name__}"
+    task = check_task(task, None, asked, ModelError)
+    if not isinstance(example, Tensor) or example.dim() != 4:
+        raise ModelError(asked, "there is no example input of shape (B, C, H, W)", "pass example= a float32 tensor")
+    held = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+    example = example.detach().cpu().float()
+    try:
+        with torch.no_grad():
+            outputs = held(example)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(asked, f"it fails on the example ({error})", "pass an example it accepts") from error
+    outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise ModelError(
+            asked, "its outputs are not tensors", "wrap it so that it returns one tensor or a tuple of them"
+        )
+    shapes = [tuple(output.shape) for output in outputs]
+    classes, kpt_shape = count_classes(task, shapes, None if names is None else len(names), asked, ModelError)
+    return Model(
+        task=task,
+        names=named(names, classes, asked, ModelError),
+        stride=1 if task == "classify" else 32,
+        imgsz=size_of(imgsz, asked) if imgsz is not None else (example.shape[2], example.shape[3]),
+        channels=example.shape[1],
+        kpt_shape=kpt_shape,
+        architecture=type(module).__name__,
+        hash=_hash(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", held.state_dict()),
+        module=held,
+        example=example,
+        parameters=sum(parameter.numel() for parameter in held.parameters()),
+    )
+
+
+def size_of(imgsz: Any, asked: str) -> tuple[int, int]:
+    """Height and width in pixels from one number or two.
+
+    Raises:
+        ModelError: They are not positive whole numbers.
+    """
+    pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
+        raise ModelError(asked, f"imgsz is {imgsz!r}", "pass a positive number of pixels, or (height, width)")
+    return pair[0], pair[1]
+
+
+def _live(module: nn.Module) -> Checkpoint:
+    """The checkpoint that a module of Ultralytics would be saved as."""
+    children = dict(module.named_modules())
+    return Checkpoint(
+        yaml=copy.deepcopy(module.yaml),  # type: ignore[arg-type]
+        weights=module.state_dict(),
+        layers=tuple(type(layer).__name__ for layer in module.model),  # type: ignore[union-attr]
+        activations={name: type(child).__name__ for name, child in children.items() if name.endswith(".act")},
+        epsilons={name: child.eps for name, child in children.items() if isinstance(child, nn.BatchNorm2d)},
+        names=getattr(module, "names", None),
+    )
+
+
+def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo, asked: str) -> None:
+    """Whether the architecture tells the same story as the modules that were saved with it."""
+    rows = [*yaml["backbone"], *yaml["head"]]
+    for row, kind in zip(rows, checkpoint.layers, strict=False):
+        if kind not in (str(row[2]).removeprefix("nn."), "Sequential"):
+            raise UnknownLayerError(
+                asked,
+                f"a layer {kind} stands where its architecture says {row[2]}",
+                "use a checkpoint as Ultralytics wrote it",
+            )
+    if checkpoint.stride and tuple(checkpoint.stride) != tuple(float(stride) for stride in module.strides):
+        raise CheckpointError(
+            asked,
+            f"it claims strides {checkpoint.stride} where its layers have {module.strides}",
+            "use a checkpoint as Ultralytics wrote it",
+        )
+
+
+def _names(names: Names, found: Any, classes: int, asked: str) -> dict[int, str]:
+    """The caller's names, or the file's with numbers for those it lacks."""
+    if names is not None:
+        return named(names, classes, asked, ModelError)
+    kept = dict(enumerate(found)) if isinstance(found, (list, tuple)) else found if isinstance(found, Mapping) else {}
+    return {index: str(kept.get(index, index)) for index in range(classes)}
+
+
+def _architecture(yaml: Mapping[str, Any]) -> str:
+    """Such as "yolo11n-seg", from the name of the architecture's file."""
+    stem = Path(str(yaml.get("yaml_file") or "")).stem
+    scale = str(yaml.get("scale") or "")
+    family, dash, task = stem.partition("-")
+    return stem if not stem or family.endswith(scale) else f"{family}{scale}{dash}{task}"
+
+
+def _text(value: Any) -> str:
+    """An architecture as text that does not depend on the order of its keys."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(sorted(f"{key!r}:{_text(item)}" for key, item in value.items())) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_text(item) for item in value) + "]"
+    return repr(value)
+
+
+def _hash(architecture: str, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over an architecture and weights by name; counters of training steps are no weights."""
+    parts: list[bytes | str] = [architecture]
+    for name in sorted(weights):
+        value = weights[name].detach().cpu()
+        if not name.endswith("num_batches_tracked"):
+            value = value.float() if value.dtype == torch.bfloat16 else value
+            parts += [name, f"{value.dtype}{tuple(value.shape)}", value.contiguous().numpy().tobytes()]
+    return hash_of(*parts)

@@ -1,0 +1,464 @@
+"""A reader of pickles that builds records instead of objects: nothing a pickle names is imported or called.
+
+A pickle is a small program whose instructions may call any function it names. This reader resolves a name either to an
+inert stand-in that remembers how it was used, or not at all, so that running the program can do no more than make
+lists, dictionaries and records.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from trtkit.errors import CheckpointError, UnsafeCheckpointError
+
+__all__ = [
+    "Fetch",
+    "Pairs",
+    "Record",
+    "Storage",
+    "StorageKind",
+    "TensorRecord",
+    "open_legacy",
+    "open_zip",
+    "read_pickle",
+]
+
+# What `torch.save` writes at protocols 2 to 4. Left out on purpose: EXT* (names hidden in a registry of the process),
+# PERSID, INST and OBJ (protocol 0), BYTEARRAY8 (allocates what it claims), ADDITEMS and FROZENSET (hash deep values).
+OPCODES = (
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BINSTRING",
+    "SHORT_BINSTRING", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND",
+    "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "BINPUT", "LONG_BINPUT", "MEMOIZE",
+    "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "BINPERSID",
+)  # fmt: skip
+STAND_IN_MODULES = re.compile(
+    r"(ultralytics|torch\.nn|torchvision|torch\.optim|models|utils|datetime|argparse|PIL)(\.[A-Za-z_0-9.]+)?"
+)
+STAND_IN_NAMES = {
+    "__builtin__": {"set", "frozenset"},
+    "builtins": {"set", "frozenset"},
+    "_codecs": {"encode"},
+    "collections": {"defaultdict"},
+    "numpy": {"dtype", "ndarray"},
+    "numpy.core.multiarray": {"scalar", "_reconstruct"},
+    "numpy._core.multiarray": {"scalar", "_reconstruct"},
+    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"},
+    "pathlib._local": {"Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"},
+    "torch": {"device"},
+    "types": {"SimpleNamespace"},
+}
+DTYPES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1,
+    "bool": 1,
+}  # fmt: skip
+STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
+}  # fmt: skip
+SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+class Record:
+    """What a pickle wanted an object to be: the arguments it would have been made with, and its state."""
+
+    __slots__ = ("arguments", "state")
+    origin: ClassVar[str] = ""
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Record:  # noqa: D102
+        self = object.__new__(cls)
+        self.arguments = (*arguments, named) if named else arguments
+        self.state = {}
+        return self
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The state as a dictionary; empty where the state is something else."""
+        state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
+        return {key: state[key] for key in dict.__iter__(state)} if isinstance(state, dict) else {}
+
+    @property
+    def kind(self) -> str:
+        """The last part of the class name, such as "Detect"."""
+        return self.origin.rpartition(".")[2]
+
+
+class Pairs(dict[Any, Any]):
+    """An `OrderedDict`, less what a pickle could do with its attributes."""
+
+    __slots__ = ()
+
+    def __init__(self, pairs: Any = ()) -> None:
+        if type(pairs) not in (list, tuple):
+            raise TypeError("pairs are not in a list")
+        super().__init__()
+        for key, value in pairs:
+            self[_key(key)] = value
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Named tuples, because a pickle can't change one: BUILD would go around a frozen dataclass through its __setstate__.
+class StorageKind(NamedTuple):
+    """A storage class such as `torch.HalfStorage`: the type of its elements and their size in bytes."""
+
+    dtype: str
+    itemsize: int
+
+
+class Storage(NamedTuple):
+    """Elements kept outside the pickle: where they are and how many."""
+
+    kind: StorageKind
+    key: str
+    length: int
+
+
+class TensorRecord(NamedTuple):
+    """A strided view of a storage; offset, size and stride count elements."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Builder(NamedTuple):
+    """A function of ours in the place of one the pickle named."""
+
+    name: str
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
+    """Run one pickle into plain containers, `Record`, `Pairs` and `TensorRecord`.
+
+    Args:
+        file: Where the pickle starts; afterwards it stands behind it.
+        asked: How an error names the work.
+
+    Raises:
+        UnsafeCheckpointError: The pickle names something that is neither a tensor part, a container nor a known class.
+        CheckpointError: The pickle is damaged.
+    """
+    try:
+        return _Reader(file, asked).load()
+    except UnsafeCheckpointError:
+        raise
+    except (
+        pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError,
+        RecursionError, TypeError, ValueError, OSError, struct.error,
+    ) as error:  # fmt: skip
+        found = f"its pickle is damaged or made by hand ({type(error).__name__})"
+        raise CheckpointError(asked, found, "copy or download the file again") from error
+
+
+class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
+    """The interpreter's own Python reader, with fewer instructions and its own idea of names.
+
+    The reader written in C would be quicker by some 50 ms, but takes memory by a claimed index before any of our code
+    runs and looks names up in a registry of the process without asking.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined, unused-ignore]
+        for name in OPCODES
+    }
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: io.BufferedIOBase, asked: str) -> None:
+        super().__init__(file, encoding="latin-1")
+        self.asked = asked
+        self.classes: dict[str, type[Record]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Our stand-in for `module.name`."""
+        origin = f"{module}.{name}"
+        if origin in BUILDERS:
+            return BUILDERS[origin]
+        if origin == "collections.OrderedDict":
+            return Pairs
+        if origin in ("builtins.getattr", "__builtin__.getattr"):
+            return _Builder(origin, self.member)
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return StorageKind(STORAGES[name], DTYPES[STORAGES[name]])
+        if module == "torch" and name in DTYPES:
+            return self.stand_in(origin)()
+        if name in STAND_IN_NAMES.get(module, ()) or STAND_IN_MODULES.fullmatch(module):
+            return self.stand_in(origin)
+        raise self.refusal(origin)
+
+    def stand_in(self, origin: str) -> type[Record]:
+        """A class of its own for each name, made once."""
+        if origin not in self.classes:
+            self.classes[origin] = type("Record", (Record,), {"__slots__": (), "origin": origin})
+        return self.classes[origin]
+
+    def member(self, owner: Any, name: Any) -> Record:
+        """An enumeration's member, which some Python versions pickle as `getattr(class, name)`."""
+        if not (isinstance(owner, type) and issubclass(owner, Record) and isinstance(name, str)):
+            raise self.refusal("builtins.getattr")
+        return self.stand_in(f"{owner.origin}.{name}")()
+
+    def refusal(self, origin: str) -> UnsafeCheckpointError:
+        """The error that names what the pickle wanted."""
+        return UnsafeCheckpointError(
+            self.asked,
+            f"its pickle asks for {origin}, which no YOLO checkpoint needs, and nothing of it was run",
+            "use a checkpoint from a source you trust",
+        )
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A storage, from the tuple ("storage", kind, key, device, count) that torch writes.
+
+        The format before torch 1.6 also wraps a module's class, with its source code, which is dropped.
+        """
+        if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
+            return pid[1]
+        if not (type(pid) is tuple and len(pid) in (5, 6) and pid[0] == "storage"):
+            raise pickle.UnpicklingError("unknown persistent id")
+        kind, key, count = pid[1], pid[2], pid[4]
+        if not (isinstance(kind, StorageKind) and isinstance(key, str) and key.isdecimal() and _natural(count)):
+            raise pickle.UnpicklingError("odd storage")
+        return Storage(kind, key, count)
+
+    def load_setitem(self) -> None:
+        """SETITEM, for keys that are cheap and safe to hash."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self.insert(self.stack[-1], [key, value])
+
+    def load_setitems(self) -> None:
+        """SETITEMS, likewise."""
+        items = self.pop_mark()
+        self.insert(self.stack[-1], items)
+
+    def load_dict(self) -> None:
+        """DICT, likewise."""
+        items = self.pop_mark()
+        self.append({})
+        self.insert(self.stack[-1], items)
+
+    def insert(self, target: Any, items: list[Any]) -> None:
+        """Put keys and values, taking turns in `items`, into a dictionary; a record drops them."""
+        if isinstance(target, Record):
+            return
+        if not isinstance(target, dict):
+            raise TypeError("items for something that is no dictionary")
+        for index in range(0, len(items), 2):
+            target[_key(items[index])] = items[index + 1]
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+
+
+def _key(key: Any) -> Any:
+    """`key`, when it is a scalar, a record or a flat tuple: a deep tuple's hash would overflow the stack."""
+    if isinstance(key, (*SCALARS, Record)):
+        return key
+    if type(key) is tuple and all(isinstance(item, SCALARS) for item in key):
+        return key
+    raise TypeError("odd key of a dictionary")
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorRecord:
+    """In the place of `torch._utils._rebuild_tensor_v2`: a view that must lie inside its storage, once."""
+    if not (isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple):
+        raise TypeError("odd tensor")
+    if len(size) != len(stride) or len(size) > 8 or not all(_natural(value) for value in (offset, *size, *stride)):
+        raise ValueError("odd shape of a tensor")
+    count, last = 1, offset
+    for length, step in zip(size, stride, strict=True):
+        count *= length
+        last += (length - 1) * step
+    # A zero stride would let a few bytes pass for terabytes.
+    if count and (last >= storage.length or count > storage.length):
+        raise ValueError("a tensor beyond its storage")
+    return TensorRecord(storage, offset, size, stride)
+
+
+def _parameter(data: Any, *rest: Any) -> TensorRecord:
+    """In the place of `torch._utils._rebuild_parameter`."""
+    if not isinstance(data, TensorRecord):
+        raise TypeError("odd parameter")
+    return data
+
+
+def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """In the place of `torch._tensor._rebuild_from_type_v2`, which wraps one of the others."""
+    if not (isinstance(function, _Builder) and function.function in (_tensor, _parameter)):
+        raise TypeError("odd tensor class")
+    return function(*arguments)
+
+
+def _size(dimensions: Any = ()) -> tuple[Any, ...]:
+    """In the place of `torch.Size`."""
+    if type(dimensions) not in (tuple, list):
+        raise TypeError("odd size")
+    return tuple(dimensions)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch.Size": _size,
+}
+BUILDERS = {name: _Builder(name, function) for name, function in FUNCTIONS.items()}
+
+
+# The two file formats of `torch.save`: a zip archive, and the pickles in a row from before torch 1.6.
+
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PICKLE_LIMIT = 64 << 20
+
+Fetch = Callable[[TensorRecord], torch.Tensor]
+
+
+def open_zip(file: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
+    """The pickle's content and a way to its tensors, from a zip archive as torch writes it."""
+    again = "copy or download it again"
+    size = file.seek(0, io.SEEK_END)
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(asked, "the file is cut short or damaged", again) from error
+    members = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if any(name.endswith("/constants.pkl") for name in members):
+        raise CheckpointError(
+            asked, "it is a TorchScript export, whose layers can't be read", "load the checkpoint it came from"
+        )
+    if len(pickles) != 1:
+        raise CheckpointError(
+            asked, "it is a zip archive that torch.save did not write", "name a checkpoint that Ultralytics wrote"
+        )
+    prefix = pickles[0].removesuffix("data.pkl")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+        raise CheckpointError(
+            asked, "the archive is compressed, which torch.save never does", "save the checkpoint with torch.save"
+        )
+    if sum(info.file_size for info in members.values()) > size or members[pickles[0]].file_size > PICKLE_LIMIT:
+        raise CheckpointError(asked, "the archive claims more bytes than the file has", again)
+
+    def member(name: str) -> bytes:
+        if name not in members:
+            raise CheckpointError(asked, f"the archive lacks {name}", again)
+        try:
+            return archive.read(name)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(asked, f"{name} in it is damaged", again) from error
+
+    if f"{prefix}byteorder" in members and member(f"{prefix}byteorder").decode("latin-1") != sys.byteorder:
+        raise CheckpointError(
+            asked, "it was written on a machine of the other byte order", "save it again on this machine"
+        )
+    storages: dict[str, bytearray] = {}
+
+    def content(storage: Storage) -> bytearray:
+        if storage.key not in storages:
+            storages[storage.key] = bytearray(member(f"{prefix}data/{storage.key}"))
+        return storages[storage.key]
+
+    return read_pickle(io.BytesIO(member(pickles[0])), asked), lambda record: _archive_tensor(
+        record, content(record.storage), asked
+    )
+
+
+def open_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
+    """The same, from the format before torch 1.6: five pickles in a row, then the storages."""
+    # In memory, where a pickle that claims gigabytes gets no more than there is.
+    file = io.BytesIO(whole.read())
+    if read_pickle(file, asked) != MAGIC:
+        raise CheckpointError(
+            asked, "it is a plain pickle that torch.save did not write", "name a checkpoint that Ultralytics wrote"
+        )
+    read_pickle(file, asked)
+    system = read_pickle(file, asked)
+    if not (isinstance(system, dict) and system.get("little_endian") is (sys.byteorder == "little")):
+        raise CheckpointError(
+            asked, "it was written on a machine of the other byte order", "save it again on this machine"
+        )
+    root = read_pickle(file, asked)
+    keys = read_pickle(file, asked)
+    start, size = file.tell(), file.seek(0, io.SEEK_END)
+    file.seek(start)
+    storages: dict[str, bytearray] = {}
+
+    def content(storage: Storage) -> bytearray:
+        # The storages follow one another without a table, and only the pickle knows how wide their elements are.
+        if not storages:
+            widths = {record.storage.key: record.storage.kind.itemsize for record in _tensors(root)}
+            for key in keys if isinstance(keys, list) else []:
+                head = file.read(8)
+                length = int.from_bytes(head, "little") * widths.get(key, 0)
+                if len(head) < 8 or length > size - file.tell() or key not in widths:
+                    raise CheckpointError(asked, "the file is cut short or damaged", "copy or download it again")
+                storages[key] = bytearray(file.read(length))
+        return storages.get(storage.key, bytearray())
+
+    return root, lambda record: _archive_tensor(record, content(record.storage), asked)
+
+
+def _tensors(root: Any) -> list[TensorRecord]:
+    """Every tensor in a pickle's content."""
+    found, seen, pending = [], set(), [root]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, TensorRecord):
+            found.append(value)
+        elif id(value) not in seen and isinstance(value, (dict, list, tuple, Record)):
+            seen.add(id(value))
+            if isinstance(value, Record):
+                pending += [value.arguments, value.state]
+            else:
+                pending += value.values() if isinstance(value, dict) else value
+    return found
+
+
+def _archive_tensor(record: TensorRecord, data: bytearray, asked: str) -> torch.Tensor:
+    """The tensor that a record describes; it shares the storage's memory."""
+    kind = record.storage.kind
+    if len(data) < record.storage.length * kind.itemsize:
+        raise CheckpointError(asked, "a tensor in it has fewer bytes than it claims", "copy or download the file again")
+    dtype: torch.dtype = getattr(torch, kind.dtype)
+    try:
+        if not data or 0 in record.size:
+            return torch.empty(record.size, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).as_strided(record.size, record.stride, record.offset)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            asked, "a tensor in it has an impossible shape", "copy or download the file again"
+        ) from error
