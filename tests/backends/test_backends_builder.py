@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_an_unsupported_operator_is_named_with_its_node(tensorrt: Any, version: 
 
 
 def test_tactics_of_missing_libraries_are_switched_off(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtkit.backends import capabilities as surfaces
+    surfaces = sys.modules["trtkit.backends.capabilities"]
 
     trt = tensorrt("8.6.0")
     _, _, config = build(trt, SMALL)

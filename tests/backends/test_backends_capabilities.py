@@ -88,7 +88,7 @@ def test_what_is_missing_names_the_command(monkeypatch: pytest.MonkeyPatch, with
     def nothing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr("trtkit.backends.capabilities.importlib.import_module", nothing)
+    monkeypatch.setattr(sys.modules["trtkit.backends.capabilities"].importlib, "import_module", nothing)
     with_gpus(L4)
     with pytest.raises(
         CapabilityError, match=r"build a TensorRT engine: it is not installed; run pip install 'trtkit\[tensorrt\]'"
@@ -143,7 +143,7 @@ def test_no_driver(tensorrt: Any, with_gpus: Any) -> None:
 
 
 def test_no_cuda_in_torch(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtkit.backends import capabilities as surfaces
+    surfaces = sys.modules["trtkit.backends.capabilities"]
 
     tensorrt("8.6.0")
     monkeypatch.setattr(surfaces, "_torch_cuda", lambda: False)
@@ -194,8 +194,8 @@ def test_importing_and_looking_needs_no_torch_where_there_is_no_driver(tmp_path:
         "import sys, trtkit.backends as b\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'polars', 'cv2'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "from trtkit.backends import gpus\n"
-        "gpus.cuda_driver_version = lambda: ''\n"
-        "assert gpus._cuda_torch() is None and 'torch' not in sys.modules\n"
+        "from trtkit.backends import devices\n"
+        "devices.cuda_driver_version = lambda: ''\n"
+        "assert devices._cuda_torch() is None and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtkit.backends.trt.gpu_pipeline import TOGETHER, Uploader, decode_boxes, iou_matrix, place, suppress
-from trtkit.data import images as letterbox
-from trtkit.data import to_input
+from trtkit.data import letterbox, to_input
 from trtkit.tasks import nms as cpu
 from trtkit.tasks import task
 

@@ -120,8 +120,7 @@ def test_an_open_graph_takes_any_batch_and_size() -> None:
 
 
 def test_predict_equals_infer_and_decode() -> None:
-    from trtkit.data import images as letterbox
-    from trtkit.data import to_input
+    from trtkit.data import letterbox, to_input
     from trtkit.tasks import task
 
     pictures = tiny_graphs.pictures(3)

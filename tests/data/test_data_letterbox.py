@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtkit.data import images as letterbox
-from trtkit.data import to_input
+from trtkit.data import letterbox, to_input
 from trtkit.data.images import PADDING, fit_to
 
 SIDES = st.integers(2, 2000)

@@ -166,9 +166,19 @@ class Calibration(Result):
         Raises:
             CalibrationError: It is no such text, or has no scale for tensors the model needs one for.
         """
-        from trtkit.calibration.tensorrt_cache import from_cache
+        from trtkit.calibration.tensorrt_cache import read_ranges as read_cached_ranges
 
-        return from_cache(source, model)
+        ranges, origin = read_cached_ranges(source, model)
+        return cls(
+            ranges=ranges,
+            algorithm="tensorrt",
+            images=0,
+            split="",
+            notes=(
+                "scales from a TensorRT cache, which does not say which weights and pictures they were measured on",
+            ),
+            origin=origin,
+        )
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """The ranges, what was seen of each tensor, and the corrections."""
