@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --model yolo11n.pt --data detect/data.yaml
 
 Each measurement runs in a process of its own, so that its peak memory is its own; onnxruntime.quantization reads the
-same prepared pictures in the same run. What calibrations lose is `losses.py`.
+same prepared images in the same run. What calibrations lose is `losses.py`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ REAL_BINS = 2048
 """Bins for a search of onnxruntime's that has something to choose from; its own default leaves one candidate."""
 
 
-def pictures(model: Any, data: str, count: int, batch: int = BATCH) -> Iterator[Any]:
-    """Prepared batches of `count` pictures of the training split, repeated where there are fewer."""
-    from trtkit.calibration.sampling import input_batches
+def images(model: Any, data: str, count: int, batch: int = BATCH) -> Iterator[Any]:
+    """Prepared batches of `count` images of the training split, repeated where there are fewer."""
+    from trtkit.calibration.sampling import load_input_batches
     from trtkit.data import open_dataset
 
-    pool = open_dataset(data, task=model.task).pictures("train")
+    pool = open_dataset(data, task=model.task).images("train")
     paths = [pool[index % len(pool)] for index in range(count)]
-    return input_batches(paths, task=model.task, size=(SIDE, SIDE), batch=batch, skipped=[])
+    return load_input_batches(paths, task=model.task, size=(SIDE, SIDE), batch=batch, skipped=[])
 
 
 def traced(model: str) -> tuple[Any, Any]:
@@ -53,26 +53,26 @@ def forward(model: str, data: str, count: int) -> dict[str, Any]:
     loaded, graph = traced(model)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     start = time.perf_counter()
-    for batch in pictures(loaded, data, count):
+    for batch in images(loaded, data, count):
         session.run(None, {"images": batch})
     return {"seconds": time.perf_counter() - start}
 
 
 def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, Any]:
     from trtkit.calibration.algorithms import ALGORITHMS
-    from trtkit.calibration.calibration import read_ranges
-    from trtkit.calibration.calibrator import PASS
-    from trtkit.calibration.collector import Extremes, Histograms
+    from trtkit.calibration.calibration import compute_ranges
+    from trtkit.calibration.calibrator import IMAGES_PER_PASS
+    from trtkit.calibration.collector import HistogramCollector, MinMaxCollector
 
     loaded, graph = traced(model)
     start = time.perf_counter()
-    collector = (Histograms if histograms else Extremes)(graph, device="cpu")
-    for batch in pictures(loaded, data, count, PASS if histograms else BATCH):
+    collector = (HistogramCollector if histograms else MinMaxCollector)(graph, device="cpu")
+    for batch in images(loaded, data, count, IMAGES_PER_PASS if histograms else BATCH):
         collector.add(batch)
     read = time.perf_counter()
     seen = collector.seen()
     for algorithm in ALGORITHMS if histograms else ("minmax", "moving_average"):
-        read_ranges(seen, collector.sources, collector.names, algorithm)
+        compute_ranges(seen, collector.sources, collector.names, algorithm)
     return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
 
 
@@ -82,7 +82,7 @@ def theirs(model: str, data: str, count: int, *, method: str, **options: int) ->
 
     class Reader(CalibrationDataReader):
         def __init__(self, batches: Iterator[Any]) -> None:
-            # One picture at a time, as its own examples do.
+            # One image at a time, as its own examples do.
             self.single = ({"images": batch[i : i + 1]} for batch in batches for i in range(len(batch)))
 
         def get_next(self) -> dict[str, Any] | None:
@@ -100,7 +100,7 @@ def theirs(model: str, data: str, count: int, *, method: str, **options: int) ->
             calibrate_method=getattr(CalibrationMethod, method),
             extra_options=options,
         )
-        calibrator.collect_data(Reader(pictures(loaded, data, count)))
+        calibrator.collect_data(Reader(images(loaded, data, count)))
         read = time.perf_counter()
         calibrator.compute_data()
         return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
@@ -108,20 +108,20 @@ def theirs(model: str, data: str, count: int, *, method: str, **options: int) ->
 
 # What is compared runs one right after the other.
 JOBS: dict[str, tuple[str, Any]] = {
-    "forward 64": ("plain forward pass, 64 pictures", lambda m, d: forward(m, d, 64)),
-    "all 64": ("trtkit all algorithms, 64 pictures", lambda m, d: ours(m, d, 64, histograms=True)),
-    "all 128": ("trtkit all algorithms, 128 pictures", lambda m, d: ours(m, d, 128, histograms=True)),
+    "forward 64": ("plain forward pass, 64 images", lambda m, d: forward(m, d, 64)),
+    "all 64": ("trtkit all algorithms, 64 images", lambda m, d: ours(m, d, 64, histograms=True)),
+    "all 128": ("trtkit all algorithms, 128 images", lambda m, d: ours(m, d, 128, histograms=True)),
     "ort entropy 64": (
-        "onnxruntime entropy as it comes (128 bins: one candidate), 64 pictures",
+        "onnxruntime entropy as it comes (128 bins: one candidate), 64 images",
         lambda m, d: theirs(m, d, 64, method="Entropy"),
     ),
     "ort search 64": (
-        f"onnxruntime entropy with num_bins={REAL_BINS} (a search), 64 pictures",
+        f"onnxruntime entropy with num_bins={REAL_BINS} (a search), 64 images",
         lambda m, d: theirs(m, d, 64, method="Entropy", num_bins=REAL_BINS),
     ),
-    "minmax 64": ("trtkit min-max, 64 pictures", lambda m, d: ours(m, d, 64, histograms=False)),
-    "ort minmax 64": ("onnxruntime min-max, 64 pictures", lambda m, d: theirs(m, d, 64, method="MinMax")),
-    "all 512": ("trtkit all algorithms, 512 pictures", lambda m, d: ours(m, d, 512, histograms=True)),
+    "minmax 64": ("trtkit min-max, 64 images", lambda m, d: ours(m, d, 64, histograms=False)),
+    "ort minmax 64": ("onnxruntime min-max, 64 images", lambda m, d: theirs(m, d, 64, method="MinMax")),
+    "all 512": ("trtkit all algorithms, 512 images", lambda m, d: ours(m, d, 512, histograms=True)),
 }
 
 ONCE = ("all 512", "ort entropy 64", "ort search 64")
@@ -151,26 +151,26 @@ def ratios_of(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The ratios of what was measured."""
 
     def on_128(job: str) -> float:
-        """Collecting takes twice as long on twice the pictures, reading the ranges does not."""
+        """Collecting takes twice as long on twice the images, reading the ranges does not."""
         return 2 * found[job]["seconds"] - found[job]["reading_s"]
 
     def seconds(job: str) -> float:
         return found[job]["seconds"]
 
     wanted = {
-        "onnxruntime entropy as it comes over trtkit all algorithms, 128 pictures each": (
+        "onnxruntime entropy as it comes over trtkit all algorithms, 128 images each": (
             ("ort entropy 64", "all 128"),
             lambda: on_128("ort entropy 64") / seconds("all 128"),
         ),
-        f"onnxruntime entropy with num_bins={REAL_BINS} over trtkit all algorithms, 128 pictures each": (
+        f"onnxruntime entropy with num_bins={REAL_BINS} over trtkit all algorithms, 128 images each": (
             ("ort search 64", "all 128"),
             lambda: on_128("ort search 64") / seconds("all 128"),
         ),
-        "onnxruntime entropy as it comes over trtkit all algorithms, 64 pictures each": (
+        "onnxruntime entropy as it comes over trtkit all algorithms, 64 images each": (
             ("ort entropy 64", "all 64"),
             lambda: seconds("ort entropy 64") / seconds("all 64"),
         ),
-        "onnxruntime min-max over trtkit min-max, 64 pictures each": (
+        "onnxruntime min-max over trtkit min-max, 64 images each": (
             ("ort minmax 64", "minmax 64"),
             lambda: seconds("ort minmax 64") / seconds("minmax 64"),
         ),
@@ -182,7 +182,7 @@ def ratios_of(found: dict[str, dict[str, Any]]) -> dict[str, float]:
             ("all 64", "forward 64"),
             lambda: seconds("all 64") / seconds("forward 64"),
         ),
-        "peak memory at 512 pictures over 64, all algorithms": (
+        "peak memory at 512 images over 64, all algorithms": (
             ("all 512", "all 64"),
             lambda: found["all 512"]["peak_gb"] / found["all 64"]["peak_gb"],
         ),
@@ -190,7 +190,7 @@ def ratios_of(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {name: ratio() for name, (jobs, ratio) in wanted.items() if set(jobs) <= set(found)}
 
 
-def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[str, float]) -> list[str]:
+def page(provenance: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[str, float]) -> list[str]:
     jobs = [
         [
             one["title"],
@@ -204,27 +204,27 @@ def page(origin: dict[str, Any], found: dict[str, dict[str, Any]], ratios: dict[
     return [
         "# Calibration: time and memory",
         "",
-        f"`{origin['command']}`",
+        f"`{provenance['command']}`",
         "",
         *table(["what", "s", "of it reading ranges", "peak GB of the process", "load"], jobs),
         "",
         *table(["ratio", ""], [[name, f"{value:.2f}"] for name, value in ratios.items()]),
         "",
-        f"Pictures of {SIDE} x {SIDE}, read and letterboxed within the time; tracing and loading are not. Both "
-        "run picture by picture where tensors are counted, theirs on every Conv; 512 pictures repeat those there are. "
-        "onnxruntime keeps every tensor of every picture until the end; 128 pictures would need twice its memory: "
+        f"Images of {SIDE} x {SIDE}, read and letterboxed within the time; tracing and loading are not. Both "
+        "run image by image where tensors are counted, theirs on every Conv; 512 images repeat those there are. "
+        "onnxruntime keeps every tensor of every image until the end; 128 images would need twice its memory: "
         "its time on 128 is twice that on 64, reading counted once. "
         "Load is the processes that wanted a core, this one included: above the number of cores others slowed it down, "
         "and what needs every core more than what needs one.",
         "",
-        line_of(origin),
+        line_of(provenance),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
-    parser.add_argument("--data", required=True, help="a labelled data.yaml")
+    parser.add_argument("--data", required=True, help="a labeled data.yaml")
     parser.add_argument("--job", choices=tuple(JOBS), help="make this one measurement and print it")
     parser.add_argument("--jobs", choices=tuple(JOBS), nargs="+", default=list(JOBS), help="what to measure")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each short measurement")
@@ -239,9 +239,9 @@ def main() -> None:
     found = measured(values.model, values.data, values.jobs, values.repeats)
     place = Path(values.data).absolute()
     chosen = "" if set(values.jobs) == set(JOBS) else " --jobs " + " ".join(f'"{job}"' for job in values.jobs)
-    origin = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name}{chosen}")
+    provenance = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name}{chosen}")
     ratios = ratios_of(found)
-    write("calibration", {**origin, "jobs": found, "ratios": ratios}, page(origin, found, ratios))
+    write("calibration", {**provenance, "jobs": found, "ratios": ratios}, page(provenance, found, ratios))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/engines.py write engines
 
 `run` exports every engine (several at a time, each in a process with its share of the cores), judges it on the
-pictures of `val`, and then times them one at a time on each GPU, each in a process of its own as where it is deployed.
+images of `val`, and then times them one at a time on each GPU, each in a process of its own as where it is deployed.
 It can be called again to go on where it stopped. `write` puts what is there into `results/engines-GPU.json` and `.md`.
 Needs a GPU and TensorRT; several GPUs are all used.
 """
@@ -92,7 +92,7 @@ def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
         calibration=calibrated if explicit and calibrated.is_dir() else None,
         data=data if job.precision == "implicit" or (explicit and not calibrated.is_dir()) else None,
         dynamic=False,
-        level=job.level,
+        opt_level=job.level,
         output=out / f"{job.name}.engine",
         overwrite=True,
     )
@@ -228,7 +228,7 @@ def write(folder: Path, note: str) -> None:
             continue
         shown = [
             name for name in mine[0]["metrics"]
-            if name.startswith(("mAP50", "top", "coco/AP")) and not name.startswith(("coco/AP_", "coco/APs"))
+            if name.startswith(("mAP50", "top", "pycocotools/AP")) and not name.startswith(("pycocotools/AP_", "pycocotools/APs"))
         ]  # fmt: skip
         lines += [f"## {task}: {file} at {imgsz}", ""]
         heads = ["precision", "batch", "mean ms", "min", "max", "p50", "p99", *shown, "MB", "device MB", "build s"]
@@ -248,7 +248,7 @@ def write(folder: Path, note: str) -> None:
             for row in mine
         ]
         lines += [*table(heads, body), ""]
-    lines.append("Times are milliseconds a picture: a whole batch's on the GPU's own clock, divided by the batch.")
+    lines.append("Times are milliseconds an image: a whole batch's on the GPU's own clock, divided by the batch.")
     lines += ["", note] if note else []
     write_record(of_gpu("engines", rows[0]), {"about": about, "note": note, "rows": rows}, lines)
 

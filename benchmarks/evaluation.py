@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py --model yolo11n.pt --data detect/data.yaml --ultralytics ENV/bin/python
 
-Run by hand on an idle machine. Pictures are repeated until there are as many as asked. Ultralytics is called in an
-environment of its own, on the same ONNX file, the same pictures and at batch 1.
+Run by hand on an idle machine. Images are repeated until there are as many as asked. Ultralytics is called in an
+environment of its own, on the same ONNX file, the same images and at batch 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import trtkit as tk
 from trtkit.data import open_dataset
 from trtkit.files import write_bytes, write_json
-from trtkit.results import machine, versions
+from trtkit.results import describe_machine, package_versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -35,14 +35,14 @@ print("RESULT " + json.dumps({"wall": time.perf_counter() - begun, "speed": foun
 
 
 def repeated(data: str, count: int, folder: Path) -> Path:
-    """A data set of `count` pictures: those of `val`, as often as it takes."""
-    pictures = open_dataset(data, task="detect").pictures("val")
+    """A data set of `count` images: those of `val`, as often as it takes."""
+    images = open_dataset(data, task="detect").images("val")
     for kind in ("images", "labels"):
         (folder / kind / "val").mkdir(parents=True)
     for index in range(count):
-        picture = pictures[index % len(pictures)]
-        label = Path(str(picture).replace("/images/", "/labels/")).with_suffix(".txt")
-        shutil.copy(picture, folder / "images" / "val" / f"{index:05}{picture.suffix}")
+        image = images[index % len(images)]
+        label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
+        shutil.copy(image, folder / "images" / "val" / f"{index:05}{image.suffix}")
         shutil.copy(label, folder / "labels" / "val" / f"{index:05}.txt")
     names = open_dataset(data, task="detect").names
     text = f"path: {folder}\ntrain: images/val\nval: images/val\nnames:\n"
@@ -90,10 +90,15 @@ def main() -> None:
     for row in rows:
         row["outside"] = 1 - row["inference_s"] / row["wall_s"]
     command = "python benchmarks/evaluation.py --model yolo11n.pt --data detect/data.yaml --ultralytics ENV/bin/python"
-    about = {"machine": machine(), "versions": versions(), "command": command, "images": options.images}
+    about = {
+        "machine": describe_machine(),
+        "versions": package_versions(),
+        "command": command,
+        "images": options.images,
+    }
     write_json(RESULTS / "evaluation.json", {**about, "rows": rows})
     table = [
-        f"# Evaluating {options.images} pictures",
+        f"# Evaluating {options.images} images",
         "",
         f"`{command}`",
         "",

@@ -1,9 +1,9 @@
-"""Peak memory of judging segmentation, the heaviest task to judge: 300 detections with a mask in each picture.
+"""Peak memory of judging segmentation, the heaviest task to judge: 300 detections with a mask in each image.
 
-    python benchmarks/evaluation_memory.py MODEL DATA [PICTURES]
+    python benchmarks/evaluation_memory.py MODEL DATA [IMAGES]
 
-MODEL is a segment model's ONNX file, DATA its data.yaml. Where the split holds fewer pictures than PICTURES (300), they
-are shown again under other names. Writes pictures, masks and the process's peak resident memory to
+MODEL is a segment model's ONNX file, DATA its data.yaml. Where the split holds fewer images than IMAGES (300), they
+are shown again under other names. Writes images, masks and the process's peak resident memory to
 `results/evaluation_memory.{json,md}`; run by hand.
 """
 
@@ -23,13 +23,13 @@ from trtkit.data.labels import label_path
 
 
 def repeated(data: Path, count: int, folder: Path) -> Path:
-    """A data set of `count` pictures, links to those of `data`."""
-    pictures = open_dataset(data, task="segment").pictures("val")
+    """A data set of `count` images, links to those of `data`."""
+    images = open_dataset(data, task="segment").images("val")
     for kind in ("images", "labels"):
         (folder / kind / "val").mkdir(parents=True)
-    for index, picture in enumerate(itertools.islice(itertools.cycle(pictures), count)):
-        (folder / "images" / "val" / f"{index:05d}{picture.suffix}").symlink_to(picture)
-        (folder / "labels" / "val" / f"{index:05d}.txt").symlink_to(label_path(picture))
+    for index, image in enumerate(itertools.islice(itertools.cycle(images), count)):
+        (folder / "images" / "val" / f"{index:05d}{image.suffix}").symlink_to(image)
+        (folder / "labels" / "val" / f"{index:05d}.txt").symlink_to(label_path(image))
     names = open_dataset(data, task="segment").names
     (folder / "data.yaml").write_text(
         "val: images/val\nnames:\n" + "".join(f"  {n}: '{v}'\n" for n, v in names.items())
@@ -47,13 +47,13 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     content = {
         **about("yolo11n-seg.onnx segment/data.yaml" + (f" {count}" if count != 300 else "")),
-        "pictures": found.pictures, "masks": len(found.detections), "imgsz": found.origin.settings["imgsz"],
+        "images": found.images, "masks": len(found.detections), "imgsz": found.provenance.settings["imgsz"],
         "peak_gb": peak,
     }  # fmt: skip
-    row = [str(found.pictures), f"{len(found.detections):,}", f"{peak:.2f}"]
+    row = [str(found.images), f"{len(found.detections):,}", f"{peak:.2f}"]
     lines = [
         "# Memory of an evaluation with masks", "", f"`{content['command']}`", "",
-        *table(["pictures", "masks", "peak GB of the process"], [row]), "",
+        *table(["images", "masks", "peak GB of the process"], [row]), "",
         "The whole of `trtkit.evaluate` in ONNX Runtime, box and mask AP by both rules; GB of 10^9 bytes.", "",
         line_of(content),
     ]  # fmt: skip

@@ -22,8 +22,8 @@ REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "evaluation" / "
 MODELS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 WHAT = (
     "`trtkit compare MODEL DATA --device sm89` with nothing else said: INT8 is calibrated on `train` as an export does "
-    "by itself, ONNX Runtime judges the Q/DQ graphs on all pictures of `val`. In brackets the 95 % interval of the "
-    "change by a paired bootstrap over pictures (1,000 resamples, seed 0); * where it leaves out 0."
+    "by itself, ONNX Runtime judges the Q/DQ graphs on all images of `val`. In brackets the 95 % interval of the "
+    "change by a paired bootstrap over images (1,000 resamples, seed 0); * where it leaves out 0."
 )
 
 
@@ -41,7 +41,7 @@ def compared(shared: Path, task: str, folder: Path) -> tk.Comparison:
 
 
 def found(comparison: tk.Comparison) -> dict[str, Any]:
-    told, origin = comparison.about, comparison.origin.to_dict()
+    told, provenance = comparison.about, comparison.provenance.to_dict()
     changes = {
         label: dict(comparison.changes(label).group_by("change").len().iter_rows())
         for label in comparison.rows["precision"].unique(maintain_order=True)
@@ -60,7 +60,7 @@ def found(comparison: tk.Comparison) -> dict[str, Any]:
     return {
         "model": f"{told['model']}.pt",
         "imgsz": told["imgsz"],
-        "pictures": told["pictures"],
+        "images": told["images"],
         "metric": told["metrics"][0][0],
         "deciding": names,
         "calibration": told["calibration"],
@@ -72,9 +72,9 @@ def found(comparison: tk.Comparison) -> dict[str, Any]:
             "worst": worst,
             "difference": apart[worst],
         },
-        "versions": origin["versions"],
-        "runner": origin["runner"],
-        "created": origin["created"],
+        "versions": provenance["versions"],
+        "runner": provenance["runner"],
+        "created": provenance["created"],
     }
 
 
@@ -87,14 +87,14 @@ def cell(row: dict[str, Any]) -> str:
 
 
 def lines(content: dict[str, Any]) -> list[str]:
-    head = ["task", "pictures", "metric", "FP32", "FP16: change", "INT8: change", f"INT8 loses at most {ALLOWED}"]
+    head = ["task", "images", "metric", "FP32", "FP16: change", "INT8: change", f"INT8 loses at most {ALLOWED}"]
     rows, objects, beside = [], [], []
     for task, one in content["tasks"].items():
         for metric in one["deciding"]:
             mine = {row["precision"]: row for row in one["changes"] if row["metric"] == metric}
             main = metric == one["metric"]
             verdict = ("yes" if mine["int8"]["delta"] >= -ALLOWED else "no") if main else ""
-            first = [f"**{task}**" if main else "", str(one["pictures"]) if main else ""]
+            first = [f"**{task}**" if main else "", str(one["images"]) if main else ""]
             values = [f"{mine['int8']['reference']:.4f}", cell(mine["fp16"]), cell(mine["int8"])]
             rows.append([*first, f"**{metric}**" if main else metric, *values, verdict])
         theirs = one["beside_ultralytics"]

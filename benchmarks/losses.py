@@ -1,9 +1,9 @@
-"""What each calibration algorithm loses against FP32, on each number of pictures, with intervals; run by hand.
+"""What each calibration algorithm loses against FP32, on each number of images, with intervals; run by hand.
 
     python benchmarks/losses.py --model yolo11n.pt --data detect/data.yaml
 
 One task a call; the results of the other tasks stay in `benchmarks/results/losses.{json,md}`. Every graph is judged by
-ONNX Runtime on the same pictures. With --state a run that was stopped goes on where it was.
+ONNX Runtime on the same images. With --state a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PERCENTILES = (99.9, 99.99, PERCENTILE, 99.9999)
 
 
 def found(model: str, data: str, counts: list[int], state: str | None) -> dict[str, Any]:
-    swept = tk.sweep(model, data, percentiles=PERCENTILES, images=counts, state=state, progress=show)
+    swept = tk.sweep(model, data, percentiles=PERCENTILES, calibration_images=counts, cache_dir=state, progress=show)
     return {
         "model": Path(model).name,
-        "imgsz": swept.origin.settings["imgsz"],
+        "imgsz": swept.provenance.settings["imgsz"],
         "metric": swept.metric,
         "fp32": swept.value_float,
-        "pictures": swept.pictures,
+        "images": swept.images,
         "verdict": swept.verdict(),
         "rows": swept.frame().to_dicts(),
     }
@@ -46,7 +46,7 @@ def spans(low: float, high: float) -> str:
 
 
 def summary(tasks: dict[str, Any]) -> list[str]:
-    """Each algorithm's loss on the most pictures, task by task."""
+    """Each algorithm's loss on the most images, task by task."""
     settings = [named(row) for row in most(next(iter(tasks.values())))]
     rows = []
     for setting in settings:
@@ -67,9 +67,9 @@ def most(one: dict[str, Any]) -> list[dict[str, Any]]:
 def default(task: str, one: dict[str, Any]) -> str:
     row = next(row for row in most(one) if row["algorithm"] == INT8_ALGORITHM and row["percentile"] == PERCENTILE)
     return (
-        f"- {task}: `export(int8=True)` by itself ({named(row)}, {row['images']} pictures) loses {row['loss']:.4f} "
-        f"({spans(row['loss_low'], row['loss_high'])}) of {one['metric']} {one['fp32']:.4f} on {one['pictures']} "
-        "pictures."
+        f"- {task}: `export(int8=True)` by itself ({named(row)}, {row['images']} images) loses {row['loss']:.4f} "
+        f"({spans(row['loss_low'], row['loss_high'])}) of {one['metric']} {one['fp32']:.4f} on {one['images']} "
+        "images."
     )
 
 
@@ -77,8 +77,8 @@ def page(tasks: dict[str, Any]) -> list[str]:
     lines = [
         "# What each calibration loses",
         "",
-        "Loss of the metric that decides against FP32, judged by ONNX Runtime on the same pictures; in brackets the "
-        "middle 95 % of a bootstrap over pictures, paired with FP32. A negative loss is a gain by chance. Layers that "
+        "Loss of the metric that decides against FP32, judged by ONNX Runtime on the same images; in brackets the "
+        "middle 95 % of a bootstrap over images, paired with FP32. A negative loss is a gain by chance. Layers that "
         "stay high by default stay high in all of them.",
         "",
         *summary(tasks),
@@ -88,7 +88,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
     for task, one in tasks.items():
         side = "x".join(map(str, one["imgsz"]))
         lines += ["", f"## {task}: {one['model']} at {side}", "", f"`{one['origin']['command']}`", ""]
-        lines += [f"FP32: {one['metric']} {one['fp32']:.4f} on {one['pictures']} pictures. {one['verdict']}", ""]
+        lines += [f"FP32: {one['metric']} {one['fp32']:.4f} on {one['images']} images. {one['verdict']}", ""]
         rows = [
             [
                 named(row),
@@ -100,7 +100,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
             ]
             for row in one["rows"]
         ]
-        lines += table(["algorithm", "pictures", one["metric"], "loss", "95 % interval of the loss", "enough"], rows)
+        lines += table(["algorithm", "images", one["metric"], "loss", "95 % interval of the loss", "enough"], rows)
         lines += ["", line_of(one["origin"])]
     return lines
 
@@ -108,8 +108,8 @@ def page(tasks: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
-    parser.add_argument("--data", required=True, help="a labelled data set of its task")
-    parser.add_argument("--images", type=int, nargs="+", default=COUNTS, help="pictures to calibrate on")
+    parser.add_argument("--data", required=True, help="a labeled data set of its task")
+    parser.add_argument("--images", type=int, nargs="+", default=COUNTS, help="images to calibrate on")
     parser.add_argument("--state", help="a folder that remembers finished steps")
     values = parser.parse_args()
     task = load(values.model).task

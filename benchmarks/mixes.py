@@ -32,10 +32,10 @@ from trtkit.data import open_dataset
 from trtkit.files import write_json
 from trtkit.graph.torch_export import trace
 from trtkit.models import load
-from trtkit.progress import Work
-from trtkit.tuning.cache import State
-from trtkit.tuning.noise import Lab
-from trtkit.tuning.search_loop import Bench, repaired
+from trtkit.progress import Reporter
+from trtkit.tuning.cache import ResultCache
+from trtkit.tuning.noise import LayerNoise
+from trtkit.tuning.search_loop import NoiseProbe, repair_ranges
 
 IMGSZ = 640
 BATCH = 8
@@ -44,7 +44,7 @@ BOX = "/model.23/cv2.?/cv2.?.2*"
 REWRITINGS = {
     "without_copies": "trtkit.graph.torch_export.without_copies",
     "boxes_in_one_layer": "trtkit.graph.torch_export.boxes_in_one_layer",
-    "aligned": "trtkit.graph.pad_channels.aligned",
+    "aligned": "trtkit.graph.pad_channels.pad_channels",
 }
 RANGES = {
     "percentile": "percentile 99.999",
@@ -133,16 +133,16 @@ def prepare(options: argparse.Namespace) -> None:
     size = (IMGSZ, IMGSZ)
     # Graphs with their copies have tensors that those without lack: measured with, a calibration serves both.
     with Mix(skipped=("without_copies",)).as_built():
-        tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", images=512, progress=show).save(
+        tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", calibration_images=512, progress=show).save(
             out / "percentile"
         )
-        measured = tk.calibrate(model, dataset, imgsz=IMGSZ, images=128, histograms=True, progress=show)
-        lab = Lab(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
-        bench = Bench(
-            lab, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
-            work=Work(show, None),
+        measured = tk.calibrate(model, dataset, imgsz=IMGSZ, calibration_images=128, histograms=True, progress=show)
+        lab = LayerNoise(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
+        bench = NoiseProbe(
+            lab, dataset, measured, model.task, size, split="val", probe_paths=8, seed=0, keep=(), threads=None,
+            work=Reporter(show, None),
         )  # fmt: skip
-        mixes, _ = repaired(bench, measured, State(None))
+        mixes, _ = repair_ranges(bench, measured, ResultCache(None))
     found = {mix.label: mix.calibration for mix in mixes}
     for name in ("best", "corrected"):
         found[RANGES[name]].save(out / name)
@@ -162,7 +162,7 @@ def build(name: str, options: argparse.Namespace) -> None:
             calibration=Calibration.load(out / mix.calibration) if int8 else None,
             keep=list(mix.keep),
             dynamic=False,
-            level=options.level,
+            opt_level=options.level,
             output=out / f"{name}.engine",
             overwrite=True,
         )
@@ -239,7 +239,7 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[s
         *table(heads, body),
         "",
         "`val` chose these mixes out of many, which flatters them there; no label of `train` was looked at, but the "
-        "model was trained on its pictures.",
+        "model was trained on its images.",
         *(["", note] if note else []),
     ]
 

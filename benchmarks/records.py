@@ -11,7 +11,7 @@ from typing import Any
 
 from trtkit.files import write_bytes, write_json
 from trtkit.progress import Event
-from trtkit.results import machine, versions
+from trtkit.results import describe_machine, package_versions
 from trtkit.version import __version__
 
 __all__ = ["about", "about_engines", "earlier", "line_of", "of_gpu", "show", "table", "write"]
@@ -26,7 +26,7 @@ def about(arguments: str) -> dict[str, Any]:
         arguments: The command's arguments as anybody would type them, without this machine's folders.
     """
     command = f"python benchmarks/{Path(sys.argv[0]).name} {arguments}"
-    return {"command": command, "machine": machine(), "versions": versions()}
+    return {"command": command, "machine": describe_machine(), "versions": package_versions()}
 
 
 def about_engines(command: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def of_gpu(name: str, row: Mapping[str, Any]) -> str:
     return f"{name}-{re.sub(r'[^a-z0-9]+', '-', row['passport']['gpu'].lower()).strip('-')}"
 
 
-def line_of(origin: Mapping[str, Any]) -> str:
-    """An origin as one line of Markdown."""
-    found = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    return f"{origin['machine']['processor']}, {origin['machine']['cores']} cores; {found}."
+def line_of(provenance: Mapping[str, Any]) -> str:
+    """An provenance as one line of Markdown."""
+    found = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return f"{provenance['machine']['processor']}, {provenance['machine']['cores']} cores; {found}."
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -20,12 +20,12 @@ from trtkit.models.model import TASKS
 
 
 def found(model: str, data: str, max_drop: float, state: str | None) -> dict[str, Any]:
-    result = tk.search(model, data, max_drop, state=state, backend="onnxruntime", progress=show)
+    result = tk.search(model, data, max_drop, cache_dir=state, backend="onnxruntime", progress=show)
     best = result.best
     print(result)
     return {
         "model": Path(model).name,
-        "imgsz": result.origin.settings["imgsz"],
+        "imgsz": result.provenance.settings["imgsz"],
         "metric": result.metric,
         "fp32": result.value_float,
         "max_drop": max_drop,
@@ -63,8 +63,8 @@ def page(tasks: dict[str, Any]) -> list[str]:
             ["task", "FP32", "allowed", "found", "loss (95 % interval)", "multiply-accumulates in INT8", "ok"], rows
         ),
         "",
-        "Every mix is judged by ONNX Runtime on all pictures of `val`; intervals are bootstraps over pictures, paired "
-        "with FP32. Several mixes were judged on the same pictures and the cheapest allowed one was taken, which "
+        "Every mix is judged by ONNX Runtime on all images of `val`; intervals are bootstraps over images, paired "
+        "with FP32. Several mixes were judged on the same images and the cheapest allowed one was taken, which "
         "flatters it: read its interval beside its loss.",
     ]
     for task, one in tasks.items():
@@ -97,7 +97,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
-    parser.add_argument("--data", required=True, help="a labelled data set of its task")
+    parser.add_argument("--data", required=True, help="a labeled data set of its task")
     parser.add_argument("--max-drop", type=float, default=0.001, help="the largest loss of the metric")
     parser.add_argument("--state", help="a folder that remembers finished steps")
     values = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python benchmarks/sensitivity.py --model yolo11n.pt --data detect/data.yaml
 
-Everything is in the time: reading the checkpoint, tracing, calibrating on as many pictures, measuring every layer and
+Everything is in the time: reading the checkpoint, tracing, calibrating on as many images, measuring every layer and
 block both ways, and the metric of the worst layers.
 """
 
@@ -22,23 +22,25 @@ import trtkit as tk
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
-    parser.add_argument("--data", required=True, help="a labelled data.yaml")
+    parser.add_argument("--data", required=True, help="a labeled data.yaml")
     parser.add_argument("--images", type=int, default=32)
     values = parser.parse_args()
     begun = time.perf_counter()
-    scan = tk.sensitivity(values.model, values.data, images=values.images, progress=show)
+    scan = tk.sensitivity(values.model, values.data, probe_images=values.images, progress=show)
     seconds = time.perf_counter() - begun
     # ru_maxrss is in KiB on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     place = Path(values.data)
-    origin = about(f"--model {Path(values.model).name} --data {place.parent.name}/{place.name} --images {scan.images}")
+    provenance = about(
+        f"--model {Path(values.model).name} --data {place.parent.name}/{place.name} --images {scan.images}"
+    )
     ran = 1 + 2 * len(scan.layers) + 2 * int((scan.blocks["layers"] > 1).sum())
     content = {
-        **origin,
+        **provenance,
         "seconds": seconds,
         "peak_gb": peak,
         "load": os.getloadavg()[0],
-        "pictures": scan.images,
+        "images": scan.images,
         "variants": ran,
         "sqnr": scan.sqnr,
         "metric": scan.metric,
@@ -65,18 +67,18 @@ def main() -> None:
     lines = [
         "# What each layer costs in INT8, and how long it takes to know",
         "",
-        f"`{origin['command']}`",
+        f"`{provenance['command']}`",
         "",
         f"**{seconds:.0f} s** and {peak:.2f} GB for {ran} placements of {len(scan.layers)} layers over {scan.images} "
-        f"pictures, calibration and the metric of the worst layers included (load {content['load']:.1f}). "
+        f"images, calibration and the metric of the worst layers included (load {content['load']:.1f}). "
         f"INT8 throughout: {scan.sqnr:.1f} dB, "
-        f"{scan.metric} {scan.metric_int8:.4f} against {scan.metric_float:.4f} in FP32 on these pictures.",
+        f"{scan.metric} {scan.metric_int8:.4f} against {scan.metric_float:.4f} in FP32 on these images.",
         "",
         *table(["layer", "block", "only it, dB", "gain of keeping it, dB", "mAP, only it", "mAP, all but it"], rows),
         "",
         *table(["block", "type", "layers", "only it, dB", "gain of keeping it, dB"], blocks),
         "",
-        line_of(origin),
+        line_of(provenance),
     ]
     write("sensitivity", content, lines)
 

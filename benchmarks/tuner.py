@@ -53,8 +53,8 @@ def measure(model: str, data: str, images: int, folder: Path) -> dict[str, Any]:
     import trtkit as tk
 
     loaded = tk.load(model)
-    calibration = tk.calibrate(loaded, data, images=images, histograms=True, progress=show)
-    costs = tk.sensitivity(loaded, data, images=1, worst=0, calibration=calibration, progress=show)
+    calibration = tk.calibrate(loaded, data, calibration_images=images, histograms=True, progress=show)
+    costs = tk.sensitivity(loaded, data, probe_images=1, worst=0, calibration=calibration, progress=show)
     begun = time.perf_counter()
     made = tk.tuner(loaded, data, calibration, sensitivity=costs, folder=folder)
     opened = time.perf_counter() - begun
@@ -114,12 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=64, help="pictures to calibrate on")
+    parser.add_argument("--images", type=int, default=64, help="images to calibrate on")
     values = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(values.model, values.data, values.images, Path(folder))
     data = "/".join(Path(values.data).parts[-3:])
-    origin = about(f"--model {Path(values.model).name} --data {data} --images {values.images}")
+    provenance = about(f"--model {Path(values.model).name} --data {data} --images {values.images}")
     rows = [
         [name, *(f"{times[column]:.0f}" for column in ("first", "median", "most", "collecting")), str(times["runs"])]
         for name, times in found["changes_ms"].items()
@@ -138,11 +138,11 @@ def main() -> None:
         f"With a calibration given it is there after {found['opened_s']:.2f} s, and has read the layers and every "
         f"algorithm after {found['ready_s']:.1f} s in the background.",
         "",
-        f"`{origin['command']}`",
+        f"`{provenance['command']}`",
         "",
-        line_of(origin),
+        line_of(provenance),
     ]
-    write("tuner", {**found, **origin}, lines)
+    write("tuner", {**found, **provenance}, lines)
     print("\n".join(lines))
 
 

@@ -118,7 +118,7 @@ def main() -> None:
     found: dict[str, Any] = {name: spread(times) for name, times in in_processes(values.rounds).items()}
     if values.chromium:
         found["the button is there, in JupyterLab"] = spread(in_the_browser(values.rounds, values.chromium))
-    origin = {**about(f"--rounds {values.rounds}"), "load": os.getloadavg()[0], "niceness": os.nice(0)}
+    provenance = {**about(f"--rounds {values.rounds}"), "load": os.getloadavg()[0], "niceness": os.nice(0)}
     rows = [[name, *(f"{one[key]:.2f}" for key in ("median", "least", "most"))] for name, one in found.items()]
     lines = [
         "# The wizard appears",
@@ -127,11 +127,11 @@ def main() -> None:
         "",
         *table(["until", "median, s", "least, s", "most, s"], rows),
         "",
-        f"`{origin['command']}`",
+        f"`{provenance['command']}`",
         "",
-        f"{line_of(origin)} Load average {origin['load']:.1f}, niceness {origin['niceness']}.",
+        f"{line_of(provenance)} Load average {provenance['load']:.1f}, niceness {provenance['niceness']}.",
     ]
-    write("widgets", {"seconds": found, **origin}, lines)
+    write("widgets", {"seconds": found, **provenance}, lines)
     print("\n".join(lines))
 
 

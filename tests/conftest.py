@@ -1,4 +1,4 @@
-"""What many tests stand on: the project's shared models and pictures, and the small set that comes with the package."""
+"""What many tests stand on: the project's shared models and images, and the small set that comes with the package."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ import shlex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtkit.codegen import changed, command_of, python_of
+from trtkit.codegen import non_default_arguments, render_command, render_python
 
 
 def verb(
@@ -14,13 +14,13 @@ def verb(
 
 def test_only_what_differs_from_the_defaults_is_told():
     values = {"model": "a.pt", "data": "d.yaml", "precisions": ["fp32", "int8"], "batch": [1], "keep": [], "scale": 1.5}
-    assert changed(verb, values) == {"model": "a.pt", "data": "d.yaml"}
+    assert non_default_arguments(verb, values) == {"model": "a.pt", "data": "d.yaml"}
 
 
 def test_the_command_spells_flags_lists_and_odd_paths():
     values = {"model": "my model.pt", "data": "d.yaml", "batch": [1, 8], "keep": ["/head/*", "x"], "simplify": False,
               "overwrite": True, "imgsz": [480, 640]}  # fmt: skip
-    assert shlex.split(command_of("verb", verb, values)) == [
+    assert shlex.split(render_command("verb", verb, values)) == [
         "trtkit", "verb", "--model=my model.pt", "--data=d.yaml", "--batch=1,8", "--keep=/head/*", "--keep=x",
         "--no-simplify", "--overwrite", "--imgsz=480,640",
     ]  # fmt: skip
@@ -39,7 +39,7 @@ def test_the_command_spells_flags_lists_and_odd_paths():
 )
 def test_the_python_makes_the_same_call(values):
     calls = []
-    code = python_of("verb", verb, values).replace("import trtkit as tk\n", "")
+    code = render_python("verb", verb, values).replace("import trtkit as tk\n", "")
     tk = type("tk", (), {"verb": staticmethod(lambda **given: calls.append(given))})
     exec(code, {"tk": tk})
-    assert changed(verb, calls[0]) == changed(verb, values)
+    assert non_default_arguments(verb, calls[0]) == non_default_arguments(verb, values)

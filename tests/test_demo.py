@@ -1,4 +1,4 @@
-"""The embedded models and pictures are whole, small and labelled."""
+"""The embedded models and images are whole, small and labeled."""
 
 import subprocess
 from collections import Counter
@@ -10,38 +10,38 @@ import yaml
 
 import trtkit
 from trtkit import demo
-from trtkit.calibration.sampling import calibration_pictures
+from trtkit.calibration.sampling import select_calibration_images
 from trtkit.data import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = {"train": 64, "val": 40}
 
 
-def pictures(split):
+def images(split):
     return sorted((demo.data_path().parent / "images" / split).glob("*.jpg"))
 
 
 @pytest.mark.parametrize(("split", "count"), SPLITS.items())
-def test_each_split_has_its_pictures_and_a_label_for_each(split, count):
-    found = pictures(split)
+def test_each_split_has_its_images_and_a_label_for_each(split, count):
+    found = images(split)
     assert len(found) == count
     labels = demo.data_path().parent / "labels" / split
     assert {path.stem for path in found} == {path.stem for path in labels.glob("*.txt")}
 
 
-def test_the_pictures_take_at_most_5_mb():
-    assert sum(path.stat().st_size for split in SPLITS for path in pictures(split)) <= 5_000_000
+def test_the_images_take_at_most_5_mb():
+    assert sum(path.stat().st_size for split in SPLITS for path in images(split)) <= 5_000_000
 
 
-def test_no_picture_is_in_both_splits():
-    assert not {path.read_bytes() for path in pictures("train")} & {path.read_bytes() for path in pictures("val")}
+def test_no_image_is_in_both_splits():
+    assert not {path.read_bytes() for path in images("train")} & {path.read_bytes() for path in images("val")}
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_picture_decodes_and_every_box_lies_in_it(split):
+def test_every_image_decodes_and_every_box_lies_in_it(split):
     names = yaml.safe_load(demo.data_path().read_text())["names"]
     seen = set()
-    for path in pictures(split):
+    for path in images(split):
         assert cv2.imread(str(path)).shape[2] == 3
         for line in (path.parents[2] / "labels" / split / f"{path.stem}.txt").read_text().splitlines():
             number, *box = line.split()
@@ -54,46 +54,46 @@ def test_every_picture_decodes_and_every_box_lies_in_it(split):
     assert seen == set(names)
 
 
-@pytest.mark.parametrize("task", demo.TASKS)
+@pytest.mark.parametrize("task", demo.EMBEDDED_TASKS)
 def test_the_model_of_a_task_is_the_shared_one(shared, task):
     path = demo.model_path(task)
     assert path.read_bytes() == (shared / "models" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("task", demo.TASKS)
-def test_the_model_and_the_pictures_of_a_task_fit_together(task):
+@pytest.mark.parametrize("task", demo.EMBEDDED_TASKS)
+def test_the_model_and_the_images_of_a_task_fit_together(task):
     model = trtkit.load(demo.model_path(task))
     data = open_dataset(demo.data_path(task), task=task)
     assert model.task == task
     assert dict(data.names) == dict(model.names)
     for split in ("train", "val"):
-        classes = [data.labels(path).classes.tolist() for path in data.pictures(split)]
+        classes = [data.labels(path).classes.tolist() for path in data.images(split)]
         assert {number for found in classes for number in found} == set(model.names)
 
 
 def test_the_digits_to_classify_are_balanced_and_judged_by_others():
     data = open_dataset(demo.data_path("classify"), task="classify")
     for split, count in {"train": 5, "val": 10}.items():
-        classes = [data.labels(path).classes.item() for path in data.pictures(split)]
+        classes = [data.labels(path).classes.item() for path in data.images(split)]
         assert Counter(classes) == dict.fromkeys(range(10), count)
-    train, val = ({path.read_bytes() for path in data.pictures(split)} for split in ("train", "val"))
+    train, val = ({path.read_bytes() for path in data.images(split)} for split in ("train", "val"))
     assert not train & val
 
 
 def test_a_folder_of_checkpoints_adds_the_tasks_it_has(tmp_path):
-    assert list(demo.pairs()) == list(demo.pairs(tmp_path / "nothing")) == ["detect", "classify"]
+    assert list(demo.models_and_data()) == list(demo.models_and_data(tmp_path / "nothing")) == ["detect", "classify"]
     (tmp_path / "models").mkdir()
     (tmp_path / "data" / "scenes" / "pose").mkdir(parents=True)
     model, data = tmp_path / "models" / "yolo11n-pose.pt", tmp_path / "data" / "scenes" / "pose" / "data.yaml"
     model.touch()
-    assert "pose" not in demo.pairs(tmp_path)
+    assert "pose" not in demo.models_and_data(tmp_path)
     data.touch()
-    assert demo.pairs(tmp_path)["pose"] == (model, data)
-    assert demo.pairs(tmp_path)["detect"] == (demo.model_path(), demo.data_path())
+    assert demo.models_and_data(tmp_path)["pose"] == (model, data)
+    assert demo.models_and_data(tmp_path)["detect"] == (demo.model_path(), demo.data_path())
 
 
 def test_the_shared_folder_has_all_five(shared):
-    found = demo.pairs(shared)
+    found = demo.models_and_data(shared)
     assert list(found) == ["detect", "segment", "pose", "obb", "classify"]
     assert all(path.exists() for pair in found.values() for path in pair)
 
@@ -102,10 +102,12 @@ def test_everything_embedded_takes_at_most_15_mb():
     assert sum(path.stat().st_size for path in demo.model_path().parent.rglob("*") if path.is_file()) <= 15_000_000
 
 
-@pytest.mark.parametrize("task", demo.TASKS)
-def test_calibrating_without_data_takes_the_task_s_pictures_and_warns(task):
+@pytest.mark.parametrize("task", demo.EMBEDDED_TASKS)
+def test_calibrating_without_data_takes_the_task_s_images_and_warns(task):
     with pytest.warns(UserWarning, match="example set"):
-        dataset, split, chosen = calibration_pictures(None, task=task, split=None, images=3, fraction=1.0, seed=0)
+        dataset, split, chosen = select_calibration_images(
+            None, task=task, split=None, calibration_images=3, fraction=1.0, seed=0
+        )
     assert (dataset.path, split, len(chosen)) == (demo.data_path(task), "train", 3)
 
 

@@ -18,8 +18,8 @@ from trtkit.errors import (
     OutputExistsError,
     RecipeError,
 )
-from trtkit.exporter import graph_for
-from trtkit.graph.torch_export import description
+from trtkit.exporter import build_graph
+from trtkit.graph.torch_export import read_trtkit_metadata
 from trtkit.progress import Event
 from trtkit.recipe import Recipe
 
@@ -31,14 +31,14 @@ def model() -> tk.Model:
 
 @pytest.fixture(scope="module")
 def calibration(model: tk.Model) -> Calibration:
-    return tk.calibrate(model, demo.data_path(), images=4, imgsz=160)
+    return tk.calibrate(model, demo.data_path(), calibration_images=4, imgsz=160)
 
 
 def test_onnx_in_three_precisions_does_not_overwrite_itself(
     model: tk.Model, calibration: Calibration, tmp_path: Path
 ) -> None:
     shapes = {}
-    pictures = np.random.default_rng(0).random((1, 3, 160, 160), np.float32)
+    images = np.random.default_rng(0).random((1, 3, 160, 160), np.float32)
     for half, int8 in ((False, False), (True, False), (False, True)):
         precision = "int8" if int8 else "fp16" if half else "fp32"
         artifact = tk.export(
@@ -53,12 +53,12 @@ def test_onnx_in_three_precisions_does_not_overwrite_itself(
         assert (artifact.precision, artifact.format, artifact.size) == (precision, "onnx", artifact.path.stat().st_size)
         proto = onnx.load(artifact.path)
         onnx.checker.check_model(proto, full_check=True)
-        found = description(proto)
+        found = read_trtkit_metadata(proto)
         assert found["precision"] == precision
         assert found["model_hash"] == model.hash
         with tk.open(artifact) as runner:
             assert runner.precision == precision
-            shapes[precision] = runner.infer(pictures)["output0"]
+            shapes[precision] = runner.infer(images)["output0"]
     assert np.abs(shapes["fp16"] - shapes["fp32"]).max() < 1.0
     assert 0 < np.abs(shapes["int8"][:, 4:] - shapes["fp32"][:, 4:]).max() < 0.5
 
@@ -90,7 +90,7 @@ def test_the_existing_output_is_refused_before_any_work(model: tk.Model, tmp_pat
 def test_imgsz_is_rounded_up_and_said(model: tk.Model, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="exported at 128x160"):
         artifact = tk.export(model, format="onnx", imgsz=(100, 150), output=tmp_path / "a.onnx")
-    assert artifact.card.imgsz == (128, 160)
+    assert artifact.info.imgsz == (128, 160)
     with tk.open(artifact) as runner:
         assert runner.infer(np.zeros((1, 3, 128, 160), np.float32))["output0"].shape == (
             1,
@@ -107,7 +107,9 @@ def test_half_and_int8_together_are_refused(model: tk.Model) -> None:
 def test_a_calibration_of_another_model_is_refused(model: tk.Model, calibration: Calibration, tmp_path: Path) -> None:
     import dataclasses
 
-    other = dataclasses.replace(calibration, origin=dataclasses.replace(calibration.origin, model_hash="0" * 64))
+    other = dataclasses.replace(
+        calibration, provenance=dataclasses.replace(calibration.provenance, model_hash="0" * 64)
+    )
     with pytest.raises(CalibrationError, match="another model"):
         tk.export(model, format="onnx", int8=True, calibration=other, output=tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
@@ -126,7 +128,7 @@ def test_tensorrts_own_cache_serves_too_and_warns(model: tk.Model, calibration: 
     cache = tmp_path / "old.cache"
     cache.write_text(calibration.to_tensorrt_cache())
     one = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=calibration, output=tmp_path / "a.onnx")
-    with pytest.warns(UserWarning, match="does not say which weights and pictures"):
+    with pytest.warns(UserWarning, match="does not say which weights and images"):
         two = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=cache, output=tmp_path / "b.onnx")
     first, second = onnx.load(one.path), onnx.load(two.path)
     assert [t.raw_data for t in first.graph.initializer] == [t.raw_data for t in second.graph.initializer]
@@ -139,14 +141,14 @@ def test_int8_without_data_says_so_loudly(model: tk.Model, tmp_path: Path) -> No
 
 
 def test_tensorrts_own_calibrator_finds_decoding_named_for_fp32(model: tk.Model, calibration: Calibration) -> None:
-    own = graph_for(model, Recipe(model="m.pt", int8=True, implicit=True, imgsz=160), None, imgsz=(160, 160))
-    named = set(description(own)["fp32"])
+    own = build_graph(model, Recipe(model="m.pt", int8=True, implicit=True, imgsz=160), None, imgsz=(160, 160))
+    named = set(read_trtkit_metadata(own)["fp32"])
     kinds = {node.op_type for node in own.graph.node if node.name in named}
     # The convolution that makes boxes of all bins has weights as the head's last layers do, but comes after them.
     assert {"Conv", "Sigmoid"} <= kinds
     assert not named & {node.name for node in own.graph.node if "/cv2." in node.name or "/cv3." in node.name}
-    pairs = graph_for(model, Recipe(model="m.pt", int8=True, imgsz=160), calibration, imgsz=(160, 160))
-    assert set(description(pairs)["fp32"]) == named
+    pairs = build_graph(model, Recipe(model="m.pt", int8=True, imgsz=160), calibration, imgsz=(160, 160))
+    assert set(read_trtkit_metadata(pairs)["fp32"]) == named
 
 
 def test_cancel_leaves_nothing(model: tk.Model, tmp_path: Path) -> None:

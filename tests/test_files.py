@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from trtkit.errors import CancelledError, DiskFullError, OutputExistsError, TrtkitError
-from trtkit.files import hash_of, write_bytes, write_json, writing
-from trtkit.progress import Event, Work
+from trtkit.files import atomic_write, hash_parts, write_bytes, write_json
+from trtkit.progress import Event, Reporter
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.bin"
-    with pytest.raises(KeyboardInterrupt), writing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
     assert list(path.parent.iterdir()) == []
@@ -22,7 +22,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_what_was_there_survives_a_failure(tmp_path: Path) -> None:
     path = write_bytes(tmp_path / "file", b"old")
-    with pytest.raises(RuntimeError), writing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_bytes(b"new")
         raise RuntimeError
     assert path.read_bytes() == b"old"
@@ -37,15 +37,15 @@ def test_an_existing_output_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError, match="nothing was written"), writing(tmp_path / "file") as temporary:
+    with pytest.raises(DiskFullError, match="nothing was written"), atomic_write(tmp_path / "file") as temporary:
         temporary.write_bytes(b"part")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_hashes_tell_boundaries_apart() -> None:
-    assert hash_of("ab", "c") != hash_of("a", "bc")
-    assert hash_of("ab", b"c") == hash_of(b"ab", "c")
+    assert hash_parts("ab", "c") != hash_parts("a", "bc")
+    assert hash_parts("ab", b"c") == hash_parts(b"ab", "c")
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_work_reports_and_cancels() -> None:
 
     events: list[Event] = []
     flag = Flag()
-    work = Work(events.append, flag)
-    work.step("build", 1, 3)
+    reporter = Reporter(events.append, flag)
+    reporter.step("build", 1, 3)
     assert events == [Event(stage="build", done=1, total=3)]
     flag.on = True
     with pytest.raises(CancelledError, match="build"):
-        work.step("build", 2, 3)
+        reporter.step("build", 2, 3)
     assert len(events) == 1
 
 

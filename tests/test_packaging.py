@@ -79,7 +79,7 @@ def test_the_makefile_names_the_pythons_that_pyproject_allows():
     assert [minor for minor in range(8, 16) if allowed.contains(f"3.{minor}.0")] == [10, 11, 12, 13]
 
 
-def test_the_licence_is_apache_and_the_demo_has_its_own():
+def test_the_license_is_apache_and_the_demo_has_its_own():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert "AGPL-3.0" in (ROOT / "trtkit" / "demo" / "LICENSE").read_text()
     assert (ROOT / "trtkit" / "py.typed").exists()

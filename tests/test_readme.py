@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import trtkit
-from trtkit.cli import COMMANDS, parsed
+from trtkit.cli import COMMANDS, parse_command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ def test_every_trtkit_command_is_understood():
     commands = [words for words in lines() if words[0] == "trtkit"]
     assert len(commands) >= 4
     for words in commands:
-        parsed(words[1:])
+        parse_command(words[1:])
 
 
 def test_every_make_target_is_there():
@@ -79,4 +79,4 @@ def test_the_losses_are_those_measured():
         told = [cell.strip() for cell in line.split("|")[4:7]]
         interval = f"{row['delta']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
         assert told == [f"{row['reference']:.4f}", f"{row['value']:.4f}", interval]
-        assert not row["measurable"]
+        assert not row["significant"]

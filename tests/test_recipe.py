@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit.cli import parsed
+from trtkit.cli import parse_command
 from trtkit.errors import RecipeError
-from trtkit.recipe import Recipe, rounded_imgsz
+from trtkit.recipe import Recipe, round_imgsz
 
 # Whatever a path may hold: quotes, backslashes, newlines, unicode, spaces, what looks like an option or a number.
 text = st.text(
@@ -76,7 +76,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         fraction=draw(st.floats(0, 1, exclude_min=True)),
         device=draw(devices),
         keep=() if implicit else tuple(draw(st.lists(text, max_size=3))),
-        level=draw(st.none() | st.integers(0, 5)),
+        opt_level=draw(st.none() | st.integers(0, 5)),
         isolate=draw(st.booleans()),
         output=draw(st.none() | text),
         overwrite=draw(st.booleans()),
@@ -100,7 +100,7 @@ def test_python_code_rebuilds_the_recipe(recipe: Recipe) -> None:
 def test_the_command_line_rebuilds_the_recipe(recipe: Recipe) -> None:
     program, *words = shlex.split(recipe.to_command())
     assert program == "trtkit"
-    found = vars(parsed(words)[1])
+    found = vars(parse_command(words)[1])
     assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
 
 
@@ -114,7 +114,7 @@ def test_a_shell_reads_the_command_line_as_it_was_meant() -> None:
     )
     script = f"trtkit() {{ printf '%s\\0' \"$@\"; }}\n{recipe.to_command()}"
     words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
-    found = vars(parsed(words)[1])
+    found = vars(parse_command(words)[1])
     assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
 
 
@@ -153,7 +153,7 @@ def test_json_rebuilds_the_recipe(recipe: Recipe) -> None:
 @settings(deadline=None)
 @given(st.tuples(side, side), st.sampled_from([1, 16, 32, 64]))
 def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> None:
-    rounded = rounded_imgsz(imgsz, stride)
+    rounded = round_imgsz(imgsz, stride)
     assert all(new % stride == 0 and 0 <= new - old < stride for new, old in zip(rounded, imgsz, strict=True))
 
 
@@ -164,13 +164,13 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
         ({"format": "tflite"}, "no such format"),
         ({"backend": "cuda"}, "no such backend"),
         ({"backend": "onnxruntime"}, "builds no engines"),
-        ({"batch": 0}, "at least one picture"),
+        ({"batch": 0}, "at least one image"),
         ({"fraction": 0.0}, "above 0"),
         ({"fraction": 1.5}, "above 0"),
         ({"workspace": -1.0}, "no size in GiB"),
-        ({"imgsz": 0}, "no picture size"),
-        ({"imgsz": (640, 640, 3)}, "no picture size"),
-        ({"level": 6}, "levels 0 to 5"),
+        ({"imgsz": 0}, "no image size"),
+        ({"imgsz": (640, 640, 3)}, "no image size"),
+        ({"opt_level": 6}, "levels 0 to 5"),
         ({"implicit": True}, "INT8 engines only"),
         ({"implicit": True, "int8": True, "keep": ("x",)}, "chooses the layers"),
         ({"int8": True, "calibration": "c", "data": "d.yaml"}, "only one of them"),

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import polars as pl
 import pytest
 
-from trtkit.results import Origin, Result
+from trtkit.results import Provenance, Result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -14,7 +14,7 @@ class Found(Result):
     kind = "found"
 
     rows: pl.DataFrame
-    origin: Origin
+    provenance: Provenance
 
     def frame(self):
         return self.rows
@@ -29,8 +29,8 @@ class Found(Result):
         return {}
 
     @classmethod
-    def restore(cls, tables, facts, origin):
-        return cls(rows=tables["found"], origin=origin)
+    def restore(cls, tables, facts, provenance):
+        return cls(rows=tables["found"], provenance=provenance)
 
     def __repr__(self):
         return "Found 2 things <here>\n  the first is best"
@@ -40,7 +40,7 @@ class Found(Result):
 def shown():
     rows = pl.DataFrame({"name": ["a", "/model.0/conv/Conv"], "value": [1.23456789, None]})
     return Found(
-        rows=rows, origin=Origin(model_hash="a", data_hash=None, runner="ONNX Runtime", settings={})
+        rows=rows, provenance=Provenance(model_hash="a", data_hash=None, runner="ONNX Runtime", settings={})
     )._repr_html_()
 
 
@@ -61,5 +61,5 @@ def test_it_names_what_ran(shown):
 
 def test_saving_and_loading_gives_the_same(tmp_path):
     rows = pl.DataFrame({"name": ["a"]})
-    found = Found(rows=rows, origin=Origin(model_hash="a", data_hash=None, runner="r", settings={}))
+    found = Found(rows=rows, provenance=Provenance(model_hash="a", data_hash=None, runner="r", settings={}))
     assert Found.load(found.save(tmp_path)).rows.equals(rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trtkit.threads import cores, over
+from trtkit.threads import available_cores, parallel_map
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -14,8 +14,8 @@ def test_results_come_in_the_order_of_the_items() -> None:
         time.sleep(0.02 if item % 2 == 0 else 0)
         return item * item
 
-    assert list(over(slow_when_even, range(9), 3)) == [item * item for item in range(9)]
-    assert cores() >= 1
+    assert list(parallel_map(slow_when_even, range(9), 3)) == [item * item for item in range(9)]
+    assert available_cores() >= 1
 
 
 def test_items_are_read_no_further_ahead_than_allowed() -> None:
@@ -26,7 +26,7 @@ def test_items_are_read_no_further_ahead_than_allowed() -> None:
             taken.append(item)
             yield item
 
-    results = over(lambda item: item, items(), 2, ahead=4)
+    results = parallel_map(lambda item: item, items(), 2, max_pending=4)
     assert next(results) == 0
     assert len(taken) == 5
     results.close()  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def test_what_goes_wrong_arrives_and_ends_the_threads() -> None:
             raise ValueError("three")
         return item
 
-    results = over(fail, range(10), 2)
+    results = parallel_map(fail, range(10), 2)
     with pytest.raises(ValueError, match="three"):
         list(results)
     assert threading.active_count() == before

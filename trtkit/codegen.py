@@ -8,27 +8,27 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtkit.graph.analysis import pattern_of
+from trtkit.graph.analysis import escape_pattern
 
 if TYPE_CHECKING:
     from trtkit.calibration import Calibration
 
-__all__ = ["Tuned", "changed", "command_of", "python_of"]
+__all__ = ["TunedExport", "non_default_arguments", "render_command", "render_python"]
 
 
 # A call's settings as the Python and the command line that make it again.
 
 
-def changed(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def non_default_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that differ from the function's defaults, in its order."""
     return {
-        name: _plain(values[name])
+        name: _plain_value(values[name])
         for name, parameter in inspect.signature(function).parameters.items()
-        if name in values and _plain(values[name]) != _plain(parameter.default)
+        if name in values and _plain_value(values[name]) != _plain_value(parameter.default)
     }
 
 
-def python_of(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
+def render_python(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
     """Python that calls `trtkit.<verb>` with these arguments.
 
     Args:
@@ -36,14 +36,14 @@ def python_of(verb: str, function: Callable[..., Any], values: Mapping[str, Any]
         function: What it is.
         values: Arguments by name, as plain data.
     """
-    lines = "".join(f"    {name}={value!r},\n" for name, value in changed(function, values).items())
+    lines = "".join(f"    {name}={value!r},\n" for name, value in non_default_arguments(function, values).items())
     return f"import trtkit as tk\n\nresult = tk.{verb}(\n{lines})\n"
 
 
-def command_of(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
+def render_command(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
     """The command line that does the same, quoted for a POSIX shell."""
     words = ["trtkit", verb]
-    for name, value in changed(function, values).items():
+    for name, value in non_default_arguments(function, values).items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
@@ -56,7 +56,7 @@ def command_of(verb: str, function: Callable[..., Any], values: Mapping[str, Any
     return shlex.join(words)
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     """Lists as tuples, and one number in a list as the number, since the verbs take either."""
     if isinstance(value, (list, tuple)):
         return value[0] if len(value) == 1 and isinstance(value[0], int) else tuple(value)
@@ -64,7 +64,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuned:
+class TunedExport:
     """What to export and how.
 
     Attributes:
@@ -87,26 +87,28 @@ class Tuned:
     half: bool = False
 
     @classmethod
-    def of(cls, model: str, calibration: Calibration, layers: tuple[str, ...] = (), *, saved: str = "") -> Tuned:
+    def from_calibration(
+        cls, model: str, calibration: Calibration, layers: tuple[str, ...] = (), *, saved: str = ""
+    ) -> TunedExport:
         """What a calibration and some layers come to.
 
         Args:
             model: The model's file.
             calibration: Read by the algorithm in use.
             layers: Names of the layers that stay high.
-            saved: The folder it lies in, where it was not measured from pictures that can be named.
+            saved: The folder it lies in, where it was not measured from images that can be named.
         """
-        settings = dict(calibration.origin.settings)
+        settings = dict(calibration.provenance.settings)
         # A calibration that some histogram algorithm was read off keeps histograms by that algorithm alone.
         settings.update(algorithm=calibration.algorithm, percentile=calibration.percentile, histograms=None)
-        return cls(model=model, settings=settings, seed=calibration.origin.seed, saved=saved, layers=layers)
+        return cls(model=model, settings=settings, seed=calibration.provenance.seed, saved=saved, layers=layers)
 
     @property
     def keep(self) -> tuple[str, ...]:
         """The `keep=` patterns; none where nothing is left in INT8."""
         if self.half:
             return ()
-        return tuple(map(pattern_of, self.layers))
+        return tuple(map(escape_pattern, self.layers))
 
     @property
     def algorithm(self) -> str:
@@ -161,7 +163,7 @@ class Tuned:
             words.append(f"--calibration={folder}")
             from trtkit.calibration import calibrate
 
-            whole = command_of("calibrate", calibrate, self._calibrating())
+            whole = render_command("calibrate", calibrate, self._calibrating())
             first = f"{whole} --output={shlex.quote(folder)} --overwrite\n"
         words += [f"--keep={pattern}" for pattern in self.keep]
         return first + shlex.join(words)
@@ -172,10 +174,10 @@ class Tuned:
 
         known = inspect.signature(calibrate).parameters
         values = {name: value for name, value in self.settings.items() if name in known}
-        return changed(calibrate, {"model": self.model, **values, "seed": self.seed})
+        return non_default_arguments(calibrate, {"model": self.model, **values, "seed": self.seed})
 
     def _imgsz(self) -> int | tuple[int, int] | None:
-        """The picture size that was calibrated at, which the export has to share."""
+        """The image size that was calibrated at, which the export has to share."""
         size = self.settings.get("imgsz")
         if size is None or isinstance(size, int):
             return size

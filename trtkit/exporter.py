@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import OutputExistsError
-from trtkit.files import hash_of, writing
-from trtkit.models.model import Card
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import Recipe, rounded_imgsz
+from trtkit.files import atomic_write, hash_parts
+from trtkit.models.model import ModelInfo
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import Recipe, round_imgsz
 
 if TYPE_CHECKING:
     import onnx
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.models import Model
 
-__all__ = ["Artifact", "export", "exported", "graph_for"]
+__all__ = ["Artifact", "build_graph", "export", "export_with_graph"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Artifact:
         path: The file.
         format: "engine" or "onnx".
         precision: "fp32", "fp16" or "int8".
-        card: What the model does.
+        info: What the model does.
         recipe: The settings that made it.
         model_hash: SHA-256 of the model's weights and architecture.
         calibration_hash: SHA-256 of the calibration behind an INT8 file, None otherwise.
@@ -49,7 +49,7 @@ class Artifact:
     path: Path
     format: str
     precision: str
-    card: Card
+    info: ModelInfo
     recipe: Recipe
     model_hash: str
     calibration_hash: str | None = None
@@ -83,19 +83,19 @@ def export(
     calibration: Calibration | str | Path | None = None,
     implicit: bool = False,
     keep: Sequence[str] = (),
-    level: int | None = None,
+    opt_level: int | None = None,
     isolate: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Artifact:
     """Take a model to a TensorRT engine or an ONNX file in FP32, FP16 or INT8.
 
     Args:
         model: From `load`, or what `load` takes.
         format: "engine" or "onnx".
-        imgsz: Picture side, or (height, width), pixels; None takes the model's own. Rounded up to the stride.
+        imgsz: Image side, or (height, width), pixels; None takes the model's own. Rounded up to the stride.
         half: FP16.
         int8: INT8 by Q/DQ pairs in the graph; what is not worth INT8 runs in FP16 where TensorRT has the choice.
         dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
@@ -103,9 +103,9 @@ def export(
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put non-maximum suppression into the graph.
         batch: The largest batch; engines accept smaller ones.
-        data: Calibration data for INT8; None takes the task's small example set and warns. With `half`, pictures on
+        data: Calibration data for INT8; None takes the task's small example set and warns. With `half`, images on
             which overflow is looked for; None leaves that out.
-        fraction: Share of the calibration pictures to draw from, (0, 1].
+        fraction: Share of the calibration images to draw from, (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
         calibration: A `Calibration`, the folder of a saved one, or a `.cache` file of TensorRT's own calibrators, which
@@ -114,7 +114,7 @@ def export(
         implicit: Calibrate INT8 by TensorRT's own min-max calibrator (TensorRT up to 10) instead of Q/DQ pairs in the
             graph; its `.cache` lies beside the engine, named by what it was measured on.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
-        level: TensorRT's optimisation level, 0 (quick build) to 5 (slow build); None takes TensorRT's default, 3.
+        opt_level: TensorRT's optimization level, 0 (quick build) to 5 (slow build); None takes TensorRT's default, 3.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model, its name saying the precision.
         overwrite: Replace the output if it exists.
@@ -152,22 +152,22 @@ def export(
         calibration=str(calibration) if isinstance(calibration, (str, Path)) else None,
         implicit=implicit,
         keep=tuple(keep) if not isinstance(keep, str) else (keep,),
-        level=level,
+        opt_level=opt_level,
         isolate=isolate,
         output=None if output is None else str(output),
         overwrite=overwrite,
     )
-    return exported(model, recipe, calibration=calibration, data=data, progress=progress, cancel=cancel)[0]
+    return export_with_graph(model, recipe, calibration=calibration, data=data, progress=progress, cancel=cancel)[0]
 
 
-def exported(
+def export_with_graph(
     model: Model | str | Path | torch.nn.Module,
     recipe: Recipe,
     *,
     calibration: Calibration | str | Path | None = None,
     data: str | Path | Dataset | None = None,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> tuple[Artifact, onnx.ModelProto]:
     """`export` by a recipe, with the ONNX graph that was written or built: ONNX Runtime judges by it where no GPU is.
 
@@ -186,7 +186,7 @@ def exported(
     from trtkit.models import Model, load
 
     started = time.perf_counter()
-    work = Work(progress, cancel)
+    reporter = Reporter(progress, cancel)
     calibration = recipe.calibration if calibration is None else calibration
     data = recipe.data if data is None else data
     builder = None
@@ -196,44 +196,48 @@ def exported(
         # Before any slow work: a machine that can't build says so at once.
         builder = recipe.backend or backends.best("build")
         backends.require_build(builder, device=recipe.device)
-    work.step("load", 0, 1)
+    reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
     if path.exists() and not recipe.overwrite:
         raise OutputExistsError(
             f"write {path}", "the file exists and was kept", "pass overwrite=True or another output"
         )
-    size = _size(loaded, recipe)
+    size = _resolve_imgsz(loaded, recipe)
     ranges = None
     if recipe.int8 and not recipe.implicit:
-        ranges = measurements.ranges(loaded, recipe, calibration, data, size, work)
-    work.step("graph", 0, 1)
+        ranges = measurements.resolve_calibration(loaded, recipe, calibration, data, size, reporter)
+    reporter.step("graph", 0, 1)
     overflow = None
     if recipe.half and data is not None:
-        overflow = measurements.overflow(loaded, recipe, data, size, work)
-    graph = graph_for(loaded, recipe, ranges, imgsz=size, overflow=overflow)
+        overflow = measurements.check_fp16_overflow(loaded, recipe, data, size, reporter)
+    graph = build_graph(loaded, recipe, ranges, imgsz=size, overflow=overflow)
     calibration_hash = ranges.hash if ranges is not None else None
-    card = dataclasses.replace(loaded.card, imgsz=size, nms=recipe.nms or loaded.nms)
+    info = dataclasses.replace(loaded.info, imgsz=size, nms=recipe.nms or loaded.nms)
     build_seconds, passport = None, None
     if builder is None:
         import onnx
 
-        with writing(path, overwrite=recipe.overwrite) as temporary:
+        with atomic_write(path, overwrite=recipe.overwrite) as temporary:
             onnx.save(graph, str(temporary))
     else:
-        own = measurements.implicit(loaded, recipe, data, size, path.parent, builder) if recipe.implicit else None
-        built, passport = _build(graph, builder, loaded, recipe, ranges, size, work, own)
+        own = (
+            measurements.prepare_implicit_calibration(loaded, recipe, data, size, path.parent, builder)
+            if recipe.implicit
+            else None
+        )
+        built, passport = _build_engine(graph, builder, loaded, recipe, ranges, size, reporter, own)
         build_seconds = built.seconds
-        metadata = card.to_metadata(
+        metadata = info.to_metadata(
             batch=recipe.batch, imgsz=size, dynamic=recipe.is_dynamic, half=recipe.half, int8=recipe.int8
         )
         backends.write_engine(path, built.plan, metadata, passport, overwrite=recipe.overwrite)
-    work.step("done", 1, 1, f"wrote {path}")
+    reporter.step("done", 1, 1, f"wrote {path}")
     artifact = Artifact(
         path=path,
         format=recipe.format,
         precision=recipe.precision,
-        card=card,
+        info=info,
         recipe=recipe,
         model_hash=loaded.hash,
         calibration_hash=calibration_hash,
@@ -245,7 +249,7 @@ def exported(
     return artifact, graph
 
 
-def graph_for(
+def build_graph(
     model: Model,
     recipe: Recipe,
     calibration: Calibration | None,
@@ -260,34 +264,34 @@ def graph_for(
         recipe: The settings.
         calibration: Ranges, needed for INT8.
         imgsz: Height and width, multiples of the stride, pixels.
-        overflow: Nodes that leave FP16's range on pictures, with their peaks; None where that was not looked at.
+        overflow: Nodes that leave FP16's range on images, with their peaks; None where that was not looked at.
     """
-    from trtkit.graph.analysis import View
-    from trtkit.graph.fp16 import to_half
-    from trtkit.graph.nms import with_suppression
-    from trtkit.graph.qdq import quantize
-    from trtkit.graph.torch_export import described, trace
+    from trtkit.graph.analysis import GraphIndex
+    from trtkit.graph.fp16 import convert_to_fp16
+    from trtkit.graph.nms import add_nms
+    from trtkit.graph.qdq import insert_qdq
+    from trtkit.graph.torch_export import trace, update_metadata
 
     graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
     if recipe.nms and not model.nms:
-        graph = with_suppression(graph, model.card)
+        graph = add_nms(graph, model.info)
     if recipe.int8 and not recipe.implicit:
         assert calibration is not None
-        graph = quantize(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
-        described(graph, {}, {"calibration_hash": calibration.hash})
+        graph = insert_qdq(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
+        update_metadata(graph, {}, {"calibration_hash": calibration.hash})
     elif recipe.int8:
-        # TensorRT's calibrator would run decoding in INT8 too, where a picture's width has 127 steps.
-        described(graph, {}, {"fp32": sorted(View(graph).tail())})
+        # TensorRT's calibrator would run decoding in INT8 too, where an image's width has 127 steps.
+        update_metadata(graph, {}, {"fp32": sorted(GraphIndex(graph).decode_nodes())})
     elif recipe.half:
-        graph = to_half(graph, recipe.keep, also=overflow or ())
-        described(graph, {}, {"overflow": None if overflow is None else dict(overflow)})
-    return described(graph, {}, {"recipe": recipe.to_dict()})
+        graph = convert_to_fp16(graph, recipe.keep, keep_nodes=overflow or ())
+        update_metadata(graph, {}, {"overflow": None if overflow is None else dict(overflow)})
+    return update_metadata(graph, {}, {"recipe": recipe.to_dict()})
 
 
-def _size(model: Model, recipe: Recipe) -> tuple[int, int]:
+def _resolve_imgsz(model: Model, recipe: Recipe) -> tuple[int, int]:
     asked = recipe.imgsz if recipe.imgsz is not None else model.imgsz
-    size = rounded_imgsz(asked, model.stride)
-    if size != rounded_imgsz(asked, 1):
+    size = round_imgsz(asked, model.stride)
+    if size != round_imgsz(asked, 1):
         warnings.warn(
             f"imgsz {asked} is no multiple of the model's stride {model.stride}: exported at {size[0]}x{size[1]}.",
             stacklevel=4,
@@ -295,25 +299,25 @@ def _size(model: Model, recipe: Recipe) -> tuple[int, int]:
     return size
 
 
-def _build(
+def _build_engine(
     graph: onnx.ModelProto,
     builder: str,
     model: Model,
     recipe: Recipe,
     calibration: Calibration | None,
     size: tuple[int, int],
-    work: Work,
+    reporter: Reporter,
     implicit: ImplicitCalibration | None,
 ) -> tuple[Any, Passport]:
     from trtkit import backends
-    from trtkit.graph.fp16 import mixed
-    from trtkit.graph.pad_channels import aligned
+    from trtkit.graph.fp16 import convert_qdq_to_fp16
+    from trtkit.graph.pad_channels import pad_channels
 
     if recipe.int8 and builder == "tensorrt":
-        graph = aligned(graph)
+        graph = pad_channels(graph)
     if calibration is not None and backends.capabilities(builder).strongly_typed_only:
         # Such a TensorRT takes every type from the graph: without this, what is not INT8 would run in FP32.
-        graph = mixed(graph)
+        graph = convert_qdq_to_fp16(graph)
     settings = backends.BuildSettings(
         precision=recipe.precision,
         batch=recipe.batch,
@@ -321,20 +325,20 @@ def _build(
         dynamic=recipe.is_dynamic,
         workspace=recipe.workspace,
         device=recipe.device,
-        level=recipe.level,
+        opt_level=recipe.opt_level,
         isolate=recipe.isolate,
         implicit=implicit,
     )
-    built = backends.build(graph, settings, backend=builder, work=work)
-    passport = backends.Passport.of(
+    built = backends.build(graph, settings, backend=builder, reporter=reporter)
+    passport = backends.Passport.from_build(
         built,
         settings,
         backend=builder,
         model_hash=model.hash,
         recipe=recipe.to_dict(),
-        data_hash=calibration.origin.data_hash if calibration is not None else None,
+        data_hash=calibration.provenance.data_hash if calibration is not None else None,
         calibration_hash=calibration.hash if calibration is not None else None,
-        graph_hash=hash_of(graph.SerializeToString(deterministic=True)),
+        graph_hash=hash_parts(graph.SerializeToString(deterministic=True)),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     return built, passport

@@ -14,11 +14,11 @@ from typing import Any
 
 from trtkit.errors import DiskFullError, OutputError, OutputExistsError
 
-__all__ = ["file_hash", "hash_of", "read_json", "write_bytes", "write_json", "writing"]
+__all__ = ["atomic_write", "hash_file", "hash_parts", "read_json", "write_bytes", "write_json"]
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` that becomes `path` when the block ends well.
 
     When the block raises (Ctrl-C included) the temporary file goes and whatever was at `path` stays.
@@ -71,9 +71,9 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = True) -> Pat
     """Write `data` to `path`, whole or not at all.
 
     Raises:
-        OutputError: As `writing` does.
+        OutputError: As `atomic_write` does.
     """
-    with writing(path, overwrite=overwrite) as temporary:
+    with atomic_write(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data)
     return Path(path)
 
@@ -88,7 +88,7 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def hash_of(*parts: bytes | str) -> str:
+def hash_parts(*parts: bytes | str) -> str:
     """SHA-256 over length-prefixed parts, as 64 hex digits, so that ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
@@ -98,7 +98,7 @@ def hash_of(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def file_hash(path: str | Path) -> str:
+def hash_file(path: str | Path) -> str:
     """SHA-256 of a file's content, as 64 hex digits."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from trtkit.errors import CancelledError
 
-__all__ = ["Cancel", "Event", "Progress", "Work"]
+__all__ = ["CancelToken", "Event", "Progress", "Reporter"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +31,14 @@ class Event:
 Progress = Callable[[Event], None]
 
 
-class Cancel(Protocol):
+class CancelToken(Protocol):
     """Anything that says whether to stop; `threading.Event` is one."""
 
     def is_set(self) -> bool:
         """Whether the work should stop."""
 
 
-class Work:
+class Reporter:
     """Carries `progress` and `cancel` through the rooms, so that each step is one call.
 
     Args:
@@ -46,11 +46,11 @@ class Work:
         cancel: Asked before every event; None never cancels.
     """
 
-    def __init__(self, progress: Progress | None = None, cancel: Cancel | None = None) -> None:
+    def __init__(self, progress: Progress | None = None, cancel: CancelToken | None = None) -> None:
         self.progress = progress
         self.cancel = cancel
 
-    def cancelled(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the caller asked to stop."""
         return self.cancel is not None and self.cancel.is_set()
 
@@ -60,11 +60,11 @@ class Work:
         Raises:
             CancelledError: The caller cancelled.
         """
-        if self.cancelled():
+        if self.is_cancelled():
             raise CancelledError(stage)
         if self.progress is not None:
             self.progress(Event(stage=stage, done=done, total=total, message=message))
 
-    def say(self, stage: str, message: str) -> None:
+    def log(self, stage: str, message: str) -> None:
         """Report a line for the log that is no step forward."""
         self.step(stage, 0, None, message)

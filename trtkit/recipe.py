@@ -13,10 +13,10 @@ from typing import Any
 
 from trtkit.errors import RecipeError
 
-__all__ = ["BACKENDS", "FORMATS", "Recipe", "rounded_imgsz"]
+__all__ = ["BACKEND_NAMES", "FORMATS", "Recipe", "round_imgsz"]
 
 FORMATS = ("engine", "onnx")
-BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime")
+BACKEND_NAMES = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Recipe:
     Attributes:
         model: The model file.
         format: "engine" or "onnx".
-        imgsz: Picture side, or height and width, pixels; None takes the model's own.
+        imgsz: Image side, or height and width, pixels; None takes the model's own.
         half: FP16.
         int8: INT8.
         dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
@@ -35,13 +35,13 @@ class Recipe:
         nms: Put non-maximum suppression into the graph.
         batch: The largest batch.
         data: Calibration data for INT8; None takes the task's small example set and says so.
-        fraction: Share of the calibration pictures to draw from, (0, 1].
+        fraction: Share of the calibration images to draw from, (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
-        backend: One of `BACKENDS`; None takes the best present.
+        backend: One of `BACKEND_NAMES`; None takes the best present.
         calibration: Folder of a saved calibration; None calibrates on `data`.
         implicit: Calibrate INT8 by TensorRT's own calibrator (TensorRT up to 10) instead of Q/DQ pairs in the graph.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
-        level: TensorRT's optimisation level, 0 (quick build) to 5; None takes TensorRT's default.
+        opt_level: TensorRT's optimization level, 0 (quick build) to 5; None takes TensorRT's default.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
         overwrite: Replace the output if it exists.
@@ -67,20 +67,20 @@ class Recipe:
     calibration: str | None = None
     implicit: bool = False
     keep: tuple[str, ...] = ()
-    level: int | None = None
+    opt_level: int | None = None
     isolate: bool = False
     output: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        self._made_plain()
+        self._convert_settings()
         if self.format not in FORMATS:
             raise RecipeError(
                 f"export format={self.format!r}", "there is no such format", f"use one of {', '.join(FORMATS)}"
             )
-        if self.backend is not None and self.backend not in BACKENDS:
+        if self.backend is not None and self.backend not in BACKEND_NAMES:
             raise RecipeError(
-                f"use backend={self.backend!r}", "there is no such backend", f"use one of {', '.join(BACKENDS)}"
+                f"use backend={self.backend!r}", "there is no such backend", f"use one of {', '.join(BACKEND_NAMES)}"
             )
         if self.backend == "onnxruntime" and self.format == "engine":
             raise RecipeError(
@@ -112,15 +112,17 @@ class Recipe:
                 "TensorRT's own calibrator measures by itself and chooses the layers",
                 "leave implicit out to choose them yourself",
             )
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise RecipeError(f"build at level={self.level}", "TensorRT knows levels 0 to 5", "use one of them or None")
+        if self.opt_level is not None and not 0 <= self.opt_level <= 5:
+            raise RecipeError(
+                f"build at opt_level={self.opt_level}", "TensorRT knows levels 0 to 5", "use one of them or None"
+            )
         sides = (self.imgsz,) if isinstance(self.imgsz, int) else (self.imgsz or ())
         if any(side < 1 for side in sides) or (not isinstance(self.imgsz, int) and len(sides) not in (0, 2)):
             raise RecipeError(
-                f"export at imgsz={self.imgsz}", "that is no picture size", "use one side or (height, width)"
+                f"export at imgsz={self.imgsz}", "that is no image size", "use one side or (height, width)"
             )
         if self.batch < 1:
-            raise RecipeError(f"export with batch={self.batch}", "a batch holds at least one picture", "use batch >= 1")
+            raise RecipeError(f"export with batch={self.batch}", "a batch holds at least one image", "use batch >= 1")
         if not (0 < self.fraction <= 1):
             raise RecipeError(
                 f"calibrate on fraction={self.fraction}",
@@ -132,14 +134,14 @@ class Recipe:
                 f"build with workspace={self.workspace}", "that is no size in GiB", "use a positive number or None"
             )
 
-    def _made_plain(self) -> None:
+    def _convert_settings(self) -> None:
         """Turn paths, numpy's numbers and lists into what Python code, JSON and a command line spell alike."""
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
             if given is None:
                 continue
             try:
-                plain = _PLAIN[field.name](given)
+                plain = _CONVERTERS[field.name](given)
             except (TypeError, ValueError) as error:
                 raise RecipeError(
                     f"export with {field.name}={given!r}",
@@ -179,7 +181,7 @@ class Recipe:
             raise RecipeError("read a recipe", found, "use the names of export()")
         return cls(**values)
 
-    def changed(self) -> dict[str, Any]:
+    def non_default_settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults, the model left out."""
         return {
             field.name: getattr(self, field.name)
@@ -189,13 +191,13 @@ class Recipe:
 
     def to_python(self) -> str:
         """Python code that rebuilds this recipe as `recipe`; `tk.export(**recipe.to_dict())` makes the file again."""
-        settings = "".join(f",\n    {name}={value!r}" for name, value in self.changed().items())
+        settings = "".join(f",\n    {name}={value!r}" for name, value in self.non_default_settings().items())
         return f"import trtkit as tk\n\nrecipe = tk.Recipe(\n    model={self.model!r}{settings},\n)\n"
 
     def to_command(self) -> str:
         """The command line that does the same, quoted for a POSIX shell."""
         words = ["trtkit", "export", f"--model={self.model}"]
-        for name, value in self.changed().items():
+        for name, value in self.non_default_settings().items():
             flag = f"--{name}"
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{name}")
@@ -208,49 +210,49 @@ class Recipe:
         return shlex.join(words)
 
 
-def _flag(value: Any) -> bool:
+def _to_bool(value: Any) -> bool:
     if value not in (False, True):
         raise ValueError("neither True nor False")
     return bool(value)
 
 
-def _whole(value: Any) -> int:
+def _to_int(value: Any) -> int:
     return int(operator.index(value))
 
 
-def _text(value: Any) -> str:
+def _to_str(value: Any) -> str:
     # Also of a subclass, which may have a spelling of its own.
     return str.__str__(os.fsdecode(value))
 
 
-def _sides(value: Any) -> int | tuple[int, ...]:
-    return tuple(map(_whole, value)) if hasattr(value, "__iter__") else _whole(value)
+def _to_imgsz(value: Any) -> int | tuple[int, ...]:
+    return tuple(map(_to_int, value)) if hasattr(value, "__iter__") else _to_int(value)
 
 
-def _device(value: Any) -> int | str:
+def _to_device(value: Any) -> int | str:
     """A number where it reads as one: a command line can't tell the two apart."""
-    text = _text(value) if isinstance(value, str) else str(_whole(value))
+    text = _to_str(value) if isinstance(value, str) else str(_to_int(value))
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
-def _patterns(value: Any) -> tuple[str, ...]:
+def _to_patterns(value: Any) -> tuple[str, ...]:
     # One pattern needs no brackets.
-    return (_text(value),) if isinstance(value, str) else tuple(map(_text, value))
+    return (_to_str(value),) if isinstance(value, str) else tuple(map(_to_str, value))
 
 
-_PLAIN: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("model", "format", "data", "backend", "calibration", "output"), _text),
-    **dict.fromkeys(("half", "int8", "dynamic", "simplify", "nms", "implicit", "isolate", "overwrite"), _flag),
-    **dict.fromkeys(("batch", "level"), _whole),
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("model", "format", "data", "backend", "calibration", "output"), _to_str),
+    **dict.fromkeys(("half", "int8", "dynamic", "simplify", "nms", "implicit", "isolate", "overwrite"), _to_bool),
+    **dict.fromkeys(("batch", "opt_level"), _to_int),
     **dict.fromkeys(("workspace", "fraction"), float),
-    "imgsz": _sides,
-    "device": _device,
-    "keep": _patterns,
+    "imgsz": _to_imgsz,
+    "device": _to_device,
+    "keep": _to_patterns,
 }
 """What makes a setting plain, by its name."""
 
 
-def rounded_imgsz(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
+def round_imgsz(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width, each rounded up to a multiple of the stride.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtkit.errors import DataError
-from trtkit.files import read_json, write_json, writing
+from trtkit.files import atomic_write, read_json, write_json
 from trtkit.version import __version__
 
 if TYPE_CHECKING:
@@ -22,19 +22,29 @@ if TYPE_CHECKING:
     import polars as pl
     from typing_extensions import Self
 
-__all__ = ["Origin", "Result", "versions"]
+__all__ = ["Provenance", "Result", "package_versions"]
 
 
 # Where a number comes from: the model, the data, the machine, the versions and the settings behind it.
 
 
-PACKAGES = ("tensorrt", "tensorrt-rtx", "torch", "onnx", "onnxruntime", "onnxslim", "numpy", "opencv-python", "polars")
+VERSIONED_PACKAGES = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxslim",
+    "numpy",
+    "opencv-python",
+    "polars",
+)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of trtkit, Python and the packages that shape a result, by package name; absent ones are left out."""
     found = {"trtkit": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in VERSIONED_PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -43,12 +53,12 @@ def versions() -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Origin:
+class Provenance:
     """What a result was made from.
 
     Attributes:
         model_hash: SHA-256 of the weights and architecture, or of the file that ran.
-        data_hash: SHA-256 of the pictures and labels, or None where no data was used.
+        data_hash: SHA-256 of the images and labels, or None where no data was used.
         runner: The name of what ran, e.g. "ONNX Runtime 1.32.0 CPU" or "TensorRT 8.6.0 NVIDIA H100".
         versions: Package versions by name.
         machine: CPU, cores, GPU, driver and clocks as far as they are known.
@@ -60,8 +70,8 @@ class Origin:
     model_hash: str
     data_hash: str | None = None
     runner: str = ""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
-    machine: Mapping[str, Any] = dataclasses.field(default_factory=lambda: machine())
+    versions: Mapping[str, str] = dataclasses.field(default_factory=package_versions)
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=lambda: describe_machine())
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int | None = None
     created: str = dataclasses.field(
@@ -73,21 +83,21 @@ class Origin:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Origin:
+    def from_dict(cls, value: Mapping[str, Any]) -> Provenance:
         """The inverse of `to_dict`."""
         return cls(**value)
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """This machine's processor and cores; a runner on a GPU adds the GPU's name, driver and clocks."""
     return {
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's model name where the system tells it, its architecture otherwise."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
@@ -102,12 +112,12 @@ def processor() -> str:
 class Result(abc.ABC):
     """Base of the frozen dataclasses that verbs return.
 
-    A subclass names its `kind`, keeps an `origin`, and says which polars frames (`tables`) and which JSON facts make it
+    A subclass names its `kind`, keeps an `provenance`, and says which polars frames (`tables`) and which JSON facts make it
     up; saving and loading follow from these.
     """
 
     kind: ClassVar[str]
-    origin: Origin
+    provenance: Provenance
 
     @abc.abstractmethod
     def frame(self) -> pl.DataFrame:
@@ -127,7 +137,7 @@ class Result(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Self:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """The inverse of `tables` and `facts`."""
 
     def save(self, folder: str | Path) -> Path:
@@ -144,12 +154,17 @@ class Result(abc.ABC):
         folder = Path(folder)
         tables = self.tables()
         for name, table in tables.items():
-            with writing(folder / self._file(name)) as temporary:
+            with atomic_write(folder / self._file(name)) as temporary:
                 table.write_parquet(temporary)
         # The JSON comes last: a folder that has it has everything.
         write_json(
             folder / f"{self.kind}.json",
-            {"kind": self.kind, "tables": list(tables), "facts": dict(self.facts()), "origin": self.origin.to_dict()},
+            {
+                "kind": self.kind,
+                "tables": list(tables),
+                "facts": dict(self.facts()),
+                "origin": self.provenance.to_dict(),
+            },
         )
         return folder
 
@@ -169,7 +184,7 @@ class Result(abc.ABC):
             )
         whole = read_json(path)
         tables = {name: pl.read_parquet(Path(folder) / cls._file(name)) for name in whole["tables"]}
-        return cls.restore(tables, whole["facts"], Origin.from_dict(whole["origin"]))
+        return cls.restore(tables, whole["facts"], Provenance.from_dict(whole["origin"]))
 
     @classmethod
     def _file(cls, table: str) -> str:
@@ -192,5 +207,5 @@ class Result(abc.ABC):
         table = (
             table.replace("<td>&quot;", "<td>").replace("&quot;</td>", "</td>").replace("<td>null</td>", "<td>–</td>")
         )
-        ran = html.escape(f"{self.kind} by {self.origin.runner}, {self.origin.created[:10]}")
+        ran = html.escape(f"{self.kind} by {self.provenance.runner}, {self.provenance.created[:10]}")
         return f"<div>{said}<div style='overflow-x:auto'>{table}</div><p><small>{ran}</small></p></div>"

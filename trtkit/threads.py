@@ -8,34 +8,38 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["cores", "over"]
+__all__ = ["available_cores", "parallel_map"]
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Output = TypeVar("Output")
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def over(
-    function: Callable[[Item], Found], items: Iterable[Item], threads: int | None = None, *, ahead: int | None = None
-) -> Iterator[Found]:
+def parallel_map(
+    function: Callable[[Item], Output],
+    items: Iterable[Item],
+    threads: int | None = None,
+    *,
+    max_pending: int | None = None,
+) -> Iterator[Output]:
     """Apply a function to items, several at a time.
 
     Args:
         function: What to do with one.
         items: What to do it with.
         threads: How many at a time; None takes one for each core.
-        ahead: How many results may wait to be taken; None takes as many as there are threads.
+        max_pending: How many results may wait to be taken; None takes as many as there are threads.
 
     Yields:
         The results in the order of the items.
     """
-    count = threads or cores()
-    room = max(count, ahead or 0)
-    waiting: collections.deque[Future[Found]] = collections.deque()
+    count = threads or available_cores()
+    room = max(count, max_pending or 0)
+    waiting: collections.deque[Future[Output]] = collections.deque()
     with ThreadPoolExecutor(count) as pool:
         try:
             for item in items:

@@ -23,7 +23,7 @@ H100 = Gpu(
 def _forget() -> None:
     capabilities.module.cache_clear()
     capabilities.describe.cache_clear()
-    callbacks.logger.cache_clear()
+    callbacks.get_logger.cache_clear()
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     def have(*gpus: Gpu) -> None:
         monkeypatch.setattr(capabilities, "find_gpus", lambda: gpus)
-        monkeypatch.setattr(capabilities, "_torch_cuda", lambda: bool(gpus))
+        monkeypatch.setattr(capabilities, "_torch_sees_gpu", lambda: bool(gpus))
         _forget()
 
     yield have
@@ -48,7 +48,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> 
         torch = fake_cuda.FakeTorch()
         trt.torch = torch
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        monkeypatch.setattr(capabilities, "_libraries_work", lambda: True)
+        monkeypatch.setattr(capabilities, "_cuda_libraries_load", lambda: True)
         monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
         for user in (builder, callbacks, execution):
             monkeypatch.setattr(user, "torch_with_cuda", lambda asked: torch)

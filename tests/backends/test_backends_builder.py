@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
-from trtkit.graph.nms import with_suppression
-from trtkit.graph.torch_export import described
-from trtkit.progress import Work
+from trtkit.graph.nms import add_nms
+from trtkit.graph.torch_export import update_metadata
+from trtkit.progress import Reporter
 
 SMALL = BuildSettings(imgsz=(32, 32))
 ALL = ("8.6.0", "10.13.0.35", "11.4.0.106")
@@ -73,10 +73,10 @@ def test_fp32_nodes_of_an_fp16_graph_are_held_where_flags_rule(tensorrt: Any) ->
 def test_nodes_named_for_fp32_are_held_where_they_write_floats(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0")
     graph = tiny_graphs.detector()
-    card = backends.open(graph, backend="onnxruntime").card
-    graph = with_suppression(graph, card)
+    info = backends.open(graph, backend="onnxruntime").info
+    graph = add_nms(graph, info)
     named = {node.name for node in graph.graph.node if node.op_type != "Conv"}
-    described(graph, {}, {"fp32": sorted(named)})
+    update_metadata(graph, {}, {"fp32": sorted(named)})
     settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=batches(1, 2)))
     backends.build(graph, settings)
     network, config = trt.fake.builds[-1]
@@ -108,12 +108,12 @@ def test_a_calibrator_leaves_transposed_convolutions_in_fp16(tensorrt: Any, cali
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_dynamic_profile_spans_one_small_picture_to_the_largest_batch(tensorrt: Any, version: str) -> None:
+def test_dynamic_profile_spans_one_small_image_to_the_largest_batch(tensorrt: Any, version: str) -> None:
     trt = tensorrt(version)
-    settings = BuildSettings(batch=4, imgsz=(64, 96), dynamic=True, largest=(128, 128))
+    settings = BuildSettings(batch=4, imgsz=(64, 96), dynamic=True, max_imgsz=(128, 128))
     _, _, config = build(trt, settings, dynamic=True)
     assert [profile.shapes for profile in config.profiles] == [((1, 3, 32, 32), (4, 3, 64, 96), (4, 3, 128, 128))]
-    _, _, config = build(trt, dataclasses.replace(settings, largest=None), dynamic=True)
+    _, _, config = build(trt, dataclasses.replace(settings, max_imgsz=None), dynamic=True)
     assert config.profiles[0].shapes[2] == (4, 3, 64, 96)
 
 
@@ -133,7 +133,7 @@ def test_a_static_graph_refuses_other_shapes(tensorrt: Any) -> None:
 @pytest.mark.parametrize("version", ALL)
 def test_workspace_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: str) -> None:
     trt = tensorrt(version)
-    _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, level=0))
+    _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, opt_level=0))
     assert config.limits == {"WORKSPACE": 3 * 2**29}
     assert config.builder_optimization_level == 0
     assert config.avg_timing_iterations == 8
@@ -162,7 +162,7 @@ def test_running_out_of_memory_says_so(tensorrt: Any, words: str) -> None:
 def test_an_unsupported_operator_is_named_with_its_node(tensorrt: Any, version: str) -> None:
     tensorrt(version)
     with pytest.raises(BuildError, match=r"it does not take node '?/odd/Sharpen'? \(operator Sharpen\): No importer"):
-        backends.build(tiny_graphs.strange(), SMALL)
+        backends.build(tiny_graphs.unsupported_op(), SMALL)
 
 
 def test_tactics_of_missing_libraries_are_switched_off(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_tactics_of_missing_libraries_are_switched_off(tensorrt: Any, monkeypatc
     _, _, config = build(trt, SMALL)
     assert config.tactics is None
     trt = tensorrt("8.6.0")
-    monkeypatch.setattr(surfaces, "_libraries_work", lambda: False)
+    monkeypatch.setattr(surfaces, "_cuda_libraries_load", lambda: False)
     surfaces.describe.cache_clear()
     _, _, config = build(trt, SMALL)
     # CUBLAS, CUBLAS_LT and CUDNN are 0, 1 and 2 here.
@@ -200,8 +200,8 @@ def test_dla_is_refused_where_there_is_none(tensorrt: Any) -> None:
 def test_progress_rises_to_the_end(tensorrt: Any) -> None:
     tensorrt("10.13.0.35")
     heard: list[tuple[str, int]] = []
-    work = Work(lambda event: heard.append((event.stage, event.done)))
-    backends.build(tiny_graphs.detector(), SMALL, work=work)
+    reporter = Reporter(lambda event: heard.append((event.stage, event.done)))
+    backends.build(tiny_graphs.detector(), SMALL, reporter=reporter)
     # Four inner steps are the first of two outer ones: 12.5, 25, 37.5, 50 per cent, then 50 and 100.
     assert heard == [("build fp32 engine", done) for done in (0, 12, 25, 37, 50, 100, 100)]
 
@@ -216,7 +216,7 @@ def test_cancelling_stops_the_build(tensorrt: Any, version: str) -> None:
             stop.set()
 
     with pytest.raises(CancelledError):
-        backends.build(tiny_graphs.detector(), SMALL, work=Work(listen, stop))
+        backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(listen, stop))
 
 
 def test_an_error_of_the_listener_is_raised_after_the_build(tensorrt: Any) -> None:
@@ -227,7 +227,7 @@ def test_an_error_of_the_listener_is_raised_after_the_build(tensorrt: Any) -> No
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        backends.build(tiny_graphs.detector(), SMALL, work=Work(listen))
+        backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(listen))
 
 
 def batches(count: int, size: int, side: int = 32) -> list[np.ndarray]:
@@ -272,11 +272,11 @@ def test_implicit_calibration_is_refused_where_it_is_gone(tensorrt: Any) -> None
     ):
         backends.build(tiny_graphs.detector(), settings)
     tensorrt("8.6.0")
-    with pytest.raises(CalibrationError, match="there is no picture"):
+    with pytest.raises(CalibrationError, match="there is no image"):
         backends.build(tiny_graphs.detector(), dataclasses.replace(settings, implicit=ImplicitCalibration()))
 
 
-def test_errors_of_the_caller_s_pictures_come_out_as_they_are(tensorrt: Any) -> None:
+def test_errors_of_the_caller_s_images_come_out_as_they_are(tensorrt: Any) -> None:
     tensorrt("8.6.0")
 
     def broken() -> Any:
@@ -292,9 +292,9 @@ def test_errors_of_the_caller_s_pictures_come_out_as_they_are(tensorrt: Any) -> 
     ("wrong", "words"),
     [
         ({"precision": "int4"}, "no such precision"),
-        ({"batch": 0}, "at least one picture"),
+        ({"batch": 0}, "at least one image"),
         ({"workspace": 0.0}, "above 0 GiB"),
-        ({"level": 6}, "levels 0 to 5"),
+        ({"opt_level": 6}, "levels 0 to 5"),
         ({"dynamic": True, "imgsz": (16, 16)}, "ascending order"),
         ({"implicit": ImplicitCalibration()}, "INT8 only"),
     ],

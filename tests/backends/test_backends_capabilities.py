@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from trtkit import backends
-from trtkit.backends.capabilities import describe, module
-from trtkit.backends.devices import Device, Gpu, device_of, parse_driver_list
+from trtkit.backends.capabilities import import_bindings, probe
+from trtkit.backends.devices import Device, Gpu, parse_device, parse_driver_list
 from trtkit.errors import CapabilityError, RecipeError
 
 L4 = Gpu(index=0, name="NVIDIA L4", sm="sm89", memory=24 * 2**30)
@@ -20,7 +20,7 @@ H100 = Gpu(index=0, name="NVIDIA H100", sm="sm90", memory=80 * 2**30)
 
 def test_tensorrt_8_6(tensorrt: Any) -> None:
     tensorrt("8.6.0")
-    found = describe("tensorrt")
+    found = probe("tensorrt")
     assert found.explicit_batch_flag
     assert not found.strongly_typed
     assert found.has_fp16_flag
@@ -35,7 +35,7 @@ def test_tensorrt_8_6(tensorrt: Any) -> None:
 
 def test_tensorrt_10(tensorrt: Any) -> None:
     tensorrt("10.13.0.35")
-    found = describe("tensorrt")
+    found = probe("tensorrt")
     assert found.strongly_typed
     assert not found.strongly_typed_only
     assert found.has_progress_monitor
@@ -45,7 +45,7 @@ def test_tensorrt_10(tensorrt: Any) -> None:
 
 def test_tensorrt_11(tensorrt: Any) -> None:
     tensorrt("11.4.0.106")
-    found = describe("tensorrt")
+    found = probe("tensorrt")
     assert found.strongly_typed_only
     assert not found.has_int8_calibrator
     assert not found.has_dla
@@ -54,9 +54,9 @@ def test_tensorrt_11(tensorrt: Any) -> None:
 
 def test_capabilities_are_frozen_and_looked_at_once(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0")
-    found = describe("tensorrt")
+    found = probe("tensorrt")
     del trt.IInt8MinMaxCalibrator
-    assert describe("tensorrt") is found
+    assert probe("tensorrt") is found
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.has_dla = False  # type: ignore[misc]
 
@@ -106,7 +106,7 @@ def test_a_broken_install_says_why(monkeypatch: pytest.MonkeyPatch, with_gpus: A
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with_gpus(L4)
     with pytest.raises(CapabilityError, match=r"it does not import \(libnvinfer.so.10: cannot open"):
-        module("tensorrt")
+        import_bindings("tensorrt")
 
 
 def test_type_stubs_alone_are_not_tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> None:
@@ -114,7 +114,7 @@ def test_type_stubs_alone_are_not_tensorrt(monkeypatch: pytest.MonkeyPatch, with
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with_gpus()
-    assert describe("tensorrt").missing == "it is not installed"
+    assert probe("tensorrt").missing == "it is not installed"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_no_cuda_in_torch(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     surfaces = sys.modules["trtkit.backends.capabilities"]
 
     tensorrt("8.6.0")
-    monkeypatch.setattr(surfaces, "_torch_cuda", lambda: False)
+    monkeypatch.setattr(surfaces, "_torch_sees_gpu", lambda: False)
     surfaces.describe.cache_clear()
     with pytest.raises(CapabilityError, match="the installed torch has no CUDA"):
         backends.require_run("tensorrt")
@@ -156,7 +156,7 @@ def test_unknown_names() -> None:
     with pytest.raises(RecipeError, match="use one of tensorrt, tensorrt_rtx, onnxruntime"):
         backends.capabilities("tensorflow")
     with pytest.raises(RecipeError, match="pass 0, 'cuda:1', 'cpu', 'dla:0' or 'sm89'"):
-        device_of("gpu0")
+        parse_device("gpu0")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_unknown_names() -> None:
     ],
 )
 def test_device_names(name: Any, device: Device) -> None:
-    assert device_of(name) == device
+    assert parse_device(name) == device
     assert device.gpu == (device.index if device.kind == "cuda" else 0)
 
 

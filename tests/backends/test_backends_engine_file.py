@@ -10,11 +10,11 @@ import pytest
 import tiny_graphs
 
 from trtkit.backends import (
+    BuildResult,
     BuildSettings,
-    Built,
     Capabilities,
     Passport,
-    check,
+    check_compatibility,
     read_engine,
     strip_engine,
     wrap_engine,
@@ -25,13 +25,13 @@ from trtkit.backends.devices import Device, Gpu
 from trtkit.errors import EngineError, OutputExistsError
 
 PLAN = b"ftrt" + bytes(range(256)) * 4
-BUILT = Built(
+BUILT = BuildResult(
     plan=PLAN,
     seconds=12.3456,
     facts={"tensorrt": "8.6.0", "sm": "sm90", "gpu": "NVIDIA H100", "cuda": "13.0", "driver": "580.65"},
     layers=({"name": "stem", "precision": "fp16"},),
 )
-PASSPORT = Passport.of(
+PASSPORT = Passport.from_build(
     BUILT,
     BuildSettings(precision="fp16", batch=8, imgsz=(480, 640), dynamic=True),
     backend="tensorrt",
@@ -45,7 +45,7 @@ H100 = Gpu(index=0, name="NVIDIA H100", sm="sm90", memory=2**36)
 
 
 def written(folder: Path, passport: Passport | None = PASSPORT) -> Path:
-    return write_engine(folder / "m.engine", PLAN, tiny_graphs.card((480, 640)).to_metadata(batch=8), passport)
+    return write_engine(folder / "m.engine", PLAN, tiny_graphs.info((480, 640)).to_metadata(batch=8), passport)
 
 
 def test_the_file_is_length_json_plan(tmp_path: Path) -> None:
@@ -66,14 +66,14 @@ def test_a_passport_survives_the_file(tmp_path: Path) -> None:
     assert file.passport == PASSPORT
     assert file.plan == PLAN
     assert file.backend == "tensorrt"
-    assert file.card() == tiny_graphs.card((480, 640))
+    assert file.info() == tiny_graphs.info((480, 640))
     assert PASSPORT.build_seconds == 12.346
     assert PASSPORT.layers == BUILT.layers
     assert PASSPORT.versions["trtkit"]
 
 
 def test_keys_of_later_versions_are_left_out() -> None:
-    assert Passport.from_dict({**json.loads(json.dumps(PASSPORT.to_dict())), "colour": "red"}) == PASSPORT
+    assert Passport.from_dict({**json.loads(json.dumps(PASSPORT.to_dict())), "color": "red"}) == PASSPORT
 
 
 def test_a_dla_engine_tells_its_core_to_ultralytics(tmp_path: Path) -> None:
@@ -84,12 +84,12 @@ def test_a_dla_engine_tells_its_core_to_ultralytics(tmp_path: Path) -> None:
 def test_engines_of_ultralytics_and_bare_plans_are_read(tmp_path: Path) -> None:
     theirs = read_engine(written(tmp_path, None))
     assert theirs.passport is None
-    assert theirs.card().task == "detect"
+    assert theirs.info().task == "detect"
     bare = strip_engine(written(tmp_path), tmp_path / "m.plan")
     assert bare.read_bytes() == PLAN
     found = read_engine(bare)
     assert (found.metadata, found.plan, found.passport) == ({}, PLAN, None)
-    assert found.card(task="pose", names={0: "person"}).names == {0: "person"}
+    assert found.info(task="pose", names={0: "person"}).names == {0: "person"}
     (tmp_path / "rtx.plan").write_bytes(b"vtrt" + PLAN)
     assert read_engine(tmp_path / "rtx.plan").backend == "tensorrt_rtx"
 
@@ -99,7 +99,7 @@ def test_strip_and_wrap_are_inverse(tmp_path: Path) -> None:
     bare = strip_engine(path, tmp_path / "m.plan")
     with pytest.raises(OutputExistsError):
         strip_engine(path, bare)
-    again = wrap_engine(bare, tmp_path / "again.engine", tiny_graphs.card((480, 640)), PASSPORT, batch=8)
+    again = wrap_engine(bare, tmp_path / "again.engine", tiny_graphs.info((480, 640)), PASSPORT, batch=8)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -109,7 +109,7 @@ def test_strip_and_wrap_are_inverse(tmp_path: Path) -> None:
         (b"", "it holds 0 bytes"),
         (b"\x01", "it holds 1 bytes"),
         (b"PK\x03\x04 a checkpoint or zip" * 9, "it is no TensorRT engine"),
-        (b"\xff\xd8\xff\xe0 a picture" * 9, "it is no TensorRT engine"),
+        (b"\xff\xd8\xff\xe0 an image" * 9, "it is no TensorRT engine"),
         (b"\x08\x08\x12\x07pytorch" * 9, "it is no TensorRT engine"),
         ((20).to_bytes(4, "little") + b'{"task": "detect"', "cut short inside its header"),
         ((18).to_bytes(4, "little") + b'{"task": "detect"}', "there is no plan behind the header"),
@@ -151,9 +151,9 @@ def here(version: str = "8.6.0", gpu: Gpu | None = H100, backend: str = "tensorr
 
 
 def test_an_engine_that_fits() -> None:
-    assert check(PASSPORT, here()) is None
-    assert check(PASSPORT, here(gpu=dataclasses.replace(H100, name="NVIDIA H200"))) is None
-    assert check(PASSPORT, here(gpu=None)) is None
+    assert check_compatibility(PASSPORT, here()) is None
+    assert check_compatibility(PASSPORT, here(gpu=dataclasses.replace(H100, name="NVIDIA H200"))) is None
+    assert check_compatibility(PASSPORT, here(gpu=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_an_engine_that_fits() -> None:
     ],
 )
 def test_what_differs_in_one_sentence(found: Capabilities, words: str) -> None:
-    mismatch = check(PASSPORT, found)
+    mismatch = check_compatibility(PASSPORT, found)
     assert mismatch is not None
     assert words in str(mismatch)
     assert str(mismatch).endswith("on this machine.")
@@ -181,8 +181,8 @@ def test_the_gpu_that_was_asked_for_is_checked() -> None:
     two = Capabilities(
         backend="tensorrt", version="8.6.0", gpus=(H100, Gpu(index=1, name="NVIDIA L4", sm="sm89", memory=1))
     )
-    assert check(PASSPORT, two, Device(kind="cuda", index=0)) is None
-    assert check(PASSPORT, two, Device(kind="cuda", index=1)) is not None
+    assert check_compatibility(PASSPORT, two, Device(kind="cuda", index=0)) is None
+    assert check_compatibility(PASSPORT, two, Device(kind="cuda", index=1)) is not None
 
 
 @pytest.mark.parametrize(

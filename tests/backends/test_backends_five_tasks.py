@@ -20,7 +20,7 @@ from trtkit import backends, demo
 from trtkit.graph.torch_export import trace
 from trtkit.models.checkpoint import Checkpoint
 from trtkit.models.torch_model import from_checkpoint
-from trtkit.models.yolo import build
+from trtkit.models.yolo import build_model
 
 pytest.importorskip("tensorrt_rtx")
 SOURCES = Path(__file__).resolve().parents[1] / "models"
@@ -33,7 +33,7 @@ def model(task: str, dynamic: bool) -> tk.Model:
     """The network as an ONNX graph: traced and simplified once for all precisions."""
     structures = json.loads((SOURCES / "references" / "structures.json").read_text())
     yaml = structures[f"yolo11n{ENDINGS[task]}"]["yaml"]
-    shapes = {name: tuple(value.shape) for name, value in build(yaml).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in build_model(yaml).state_dict().items()}
     weights = {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
     whole = from_checkpoint(Checkpoint(yaml=yaml, weights=weights), None, imgsz=SIDE)
     return tk.load(trace(whole, batch=2, dynamic=dynamic))
@@ -47,7 +47,7 @@ def calibration(task: str, dynamic: bool) -> tk.Calibration:
         description = f"path: {data.parent}\ntrain: images/train\nnames: [person]\nkpt_shape: [17, 3]\n"
         data = Path(tempfile.mkdtemp()) / "data.yaml"
         data.write_text(description)
-    return tk.calibrate(model(task, dynamic), data, images=4)
+    return tk.calibrate(model(task, dynamic), data, calibration_images=4)
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -68,7 +68,7 @@ def test_every_task_builds_in_every_precision(task: str, precision: str, dynamic
     )
     file = backends.read_engine(artifact.path)
     assert file.passport is not None
-    assert file.card().task == task
+    assert file.info().task == task
     assert (file.passport.precision, file.passport.dynamic, file.passport.batch) == (precision, dynamic, 2)
     frame = backends.layer_frame(file.passport.layers)
     convolutions = frame.filter(pl.col("onnx_nodes").list.eval(pl.element().str.ends_with("/Conv")).list.any())

@@ -1,4 +1,4 @@
-"""The GPU's pictures and boxes, in the same torch operations on the CPU, against OpenCV and numpy."""
+"""The GPU's images and boxes, in the same torch operations on the CPU, against OpenCV and numpy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit.backends.trt.gpu_pipeline import TOGETHER, Uploader, decode_boxes, iou_matrix, place, suppress
+from trtkit.backends.trt.gpu_pipeline import (
+    MAX_BATCHED_CANDIDATES,
+    Uploader,
+    iou_matrix,
+    letterbox_into,
+    nms,
+    postprocess,
+)
 from trtkit.data import letterbox, to_input
+from trtkit.tasks import get_task
 from trtkit.tasks import nms as cpu
-from trtkit.tasks import task
 
 CPU = torch.device("cpu")
 
@@ -22,26 +29,26 @@ CPU = torch.device("cpu")
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=4),
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
 )
-def test_letterbox_within_one_grey_level(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
+def test_letterbox_within_one_gray_level(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
     target_size = (size[0] * 32, size[1] * 32)
     random = np.random.default_rng(0)
-    pictures = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    prepared, fits = zip(*(letterbox(picture, target_size) for picture in pictures), strict=True)
-    target = torch.full((len(pictures), 3, *target_size), float("nan"))
-    assert place(Uploader(CPU).upload(pictures), target) == list(fits)
+    images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    prepared, fits = zip(*(letterbox(image, target_size) for image in images), strict=True)
+    target = torch.full((len(images), 3, *target_size), float("nan"))
+    assert letterbox_into(Uploader(CPU).upload(images), target) == list(fits)
     np.testing.assert_allclose(target.numpy(), to_input(list(prepared)), rtol=0, atol=1.001 / 255)
 
 
-def test_pictures_of_the_input_s_size_are_exact() -> None:
-    pictures = tiny_graphs.pictures(2, ((64, 64),))
+def test_images_of_the_input_s_size_are_exact() -> None:
+    images = tiny_graphs.images(2, ((64, 64),))
     target = torch.empty(2, 3, 64, 64)
-    place(Uploader(CPU).upload(pictures), target)
-    assert np.array_equal(target.numpy(), to_input(pictures))
+    letterbox_into(Uploader(CPU).upload(images), target)
+    assert np.array_equal(target.numpy(), to_input(images))
 
 
-def test_uploads_take_strided_pictures_and_reuse_their_memory() -> None:
+def test_uploads_take_strided_images_and_reuse_their_memory() -> None:
     uploader = Uploader(CPU)
-    (large,) = tiny_graphs.pictures(1, ((40, 60),))
+    (large,) = tiny_graphs.images(1, ((40, 60),))
     views = [large[::2, ::-1], large[:, 5:20]]
     there = uploader.upload([large, large])[0].data_ptr()
     for tensor, view in zip(uploader.upload(views), views, strict=True):
@@ -61,9 +68,9 @@ def crowd(count: int, seed: int = 0, classes: int = 3) -> tuple[np.ndarray, np.n
 @pytest.mark.parametrize("max_det", [5, 300])
 def test_suppression_is_the_cpu_s(count: int, max_det: int) -> None:
     boxes, scores, classes = crowd(count, seed=count)
-    expected = cpu.suppress(boxes, scores, classes, iou=0.5, max_det=max_det)
+    expected = cpu.nms(boxes, scores, classes, iou=0.5, max_det=max_det)
     tensors = torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(classes)
-    assert suppress(*tensors, iou=0.5, max_det=max_det).tolist() == expected.tolist()
+    assert nms(*tensors, iou=0.5, max_det=max_det).tolist() == expected.tolist()
 
 
 def test_iou_of_boxes_by_hand() -> None:
@@ -72,17 +79,19 @@ def test_iou_of_boxes_by_hand() -> None:
     assert iou_matrix(boxes, boxes).tolist() == [[1, pytest.approx(1 / 7), 0], [pytest.approx(1 / 7), 1, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize(("anchors", "conf"), [(60, 0.25), (3000, 0.9), (TOGETHER, 0.001)])
+@pytest.mark.parametrize(("anchors", "conf"), [(60, 0.25), (3000, 0.9), (MAX_BATCHED_CANDIDATES, 0.001)])
 @pytest.mark.parametrize("max_det", [3, 300])
 def test_decoding_is_the_cpu_s(anchors: int, conf: float, max_det: int) -> None:
     random = np.random.default_rng(anchors)
     output = random.random((3, 7, anchors), dtype=np.float32)
     output[:, :4] *= np.array([64, 64, 40, 40], np.float32)[:, None]
-    # A picture with nothing in it.
+    # An image with nothing in it.
     output[1, 4:] = 0
-    fits = [letterbox(picture, (64, 64))[1] for picture in tiny_graphs.pictures(3)]
-    found = decode_boxes(torch.from_numpy(output), 3, fits, conf=conf, iou=0.6, max_det=max_det)
-    expected = task("detect").decode({"output0": output}, tiny_graphs.card(), fits, conf=conf, iou=0.6, max_det=max_det)
+    fits = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(3)]
+    found = postprocess(torch.from_numpy(output), 3, fits, conf=conf, iou=0.6, max_det=max_det)
+    expected = get_task("detect").postprocess(
+        {"output0": output}, tiny_graphs.info(), fits, conf=conf, iou=0.6, max_det=max_det
+    )
     assert [len(one) for one in found] == [len(one) for one in expected]
     assert len(found[1]) == 0
     for one, two in zip(found, expected, strict=True):
@@ -95,5 +104,5 @@ def test_decoding_is_the_cpu_s(anchors: int, conf: float, max_det: int) -> None:
 
 def test_rows_that_only_fill_the_batch_are_not_decoded() -> None:
     output = torch.rand(4, 7, 50)
-    fits = [letterbox(picture, (64, 64))[1] for picture in tiny_graphs.pictures(2)]
-    assert len(decode_boxes(output, 3, fits, conf=0.5, iou=0.6, max_det=10)) == 2
+    fits = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(2)]
+    assert len(postprocess(output, 3, fits, conf=0.5, iou=0.6, max_det=10)) == 2

@@ -7,7 +7,7 @@ import json
 import polars as pl
 import pytest
 
-from trtkit.backends.trt.layer_info import layer_frame, rows_of_inspector, rows_of_log, with_times
+from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_build_log, parse_inspector_json
 from trtkit.errors import EngineError
 
 # As TensorRT 8.6.0 prints a YOLO engine (shortened).
@@ -83,7 +83,7 @@ I/O Tensors:
 
 
 def test_tensorrt_8() -> None:
-    frame = layer_frame(rows_of_inspector(json.dumps(EIGHT)))
+    frame = layer_frame(parse_inspector_json(json.dumps(EIGHT)))
     assert frame["reformat"].to_list() == [True, False, False, False]
     assert frame["precision"].to_list() == ["fp16", "int8", "fp32", None]
     assert frame["input_precision"].to_list() == ["fp32", "int8", "fp16", None]
@@ -102,13 +102,13 @@ def test_tensorrt_8() -> None:
 
 
 def test_tensorrt_10() -> None:
-    (row,) = rows_of_inspector(json.dumps(TEN))
+    (row,) = parse_inspector_json(json.dumps(TEN))
     assert row["onnx_nodes"] == ["/model.0/conv/Conv", "/model.0/act/Mul"]
     assert (row["precision"], row["input_precision"], row["output_precision"]) == ("int8", "int8", "fp16")
 
 
 def test_the_builder_s_log() -> None:
-    rows = rows_of_log(LOG)
+    rows = parse_build_log(LOG)
     assert [row["type"] for row in rows] == ["kgen", "correlation"]
     assert [row["reformat"] for row in rows] == [True, False]
     assert rows[1]["precision"] == "int8"
@@ -116,11 +116,11 @@ def test_the_builder_s_log() -> None:
     assert rows[1]["onnx_nodes"] == ["/model.0/conv/Conv", "images_DQ"]
     assert rows[1]["inputs"] == ["k_myl0", "z"]
     assert rows[1]["shape"] == "1x16x320x320"
-    assert rows_of_log("") == ()
+    assert parse_build_log("") == ()
 
 
 def test_times_join_by_name_and_rows_survive_json() -> None:
-    rows = with_times(rows_of_inspector(json.dumps(TEN)), {"__myl_ConvSilu_myl0_1": 0.125})
+    rows = add_times(parse_inspector_json(json.dumps(TEN)), {"__myl_ConvSilu_myl0_1": 0.125})
     frame = layer_frame(json.loads(json.dumps(rows)))
     assert frame["ms"].to_list() == [0.125]
     assert frame.schema["onnx_nodes"] == pl.List(pl.String)
@@ -133,4 +133,4 @@ def test_an_empty_table_has_its_columns() -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "not JSON"])
 def test_no_table(text: str) -> None:
     with pytest.raises(EngineError, match="gave no layers"):
-        rows_of_inspector(text)
+        parse_inspector_json(text)

@@ -12,7 +12,7 @@ import pytest
 import tiny_graphs
 
 from trtkit import backends
-from trtkit.backends.ort import precision_of
+from trtkit.backends.ort import detect_precision
 from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError
 from trtkit.graph import fp16 as half_on_cpu
 
@@ -20,7 +20,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def reference(graph: onnx.ModelProto, feed: np.ndarray) -> np.ndarray:
-    """The graph's own arithmetic: every optimisation off."""
+    """The graph's own arithmetic: every optimization off."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return np.asarray(ort.InferenceSession(graph.SerializeToString(), options).run(None, {"images": feed})[0])
@@ -78,11 +78,11 @@ def test_fp16_is_rounded_and_overflows_as_the_graph_says() -> None:
     with np.errstate(over="ignore"):
         expected = feed.astype(np.float16) * np.float16(60000) * np.float16(0.0011)
     assert np.isinf(expected[0, 0, 0, [0, 3]]).all()
-    found = half_on_cpu.rounded(proto)
+    found = half_on_cpu.emulate_fp16(proto)
     assert proto.graph.output[0].type.tensor_type.elem_type == half
     assert np.array_equal(reference(found, feed), expected.astype(np.float32))
     graph_of_fp32 = tiny_graphs.detector()
-    assert half_on_cpu.rounded(graph_of_fp32) is graph_of_fp32
+    assert half_on_cpu.emulate_fp16(graph_of_fp32) is graph_of_fp32
 
 
 def test_every_result_of_an_fp16_graph_is_an_fp16_number() -> None:
@@ -104,12 +104,12 @@ def test_batches_of_a_static_graph() -> None:
         assert np.array_equal(runner.infer(feed[:3])["output0"], whole[:3])
         assert np.array_equal(runner.infer({"images": feed[:1]})["output0"], whole[:1])
         with pytest.raises(
-            EngineError, match="batch of 5: it was made for at most 4; pass at most 4 pictures at once, or export again"
+            EngineError, match="batch of 5: it was made for at most 4; pass at most 4 images at once, or export again"
         ):
             runner.infer(np.zeros((5, 3, 32, 32), np.float32))
         with pytest.raises(EngineError, match="batch of 0"):
             runner.infer(feed[:0])
-        assert len(runner.predict(tiny_graphs.pictures(9))) == 9
+        assert len(runner.predict(tiny_graphs.images(9))) == 9
 
 
 def test_an_open_graph_takes_any_batch_and_size() -> None:
@@ -121,16 +121,16 @@ def test_an_open_graph_takes_any_batch_and_size() -> None:
 
 def test_predict_equals_infer_and_decode() -> None:
     from trtkit.data import letterbox, to_input
-    from trtkit.tasks import task
+    from trtkit.tasks import get_task
 
-    pictures = tiny_graphs.pictures(3)
+    images = tiny_graphs.images(3)
     with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
-        found = runner.predict(pictures, conf=0.5, iou=0.6, max_det=7)
-        prepared, fits = zip(*(letterbox(picture, (32, 32)) for picture in pictures), strict=True)
+        found = runner.predict(images, conf=0.5, iou=0.6, max_det=7)
+        prepared, fits = zip(*(letterbox(image, (32, 32)) for image in images), strict=True)
         outputs = runner.infer(to_input(list(prepared)))
-        expected = task("detect").decode(outputs, runner.card, list(fits), conf=0.5, iou=0.6, max_det=7)
-    for one, two, picture in zip(found, expected, pictures, strict=True):
-        assert one.shape == picture.shape[:2]
+        expected = get_task("detect").postprocess(outputs, runner.info, list(fits), conf=0.5, iou=0.6, max_det=7)
+    for one, two, image in zip(found, expected, images, strict=True):
+        assert one.shape == image.shape[:2]
         assert np.array_equal(one.boxes, two.boxes)
         assert np.array_equal(one.scores, two.scores)
 
@@ -139,8 +139,8 @@ def test_misfits_are_engine_errors() -> None:
     runner = backends.open(tiny_graphs.detector())
     with pytest.raises(EngineError, match=r"on \(1, 3, 64, 64\)"):
         runner.infer(np.zeros((1, 3, 64, 64), np.float32))
-    with pytest.raises(EngineError, match=r"with inputs \['pictures'\]: the graph takes \['images'\]"):
-        runner.infer({"pictures": np.zeros((1, 3, 32, 32), np.float32)})
+    with pytest.raises(EngineError, match=r"with inputs \['images'\]: the graph takes \['images'\]"):
+        runner.infer({"wrong": np.zeros((1, 3, 32, 32), np.float32)})
     runner.close()
     runner.close()
     with pytest.raises(EngineError, match="the runner is closed"):
@@ -149,7 +149,7 @@ def test_misfits_are_engine_errors() -> None:
 
 def test_a_graph_that_onnx_runtime_refuses() -> None:
     with pytest.raises(EngineError, match="ONNX Runtime refuses it"):
-        backends.open(tiny_graphs.strange(), task="detect")
+        backends.open(tiny_graphs.unsupported_op(), task="detect")
 
 
 def test_a_graph_without_metadata_needs_its_task() -> None:
@@ -157,13 +157,13 @@ def test_a_graph_without_metadata_needs_its_task() -> None:
     with pytest.raises(OnnxError):
         backends.open(graph)
     with backends.open(graph, task="detect") as runner:
-        assert len(runner.card.names) == 3
+        assert len(runner.info.names) == 3
         assert len(runner.hash) == 64
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_precision_of_a_foreign_graph(precision: str) -> None:
-    assert precision_of(tiny_graphs.detector(precision)) == precision
+    assert detect_precision(tiny_graphs.detector(precision)) == precision
 
 
 def test_what_open_refuses(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import tiny_graphs
 from trtkit import backends
 from trtkit.backends import BuildSettings, Passport, layer_frame
 from trtkit.errors import BuildError, CancelledError, CapabilityError, OnnxError
-from trtkit.progress import Work
+from trtkit.progress import Reporter
 
 pytest.importorskip("tensorrt_rtx")
 SMALL = BuildSettings(imgsz=(32, 32), device="sm89")
@@ -72,7 +72,7 @@ def test_an_unsupported_target_lists_the_supported() -> None:
 
 def test_an_unsupported_operator_is_named() -> None:
     with pytest.raises(BuildError, match=r"it does not take node '/odd/Sharpen' \(operator Sharpen\)"):
-        backends.build(tiny_graphs.strange(), SMALL, backend="tensorrt_rtx")
+        backends.build(tiny_graphs.unsupported_op(), SMALL, backend="tensorrt_rtx")
 
 
 def test_files_bytes_and_what_is_no_graph(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_files_bytes_and_what_is_no_graph(tmp_path: Path) -> None:
 
 def test_progress_and_cancelling() -> None:
     heard: list[int] = []
-    backends.build(tiny_graphs.detector(), SMALL, work=Work(lambda event: heard.append(event.done)))
+    backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(lambda event: heard.append(event.done)))
     assert heard == sorted(heard)
     assert heard[-1] == 100
     assert len(heard) > 5
@@ -99,14 +99,14 @@ def test_progress_and_cancelling() -> None:
             stop.set()
 
     with pytest.raises(CancelledError):
-        backends.build(tiny_graphs.detector(), SMALL, work=Work(listen, stop))
+        backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(listen, stop))
 
 
 def test_the_engine_file_keeps_the_layers(tmp_path: Path) -> None:
     settings = dataclasses.replace(SMALL, precision="int8")
     built = build(settings)
-    passport = Passport.of(built, settings, backend="tensorrt_rtx", model_hash="ab" * 32)
-    path = backends.write_engine(tmp_path / "m.engine", built.plan, tiny_graphs.card(), passport)
+    passport = Passport.from_build(built, settings, backend="tensorrt_rtx", model_hash="ab" * 32)
+    path = backends.write_engine(tmp_path / "m.engine", built.plan, tiny_graphs.info(), passport)
     file = backends.read_engine(path)
     assert file.backend == "tensorrt_rtx"
     assert file.plan == built.plan
@@ -116,8 +116,8 @@ def test_the_engine_file_keeps_the_layers(tmp_path: Path) -> None:
 
 def test_an_engine_does_not_open_without_a_gpu(tmp_path: Path, with_gpus: Any) -> None:
     built = build(SMALL)
-    passport = Passport.of(built, SMALL, backend="tensorrt_rtx", model_hash="ab" * 32)
-    path = backends.write_engine(tmp_path / "m.engine", built.plan, tiny_graphs.card(), passport)
+    passport = Passport.from_build(built, SMALL, backend="tensorrt_rtx", model_hash="ab" * 32)
+    path = backends.write_engine(tmp_path / "m.engine", built.plan, tiny_graphs.info(), passport)
     with_gpus()
     with pytest.raises(CapabilityError, match="run a TensorRT-RTX engine: no NVIDIA driver with a GPU was found"):
         backends.open(path)
@@ -126,7 +126,9 @@ def test_an_engine_does_not_open_without_a_gpu(tmp_path: Path, with_gpus: Any) -
 def test_a_child_process_builds_the_same(tmp_path: Path) -> None:
     heard: list[int] = []
     settings = dataclasses.replace(SMALL, precision="int8", isolate=True)
-    built = backends.build(tiny_graphs.detector("int8"), settings, work=Work(lambda event: heard.append(event.done)))
+    built = backends.build(
+        tiny_graphs.detector("int8"), settings, reporter=Reporter(lambda event: heard.append(event.done))
+    )
     assert built.facts["isolated"]
     assert built.plan.startswith(b"vtrt")
     assert [row["name"] for row in built.layers] == [
@@ -137,7 +139,7 @@ def test_a_child_process_builds_the_same(tmp_path: Path) -> None:
 
 def test_errors_of_a_child_process_come_out_as_they_are() -> None:
     with pytest.raises(BuildError, match=r"'/odd/Sharpen' \(operator Sharpen\)"):
-        backends.build(tiny_graphs.strange(), dataclasses.replace(SMALL, isolate=True))
+        backends.build(tiny_graphs.unsupported_op(), dataclasses.replace(SMALL, isolate=True))
 
 
 def test_a_crash_ends_as_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_cancelling_kills_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     thread = threading.Thread(target=watch)
     thread.start()
     with pytest.raises(CancelledError):
-        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, isolate=True), work=Work(None, stop))
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, isolate=True), reporter=Reporter(None, stop))
     thread.join()
     assert time.perf_counter() - started < 30
     with pytest.raises(ProcessLookupError):
@@ -196,7 +198,7 @@ def test_the_demo_model_exports_and_tells_what_became_of_it(tmp_path: Path) -> N
     file = backends.read_engine(artifact.path)
     assert file.passport is not None
     assert file.passport.dynamic
-    assert file.card().task == "detect"
+    assert file.info().task == "detect"
     frame = layer_frame(file.passport.layers)
     convolutions = frame.filter(frame["onnx_nodes"].list.eval(pl.element().str.ends_with("/Conv")).list.any())
     counts = dict(convolutions.group_by("precision").len().iter_rows())

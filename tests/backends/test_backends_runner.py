@@ -28,8 +28,8 @@ def engine(folder: Path, precision: str = "fp32", **settings: Any) -> tuple[Path
     )
     wanted = BuildSettings(precision=precision, **settings)
     built = backends.build(graph, wanted)
-    passport = Passport.of(built, wanted, backend="tensorrt", model_hash="cd" * 32)
-    metadata = tiny_graphs.card(settings["imgsz"]).to_metadata(
+    passport = Passport.from_build(built, wanted, backend="tensorrt", model_hash="cd" * 32)
+    metadata = tiny_graphs.info(settings["imgsz"]).to_metadata(
         batch=wanted.batch, imgsz=wanted.imgsz, dynamic=wanted.dynamic
     )
     return backends.write_engine(folder / f"{precision}.engine", built.plan, metadata, passport), graph
@@ -67,7 +67,7 @@ def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: P
         assert runner.cuda_graph == "replayed"
         assert np.array_equal(runner.infer(one)["output0"], first)
         assert np.array_equal(runner.infer(two)["output0"], second)
-        assert runner._run.graph.replays == 2
+        assert runner._execution.graph.replays == 2
 
 
 def test_a_run_that_can_t_be_captured_goes_on_without(tensorrt: Any, tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_dynamic_shapes_reuse_their_memory(tensorrt: Any, tmp_path: Path) -> Non
     random = np.random.default_rng(0)
     with backends.open(path) as runner, backends.open(graph) as other:
         assert runner.dynamic
-        addresses = {name: buffer.data_ptr() for name, buffer in runner._run.buffers.items()}
+        addresses = {name: buffer.data_ptr() for name, buffer in runner._execution.buffers.items()}
         for shape in [(1, 3, 32, 32), (4, 3, 64, 64), (2, 3, 32, 64), (2, 3, 32, 64), (2, 3, 32, 64)]:
             feed = random.random(shape, dtype=np.float32)
             np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
         # A shape that stays is captured too.
         assert runner.cuda_graph == "replayed"
-        assert {name: buffer.data_ptr() for name, buffer in runner._run.buffers.items()} == addresses
+        assert {name: buffer.data_ptr() for name, buffer in runner._execution.buffers.items()} == addresses
         with pytest.raises(EngineError, match="it takes 3 x 32-64 x 32-64"):
             runner.infer(np.zeros((1, 3, 96, 96), np.float32))
 
@@ -116,26 +116,26 @@ def test_dynamic_shapes_reuse_their_memory(tensorrt: Any, tmp_path: Path) -> Non
 def test_predict_equals_the_cpu_path(tensorrt: Any, tmp_path: Path, precision: str) -> None:
     tensorrt("8.6.0")
     path, graph = engine(tmp_path, precision, batch=4)
-    pictures = tiny_graphs.pictures(7)
+    images = tiny_graphs.images(7)
     with backends.open(path) as runner, backends.open(graph) as other:
-        found, expected = (each.predict(pictures, conf=0.5, iou=0.5, max_det=20) for each in (runner, other))
+        found, expected = (each.predict(images, conf=0.5, iou=0.5, max_det=20) for each in (runner, other))
     assert len(found) == len(expected) == 7
     assert sum(len(one) for one in expected) > 20
     for one, two in zip(found, expected, strict=True):
         assert one.shape == two.shape
-        # One grey level of a resized pixel moves a score a little, so only clear ones must agree.
+        # One gray level of a resized pixel moves a score a little, so only clear ones must agree.
         np.testing.assert_allclose(np.sort(one.scores)[-5:], np.sort(two.scores)[-5:], atol=0.02)
 
 
-def test_predict_takes_one_picture_paths_and_refuses_others(tensorrt: Any, tmp_path: Path) -> None:
+def test_predict_takes_one_image_paths_and_refuses_others(tensorrt: Any, tmp_path: Path) -> None:
     import cv2
 
     tensorrt("8.6.0")
     path, _ = engine(tmp_path)
-    (picture,) = tiny_graphs.pictures(1)
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    (image,) = tiny_graphs.images(1)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
     with backends.open(path) as runner:
-        one, two = runner.predict(picture, conf=0.3)[0], runner.predict([tmp_path / "a.png"], conf=0.3)[0]
+        one, two = runner.predict(image, conf=0.3)[0], runner.predict([tmp_path / "a.png"], conf=0.3)[0]
         assert np.array_equal(one.boxes, two.boxes)
         assert len(runner.predict(str(tmp_path / "a.png"))) == 1
         with pytest.raises(DataError, match=r"it is float32 of shape \(4, 4, 3\)"):
@@ -151,13 +151,13 @@ def test_threads_and_runners_do_not_mix(tensorrt: Any, tmp_path: Path) -> None:
     wrong: list[int] = []
     with backends.open(path) as shared, backends.open(path) as second:
 
-        def work(place: int) -> None:
+        def reporter(place: int) -> None:
             for turn in range(20):
                 runner = shared if turn % 2 else second
                 if not np.allclose(runner.infer(feeds[place])["output0"], expected[place], rtol=1e-5):
                     wrong.append(place)
 
-        threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+        threads = [threading.Thread(target=reporter, args=(place,)) for place in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -172,7 +172,7 @@ def test_closing_frees_everything_and_a_closed_runner_says_so(tensorrt: Any, tmp
     for _ in range(20):
         runner = backends.open(path)
         runner.infer(np.zeros((1, 3, 32, 32), np.float32))
-        runner.predict(tiny_graphs.pictures(1))
+        runner.predict(tiny_graphs.images(1))
         runner.close()
         runner.close()
         assert trt.fake.live == before
@@ -190,12 +190,12 @@ def test_tensors_on_the_gpu_go_in_and_out_without_copies(tensorrt: Any, tmp_path
         there = runner.input_tensor(2)
         there.copy_(torch.from_numpy(feed))
         found = runner.infer_device(there)["output0"]
-        assert found.data_ptr() == runner._run.buffers["output0"].data_ptr()
+        assert found.data_ptr() == runner._execution.buffers["output0"].data_ptr()
         assert np.array_equal(found.numpy(), expected)
-        times = runner.gpu_times(feed, 5)
+        times = runner.measure_gpu_times(feed, 5)
         assert len(times) == 5
         assert all(ms > 0 for ms in times)
-        # Two pictures of 3 x 32 x 32 and 7 x 256 floats, and the context's 4096 bytes.
+        # Two images of 3 x 32 x 32 and 7 x 256 floats, and the context's 4096 bytes.
         assert runner.device_memory == 4 * (2 * 3 * 32 * 32 + 2 * 7 * 256) + 4096
 
 
@@ -266,7 +266,7 @@ def test_a_bare_plan_needs_its_task_alone(tensorrt: Any, tmp_path: Path) -> None
     with pytest.raises(EngineError, match="it is a bare plan and tells no task; pass task="):
         backends.open(bare)
     with backends.open(bare, task="detect") as runner:
-        assert (runner.batch, runner.imgsz, len(runner.card.names), runner.precision) == (2, (32, 32), 3, "fp16")
+        assert (runner.batch, runner.imgsz, len(runner.info.names), runner.precision) == (2, (32, 32), 3, "fp16")
         assert runner.passport is None
 
 
@@ -274,8 +274,8 @@ def test_ultralytics_engines_open(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     path, _ = engine(tmp_path)
     plan = backends.read_engine(path).plan
-    metadata = {**tiny_graphs.card().to_metadata(batch=1, half=True), "version": "8.4.190"}
+    metadata = {**tiny_graphs.info().to_metadata(batch=1, half=True), "version": "8.4.190"}
     theirs = backends.write_engine(tmp_path / "theirs.engine", plan, metadata, None)
     with backends.open(theirs) as runner:
-        assert runner.card.names == tiny_graphs.NAMES
+        assert runner.info.names == tiny_graphs.NAMES
         assert runner.precision == "fp16"

@@ -13,7 +13,7 @@ import tiny_graphs
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
-from trtkit.backends.trt.timing_cache import TimingCache, cache_folder
+from trtkit.backends.trt.timing_cache import TimingCache, user_cache_dir
 from trtkit.errors import BuildError
 
 SMALL = BuildSettings(imgsz=(32, 32))
@@ -91,10 +91,8 @@ def test_a_failure_of_both_tries_tells_both(tensorrt: Any, tmp_path: Path, monke
 
 def _calibrated(file: Path) -> BuildSettings:
     file.write_bytes(b"timed elsewhere")
-    pictures = iter([np.full((1, 3, 32, 32), value, np.float32) for value in (0.0, 1.0)])
-    return dataclasses.replace(
-        SMALL, precision="int8", implicit=ImplicitCalibration(batches=pictures), timing_cache=file
-    )
+    images = iter([np.full((1, 3, 32, 32), value, np.float32) for value in (0.0, 1.0)])
+    return dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=images), timing_cache=file)
 
 
 def test_a_second_try_starts_anew_and_calibrates_by_what_the_first_one_read(tensorrt: Any, tmp_path: Path) -> None:
@@ -108,7 +106,7 @@ def test_a_second_try_starts_anew_and_calibrates_by_what_the_first_one_read(tens
     assert second is not first
 
 
-def test_pictures_lost_in_a_failed_calibration_allow_no_second_try(tensorrt: Any, tmp_path: Path) -> None:
+def test_images_lost_in_a_failed_calibration_allow_no_second_try(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.break_build = "Myelin error from unknown graph"
     with pytest.raises(BuildError, match="Myelin error from unknown graph; see"):
@@ -170,7 +168,7 @@ def test_two_builders_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a"
+    assert user_cache_dir() == tmp_path / "a"
     monkeypatch.delenv("TRTKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "trtkit"
+    assert user_cache_dir() == tmp_path / "b" / "trtkit"

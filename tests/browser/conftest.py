@@ -112,7 +112,7 @@ def _wait(address, process, log):
 
 @pytest.fixture
 def lab(server, page_maker, request):
-    """JupyterLab in a page; a failed test leaves its picture."""
+    """JupyterLab in a page; a failed test leaves its image."""
     address, folder = server
     context = page_maker.new_context(viewport={"width": 1360, "height": 1000})
     opened = Lab(context.new_page(), address, folder)
@@ -122,7 +122,7 @@ def lab(server, page_maker, request):
 
 
 @pytest.fixture(scope="session")
-def pictures():
+def images():
     """Where screenshots are kept: runs/browser in the repository."""
     folder = Path(__file__).resolve().parents[2] / "runs" / "browser"
     folder.mkdir(parents=True, exist_ok=True)

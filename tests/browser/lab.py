@@ -109,7 +109,7 @@ class Lab:
         )
 
     def both_themes(self, name, folder, called):
-        """Pictures of a part in light and dark, after checking that each is what it says.
+        """Images of a part in light and dark, after checking that each is what it says.
 
         Args:
             name: As `find` takes it.
@@ -120,14 +120,14 @@ class Lab:
         for scheme in ("light", "dark"):
             self.theme(scheme)
             path = folder / f"{called}-{scheme}.png"
-            self.picture(self.find(name), path)
-            grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            # What there is most of is the page; ink is told by how far the other end of the greys lies.
-            shades[scheme] = (float(np.median(grey)), float(np.ptp(np.percentile(grey, [0.5, 99.5]))))
+            self.image(self.find(name), path)
+            gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            # What there is most of is the page; ink is told by how far the other end of the grays lies.
+            shades[scheme] = (float(np.median(gray)), float(np.ptp(np.percentile(gray, [0.5, 99.5]))))
         assert shades["light"][0] > 200 > 60 > shades["dark"][0], shades
         assert min(contrast for _, contrast in shades.values()) > 120, shades
 
-    def picture(self, locator, path):
+    def image(self, locator, path):
         """A screenshot of a part of the page, all of it, whatever the window shows."""
         size = self.page.viewport_size
         locator.scroll_into_view_if_needed()

@@ -6,9 +6,9 @@ import pytest
 from playwright.sync_api import expect
 
 from trtkit import backends, demo
-from trtkit.backends.capabilities import describe
+from trtkit.backends.capabilities import probe
 
-pytestmark = pytest.mark.skipif(not describe("tensorrt_rtx").present, reason="TensorRT-RTX is not installed")
+pytestmark = pytest.mark.skipif(not probe("tensorrt_rtx").present, reason="TensorRT-RTX is not installed")
 
 
 def open_wizard(lab, name, **settings):
@@ -37,13 +37,13 @@ def stage(lab, step):
     return lab.find(f"page-{step}").locator(".trtkit-stage")
 
 
-def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, pictures):
+def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, images):
     open_wizard(lab, "clicked", imgsz=320, fraction=0.1)
     read_model(lab, demo.model_path())
     expect(lab.find("model-facts")).to_contain_text("detect")
     go_to(lab, "choices")
-    lab.both_themes("wizard", pictures, "wizard-choices")
-    go_to(lab, "pictures", "build")
+    lab.both_themes("wizard", images, "wizard-choices")
+    go_to(lab, "images", "build")
     lab.click("build")
     expect(stage(lab, "build")).to_contain_text("Done in")
     go_to(lab, "result")
@@ -51,7 +51,7 @@ def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, pictures
     lab.click("measure")
     expect(stage(lab, "result")).to_contain_text("Done in")
     expect(lab.find("accuracy")).to_contain_text("mAP50-95")
-    lab.both_themes("wizard", pictures, "wizard-result")
+    lab.both_themes("wizard", images, "wizard-result")
     go_to(lab, "engine")
     path = lab.folder / "runs" / "clicked.engine"
     first = backends.read_engine(path)
@@ -73,7 +73,7 @@ def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, pictures
 def test_cancel_during_calibration_leaves_nothing_behind_and_everything_usable(lab):
     open_wizard(lab, "cancelled")
     read_model(lab, demo.model_path())
-    go_to(lab, "choices", "pictures", "build")
+    go_to(lab, "choices", "images", "build")
     lab.click("build")
     expect(stage(lab, "build")).to_contain_text(re.compile(r"calibrate .*\d+ of 64"))
     # The kernel is free while the wizard works: another cell runs at once.
@@ -83,7 +83,7 @@ def test_cancel_during_calibration_leaves_nothing_behind_and_everything_usable(l
     assert not list(lab.folder.glob("runs/cancelled*"))
     expect(lab.find("page-build").locator("button.trtkit-build")).to_be_enabled()
     lab.click("back")
-    expect(lab.find("page-pictures")).to_be_visible()
+    expect(lab.find("page-images")).to_be_visible()
 
 
 def test_a_wrong_path_is_told_in_one_sentence_with_the_traceback_folded(lab):

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtkit.calibration import Calibration
-from trtkit.calibration.algorithm_comparison import Readings, clipped_share
-from trtkit.calibration.algorithms import ALGORITHMS, Histogram, Seen
-from trtkit.calibration.calibration import read_ranges
+from trtkit.calibration.algorithm_comparison import AlgorithmComparison, clipped_share
+from trtkit.calibration.algorithms import ALGORITHMS, Histogram, TensorStats
+from trtkit.calibration.calibration import compute_ranges
 from trtkit.errors import CalibrationError, CancelledError
-from trtkit.plotting.calibration import algorithm_look, densities, histogram_figure, overview_figure
-from trtkit.results import Origin
+from trtkit.plotting.calibration import algorithm_style, histogram_figure, magnitude_densities, overview_figure
+from trtkit.results import Provenance
 
 
 def counted(values: np.ndarray) -> Histogram:
@@ -22,9 +22,9 @@ def counted(values: np.ndarray) -> Histogram:
     return histogram
 
 
-def seen_of(values: np.ndarray) -> Seen:
+def seen_of(values: np.ndarray) -> TensorStats:
     low, high = float(values.min()), float(values.max())
-    return Seen(low=low, high=high, average_low=low / 2, average_high=high / 2, histogram=counted(values))
+    return TensorStats(low=low, high=high, average_low=low / 2, average_high=high / 2, histogram=counted(values))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def calibration() -> Calibration:
     sources = {"joined": ("a", "b")}
     names = ("a", "b", "joined")
     return Calibration(
-        ranges=read_ranges(seen, sources, names, "minmax"), algorithm="minmax", images=2, split="train", seen=seen,
-        sources=sources, origin=Origin(model_hash="m"),
+        ranges=compute_ranges(seen, sources, names, "minmax"), algorithm="minmax", images=2, split="train", stats=seen,
+        sources=sources, provenance=Provenance(model_hash="m"),
     )  # fmt: skip
 
 
@@ -66,40 +66,40 @@ def test_what_is_clipped_is_what_lies_beyond_but_for_a_bin(values: list[float], 
 
 
 def test_each_algorithm_is_read_once(calibration: Calibration) -> None:
-    readings = Readings(calibration)
-    assert readings.using("minmax") is calibration
-    assert not readings.at_once("mse")
-    assert readings.at_once("percentile", 99.0)
-    first = readings.using("mse")
-    assert readings.using("mse") is first
-    assert readings.at_once("mse")
-    assert first.ranges == calibration.using("mse").ranges
-    assert readings.using("percentile").percentile == 99.999
+    readings = AlgorithmComparison(calibration)
+    assert readings.with_algorithm("minmax") is calibration
+    assert not readings.is_immediate("mse")
+    assert readings.is_immediate("percentile", 99.0)
+    first = readings.with_algorithm("mse")
+    assert readings.with_algorithm("mse") is first
+    assert readings.is_immediate("mse")
+    assert first.ranges == calibration.with_algorithm("mse").ranges
+    assert readings.with_algorithm("percentile").percentile == 99.999
 
 
 def test_all_are_read_beforehand_unless_cancelled(calibration: Calibration) -> None:
     told: list[int] = []
-    readings = Readings(calibration).prepare(progress=lambda event: told.append(event.done))
+    readings = AlgorithmComparison(calibration).compute_all(progress=lambda event: told.append(event.done))
     assert told == [0, 1, 2]
-    assert all(readings.at_once(name) for name in ALGORITHMS)
+    assert all(readings.is_immediate(name) for name in ALGORITHMS)
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(CancelledError):
-        Readings(calibration).prepare(cancel=cancel)
+        AlgorithmComparison(calibration).compute_all(cancel=cancel)
 
 
 def test_a_tensor_that_moves_values_is_seen_through_its_sources(calibration: Calibration) -> None:
-    readings = Readings(calibration)
-    joined = readings.seen("joined")
+    readings = AlgorithmComparison(calibration)
+    joined = readings.stats("joined")
     assert joined is not None
     assert joined.histogram is not None
     assert joined.histogram.total == 8000
-    assert joined.high == max(calibration.seen["a"].high, calibration.seen["b"].high)
-    assert readings.seen("nothing") is None
+    assert joined.high == max(calibration.stats["a"].high, calibration.stats["b"].high)
+    assert readings.stats("nothing") is None
 
 
 def test_the_frame_tells_reach_and_loss(calibration: Calibration) -> None:
-    frame = Readings(calibration).frame("percentile", 99.0)
+    frame = AlgorithmComparison(calibration).frame("percentile", 99.0)
     assert frame["tensor"].to_list() == ["a", "b", "joined"]
     values = np.abs(np.random.default_rng(0).normal(size=4000))
     reach, clipped = frame.row(0, named=True)["reach"], frame.row(0, named=True)["clipped"]
@@ -110,10 +110,10 @@ def test_the_frame_tells_reach_and_loss(calibration: Calibration) -> None:
 
 def test_scales_alone_can_not_be_read_anew() -> None:
     plain = Calibration(
-        ranges={"a": (-1.0, 1.0)}, algorithm="tensorrt", images=0, split="", origin=Origin(model_hash="m")
+        ranges={"a": (-1.0, 1.0)}, algorithm="tensorrt", images=0, split="", provenance=Provenance(model_hash="m")
     )
-    readings = Readings(plain)
-    refusals = readings.refusals()
+    readings = AlgorithmComparison(plain)
+    refusals = readings.unavailable_reasons()
     assert set(refusals) == set(ALGORITHMS)
     assert all("scales only" in reason for reason in refusals.values())
     frame = readings.frame("tensorrt")
@@ -124,14 +124,14 @@ def test_scales_alone_can_not_be_read_anew() -> None:
 
 
 def test_bands_hold_every_value(calibration: Calibration) -> None:
-    shares = densities(Readings(calibration), ("a", "b"))
+    shares = magnitude_densities(AlgorithmComparison(calibration), ("a", "b"))
     assert np.nansum(10**shares, axis=0) == pytest.approx([1, 1])
 
 
 def test_the_histogram_parts_what_is_covered_from_what_is_clipped(calibration: Calibration) -> None:
-    readings = Readings(calibration)
+    readings = AlgorithmComparison(calibration)
     reach = readings.frame("percentile", 99.0).row(0, named=True)["reach"]
-    figure = histogram_figure(readings, "a", reach, named="percentile 99", others={"minmax": 3.0})
+    figure = histogram_figure(readings, "a", reach, algorithm="percentile 99", others={"minmax": 3.0})
     covered, clipped, other, chosen = figure.data
     counts = [sum(value or 0 for value in trace.y) for trace in (covered, clipped)]
     assert sum(counts) == 4000
@@ -142,8 +142,8 @@ def test_the_histogram_parts_what_is_covered_from_what_is_clipped(calibration: C
     assert chosen.x == (reach, reach)
 
 
-def test_algorithms_look_different_by_more_than_colour() -> None:
-    looks = [algorithm_look(name) for name in ALGORITHMS]
-    for trait in ("colour", "dash", "symbol"):
+def test_algorithms_look_different_by_more_than_color() -> None:
+    looks = [algorithm_style(name) for name in ALGORITHMS]
+    for trait in ("color", "dash", "symbol"):
         assert len({getattr(look, trait) for look in looks}) == len(ALGORITHMS)
-    assert algorithm_look("percentile 99.9") == algorithm_look("percentile")
+    assert algorithm_style("percentile 99.9") == algorithm_style("percentile")

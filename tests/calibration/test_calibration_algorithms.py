@@ -9,9 +9,9 @@ from trtkit.calibration.algorithms import (
     ALGORITHMS,
     BINS,
     Histogram,
-    Seen,
+    TensorStats,
+    compute_magnitude,
     entropy,
-    magnitude,
     mean_squared_error,
     percentile_of,
 )
@@ -94,7 +94,7 @@ def test_entropy_agrees_with_a_direct_search(kind: str) -> None:
 
 
 def error_by_hand(histogram: Histogram, size: int) -> float:
-    """Squared error of every bin's middle, quantised with numpy's own rounding."""
+    """Squared error of every bin's middle, quantized with numpy's own rounding."""
     middles = (np.arange(BINS) + 0.5) * histogram.width
     scale = size * histogram.width / 127
     rounded = np.clip(np.rint(middles / scale), 0, 127) * scale
@@ -114,14 +114,14 @@ def test_mse_agrees_with_a_direct_search(kind: str) -> None:
 @given(st.sampled_from(KINDS), st.integers(0, 1000), st.sampled_from(ALGORITHMS))
 def test_no_algorithm_reaches_beyond_the_largest_value(kind: str, seed: int, algorithm: str) -> None:
     values = drawn(kind, seed, 2000)
-    seen = Seen(
+    seen = TensorStats(
         low=float(values.min()),
         high=float(values.max()),
         average_low=float(values.min()) / 2,
         average_high=float(values.max()) / 2,
         histogram=histogram_of(values),
     )
-    assert 0 < magnitude(seen, algorithm) <= np.abs(values).max()
+    assert 0 < compute_magnitude(seen, algorithm) <= np.abs(values).max()
 
 
 @settings(max_examples=150, deadline=None)
@@ -135,8 +135,8 @@ def test_no_algorithm_reaches_beyond_the_largest_value(kind: str, seed: int, alg
 @example("percentile", -2.5, 1)
 def test_a_constant_is_covered_up_to_its_bin(algorithm: str, exact: float, count: int) -> None:
     histogram = histogram_of(np.full(count, exact, np.float32))
-    seen = Seen(low=exact, high=exact, average_low=exact, average_high=exact, histogram=histogram)
-    found = magnitude(seen, algorithm)
+    seen = TensorStats(low=exact, high=exact, average_low=exact, average_high=exact, histogram=histogram)
+    found = compute_magnitude(seen, algorithm)
     assert found <= abs(exact)
     if algorithm in ("minmax", "moving_average", "percentile"):
         assert found == abs(exact)
@@ -145,12 +145,12 @@ def test_a_constant_is_covered_up_to_its_bin(algorithm: str, exact: float, count
 
 
 def test_what_is_not_there_is_said() -> None:
-    seen = Seen(low=-1.0, high=2.0, average_low=-0.5, average_high=1.0)
-    assert magnitude(seen, "minmax") == 2.0
-    assert magnitude(seen, "moving_average") == 1.0
+    seen = TensorStats(low=-1.0, high=2.0, average_low=-0.5, average_high=1.0)
+    assert compute_magnitude(seen, "minmax") == 2.0
+    assert compute_magnitude(seen, "moving_average") == 1.0
     with pytest.raises(CalibrationError, match="no histogram of 'x'"):
-        magnitude(seen, "mse", tensor="x")
+        compute_magnitude(seen, "mse", tensor="x")
     with pytest.raises(CalibrationError, match="no such algorithm"):
-        magnitude(seen, "best")
+        compute_magnitude(seen, "best")
     with pytest.raises(CalibrationError, match="above 0"):
         percentile_of(histogram_of(np.ones(3)), 0.0)

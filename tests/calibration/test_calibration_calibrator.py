@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 from trtkit import demo
 from trtkit.calibration import ALGORITHMS, Calibration, calibrate
-from trtkit.calibration.sampling import preprocessing_hash, stratified
-from trtkit.data import open_dataset, sample
+from trtkit.calibration.sampling import hash_preprocessing, sample_stratified
+from trtkit.data import open_dataset, sample_images
 from trtkit.errors import CalibrationError, CancelledError
-from trtkit.graph.qdq import quantize
+from trtkit.graph.qdq import insert_qdq
 from trtkit.models import Model, load
 from trtkit.progress import Event
 
@@ -37,7 +37,7 @@ def whole() -> Calibration:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_another_algorithm_needs_no_second_pass(whole: Calibration, algorithm: str) -> None:
-    anew, read = measured(algorithm=algorithm), whole.using(algorithm)
+    anew, read = measured(algorithm=algorithm), whole.with_algorithm(algorithm)
     assert anew.algorithm == read.algorithm == algorithm
     assert anew.ranges == read.ranges
     assert anew.hash == read.hash
@@ -46,14 +46,14 @@ def test_another_algorithm_needs_no_second_pass(whole: Calibration, algorithm: s
     for name, (low, high) in read.ranges.items():
         lowest, highest = whole.ranges[name]
         assert lowest <= low <= high <= highest
-    quantize(detector(), read.ranges)
+    insert_qdq(detector(), read.ranges)
 
 
 def test_percentiles_differ_and_are_ordered(whole: Calibration) -> None:
-    reach = [whole.using("percentile", percentile=p).ranges["stem/silu"][1] for p in (90, 99, 99.9, 100)]
+    reach = [whole.with_algorithm("percentile", percentile=p).ranges["stem/silu"][1] for p in (90, 99, 99.9, 100)]
     assert reach == sorted(set(reach))
     assert reach[-1] == whole.ranges["stem/silu"][1]
-    table = whole.compared(percentiles=(90, 99))
+    table = whole.compare_algorithms(percentiles=(90, 99))
     assert table.columns == ["tensor", "minmax", "moving_average", "entropy", "mse", "percentile 90", "percentile 99"]
     assert (table["percentile 90"] <= table["minmax"]).all()
 
@@ -70,9 +70,9 @@ def test_saved_and_loaded_whole(whole: Calibration, tmp_path: Path) -> None:
     loaded = Calibration.load(whole.save(tmp_path / "calibration"))
     assert loaded.ranges == whole.ranges
     assert loaded.hash == whole.hash
-    assert loaded.origin == whole.origin
+    assert loaded.provenance == whole.provenance
     for algorithm in ALGORITHMS:
-        assert loaded.using(algorithm).ranges == whole.using(algorithm).ranges
+        assert loaded.with_algorithm(algorithm).ranges == whole.with_algorithm(algorithm).ranges
     assert loaded.frame().equals(whole.frame())
     assert "histograms kept" in repr(loaded)
 
@@ -108,11 +108,11 @@ def test_what_is_at_odds_is_refused(whole: Calibration) -> None:
             measured(**settings)
     fast = measured()
     assert not fast.histograms
-    assert fast.using("moving_average").ranges != fast.ranges
+    assert fast.with_algorithm("moving_average").ranges != fast.ranges
     with pytest.raises(CalibrationError, match="histograms=True"):
-        fast.using("entropy")
+        fast.with_algorithm("entropy")
     with pytest.raises(CalibrationError, match="only the algorithm 'percentile'"):
-        whole.using("mse", percentile=99.0)
+        whole.with_algorithm("mse", percentile=99.0)
 
 
 def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_unreadable_pictures_are_skipped_and_named(demo_copy: Path) -> None:
+def test_unreadable_images_are_skipped_and_named(demo_copy: Path) -> None:
     broken = sorted((demo_copy.parent / "images" / "train").iterdir())[0]
     broken.write_bytes(b"\xff\xd8 cut")
     found = calibrate(model(), demo_copy, device="cpu")
     assert found.skipped == (str(broken),)
-    assert found.images == len(open_dataset(demo_copy, task="detect").pictures("train")) - 1
+    assert found.images == len(open_dataset(demo_copy, task="detect").images("train")) - 1
 
 
 # The cache.
@@ -144,7 +144,7 @@ def cached(data: Path, folder: Path, proto: onnx.ModelProto | None = None, **set
 
 
 def hit(calibration: Calibration, first: Calibration) -> bool:
-    return calibration.origin.created == first.origin.created and calibration.notes == first.notes
+    return calibration.provenance.created == first.provenance.created and calibration.notes == first.notes
 
 
 @pytest.fixture
@@ -177,16 +177,16 @@ def test_one_changed_weight_is_enough_to_refuse(filled: tuple[Path, Path, Calibr
     assert "the model's weights" in other.notes[0]
 
 
-def test_one_changed_picture_is_enough_to_refuse(filled: tuple[Path, Path, Calibration]) -> None:
+def test_one_changed_image_is_enough_to_refuse(filled: tuple[Path, Path, Calibration]) -> None:
     data, folder, first = filled
-    pool = open_dataset(data, task="detect").pictures("train")
-    used = sample(pool, count=6)[3]
+    pool = open_dataset(data, task="detect").images("train")
+    used = sample_images(pool, count=6)[3]
     image = cv2.imread(str(used))
     image[0, 0] ^= 1
     cv2.imwrite(str(used), image)
     other = cached(data, folder)
     assert not hit(other, first)
-    assert "the pictures or labels" in other.notes[0]
+    assert "the images or labels" in other.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -215,44 +215,48 @@ def test_one_changed_setting_is_enough_to_refuse(
     elif setting == "imgsz":
         proto = detector(side=64)
         other = calibrate(
-            load(proto, task="detect", names=["a", "b", "c"], imgsz=64), data, images=6, device="cpu", cache=folder
+            load(proto, task="detect", names=["a", "b", "c"], imgsz=64),
+            data,
+            calibration_images=6,
+            device="cpu",
+            cache=folder,
         )
     else:
         other = cached(data, folder, **{setting: value})
-    assert other.origin.created >= first.origin.created
+    assert other.provenance.created >= first.provenance.created
     assert setting in other.notes[0]
 
 
 def test_one_changed_label_is_enough_to_refuse(filled: tuple[Path, Path, Calibration]) -> None:
     data, folder, first = filled
-    used = sample(open_dataset(data, task="detect").pictures("train"), count=6)[3]
+    used = sample_images(open_dataset(data, task="detect").images("train"), count=6)[3]
     label = Path(str(used).replace("/images/", "/labels/")).with_suffix(".txt")
     label.write_text(label.read_text().rsplit("\n", 2)[0] + "\n")
     other = cached(data, folder)
     assert not hit(other, first)
-    assert "the pictures or labels" in other.notes[0]
+    assert "the images or labels" in other.notes[0]
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxslim", "torch", "trtkit"])
 def test_another_version_is_refused(filled: tuple[Path, Path, Calibration], package: str) -> None:
     import dataclasses
 
-    from trtkit.calibration.storage import Key, find
+    from trtkit.calibration.storage import CalibrationKey, find_calibration
 
     _, folder, first = filled
-    newer = dataclasses.replace(first.origin, versions={**first.origin.versions, package: "99.0"})
-    found, reason = find(folder, Key.of(newer))
+    newer = dataclasses.replace(first.provenance, versions={**first.provenance.versions, package: "99.0"})
+    found, reason = find_calibration(folder, CalibrationKey.from_provenance(newer))
     assert found is None
-    assert f"{package} ({first.origin.versions[package]}, not 99.0)" in reason
+    assert f"{package} ({first.provenance.versions[package]}, not 99.0)" in reason
 
 
 def test_another_preprocessing_is_refused(
     filled: tuple[Path, Path, Calibration], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, folder, _ = filled
-    before = preprocessing_hash("detect", (32, 32))
+    before = hash_preprocessing("detect", (32, 32))
     monkeypatch.setattr(sys.modules["trtkit.data.images"], "PADDING", 0)
-    assert preprocessing_hash("detect", (32, 32)) != before
+    assert hash_preprocessing("detect", (32, 32)) != before
     assert "preprocessing" in cached(data, folder).notes[0]
 
 
@@ -277,18 +281,18 @@ def test_tensorrts_cache_by_hand(whole: Calibration, tmp_path: Path) -> None:
     assert name == "images"
     assert bytes.fromhex(digits) == struct.pack(">f", max(-low, high) / 127)
     assert len(lines) == 1 + len(whole.ranges)
-    assert whole.using("entropy").to_tensorrt_cache("10016").startswith("TRT-10016-EntropyCalibration2\n")
+    assert whole.with_algorithm("entropy").to_tensorrt_cache("10016").startswith("TRT-10016-EntropyCalibration2\n")
     path = tmp_path / "model.cache"
     path.write_text(text)
     for source in (path, str(path), text):
         read = Calibration.from_tensorrt_cache(source, model())
-        assert read.origin.model_hash == whole.origin.model_hash
+        assert read.provenance.model_hash == whole.provenance.model_hash
         assert read.to_tensorrt_cache() == text
-        one, other = quantize(detector(), whole.ranges), quantize(detector(), read.ranges)
+        one, other = insert_qdq(detector(), whole.ranges), insert_qdq(detector(), read.ranges)
         scales = [[t.raw_data for t in proto.graph.initializer] for proto in (one, other)]
         assert scales[0] == scales[1]
     with pytest.raises(CalibrationError, match="scales only"):
-        read.using("mse")
+        read.with_algorithm("mse")
 
 
 @pytest.mark.parametrize(
@@ -310,19 +314,19 @@ def test_other_texts_are_refused(text: str, found: str, tmp_path: Path) -> None:
 
 def test_stratified_samples_keep_shares_and_rare_classes(demo_copy: Path) -> None:
     dataset = open_dataset(demo_copy, task="detect")
-    pictures = dataset.pictures("train")
-    rare = dataset.labels(pictures[40]).classes[0]
-    # Only one picture shows the class that is made rare here.
-    for index, path in enumerate(pictures):
+    images = dataset.images("train")
+    rare = dataset.labels(images[40]).classes[0]
+    # Only one image shows the class that is made rare here.
+    for index, path in enumerate(images):
         label = Path(str(path).replace("/images/", "/labels/")).with_suffix(".txt")
         rows = [row for row in label.read_text().splitlines() if index == 40 or not row.startswith(f"{rare} ")]
         label.write_text("\n".join(rows))
     for seed in range(5):
-        drawn = stratified(dataset, pictures, count=16, seed=seed)
+        drawn = sample_stratified(dataset, images, count=16, seed=seed)
         assert len(set(drawn)) == 16
-        assert pictures[40] in drawn
-        assert list(drawn) == sorted(drawn, key=pictures.index)
+        assert images[40] in drawn
+        assert list(drawn) == sorted(drawn, key=images.index)
         shown = {name for path in drawn for name in dataset.labels(path).classes.tolist()}
-        assert shown == {name for path in pictures for name in dataset.labels(path).classes.tolist()}
-        assert drawn == stratified(dataset, pictures, count=16, seed=seed)
-    assert stratified(dataset, pictures, count=99) == pictures
+        assert shown == {name for path in images for name in dataset.labels(path).classes.tolist()}
+        assert drawn == sample_stratified(dataset, images, count=16, seed=seed)
+    assert sample_stratified(dataset, images, count=99) == images

@@ -8,37 +8,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.calibration.collector import Extremes, Histograms, fixed_batch, providers
+from trtkit.calibration.collector import HistogramCollector, MinMaxCollector, get_fixed_batch, select_providers
 from trtkit.errors import CalibrationError, CapabilityError
-from trtkit.graph.qdq import candidates
+from trtkit.graph.qdq import quantizable_tensors
 
 
-def pictures(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
+def images(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
     return np.random.default_rng(seed).random((count, 3, side, side), np.float32)
 
 
 def values_of(proto: onnx.ModelProto, fed: np.ndarray) -> dict[str, np.ndarray]:
     """Every candidate tensor, computed by a plain run of the graph with all of them as outputs."""
-    names = [name for name in candidates(proto) if name != "images"]
+    names = [name for name in quantizable_tensors(proto) if name != "images"]
     whole = onnx.ModelProto()
     whole.CopyFrom(proto)
     whole.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     return {"images": fed, **dict(zip(names, run(whole, fed, exact=False, outputs=names), strict=True))}
 
 
-@pytest.mark.parametrize("kind", [Extremes, Histograms])
-def test_minmax_is_exact_however_the_pictures_are_batched(kind: type[Extremes]) -> None:
-    proto, fed = detector(), pictures(5)
+@pytest.mark.parametrize("kind", [MinMaxCollector, HistogramCollector])
+def test_minmax_is_exact_however_the_images_are_batched(kind: type[MinMaxCollector]) -> None:
+    proto, fed = detector(), images(5)
     whole = values_of(proto, fed)
     for sizes in ((5,), (2, 3), (1, 1, 1, 1, 1)):
         extremes, start = kind(proto, device="cpu"), 0
         for size in sizes:
             extremes.add(fed[start : start + size])
             start += size
-        assert extremes.pictures == 5
+        assert extremes.image_count == 5
         found = extremes.ranges()
-        assert list(found) == list(candidates(proto))
-        for name, seen in extremes.seen().items():
+        assert list(found) == list(quantizable_tensors(proto))
+        for name, seen in extremes.stats().items():
             # Another batch may take another kernel, whose sums differ in the last bits.
             np.testing.assert_allclose((seen.low, seen.high), (whole[name].min(), whole[name].max()), rtol=2e-5)
         for name, (low, high) in found.items():
@@ -47,8 +47,8 @@ def test_minmax_is_exact_however_the_pictures_are_batched(kind: type[Extremes]) 
 
 
 def test_minmax_equals_the_same_run_bit_for_bit() -> None:
-    proto, fed = detector(), pictures(3)
-    histograms = Histograms(proto, device="cpu")
+    proto, fed = detector(), images(3)
+    histograms = HistogramCollector(proto, device="cpu")
     values = dict(
         zip(
             histograms.measured,
@@ -57,7 +57,7 @@ def test_minmax_equals_the_same_run_bit_for_bit() -> None:
         )
     )
     histograms.add(fed)
-    for name, seen in histograms.seen().items():
+    for name, seen in histograms.stats().items():
         assert (seen.low, seen.high) == (float(values[name].min()), float(values[name].max()))
         assert seen.histogram is not None
         assert seen.histogram.total == values[name].size
@@ -66,18 +66,18 @@ def test_minmax_equals_the_same_run_bit_for_bit() -> None:
         assert int(seen.histogram.counts[1024:].sum()) == int((np.abs(values[name]) >= edge).sum())
 
 
-def test_pictures_beside_each_other_are_counted_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    proto, fed = detector(), pictures(7)
-    together = Histograms(proto, device="cpu")
+def test_images_beside_each_other_are_counted_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, fed = detector(), images(7)
+    together = HistogramCollector(proto, device="cpu")
     for start in (0, 4):
         together.add(fed[start : start + 4])
     monkeypatch.setattr("trtkit.calibration.collector.WORKERS", 1)
-    alone = Histograms(proto, device="cpu")
+    alone = HistogramCollector(proto, device="cpu")
     assert len(alone.counters) == 1
     for one in fed:
         alone.add(one[None])
-    for name, seen in together.seen().items():
-        expected = alone.seen()[name]
+    for name, seen in together.stats().items():
+        expected = alone.stats()[name]
         assert seen.histogram is not None
         assert expected.histogram is not None
         np.testing.assert_array_equal(seen.histogram.counts, expected.histogram.counts)
@@ -86,8 +86,8 @@ def test_pictures_beside_each_other_are_counted_as_one_after_the_other(monkeypat
 
 def test_carriers_are_not_measured_but_ranged() -> None:
     proto = detector()
-    extremes = Extremes(proto, device="cpu")
-    extremes.add(pictures(2))
+    extremes = MinMaxCollector(proto, device="cpu")
+    extremes.add(images(2))
     assert {"joined", "pooled", "both", "large", "left", "right"} <= set(extremes.sources)
     assert not set(extremes.measured) & set(extremes.sources)
     ranges = extremes.ranges()
@@ -96,19 +96,19 @@ def test_carriers_are_not_measured_but_ranged() -> None:
 
 
 def test_the_moving_average_by_hand() -> None:
-    proto, fed = detector(), pictures(150, side=32) * np.linspace(0.2, 1, 150, dtype=np.float32)[:, None, None, None]
-    extremes = Extremes(proto, device="cpu")
+    proto, fed = detector(), images(150, side=32) * np.linspace(0.2, 1, 150, dtype=np.float32)[:, None, None, None]
+    extremes = MinMaxCollector(proto, device="cpu")
     for start in range(0, 150, 7):
         extremes.add(fed[start : start + 7])
     highs = fed.reshape(150, -1).max(axis=1).astype(np.float64)
     expected = highs[:100].mean()
     for high in highs[100:]:
         expected = 0.99 * expected + 0.01 * high
-    assert extremes.seen()["images"].average_high == pytest.approx(expected, rel=1e-9)
+    assert extremes.stats()["images"].average_high == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.fixture(scope="module")
-def fragile() -> tuple[onnx.ModelProto, Extremes, Histograms]:
+def fragile() -> tuple[onnx.ModelProto, MinMaxCollector, HistogramCollector]:
     """A graph that hides what its input holds: what is clipped in between is finite whatever comes."""
     weights = [
         numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "one.weight"),
@@ -129,7 +129,7 @@ def fragile() -> tuple[onnx.ModelProto, Extremes, Histograms]:
         weights,
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return proto, Extremes(proto, device="cpu"), Histograms(proto, device="cpu")
+    return proto, MinMaxCollector(proto, device="cpu"), HistogramCollector(proto, device="cpu")
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,21 +139,24 @@ def fragile() -> tuple[onnx.ModelProto, Extremes, Histograms]:
     st.booleans(),
 )
 def test_nan_and_infinities_are_refused_by_name(
-    fragile: tuple[onnx.ModelProto, Extremes, Histograms], place: tuple[int, int], value: float, counting: bool
+    fragile: tuple[onnx.ModelProto, MinMaxCollector, HistogramCollector],
+    place: tuple[int, int],
+    value: float,
+    counting: bool,
 ) -> None:
     _, extremes, histograms = fragile
     fed = np.ones((place[0], 1, 4, 4), np.float32)
     fed.reshape(-1)[place[1]] = value
     collector = histograms if counting else extremes
-    before = collector.pictures
+    before = collector.image_count
     with pytest.raises(CalibrationError, match="tensor 'images' holds NaN or infinity"):
         collector.add(fed)
-    assert collector.pictures == before
+    assert collector.image_count == before
 
 
-@pytest.mark.parametrize("kind", [Extremes, Histograms])
+@pytest.mark.parametrize("kind", [MinMaxCollector, HistogramCollector])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_broken_weight_is_found_at_its_layer(kind: type[Extremes], value: float) -> None:
+def test_a_broken_weight_is_found_at_its_layer(kind: type[MinMaxCollector], value: float) -> None:
     proto = detector()
     for tensor in proto.graph.initializer:
         if tensor.name == "wide.bias":
@@ -161,19 +164,19 @@ def test_a_broken_weight_is_found_at_its_layer(kind: type[Extremes], value: floa
             bias[3] = value
             tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
     with pytest.raises(CalibrationError, match="tensor 'wide' holds"):
-        kind(proto, device="cpu").add(pictures(2))
+        kind(proto, device="cpu").add(images(2))
 
 
 def test_a_fixed_batch_is_filled_up_and_not_counted() -> None:
-    fixed, free, fed = detector(batch=4), detector(), pictures(6)
-    assert (fixed_batch(fixed), fixed_batch(free)) == (4, None)
-    one, other = Histograms(fixed, device="cpu"), Histograms(free, device="cpu")
+    fixed, free, fed = detector(batch=4), detector(), images(6)
+    assert (get_fixed_batch(fixed), get_fixed_batch(free)) == (4, None)
+    one, other = HistogramCollector(fixed, device="cpu"), HistogramCollector(free, device="cpu")
     for start in (0, 4):
         one.add(fed[start : start + 4])
     other.add(fed)
-    assert one.pictures == other.pictures == 6
-    for name, seen in one.seen().items():
-        expected = other.seen()[name]
+    assert one.image_count == other.image_count == 6
+    for name, seen in one.stats().items():
+        expected = other.stats()[name]
         assert seen.histogram is not None
         assert expected.histogram is not None
         assert seen.histogram.total == expected.histogram.total
@@ -181,9 +184,9 @@ def test_a_fixed_batch_is_filled_up_and_not_counted() -> None:
 
 
 def test_newer_operator_sets_are_measured_alike() -> None:
-    proto, fed = detector(), pictures(2)
+    proto, fed = detector(), images(2)
     newer = onnx.version_converter.convert_version(proto, 18)
-    one, other = Extremes(proto, device="cpu"), Extremes(newer, device="cpu")
+    one, other = MinMaxCollector(proto, device="cpu"), MinMaxCollector(newer, device="cpu")
     one.add(fed)
     other.add(fed)
     assert one.ranges().keys() == other.ranges().keys()
@@ -191,17 +194,17 @@ def test_newer_operator_sets_are_measured_alike() -> None:
 
 
 def test_devices() -> None:
-    assert providers("cpu") == ["CPUExecutionProvider"]
-    assert providers(None)[-1] == "CPUExecutionProvider"
-    assert Extremes(detector(), device="cpu").runner.endswith(" CPU")
-    if len(providers(None)) == 1:
+    assert select_providers("cpu") == ["CPUExecutionProvider"]
+    assert select_providers(None)[-1] == "CPUExecutionProvider"
+    assert MinMaxCollector(detector(), device="cpu").runner.endswith(" CPU")
+    if len(select_providers(None)) == 1:
         with pytest.raises(CapabilityError, match="processor only"):
-            providers("cuda:1")
+            select_providers("cuda:1")
     else:
-        assert providers("cuda:1")[0] == ("CUDAExecutionProvider", {"device_id": "1"})
+        assert select_providers("cuda:1")[0] == ("CUDAExecutionProvider", {"device_id": "1"})
 
 
-def test_a_tensor_whose_shape_depends_on_the_picture() -> None:
+def test_a_tensor_whose_shape_depends_on_the_image() -> None:
     nodes = [
         helper.make_node("Greater", ["images", "half"], ["bright"], "bright"),
         helper.make_node("NonZero", ["bright"], ["places"], "places"),
@@ -221,10 +224,10 @@ def test_a_tensor_whose_shape_depends_on_the_picture() -> None:
     fed = np.zeros((3, 1, 4, 4), np.float32)
     for index, count in enumerate((2, 9, 5)):
         fed[index].reshape(-1)[:count] = 1
-    histograms = Histograms(proto, device="cpu", tensors=["map"])
+    histograms = HistogramCollector(proto, device="cpu", tensors=["map"])
     for one in fed:
         histograms.add(one[None])
-    seen = histograms.seen()["map"]
+    seen = histograms.stats()["map"]
     assert seen.histogram is not None
     # Four coordinates of each bright place; the ninth place is in row 2.
     assert seen.histogram.total == 4 * (2 + 9 + 5)

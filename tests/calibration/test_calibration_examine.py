@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from trtkit import demo
-from trtkit.calibration.dataset_checks import of_counts, of_values
+from trtkit.calibration.dataset_checks import measure_class_shift, measure_value_shift
 from trtkit.calibration.diagnosis import Diagnosis, examine
 from trtkit.errors import DataError
 
 
-def picture(random: np.random.Generator, shape: tuple[int, int] = (72, 96)) -> np.ndarray:
+def image(random: np.random.Generator, shape: tuple[int, int] = (72, 96)) -> np.ndarray:
     """Soft random blobs: no two alike, brightness and contrast like a photograph's."""
     coarse = random.normal(120 + random.normal(0, 12), 45, (6, 8, 3))
     return np.clip(cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
@@ -27,7 +27,7 @@ def healthy_set(folder: Path, train: int = 120, val: int = 60) -> Path:
         (folder / "labels" / split).mkdir(parents=True)
         for index in range(count):
             shape = ((72, 96), (96, 72), (80, 88))[random.integers(3)]
-            cv2.imwrite(str(folder / "images" / split / f"{index:04}.png"), picture(random, shape))
+            cv2.imwrite(str(folder / "images" / split / f"{index:04}.png"), image(random, shape))
             rows = []
             for _ in range(4):
                 side = 10 ** random.uniform(-1.7, -0.4)
@@ -74,16 +74,16 @@ def test_silent_on_the_embedded_and_the_shared_scenes(shared: Path) -> None:
 
 
 def test_too_few(pristine: Path) -> None:
-    diagnosis = examine(pristine, images=20)
+    diagnosis = examine(pristine, calibration_images=20)
     assert "few" in codes(diagnosis)
-    assert "20 pictures; NVIDIA advises at least 500" in repr(diagnosis)
+    assert "20 images; NVIDIA advises at least 500" in repr(diagnosis)
 
 
-def test_unreadable_pictures(data: Path) -> None:
+def test_unreadable_images(data: Path) -> None:
     (data.parent / "images" / "train" / "0003.png").write_bytes(b"\x89PNG no more")
     diagnosis = examine(data)
     assert codes(diagnosis) == {"unreadable"}
-    assert diagnosis.findings[0].pictures[0].endswith("0003.png")
+    assert diagnosis.findings[0].images[0].endswith("0003.png")
 
 
 def test_duplicates(data: Path) -> None:
@@ -92,8 +92,8 @@ def test_duplicates(data: Path) -> None:
         shutil.copy(folder / f"000{index}.png", folder / f"copy{index}.png")
     (finding,) = (one for one in examine(data).findings if one.code == "duplicates")
     assert finding.severity == "warning"
-    assert finding.evidence.startswith("3 pictures")
-    assert {Path(path).name for path in finding.pictures} == {f"{s}{i}.png" for s in ("000", "copy") for i in range(3)}
+    assert finding.evidence.startswith("3 images")
+    assert {Path(path).name for path in finding.images} == {f"{s}{i}.png" for s in ("000", "copy") for i in range(3)}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_leakage_of_the_same_and_of_nearly_the_same(data: Path) -> None:
     diagnosis = examine(data)
     assert codes(diagnosis, "problem") == {"leakage"}
     assert diagnosis.findings[0].code == "leakage"
-    assert diagnosis.findings[0].pictures == (str(images / "train" / "leak.png"),)
+    assert diagnosis.findings[0].images == (str(images / "train" / "leak.png"),)
     small = cv2.resize(cv2.imread(str(images / "val" / "0000.png")), None, fx=0.9, fy=0.9)
     cv2.imwrite(str(images / "train" / "leak.png"), small)
     diagnosis = examine(data)
@@ -174,10 +174,10 @@ def test_calibrating_on_validation_is_leakage(pristine: Path) -> None:
 def test_order_bias_of_the_first_n(data: Path) -> None:
     change(data, "train", slice(0, 60), lambda image: (image * 0.6).astype(np.uint8))
     folder = data.parent / "images" / "train"
-    drawn = examine(data, images=60, against=None)
+    drawn = examine(data, calibration_images=60, against=None)
     assert "order" in codes(drawn, "note")
     assert "order" not in codes(drawn)
-    first = examine(data, pictures=sorted(folder.iterdir())[:60], against=None)
+    first = examine(data, image_paths=sorted(folder.iterdir())[:60], against=None)
     assert "order" in codes(first)
 
 
@@ -187,17 +187,17 @@ def test_a_folder_of_classes_sorted_by_class(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             for index in range(count):
-                cv2.imwrite(str(tmp_path / split / name / f"{index:03}.png"), picture(random))
+                cv2.imwrite(str(tmp_path / split / name / f"{index:03}.png"), image(random))
     first = sorted((tmp_path / "train").rglob("*.png"))[:40]
-    assert {"order", "classes-missing"} <= codes(examine(tmp_path, task="classify", pictures=first))
-    assert examine(tmp_path, task="classify", images=70).healthy
+    assert {"order", "classes-missing"} <= codes(examine(tmp_path, task="classify", image_paths=first))
+    assert examine(tmp_path, task="classify", calibration_images=70).healthy
 
 
 def test_saved_and_loaded_whole(pristine: Path, tmp_path: Path) -> None:
-    diagnosis = examine(pristine, images=20)
+    diagnosis = examine(pristine, calibration_images=20)
     loaded = Diagnosis.load(diagnosis.save(tmp_path / "diagnosis"))
     assert loaded.findings == diagnosis.findings
-    assert loaded.pictures.equals(diagnosis.pictures)
+    assert loaded.images.equals(diagnosis.images)
     assert loaded.frame().equals(diagnosis.frame())
     assert {trace.name for trace in loaded.plot().data} == {"calibration (20)", "validation (60)"}
 
@@ -208,14 +208,14 @@ def test_a_missing_data_set_is_named(tmp_path: Path) -> None:
 
 
 def test_shifts_against_known_distances() -> None:
-    same = of_values(np.arange(100.0), np.arange(100.0) + 0.5)
+    same = measure_value_shift(np.arange(100.0), np.arange(100.0) + 0.5)
     assert same.distance == pytest.approx(0.01)
-    assert same.chance > 0.9
-    apart = of_values(np.zeros(30), np.ones(20))
-    assert (apart.distance, apart.chance) == (1.0, 0.001)
+    assert same.p_value > 0.9
+    apart = measure_value_shift(np.zeros(30), np.ones(20))
+    assert (apart.distance, apart.p_value) == (1.0, 0.001)
     # Ties: three quarters of one group lie at or below 1, a quarter of the other.
-    tied = of_values(np.array([1.0, 1, 1, 2]), np.array([1.0, 2, 2, 2]))
+    tied = measure_value_shift(np.array([1.0, 1, 1, 2]), np.array([1.0, 2, 2, 2]))
     assert tied.distance == pytest.approx(0.5)
-    shares = of_counts(np.tile([[3, 1]], (40, 1)), np.tile([[1, 3]], (40, 1)))
+    shares = measure_class_shift(np.tile([[3, 1]], (40, 1)), np.tile([[1, 3]], (40, 1)))
     assert shares.distance == pytest.approx(0.5)
-    assert shares.chance == pytest.approx(0.001)
+    assert shares.p_value == pytest.approx(0.001)

@@ -4,19 +4,19 @@ import numpy as np
 import onnxruntime as ort
 from detector_graph import detector
 
-from trtkit.calibration.graph_outputs import Outputs, fixed_shapes
+from trtkit.calibration.graph_outputs import BoundOutputs, find_fixed_shapes
 
 
 def test_every_batch_is_computed_anew_into_the_same_memory() -> None:
     proto = detector()
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [value.name for value in proto.graph.output]
-    outputs = Outputs(session, [*names, "images"], fixed_shapes(proto, names))
+    outputs = BoundOutputs(session, [*names, "images"], find_fixed_shapes(proto, names))
     random = np.random.default_rng(0)
     addresses = []
     for size in (2, 2, 2, 1, 1, 2):
         fed = random.random((size, 3, 32, 32), np.float32)
-        *found, images = outputs.of(fed)
+        *found, images = outputs.run(fed)
         assert images is fed
         for one, expected in zip(found, session.run(names, {"images": fed}), strict=True):
             np.testing.assert_array_equal(one, expected)
@@ -28,5 +28,5 @@ def test_every_batch_is_computed_anew_into_the_same_memory() -> None:
 def test_shapes_that_the_input_decides() -> None:
     proto = detector()
     names = [name for node in proto.graph.node for name in node.output]
-    assert {"stem", "wide", "joined", "pooled"} <= fixed_shapes(proto, names)
-    assert fixed_shapes(proto, ["nothing"]) == frozenset()
+    assert {"stem", "wide", "joined", "pooled"} <= find_fixed_shapes(proto, names)
+    assert find_fixed_shapes(proto, ["nothing"]) == frozenset()

@@ -5,8 +5,8 @@ import onnx
 from detector_graph import detector, run
 from onnx import TensorProto, numpy_helper
 
-from trtkit.calibration.graph_outputs import overflowing
-from trtkit.graph.fp16 import to_half
+from trtkit.calibration.graph_outputs import find_fp16_overflows
+from trtkit.graph.fp16 import convert_to_fp16
 
 
 def test_the_node_that_overflows_is_named_and_kept() -> None:
@@ -16,18 +16,18 @@ def test_the_node_that_overflows_is_named_and_kept() -> None:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e6, tensor.name))
         if tensor.name == "key.weight":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e-6, tensor.name))
-    pictures = np.random.default_rng(4).random((2, 3, 32, 32), np.float32)
-    found = overflowing(proto, [pictures])
+    images = np.random.default_rng(4).random((2, 3, 32, 32), np.float32)
+    found = find_fp16_overflows(proto, [images])
     assert set(found) == {"wide", "wide/silu"}
     assert all(peak > 65504 / 4 for peak in found.values())
     # ONNX Runtime's CPU kernels compute FP16 nodes in FP32, so numpy says here what FP16 would hold.
-    assert np.isfinite(run(proto, pictures)[0]).all()
+    assert np.isfinite(run(proto, images)[0]).all()
     assert np.isinf(np.float32(max(found.values())).astype(np.float16))
-    mended = onnx.shape_inference.infer_shapes(to_half(proto, also=found), strict_mode=True)
+    mended = onnx.shape_inference.infer_shapes(convert_to_fp16(proto, keep_nodes=found), strict_mode=True)
     types = {value.name: value.type.tensor_type.elem_type for value in mended.graph.value_info}
     assert types["wide"] == types["wide/silu"] == TensorProto.FLOAT
     assert types["stem"] == types["neck"] == TensorProto.FLOAT16
 
 
 def test_a_tame_graph_has_none() -> None:
-    assert overflowing(detector(), [np.ones((1, 3, 32, 32), np.float32)]) == {}
+    assert find_fp16_overflows(detector(), [np.ones((1, 3, 32, 32), np.float32)]) == {}

@@ -15,10 +15,10 @@ import trtkit
 from trtkit.backends import write_engine
 from trtkit.backends.engine_file import Passport
 from trtkit.cli import COMMANDS, main
-from trtkit.cli.output import Bars
+from trtkit.cli.output import ProgressBars
 from trtkit.errors import CancelledError
-from trtkit.files import hash_of
-from trtkit.models.model import Card
+from trtkit.files import hash_parts
+from trtkit.models.model import ModelInfo
 from trtkit.progress import Event
 
 
@@ -32,10 +32,10 @@ def test_help_names_every_command_and_shows_examples(capsys):
 
 
 def test_every_example_of_the_help_is_understood(capsys):
-    from trtkit.cli import EXAMPLES, parsed
+    from trtkit.cli import EXAMPLES, parse_command
 
     for line in re.findall(r"^  trtkit (.*?)  ", EXAMPLES, re.MULTILINE):
-        command, _ = parsed(line.split())
+        command, _ = parse_command(line.split())
         assert callable(command)
 
 
@@ -145,9 +145,9 @@ def test_lab_without_jupyterlab_says_what_brings_it(monkeypatch, capsys):
 def engine(tmp_path):
     plan = b"vtrt" + bytes(60)
     passport = Passport(
-        backend="tensorrt_rtx", tensorrt="0.0.1", sm="sm89", precision="fp16", plan_hash=hash_of(plan), plan_size=64
+        backend="tensorrt_rtx", tensorrt="0.0.1", sm="sm89", precision="fp16", plan_hash=hash_parts(plan), plan_size=64
     )
-    return write_engine(tmp_path / "a.engine", plan, Card(task="detect", names={0: "cat"}), passport)
+    return write_engine(tmp_path / "a.engine", plan, ModelInfo(task="detect", names={0: "cat"}), passport)
 
 
 def test_engine_show_prints_the_passport(engine, capsys):
@@ -155,7 +155,7 @@ def test_engine_show_prints_the_passport(engine, capsys):
     text = capsys.readouterr().out
     assert re.search(r"^precision +fp16", text, re.MULTILINE)
     assert re.search(r"^sm +sm89", text, re.MULTILINE)
-    assert hash_of(b"vtrt" + bytes(60)) in text
+    assert hash_parts(b"vtrt" + bytes(60)) in text
 
 
 def test_engine_check_fails_with_what_differs(engine, capsys):
@@ -177,7 +177,7 @@ def test_engine_strip_and_wrap_undo_each_other(engine, tmp_path, capsys):
 
 
 def test_bars_print_a_line_a_stage_where_there_is_no_terminal(capsys):
-    with Bars(Console(file=io.StringIO())) as bars:
+    with ProgressBars(Console(file=io.StringIO())) as bars:
         for done in range(3):
             bars(Event(stage="calibrate", done=done, total=3))
             time.sleep(0.03)

@@ -6,8 +6,8 @@ import inspect
 import pytest
 
 import trtkit
-from trtkit.cli import COMMANDS, parsed
-from trtkit.cli.options import WATCHERS, add_options, called, described
+from trtkit.cli import COMMANDS, parse_command
+from trtkit.cli.options import WATCHERS, add_options, call_with_options, parse_argument_texts
 
 VERBS = {
     "export": "model", "calibrate": "model", "evaluate": "runner", "benchmark": "runners", "compare": "model",
@@ -16,7 +16,7 @@ VERBS = {
 
 
 def settings(*words):
-    return vars(parsed(words)[1])
+    return vars(parse_command(words)[1])
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -93,8 +93,8 @@ def test_precisions():
 @pytest.mark.parametrize("verb", ["load", "export", "calibrate", "evaluate", "benchmark", "compare"])
 def test_every_argument_has_its_words(verb):
     function = getattr(trtkit, verb)
-    assert set(described(function)) == set(inspect.signature(function).parameters)
-    assert all(described(function).values())
+    assert set(parse_argument_texts(function)) == set(inspect.signature(function).parameters)
+    assert all(parse_argument_texts(function).values())
 
 
 def test_docstrings_that_run_over_lines_are_read_whole():
@@ -111,19 +111,19 @@ def test_docstrings_that_run_over_lines_are_read_whole():
         """
         return alpha, beta
 
-    assert described(verb) == {"alpha": "First words and 100 % of the rest.", "beta": "None takes `two`."}
+    assert parse_argument_texts(verb) == {"alpha": "First words and 100 % of the rest.", "beta": "None takes `two`."}
     parser = argparse.ArgumentParser()
     add_options(parser, verb)
     text = " ".join(parser.format_help().split())
     assert "100 % of the rest." in text
     assert "leaving it out takes two. [default: 2]" in text
     values = parser.parse_args(["--alpha", "x"])
-    assert called(verb, values, beta=3) == ("x", 3)
+    assert call_with_options(verb, values, beta=3) == ("x", 3)
 
 
 def test_every_command_has_help(capsys):
     for verb in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
-            parsed([verb, "--help"])
+            parse_command([verb, "--help"])
         assert stopped.value.code == 0
         assert f"usage: trtkit {verb}" in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from trtkit.cli.output import frame_table, print_table
+from trtkit.cli.output import make_frame_table, print_table
 
 
 def test_a_frame_is_printed_whole(capsys):
@@ -17,7 +17,7 @@ def test_a_frame_is_printed_whole(capsys):
         },
         schema_overrides={"keep": pl.List(pl.String)},
     )
-    print_table(frame_table(frame))
+    print_table(make_frame_table(frame))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 41
     assert lines[0].split() == frame.columns

@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 
 import trtkit
-from trtkit.backends.capabilities import describe
+from trtkit.backends.capabilities import probe
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
 from trtkit.plotting.evaluation import losses_figure
 
 SMALL = {"imgsz": 160, "images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
-CAN_BUILD = describe("tensorrt_rtx").present
+CAN_BUILD = probe("tensorrt_rtx").present
 
 
 def compare(folder, **settings):
@@ -34,16 +34,24 @@ def test_one_row_a_precision_and_batch_with_everything_in_it(whole):
     assert rows.select("precision", "batch").rows() == [
         (name, size) for name in ("fp32", "fp16", "int8") for size in (1, 2)
     ]
-    for column in ("mAP50-95(B)", "coco/AP", "delta mAP50-95(B)", "delta coco/AP", "p50_ms", "p99_ms", "onnx_mb"):
+    for column in (
+        "mAP50-95(B)",
+        "pycocotools/AP",
+        "delta mAP50-95(B)",
+        "delta pycocotools/AP",
+        "p50_ms",
+        "p99_ms",
+        "onnx_mb",
+    ):
         assert rows[column].null_count() == 0, column
-    assert rows.filter(precision="fp32")["delta coco/AP"].to_list() == [0.0, 0.0]
+    assert rows.filter(precision="fp32")["delta pycocotools/AP"].to_list() == [0.0, 0.0]
     for precision in ("fp16", "int8"):
         row, base = rows.filter(precision=precision).row(0, named=True), rows.row(0, named=True)
-        assert row["delta coco/AP"] == pytest.approx(row["coco/AP"] - base["coco/AP"])
+        assert row["delta pycocotools/AP"] == pytest.approx(row["pycocotools/AP"] - base["pycocotools/AP"])
     assert rows["runs"].to_list() == [5] * 6
 
 
-@pytest.mark.skipif(describe("tensorrt").present and bool(describe("tensorrt").gpus), reason="engines run here")
+@pytest.mark.skipif(probe("tensorrt").present and bool(probe("tensorrt").gpus), reason="engines run here")
 def test_with_no_gpu_no_number_is_tensorrt_s(whole):
     comparison = whole[0]
     assert not comparison.rows["engine"].any()
@@ -62,19 +70,19 @@ def test_losses_tell_every_deciding_metric_with_its_interval(whole):
         base, own = (comparison.judged(name).metrics[row["metric"]] for name in ("fp32", row["precision"]))
         assert row["value"] == pytest.approx(own)
         assert row["delta"] == pytest.approx(own - base)
-        assert row["measurable"] == (row["low"] > 0 or row["high"] < 0)
+        assert row["significant"] == (row["low"] > 0 or row["high"] < 0)
 
 
 def test_a_precision_that_was_judged_can_be_opened_and_draws(whole):
     comparison = whole[0]
-    picture = comparison.pictures["path"][0]
+    image = comparison.images["path"][0]
     with comparison.open("int8") as runner:
         assert runner.precision == "int8"
-        assert repr(runner.draw(picture)) == f"Sheet of 1\n  {runner.predict(picture)[0]!r}"
-        assert len(runner.draw([picture, picture, picture]).pictures) == 3
-        with pytest.raises(DataError, match="no picture"):
+        assert repr(runner.draw(image)) == f"Sheet of 1\n  {runner.predict(image)[0]!r}"
+        assert len(runner.draw([image, image, image]).images) == 3
+        with pytest.raises(DataError, match="no image"):
             runner.draw([])
-    assert len(comparison.draw("int8", pictures=2).pictures) == 2
+    assert len(comparison.draw("int8", images=2).images) == 2
     with pytest.raises(RecipeError, match="not compared"):
         comparison.open("fp8")
 
@@ -103,7 +111,7 @@ def test_engines_of_all_precisions_are_built_for_a_gpu_that_is_not_here(whole):
 
 def test_accuracy_is_what_evaluate_finds(whole):
     comparison, folder, _ = whole
-    alone = trtkit.evaluate(folder / "yolo11n-int8.onnx", trtkit.demo.data_path(), images=SMALL["images"])
+    alone = trtkit.evaluate(folder / "yolo11n-int8.onnx", trtkit.demo.data_path(), eval_images=SMALL["images"])
     row = comparison.rows.filter(precision="int8").row(0, named=True)
     assert {name: row[name] for name in alone.metrics} == pytest.approx(dict(alone.metrics))
 
@@ -123,16 +131,16 @@ def test_loading_gives_the_same_comparison(whole):
     again = Comparison.load(folder)
     assert again.rows.equals(comparison.rows)
     assert again.verdict() == comparison.verdict()
-    assert again.truths.equals(comparison.truths)
-    assert again.origin.model_hash == comparison.origin.model_hash
+    assert again.labels.equals(comparison.truths)
+    assert again.provenance.model_hash == comparison.provenance.model_hash
 
 
 def test_origin_and_replay_hold_every_setting_that_shaped_it(whole):
     comparison, folder, _ = whole
-    settings = comparison.origin.settings
+    settings = comparison.provenance.settings
     assert (settings["imgsz"], settings["batch"], settings["images"]) == (160, [1, 2], 6)
-    assert comparison.origin.model_hash == trtkit.load(trtkit.demo.model_path()).hash
-    assert len(comparison.origin.data_hash) == 64
+    assert comparison.provenance.model_hash == trtkit.load(trtkit.demo.model_path()).hash
+    assert len(comparison.provenance.data_hash) == 64
     calls = {}
     tk = type("tk", (), {"compare": staticmethod(lambda **given: calls.update(given))})
     exec(comparison.about["python"].replace("import trtkit as tk", ""), {"tk": tk})
@@ -221,7 +229,7 @@ def test_where_engines_run_they_are_judged_and_timed_and_onnx_runtime_is_not(tmp
             return [1.5] * runs
 
     monkeypatch.setattr(backends, "require_run", lambda backend, device=None: None)
-    monkeypatch.setattr("trtkit.comparison.comparator._fits", lambda builder, sm: True)
+    monkeypatch.setattr("trtkit.comparison.comparator._gpu_matches", lambda builder, sm: True)
     monkeypatch.setattr(backends, "open", lambda path, device=None: Engine(path))
     found = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", images=2)
     assert opened == ["yolo11n-fp32.engine", "yolo11n-fp16.engine"]

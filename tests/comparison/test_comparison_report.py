@@ -62,7 +62,7 @@ def test_verdict_numbers_code_and_origin_are_in_it(whole):
         assert f"{coco:.4f}" in text
     assert comparison.about["python"] in text
     assert comparison.about["command"] in text
-    assert comparison.origin.model_hash in text
+    assert comparison.provenance.model_hash in text
     assert "not TensorRT's" in text
 
 

@@ -6,43 +6,43 @@ import polars as pl
 import pytest
 from example_comparison import staged_comparison
 
-from trtkit.comparison.tables import first_of, headline, joined, labelled
+from trtkit.comparison.tables import comparison_frame, concat_by_precision, leading_metrics, primary_metrics
 
 METRICS = {
     "mAP50(B)": 0.9,
     "mAP50-95(B)": 0.7,
     "precision(B)": 0.8,
-    "coco/AP": 0.68,
-    "coco/AP50": 0.88,
-    "coco/APs": 0.5,
+    "pycocotools/AP": 0.68,
+    "pycocotools/AP50": 0.88,
+    "pycocotools/APs": 0.5,
 }
 
 
 def test_the_deciding_accuracies_are_one_of_each_rule():
-    assert headline(METRICS) == [
+    assert primary_metrics(METRICS) == [
         ("mAP50-95(B)", "mAP50-95 by Ultralytics' rule"),
-        ("coco/AP", "coco/AP by pycocotools' rule"),
+        ("pycocotools/AP", "pycocotools/AP by pycocotools' rule"),
     ]
 
 
 def test_masks_decide_before_boxes():
-    told = headline({**METRICS, "mAP50-95(M)": 0.6, "coco/AP(M)": 0.5})
-    assert [column for column, _ in told] == ["mAP50-95(M)", "coco/AP(M)", "mAP50-95(B)", "coco/AP"]
-    assert [column for column, _ in first_of(told)] == ["mAP50-95(M)", "coco/AP(M)"]
-    assert first_of(headline(METRICS)) == headline(METRICS)
+    told = primary_metrics({**METRICS, "mAP50-95(M)": 0.6, "pycocotools/AP(M)": 0.5})
+    assert [column for column, _ in told] == ["mAP50-95(M)", "pycocotools/AP(M)", "mAP50-95(B)", "pycocotools/AP"]
+    assert [column for column, _ in leading_metrics(told)] == ["mAP50-95(M)", "pycocotools/AP(M)"]
+    assert leading_metrics(primary_metrics(METRICS)) == primary_metrics(METRICS)
 
 
 def test_exact_overlap_stands_beside_the_probabilistic_one():
-    told = headline({"mAP50-95(B)": 0.7, "mAP50-95(R)": 0.6})
+    told = primary_metrics({"mAP50-95(B)": 0.7, "mAP50-95(R)": 0.6})
     assert told == [
         ("mAP50-95(B)", "mAP50-95 by Ultralytics' rule"),
         ("mAP50-95(R)", "mAP50-95(R) by exact overlap"),
     ]
-    assert first_of(told) == told[:1]
+    assert leading_metrics(told) == told[:1]
 
 
 def test_classify_is_decided_by_top1():
-    assert headline({"top1": 0.5, "top5": 0.9}) == [("top1", "top-1 accuracy")]
+    assert primary_metrics({"top1": 0.5, "top5": 0.9}) == [("top1", "top-1 accuracy")]
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ def test_accuracy_times_and_files_meet_in_one_row_each():
         for label in judged
     }
     del made["fp16"]["engine"]
-    rows = joined(made, judged, timing, "fp32", ["mAP50-95(B)"])
+    rows = comparison_frame(made, judged, timing, "fp32", ["mAP50-95(B)"])
     assert rows.select("precision", "batch").rows() == [(label, size) for label in judged for size in (1, 8)]
     int8 = rows.row(5, named=True)
     assert int8["delta mAP50-95(B)"] == pytest.approx(-0.01)
@@ -79,6 +79,6 @@ def test_accuracy_times_and_files_meet_in_one_row_each():
 
 
 def test_labels_stand_in_front():
-    frame = labelled({"a": pl.DataFrame({"x": [1, 2]}), "b": pl.DataFrame({"x": [3], "y": ["z"]})})
+    frame = concat_by_precision({"a": pl.DataFrame({"x": [1, 2]}), "b": pl.DataFrame({"x": [3], "y": ["z"]})})
     assert frame.columns == ["precision", "x", "y"]
     assert frame["precision"].to_list() == ["a", "a", "b"]

@@ -1,7 +1,7 @@
 import polars as pl
 from example_comparison import COCO, ULTRALYTICS, staged_comparison
 
-from trtkit.comparison.verdict import sentences
+from trtkit.comparison.verdict import verdict_sentences
 
 
 def text(**about):
@@ -12,7 +12,7 @@ def test_losses_are_told_by_both_definitions_with_both_values():
     said = staged_comparison().verdict()[1]
     assert said == (
         "INT8 loses 0.0041 mAP50-95 by Ultralytics' rule (0.7612 to 0.7571) "
-        "and loses 0.0051 coco/AP by pycocotools' rule (0.7421 to 0.7370)."
+        "and loses 0.0051 pycocotools/AP by pycocotools' rule (0.7421 to 0.7370)."
     )
 
 
@@ -31,7 +31,7 @@ def test_unsteady_times_are_called_so():
     assert "scatter" not in text()
     comparison = staged_comparison()
     rows = comparison.rows.with_columns(std_ms=comparison.rows["mean_ms"] * 0.25)
-    assert "scatter by up to 25% of their mean" in " ".join(sentences(rows, comparison.about))
+    assert "scatter by up to 25% of their mean" in " ".join(verdict_sentences(rows, comparison.about))
 
 
 def test_each_batch_has_its_times():
@@ -40,14 +40,14 @@ def test_each_batch_has_its_times():
     assert "At batch 8," in said
 
 
-def test_few_pictures_are_called_few():
-    assert "can be chance" in text(pictures=40)
-    assert "can be chance" not in text(pictures=5000)
+def test_few_images_are_called_few():
+    assert "can be chance" in text(images=40)
+    assert "can be chance" not in text(images=5000)
 
 
-def test_skipped_pictures_are_counted():
-    assert "1 picture could not be read and was left out." in text(skipped=["a.jpg"])
-    assert "2 pictures could not be read and were left out." in text(skipped=["a.jpg", "b.jpg"])
+def test_skipped_images_are_counted():
+    assert "1 image could not be read and was left out." in text(skipped=["a.jpg"])
+    assert "2 images could not be read and were left out." in text(skipped=["a.jpg", "b.jpg"])
     assert "left out" not in text()
 
 
@@ -63,7 +63,7 @@ def test_calibrating_on_the_judging_split_is_said():
 
 def test_a_percentile_is_told_with_its_share():
     made = {"algorithm": "percentile", "percentile": 99.999, "images": 64, "split": "train", "hash": "0"}
-    assert "INT8's ranges come from 64 pictures of train (percentile 99.999)." in text(calibration=made)
+    assert "INT8's ranges come from 64 images of train (percentile 99.999)." in text(calibration=made)
     assert "(minmax)." in text(calibration={**made, "algorithm": "minmax", "percentile": None})
 
 
@@ -82,7 +82,7 @@ def test_sizes_are_told():
 
 
 def test_a_gain_is_a_gain():
-    comparison = staged_comparison(reference="int8", metrics=[[ULTRALYTICS, "mAP50-95"], [COCO, "coco/AP"]])
+    comparison = staged_comparison(reference="int8", metrics=[[ULTRALYTICS, "mAP50-95"], [COCO, "pycocotools/AP"]])
     assert comparison.verdict()[0].startswith("FP32 gains 0.0041 mAP50-95 (0.7571 to 0.7612)")
 
 
@@ -90,7 +90,7 @@ def bounded(low, high):
     comparison = staged_comparison()
     ends = {f"delta {ULTRALYTICS} low": low, f"delta {ULTRALYTICS} high": high}
     rows = comparison.rows.with_columns(**{name: pl.lit(value) for name, value in ends.items()})
-    return sentences(rows, comparison.about)[1]
+    return verdict_sentences(rows, comparison.about)[1]
 
 
 def test_a_loss_whose_interval_holds_zero_is_no_measurable_loss():

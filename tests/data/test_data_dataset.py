@@ -8,7 +8,7 @@ import yaml
 from trtkit.data import Dataset, open_dataset
 from trtkit.errors import DataError
 
-PICTURE = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+IMAGE = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def folder(tmp_path):
     """images/{train,val}/{0,1}.png with one box each."""
     for split in ("train", "val"):
         for number in range(2):
-            picture = tmp_path / "images" / split / f"{number}.png"
+            image = tmp_path / "images" / split / f"{number}.png"
             label = tmp_path / "labels" / split / f"{number}.txt"
-            for path in (picture, label):
+            for path in (image, label):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(PICTURE)
+            image.write_bytes(IMAGE)
             label.write_text(f"{number} 0.5 0.5 0.5 0.5\n")
     return tmp_path
 
@@ -38,8 +38,8 @@ def names_of(paths):
 
 def test_folder_splits(folder):
     dataset = open_dataset(described(folder, path="."), task="detect")
-    assert names_of(dataset.pictures("val")) == ["val/0.png", "val/1.png"]
-    labels = dataset.labels(dataset.pictures("val")[1])
+    assert names_of(dataset.images("val")) == ["val/0.png", "val/1.png"]
+    labels = dataset.labels(dataset.images("val")[1])
     assert labels.classes.tolist() == [1]
     np.testing.assert_allclose(labels.boxes, [[0.25, 0.25, 0.75, 0.75]])
 
@@ -55,32 +55,32 @@ def test_open_twice_and_folder_with_one_yaml(folder):
 def test_path_is_taken_from_the_yaml_files_folder(folder, where, root, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     path = described(folder, where, **({} if root is None else {"path": root}))
-    assert len(open_dataset(path, task="detect").pictures("train")) == 2
+    assert len(open_dataset(path, task="detect").images("train")) == 2
 
 
 def test_absolute_root(folder, tmp_path_factory):
     path = described(tmp_path_factory.mktemp("far"), path=str(folder))
-    assert len(open_dataset(path, task="detect").pictures("train")) == 2
+    assert len(open_dataset(path, task="detect").images("train")) == 2
 
 
 def test_root_one_folder_too_high(folder):
     path = described(folder, train="../images/train")
-    assert len(open_dataset(path, task="detect").pictures("train")) == 2
+    assert len(open_dataset(path, task="detect").images("train")) == 2
 
 
 def test_split_as_list_and_as_text_file(folder):
     (folder / "val.txt").write_text("./images/val/1.png\n\nimages/train/0.png\n")
     path = described(folder, train=["images/train", "images/val"], val="val.txt")
     dataset = open_dataset(path, task="detect")
-    assert names_of(dataset.pictures("train")) == ["train/0.png", "train/1.png", "val/0.png", "val/1.png"]
-    assert names_of(dataset.pictures("val")) == ["train/0.png", "val/1.png"]
-    assert dataset.labels(dataset.pictures("val")[0]).classes.tolist() == [0]
+    assert names_of(dataset.images("train")) == ["train/0.png", "train/1.png", "val/0.png", "val/1.png"]
+    assert names_of(dataset.images("val")) == ["train/0.png", "val/1.png"]
+    assert dataset.labels(dataset.images("val")[0]).classes.tolist() == [0]
 
 
 def test_validation_means_val(folder):
     path = folder / "data.yaml"
     path.write_text(yaml.safe_dump({"validation": "images/val", "nc": 2}))
-    assert len(open_dataset(path, task="detect").pictures("val")) == 2
+    assert len(open_dataset(path, task="detect").images("val")) == 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_pose_keys(folder):
         ({"names": {"a": 0}}, "is no number"),
         ({"names": "a"}, "names is a str"),
         ({"train": 3}, "train is 3"),
-        ({"train": None, "val": None}, "names no pictures"),
+        ({"train": None, "val": None}, "names no images"),
         ({"kpt_shape": [4]}, "kpt_shape is"),
         ({"kpt_shape": [4, 3], "kpt_oks_sigmas": [0.1]}, "1 kpt_oks_sigmas for 4"),
     ],
@@ -140,7 +140,7 @@ def test_download_script_is_never_run(folder):
     mark = folder / "ran"
     path = described(folder, val="images/absent", download=f"open({str(mark)!r}, 'w')")
     with pytest.raises(DataError, match="does not exist"):
-        open_dataset(path, task="detect").pictures("val")
+        open_dataset(path, task="detect").images("val")
     assert not mark.exists()
 
 
@@ -167,38 +167,38 @@ def test_folder_without_one_yaml(folder):
 
 def test_missing_split_names_the_others(folder):
     with pytest.raises(DataError, match=r"no such split \(it has: train, val\)"):
-        open_dataset(described(folder), task="detect").pictures("test")
+        open_dataset(described(folder), task="detect").images("test")
 
 
 def test_missing_folder_and_empty_folder(folder):
     (folder / "none").mkdir()
     dataset = open_dataset(described(folder, train="absent", val="none"), task="detect")
     with pytest.raises(DataError, match="absent does not exist"):
-        dataset.pictures("train")
-    with pytest.raises(DataError, match="there are no pictures in"):
-        dataset.pictures("val")
+        dataset.images("train")
+    with pytest.raises(DataError, match="there are no images in"):
+        dataset.images("val")
 
 
-def test_missing_pictures_are_counted(folder):
+def test_missing_images_are_counted(folder):
     (folder / "val.txt").write_text("images/val/0.png\nimages/val/7.png\nimages/val/8.png\n")
-    with pytest.raises(DataError, match=r"2 of 3 pictures in .* are missing, the first is .*7\.png"):
-        open_dataset(described(folder, val="val.txt"), task="detect").pictures("val")
+    with pytest.raises(DataError, match=r"2 of 3 images in .* are missing, the first is .*7\.png"):
+        open_dataset(described(folder, val="val.txt"), task="detect").images("val")
 
 
 def test_no_labels_at_all(folder):
     for label in (folder / "labels" / "val").iterdir():
         label.unlink()
     dataset = open_dataset(described(folder), task="detect")
-    assert dataset.require_labels(dataset.pictures("train")) == 0
-    with pytest.raises(DataError, match=r"none of 2 pictures has labels \(.*0\.txt is not there\)"):
-        dataset.require_labels(dataset.pictures("val"))
+    assert dataset.require_labels(dataset.images("train")) == 0
+    with pytest.raises(DataError, match=r"none of 2 images has labels \(.*0\.txt is not there\)"):
+        dataset.require_labels(dataset.images("val"))
 
 
 def test_some_without_labels_are_counted(folder):
     (folder / "labels" / "val" / "0.txt").unlink()
     dataset = open_dataset(described(folder), task="detect")
-    assert dataset.require_labels(dataset.pictures("val")) == 1
-    assert len(dataset.labels(dataset.pictures("val")[0])) == 0
+    assert dataset.require_labels(dataset.images("val")) == 1
+    assert len(dataset.labels(dataset.images("val")[0])) == 0
 
 
 def test_unknown_task(folder):
@@ -214,8 +214,8 @@ def test_hash_follows_content_not_place(folder, tmp_path_factory):
     shutil.copytree(folder, other)
     second = open_dataset(other / "data.yaml", task="detect")
     assert first.hash("val") == second.hash("val")
-    assert first.hash("val") == first.hash_of(first.pictures("val"))
-    assert first.hash_of(first.pictures("val")[:1]) != first.hash("val")
+    assert first.hash("val") == first.hash_images(first.images("val"))
+    assert first.hash_images(first.images("val")[:1]) != first.hash("val")
     before = second.hash("val")
     (other / "labels" / "val" / "0.txt").write_text("1 0.5 0.5 0.5 0.25\n")
     assert second.hash("val") != before
@@ -229,7 +229,7 @@ def classes(tmp_path):
         for name in ("cat", "ant"):
             path = tmp_path / split / name / "0.png"
             path.parent.mkdir(parents=True)
-            path.write_bytes(PICTURE)
+            path.write_bytes(IMAGE)
     return tmp_path
 
 
@@ -237,9 +237,9 @@ def test_class_folders(classes):
     dataset = open_dataset(classes, task="classify")
     assert isinstance(dataset, Dataset)
     assert dataset.names == {0: "ant", 1: "cat"}
-    pictures = dataset.pictures("val")
-    assert [dataset.labels(path).classes.tolist() for path in pictures] == [[0], [1]]
-    assert dataset.require_labels(pictures) == 0
+    images = dataset.images("val")
+    assert [dataset.labels(path).classes.tolist() for path in images] == [[0], [1]]
+    assert dataset.require_labels(images) == 0
     before = dataset.hash("val")
     (classes / "val" / "cat").rename(classes / "val" / "bee")
     (classes / "train" / "cat").rename(classes / "train" / "bee")
@@ -268,9 +268,9 @@ def test_shared_scenes(shared, task):
     place = shared / "data" / "scenes" / task
     dataset = open_dataset(place if task == "classify" else place / "data.yaml", task=task)
     assert list(dataset.names.values()) == [str(number) for number in range(10)]
-    pictures = dataset.pictures("val")
+    images = dataset.images("val")
     if task != "classify":
-        assert len(pictures) == 160
-    labels = [dataset.labels(path) for path in pictures]
+        assert len(images) == 160
+    labels = [dataset.labels(path) for path in images]
     assert all(len(one) for one in labels)
     assert max(one.boxes.max(initial=0) for one in labels) <= 1.01

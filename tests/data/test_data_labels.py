@@ -16,16 +16,16 @@ def read(tmp_path, text, **options):
 
 
 @pytest.mark.parametrize(
-    ("picture", "label"),
+    ("image", "label"),
     [
         ("a/images/val/1.jpg", "a/labels/val/1.txt"),
         ("images/x/images/1.b.png", "images/x/labels/1.b.txt"),
-        ("a/pictures/1.jpg", "a/pictures/1.txt"),
+        ("a/images/1.jpg", "a/images/1.txt"),
         ("a/images.jpg", "a/images.txt"),
     ],
 )
-def test_label_path(picture, label):
-    assert label_path(Path(picture)) == Path(label)
+def test_label_path(image, label):
+    assert label_path(Path(image)) == Path(label)
 
 
 def test_boxes(tmp_path):
@@ -98,9 +98,9 @@ def test_missing_and_empty_files_mean_no_objects(tmp_path, task, shape):
         ("0 .5 .5 .1 .1", {"task": "pose", "kpt_shape": (4, 3)}, "pose needs 17 columns"),
         ("0 a .5 .1 .1", {}, "is not a row of numbers"),
         ("0 nan .5 .1 .1", {}, "not finite"),
-        ("0 320 240 64 64", {}, "outside the picture"),
-        ("0 .5 .5 -.1 .1", {}, "outside the picture"),
-        ("0 .1 .1 1.2 .5 .3 .3", {"task": "segment"}, "outside the picture"),
+        ("0 320 240 64 64", {}, "outside the image"),
+        ("0 .5 .5 -.1 .1", {}, "outside the image"),
+        ("0 .1 .1 1.2 .5 .3 .3", {"task": "segment"}, "outside the image"),
     ],
 )
 def test_bad_rows_are_told_apart(tmp_path, text, options, message):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtkit.data import letterbox, to_input
-from trtkit.data.images import PADDING, fit_to
+from trtkit.data.images import PADDING, compute_letterbox
 
 SIDES = st.integers(2, 2000)
 
@@ -25,13 +25,13 @@ SIDES = st.integers(2, 2000)
     ],
 )
 def test_fit_by_hand(shape, size, resized, pad):
-    fit = fit_to(shape, size)
+    fit = compute_letterbox(shape, size)
     assert (fit.resized, fit.pad) == (resized, pad)
 
 
-def test_picture_is_centred_in_grey():
-    picture = np.full((100, 200, 3), 7, np.uint8)
-    boxed, fit = letterbox(picture, (64, 64))
+def test_image_is_centerd_in_gray():
+    image = np.full((100, 200, 3), 7, np.uint8)
+    boxed, fit = letterbox(image, (64, 64))
     assert boxed.shape == (64, 64, 3)
     assert fit.pad == (16, 0)
     assert (boxed[16:48] == 7).all()
@@ -39,25 +39,25 @@ def test_picture_is_centred_in_grey():
     assert (boxed[48:] == PADDING).all()
 
 
-def test_picture_of_the_right_size_is_unchanged():
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    boxed, fit = letterbox(picture, (64, 96))
-    np.testing.assert_array_equal(boxed, picture)
+def test_image_of_the_right_size_is_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    boxed, fit = letterbox(image, (64, 96))
+    np.testing.assert_array_equal(boxed, image)
     assert fit.ratio == (1, 1)
 
 
 def test_input_is_rgb_by_255_exactly():
-    pictures = list(np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), np.uint8))
-    batch = to_input(pictures)
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), np.uint8))
+    batch = to_input(images)
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
-    expected = np.stack(pictures)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    expected = np.stack(images)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch, expected)
 
 
 @given(SIDES, SIDES, st.sampled_from([(640, 640), (320, 640), (64, 64)]))
-def test_picture_lies_inside_and_touches_two_sides(height, width, size):
-    fit = fit_to((height, width), size)
+def test_image_lies_inside_and_touches_two_sides(height, width, size):
+    fit = compute_letterbox((height, width), size)
     assert fit.resized[0] == size[0] or fit.resized[1] == size[1]
     for place in (0, 1):
         free = size[place] - fit.resized[place]
@@ -67,14 +67,14 @@ def test_picture_lies_inside_and_touches_two_sides(height, width, size):
 
 @given(SIDES, SIDES, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8))
 def test_there_and_back(height, width, points):
-    fit = fit_to((height, width), (640, 640))
+    fit = compute_letterbox((height, width), (640, 640))
     pixels = np.array(points, np.float32) * np.array([width, height], np.float32)
-    back = fit.to_picture(fit.to_network(pixels))
+    back = fit.to_image(fit.to_network(pixels))
     np.testing.assert_allclose(back, pixels, atol=2e-4 * max(1, height, width))
 
 
 def test_points_outside_move_to_the_edge():
-    fit = fit_to((100, 200), (64, 64))
+    fit = compute_letterbox((100, 200), (64, 64))
     boxes = np.array([[-5, 10, 70, 60]], np.float32)
-    np.testing.assert_array_equal(fit.to_picture(boxes), [[0, 0, 200, 100]])
-    assert fit.to_picture(boxes, clip=False)[0, 0] < 0
+    np.testing.assert_array_equal(fit.to_image(boxes), [[0, 0, 200, 100]])
+    assert fit.to_image(boxes, clip=False)[0, 0] < 0

@@ -9,10 +9,10 @@ from hypothesis.extra import numpy as hnp
 from trtkit.evaluation.average_precision import (
     THRESHOLDS,
     average_precision,
-    bits_of,
-    match,
-    matched_at,
+    match_detections,
+    pack_thresholds,
     score_classes,
+    unpack_thresholds,
 )
 
 ONE = np.zeros(1, np.int64)
@@ -56,7 +56,7 @@ def test_average_precision_is_a_share(right, labels):
 
 def test_match_takes_the_best_free_label_by_falling_score():
     similarity = np.array([[0.8, 0.9, 0.0], [0.6, 0.55, 0.2]], np.float32)
-    matched, claimed = match(similarity, np.zeros(2, np.int64), np.zeros(3, np.int64))
+    matched, claimed = match_detections(similarity, np.zeros(2, np.int64), np.zeros(3, np.int64))
     # Up to 0.8 the first detection takes label 0 and the second is left label 1 at 0.55.
     assert matched[:, 0].tolist() == [True, True, False]
     assert claimed[:, 0].tolist() == [0, 1]
@@ -67,14 +67,16 @@ def test_match_takes_the_best_free_label_by_falling_score():
 
 
 def test_match_needs_the_class():
-    matched, claimed = match(np.ones((1, 1), np.float32), ONE, ONE + 1)
+    matched, claimed = match_detections(np.ones((1, 1), np.float32), ONE, ONE + 1)
     assert not matched.any()
     assert (claimed == -1).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_match_with_nothing(shape):
-    matched, claimed = match(np.zeros(shape, np.float32), np.zeros(shape[0], np.int64), np.zeros(shape[1], np.int64))
+    matched, claimed = match_detections(
+        np.zeros(shape, np.float32), np.zeros(shape[0], np.int64), np.zeros(shape[1], np.int64)
+    )
     assert matched.shape == (shape[1], 10)
     assert claimed.shape == (shape[0], 10)
     assert not matched.any()
@@ -88,7 +90,7 @@ def test_match_is_one_to_one_and_similar_enough(similarity, random):
     labels, found = similarity.shape
     classes = np.array([random.randrange(2) for _ in range(labels)])
     found_classes = np.array([random.randrange(2) for _ in range(found)])
-    matched, claimed = match(similarity, classes, found_classes)
+    matched, claimed = match_detections(similarity, classes, found_classes)
     for t in range(10):
         winners = claimed[claimed[:, t] >= 0, t]
         assert len(set(winners.tolist())) == len(winners) == matched[:, t].sum()
@@ -100,11 +102,11 @@ def test_match_is_one_to_one_and_similar_enough(similarity, random):
 
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(0, 9), st.just(10))))
 def test_bits_there_and_back(matched):
-    np.testing.assert_array_equal(matched_at(bits_of(matched)), matched)
+    np.testing.assert_array_equal(unpack_thresholds(pack_thresholds(matched)), matched)
 
 
 def test_bit_zero_is_the_lowest_threshold():
-    assert bits_of(np.eye(10, dtype=np.bool_)).tolist() == [2**t for t in range(10)]
+    assert pack_thresholds(np.eye(10, dtype=np.bool_)).tolist() == [2**t for t in range(10)]
 
 
 def test_scores_of_perfect_detections():

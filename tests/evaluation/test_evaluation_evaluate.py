@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from replay_runner import Replay
+from replay_runner import ReplayRunner
 
-from trtkit.data import open_dataset, read_picture
-from trtkit.data.images import fit_to
+from trtkit.data import open_dataset, read_image
+from trtkit.data.images import compute_letterbox
 from trtkit.errors import CancelledError, DataError, EngineError, RecipeError
 from trtkit.evaluation.evaluation import Evaluation
 from trtkit.evaluation.evaluator import evaluate
@@ -25,22 +25,22 @@ def dataset(demo_data):
 
 @pytest.fixture(scope="module")
 def stored(dataset):
-    """Ultralytics' detections of yolo11n on the 40 pictures, in input pixels, by picture."""
+    """Ultralytics' detections of yolo11n on the 40 images, in input pixels, by image."""
     kept = np.load(REFERENCES / "demo-detect.npz")
-    assert kept["pictures"].tolist() == [path.name for path in dataset.pictures("val")]
+    assert kept["images"].tolist() == [path.name for path in dataset.images("val")]
     return np.split(kept["kept"], np.cumsum(kept["counts"])[:-1])
 
 
 @pytest.fixture(scope="module")
 def evaluation(dataset, stored):
-    return evaluate(Replay(stored, dataset.names), dataset)
+    return evaluate(ReplayRunner(stored, dataset.names), dataset)
 
 
 def truth_of(dataset, path, score=0.9):
-    """A picture's labels as detections in input pixels."""
-    shape = read_picture(path).shape[:2]
+    """An image's labels as detections in input pixels."""
+    shape = read_image(path).shape[:2]
     labels = dataset.labels(path).scaled(shape)
-    boxes = fit_to(shape, (640, 640)).to_network(labels.boxes)
+    boxes = compute_letterbox(shape, (640, 640)).to_network(labels.boxes)
     return np.column_stack((boxes, np.full(len(labels), score), labels.classes)).astype(np.float32)
 
 
@@ -55,21 +55,21 @@ def test_equals_ultralytics_on_the_same_detections(evaluation):
 
 
 def test_matches_equal_ultralytics(evaluation):
-    """Bit for bit but where clipping to the picture moved an overlap across a threshold."""
+    """Bit for bit but where clipping to the image moved an overlap across a threshold."""
     theirs = np.load(REFERENCES / "demo-detect.npz")["detections"][:, 7].astype(np.uint16)
     ours = evaluation.detections["matched(B)"].to_numpy()
     assert (theirs == ours).mean() > 0.999
 
 
 def test_frames_agree(evaluation):
-    assert evaluation.pictures == 40
-    totals = evaluation.per_picture.select(pl.col("labels", "detections").sum()).row(0)
+    assert evaluation.images == 40
+    totals = evaluation.per_image.select(pl.col("labels", "detections").sum()).row(0)
     assert totals == (len(evaluation.truths), len(evaluation.detections))
     assert evaluation.per_class["instances"].sum() == len(evaluation.truths)
     claimed = (evaluation.truths["matched(B)"] & 1).sum()
     assert claimed == (evaluation.detections["matched(B)"] & 1).sum()
     assert claimed == evaluation.truths["score(B)"].count()
-    counted = evaluation.per_picture
+    counted = evaluation.per_image
     assert (counted["tp"] + counted["fn"]).to_list() == counted["labels"].to_list()
     sure = evaluation.detections.filter(pl.col("score") >= evaluation.confidence)
     assert counted.select(pl.col("tp").sum() + pl.col("fp").sum()).item() == len(sure)
@@ -78,10 +78,10 @@ def test_frames_agree(evaluation):
 def test_frame_says_which_rule(evaluation):
     rules = dict(evaluation.frame().select("metric", "rule").iter_rows())
     assert rules["mAP50-95(B)"] == "Ultralytics' rule"
-    assert rules["coco/AP"] == "pycocotools' rule"
+    assert rules["pycocotools/AP"] == "pycocotools' rule"
     text = repr(evaluation)
     assert "by Ultralytics' rule: mAP50(B)" in text
-    assert "by pycocotools' rule: coco/AP " in text
+    assert "by pycocotools' rule: pycocotools/AP " in text
     assert "suppression is in the graph" in text
 
 
@@ -90,17 +90,17 @@ def test_speed_and_origin(evaluation, dataset):
     assert all(value > 0 for value in evaluation.speed.values())
     assert evaluation.speed["wall"] >= evaluation.speed["infer"] + evaluation.speed["decode"]
     assert 0 < evaluation.overhead <= 1
-    assert evaluation.origin.data_hash == dataset.hash("val")
-    assert evaluation.origin.runner == "stored detections"
-    assert evaluation.origin.settings["imgsz"] == [640, 640]
-    assert evaluation.origin.settings["iou"] == 0.7
+    assert evaluation.provenance.data_hash == dataset.hash("val")
+    assert evaluation.provenance.runner == "stored detections"
+    assert evaluation.provenance.settings["imgsz"] == [640, 640]
+    assert evaluation.provenance.settings["iou"] == 0.7
 
 
 def test_saved_and_loaded(evaluation, tmp_path):
     again = Evaluation.load(evaluation.save(tmp_path))
     assert repr(again) == repr(evaluation)
     assert again.facts() == evaluation.facts()
-    assert again.origin == evaluation.origin
+    assert again.provenance == evaluation.provenance
     for name, table in evaluation.tables().items():
         assert again.tables()[name].equals(table), name
 
@@ -112,55 +112,55 @@ def test_figure(evaluation):
     assert curve.y[0] > curve.y[-1]
     # The area under the mean curve is the mean of the classes' areas, to the half step at its end.
     assert np.trapezoid(curve.y, curve.x) == pytest.approx(evaluation.metrics["mAP50(B)"], abs=0.01)
-    assert "pictures" in figure.layout.title.text
+    assert "images" in figure.layout.title.text
 
 
 def test_labels_as_detections_are_perfect(dataset):
-    paths = dataset.pictures("val")
-    found = evaluate(Replay([truth_of(dataset, path) for path in paths], dataset.names, batch=7), dataset)
+    paths = dataset.images("val")
+    found = evaluate(ReplayRunner([truth_of(dataset, path) for path in paths], dataset.names, batch=7), dataset)
     assert found.metrics["mAP50-95(B)"] == pytest.approx(0.995)
     assert found.metrics["precision(B)"] == found.metrics["recall(B)"] == 1
-    assert found.metrics["coco/AP"] == pytest.approx(1)
-    assert set(found.truths["matched(B)"]) == {1023}
+    assert found.metrics["pycocotools/AP"] == pytest.approx(1)
+    assert set(found.labels["matched(B)"]) == {1023}
 
 
 def test_batches(dataset):
-    paths = dataset.pictures("val")
-    runner = Replay([truth_of(dataset, path) for path in paths], dataset.names, batch=16)
+    paths = dataset.images("val")
+    runner = ReplayRunner([truth_of(dataset, path) for path in paths], dataset.names, batch=16)
     evaluate(runner, dataset)
     assert runner.batches == [16, 16, 8]
-    runner = Replay([truth_of(dataset, path) for path in paths], dataset.names, batch=None)
+    runner = ReplayRunner([truth_of(dataset, path) for path in paths], dataset.names, batch=None)
     evaluate(runner, dataset, batch=25)
     assert runner.batches == [25, 15]
 
 
-def test_sample_of_pictures(dataset):
-    some = evaluate(Replay([np.zeros((0, 6))] * 5, dataset.names), dataset, images=5, seed=3)
-    assert some.pictures == 5
-    assert some.metrics["mAP50(B)"] == some.metrics["coco/AP"] == 0
-    assert some.origin.data_hash != dataset.hash("val")
-    assert some.origin.seed == 3
+def test_sample_of_images(dataset):
+    some = evaluate(ReplayRunner([np.zeros((0, 6))] * 5, dataset.names), dataset, eval_images=5, seed=3)
+    assert some.image_count == 5
+    assert some.metrics["mAP50(B)"] == some.metrics["pycocotools/AP"] == 0
+    assert some.provenance.data_hash != dataset.hash("val")
+    assert some.provenance.seed == 3
 
 
-def test_corrupt_pictures_are_skipped_and_counted(demo_copy):
+def test_corrupt_images_are_skipped_and_counted(demo_copy):
     dataset = open_dataset(demo_copy, task="detect")
-    first, second, *rest = dataset.pictures("val")
+    first, second, *rest = dataset.images("val")
     first.write_bytes(first.read_bytes()[:2000])
     second.write_bytes(b"")
     detections = [truth_of(dataset, path) for path in rest]
-    found = evaluate(Replay(detections, dataset.names, batch=4), dataset)
+    found = evaluate(ReplayRunner(detections, dataset.names, batch=4), dataset)
     assert found.skipped == (str(first), str(second))
-    assert found.pictures == len(rest)
+    assert found.image_count == len(rest)
     assert found.metrics["mAP50-95(B)"] == pytest.approx(0.995)
-    assert "2 pictures could not be read and were left out" in repr(found)
+    assert "2 images could not be read and were left out" in repr(found)
 
 
 def test_nothing_readable(demo_copy):
     dataset = open_dataset(demo_copy, task="detect")
-    for path in dataset.pictures("val"):
-        path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of 40 pictures can be read"):
-        evaluate(Replay([], dataset.names), dataset)
+    for path in dataset.images("val"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of 40 images can be read"):
+        evaluate(ReplayRunner([], dataset.names), dataset)
 
 
 def test_wrong_class_ids_stop_the_evaluation(demo_copy):
@@ -168,7 +168,7 @@ def test_wrong_class_ids_stop_the_evaluation(demo_copy):
     label.write_text("11 0.5 0.5 0.1 0.1\n")
     dataset = open_dataset(demo_copy, task="detect")
     with pytest.raises(DataError, match="class 11, but the data set's classes are 0 to 9"):
-        evaluate(Replay([np.zeros((0, 6))] * 40, dataset.names), dataset)
+        evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset)
 
 
 def test_no_labels(demo_copy):
@@ -176,52 +176,52 @@ def test_no_labels(demo_copy):
 
     shutil.rmtree(demo_copy.parent / "labels" / "val")
     dataset = open_dataset(demo_copy, task="detect")
-    with pytest.raises(DataError, match="none of 40 pictures has labels"):
-        evaluate(Replay([], dataset.names), dataset)
+    with pytest.raises(DataError, match="none of 40 images has labels"):
+        evaluate(ReplayRunner([], dataset.names), dataset)
 
 
 def test_empty_label_files(demo_copy):
     for label in (demo_copy.parent / "labels" / "val").iterdir():
         label.write_text("")
     dataset = open_dataset(demo_copy, task="detect")
-    with pytest.raises(DataError, match="label files of all 40 pictures are empty"):
-        evaluate(Replay([np.zeros((0, 6))] * 40, dataset.names), dataset)
+    with pytest.raises(DataError, match="label files of all 40 images are empty"):
+        evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset)
 
 
-def test_pictures_without_label_file_are_told(demo_copy):
+def test_images_without_label_file_are_told(demo_copy):
     next((demo_copy.parent / "labels" / "val").iterdir()).unlink()
     dataset = open_dataset(demo_copy, task="detect")
-    found = evaluate(Replay([np.zeros((0, 6))] * 40, dataset.names), dataset)
-    assert any("1 of 40 pictures have no label file" in note for note in found.notes)
+    found = evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset)
+    assert any("1 of 40 images have no label file" in note for note in found.notes)
 
 
 def test_more_classes_than_the_model(dataset):
     with pytest.raises(DataError, match="it has 10 classes and the model 3"):
-        evaluate(Replay([], {0: "a", 1: "b", 2: "c"}), dataset)
+        evaluate(ReplayRunner([], {0: "a", 1: "b", 2: "c"}), dataset)
 
 
 def test_other_names_are_told(dataset):
     names = {**dataset.names, 4: "four"}
-    found = evaluate(Replay([np.zeros((0, 6))] * 40, names), dataset)
+    found = evaluate(ReplayRunner([np.zeros((0, 6))] * 40, names), dataset)
     assert "class 4 is 'four' to the model and '4' in the data set" in found.notes
 
 
 @pytest.mark.parametrize("options", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}, {"batch": 0}, {"images": 0}])
 def test_settings_out_of_range(dataset, options):
     with pytest.raises(RecipeError):
-        evaluate(Replay([], dataset.names), dataset, **options)
+        evaluate(ReplayRunner([], dataset.names), dataset, **options)
 
 
 def test_batch_and_size_the_runner_refuses(dataset):
     with pytest.raises(EngineError, match="takes at most 1"):
-        evaluate(Replay([], dataset.names), dataset, batch=2)
+        evaluate(ReplayRunner([], dataset.names), dataset, batch=2)
     with pytest.raises(EngineError, match="was made for 640x640 only"):
-        evaluate(Replay([], dataset.names), dataset, imgsz=320)
+        evaluate(ReplayRunner([], dataset.names), dataset, imgsz=320)
 
 
 def test_size_is_rounded_up_to_the_stride(dataset):
-    runner = Replay([np.zeros((0, 6))] * 2, dataset.names)
-    found = evaluate(runner, dataset, imgsz=(610, 640), images=2)
+    runner = ReplayRunner([np.zeros((0, 6))] * 2, dataset.names)
+    found = evaluate(runner, dataset, imgsz=(610, 640), eval_images=2)
     assert any("610x640 was rounded up to 640x640" in note for note in found.notes)
 
 
@@ -235,6 +235,6 @@ def test_progress_and_cancel(dataset):
             stop.set()
 
     with pytest.raises(CancelledError):
-        evaluate(Replay([np.zeros((0, 6))] * 40, dataset.names), dataset, progress=progress, cancel=stop)
+        evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset, progress=progress, cancel=stop)
     assert events == [(0, 40), (1, 40), (2, 40), (3, 40)]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("trtkit-pictures")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("trtkit-images")]

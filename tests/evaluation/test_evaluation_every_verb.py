@@ -13,7 +13,7 @@ from task_models import SIZES, drawn_set, untrained
 import trtkit
 from trtkit.cli import main
 from trtkit.data import open_dataset
-from trtkit.tasks import task as task_of
+from trtkit.tasks import get_task
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
@@ -24,8 +24,8 @@ BUILDS = importlib.util.find_spec("tensorrt_rtx") is not None
 @pytest.mark.parametrize("task", TASKS)
 def test_in_python(task, tmp_path):
     model, data = untrained(task), drawn_set(tmp_path / "set", task)
-    metric = task_of(task).metric
-    calibration = trtkit.calibrate(model, data, images=4)
+    metric = get_task(task).metric
+    calibration = trtkit.calibrate(model, data, calibration_images=4)
     assert calibration.images == 4
     files = {
         name: trtkit.export(model, "onnx", output=tmp_path / f"{name}.onnx", **settings)
@@ -36,16 +36,16 @@ def test_in_python(task, tmp_path):
             **({"nms": {"nms": True}} if task != "classify" else {}),
         }.items()
     }
-    pictures = open_dataset(data, task=task).pictures("val")
+    images = open_dataset(data, task=task).images("val")
     for name, file in files.items():
         assert file.precision == ("fp32" if name == "nms" else name)
         with trtkit.open(file) as runner:
-            assert len(runner.predict(pictures)) == len(pictures)
+            assert len(runner.predict(images)) == len(images)
     judged = {name: trtkit.evaluate(file, data, conf=0.25) for name, file in files.items()}
     assert all(metric in found.metrics for found in judged.values())
     # FP16 rounds scores a little, so that only their order may move.
     assert judged["fp16"].metrics[metric] == pytest.approx(judged["fp32"].metrics[metric], abs=0.1)
-    found = trtkit.sweep(model, data, algorithms=("minmax",), images=(4,), draws=20)
+    found = trtkit.sweep(model, data, algorithms=("minmax",), calibration_images=(4,), resamples=20)
     assert found.metric == metric
     assert found.best["loss_low"] <= found.best["loss_high"]
     times = trtkit.benchmark({name: file.path for name, file in files.items()}, runs=3, seconds=0.05).frame()
@@ -76,7 +76,7 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
     data = shared / "data" / "scenes" / task
     data = data if task == "classify" else data / "data.yaml"
     size = 64 if task == "classify" else 160
-    metric = task_of(task).metric
+    metric = get_task(task).metric
 
     def say(*words):
         capsys.readouterr()
@@ -102,14 +102,14 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
     assert "What changed" in page
     assert "FP16" in page
     files = sorted(Path("runs/compare").glob("*.onnx"))
-    pictures = open_dataset(data, task=task).pictures("val")[:2]
+    images = open_dataset(data, task=task).images("val")[:2]
     for file in (files[-1], "nms.onnx"):
-        out = say("predict", file, *pictures, "--conf=0.01")
-        assert all(str(path) in out for path in pictures)
+        out = say("predict", file, *images, "--conf=0.01")
+        assert all(str(path) in out for path in images)
         drawn = tmp_path / "runs" / "predict"
-        assert all((drawn / f"{path.stem}.jpg").stat().st_size > 1000 for path in pictures)
+        assert all((drawn / f"{path.stem}.jpg").stat().st_size > 1000 for path in images)
         frame = pl.read_parquet("runs/predict/predictions.parquet")
-        assert set(frame["path"]) <= {str(path) for path in pictures}
+        assert set(frame["path"]) <= {str(path) for path in images}
         assert {"path", "class", "name", "score"} | (OWN.get(task, set()) if len(frame) else set()) <= set(
             frame.columns
         )
@@ -129,7 +129,7 @@ def test_the_lab_on_the_command_line(task, tmp_path, capsys, monkeypatch):
     ):
         capsys.readouterr()
         assert main([str(word) for word in words]) == 0
-        assert task_of(task).metric in capsys.readouterr().out
+        assert get_task(task).metric in capsys.readouterr().out
         assert (tmp_path / "runs" / words[0] / f"{words[0]}.html").is_file()
 
 
@@ -141,7 +141,7 @@ def test_predict_tells_what_it_finds(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     frame = pl.read_parquet("seen/predictions.parquet")
     with trtkit.open(path) as runner:
-        expected = runner.predict(open_dataset(data, task="detect").pictures("val"), conf=0.2)
+        expected = runner.predict(open_dataset(data, task="detect").images("val"), conf=0.2)
     assert len(frame) == sum(len(one) for one in expected)
     np.testing.assert_allclose(frame["score"], np.concatenate([one.scores for one in expected]))
     for name, count in frame["name"].value_counts().iter_rows():
@@ -152,12 +152,12 @@ def test_predict_tells_what_it_finds(tmp_path, capsys, monkeypatch):
     assert not len(pl.read_parquet("runs/predict/predictions.parquet"))
 
 
-def test_predict_refuses_pictures_that_would_replace_each_other(tmp_path, capsys):
+def test_predict_refuses_images_that_would_replace_each_other(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["predict", "a.onnx", "one/0.jpg", "two/0.png"]) == 2
-    assert "2 pictures are named '0'" in capsys.readouterr().err
+    assert "2 images are named '0'" in capsys.readouterr().err
     assert main(["predict", "a.onnx", str(tmp_path / "empty")]) == 2
-    assert "holds no picture" in capsys.readouterr().err
+    assert "holds no image" in capsys.readouterr().err
 
 
 def test_report_of_no_comparison(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Every verb of judging on every task, with drawn pictures and models that need no file."""
+"""Every verb of judging on every task, with drawn images and models that need no file."""
 
 import contextlib
 import io
@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from task_models import NAMES, Answers, drawn_set, shaky_outputs, untrained
+from task_models import NAMES, CannedRunner, drawn_set, noisy_outputs, untrained
 
 import trtkit
 from trtkit.comparison.comparison import Comparison
-from trtkit.data import open_dataset, read_picture
+from trtkit.data import open_dataset, read_image
 from trtkit.evaluation.evaluator import evaluate
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
@@ -54,27 +54,27 @@ def test_evaluate_has_the_guide_s_columns_and_a_figure(task, tmp_path):
     else:
         for kind in KINDS[task]:
             assert {f"{name}({kind})" for name in ("mAP50", "mAP50-95", "precision", "recall")} <= set(found.metrics)
-    assert found.pictures == 6
+    assert found.image_count == 6
     assert len(found.plot().data)
     found.save(tmp_path / "saved")
     again = type(found).load(tmp_path / "saved")
     assert again.detections.equals(found.detections)
     with trtkit.open(path) as runner:
-        picture = read_picture(open_dataset(data, task=task).pictures("val")[0])
-        (prediction,) = runner.predict([picture], conf=0.0)
-        drawn = trtkit.tasks.task(task).draw(picture, prediction, NAMES)
+        image = read_image(open_dataset(data, task=task).images("val")[0])
+        (prediction,) = runner.predict([image], conf=0.0)
+        drawn = trtkit.tasks.get_task(task).draw(image, prediction, NAMES)
     assert drawn.dtype == np.uint8
-    assert drawn.shape != picture.shape or (drawn != picture).any()
+    assert drawn.shape != image.shape or (drawn != image).any()
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose"])
 @pytest.mark.parametrize("seed", range(3))
 def test_boxes_masks_and_keypoints_equal_pycocotools(task, seed, tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, task, count=10, seed=seed), task=task)
-    found = evaluate(Answers(task, shaky_outputs(dataset, task, seed=seed)), dataset)
+    found = evaluate(CannedRunner(task, noisy_outputs(dataset, task, seed=seed)), dataset)
     for kind in KINDS[task]:
         expected = by_pycocotools(found, dataset, kind)
-        assert expected["coco/AP" if kind == "B" else f"coco/AP({kind})"] > 0.05
+        assert expected["pycocotools/AP" if kind == "B" else f"pycocotools/AP({kind})"] > 0.05
         assert of_kind(found, kind) == pytest.approx(expected, abs=1e-6)
 
 
@@ -82,20 +82,20 @@ def of_kind(found, kind):
     """pycocotools' metrics of boxes, masks or keypoints."""
     tails = {"B": lambda name: not name.endswith(")")}
     mine = tails.get(kind, lambda name: name.endswith(f"({kind})"))
-    return {name: value for name, value in found.metrics.items() if name.startswith("coco/") and mine(name)}
+    return {name: value for name, value in found.metrics.items() if name.startswith("pycocotools/") and mine(name)}
 
 
 def by_pycocotools(found, dataset, kind):
     """Its numbers on labels read from the files and detections read from the frame, built without our code."""
     labels, results, images = [], [], []
-    for picture in found.per_picture.iter_rows(named=True):
-        shape = (picture["height"], picture["width"])
-        images.append({"id": picture["picture"], "height": shape[0], "width": shape[1]})
+    for image in found.per_image.iter_rows(named=True):
+        shape = (image["height"], image["width"])
+        images.append({"id": image["image"], "height": shape[0], "width": shape[1]})
         side = np.array([shape[1], shape[0]])
-        whole = dataset.labels(Path(picture["path"]))
+        whole = dataset.labels(Path(image["path"]))
         for place, number in enumerate(whole.classes.tolist()):
             low, high = whole.boxes[place][:2] * side, whole.boxes[place][2:] * side
-            row = {"image_id": picture["picture"], "category_id": number, "iscrowd": 0, "id": len(labels) + 1}
+            row = {"image_id": image["image"], "category_id": number, "iscrowd": 0, "id": len(labels) + 1}
             row["bbox"] = [*low.tolist(), *(high - low).tolist()]
             if kind == "M":
                 x, y = (whole.segments[place] * side).T
@@ -114,9 +114,9 @@ def by_pycocotools(found, dataset, kind):
                 row["area"] = float(np.prod(high - low)) * 0.53
             labels.append(row)
     for one in found.detections.iter_rows(named=True):
-        row = {"image_id": one["picture"], "category_id": one["class"], "score": one["score"]}
+        row = {"image_id": one["image"], "category_id": one["class"], "score": one["score"]}
         if kind == "M":
-            shape = found.per_picture.select("height", "width").row(one["picture"])
+            shape = found.per_image.select("height", "width").row(one["image"])
             row["segmentation"] = {"size": list(shape), "counts": one["mask"].encode()}
         elif kind == "B":
             row["bbox"] = [one["x1"], one["y1"], one["x2"] - one["x1"], one["y2"] - one["y1"]]
@@ -139,7 +139,11 @@ def by_pycocotools(found, dataset, kind):
     if kind == "P":
         names = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
     tail = "" if kind == "B" else f"({kind})"
-    return {f"coco/{name}{tail}": value for name, value in zip(names, judge.stats.tolist(), strict=True) if value >= 0}
+    return {
+        f"pycocotools/{name}{tail}": value
+        for name, value in zip(names, judge.stats.tolist(), strict=True)
+        if value >= 0
+    }
 
 
 @pytest.mark.slow
@@ -148,27 +152,27 @@ def test_shared_scenes_equal_pycocotools(task, ending, shared, tmp_path):
     model = shared / "models" / f"yolo11n{ending}.pt"
     path = trtkit.export(model, format="onnx", imgsz=320, output=tmp_path / "model.onnx").path
     dataset = open_dataset(shared / "data" / "scenes" / task / "data.yaml", task=task)
-    found = evaluate(path, dataset, images=12, conf=0.05)
+    found = evaluate(path, dataset, eval_images=12, conf=0.05)
     for kind in KINDS[task]:
         assert of_kind(found, kind) == pytest.approx(by_pycocotools(found, dataset, kind), abs=1e-6)
 
 
 def test_a_rotated_set_is_judged_by_both_overlaps(tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, "obb", count=8), task="obb")
-    found = evaluate(Answers("obb", shaky_outputs(dataset, "obb", seed=1)), dataset)
+    found = evaluate(CannedRunner("obb", noisy_outputs(dataset, "obb", seed=1)), dataset)
     assert found.metrics["mAP50(B)"] > 0.2
     # Probabilistic overlap is the kinder measure of small shifts.
     assert found.metrics["mAP50-95(R)"] != found.metrics["mAP50-95(B)"]
     assert {"x", "y", "width", "height", "angle"} <= set(found.detections.columns)
-    assert not [name for name in found.metrics if name.startswith("coco/")]
+    assert not [name for name in found.metrics if name.startswith("pycocotools/")]
 
 
 def test_classify_counts_by_hand(tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, "classify", count=4), task="classify")
     truths = [0, 0, 1, 1]
     outputs = [np.array([[0.9, 0.1]], np.float32) for _ in truths]
-    found = evaluate(Answers("classify", [{"output0": one} for one in outputs], size=32), dataset)
+    found = evaluate(CannedRunner("classify", [{"output0": one} for one in outputs], size=32), dataset)
     assert found.metrics == {"top1": 0.5, "top5": 1.0}
-    assert found.per_class.select("class", "pictures", "top1").rows() == [(0, 2, 1.0), (1, 2, 0.0)]
-    assert found.truths["rank"].to_list() == [1, 1, 2, 2]
+    assert found.per_class.select("class", "images", "top1").rows() == [(0, 2, 1.0), (1, 2, 0.0)]
+    assert found.labels["rank"].to_list() == [1, 1, 2, 2]
     assert found.detections.filter(pl.col("rank") == 1)["right"].to_list() == [True, True, False, False]

@@ -6,8 +6,8 @@ import pytest
 
 from trtkit.backends.base import Runner
 from trtkit.errors import CancelledError, EngineError, RecipeError
-from trtkit.evaluation.latency import BLOCK, Timing, benchmark, summary
-from trtkit.models.model import Card
+from trtkit.evaluation.latency import BLOCK_RUNS, Timing, benchmark, summarize_runs
+from trtkit.models.model import ModelInfo
 
 
 class Sleeper(Runner):
@@ -19,7 +19,7 @@ class Sleeper(Runner):
 
     def __init__(self, ms, *, name="sleeper", precision="fp32", batch=None, dynamic=True, log=None):
         self.name, self.precision, self.batch, self.dynamic = name, precision, batch, dynamic
-        self.card = Card(task="detect", names={0: "a"})
+        self.info = ModelInfo(task="detect", names={0: "a"})
         self.imgsz, self.hash, self.ms = (32, 64), "h" * 64, ms
         self.shapes, self.log, self.closed = [], log if log is not None else [], False
 
@@ -71,21 +71,21 @@ def test_every_row_names_its_runner_and_whether_tensorrt_ran():
 def test_statistics_equal_numpy_s():
     times = np.random.default_rng(1).gamma(3, 2, 57)
     samples = pl.DataFrame({"label": "x", "batch": 4, "turn": range(57), "ms": times})
-    row = summary(samples).row(0, named=True)
+    row = summarize_runs(samples).row(0, named=True)
     assert row["runs"] == 57
     assert row["mean_ms"] == pytest.approx(times.mean())
     assert row["std_ms"] == pytest.approx(times.std(ddof=1))
     assert (row["min_ms"], row["max_ms"]) == (times.min(), times.max())
     for name, share in (("p50_ms", 50), ("p90_ms", 90), ("p99_ms", 99)):
         assert row[name] == pytest.approx(np.percentile(times, share))
-    assert row["picture_ms"] == pytest.approx(times.mean() / 4)
-    assert row["pictures_per_s"] == pytest.approx(4000 / times.mean())
+    assert row["image_ms"] == pytest.approx(times.mean() / 4)
+    assert row["images_per_s"] == pytest.approx(4000 / times.mean())
 
 
 def test_runners_take_turns():
     log = []
     benchmark({"a": Sleeper(0, name="a", log=log), "b": Sleeper(0, name="b", log=log)}, runs=20, warmup=0)
-    stretches = [log[start : start + BLOCK + 1] for start in range(0, len(log), BLOCK + 1)]
+    stretches = [log[start : start + BLOCK_RUNS + 1] for start in range(0, len(log), BLOCK_RUNS + 1)]
     # Each stretch is one runner's, with one run more than is counted, and neither is ever ahead by two.
     assert all(len(set(stretch)) == 1 for stretch in stretches)
     lead = np.cumsum([1 if stretch[0] == "a" else -1 for stretch in stretches])
@@ -93,7 +93,7 @@ def test_runners_take_turns():
     assert abs(lead).max() <= 1
 
 
-def test_batches_and_picture_sizes_reach_the_runner():
+def test_batches_and_image_sizes_reach_the_runner():
     runner = Sleeper(0)
     frame = benchmark(runner, batch=(1, 3), runs=5, warmup=0).frame()
     assert set(runner.shapes) == {(1, 3, 32, 64), (3, 3, 32, 64)}
@@ -173,8 +173,8 @@ def test_saving_and_loading_gives_the_same(tmp_path):
     again = Timing.load(tmp_path)
     assert again.samples.equals(timing.samples)
     assert again.frame().equals(timing.frame())
-    assert again.origin.seed == 7
-    assert again.origin.settings["batch"] == [1, 2]
+    assert again.provenance.seed == 7
+    assert again.provenance.settings["batch"] == [1, 2]
 
 
 def test_the_repr_names_runner_and_clock():

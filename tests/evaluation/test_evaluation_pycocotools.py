@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from replay_runner import Replay
+from replay_runner import ReplayRunner
 
 from trtkit.data import open_dataset
 from trtkit.evaluation.evaluator import evaluate
-from trtkit.evaluation.metrics import coco_metrics
+from trtkit.evaluation.metrics import compute_pycocotools_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -27,7 +27,7 @@ def boxed(frame, score=False):
         found.append(
             {
                 "id": place,
-                "image_id": row["picture"],
+                "image_id": row["image"],
                 "category_id": row["class"],
                 "bbox": [row["x1"], row["y1"], width, height],
                 "area": width * height,
@@ -38,12 +38,12 @@ def boxed(frame, score=False):
     return found
 
 
-def by_pycocotools(labels, found, pictures, classes):
+def by_pycocotools(labels, found, images, classes):
     """The twelve numbers; -1 where there is nothing to judge."""
     truth = COCO()
     truth.dataset = {
         "info": {},
-        "images": [{"id": number} for number in range(pictures)],
+        "images": [{"id": number} for number in range(images)],
         "annotations": labels,
         "categories": [{"id": number} for number in classes],
     }
@@ -59,23 +59,27 @@ def by_pycocotools(labels, found, pictures, classes):
 def test_real_detections(demo_data):
     stored = np.load(Path(__file__).parent / "references" / "demo-detect.npz")
     dataset = open_dataset(demo_data, task="detect")
-    found = evaluate(Replay(np.split(stored["kept"], np.cumsum(stored["counts"])[:-1]), dataset.names), dataset)
-    expected = by_pycocotools(boxed(found.truths), boxed(found.detections, score=True), 40, dataset.names)
-    ours = {name.removeprefix("coco/"): value for name, value in found.metrics.items() if name.startswith("coco/")}
+    found = evaluate(ReplayRunner(np.split(stored["kept"], np.cumsum(stored["counts"])[:-1]), dataset.names), dataset)
+    expected = by_pycocotools(boxed(found.labels), boxed(found.detections, score=True), 40, dataset.names)
+    ours = {
+        name.removeprefix("pycocotools/"): value
+        for name, value in found.metrics.items()
+        if name.startswith("pycocotools/")
+    }
     assert ours == pytest.approx({name: value for name, value in expected.items() if value >= 0}, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_made_up_detections(seed):
-    """Crowded pictures of three sizes, more than 100 detections of a class, equal scores."""
+    """Crowded images of three sizes, more than 100 detections of a class, equal scores."""
     generator = np.random.default_rng(seed)
-    pictures, classes = 6, 3
+    images, classes = 6, 3
     labels, found = [], []
-    for picture in range(pictures):
+    for image in range(images):
         for _ in range(int(generator.integers(0, 15))):
             side = float(generator.choice([12.0, 50.0, 150.0]))
             place = generator.uniform(0, 400, 2).tolist()
-            label = {"image_id": picture, "category_id": int(generator.integers(classes))}
+            label = {"image_id": image, "category_id": int(generator.integers(classes))}
             labels.append({**label, "bbox": [*place, side, side * 1.1], "area": side * side * 1.1})
             for _ in range(int(generator.integers(0, 4))):
                 shift = generator.normal(0, side / 8, 4).tolist()
@@ -83,31 +87,31 @@ def test_made_up_detections(seed):
                 found.append({**label, "bbox": box, "score": float(generator.integers(1, 50)) / 50})
         for _ in range(150):
             box = [*generator.uniform(0, 400, 2).tolist(), *generator.uniform(5, 200, 2).tolist()]
-            found.append(
-                {"image_id": picture, "category_id": 0, "bbox": box, "score": float(generator.uniform(0, 0.3))}
-            )
+            found.append({"image_id": image, "category_id": 0, "bbox": box, "score": float(generator.uniform(0, 0.3))})
     for one in found:
         one["area"] = one["bbox"][2] * one["bbox"][3]
     copies = [[{**one, "id": place, "iscrowd": 0} for place, one in enumerate(some, 1)] for some in (labels, found)]
-    expected = by_pycocotools(*copies, pictures, range(classes))
-    ours = coco_metrics(
-        labels, found, shapes=[(600, 600)] * pictures, classes=range(classes), kind="B", iou_type="bbox"
+    expected = by_pycocotools(*copies, images, range(classes))
+    ours = compute_pycocotools_metrics(
+        labels, found, shapes=[(600, 600)] * images, classes=range(classes), kind="B", iou_type="bbox"
     )
-    assert ours == pytest.approx({f"coco/{name}": value for name, value in expected.items() if value >= 0}, abs=1e-6)
+    assert ours == pytest.approx(
+        {f"pycocotools/{name}": value for name, value in expected.items() if value >= 0}, abs=1e-6
+    )
 
 
 def test_sizes_without_labels_are_left_out():
     label = {"image_id": 0, "category_id": 0, "bbox": [0, 0, 10, 10], "area": 100}
-    found = coco_metrics([label], [], shapes=[(20, 20)], classes=[0], kind="B", iou_type="bbox")
-    assert found["coco/AP"] == found["coco/APs"] == 0
-    assert "coco/APm" not in found
-    assert "coco/ARl" not in found
+    found = compute_pycocotools_metrics([label], [], shapes=[(20, 20)], classes=[0], kind="B", iou_type="bbox")
+    assert found["pycocotools/AP"] == found["pycocotools/APs"] == 0
+    assert "pycocotools/APm" not in found
+    assert "pycocotools/ARl" not in found
 
 
 def test_masks_have_a_suffix():
     box = {"image_id": 0, "category_id": 0, "bbox": [0, 0, 10, 10], "area": 100}
     polygon = {**box, "segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]}
-    found = coco_metrics(
+    found = compute_pycocotools_metrics(
         [dict(polygon)], [{**polygon, "score": 1.0}], shapes=[(20, 20)], classes=[0], kind="M", iou_type="segm"
     )
-    assert found["coco/AP(M)"] == pytest.approx(1)
+    assert found["pycocotools/AP(M)"] == pytest.approx(1)

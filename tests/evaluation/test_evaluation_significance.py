@@ -6,17 +6,17 @@ import cv2
 import numpy as np
 import polars as pl
 import pytest
-from task_models import Answers, drawn_set, shaky_outputs
+from task_models import CannedRunner, drawn_set, noisy_outputs
 
-from trtkit.comparison.object_changes import changes, gallery
+from trtkit.comparison.object_changes import draw_object_changes, find_object_changes
 from trtkit.data import open_dataset
 from trtkit.errors import DataError, RecipeError
-from trtkit.evaluation.average_precision import matched_at, score_classes
-from trtkit.evaluation.bootstrap import average_precisions, curves_of, drawn_copies
+from trtkit.evaluation.average_precision import score_classes, unpack_thresholds
+from trtkit.evaluation.bootstrap import build_class_curves, draw_resamples, resample_average_precision
 from trtkit.evaluation.evaluator import evaluate
-from trtkit.evaluation.metrics import coco_metrics
-from trtkit.evaluation.significance import differences
-from trtkit.tasks.drawing import colour
+from trtkit.evaluation.metrics import compute_pycocotools_metrics
+from trtkit.evaluation.significance import compute_differences
+from trtkit.tasks.drawing import class_color
 from trtkit.tasks.nms import box_iou
 
 
@@ -27,122 +27,122 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fair(dataset):
-    return evaluate(Answers("detect", shaky_outputs(dataset, "detect", seed=0)), dataset)
+    return evaluate(CannedRunner("detect", noisy_outputs(dataset, "detect", seed=0)), dataset)
 
 
 @pytest.fixture(scope="module")
 def worse(dataset):
-    return evaluate(Answers("detect", shaky_outputs(dataset, "detect", seed=0, shake=0.25)), dataset)
+    return evaluate(CannedRunner("detect", noisy_outputs(dataset, "detect", seed=0, shake=0.25)), dataset)
 
 
 def repeated(frame, copies):
-    """Rows of each picture as often as it was drawn, its copies numbered as pictures of their own."""
+    """Rows of each image as often as it was drawn, its copies numbered as images of their own."""
     parts, number = [], 0
-    for picture, count in enumerate(copies.astype(int)):
+    for image, count in enumerate(copies.astype(int)):
         for _ in range(count):
-            parts.append(frame.filter(pl.col("picture") == picture).with_columns(picture=pl.lit(number, pl.Int32)))
+            parts.append(frame.filter(pl.col("image") == image).with_columns(image=pl.lit(number, pl.Int32)))
             number += 1
     return pl.concat(parts)
 
 
 @pytest.mark.parametrize("column", range(5))
-def test_resampled_precisions_are_those_of_repeated_pictures(fair, column):
-    copies = drawn_copies(fair.pictures, 4, seed=1)
+def test_resampled_precisions_are_those_of_repeated_images(fair, column):
+    copies = draw_resamples(fair.images, 4, seed=1)
     detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.truths))
     scores = score_classes(
-        matched_at(detections["matched(B)"].to_numpy()), detections["score"].to_numpy(),
+        unpack_thresholds(detections["matched(B)"].to_numpy()), detections["score"].to_numpy(),
         detections["class"].to_numpy(), truths["class"].to_numpy(),
     )  # fmt: skip
-    found = dict(curves_of(fair.detections, fair.truths, "B", fair.pictures))
+    found = dict(build_class_curves(fair.detections, fair.truths, "B", fair.images))
     for number, expected in zip(scores.classes.tolist(), scores.ap, strict=True):
-        ours = average_precisions(found[number], copies)[:, column]
-        # A recall that rounding puts beside a grid place may be read one place on; the pictures as they are never are.
+        ours = resample_average_precision(found[number], copies)[:, column]
+        # A recall that rounding puts beside a grid place may be read one place on; the images as they are never are.
         np.testing.assert_allclose(ours, expected, atol=1e-9 if column == 0 else 0.01)
 
 
 @pytest.mark.parametrize("column", range(3))
 def test_resampled_coco_precisions_too(fair, column):
-    copies = drawn_copies(fair.pictures, 4, seed=2)
+    copies = draw_resamples(fair.images, 4, seed=2)
     detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.truths))
     rows = [
         [
-            {"image_id": row["picture"], "category_id": row["class"], "score": row.get("score"),
+            {"image_id": row["image"], "category_id": row["class"], "score": row.get("score"),
              "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
              "area": (row["x2"] - row["x1"]) * (row["y2"] - row["y1"])}
             for row in frame.iter_rows(named=True)
         ]
         for frame in (truths, detections)
     ]  # fmt: skip
-    expected = coco_metrics(
-        *rows, shapes=[(200, 200)] * (1 + truths["picture"].max()), classes=[0, 1], kind="B", iou_type="bbox"
+    expected = compute_pycocotools_metrics(
+        *rows, shapes=[(200, 200)] * (1 + truths["image"].max()), classes=[0, 1], kind="B", iou_type="bbox"
     )
     ours = [
-        average_precisions(curve, copies, coco=True)[:, column].mean()
-        for _, curve in curves_of(fair.detections, fair.truths, "B", fair.pictures, most=100)
+        resample_average_precision(curve, copies, pycocotools=True)[:, column].mean()
+        for _, curve in build_class_curves(fair.detections, fair.truths, "B", fair.images, max_det=100)
     ]
-    assert np.mean(ours) == pytest.approx(expected["coco/AP"], abs=0.003)
+    assert np.mean(ours) == pytest.approx(expected["pycocotools/AP"], abs=0.003)
 
 
 def test_the_same_evaluation_differs_by_nothing(fair):
-    found = differences(fair, fair, resamples=50)
-    assert not found["measurable"].any()
+    found = compute_differences(fair, fair, resamples=50)
+    assert not found["significant"].any()
     assert found["delta"].abs().max() == 0
     assert found.filter(scope="all", metric="mAP50-95(B)")["low"].item() == 0
 
 
 def test_a_clear_loss_is_measurable_and_inside_its_interval(fair, worse):
-    found = differences(fair, worse, resamples=400)
+    found = compute_differences(fair, worse, resamples=400)
     row = found.row(by_predicate=(pl.col("metric") == "mAP50-95(B)") & (pl.col("scope") == "all"), named=True)
     assert row["delta"] == pytest.approx(worse.metrics["mAP50-95(B)"] - fair.metrics["mAP50-95(B)"])
     assert row["low"] < row["delta"] < row["high"] < 0
-    assert row["measurable"]
-    back = differences(worse, fair, resamples=400)
+    assert row["significant"]
+    back = compute_differences(worse, fair, resamples=400)
     other = back.row(by_predicate=(pl.col("metric") == "mAP50-95(B)") & (pl.col("scope") == "all"), named=True)
     assert (other["low"], other["high"]) == (pytest.approx(-row["high"]), pytest.approx(-row["low"]))
     assert set(found.filter(scope="class")["name"]) == {"bar", "blob"}
     assert {"small"} <= set(found.filter(scope="size")["name"])
-    for metric in ("mAP50(B)", "precision(B)", "recall(B)", "coco/AP", "coco/AP50", "coco/AP75"):
+    for metric in ("mAP50(B)", "precision(B)", "recall(B)", "pycocotools/AP", "pycocotools/AP50", "pycocotools/AP75"):
         assert len(found.filter(scope="all", metric=metric)) == 1, metric
 
 
 def test_class_values_are_the_evaluation_s(fair, worse):
-    found = differences(fair, worse, resamples=10).filter(scope="class", metric="mAP50-95(B)")
+    found = compute_differences(fair, worse, resamples=10).filter(scope="class", metric="mAP50-95(B)")
     expected = dict(fair.per_class.select("name", "mAP50-95(B)").iter_rows())
     assert dict(found.select("name", "reference").iter_rows()) == pytest.approx(expected)
 
 
 def test_the_seed_decides(fair, worse):
-    once, again, other = (differences(fair, worse, resamples=60, seed=seed) for seed in (3, 3, 4))
+    once, again, other = (compute_differences(fair, worse, resamples=60, seed=seed) for seed in (3, 3, 4))
     assert once.equals(again)
     assert not once["low"].equals(other["low"])
 
 
-def test_other_pictures_and_no_resamples_are_refused(dataset, fair):
-    outputs = shaky_outputs(dataset, "detect", seed=0)
-    fewer = evaluate(Answers("detect", outputs), dataset, images=5)
-    with pytest.raises(DataError, match="different pictures"):
-        differences(fair, fewer)
-    with pytest.raises(DataError, match="different pictures"):
-        changes(fair, fewer)
+def test_other_images_and_no_resamples_are_refused(dataset, fair):
+    outputs = noisy_outputs(dataset, "detect", seed=0)
+    fewer = evaluate(CannedRunner("detect", outputs), dataset, eval_images=5)
+    with pytest.raises(DataError, match="different images"):
+        compute_differences(fair, fewer)
+    with pytest.raises(DataError, match="different images"):
+        find_object_changes(fair, fewer)
     with pytest.raises(RecipeError, match="at least 2"):
-        differences(fair, fair, resamples=1)
+        compute_differences(fair, fair, resamples=1)
 
 
 def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
-    """top-1 of 400 pictures of which 40 are lost and 20 won: delta -0.05, standard error sqrt(p - d^2) / 20."""
-    pictures = pl.DataFrame({"picture": range(400), "path": [str(n) for n in range(400)]})
+    """top-1 of 400 images of which 40 are lost and 20 won: delta -0.05, standard error sqrt(p - d^2) / 20."""
+    images = pl.DataFrame({"image": range(400), "path": [str(n) for n in range(400)]})
     ranks = [np.where(np.arange(400) < 200, 1, 2), np.where((np.arange(400) < 160) | (np.arange(400) >= 380), 1, 2)]
 
     class Ranked:
         detections = pl.DataFrame()
-        per_picture = pictures
+        per_image = images
         per_class = pl.DataFrame({"class": [0], "name": ["a"]})
 
         def __init__(self, rank):
-            self.truths = pl.DataFrame({"picture": range(400), "class": [0] * 400, "rank": rank})
+            self.truths = pl.DataFrame({"image": range(400), "class": [0] * 400, "rank": rank})
             self.metrics = {"top1": float((rank == 1).mean()), "top5": 1.0}
 
-    found = differences(Ranked(ranks[0]), Ranked(ranks[1]), resamples=4000)
+    found = compute_differences(Ranked(ranks[0]), Ranked(ranks[1]), resamples=4000)
     row = found.row(by_predicate=(pl.col("metric") == "top1") & (pl.col("scope") == "all"), named=True)
     error = np.sqrt((60 / 400 - 0.05**2) / 400)
     assert row["delta"] == pytest.approx(-0.05)
@@ -153,51 +153,51 @@ def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
 
 
 def test_changes_are_counted_as_the_frames_tell(fair, worse):
-    found = changes(fair, worse, conf=0.3)
+    found = find_object_changes(fair, worse, conf=0.3)
     # "score(B)" of the truths is that of the claim at similarity 0.5.
     before, after = (one.truths["score(B)"].fill_null(0) >= 0.3 for one in (fair, worse))
     assert len(found.filter(change="lost")) == (before & ~after).sum()
-    assert len(found.filter(change="won")) == (~before & after).sum()
-    assert found["hurt"].is_sorted(descending=True)
-    assert (found.filter(pl.col("change").is_in(["lost", "new error"]))["hurt"] > 0).all()
-    back = changes(worse, fair, conf=0.3)
-    assert len(back.filter(change="lost")) == len(found.filter(change="won"))
+    assert len(found.filter(change="gained")) == (~before & after).sum()
+    assert found["score_drop"].is_sorted(descending=True)
+    assert (found.filter(pl.col("change").is_in(["lost", "new error"]))["score_drop"] > 0).all()
+    back = find_object_changes(worse, fair, conf=0.3)
+    assert len(back.filter(change="lost")) == len(found.filter(change="gained"))
     assert len(back.filter(change="new error")) == len(found.filter(change="error gone"))
-    assert not len(changes(fair, fair))
+    assert not len(find_object_changes(fair, fair))
 
 
-def test_gallery_draws_and_survives_a_picture_that_is_gone(fair, worse):
-    found = changes(fair, worse)
-    drawn = gallery(found, fair, worse, most=3)
+def test_gallery_draws_and_survives_a_image_that_is_gone(fair, worse):
+    found = find_object_changes(fair, worse)
+    drawn = draw_object_changes(found, fair, worse, most=3)
     assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
     gone = found.with_columns(path=pl.lit("nowhere.png"))
-    assert gallery(gone, fair, worse, most=1)["png"].to_list() == [None]
+    assert draw_object_changes(gone, fair, worse, most=1)["png"].to_list() == [None]
 
 
 def test_an_error_tells_the_label_it_lies_on(fair, worse):
-    found = changes(fair, worse, conf=0.3).filter(change="new error")
+    found = find_object_changes(fair, worse, conf=0.3).filter(change="new error")
     names = dict(fair.per_class.select("class", "name").iter_rows())
-    assert found["beneath"].null_count() < len(found)
+    assert found["label_class"].null_count() < len(found)
     for row in found.iter_rows(named=True):
-        labels = fair.truths.filter(picture=row["picture"])
+        labels = fair.truths.filter(image=row["image"])
         overlap = box_iou(
             np.array([[row[name] for name in ("x1", "y1", "x2", "y2")]], np.float32),
             labels.select("x1", "y1", "x2", "y2").to_numpy().astype(np.float32),
         )[0]
         expected = names[labels["class"][int(overlap.argmax())]] if overlap.max() >= 0.5 else None
-        assert row["beneath"] == expected
+        assert row["label_class"] == expected
 
 
-def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_colour(tmp_path):
+def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_color(tmp_path):
     """One object at a known place: the drawn window is worked out by hand."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((200, 200, 3), np.uint8))
-    kinds = {"picture": pl.Int32, "class": pl.Int32}
+    kinds = {"image": pl.Int32, "class": pl.Int32}
 
     class Side:
         per_class = pl.DataFrame({"class": [0], "name": ["bar"]}, schema={"class": pl.Int32, "name": pl.String})
-        per_picture = pl.DataFrame({"picture": [0], "path": [str(tmp_path / "a.png")]})
+        per_image = pl.DataFrame({"image": [0], "path": [str(tmp_path / "a.png")]})
         truths = pl.DataFrame(
-            {"picture": [0], "class": [0], "x1": [80.0], "y1": [80.0], "x2": [120.0], "y2": [120.0]},
+            {"image": [0], "class": [0], "x1": [80.0], "y1": [80.0], "x2": [120.0], "y2": [120.0]},
             schema_overrides=kinds,
         )
 
@@ -206,23 +206,23 @@ def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_colour(tmp_pa
             count = len(scores)
             box = {"x1": [84.0] * count, "y1": [84.0] * count, "x2": [124.0] * count, "y2": [124.0] * count}
             self.detections = pl.DataFrame(
-                {"picture": [0] * count, "class": [0] * count, "score": scores, **box,
+                {"image": [0] * count, "class": [0] * count, "score": scores, **box,
                  "matched(B)": [1] * count, "object(B)": [0] * count},
                 schema_overrides={**kinds, "score": pl.Float32, "matched(B)": pl.UInt16, "object(B)": pl.Int32},
             )  # fmt: skip
 
     with_it, without = Side([0.9]), Side([])
-    found = changes(with_it, without)
+    found = find_object_changes(with_it, without)
     assert found["change"].to_list() == ["lost"]
-    assert found["hurt"].to_list() == pytest.approx([0.9])
-    (png,) = gallery(found, with_it, without)["png"]
+    assert found["score_drop"].to_list() == pytest.approx([0.9])
+    (png,) = draw_object_changes(found, with_it, without)["png"]
     drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape == (240, 240 + 6 + 240, 3)
     left, right = drawn[:, :240], drawn[:, 246:]
     # The window is 40 * (1 + 2 * 0.6) = 88 pixels from (56, 56) on, enlarged by 240 / 88.
     scale = 240 / 88
     top = round((80 - 56) * scale)
-    blue, middle = colour(0), round((100 - 56) * scale)
+    blue, middle = class_color(0), round((100 - 56) * scale)
     for panel in (left, right):
         assert (panel[middle, top] > 200).all()
     edge = round((84 - 56) * scale)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-# Run as a script, neither the package nor the neighbours' graphs need to be installed.
+# Run as a script, neither the package nor the neighbors' graphs need to be installed.
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support")]
 
 import tiny_graphs
@@ -31,7 +31,7 @@ BATCH = 2
 SCORES = {"fp32": 0.02, "fp16": 0.03, "int8": 0.12}
 
 
-def found() -> backends.Capabilities:
+def require_tensorrt() -> backends.Capabilities:
     """TensorRT here, or the test is skipped."""
     caps = backends.capabilities("tensorrt")
     if not caps.present or not caps.gpus or not caps.torch_cuda:
@@ -49,7 +49,7 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def refused(kind: type[Exception], *words: str) -> Any:
+def expect_error(kind: type[Exception], *words: str) -> Any:
     said = ""
     try:
         yield
@@ -88,7 +88,7 @@ def graph(precision: str, nms: bool = False) -> Any:
 @functools.cache
 def engine(precision: str, nms: bool = False) -> Path:
     """The demo model as an engine; built once. By "implicit" TensorRT's own calibrator chooses what is INT8."""
-    caps = found()
+    caps = require_tensorrt()
     path = folder() / f"demo-{precision}{'-nms' if nms else ''}-{caps.version}.engine"
     if precision == "implicit" and not path.is_file():
         trtkit.export(
@@ -99,17 +99,20 @@ def engine(precision: str, nms: bool = False) -> Path:
             implicit=True,
             dynamic=False,
             data=demo.data_path(),
-            level=0,
+            opt_level=0,
             output=path,
         )
     elif not path.is_file():
-        write(
-            graph(precision, nms), BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, level=0), path, nms=nms
+        build_engine_file(
+            graph(precision, nms),
+            BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, opt_level=0),
+            path,
+            nms=nms,
         )
     return path
 
 
-def write(proto: Any, settings: BuildSettings, path: Path, *, nms: bool = False) -> tuple[Path, Any]:
+def build_engine_file(proto: Any, settings: BuildSettings, path: Path, *, nms: bool = False) -> tuple[Path, Any]:
     built = backends.build(proto, settings, backend="tensorrt")
     kinds: dict[str, int] = {}
     for row in built.layers:
@@ -117,22 +120,22 @@ def write(proto: Any, settings: BuildSettings, path: Path, *, nms: bool = False)
     reformats = sum(bool(row["reformat"]) for row in built.layers)
     size = len(built.plan) / 1e6
     print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {kinds}, {reformats} reformats")
-    passport = Passport.of(built, settings, backend="tensorrt", model_hash="ab" * 32)
-    card = dataclasses.replace(backends.open(proto).card, nms=nms)
-    metadata = card.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)
+    passport = Passport.from_build(built, settings, backend="tensorrt", model_hash="ab" * 32)
+    info = dataclasses.replace(backends.open(proto).info, nms=nms)
+    metadata = info.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)
     return backends.write_engine(path, built.plan, metadata, passport), built
 
 
 @functools.cache
 def tiny(dynamic: bool = False) -> tuple[Path, Any]:
     proto = tiny_graphs.detector(batch=4, size=(64, 64), dynamic=dynamic)
-    settings = BuildSettings(batch=4, imgsz=(64, 64), dynamic=dynamic, level=0)
-    return write(proto, settings, folder() / f"tiny-{dynamic}.engine")[0], proto
+    settings = BuildSettings(batch=4, imgsz=(64, 64), dynamic=dynamic, opt_level=0)
+    return build_engine_file(proto, settings, folder() / f"tiny-{dynamic}.engine")[0], proto
 
 
 @functools.cache
-def pictures() -> tuple[np.ndarray, ...]:
-    """Pictures of the demo, three of them cut to other sizes."""
+def images() -> tuple[np.ndarray, ...]:
+    """Images of the demo, three of them cut to other sizes."""
     import cv2
 
     paths = sorted((Path(demo.data_path()).parent / "images" / "val").iterdir())[:12]
@@ -140,7 +143,7 @@ def pictures() -> tuple[np.ndarray, ...]:
     return (*read[:9], read[9][:200], read[10][:, :233], np.ascontiguousarray(read[11][::2, ::2]))
 
 
-def alike(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5) -> tuple[int, int]:
+def count_matches(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5) -> tuple[int, int]:
     """Clear detections of `one` that have a like one in `two`, and how many there are."""
     matched = total = 0
     for a, b in zip(one, two, strict=True):

@@ -2,7 +2,7 @@
 
     pytest tests/gpu -m gpu            python tests/gpu/test_tensorrt_gpu.py [word in a test's name ...]
 
-Builds are small and at optimisation level 0, for these are no timings. TRTKIT_GPU_FOLDER keeps engines between runs.
+Builds are small and at optimization level 0, for these are no timings. TRTKIT_GPU_FOLDER keeps engines between runs.
 """
 
 from __future__ import annotations
@@ -28,48 +28,61 @@ except ImportError:
     pytest = None  # type: ignore[assignment]
 
 HERE = Path(__file__).resolve().parent
-# Run as a script, neither the package nor the neighbours' graphs need to be installed.
+# Run as a script, neither the package nor the neighbors' graphs need to be installed.
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "support")]
 
 import tiny_graphs
-from engines_here import BATCH, SCORES, SIZE, alike, engine, folder, found, graph, pictures, refused, tiny, write
+from engines_here import (
+    BATCH,
+    SCORES,
+    SIZE,
+    build_engine_file,
+    count_matches,
+    engine,
+    expect_error,
+    folder,
+    graph,
+    images,
+    require_tensorrt,
+    tiny,
+)
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.backends.base import Runner
 from trtkit.data import to_input
 from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
-from trtkit.tasks import task
+from trtkit.tasks import get_task
 
 
 def test_every_precision_finds_what_onnx_runtime_finds() -> None:
-    found()
+    require_tensorrt()
     for precision, score in SCORES.items():
         with backends.open(engine(precision)) as runner, backends.open(graph(precision)) as other:
             assert runner.engine
             assert runner.precision == precision
             assert runner.batch == BATCH
-            mine, theirs = (each.predict(list(pictures()), conf=0.25) for each in (runner, other))
+            mine, theirs = (each.predict(list(images()), conf=0.25) for each in (runner, other))
             # Of two boxes a hair apart in score either may be kept, so each is looked for among all of the other's.
-            all_mine, all_theirs = (each.predict(list(pictures()), conf=0.2, iou=0.999) for each in (runner, other))
+            all_mine, all_theirs = (each.predict(list(images()), conf=0.2, iou=0.999) for each in (runner, other))
         for one, two in ((mine, all_theirs), (theirs, all_mine)):
-            matched, total = alike(one, two, score=score, pixels=8 if precision == "int8" else 3)
+            matched, total = count_matches(one, two, score=score, pixels=8 if precision == "int8" else 3)
             print(f"      {precision}: {matched} of {total} agree")
             assert total >= 10
             assert matched >= (0.85 if precision == "int8" else 0.95) * total
 
 
 def test_the_gpu_path_equals_the_cpu_path_on_the_same_engine() -> None:
-    found()
+    require_tensorrt()
     with backends.open(engine("fp32")) as runner:
-        mine, theirs = runner.predict(list(pictures())), Runner.predict(runner, list(pictures()))
-    matched, total = alike(mine, theirs, score=0.02, pixels=1.5, conf=0.3)
+        mine, theirs = runner.predict(list(images())), Runner.predict(runner, list(images()))
+    matched, total = count_matches(mine, theirs, score=0.02, pixels=1.5, conf=0.3)
     print(f"      {matched} of {total} agree")
     assert matched >= 0.97 * total
 
 
 def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
-    found()
+    require_tensorrt()
     feed = np.random.default_rng(0).random((BATCH, 3, *SIZE), dtype=np.float32)
     for precision in SCORES:
         with backends.open(engine(precision)) as runner:
@@ -85,7 +98,7 @@ def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
 
 
 def test_batches_below_and_above_the_engine_s() -> None:
-    found()
+    require_tensorrt()
     path, proto = tiny()
     feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
     with backends.open(path) as runner, backends.open(proto) as other:
@@ -93,15 +106,15 @@ def test_batches_below_and_above_the_engine_s() -> None:
             np.testing.assert_allclose(
                 runner.infer(feed[:count])["output0"], other.infer(feed[:count])["output0"], atol=0.1
             )
-        with refused(EngineError, "batch of 5", "at most 4"):
+        with expect_error(EngineError, "batch of 5", "at most 4"):
             runner.infer(np.zeros((5, 3, 64, 64), np.float32))
-        with refused(EngineError, "it takes 3 x 64 x 64"):
+        with expect_error(EngineError, "it takes 3 x 64 x 64"):
             runner.infer(np.zeros((1, 3, 32, 32), np.float32))
-        assert len(runner.predict(list(pictures()))) == len(pictures())
+        assert len(runner.predict(list(images()))) == len(images())
 
 
 def test_dynamic_shapes_reuse_their_memory() -> None:
-    found()
+    require_tensorrt()
     path, proto = tiny(dynamic=True)
     random = np.random.default_rng(0)
     with backends.open(path) as runner, backends.open(proto) as other:
@@ -112,14 +125,14 @@ def test_dynamic_shapes_reuse_their_memory() -> None:
             feed = random.random(shape, dtype=np.float32)
             np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
         assert runner._run.buffers["output0"].data_ptr() == held
-        with refused(EngineError, "32-64"):
+        with expect_error(EngineError, "32-64"):
             runner.infer(np.zeros((1, 3, 96, 96), np.float32))
 
 
 def test_tensors_on_the_gpu() -> None:
     import torch
 
-    found()
+    require_tensorrt()
     path, _ = tiny()
     feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
     with backends.open(path) as runner:
@@ -132,25 +145,25 @@ def test_tensors_on_the_gpu() -> None:
 
 
 def test_threads_and_runners() -> None:
-    found()
+    require_tensorrt()
     path, _ = tiny()
     feeds = np.random.default_rng(0).random((4, 4, 3, 64, 64), dtype=np.float32)
     wrong: list[str] = []
     with backends.open(path) as one, backends.open(path) as two, backends.open(engine("fp16")) as three:
         expected = [one.infer(feed)["output0"] for feed in feeds]
 
-        def work(place: int) -> None:
+        def reporter(place: int) -> None:
             try:
                 for turn in range(100):
                     if not np.array_equal((one, two)[turn % 2].infer(feeds[place])["output0"], expected[place]):
                         wrong.append(f"thread {place}, turn {turn}")
                     if turn % 25 == 0:
-                        three.predict(list(pictures()[:3]))
+                        three.predict(list(images()[:3]))
             except Exception as error:
                 wrong.append(repr(error))
                 raise
 
-        threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+        threads = [threading.Thread(target=reporter, args=(place,)) for place in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -161,7 +174,7 @@ def test_threads_and_runners() -> None:
 def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
     import torch
 
-    found()
+    require_tensorrt()
     path, _ = tiny()
     feed = np.zeros((4, 3, 64, 64), np.float32)
 
@@ -169,7 +182,7 @@ def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
         with backends.open(file) as runner:
             for _ in range(3):
                 runner.infer(value)
-            runner.predict(list(pictures()[:2]))
+            runner.predict(list(images()[:2]))
 
     large = np.zeros((BATCH, 3, *SIZE), np.float32)
     for _ in range(5):
@@ -190,7 +203,7 @@ def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
 
 
 def test_suppression_in_the_graph_finds_the_same() -> None:
-    found()
+    require_tensorrt()
     for precision in SCORES:
         # One engine gives both, the raw boxes and what is left of them: two engines would differ by rounding too.
         both = onnx.ModelProto()
@@ -199,18 +212,18 @@ def test_suppression_in_the_graph_finds_the_same() -> None:
         raw.CopyFrom(graph(precision).graph.output[0])
         raw.name = "trtkit_nms_input"
         both.graph.output.append(raw)
-        settings = BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, level=0)
-        path, _ = write(both, settings, folder() / f"nms-both-{precision}.engine", nms=True)
-        judge, compared = task("detect"), 0
+        settings = BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, opt_level=0)
+        path, _ = build_engine_file(both, settings, folder() / f"nms-both-{precision}.engine", nms=True)
+        judge, compared = get_task("detect"), 0
         with backends.open(path) as runner:
-            card = dataclasses.replace(runner.card, nms=False)
+            info = dataclasses.replace(runner.info, nms=False)
             for start in range(0, 12, BATCH):
-                some = pictures()[start : start + BATCH]
+                some = images()[start : start + BATCH]
                 prepared, fits = zip(*(judge.prepare(one, SIZE) for one in some), strict=True)
                 outputs = runner.infer(to_input(list(prepared)))
                 inside, outside = (
                     judge.decode({"output0": outputs[name]}, one, fits, conf=0.25, iou=0.7, max_det=300)
-                    for name, one in (("output0", runner.card), (raw.name, card))
+                    for name, one in (("output0", runner.info), (raw.name, info))
                 )
                 for mine, theirs in zip(inside, outside, strict=True):
                     assert len(mine) == len(theirs)
@@ -223,7 +236,7 @@ def test_suppression_in_the_graph_finds_the_same() -> None:
 
 
 def test_layers_tell_what_tensorrt_did() -> None:
-    caps = found()
+    caps = require_tensorrt()
     for precision in SCORES:
         with backends.open(engine(precision)) as runner:
             frame = runner.layers(runs=5)
@@ -240,7 +253,7 @@ def test_layers_tell_what_tensorrt_did() -> None:
 
 
 def test_the_passport_refuses_before_tensorrt_sees_the_plan() -> None:
-    found()
+    require_tensorrt()
     path, _ = tiny()
     file = backends.read_engine(path)
     assert file.passport is not None
@@ -252,34 +265,34 @@ def test_the_passport_refuses_before_tensorrt_sees_the_plan() -> None:
     ):
         passport = dataclasses.replace(file.passport, **change)
         backends.write_engine(changed, file.plan, file.metadata, passport)
-        with refused(EngineError, *words):
+        with expect_error(EngineError, *words):
             backends.open(changed, backend="tensorrt")
     whole = path.read_bytes()
     changed.write_bytes(whole[: len(whole) // 2])
-    with refused(EngineError, "cut short"):
+    with expect_error(EngineError, "cut short"):
         backends.open(changed)
     changed.write_bytes(b"PK\x03\x04" + whole)
-    with refused(EngineError, "no TensorRT engine"):
+    with expect_error(EngineError, "no TensorRT engine"):
         backends.open(changed)
 
 
 def test_plans_without_passport() -> None:
-    found()
+    require_tensorrt()
     path, proto = tiny()
     bare = backends.strip_engine(path, folder() / "bare.plan", overwrite=True)
     print(f"      a plan starts with {bare.read_bytes()[:8]!r}")
-    with refused(EngineError, "pass task="):
+    with expect_error(EngineError, "pass task="):
         backends.open(bare)
     feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
     with backends.open(bare, task="detect") as runner, backends.open(proto) as other:
-        assert len(runner.card.names) == 3
+        assert len(runner.info.names) == 3
         np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
-    theirs = backends.write_engine(folder() / "theirs.engine", bare.read_bytes(), tiny_graphs.card((64, 64)), None)
+    theirs = backends.write_engine(folder() / "theirs.engine", bare.read_bytes(), tiny_graphs.info((64, 64)), None)
     with backends.open(theirs) as runner:
-        assert runner.card.names == tiny_graphs.NAMES
+        assert runner.info.names == tiny_graphs.NAMES
     # A damaged plan may bring TensorRT down: in a process of its own.
     half = folder() / "half.engine"
-    backends.write_engine(half, bare.read_bytes()[:3000], tiny_graphs.card((64, 64)), None)
+    backends.write_engine(half, bare.read_bytes()[:3000], tiny_graphs.info((64, 64)), None)
     root = str(HERE.parents[1])
     code = f"import sys; sys.path.insert(0, {root!r})\nfrom trtkit import backends\nbackends.open({str(half)!r})"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -288,13 +301,13 @@ def test_plans_without_passport() -> None:
 
 
 def test_what_can_t_be_built() -> None:
-    caps = found()
-    with refused(RecipeError, "workspace=4096 GiB", "GiB; pass less"):
+    caps = require_tensorrt()
+    with expect_error(RecipeError, "workspace=4096 GiB", "GiB; pass less"):
         backends.build(tiny_graphs.detector(), BuildSettings(imgsz=(32, 32), workspace=4096), backend="tensorrt")
-    with refused(BuildError, "/odd/Sharpen", "operator Sharpen"):
-        backends.build(tiny_graphs.strange(), BuildSettings(imgsz=(32, 32)), backend="tensorrt")
+    with expect_error(BuildError, "/odd/Sharpen", "operator Sharpen"):
+        backends.build(tiny_graphs.unsupported_op(), BuildSettings(imgsz=(32, 32)), backend="tensorrt")
     if caps.has_fp16_flag:
-        with refused(CapabilityError, "DLA"):
+        with expect_error(CapabilityError, "DLA"):
             backends.build(
                 tiny_graphs.detector("fp16"),
                 BuildSettings(precision="fp16", imgsz=(32, 32), device="dla:0"),
@@ -303,10 +316,10 @@ def test_what_can_t_be_built() -> None:
 
 
 def test_a_second_build_reads_the_timing_cache() -> None:
-    found()
+    require_tensorrt()
     cache = folder() / "once.cache"
     cache.unlink(missing_ok=True)
-    settings = BuildSettings(batch=4, imgsz=(64, 64), level=1, timing_cache=cache)
+    settings = BuildSettings(batch=4, imgsz=(64, 64), opt_level=1, timing_cache=cache)
     proto = tiny_graphs.detector(batch=4, size=(64, 64), width=32)
     first, second = (backends.build(proto, settings, backend="tensorrt") for _ in range(2))
     held = second.facts["timing_cache_bytes"]
@@ -322,20 +335,20 @@ def test_a_second_build_reads_the_timing_cache() -> None:
 
 
 def test_a_child_process_builds() -> None:
-    found()
+    require_tensorrt()
     path = folder() / "isolated.engine"
     proto = tiny_graphs.detector(batch=4, size=(64, 64))
-    settings = BuildSettings(batch=4, imgsz=(64, 64), level=0, isolate=True)
-    write(proto, settings, path)
+    settings = BuildSettings(batch=4, imgsz=(64, 64), opt_level=0, isolate=True)
+    build_engine_file(proto, settings, path)
     with backends.open(path) as runner, backends.open(proto) as other:
         feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
         np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
-    with refused(BuildError, "/odd/Sharpen"):
-        backends.build(tiny_graphs.strange(), BuildSettings(imgsz=(32, 32), isolate=True), backend="tensorrt")
+    with expect_error(BuildError, "/odd/Sharpen"):
+        backends.build(tiny_graphs.unsupported_op(), BuildSettings(imgsz=(32, 32), isolate=True), backend="tensorrt")
 
 
 def test_implicit_calibration() -> None:
-    caps = found()
+    caps = require_tensorrt()
     if not caps.has_int8_calibrator:
         raise unittest.SkipTest("this TensorRT has no calibrators")
     random = np.random.default_rng(0)
@@ -346,8 +359,10 @@ def test_implicit_calibration() -> None:
         implicit = ImplicitCalibration(
             batches=[random.random((4, 3, 64, 64), dtype=np.float32) for _ in range(3)], cache=cache
         )
-        settings = BuildSettings(precision="int8", batch=2, imgsz=(64, 64), dynamic=dynamic, level=0, implicit=implicit)
-        path, _ = write(proto, settings, folder() / f"implicit-{dynamic}.engine")
+        settings = BuildSettings(
+            precision="int8", batch=2, imgsz=(64, 64), dynamic=dynamic, opt_level=0, implicit=implicit
+        )
+        path, _ = build_engine_file(proto, settings, folder() / f"implicit-{dynamic}.engine")
         assert b"MinMax" in cache.read_bytes()[:60]
         feed = random.random((2, 3, 64, 64), dtype=np.float32)
         with backends.open(path) as runner, backends.open(proto) as other:
@@ -359,7 +374,7 @@ def test_implicit_calibration() -> None:
 
 
 def test_the_calibrator_leaves_decoding_alone() -> None:
-    caps = found()
+    caps = require_tensorrt()
     if not caps.has_int8_calibrator:
         raise unittest.SkipTest("this TensorRT has no calibrators")
     with backends.open(engine("implicit")) as runner:

@@ -12,5 +12,5 @@ def proto() -> onnx.ModelProto:
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(1).random((2, 3, 32, 32), np.float32)

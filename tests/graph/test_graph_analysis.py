@@ -5,15 +5,15 @@ import onnx
 from detector_graph import detector
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import View
+from trtkit.graph.analysis import GraphIndex
 
 
 def test_costly_layers_are_found_by_structure(proto: onnx.ModelProto) -> None:
-    assert View(proto).costly() == {
+    assert GraphIndex(proto).layers_excluded_by_default() == {
         "dfl": "dfl",
         "proj": "attention",
     }
-    assert View(proto).last() == ("sides", "classes")
+    assert GraphIndex(proto).output_layers() == ("sides", "classes")
 
 
 def test_a_depthwise_layer_stays_high_with_what_reads_it(proto: onnx.ModelProto) -> None:
@@ -28,33 +28,35 @@ def test_a_depthwise_layer_stays_high_with_what_reads_it(proto: onnx.ModelProto)
     light.input[0] = "after"
     for offset, node in enumerate((product, both, after)):
         proto.graph.node.insert(index + offset, node)
-    costly = View(proto).costly()
+    costly = GraphIndex(proto).layers_excluded_by_default()
     assert costly["after"] == "attention"
     assert costly["depthwise"] == "depthwise"
 
 
 def test_costly_layers_do_not_depend_on_names(proto: onnx.ModelProto) -> None:
-    before = View(proto).costly()
+    before = GraphIndex(proto).layers_excluded_by_default()
     order = [node.name for node in proto.graph.node]
     for index, node in enumerate(proto.graph.node):
         node.name = f"n{index}"
-    assert {order[int(name[1:])]: reason for name, reason in View(proto).costly().items()} == before
+    assert {
+        order[int(name[1:])]: reason for name, reason in GraphIndex(proto).layers_excluded_by_default().items()
+    } == before
 
 
 def test_tail_is_what_follows_the_last_layers(proto: onnx.ModelProto) -> None:
-    assert View(proto).tail() == {
+    assert GraphIndex(proto).decode_nodes() == {
         "bins", "spread_in", "spread", "dfl", "boxes", "pixels", "logits", "probabilities", "output0",
     }  # fmt: skip
 
 
 def test_multiplications_of_a_convolution_by_hand() -> None:
-    view = View(detector(batch=1))
+    view = GraphIndex(detector(batch=1))
     inferred = onnx.shape_inference.infer_shapes(view.proto)
     shapes = {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in inferred.graph.value_info
     }
-    counts = view.multiplications(shapes)
+    counts = view.count_macs(shapes)
     assert counts["stem"] == 8 * 16 * 16 * (3 * 3 * 3)
     assert counts["depthwise"] == 4 * 16 * 16 * (1 * 3 * 3)
     assert counts["classes"] == 3 * 16 * 16 * 16

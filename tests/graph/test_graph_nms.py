@@ -7,14 +7,14 @@ from detector_graph import run
 from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import View
-from trtkit.graph.fp16 import to_half
-from trtkit.graph.nms import with_suppression
-from trtkit.graph.qdq import place
-from trtkit.models.model import Card
-from trtkit.tasks.obb import suppress_rotated
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.fp16 import convert_to_fp16
+from trtkit.graph.nms import add_nms
+from trtkit.graph.qdq import plan_qdq
+from trtkit.models.model import ModelInfo
+from trtkit.tasks.obb import nms_rotated
 
-CARD = Card(task="detect", names={0: "a", 1: "b"})
+CARD = ModelInfo(task="detect", names={0: "a", 1: "b"})
 
 
 def passing(columns: int, anchors: int, batch: int | str = "batch") -> onnx.ModelProto:
@@ -30,11 +30,11 @@ def passing(columns: int, anchors: int, batch: int | str = "batch") -> onnx.Mode
 
 
 def greedy(raw: np.ndarray, classes: int, conf: float, iou: float, max_det: int) -> list[np.ndarray]:
-    """Suppression as a textbook writes it, one picture and one box at a time."""
+    """Suppression as a textbook writes it, one image and one box at a time."""
     results = []
-    for picture in raw:
+    for image in raw:
         rows = []
-        for column in picture.T:
+        for column in image.T:
             label = int(np.argmax(column[4 : 4 + classes]))
             x, y, w, h = column[:4]
             rows.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2, column[4 + label], label, *column[4 + classes :]])
@@ -62,8 +62,8 @@ def test_suppression_in_the_graph_equals_the_textbook(extra: int) -> None:
     raw = random.random((3, 6 + extra, 200)).astype(np.float32)
     raw[:, :2] *= 100
     raw[:, 2:4] = raw[:, 2:4] * 30 + 5
-    raw[2, 4:6] = 0.0  # a picture with nothing in it
-    proto = with_suppression(passing(6 + extra, 200), CARD, conf=0.3, iou=0.5, max_det=40)
+    raw[2, 4:6] = 0.0  # an image with nothing in it
+    proto = add_nms(passing(6 + extra, 200), CARD, conf=0.3, iou=0.5, max_det=40)
     onnx.checker.check_model(proto, full_check=True)
     found = run(proto, raw)[0]
     assert found.shape == (3, 40, 6 + extra)
@@ -74,18 +74,18 @@ def test_suppression_in_the_graph_equals_the_textbook(extra: int) -> None:
         assert not rows[count:].any()
 
 
-def test_suppression_stays_in_fp32_when_the_model_goes_to_fp16(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
-    card = Card(task="detect", names={0: "a", 1: "b", 2: "c"})
-    whole = with_suppression(proto, card, conf=0.5)
-    half = to_half(whole)
+def test_suppression_stays_in_fp32_when_the_model_goes_to_fp16(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    info = ModelInfo(task="detect", names={0: "a", 1: "b", 2: "c"})
+    whole = add_nms(proto, info, conf=0.5)
+    half = convert_to_fp16(whole)
     onnx.checker.check_model(half, full_check=True)
     suppressing = {node.name for node in half.graph.node if node.name.startswith("trtkit_nms")}
     computing = {node.name for node in whole.graph.node if node.name.startswith("trtkit_nms")}
     assert computing <= suppressing
-    assert {node.name for node in whole.graph.node if node.op_type in ("MatMul", "TopK")} & computing <= View(
+    assert {node.name for node in whole.graph.node if node.op_type in ("MatMul", "TopK")} & computing <= GraphIndex(
         whole
-    ).tail()
-    assert run(half, pictures)[0].shape == run(whole, pictures)[0].shape == (2, 300, 6)
+    ).decode_nodes()
+    assert run(half, images)[0].shape == run(whole, images)[0].shape == (2, 300, 6)
 
 
 @pytest.mark.parametrize("anchors", [60, 1500])
@@ -95,17 +95,17 @@ def test_rotated_suppression_in_the_graph_equals_the_one_outside(anchors: int) -
     raw[:, :2] *= 300
     raw[:, 2:4] = raw[:, 2:4] * 60 + 4
     raw[:, 6] = raw[:, 6] * 6 - 3
-    raw[2, 4:6] = 0.0  # a picture with nothing in it
-    card = Card(task="obb", names={0: "a", 1: "b"})
-    proto = with_suppression(passing(7, anchors), card, conf=0.7, iou=0.3, max_det=200)
+    raw[2, 4:6] = 0.0  # an image with nothing in it
+    info = ModelInfo(task="obb", names={0: "a", 1: "b"})
+    proto = add_nms(passing(7, anchors), info, conf=0.7, iou=0.3, max_det=200)
     onnx.checker.check_model(proto, full_check=True)
     found = run(proto, raw)[0]
     assert found.shape == (3, 200, 7)
-    for rows, picture in zip(found, raw, strict=True):
-        scores, classes = picture[4:6].max(0), picture[4:6].argmax(0)
-        boxes = np.ascontiguousarray(picture[[0, 1, 2, 3, 6]].T)
+    for rows, image in zip(found, raw, strict=True):
+        scores, classes = image[4:6].max(0), image[4:6].argmax(0)
+        boxes = np.ascontiguousarray(image[[0, 1, 2, 3, 6]].T)
         likely = np.flatnonzero(scores > 0.7)
-        chosen = likely[suppress_rotated(boxes[likely], scores[likely], classes[likely], iou=0.3, max_det=200)]
+        chosen = likely[nms_rotated(boxes[likely], scores[likely], classes[likely], iou=0.3, max_det=200)]
         count = int((rows[:, 4] > 0).sum())
         assert count == len(chosen)
         assert count < len(likely) or not count
@@ -117,30 +117,30 @@ def test_rotated_suppression_in_the_graph_equals_the_one_outside(anchors: int) -
 
 def test_a_task_without_boxes_is_refused() -> None:
     with pytest.raises(RecipeError, match="no boxes"):
-        with_suppression(passing(6, 10), Card(task="classify", names={0: "a", 1: "b"}))
+        add_nms(passing(6, 10), ModelInfo(task="classify", names={0: "a", 1: "b"}))
 
 
 def test_a_graph_with_fewer_boxes_than_rows_keeps_its_rows() -> None:
     raw = np.array([[[10.0, 50.0], [10.0, 50.0], [8.0, 8.0], [8.0, 8.0], [0.9, 0.1], [0.2, 0.8]]], np.float32)
-    found = run(with_suppression(passing(6, 2), CARD), raw)[0]
+    found = run(add_nms(passing(6, 2), CARD), raw)[0]
     assert found.shape == (1, 300, 6)
     np.testing.assert_allclose(found[0, :2], [[6, 6, 14, 14, 0.9, 0], [46, 46, 54, 54, 0.8, 1]], atol=1e-5)
     assert not found[0, 2:].any()
 
 
 def test_what_a_fallen_box_had_removed_stands_again() -> None:
-    # Seven boxes in a row, each overlapping its neighbours alone, the surest first: every other one stays.
+    # Seven boxes in a row, each overlapping its neighbors alone, the surest first: every other one stays.
     raw = np.zeros((1, 6, 7), np.float32)
     raw[0, 0], raw[0, 1], raw[0, 2:4] = np.arange(7) * 2, 5, 10
     raw[0, 4] = np.linspace(0.9, 0.6, 7)
-    found = run(with_suppression(passing(6, 7), CARD, iou=0.6), raw)[0]
+    found = run(add_nms(passing(6, 7), CARD, iou=0.6), raw)[0]
     assert (found[0, :, 4] > 0).sum() == 4
     np.testing.assert_allclose(found[0, :4, 0], [-5, -1, 3, 7], atol=1e-5)
 
 
 def test_int8_goes_where_it_goes_without_suppression(proto: onnx.ModelProto) -> None:
-    card = Card(task="detect", names={0: "a", 1: "b", 2: "c"})
-    inside, outside = place(with_suppression(proto, card)), place(proto)
+    info = ModelInfo(task="detect", names={0: "a", 1: "b", 2: "c"})
+    inside, outside = plan_qdq(add_nms(proto, info)), plan_qdq(proto)
     assert inside.layers == outside.layers
     assert inside.tensors == outside.tensors
     assert inside.kept == outside.kept

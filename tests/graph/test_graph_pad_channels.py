@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import trtkit
-from trtkit.graph.analysis import View
-from trtkit.graph.pad_channels import aligned
-from trtkit.graph.qdq import candidates, quantize
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.pad_channels import pad_channels
+from trtkit.graph.qdq import insert_qdq, quantizable_tensors
 from trtkit.graph.torch_export import trace
 
 
@@ -59,12 +59,12 @@ def stage(half: int, inner: int, *, residual: bool = True, whole: bool = True, t
     return model
 
 
-PICTURES = np.random.default_rng(3).normal(size=(2, 3, 6, 6)).astype(np.float32)
+IMAGES = np.random.default_rng(3).normal(size=(2, 3, 6, 6)).astype(np.float32)
 
 
 def channels(proto: onnx.ModelProto, layer: str) -> tuple[int, int]:
     """What a layer makes and reads, by its weight."""
-    view = View(proto)
+    view = GraphIndex(proto)
     node = view.nodes[layer]
     name = node.input[1]
     while name not in view.constants:
@@ -83,8 +83,8 @@ def channels(proto: onnx.ModelProto, layer: str) -> tuple[int, int]:
 def test_outputs_stay_and_blocks_are_whole(half: int, block: int, residual: bool, whole: bool, int8: bool) -> None:
     proto = stage(half, 3, residual=residual, whole=whole)
     if int8:
-        proto = quantize(proto, dict.fromkeys(candidates(proto), (-3.0, 3.0)), protect=False)
-    after = aligned(proto, block)
+        proto = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (-3.0, 3.0)), protect=False)
+    after = pad_channels(proto, block)
     onnx.checker.check_model(after, full_check=True)
     filled = -(-half // block) * block
     wanted = filled if filled <= 2 * half else half
@@ -94,33 +94,33 @@ def test_outputs_stay_and_blocks_are_whole(half: int, block: int, residual: bool
     third = wanted if residual else half
     assert channels(after, "third") == (third, 3)
     assert channels(after, "last") == (5, 2 * wanted + third)
-    np.testing.assert_allclose(run(after, PICTURES)[0], run(proto, PICTURES)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(after, IMAGES)[0], run(proto, IMAGES)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_channels_that_something_else_reads_stay() -> None:
     """A sum over channels would count what was filled up."""
     proto = stage(16, 8, tail="Softmax")
-    assert aligned(proto) == proto
+    assert pad_channels(proto) == proto
 
 
 def test_a_depthwise_reader_stays(proto: onnx.ModelProto) -> None:
-    assert aligned(proto, 8) == proto
+    assert pad_channels(proto, 8) == proto
 
 
 def test_the_caller_s_graph_is_left_alone() -> None:
     proto = stage(16, 8)
     before = proto.SerializeToString()
-    assert aligned(proto) != proto
+    assert pad_channels(proto) != proto
     assert proto.SerializeToString() == before
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_traced_model_in_int8_gives_the_same(dynamic: bool) -> None:
     model = trtkit.load(trtkit.demo.model_path())
-    pictures = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
+    images = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
     graph = trace(model, imgsz=(64, 64), dynamic=dynamic)
-    graph = quantize(graph, dict.fromkeys(candidates(graph), (-4.0, 4.0)))
-    after = aligned(graph)
+    graph = insert_qdq(graph, dict.fromkeys(quantizable_tensors(graph), (-4.0, 4.0)))
+    after = pad_channels(graph)
     assert channels(after, "/model.2/cv2/conv/Conv")[1] == 3 * 32
     assert channels(after, "/model.4/cv2/conv/Conv") == channels(graph, "/model.4/cv2/conv/Conv")
-    np.testing.assert_allclose(run(after, pictures)[0], run(graph, pictures)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(after, images)[0], run(graph, images)[0], rtol=1e-5, atol=1e-5)

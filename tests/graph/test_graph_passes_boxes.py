@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import trtkit
-from trtkit.graph.analysis import View
-from trtkit.graph.passes import boxes_in_one_layer
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.passes import fuse_box_decoding
 from trtkit.graph.torch_export import trace
 
 
@@ -47,9 +47,9 @@ def decoding(
         helper.make_node("Sub", ["anchors", "lt"], ["low"], "low"),
         helper.make_node("Add", ["anchors", "rb"], ["high"], "high"),
         helper.make_node("Add", ["low", "high"], ["total"], "total"),
-        helper.make_node("Div", ["total", "two"], ["centre"], "centre"),
+        helper.make_node("Div", ["total", "two"], ["center"], "center"),
         helper.make_node("Sub", ["high", "low"], ["size"], "size"),
-        helper.make_node("Concat", ["centre", "size"], ["joined"], "joined", axis=1),
+        helper.make_node("Concat", ["center", "size"], ["joined"], "joined", axis=1),
         helper.make_node("Mul", ["joined", "stride"], ["boxes"], "scaled"),
     ]
     graph = helper.make_graph(
@@ -84,7 +84,7 @@ def test_boxes_stay_as_they_were(bins: int, positions: int, fixed: bool) -> None
     proto = decoding(bins, positions, fixed=fixed)
     given = inputs_of(proto, bins, positions)
     before = outputs(proto, given)
-    after = boxes_in_one_layer(proto)
+    after = fuse_box_decoding(proto)
     onnx.checker.check_model(after, full_check=True)
     kinds = [node.op_type for node in after.graph.node]
     assert not {"Split", "Div"} & set(kinds)
@@ -99,9 +99,9 @@ def test_boxes_stay_as_they_were(bins: int, positions: int, fixed: bool) -> None
     [
         ("low", slice(None), ["lt", "anchors"]),  # the other way round
         ("size", slice(None), ["low", "high"]),
-        ("joined", slice(None), ["size", "centre"]),
-        ("centre", 1, "stride"),
-        ("centre", 1, "logits"),  # a divisor that is computed
+        ("joined", slice(None), ["size", "center"]),
+        ("center", 1, "stride"),
+        ("center", 1, "logits"),  # a divisor that is computed
         ("high", 0, "other"),  # anchors of its own
         ("wide", 1, "other_axis"),
         ("four", 1, "other_sides"),
@@ -112,34 +112,34 @@ def test_other_decodings_are_left_alone(name: str, place: int | slice, value: st
     other = np.ones((1, 2, 5), np.float32)
     for constant, name_ in ((other, "other"), ([3], "other_axis"), ([-1, 2, 0], "other_sides")):
         proto.graph.initializer.append(numpy_helper.from_array(np.array(constant), name_))
-    node = View(proto).nodes[name]
+    node = GraphIndex(proto).nodes[name]
     if isinstance(place, slice):
         node.input[:] = value
     else:
         node.input[place] = str(value)
     before = proto.SerializeToString()
-    assert boxes_in_one_layer(proto).SerializeToString() == before
+    assert fuse_box_decoding(proto).SerializeToString() == before
 
 
 def test_a_decoding_that_something_else_reads_is_left_alone() -> None:
     proto = decoding(16, 5)
     proto.graph.output.append(helper.make_tensor_value_info("size", TensorProto.FLOAT, None))
     before = proto.SerializeToString()
-    assert boxes_in_one_layer(proto).SerializeToString() == before
+    assert fuse_box_decoding(proto).SerializeToString() == before
     for other in (decoding(16, 5, split=(1, 3)), decoding(16, 5, rows=1)):
         before = other.SerializeToString()
-        assert boxes_in_one_layer(other).SerializeToString() == before
+        assert fuse_box_decoding(other).SerializeToString() == before
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_traced_model_decodes_in_one_layer(dynamic: bool) -> None:
     model = trtkit.load(trtkit.demo.model_path())
-    pictures = np.random.default_rng(2).random((2, 3, 64, 64), np.float32)
+    images = np.random.default_rng(2).random((2, 3, 64, 64), np.float32)
     plain, lean = (
         trace(model, imgsz=(64, 64), batch=2, dynamic=dynamic, simplify=simplify) for simplify in (False, True)
     )
-    np.testing.assert_allclose(run(lean, pictures)[0], run(plain, pictures)[0], rtol=1e-4, atol=1e-3)
-    view = View(lean)
-    (layer,) = view.expectations()
+    np.testing.assert_allclose(run(lean, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-3)
+    view = GraphIndex(lean)
+    (layer,) = view.dfl_layers()
     assert list(view.constants[view.nodes[layer].input[1]].dims) == [4, 64, 1, 1]
-    assert layer in view.tail()
+    assert layer in view.decode_nodes()

@@ -8,8 +8,8 @@ from detector_graph import run
 from onnx import TensorProto, helper, numpy_helper
 
 import trtkit
-from trtkit.graph.analysis import View
-from trtkit.graph.passes import without_copies
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.passes import remove_copies
 from trtkit.graph.torch_export import trace
 
 
@@ -24,29 +24,29 @@ def flattened(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def test_the_expectation_takes_its_bins_where_they_are(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+def test_the_expectation_takes_its_bins_where_they_are(proto: onnx.ModelProto, images: np.ndarray) -> None:
     flattened(proto)
-    before = run(proto, pictures)[0]
-    after = without_copies(proto)
+    before = run(proto, images)[0]
+    after = remove_copies(proto)
     onnx.checker.check_model(after, full_check=True)
-    assert "spread_in" not in View(after).nodes
-    assert View(after).expectations() == {"dfl"}
-    assert "dfl" in View(after).tail()
-    np.testing.assert_array_equal(run(after, pictures)[0], before)
+    assert "spread_in" not in GraphIndex(after).nodes
+    assert GraphIndex(after).dfl_layers() == {"dfl"}
+    assert "dfl" in GraphIndex(after).decode_nodes()
+    np.testing.assert_array_equal(run(after, images)[0], before)
 
 
 def test_other_expectations_are_left_alone(proto: onnx.ModelProto) -> None:
     """One whose positions lie in two axes, one that leaves them last, and one that something else reads."""
     before = [node.name for node in proto.graph.node]
-    assert [node.name for node in without_copies(proto).graph.node] == before
+    assert [node.name for node in remove_copies(proto).graph.node] == before
     flattened(proto)
     boxes = next(tensor for tensor in proto.graph.initializer if tensor.name == "boxes3")
     sides = numpy_helper.to_array(boxes)
     boxes.CopyFrom(numpy_helper.from_array(np.array([0, -1, 4], np.int64), "boxes3"))
-    assert "spread_in" in View(without_copies(proto)).nodes
+    assert "spread_in" in GraphIndex(remove_copies(proto)).nodes
     boxes.CopyFrom(numpy_helper.from_array(sides, "boxes3"))
     proto.graph.output.append(helper.make_tensor_value_info("spread", TensorProto.FLOAT, None))
-    assert "spread_in" in View(without_copies(proto)).nodes
+    assert "spread_in" in GraphIndex(remove_copies(proto)).nodes
 
 
 def halves(order: list[str]) -> onnx.ModelProto:
@@ -68,23 +68,23 @@ def halves(order: list[str]) -> onnx.ModelProto:
 
 def test_both_halves_of_a_split_are_read_from_their_source() -> None:
     proto = halves(["third", "left", "right", "third"])
-    pictures = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float32)
-    before = run(proto, pictures)[0]
-    after = without_copies(proto)
+    images = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float32)
+    before = run(proto, images)[0]
+    after = remove_copies(proto)
     assert list(after.graph.node[-1].input) == ["third", "images", "third"]
-    np.testing.assert_array_equal(run(after, pictures)[0], before)
+    np.testing.assert_array_equal(run(after, images)[0], before)
 
 
 def test_halves_out_of_order_and_lone_halves_are_left_alone() -> None:
     for order in (["right", "left", "third"], ["left", "third", "right"], ["third", "left"], ["left", "right"]):
-        assert list(without_copies(halves(list(order))).graph.node[-1].input) == order
+        assert list(remove_copies(halves(list(order))).graph.node[-1].input) == order
 
 
 def test_a_traced_model_gives_the_same_with_fewer_copies() -> None:
     model = trtkit.load(trtkit.demo.model_path())
-    pictures = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
+    images = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
     plain, lean = (trace(model, imgsz=(64, 64), simplify=simplify) for simplify in (False, True))
-    np.testing.assert_allclose(run(lean, pictures)[0], run(plain, pictures)[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(lean, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-4)
     split = {node.input[0]: node for node in lean.graph.node if node.op_type == "Split"}
     joined = [node for node in lean.graph.node if node.op_type == "Concat"]
     assert sum(any(name in split for name in node.input) for node in joined) >= 8

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.calibration.collector import Extremes
+from trtkit.calibration.collector import MinMaxCollector
 from trtkit.errors import CalibrationError, RecipeError
-from trtkit.graph.qdq import candidates, place, quantize, weight_scales
-from trtkit.graph.torch_export import description
+from trtkit.graph.qdq import compute_weight_scales, insert_qdq, plan_qdq, quantizable_tensors
+from trtkit.graph.torch_export import read_trtkit_metadata
 
 
-def ranges_of(proto: onnx.ModelProto, pictures: np.ndarray) -> dict[str, tuple[float, float]]:
-    extremes = Extremes(proto)
-    extremes.add(pictures)
+def ranges_of(proto: onnx.ModelProto, images: np.ndarray) -> dict[str, tuple[float, float]]:
+    extremes = MinMaxCollector(proto)
+    extremes.add(images)
     return extremes.ranges()
 
 
 def test_placement_of_the_drawn_detector(proto: onnx.ModelProto) -> None:
-    placement = place(proto)
+    placement = plan_qdq(proto)
     assert placement.layers == ("stem", "middle", "depthwise", "wide", "key", "neck", "head", "sides", "classes")
     # Nothing between a layer and its activation, and both sides of the residual sum are read as INT8.
     assert "stem" not in placement.tensors
@@ -33,37 +33,37 @@ def test_placement_of_the_drawn_detector(proto: onnx.ModelProto) -> None:
     assert placement.scale_of["stem/silu"] == ("stem/silu",)
 
 
-def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
-    result = quantize(proto, ranges_of(proto, pictures))
+def test_every_layer_reads_a_pair_on_data_and_on_weight(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    result = insert_qdq(proto, ranges_of(proto, images))
     onnx.checker.check_model(result, full_check=True)
     makers = {name: node for node in result.graph.node for name in node.output}
-    layers = [node for node in result.graph.node if node.name in place(proto).layers]
+    layers = [node for node in result.graph.node if node.name in plan_qdq(proto).layers]
     assert len(layers) == 9
     for node in layers:
         data, weight = makers[node.input[0]], makers[node.input[1]]
         assert (data.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
         assert makers[weight.input[0]].op_type == "QuantizeLinear"
-    assert description(result)["precision"] == "int8"
+    assert read_trtkit_metadata(result)["precision"] == "int8"
 
 
-def test_costly_layers_read_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
-    result = quantize(proto, ranges_of(proto, pictures))
+def test_costly_layers_read_floats(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    result = insert_qdq(proto, ranges_of(proto, images))
     nodes = {node.name: node for node in result.graph.node}
     assert nodes["dfl"].input[0] == "spread"
     assert nodes["proj"].input == ["square", "proj.weight", "proj.bias"]
 
 
 def test_pairs_by_hand() -> None:
-    """One quantised layer recomputed with numpy: scales, rounding and clipping are as documented."""
-    proto, pictures = detector(), np.random.default_rng(2).random((1, 3, 32, 32), np.float32) * 2
+    """One quantized layer recomputed with numpy: scales, rounding and clipping are as documented."""
+    proto, images = detector(), np.random.default_rng(2).random((1, 3, 32, 32), np.float32) * 2
     keep = ["middle", "wide", "neck", "head"]
-    result = quantize(proto, dict.fromkeys(candidates(proto), (0.0, 1.0)), keep)
+    result = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (0.0, 1.0)), keep)
     result.graph.output.append(onnx.helper.make_tensor_value_info("stem", onnx.TensorProto.FLOAT, None))
-    found = run(result, pictures, outputs=["stem"])[0]
+    found = run(result, images, outputs=["stem"])[0]
     weight = next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "stem.weight")
     scale = np.float32(1 / 127)
-    x = np.clip(np.rint(pictures / scale), -128, 127) * scale
-    scales = weight_scales(weight, 0).reshape(8, 1, 1, 1)
+    x = np.clip(np.rint(images / scale), -128, 127) * scale
+    scales = compute_weight_scales(weight, 0).reshape(8, 1, 1, 1)
     w = np.clip(np.rint(weight / scales), -128, 127) * scales
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     expected = np.zeros_like(found)
@@ -74,47 +74,47 @@ def test_pairs_by_hand() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_int8_stays_close_to_fp32(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
-    whole = run(proto, pictures)[0]
-    error = np.abs(run(quantize(proto, ranges_of(proto, pictures)), pictures)[0] - whole)
+def test_int8_stays_close_to_fp32(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    whole = run(proto, images)[0]
+    error = np.abs(run(insert_qdq(proto, ranges_of(proto, images)), images)[0] - whole)
     assert 0 < error.mean() < 0.02 * np.abs(whole).mean()
 
 
 def test_keep_keeps(proto: onnx.ModelProto) -> None:
-    placement = place(proto, ["wide", "nec*"])
+    placement = plan_qdq(proto, ["wide", "nec*"])
     assert placement.layers == ("stem", "middle", "depthwise", "key", "head", "sides", "classes")
     assert placement.kept["wide"] == placement.kept["neck"] == "asked"
     with pytest.raises(RecipeError, match="no ONNX node"):
-        place(proto, ["nothing"])
+        plan_qdq(proto, ["nothing"])
 
 
-def test_a_sum_reads_what_attention_gives_as_floats(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
+def test_a_sum_reads_what_attention_gives_as_floats(proto: onnx.ModelProto, images: np.ndarray) -> None:
     nodes = {node.name: node for node in proto.graph.node}
     nodes["neck"].input[0] = "sum"
     index = list(proto.graph.node).index(nodes["neck"])
     proto.graph.node.insert(index, onnx.helper.make_node("Add", ["proj", "wide/silu"], ["sum"], "sum"))
-    placement = place(proto)
+    placement = plan_qdq(proto)
     assert {"sum", "wide/silu"} <= set(placement.tensors)
     assert "proj" not in placement.tensors
-    result = quantize(proto, ranges_of(proto, pictures))
+    result = insert_qdq(proto, ranges_of(proto, images))
     assert next(node for node in result.graph.node if node.name == "sum").input == ["proj", "wide/silu_dq"]
     # Measuring takes all of them, for whoever keeps nothing high.
-    assert "proj" in candidates(proto)
+    assert "proj" in quantizable_tensors(proto)
 
 
 def test_depthwise_layers_go_with_what_reads_them(proto: onnx.ModelProto) -> None:
-    placement = place(proto, ["head"])
+    placement = plan_qdq(proto, ["head"])
     assert placement.kept["head"] == "asked"
     assert placement.kept["depthwise"] == "depthwise"
-    assert "depthwise" in place(proto, ["head"], protect=False).layers
+    assert "depthwise" in plan_qdq(proto, ["head"], protect=False).layers
 
 
-def test_a_missing_or_broken_range_is_named(proto: onnx.ModelProto, pictures: np.ndarray) -> None:
-    ranges = ranges_of(proto, pictures)
+def test_a_missing_or_broken_range_is_named(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    ranges = ranges_of(proto, images)
     with pytest.raises(CalibrationError, match="stem/silu"):
-        quantize(proto, {**ranges, "stem/silu": (0.0, float("nan"))})
+        insert_qdq(proto, {**ranges, "stem/silu": (0.0, float("nan"))})
     with pytest.raises(CalibrationError, match="never calibrated"):
-        quantize(proto, {name: bounds for name, bounds in ranges.items() if name != "images"})
+        insert_qdq(proto, {name: bounds for name, bounds in ranges.items() if name != "images"})
 
 
 @settings(max_examples=50, deadline=None)
@@ -127,14 +127,14 @@ def test_a_missing_or_broken_range_is_named(proto: onnx.ModelProto, pictures: np
     st.sampled_from([0, 1]),
 )
 def test_weight_scales_cover_every_channel(weight: np.ndarray, axis: int) -> None:
-    scales = weight_scales(weight, axis)
+    scales = compute_weight_scales(weight, axis)
     shaped = scales.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
     assert (np.abs(weight) <= shaped * 127 * (1 + 1e-6)).all()
     assert (scales > 0).all()
 
 
 def test_computed_shapes_are_no_activations() -> None:
-    """A graph with open shapes computes them; only what flows through a reshaping is quantised, not where it goes."""
+    """A graph with open shapes computes them; only what flows through a reshaping is quantized, not where it goes."""
     weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "weight")
     zero = numpy_helper.from_array(np.zeros(4, np.int64), "zero")
     nodes = [
@@ -149,6 +149,6 @@ def test_computed_shapes_are_no_activations() -> None:
     ]
     graph = helper.make_graph(nodes, "open", values[:1], values[1:], [weight, zero])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert candidates(proto) == ("images", "first", "same")
-    result = quantize(proto, dict.fromkeys(candidates(proto), (0.0, 1.0)), protect=False)
+    assert quantizable_tensors(proto) == ("images", "first", "same")
+    result = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (0.0, 1.0)), protect=False)
     assert run(result, np.ones((2, 3, 4, 4), np.float32))

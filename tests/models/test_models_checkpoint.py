@@ -51,7 +51,7 @@ def test_model_says_what_the_file_says(checkpoint: Path) -> None:
     assert model.source == checkpoint
     assert model.module is not None
     assert not model.module.training
-    # Two stride levels of a 96 x 64 picture: 24 * 16 + 12 * 8 anchors.
+    # Two stride levels of a 96 x 64 image: 24 * 16 + 12 * 8 anchors.
     assert model.module(torch.zeros(2, 3, 96, 64)).shape == (2, 7, 480)
 
 
@@ -126,5 +126,5 @@ def test_weights_fused_before_saving_load_too(content: dict[str, Any], tmp_path:
             del module.bn
             module.conv = copy.deepcopy(plain.module.get_submodule(name).conv)
     fused = load(save(content, tmp_path / "fused.pt"))
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(fused.module(picture), plain.module(picture))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fused.module(image), plain.module(image))

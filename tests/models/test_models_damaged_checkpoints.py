@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_checkpoints import TINY, archive, fake_class, fake_modules, members, rewritten
+from fake_checkpoints import TINY, fake_class, fake_modules, read_members, rewrite_archive, write_archive
 
 from trtkit.errors import CheckpointError, UnknownLayerError, UnsafeCheckpointError
 from trtkit.models import load
-from trtkit.models.unpickler import open_legacy
-from trtkit.models.yolo import build
+from trtkit.models.unpickler import read_legacy
+from trtkit.models.yolo import build_model
 
 # Saving classes made in a test, torch can't keep their source code beside them.
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -77,7 +77,7 @@ def test_layers_used_otherwise_than_in_yolo_are_named(
 
 
 def test_activation_of_the_architecture(content: dict[str, Any], tmp_path: Path) -> None:
-    assert type(build({**TINY, "activation": "torch.nn.ReLU(inplace=True)"}).model[0].act) is torch.nn.ReLU
+    assert type(build_model({**TINY, "activation": "torch.nn.ReLU(inplace=True)"}).model[0].act) is torch.nn.ReLU
     content["model"].yaml = {**TINY, "activation": "__import__('os').system('true')"}
     with pytest.raises(UnknownLayerError, match="an activation __import__"):
         load(save(content, tmp_path / "attack.pt"))
@@ -126,9 +126,9 @@ def test_old_format_cut_between_its_storages(tmp_path: Path, missing: int) -> No
     """Two storages of 12 bytes behind 8 that say so: a cut between them leaves nothing that looks wrong by itself."""
     tensors = {"one": torch.ones(3), "two": torch.ones(3) * 2}
     data = save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False).read_bytes()
-    root, fetch = open_legacy(io.BufferedReader(io.BytesIO(data)), "load")
+    root, fetch = read_legacy(io.BufferedReader(io.BytesIO(data)), "load")
     assert [fetch(record).tolist() for record in root.values()] == [[1, 1, 1], [2, 2, 2]]
-    root, fetch = open_legacy(io.BufferedReader(io.BytesIO(data[:-missing])), "load")
+    root, fetch = read_legacy(io.BufferedReader(io.BytesIO(data[:-missing])), "load")
     with pytest.raises(CheckpointError, match="the file is cut short or damaged"):
         fetch(root["one"])
 
@@ -217,14 +217,14 @@ def test_plain_pickle(tmp_path: Path) -> None:
 
 
 def test_compressed_archive(checkpoint: Path, tmp_path: Path) -> None:
-    inside = members(checkpoint)
-    path = archive(tmp_path / "zip.pt", inside["best/data.pkl"], compression=zipfile.ZIP_DEFLATED)
+    inside = read_members(checkpoint)
+    path = write_archive(tmp_path / "zip.pt", inside["best/data.pkl"], compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="the archive is compressed"):
         load(path)
 
 
 def test_missing_storage(checkpoint: Path, tmp_path: Path) -> None:
-    path = rewritten(
+    path = rewrite_archive(
         checkpoint, tmp_path / "hole.pt", lambda all_: {k: v for k, v in all_.items() if k != "best/data/3"}
     )
     with pytest.raises(CheckpointError, match="the archive lacks best/data/3"):
@@ -232,13 +232,13 @@ def test_missing_storage(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_short_storage(checkpoint: Path, tmp_path: Path) -> None:
-    path = rewritten(checkpoint, tmp_path / "short.pt", lambda all_: {**all_, "best/data/3": b"\0"})
+    path = rewrite_archive(checkpoint, tmp_path / "short.pt", lambda all_: {**all_, "best/data/3": b"\0"})
     with pytest.raises(CheckpointError, match="fewer bytes than it claims"):
         load(path)
 
 
 def test_other_byte_order(checkpoint: Path, tmp_path: Path) -> None:
-    path = rewritten(checkpoint, tmp_path / "big.pt", lambda all_: {**all_, "best/byteorder": b"big"})
+    path = rewrite_archive(checkpoint, tmp_path / "big.pt", lambda all_: {**all_, "best/byteorder": b"big"})
     with pytest.raises(CheckpointError, match="the other byte order"):
         load(path)
 

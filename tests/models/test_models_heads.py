@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from trtkit.models.heads import DFL, OBB, Detect, Pose, Segment
 from trtkit.models.layers import Attention, Conv, DWConv, reshape, reshape_like
-from trtkit.models.yolo import build, load_weights
+from trtkit.models.yolo import build_model, load_weights
 
 
-def test_anchors_are_cell_centres() -> None:
+def test_anchors_are_cell_centers() -> None:
     detect = Detect(2, (16, 16), (8, 16))
-    centres, strides = detect.anchors([torch.zeros(1, 16, 2, 3), torch.zeros(1, 16, 1, 1)])
-    assert centres[0].T.tolist() == [
+    centers, strides = detect.anchors([torch.zeros(1, 16, 2, 3), torch.zeros(1, 16, 1, 1)])
+    assert centers[0].T.tolist() == [
         [0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [0.5, 1.5], [1.5, 1.5], [2.5, 1.5], [0.5, 0.5]
     ]  # fmt: skip
     assert strides[0, 0].tolist() == [8.0] * 6 + [16.0]
@@ -40,22 +40,22 @@ def test_distribution_becomes_its_mean() -> None:
 
 def test_boxes_from_distances() -> None:
     detect = Detect(1, (16,), (8,))
-    centres, strides = torch.tensor([[[2.5], [1.5]]]), torch.tensor([[[8.0]]])
-    boxes = detect.boxes(torch.tensor([[[1.0], [0.5], [2.0], [1.0]]]), centres, strides)
+    centers, strides = torch.tensor([[[2.5], [1.5]]]), torch.tensor([[[8.0]]])
+    boxes = detect.boxes(torch.tensor([[[1.0], [0.5], [2.0], [1.0]]]), centers, strides)
     # From (1.5, 1.0) to (4.5, 2.5) cells.
     assert boxes.flatten().tolist() == [24.0, 14.0, 24.0, 12.0]
 
 
 def test_turned_boxes_move_along_their_own_axes() -> None:
     obb = OBB(1, 1, (16,), (8,))
-    centres, strides = torch.tensor([[[2.0], [2.0]]]), torch.tensor([[[8.0]]])
+    centers, strides = torch.tensor([[[2.0], [2.0]]]), torch.tensor([[[8.0]]])
     distances = torch.tensor([[[1.0], [1.0], [3.0], [1.0]]])
     quarter = torch.tensor([[[math.pi / 2]]])
     # One cell along the box's x axis, which points down after a quarter turn.
     assert torch.allclose(
-        obb.turned(distances, quarter, centres, strides).flatten(), torch.tensor([16.0, 24.0, 32.0, 16.0])
+        obb.turned(distances, quarter, centers, strides).flatten(), torch.tensor([16.0, 24.0, 32.0, 16.0])
     )
-    assert obb.turned(distances, torch.zeros(1, 1, 1), centres, strides).flatten().tolist() == [24.0, 16.0, 32.0, 16.0]
+    assert obb.turned(distances, torch.zeros(1, 1, 1), centers, strides).flatten().tolist() == [24.0, 16.0, 32.0, 16.0]
 
 
 @pytest.mark.parametrize("values", [2, 3])
@@ -161,7 +161,7 @@ HEADS = {
 @pytest.mark.parametrize("task", sorted(HEADS))
 def test_modules_trace_to_onnx(task: str, dynamic: bool) -> None:
     yaml = {**LIGHT, "head": HEADS[task]}
-    module = load_weights(build(yaml), state_dict(yaml))
+    module = load_weights(build_model(yaml), state_dict(yaml))
     assert module.task == task
     names = ["output0", "output1"] if task == "segment" else ["output0"]
     axes = {name: {0: "batch", 2: "a", 3: "b"} for name in ["images", *names]} if dynamic else None
@@ -190,8 +190,8 @@ def test_modules_trace_to_onnx(task: str, dynamic: bool) -> None:
     }
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     for shape in [(1, 3, 64, 64), *([(3, 3, 96, 32)] if dynamic else [])]:
-        picture = torch.rand(shape, generator=torch.Generator().manual_seed(1))
-        expected = module(picture)
-        found = session.run(None, {"images": picture.numpy()})
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+        expected = module(image)
+        found = session.run(None, {"images": image.numpy()})
         for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
             np.testing.assert_allclose(a, b.numpy(), atol=1e-4, rtol=1e-5)

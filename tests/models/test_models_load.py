@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trtkit.errors import CheckpointError, ModelError
-from trtkit.models import TASKS, Card, load
-from trtkit.models.torch_model import size_of
+from trtkit.models import TASKS, ModelInfo, load
+from trtkit.models.torch_model import parse_imgsz
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,13 +34,13 @@ class Boxes(nn.Module):
 
 
 @pytest.fixture
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     return torch.zeros(1, 3, 32, 64)
 
 
-def test_a_module_with_an_example(picture: torch.Tensor) -> None:
+def test_a_module_with_an_example(image: torch.Tensor) -> None:
     module = Boxes().train()
-    model = load(module, task="detect", names=["a", "b", "c"], example=picture)
+    model = load(module, task="detect", names=["a", "b", "c"], example=image)
     assert (model.task, model.imgsz, model.channels, model.stride) == ("detect", (32, 64), 3, 32)
     assert model.names == {0: "a", 1: "b", 2: "c"}
     assert (model.source, model.stem, model.parameters) == (None, "Boxes", 28)
@@ -48,31 +48,31 @@ def test_a_module_with_an_example(picture: torch.Tensor) -> None:
     assert model.module is not None
     assert not model.module.training
     assert module.training, "the caller's module stays as it was"
-    assert torch.equal(model.example, picture)
-    assert load(module, task="detect", example=picture, imgsz=320).imgsz == (320, 320)
+    assert torch.equal(model.example, image)
+    assert load(module, task="detect", example=image, imgsz=320).imgsz == (320, 320)
 
 
-def test_hash_of_a_module_is_of_its_layers_and_weights(picture: torch.Tensor) -> None:
+def test_hash_of_a_module_is_of_its_layers_and_weights(image: torch.Tensor) -> None:
     module = Boxes()
-    found = load(module, task="detect", example=picture).hash
-    assert load(copy.deepcopy(module), task="detect", example=picture, names=["x", "y", "z"]).hash == found
+    found = load(module, task="detect", example=image).hash
+    assert load(copy.deepcopy(module), task="detect", example=image, names=["x", "y", "z"]).hash == found
     changed = copy.deepcopy(module)
     changed.conv.bias.data[0] += 1
-    assert load(changed, task="detect", example=picture).hash != found
+    assert load(changed, task="detect", example=image).hash != found
     changed = copy.deepcopy(module)
     changed.drop = nn.Dropout(0.1)
-    assert load(changed, task="detect", example=picture).hash != found
+    assert load(changed, task="detect", example=image).hash != found
 
 
-def test_a_half_module_becomes_fp32(picture: torch.Tensor) -> None:
-    model = load(Boxes().half(), task="detect", example=picture.half())
+def test_a_half_module_becomes_fp32(image: torch.Tensor) -> None:
+    model = load(Boxes().half(), task="detect", example=image.half())
     assert model.module is not None
-    assert model.module(picture).dtype == torch.float32
+    assert model.module(image).dtype == torch.float32
 
 
-def test_a_module_needs_a_task(picture: torch.Tensor) -> None:
+def test_a_module_needs_a_task(image: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="load a Boxes: it does not say what its task is; pass task="):
-        load(Boxes(), example=picture)
+        load(Boxes(), example=image)
 
 
 @pytest.mark.parametrize("example", [None, torch.zeros(3, 32, 32), [1]])
@@ -86,18 +86,18 @@ def test_a_module_that_fails_on_its_example() -> None:
         load(Boxes(), task="detect", example=torch.zeros(1, 4, 32, 32))
 
 
-def test_a_module_whose_outputs_do_not_fit(picture: torch.Tensor) -> None:
+def test_a_module_whose_outputs_do_not_fit(image: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="outputs of shape 1x7x2048 do not fit classify"):
-        load(Boxes(), task="classify", example=picture)
+        load(Boxes(), task="classify", example=image)
 
 
-def test_a_module_that_returns_a_dictionary(picture: torch.Tensor) -> None:
+def test_a_module_that_returns_a_dictionary(image: torch.Tensor) -> None:
     class Named(Boxes):
         def forward(self, x: torch.Tensor) -> Any:
             return [{"boxes": super().forward(x)}]
 
     with pytest.raises(ModelError, match="its outputs are not tensors"):
-        load(Named(), task="detect", example=picture)
+        load(Named(), task="detect", example=image)
 
 
 def test_a_live_module_of_ultralytics_is_rebuilt(fake_ultralytics: None, checkpoint: Path) -> None:
@@ -152,13 +152,13 @@ def test_other_files(name: str, said: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.5, "640", True, (640,) * 3, (640, 0), None, ()])
 def test_sizes_that_are_none(value: Any) -> None:
     with pytest.raises(ModelError, match="pass a positive number of pixels"):
-        size_of(value, "x")
+        parse_imgsz(value, "x")
 
 
 def test_sizes() -> None:
-    assert size_of(640, "x") == (640, 640)
-    assert size_of([320], "x") == (320, 320)
-    assert size_of((320, 640), "x") == (320, 640)
+    assert parse_imgsz(640, "x") == (640, 640)
+    assert parse_imgsz([320], "x") == (320, 320)
+    assert parse_imgsz((320, 640), "x") == (320, 640)
 
 
 def test_loading_imports_neither_ultralytics_nor_torchvision(checkpoint: Path) -> None:
@@ -195,9 +195,9 @@ def test_one_error_type_catches_all(tmp_path: Path) -> None:
 def test_a_card_survives_metadata_as_text(
     task: str, names: dict[int, str], stride: int, imgsz: tuple[int, int], kpt_shape: tuple[int, int] | None, nms: bool
 ) -> None:
-    card = Card(
+    info = ModelInfo(
         task=task, names=names, stride=stride, imgsz=imgsz, kpt_shape=kpt_shape, nms=nms, architecture="yolo11n",
         notes={"version": "8.4.190", "date": "2026-01-02"},
     )  # fmt: skip
-    assert Card.from_metadata(card.to_metadata()) == card
-    assert Card.from_metadata({key: str(value) for key, value in card.to_metadata().items()}) == card
+    assert ModelInfo.from_metadata(info.to_metadata()) == info
+    assert ModelInfo.from_metadata({key: str(value) for key, value in info.to_metadata().items()}) == info

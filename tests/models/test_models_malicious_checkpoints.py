@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from fake_checkpoints import archive, called, members
+from fake_checkpoints import make_call, read_members, write_archive
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trtkit.errors import CheckpointError, UnsafeCheckpointError
 from trtkit.models import load
 from trtkit.models import unpickler as pickled
-from trtkit.models.unpickler import Pairs, Record, TensorRecord, read_pickle
+from trtkit.models.unpickler import Record, SafeOrderedDict, TensorRecord, read_pickle
 
 
 def run(program: bytes) -> Any:
@@ -33,7 +33,7 @@ def refused(path: Path, program: bytes, name: str) -> None:
     with pytest.raises(
         UnsafeCheckpointError, match=rf"asks for {name.replace('.', '[.]')}, which no YOLO checkpoint needs"
     ):
-        load(archive(path, program))
+        load(write_archive(path, program))
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def canary(tmp_path: Path) -> Path:
 
 
 def test_the_attack_works_on_a_plain_reader(canary: Path) -> None:
-    pickle.loads(called("os", "system", f"touch {canary}"))
+    pickle.loads(make_call("os", "system", f"touch {canary}"))
     assert canary.exists()
 
 
 def test_system_call(tmp_path: Path, canary: Path) -> None:
-    refused(tmp_path / "x.pt", called("os", "system", f"touch {canary}"), "os.system")
+    refused(tmp_path / "x.pt", make_call("os", "system", f"touch {canary}"), "os.system")
     assert not canary.exists()
 
 
@@ -65,7 +65,7 @@ def test_object_that_reduces_to_a_system_call(tmp_path: Path, canary: Path) -> N
 
 def test_old_format_is_guarded_too(tmp_path: Path, canary: Path) -> None:
     path = tmp_path / "x.pt"
-    path.write_bytes(called("os", "system", f"touch {canary}"))
+    path.write_bytes(make_call("os", "system", f"touch {canary}"))
     with pytest.raises(UnsafeCheckpointError, match=r"asks for os\.system"):
         load(path)
     assert not canary.exists()
@@ -74,7 +74,7 @@ def test_old_format_is_guarded_too(tmp_path: Path, canary: Path) -> None:
 @pytest.mark.parametrize("name", ["eval", "exec", "compile", "__import__", "open", "getattr", "setattr", "type", "map"])
 @pytest.mark.parametrize("module", ["builtins", "__builtin__"])
 def test_builtins(tmp_path: Path, canary: Path, module: str, name: str) -> None:
-    program = called(module, name, f"open({str(canary)!r}, 'w')", "x")
+    program = make_call(module, name, f"open({str(canary)!r}, 'w')", "x")
     said = f"{'builtins' if name == 'getattr' else module}.{name}"
     refused(tmp_path / "x.pt", program, said)
     assert not canary.exists()
@@ -127,7 +127,7 @@ DANGEROUS = [
 @pytest.mark.parametrize("name", DANGEROUS)
 def test_names_that_can_do_something(tmp_path: Path, canary: Path, name: str) -> None:
     module, _, function = name.rpartition(".")
-    refused(tmp_path / "x.pt", called(module, function, str(canary)), name)
+    refused(tmp_path / "x.pt", make_call(module, function, str(canary)), name)
     assert not canary.exists()
 
 
@@ -155,9 +155,9 @@ def test_names_given_by_the_stack(tmp_path: Path, canary: Path) -> None:
     ],
 )
 def test_known_names_are_inert(canary: Path, module: str, name: str) -> None:
-    found = run(called(module, name, str(canary)))
+    found = run(make_call(module, name, str(canary)))
     assert isinstance(found, Record)
-    assert found.origin == f"{module}.{name}"
+    assert found.qualified_name == f"{module}.{name}"
     assert found.arguments == (str(canary),)
     assert not canary.exists()
 
@@ -167,9 +167,9 @@ def test_known_packages_are_never_imported(tmp_path: Path, checkpoint: Path) -> 
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
     program = b"\x80\x02" + b"".join(
-        called(module, "x")[2:-1] for module in ("ultralytics.nn", "torchvision.ops", "models.yolo", "utils", "PIL")
+        make_call(module, "x")[2:-1] for module in ("ultralytics.nn", "torchvision.ops", "models.yolo", "utils", "PIL")
     )
-    archive(tmp_path / "x.pt", program + b"N.")
+    write_archive(tmp_path / "x.pt", program + b"N.")
     code = (
         "import sys, pathlib\nfrom trtkit.models import load\nfrom trtkit.errors import CheckpointError\n"
         f"load({str(checkpoint)!r})\n"
@@ -203,12 +203,12 @@ def test_state_and_items_of_stand_ins_stay_data() -> None:
     [b"}X\x08\x00\x00\x00functionK\x01s", b"N}X\x08\x00\x00\x00functionK\x01s\x86", b"(K\x01K\x02l"],
 )
 def test_what_names_resolve_to_can_not_be_changed(target: bytes, state: bytes) -> None:
-    before = {name: tuple(builder) for name, builder in pickled.BUILDERS.items()}
+    before = {name: tuple(builder) for name, builder in pickled.TENSOR_FUNCTIONS.items()}
     with pytest.raises(CheckpointError, match="damaged or made by hand"):
         run(b"\x80\x02" + target + state + b"b.")
-    assert {name: tuple(builder) for name, builder in pickled.BUILDERS.items()} == before
+    assert {name: tuple(builder) for name, builder in pickled.TENSOR_FUNCTIONS.items()} == before
     assert not hasattr(Record, "function")
-    assert not hasattr(Pairs, "function")
+    assert not hasattr(SafeOrderedDict, "function")
 
 
 def test_ordered_dictionary_keeps_no_attributes() -> None:
@@ -345,7 +345,7 @@ KNOWN = {
 def test_every_other_module_is_refused_by_name(module: str, name: str) -> None:
     if module.partition(".")[0] not in KNOWN:
         with pytest.raises(UnsafeCheckpointError) as caught:
-            run(called(module, name))
+            run(make_call(module, name))
         assert f"{module}.{name}" in str(caught.value)
 
 
@@ -360,11 +360,11 @@ def test_any_bytes_are_data_or_an_error(data: bytes) -> None:
 def test_a_damaged_checkpoint_loads_or_says_so(
     checkpoint: Path, tmp_path: Path, changes: list[tuple[int, int]]
 ) -> None:
-    inside = members(checkpoint)
+    inside = read_members(checkpoint)
     program = bytearray(inside["best/data.pkl"])
     for position, value in changes:
         program[position % len(program)] = value
     storages = {name.rpartition("/")[2]: data for name, data in inside.items() if "/data/" in name}
-    path = archive(tmp_path / "changed.pt", bytes(program), storages)
+    path = write_archive(tmp_path / "changed.pt", bytes(program), storages)
     with contextlib.suppress(CheckpointError):
         load(path)

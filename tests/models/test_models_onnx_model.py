@@ -33,7 +33,7 @@ ULTRALYTICS = {
 
 
 def graph(
-    shapes: Sequence[Sequence[int | str]], picture: Sequence[int | str] = (1, 3, 64, 96), **metadata: str
+    shapes: Sequence[Sequence[int | str]], image: Sequence[int | str] = (1, 3, 64, 96), **metadata: str
 ) -> onnx.ModelProto:
     """A graph with that input and outputs; what it computes does not matter here."""
     weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "weight")
@@ -41,7 +41,7 @@ def graph(
     outputs = [
         helper.make_tensor_value_info(f"output{index}", TensorProto.FLOAT, shape) for index, shape in enumerate(shapes)
     ]
-    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, picture)]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, image)]
     made = helper.make_model(helper.make_graph(nodes, "main_graph", inputs, outputs, [weight]))
     helper.set_model_props(made, metadata)
     return made
@@ -71,7 +71,7 @@ def test_suppression_inside_the_graph_is_known() -> None:
 
 def test_metadata_of_ours(tmp_path: Path) -> None:
     described = load(graph([(1, 7, 100)]), task="detect", names=["a", "b", "c"])
-    metadata = {key: str(value) for key, value in described.card.to_metadata(batch=4).items()}
+    metadata = {key: str(value) for key, value in described.info.to_metadata(batch=4).items()}
     metadata["trtkit"] = json.dumps({"precision": "int8", "model_hash": "0" * 64, "keep": None})
     again = load(write(tmp_path / "x.onnx", graph([(1, 7, 100)], **metadata)))
     assert again.names == described.names
@@ -224,8 +224,8 @@ def test_truncated_file(tmp_path: Path, part: float) -> None:
         load(tmp_path / "x.onnx")
 
 
-def test_graph_without_a_picture() -> None:
-    with pytest.raises(OnnxError, match="its input images is no picture of four dimensions"):
+def test_graph_without_a_image() -> None:
+    with pytest.raises(OnnxError, match="its input images is no image of four dimensions"):
         load(graph([(1, 7, 100)], (1, 10)), task="detect")
     with pytest.raises(OnnxError, match="no nodes, inputs or outputs"):
         load(onnx.ModelProto(), task="detect")
@@ -236,13 +236,13 @@ def test_errors_are_model_errors() -> None:
 
 
 def test_ultralytics_own_export_of_a_checkpoint_describes_the_same_model(checkpoint: Path) -> None:
-    card: Any = load(checkpoint).card
-    metadata = {key: str(value) for key, value in card.to_metadata().items()}
+    info: Any = load(checkpoint).info
+    metadata = {key: str(value) for key, value in info.to_metadata().items()}
     again = load(graph([(1, 7, 480)], (1, 3, 96, 96), **metadata))
-    assert again.card.names == card.names
+    assert again.info.names == info.names
     assert (again.task, again.stride, again.imgsz, again.architecture) == (
-        card.task,
-        card.stride,
-        card.imgsz,
+        info.task,
+        info.stride,
+        info.imgsz,
         "yolov8n",
     )

@@ -13,7 +13,7 @@ import torch
 from deterministic_weights import deterministic_input, deterministic_weights
 
 from trtkit.models import load
-from trtkit.models.yolo import Yolo, build, load_weights
+from trtkit.models.yolo import Yolo, build_model, load_weights
 
 FOLDER = Path(__file__).parent / "references"
 STRUCTURES: dict[str, Any] = json.loads((FOLDER / "structures.json").read_text())
@@ -24,7 +24,7 @@ PROTOTYPES = slice(None, None, 4)
 
 def filled(name: str) -> Yolo:
     """A module with weights that depend on their names alone."""
-    module = build(STRUCTURES[name]["yaml"])
+    module = build_model(STRUCTURES[name]["yaml"])
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
     return load_weights(module, weights)
@@ -65,7 +65,9 @@ def test_outputs_equal_those_of_ultralytics(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(STRUCTURES))
 def test_weights_have_the_names_and_shapes_of_ultralytics(name: str) -> None:
-    lines = sorted(f"{key} {tuple(value.shape)}" for key, value in build(STRUCTURES[name]["yaml"]).state_dict().items())
+    lines = sorted(
+        f"{key} {tuple(value.shape)}" for key, value in build_model(STRUCTURES[name]["yaml"]).state_dict().items()
+    )
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == STRUCTURES[name]["digest"]
 
 
@@ -99,14 +101,14 @@ def test_trained_checkpoints_describe_themselves(
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolov8n-seg", "yolo11n-obb"])
 def test_fusing_changes_nothing_that_counts(name: str) -> None:
-    plain = build(STRUCTURES[name]["yaml"])
+    plain = build_model(STRUCTURES[name]["yaml"])
     shapes = {key: tuple(value.shape) for key, value in plain.state_dict().items()}
     weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
     plain.load_state_dict(weights, assign=True)
     plain.eval()
-    picture = torch.from_numpy(deterministic_input(1, 64, 96))
+    image = torch.from_numpy(deterministic_input(1, 64, 96))
     with torch.no_grad():
-        before, after = plain(picture), filled(name)(picture)
+        before, after = plain(image), filled(name)(image)
     for a, b in zip(
         [before] if torch.is_tensor(before) else before, [after] if torch.is_tensor(after) else after, strict=True
     ):
@@ -120,7 +122,7 @@ def test_fusing_changes_nothing_that_counts(name: str) -> None:
 )
 def test_large_models_have_the_published_number_of_weights(name: str, weights: int) -> None:
     # The numbers that Ultralytics' architecture files state for 80 classes.
-    parameters = build(STRUCTURES[name]["yaml"]).parameters()
+    parameters = build_model(STRUCTURES[name]["yaml"]).parameters()
     assert sum(parameter.numel() for parameter in parameters) == weights
 
 
@@ -141,9 +143,9 @@ def test_a_live_ultralytics_model_is_rebuilt(name: str) -> None:
     for module in theirs.modules():
         if hasattr(module, "export"):
             module.export = True
-    picture = torch.from_numpy(deterministic_input(1, 64, 96))
+    image = torch.from_numpy(deterministic_input(1, 64, 96))
     with torch.no_grad():
-        expected, found = theirs(picture), ours.module(picture)
+        expected, found = theirs(image), ours.module(image)
     for a, b in zip(
         [expected] if torch.is_tensor(expected) else expected, [found] if torch.is_tensor(found) else found, strict=True
     ):

@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 from example_comparison import ACCURACY, SIZE, ULTRALYTICS, staged_comparison
 
-from trtkit.plotting.theme import classes_figure, mark, template
+from trtkit.plotting.theme import classes_figure, template, trace_style
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -10,8 +10,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 def contrast(one, other):
     """The contrast ratio of WCAG 2.1, 1 to 21."""
 
-    def luminance(colour):
-        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    def luminance(color):
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -19,17 +19,17 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_precisions_differ_by_more_than_colour():
-    marks = [mark(label) for label in PRECISIONS]
-    for part in ("colour", "symbol", "pattern", "dash"):
+def test_precisions_differ_by_more_than_color():
+    marks = [trace_style(label) for label in PRECISIONS]
+    for part in ("color", "symbol", "pattern", "dash"):
         assert len({getattr(one, part) for one in marks}) == len(marks)
 
 
 def test_other_labels_get_their_own_marks_in_order():
     labels = ["a", "fp32", "b", "c"]
-    marks = [mark(label, labels) for label in labels]
+    marks = [trace_style(label, labels) for label in labels]
     assert len({one.symbol for one in marks}) == 4
-    assert marks[1] == mark("fp32")
+    assert marks[1] == trace_style("fp32")
 
 
 def test_words_can_be_read_on_light_and_dark_pages():
@@ -45,7 +45,7 @@ def test_the_comparison_shows_every_accuracy_time_and_size():
     accuracy = traces["mAP50-95 by Ultralytics' rule"]
     assert tuple(accuracy.x) == PRECISIONS
     assert tuple(accuracy.y) == tuple(ACCURACY[label][0] for label in PRECISIONS)
-    assert tuple(traces["coco/AP by pycocotools' rule"].y) == tuple(ACCURACY[label][1] for label in PRECISIONS)
+    assert tuple(traces["pycocotools/AP by pycocotools' rule"].y) == tuple(ACCURACY[label][1] for label in PRECISIONS)
     assert tuple(traces["ONNX file"].y) == tuple(SIZE[label][0] for label in PRECISIONS)
     assert tuple(traces["engine file"].y) == tuple(SIZE[label][1] for label in PRECISIONS)
     rows = staged_comparison(batches=(1, 8)).rows

@@ -105,7 +105,7 @@ def detector(batch: int | str = "batch", side: int = 32) -> onnx.ModelProto:
 
 
 def run(
-    proto: onnx.ModelProto, pictures: np.ndarray, *, exact: bool = True, outputs: list[str] | None = None
+    proto: onnx.ModelProto, images: np.ndarray, *, exact: bool = True, outputs: list[str] | None = None
 ) -> list[np.ndarray]:
     """What ONNX Runtime computes; `exact` leaves its own fusions out."""
     import onnxruntime as ort
@@ -114,4 +114,4 @@ def run(
     if exact:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(outputs, {"images": pictures}))
+    return list(session.run(outputs, {"images": images}))

@@ -41,7 +41,7 @@ def deterministic_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np
 
 
 def deterministic_input(batch: int, height: int, width: int) -> np.ndarray:
-    """Pictures of soft stripes and noise, NCHW float32 between 0 and 1."""
+    """Images of soft stripes and noise, NCHW float32 between 0 and 1."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
     stripes = np.stack([np.sin(rows / (5 + c)) * np.cos(columns / (7 - c)) for c in range(3)])[None]
     noise = uniform("input", (batch, 3, height, width), -0.25, 0.25)

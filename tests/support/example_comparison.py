@@ -5,11 +5,11 @@ import random
 import polars as pl
 
 from trtkit.comparison.comparison import Comparison
-from trtkit.evaluation.latency import summary
-from trtkit.results import Origin
+from trtkit.evaluation.latency import summarize_runs
+from trtkit.results import Provenance
 
 RUNNERS = {"cpu": ("ONNX Runtime 1.32.0 CPU", False, "wall"), "gpu": ("TensorRT 8.6.0 NVIDIA H100", True, "gpu")}
-ULTRALYTICS, COCO = "mAP50-95(B)", "coco/AP"
+ULTRALYTICS, COCO = "mAP50-95(B)", "pycocotools/AP"
 ACCURACY = {"fp32": (0.7612, 0.7421), "fp16": (0.7612, 0.7420), "int8": (0.7571, 0.7370)}
 SPEED = {"fp32": 34.0, "fp16": 41.0, "int8": 71.0}
 SIZE = {"fp32": (10.6, 11.9), "fp16": (5.4, 6.8), "int8": (3.2, 4.9)}
@@ -60,7 +60,7 @@ def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", *
         schema_overrides={"engine_mb": pl.Float64, "build_s": pl.Float64},
     )
     rows = (
-        summary(samples)
+        summarize_runs(samples)
         .join(runners.drop("precision"), on="label", maintain_order="left")
         .join(facts, on="label", maintain_order="left")
         .rename({"label": "precision"})
@@ -79,10 +79,10 @@ def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", *
         "data": "scenes/data.yaml",
         "split": "val",
         "imgsz": [640, 640],
-        "pictures": 40,
+        "images": 40,
         "skipped": [],
         "reference": "fp32",
-        "metrics": [[ULTRALYTICS, "mAP50-95 by Ultralytics' rule"], [COCO, "coco/AP by pycocotools' rule"]],
+        "metrics": [[ULTRALYTICS, "mAP50-95 by Ultralytics' rule"], [COCO, "pycocotools/AP by pycocotools' rule"]],
         "all_metrics": [ULTRALYTICS, COCO],
         "builder": "TensorRT-RTX 1.7.1.116" if built else None,
         "target": "sm89",
@@ -96,16 +96,18 @@ def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", *
         "python": "import trtkit as tk\n\nresult = tk.compare(\n    model='yolo11n.pt',\n    data='my.yaml',\n)\n",
         "command": "trtkit compare --model=yolo11n.pt --data=scenes/data.yaml",
     } | about
-    origin = Origin(model_hash="a" * 64, data_hash="b" * 64, runner=name, settings={"batch": list(batches)}, seed=0)
-    detections = pl.DataFrame({"precision": ["fp32"], "picture": ["0.jpg"], "class": [1], "score": [0.9]})
+    provenance = Provenance(
+        model_hash="a" * 64, data_hash="b" * 64, runner=name, settings={"batch": list(batches)}, seed=0
+    )
+    detections = pl.DataFrame({"precision": ["fp32"], "image": ["0.jpg"], "class": [1], "score": [0.9]})
     return Comparison(
         rows=rows,
         classes=classes,
-        pictures=detections,
+        images=detections,
         detections=detections,
-        truths=detections,
+        labels=detections,
         samples=samples,
         runners=runners,
         about=whole,
-        origin=origin,
+        provenance=provenance,
     )

@@ -15,7 +15,7 @@ import torch
 from deterministic_weights import deterministic_weights
 from torch import nn
 
-from trtkit.models.yolo import build
+from trtkit.models.yolo import build_model
 
 TINY = {
     "nc": 3,
@@ -33,7 +33,7 @@ HOMES = {
 
 
 def state_dict(yaml: Mapping[str, Any] = TINY) -> dict[str, torch.Tensor]:
-    shapes = {name: tuple(value.shape) for name, value in build(yaml).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in build_model(yaml).state_dict().items()}
     return {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
 
 
@@ -42,9 +42,9 @@ def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attrib
 
     The classes live in fake modules of that name; call it inside `fake_ultralytics`.
     """
-    model = build(yaml)
+    model = build_model(yaml)
     model.load_state_dict(state_dict(yaml), assign=True)
-    whole = renamed(model)
+    whole = rename_classes(model)
     whole.half() if half else whole.float()
     vars(whole).update(
         {"yaml": dict(yaml), "names": {0: "ant", 1: "bee", 2: "cat"}, "stride": torch.tensor([4.0, 8.0]), **attributes}
@@ -52,7 +52,7 @@ def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attrib
     return whole
 
 
-def renamed(module: nn.Module) -> nn.Module:
+def rename_classes(module: nn.Module) -> nn.Module:
     name = type(module).__name__
     if name not in HOMES:
         return module
@@ -60,10 +60,12 @@ def renamed(module: nn.Module) -> nn.Module:
     kind = fake_class(origin, "DetectionModel" if name == "Yolo" else name)
     made = kind()
     for key, child in module.named_children():
-        made.add_module(key, nn.Sequential(*map(renamed, child)) if type(child) is nn.Sequential else renamed(child))
+        made.add_module(
+            key, nn.Sequential(*map(rename_classes, child)) if type(child) is nn.Sequential else rename_classes(child)
+        )
         if type(child) is nn.ModuleList:
             inner = [
-                renamed(item) if type(item) is not nn.Sequential else nn.Sequential(*map(renamed, item))
+                rename_classes(item) if type(item) is not nn.Sequential else nn.Sequential(*map(rename_classes, item))
                 for item in child
             ]
             setattr(made, key, nn.ModuleList(inner))
@@ -84,7 +86,7 @@ def fake_modules(monkeypatch: Any, *names: str) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
 
 
-def archive(path: Path, program: bytes, storages: Mapping[str, bytes] | None = None, **options: Any) -> Path:
+def write_archive(path: Path, program: bytes, storages: Mapping[str, bytes] | None = None, **options: Any) -> Path:
     """A zip archive as `torch.save` writes it, around any pickle."""
     with zipfile.ZipFile(path, "w", options.get("compression", zipfile.ZIP_STORED)) as file:
         file.writestr("best/data.pkl", program)
@@ -94,26 +96,26 @@ def archive(path: Path, program: bytes, storages: Mapping[str, bytes] | None = N
     return path
 
 
-def members(path: Path) -> dict[str, bytes]:
+def read_members(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as file:
         return {name: file.read(name) for name in file.namelist()}
 
 
-def called(module: str, name: str, *arguments: Any) -> bytes:
+def make_call(module: str, name: str, *arguments: Any) -> bytes:
     """A pickle that calls `module.name(*arguments)`, by instructions alone."""
     inner = b"".join(pickle.dumps(value, 2)[2:-1] for value in arguments)
     return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"(" + inner + b"tR."
 
 
-def saved(value: Any, **options: Any) -> bytes:
+def save_to_bytes(value: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer, **options)
     return buffer.getvalue()
 
 
-def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Path:
+def rewrite_archive(path: Path, target: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Path:
     """A copy of an archive with changed members."""
     with zipfile.ZipFile(target, "w") as file:
-        for name, data in change(members(path)).items():
+        for name, data in change(read_members(path)).items():
             file.writestr(name, data)
     return target

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from trtkit.backends.base import Runner
-from trtkit.models.model import Card
+from trtkit.models.model import ModelInfo
 
 ROWS = 300
 
 
-class Replay(Runner):
-    """Answers in the order of the pictures, as a graph with NMS inside does.
+class ReplayRunner(Runner):
+    """Answers in the order of the images, as a graph with NMS inside does.
 
     Args:
-        detections: Of each picture, x1, y1, x2, y2 (input pixels), score, class; shape (n, 6).
+        detections: Of each image, x1, y1, x2, y2 (input pixels), score, class; shape (n, 6).
         names: Class names.
         batch: The largest batch.
     """
@@ -31,7 +31,7 @@ class Replay(Runner):
     path: Path | None = None
 
     def __init__(self, detections: Sequence[np.ndarray], names: dict[int, str], batch: int | None = 1) -> None:
-        self.card = Card(task="detect", names=names, nms=True)
+        self.info = ModelInfo(task="detect", names=names, nms=True)
         self.imgsz = (640, 640)
         self.batch = batch
         self.waiting = list(detections)

@@ -1,4 +1,4 @@
-"""A few drawn pictures labelled for each task, and untrained models small enough to run in a blink."""
+"""A few drawn images labeled for each task, and untrained models small enough to run in a blink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 import trtkit
 from trtkit.backends.base import Runner
 from trtkit.models import heads
-from trtkit.models.model import Card
+from trtkit.models.model import ModelInfo
 
 NAMES = {0: "bar", 1: "blob"}
 POINTS = 3
@@ -21,29 +21,29 @@ SIZES = {"detect": 64, "segment": 64, "pose": 64, "obb": 64, "classify": 32}
 
 
 def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path:
-    """Pictures of turned bars and blobs; the data.yaml, or the folder for classify."""
+    """Images of turned bars and blobs; the data.yaml, or the folder for classify."""
     dice = np.random.default_rng(seed)
     for split in ("train", "val"):
         for index in range(count):
             height, width = (int(side) for side in dice.integers(80, 140, 2))
-            picture = dice.integers(0, 80, (height, width, 3), np.uint8)
+            image = dice.integers(0, 80, (height, width, 3), np.uint8)
             rows, last = [], 0
             for _ in range(int(dice.integers(1, 4))):
                 last = int(dice.integers(2))
-                centre = dice.uniform((25, 25), (width - 25, height - 25))
+                center = dice.uniform((25, 25), (width - 25, height - 25))
                 size = dice.uniform((16, 8), (36, 18)) if last == 0 else dice.uniform(14, 30, 2)
-                corners = cv2.boxPoints((tuple(centre), tuple(size), float(dice.uniform(0, 90)) if last == 0 else 0.0))
+                corners = cv2.boxPoints((tuple(center), tuple(size), float(dice.uniform(0, 90)) if last == 0 else 0.0))
                 corners = np.clip(corners, 1, (width - 2, height - 2))
-                cv2.fillPoly(picture, [np.round(corners).astype(np.int32)], dice.integers(120, 256, 3).tolist())
-                rows.append(row_of(task, last, corners / (width, height)))
+                cv2.fillPoly(image, [np.round(corners).astype(np.int32)], dice.integers(120, 256, 3).tolist())
+                rows.append(label_row(task, last, corners / (width, height)))
             if task == "classify":
                 place = folder / split / NAMES[index % 2]
                 place.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(place / f"{index}.png"), picture)
+                cv2.imwrite(str(place / f"{index}.png"), image)
                 continue
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), picture)
+            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), image)
             (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows) + "\n")
     if task == "classify":
         return folder
@@ -54,7 +54,7 @@ def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path
     return folder / "data.yaml"
 
 
-def row_of(task: str, number: int, corners: np.ndarray) -> str:
+def label_row(task: str, number: int, corners: np.ndarray) -> str:
     low, high = corners.min(0), corners.max(0)
     box = [*((low + high) / 2), *(high - low)]
     values = {
@@ -105,8 +105,8 @@ def untrained(task: str, size: int | None = None) -> trtkit.Model:
     return trtkit.load(module, task=task, names=NAMES, imgsz=size, example=torch.zeros(1, 3, size, size))
 
 
-class Answers(Runner):
-    """Gives back outputs made beforehand, one picture after the other."""
+class CannedRunner(Runner):
+    """Gives back outputs made beforehand, one image after the other."""
 
     name = "made-up outputs"
     engine = False
@@ -118,7 +118,7 @@ class Answers(Runner):
     batch = 1
 
     def __init__(self, task: str, outputs: list[dict[str, np.ndarray]], size: int = 64) -> None:
-        self.card = Card(task=task, names=NAMES, kpt_shape=(POINTS, 3) if task == "pose" else None)
+        self.info = ModelInfo(task=task, names=NAMES, kpt_shape=(POINTS, 3) if task == "pose" else None)
         self.imgsz = (size, size)
         self.waiting = list(outputs)
 
@@ -129,17 +129,17 @@ class Answers(Runner):
         self.waiting.clear()
 
 
-def shaky_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: int = 64) -> list[dict[str, np.ndarray]]:
+def noisy_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: int = 64) -> list[dict[str, np.ndarray]]:
     """What a fair model would answer: every label somewhere near its place, some missed, some made up."""
-    from trtkit.data import read_picture
-    from trtkit.data.images import fit_to
-    from trtkit.tasks.obb import from_corners
+    from trtkit.data import read_image
+    from trtkit.data.images import compute_letterbox
+    from trtkit.tasks.obb import corners_to_xywhr
 
     dice = np.random.default_rng(seed)
     answers = []
-    for path in dataset.pictures("val"):
-        shape = read_picture(path).shape[:2]
-        fit, labels = fit_to(shape, (size, size)), dataset.labels(path).scaled(shape)
+    for path in dataset.images("val"):
+        shape = read_image(path).shape[:2]
+        fit, labels = compute_letterbox(shape, (size, size)), dataset.labels(path).scaled(shape)
         boxes = fit.to_network(labels.boxes)
         rows, masks = [], []
         for place, (number, box) in enumerate(zip(labels.classes, boxes, strict=True)):
@@ -155,7 +155,7 @@ def shaky_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: i
                     extra = np.column_stack((points, np.ones(POINTS))).ravel().tolist()
                 row = [*((moved[:2] + moved[2:]) / 2), *np.maximum(moved[2:] - moved[:2], 1), *scores, *extra]
                 if task == "obb":
-                    turned = from_corners(fit.to_network(labels.corners[place])[None])[0]
+                    turned = corners_to_xywhr(fit.to_network(labels.corners[place])[None])[0]
                     turned += dice.normal(0, 1, 5) * [1, 1, 1, 1, 0.05]
                     row = [*turned[:4], *scores, turned[4]]
                 rows.append(row)

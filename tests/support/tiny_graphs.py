@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.models.model import Card
+from trtkit.models.model import ModelInfo
 
 NAMES = {0: "zero", 1: "one", 2: "two"}
 ROWS = 4 + len(NAMES)
 
 
-def card(size: tuple[int, int] = (32, 32), **changes: object) -> Card:
-    return Card(task="detect", names=NAMES, imgsz=size, architecture="tiny", **changes)  # type: ignore[arg-type]
+def info(size: tuple[int, int] = (32, 32), **changes: object) -> ModelInfo:
+    return ModelInfo(task="detect", names=NAMES, imgsz=size, architecture="tiny", **changes)  # type: ignore[arg-type]
 
 
 def detector(
@@ -42,7 +42,7 @@ def detector(
         nodes.append(helper.make_node(operator, inputs, [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 
-    def quantised(source: str, scale: float) -> str:
+    def quantized(source: str, scale: float) -> str:
         step, zero = (
             constant(f"{source}_scale", np.float32(scale)[None][0:1].reshape(())),
             constant(f"{source}_zero", np.int8(0).reshape(())),
@@ -67,7 +67,7 @@ def detector(
         ]
         high = node("DequantizeLinear", f"{name}.weight_DQ", inputs, axis=0)
         return node(
-            "Conv", name, [quantised(source, 1 / 127 if source == "images" else 4 / 127), high, bias], **attributes
+            "Conv", name, [quantized(source, 1 / 127 if source == "images" else 4 / 127), high, bias], **attributes
         )
 
     top = "images"
@@ -80,7 +80,7 @@ def detector(
     top = node("Reshape", "flat", [top, constant("rows", np.array([0, ROWS, -1], np.int64))])
     if precision == "fp16":
         top = node("Cast", "to_float", [top], to=TensorProto.FLOAT)
-    # Boxes up to 24 px wide somewhere in the picture; scores as they are.
+    # Boxes up to 24 px wide somewhere in the image; scores as they are.
     reach = np.array([size[1], size[0], 24, 24, *[1] * len(NAMES)], np.float32)[None, :, None]
     nodes.append(helper.make_node("Mul", [top, constant("reach", reach)], ["output0"], name="scale"))
     shape: list[object] = ["batch", 3, "height", "width"] if dynamic else [batch, 3, *size]
@@ -94,14 +94,14 @@ def detector(
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if describe:
-        for key, value in card(size).to_metadata(batch=batch, imgsz=size).items():
+        for key, value in info(size).to_metadata(batch=batch, imgsz=size).items():
             proto.metadata_props.add(key=key, value=str(value))
         proto.metadata_props.add(key="trtkit", value=json.dumps({"precision": precision, "model_hash": "ab" * 32}))
     onnx.checker.check_model(proto)
     return proto
 
 
-def strange() -> onnx.ModelProto:
+def unsupported_op() -> onnx.ModelProto:
     """A graph with an operator that no TensorRT knows."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -118,6 +118,6 @@ def strange() -> onnx.ModelProto:
     )
 
 
-def pictures(count: int, shapes: tuple[tuple[int, int], ...] = ((48, 64), (32, 32), (20, 50))) -> list[np.ndarray]:
+def images(count: int, shapes: tuple[tuple[int, int], ...] = ((48, 64), (32, 32), (20, 50))) -> list[np.ndarray]:
     random = np.random.default_rng(7)
     return [random.integers(0, 256, (*shapes[index % len(shapes)], 3), dtype=np.uint8) for index in range(count)]

@@ -15,7 +15,7 @@ from trtkit.widgets.wizard.wizard import Wizard, wizard
 
 
 def small_recipe(folder: Path) -> Recipe:
-    """An INT8 ONNX file of small pictures, calibrated on three."""
+    """An INT8 ONNX file of small images, calibrated on three."""
     return Recipe(
         model=str(demo.model_path()), format="onnx", imgsz=96, int8=True, data=str(demo.data_path()), fraction=0.05,
         output=str(folder / "small.onnx"),

@@ -5,24 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtkit.data.images import fit_to
+from trtkit.data.images import compute_letterbox
 from trtkit.data.labels import Labels
 from trtkit.errors import ModelError
-from trtkit.models.model import Card
-from trtkit.tasks import Detections, task
-from trtkit.tasks.detect import candidates
+from trtkit.models.model import ModelInfo
+from trtkit.tasks import Detections, get_task
+from trtkit.tasks.detect import filter_anchors
 
 REFERENCES = Path(__file__).parent.parent / "evaluation" / "references"
-SAME = fit_to((640, 640), (640, 640))
+SAME = compute_letterbox((640, 640), (640, 640))
 
 
-def card(classes=3, **options):
-    return Card(task="detect", names={number: str(number) for number in range(classes)}, **options)
+def info(classes=3, **options):
+    return ModelInfo(task="detect", names={number: str(number) for number in range(classes)}, **options)
 
 
 def decoded(output, *, classes=3, fit=SAME, **options):
     settings = {"conf": 0.25, "iou": 0.7, "max_det": 300, **options}
-    return task("detect").decode({"output0": output}, card(classes), [fit] * len(output), **settings)
+    return get_task("detect").postprocess({"output0": output}, info(classes), [fit] * len(output), **settings)
 
 
 def rows(found):
@@ -40,22 +40,22 @@ def rows(found):
 def test_crowd_equals_ultralytics(name, options):
     """1,200 made-up anchors; the references come from Ultralytics' own suppression (references/make.py)."""
     stored = np.load(REFERENCES / "crowd.npz")
-    whole = fit_to((10**4, 10**4), (10**4, 10**4))
+    whole = compute_letterbox((10**4, 10**4), (10**4, 10**4))
     output = stored["output0"] + np.array([200, 200, 0, 0, 0, 0, 0], np.float32)[:, None]
     (found,) = decoded(output, fit=whole, **options)
     expected = stored[name] + np.array([200, 200, 200, 200, 0, 0], np.float32)
     np.testing.assert_allclose(rows(found), expected, atol=1e-3)
 
 
-def test_demo_pictures_equal_ultralytics():
-    """What Ultralytics kept of yolo11n's raw outputs on 40 pictures."""
+def test_demo_images_equal_ultralytics():
+    """What Ultralytics kept of yolo11n's raw outputs on 40 images."""
     stored = np.load(REFERENCES / "demo-detect.npz")
     outputs = np.split(stored["output0"], np.cumsum(stored["anchors"])[:-1], 1)
     kept = np.split(stored["kept"], np.cumsum(stored["counts"])[:-1])
     for output, expected in zip(outputs, kept, strict=True):
         wide = output.copy()
         wide[:2] += 1000  # away from the edges, where boxes are clipped
-        roomy = fit_to((4000, 4000), (4000, 4000))
+        roomy = compute_letterbox((4000, 4000), (4000, 4000))
         (found,) = decoded(wide[None], classes=10, fit=roomy, conf=0.001, multi_label=True)
         np.testing.assert_allclose(found.boxes - 1000, expected[:, :4], atol=1e-3)
         np.testing.assert_array_equal(found.scores, expected[:, 4])
@@ -63,10 +63,10 @@ def test_demo_pictures_equal_ultralytics():
 
 
 def test_one_box_by_hand():
-    """A box at the middle of a letterboxed 320x640 picture, two classes above the threshold."""
+    """A box at the middle of a letterboxed 320x640 image, two classes above the threshold."""
     output = np.zeros((1, 7, 2), np.float32)
     output[0, :, 0] = [320, 320, 100, 50, 0.1, 0.9, 0.3]
-    fit = fit_to((160, 320), (640, 640))
+    fit = compute_letterbox((160, 320), (640, 640))
     (found,) = decoded(output, fit=fit)
     np.testing.assert_allclose(found.boxes, [[135, 67.5, 185, 92.5]])
     assert found.classes.tolist() == [1]
@@ -76,7 +76,7 @@ def test_one_box_by_hand():
     np.testing.assert_allclose(found.scores, [0.9, 0.3])
 
 
-def test_boxes_are_clipped_to_the_picture():
+def test_boxes_are_clipped_to_the_image():
     output = np.zeros((1, 7, 1), np.float32)
     output[0, :, 0] = [10, 10, 100, 40, 0.9, 0, 0]
     (found,) = decoded(output)
@@ -95,7 +95,7 @@ def test_threshold_is_exclusive():
     output[4, 0] = 0.25
     output[4, 1] = np.nextafter(np.float32(0.25), np.float32(1))
     for multi_label in (False, True):
-        assert candidates(output, 3, conf=0.25, multi_label=multi_label)[3].tolist() == [1]
+        assert filter_anchors(output, 3, conf=0.25, multi_label=multi_label)[3].tolist() == [1]
 
 
 def test_graph_with_suppression_inside():
@@ -104,10 +104,10 @@ def test_graph_with_suppression_inside():
     output[0, 1] = [1, 2, 3, 4, 0.9, 0]
     output[0, 2] = [1, 2, 3, 4, 0.1, 1]
     settings = {"conf": 0.25, "iou": 0.7, "max_det": 300}
-    (found,) = task("detect").decode({"output0": output}, card(nms=True), [SAME], **settings)
+    (found,) = get_task("detect").postprocess({"output0": output}, info(nms=True), [SAME], **settings)
     assert found.classes.tolist() == [0, 2]
     np.testing.assert_allclose(found.boxes, [[1, 2, 3, 4], [320, 330, 340, 350]])
-    (found,) = task("detect").decode({"output0": output}, card(nms=True), [SAME], **{**settings, "max_det": 1})
+    (found,) = get_task("detect").postprocess({"output0": output}, info(nms=True), [SAME], **{**settings, "max_det": 1})
     assert found.classes.tolist() == [0]
 
 
@@ -119,26 +119,26 @@ def test_other_outputs_are_refused(shape):
 
 def test_unknown_task():
     with pytest.raises(ModelError, match="use one of"):
-        task("depth")
+        get_task("depth")
 
 
 def test_coco_boxes():
     labels = Labels(classes=np.array([1]), boxes=np.array([[1, 2, 4, 8]], np.float32))
-    assert task("detect").coco(labels, "B") == [{"bbox": [1, 2, 3, 6], "area": 18}]
+    assert get_task("detect").to_coco(labels, "B") == [{"bbox": [1, 2, 3, 6], "area": 18}]
 
 
-def test_drawing_leaves_the_picture_alone():
-    picture = np.full((120, 160, 3), 200, np.uint8)
+def test_drawing_leaves_the_image_alone():
+    image = np.full((120, 160, 3), 200, np.uint8)
     found = Detections(
         shape=(120, 160),
         boxes=np.array([[20, 40, 80, 100], [0, 0, 30, 30]], np.float32),
         scores=np.array([0.9, 0.4], np.float32),
         classes=np.array([0, 9]),
     )
-    drawn = task("detect").draw(picture, found, {0: "cat"})
-    assert (picture == 200).all()
-    assert drawn.shape == picture.shape
-    changed = (drawn != picture).any(-1)
+    drawn = get_task("detect").draw(image, found, {0: "cat"})
+    assert (image == 200).all()
+    assert drawn.shape == image.shape
+    changed = (drawn != image).any(-1)
     assert changed[40, 30]
     assert changed[70, 20]
     assert not changed[70, 50]

@@ -1,4 +1,4 @@
-"""Drawn pictures in a notebook: each as a JPEG of its own, with words for those who can't see it."""
+"""Drawn images in a notebook: each as a JPEG of its own, with words for those who can't see it."""
 
 import base64
 import re
@@ -6,11 +6,11 @@ import re
 import cv2
 import numpy as np
 
-from trtkit.tasks.drawing import HEIGHT, Sheet
+from trtkit.tasks.drawing import HEIGHT, ImageGrid
 
 
-def plain(height, width, colour):
-    return np.full((height, width, 3), colour, np.uint8)
+def plain(height, width, color):
+    return np.full((height, width, 3), color, np.uint8)
 
 
 def shown(sheet):
@@ -18,8 +18,8 @@ def shown(sheet):
     return [cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), cv2.IMREAD_COLOR) for one in found]
 
 
-def test_every_picture_is_shown_with_its_colours_the_right_way_round():
-    sheet = Sheet(pictures=(plain(40, 60, (250, 0, 0)), plain(50, 20, (0, 0, 250))), texts=("blue", "red"))
+def test_every_image_is_shown_with_its_colors_the_right_way_round():
+    sheet = ImageGrid(images=(plain(40, 60, (250, 0, 0)), plain(50, 20, (0, 0, 250))), captions=("blue", "red"))
     first, second = shown(sheet)
     assert first.shape == (40, 60, 3)
     assert second.shape == (50, 20, 3)
@@ -27,14 +27,14 @@ def test_every_picture_is_shown_with_its_colours_the_right_way_round():
     assert np.abs(second.astype(int) - (0, 0, 250)).max() < 8
 
 
-def test_large_pictures_are_made_smaller_and_small_ones_stay():
-    sheet = Sheet(pictures=(plain(4 * HEIGHT, 2 * HEIGHT, 9), plain(10, 10, 9)), texts=("", ""))
+def test_large_images_are_made_smaller_and_small_ones_stay():
+    sheet = ImageGrid(images=(plain(4 * HEIGHT, 2 * HEIGHT, 9), plain(10, 10, 9)), captions=("", ""))
     large, small = shown(sheet)
     assert large.shape == (2 * HEIGHT, HEIGHT, 3)
     assert small.shape == (10, 10, 3)
 
 
-def test_words_stand_for_each_picture():
-    sheet = Sheet(pictures=(plain(9, 9, 9),), texts=("2 of 'a' & <b>",))
+def test_words_stand_for_each_image():
+    sheet = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
     assert "alt='2 of &#x27;a&#x27; &amp; &lt;b&gt;'" in sheet._repr_html_()
     assert repr(sheet) == "Sheet of 1\n  2 of 'a' & <b>"

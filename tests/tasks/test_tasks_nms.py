@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trtkit.tasks.nms import box_iou, from_centres, suppress
+from trtkit.tasks.nms import box_iou, nms, xywh_to_xyxy
 
 # Whole pixels, so that sums and products are exact and a shift changes nothing.
 CORNERS = st.integers(0, 200)
@@ -31,8 +31,8 @@ def test_two_empty_boxes_do_not_overlap():
     assert box_iou(empty, empty).item() == 0
 
 
-def test_centres():
-    np.testing.assert_array_equal(from_centres(np.array([[5, 6, 4, 2]], np.float32)), [[3, 5, 7, 7]])
+def test_centers():
+    np.testing.assert_array_equal(xywh_to_xyxy(np.array([[5, 6, 4, 2]], np.float32)), [[3, 5, 7, 7]])
 
 
 @given(boxes(), boxes())
@@ -80,20 +80,20 @@ def crowds(draw):
 
 @given(crowds(), st.sampled_from([0.1, 0.3, 0.5, 0.7]))
 def test_suppression_equals_its_definition(crowd, iou):
-    assert suppress(*crowd, iou=iou, max_det=300).tolist() == greedy(*crowd, iou)
+    assert nms(*crowd, iou=iou, max_det=300).tolist() == greedy(*crowd, iou)
 
 
 @given(crowds(), st.integers(1, 10))
 def test_max_det_keeps_the_first(crowd, most):
-    whole = suppress(*crowd, iou=0.5, max_det=300)
-    np.testing.assert_array_equal(suppress(*crowd, iou=0.5, max_det=most), whole[:most])
+    whole = nms(*crowd, iou=0.5, max_det=300)
+    np.testing.assert_array_equal(nms(*crowd, iou=0.5, max_det=most), whole[:most])
 
 
 @given(crowds())
 def test_suppressing_again_changes_nothing(crowd):
     some, scores, classes = crowd
-    kept = suppress(some, scores, classes, iou=0.5, max_det=300)
-    again = suppress(some[kept], scores[kept], classes[kept], iou=0.5, max_det=300)
+    kept = nms(some, scores, classes, iou=0.5, max_det=300)
+    again = nms(some[kept], scores[kept], classes[kept], iou=0.5, max_det=300)
     assert again.tolist() == list(range(len(kept)))
     assert scores[kept[0]] == scores.max()
 
@@ -104,14 +104,14 @@ def test_blocks_agree_with_the_definition():
     some[:, 2:] = some[:, :2] + generator.integers(20, 80, (900, 2))
     scores = generator.permutation(900).astype(np.float32)
     classes = generator.integers(0, 2, 900)
-    kept = suppress(some, scores, classes, iou=0.4, max_det=900)
+    kept = nms(some, scores, classes, iou=0.4, max_det=900)
     assert len(kept) > 256
     assert kept.tolist() == greedy(some, scores, classes, 0.4)
 
 
 def test_nothing_to_suppress():
     none = np.zeros((0, 4), np.float32)
-    assert suppress(none, np.zeros(0, np.float32), np.zeros(0, np.int64), iou=0.5, max_det=3).shape == (0,)
+    assert nms(none, np.zeros(0, np.float32), np.zeros(0, np.int64), iou=0.5, max_det=3).shape == (0,)
 
 
 @pytest.mark.parametrize("iou", [0.7, 0.45, 0.1])
@@ -123,5 +123,5 @@ def test_overlap_equal_to_the_limit_stays(iou):
     exact = box_iou(some[:1], some[1:]).item()
     scores = np.array([0.9, 0.8], np.float32)
     same = np.zeros(2, np.int64)
-    assert len(suppress(some, scores, same, iou=exact, max_det=9)) == 2
-    assert len(suppress(some, scores, same, iou=np.nextafter(exact, 0), max_det=9)) == 1
+    assert len(nms(some, scores, same, iou=exact, max_det=9)) == 2
+    assert len(nms(some, scores, same, iou=np.nextafter(exact, 0), max_det=9)) == 1

@@ -7,22 +7,22 @@ import pytest
 from task_models import drawn_set, untrained
 
 import trtkit
-from trtkit.data import open_dataset, read_picture
+from trtkit.data import open_dataset, read_image
 from trtkit.errors import ModelError, RecipeError
-from trtkit.models.model import Card
-from trtkit.tasks import task as task_of
+from trtkit.models.model import ModelInfo
+from trtkit.tasks import get_task
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
 def test_the_same_objects_come_out(task, tmp_path):
     # At 64 pixels there are fewer boxes than the 300 rows that suppression gives.
     model = untrained(task, 128)
-    pictures = [read_picture(path) for path in open_dataset(drawn_set(tmp_path, task), task=task).pictures("val")[:3]]
+    images = [read_image(path) for path in open_dataset(drawn_set(tmp_path, task), task=task).images("val")[:3]]
     found = {}
     for nms in (False, True):
         path = trtkit.export(model, format="onnx", nms=nms, output=tmp_path / f"{nms}.onnx").path
         with trtkit.open(path) as runner:
-            found[nms] = runner.predict(pictures, conf=0.25)
+            found[nms] = runner.predict(images, conf=0.25)
     assert sum(len(one) for one in found[True]) > 0
     for outside, inside in zip(found[False], found[True], strict=True):
         assert inside.classes.tolist() == outside.classes.tolist()
@@ -34,7 +34,7 @@ def test_the_same_objects_come_out(task, tmp_path):
         if task == "pose":
             np.testing.assert_allclose(inside.keypoints, outside.keypoints, atol=1e-3)
         if task == "obb":
-            np.testing.assert_allclose(inside.rotated, outside.rotated, atol=1e-3)
+            np.testing.assert_allclose(inside.xywhr, outside.xywhr, atol=1e-3)
 
 
 def test_classify_refuses_it(tmp_path):
@@ -53,7 +53,7 @@ def test_classify_refuses_it(tmp_path):
     ],
 )
 def test_outputs_of_another_task_are_refused(task, shapes, match):
-    card = Card(task=task, names={0: "a", 1: "b"}, kpt_shape=(3, 3) if task == "pose" else None)
+    info = ModelInfo(task=task, names={0: "a", 1: "b"}, kpt_shape=(3, 3) if task == "pose" else None)
     outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(ModelError, match=match):
-        task_of(task).decode(outputs, card, [], conf=0.1, iou=0.7, max_det=10)
+        get_task(task).postprocess(outputs, info, [], conf=0.1, iou=0.7, max_det=10)

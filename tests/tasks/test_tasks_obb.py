@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit.tasks.obb import corners_of, enclosing, from_corners, prob_iou, rotated_iou, suppress_rotated
+from trtkit.tasks.obb import corners_to_xywhr, nms_rotated, prob_iou, rotated_iou, xywhr_to_corners, xywhr_to_xyxy
 
 NUMBERS = {"allow_nan": False, "width": 32}
 BOX = st.tuples(
@@ -43,10 +43,10 @@ def clipped_area(polygon, window):
 
 
 def test_corners_by_hand():
-    found = corners_of(one(10, 20, 4, 2, math.pi / 2))
-    # Turned by a right angle, the width points down the picture.
+    found = xywhr_to_corners(one(10, 20, 4, 2, math.pi / 2))
+    # Turned by a right angle, the width points down the image.
     np.testing.assert_allclose(found[0], [[11, 18], [11, 22], [9, 22], [9, 18]], atol=1e-5)
-    np.testing.assert_allclose(enclosing(one(10, 20, 4, 2, 0)), [[8, 19, 12, 21]])
+    np.testing.assert_allclose(xywhr_to_xyxy(one(10, 20, 4, 2, 0)), [[8, 19, 12, 21]])
 
 
 def test_exact_overlap_by_hand():
@@ -78,7 +78,7 @@ def test_probabilistic_overlap_by_hand():
 @given(BOX, BOX)
 def test_exact_overlap_is_that_of_clipped_polygons(first, second):
     # OpenCV's rotatedRectangleIntersection is no measure: of boxes that share an edge it can be wrong by three times.
-    shared = clipped_area(corners_of(one(*first))[0].tolist(), corners_of(one(*second))[0].tolist())
+    shared = clipped_area(xywhr_to_corners(one(*first))[0].tolist(), xywhr_to_corners(one(*second))[0].tolist())
     expected = shared / (first[2] * first[3] + second[2] * second[3] - shared)
     assert rotated_iou(one(*first), one(*second))[0, 0] == pytest.approx(expected, abs=2e-3)
 
@@ -101,7 +101,7 @@ def test_symmetry_identity_and_translation(first, second, right, down):
 @settings(max_examples=60, deadline=None)
 @given(BOX)
 def test_corners_give_the_box_back(box):
-    again = from_corners(corners_of(one(*box)))
+    again = corners_to_xywhr(xywhr_to_corners(one(*box)))
     assert -math.pi / 4 <= again[0, 4] < 3 * math.pi / 4
     assert again[0, 2] >= again[0, 3]
     assert rotated_iou(again, one(*box))[0, 0] == pytest.approx(1, abs=5e-3)
@@ -113,8 +113,8 @@ def test_suppression_is_the_fast_one():
     scores, classes = np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int64)
     near = prob_iou(boxes, boxes)
     limit = float((near[0, 1] + near[0, 2]) / 2)
-    kept = suppress_rotated(boxes, scores, classes, iou=limit, max_det=10)
+    kept = nms_rotated(boxes, scores, classes, iou=limit, max_det=10)
     assert kept.tolist() == [0]
-    assert suppress_rotated(boxes, scores, np.arange(3), iou=limit, max_det=2).tolist() == [0, 1]
-    empty = suppress_rotated(boxes[:0], scores[:0], classes[:0], iou=0.5, max_det=2)
+    assert nms_rotated(boxes, scores, np.arange(3), iou=limit, max_det=2).tolist() == [0, 1]
+    empty = nms_rotated(boxes[:0], scores[:0], classes[:0], iou=0.5, max_det=2)
     assert len(empty) == 0

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coder
 
-from trtkit.data import Fit
-from trtkit.tasks.segment import Masks, drawn_labels, mask_iou, polygon_area, rle_of
+from trtkit.data import ImageTransform
+from trtkit.tasks.segment import Masks, encode_rle, mask_iou, polygon_area, rasterize_polygons
 
-PLAIN = Fit(shape=(64, 64), resized=(64, 64), pad=(0, 0), size=(64, 64))
+PLAIN = ImageTransform(shape=(64, 64), resized=(64, 64), pad=(0, 0), size=(64, 64))
 
 
 def test_overlap_by_hand():
@@ -49,14 +49,14 @@ def test_run_lengths_are_pycocotools(data):
     whole = np.zeros((height, width), bool)
     whole[top:bottom, left:right] = part
     expected = coder.encode(np.asfortranarray(whole, np.uint8))["counts"].decode()
-    assert rle_of(part, (top, left), (height, width)) == {"size": [height, width], "counts": expected}
+    assert encode_rle(part, (top, left), (height, width)) == {"size": [height, width], "counts": expected}
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_run_lengths_of_a_large_picture(value):
+def test_run_lengths_of_a_large_image(value):
     whole = np.full((2000, 3000), bool(value))
     expected = coder.encode(np.asfortranarray(whole, np.uint8))["counts"].decode()
-    assert rle_of(whole, (0, 0), whole.shape)["counts"] == expected
+    assert encode_rle(whole, (0, 0), whole.shape)["counts"] == expected
 
 
 def made(fit=PLAIN, box=(16, 8, 48, 40)):
@@ -64,7 +64,10 @@ def made(fit=PLAIN, box=(16, 8, 48, 40)):
     prototypes = np.full((1, 16, 16), -1, np.float32)
     prototypes[0, :, :8] = 1
     return Masks(
-        prototypes=prototypes, coefficients=np.ones((1, 1), np.float32), boxes=np.array([box], np.float32), fit=fit
+        prototypes=prototypes,
+        coefficients=np.ones((1, 1), np.float32),
+        boxes=np.array([box], np.float32),
+        transform=fit,
     )
 
 
@@ -76,22 +79,22 @@ def test_coarse_masks_end_at_their_box():
     )
 
 
-def test_whole_masks_are_interpolated_between_pixel_centres():
+def test_whole_masks_are_interpolated_between_pixel_centers():
     mask = made().whole(0)
     assert mask.shape == (64, 64)
-    # Prototype pixels 7 and 8 have their centres at 30 and 34; the value passes 0 at 32.
+    # Prototype pixels 7 and 8 have their centers at 30 and 34; the value passes 0 at 32.
     assert np.flatnonzero(mask.any(0)).tolist() == list(range(16, 32))
     assert np.flatnonzero(mask.any(1)).tolist() == list(range(8, 40))
 
 
 def test_whole_masks_follow_the_letterbox():
-    # A picture of 32 x 64 doubled in neither direction: 16 rows of padding above.
-    fit = Fit(shape=(32, 64), resized=(32, 64), pad=(16, 0), size=(64, 64))
+    # An image of 32 x 64 doubled in neither direction: 16 rows of padding above.
+    fit = ImageTransform(shape=(32, 64), resized=(32, 64), pad=(16, 0), size=(64, 64))
     mask = made(fit).whole(0)
     assert mask.shape == (32, 64)
     assert np.flatnonzero(mask.any(1)).tolist() == list(range(24))
-    # The same, the picture being twice the size of what the network saw.
-    large = Fit(shape=(64, 128), resized=(32, 64), pad=(16, 0), size=(64, 64))
+    # The same, the image being twice the size of what the network saw.
+    large = ImageTransform(shape=(64, 128), resized=(32, 64), pad=(16, 0), size=(64, 64))
     assert made(large).whole(0).sum() == 4 * mask.sum()
 
 
@@ -109,11 +112,11 @@ def test_masks_are_encoded_as_they_are_drawn():
 def test_labels_lie_in_no_two_masks_and_the_smaller_wins():
     large = np.array([[0, 0], [63, 0], [63, 63], [0, 63]], np.float32)
     small = np.array([[16, 16], [31, 16], [31, 31], [16, 31]], np.float32)
-    drawn = drawn_labels([large, small], (64, 64), (16, 16))
+    drawn = rasterize_polygons([large, small], (64, 64), (16, 16))
     assert drawn[1].sum() == 16
     assert drawn[0].sum() == 256 - 16
     assert not (drawn[0] & drawn[1]).any()
-    assert drawn_labels([], (64, 64), (16, 16)).shape == (0, 16, 16)
+    assert rasterize_polygons([], (64, 64), (16, 16)).shape == (0, 16, 16)
 
 
 def test_polygon_area():

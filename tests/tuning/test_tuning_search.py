@@ -11,12 +11,12 @@ import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
 from trtkit.errors import CalibrationError, CancelledError, RecipeError
-from trtkit.graph.qdq import place, quantize
+from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
-from trtkit.progress import Event, Work
-from trtkit.tuning.corrections import choose_ranges, groups_of
-from trtkit.tuning.cost_model import Arithmetic, Engines
-from trtkit.tuning.noise import Lab
+from trtkit.progress import Event, Reporter
+from trtkit.tuning.corrections import choose_ranges, group_tensors_by_scale
+from trtkit.tuning.cost_model import ArithmeticCost, EngineCost
+from trtkit.tuning.noise import LayerNoise
 from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import search
 
@@ -31,12 +31,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(model: tk.Model, kept: Path) -> Search:
-    return search(model, demo.data_path(), 0.02, state=kept, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
+    return search(model, demo.data_path(), 0.02, cache_dir=kept, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
 
 
 def test_trials_say_what_they_are(found: Search) -> None:
     trials = found.frame()
-    assert trials["mix"][:5].to_list() == [
+    assert trials["assignment"][:5].to_list() == [
         "fp16 throughout",
         "minmax",
         "percentile 99.999",
@@ -50,7 +50,7 @@ def test_trials_say_what_they_are(found: Search) -> None:
     assert trials["cost"][0] == 1.0
     assert set(trials["unit"]) == {"relative"}
     assert "not a time" in found.cost_source
-    shares = dict(zip(trials["mix"], trials["int8_share"], strict=True))
+    shares = dict(zip(trials["assignment"], trials["int8_share"], strict=True))
     assert 0.95 < shares["minmax"] < 1
     for row in trials.iter_rows(named=True):
         assert row["cost"] == pytest.approx(1 - row["int8_share"] / 2)
@@ -61,17 +61,17 @@ def test_the_found_mix_is_the_fastest_that_is_allowed(found: Search) -> None:
     assert found.reached
     assert found.best["cost"] == allowed["cost"].min()
     front = found.pareto()
-    assert found.best["mix"] in front["mix"].to_list()
+    assert found.best["assignment"] in front["assignment"].to_list()
     assert front["cost"].is_sorted()
     assert front["metric"].is_sorted()
 
 
 def test_repairs_make_less_noise_than_the_usual_ranges(found: Search) -> None:
-    noise = dict(zip(found.trials["mix"], found.trials["sqnr"], strict=True))
+    noise = dict(zip(found.trials["assignment"], found.trials["sqnr"], strict=True))
     assert noise["best ranges"] > max(noise["minmax"], noise["percentile 99.999"])
-    assert any("cross-layer equalisation: 0 pairs" in note for note in found.notes)
+    assert any("cross-layer equalization: 0 pairs" in note for note in found.notes)
     assert found.layers["noise"].sum() == pytest.approx(1)
-    assert sorted(found.layers["excluded_as"]) == list(range(1, 86))
+    assert sorted(found.layers["exclusion_rank"]) == list(range(1, 86))
 
 
 def test_what_was_found_exports_to_the_graph_that_was_judged(
@@ -87,7 +87,7 @@ def test_what_was_found_exports_to_the_graph_that_was_judged(
         calibration=folder / "calibration",
         output=tmp_path / "found.onnx",
     )
-    metric = tk.evaluate(artifact, demo.data_path(), images=8).metrics[found.metric]
+    metric = tk.evaluate(artifact, demo.data_path(), eval_images=8).metrics[found.metric]
     assert metric == pytest.approx(found.best["metric"], abs=1e-6)
     code = found.to_python(str(demo.model_path()), str(folder))
     assert all(pattern in code for pattern in found.keep)
@@ -112,7 +112,7 @@ def test_a_second_run_does_nothing_again(
 
     for name in ("state.evaluate", "bench.choose_ranges", "bench.bias_corrections"):
         monkeypatch.setattr(f"trtkit.tuning.{name}", refuse)
-    again = search(model, demo.data_path(), 0.02, state=kept, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
+    again = search(model, demo.data_path(), 0.02, cache_dir=kept, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
     assert again.trials.drop("sqnr").equals(found.trials.drop("sqnr"))
 
 
@@ -121,19 +121,19 @@ def test_layers_are_given_up_until_the_loss_is_allowed(model: tk.Model, kept: Pa
         model,
         demo.data_path(),
         0.0,
-        state=kept,
+        cache_dir=kept,
         backend="onnxruntime",
         **{**SETTINGS, "trials": 9},  # type: ignore[arg-type]
     )
-    counts = strict.trials.filter(pl.col("mix").str.contains("layers kept"))["kept"]
+    counts = strict.trials.filter(pl.col("assignment").str.contains("layers kept"))["kept"]
     assert counts.is_sorted()
     if strict.best["kept"]:
-        assert place(trace(model, imgsz=(SIDE, SIDE)), strict.keep).layers != ()
+        assert plan_qdq(trace(model, imgsz=(SIDE, SIDE)), strict.keep).layers != ()
 
 
 def test_without_repair(model: tk.Model, calibration: Calibration) -> None:
     fast = Calibration(
-        ranges=calibration.ranges, algorithm="minmax", images=8, split="train", origin=calibration.origin
+        ranges=calibration.ranges, algorithm="minmax", images=8, split="train", provenance=calibration.provenance
     )
     settings = {**SETTINGS, "trials": 2}
     plain = search(
@@ -145,8 +145,8 @@ def test_without_repair(model: tk.Model, calibration: Calibration) -> None:
         backend="onnxruntime",
         **settings,  # type: ignore[arg-type]
     )
-    assert plain.trials["mix"].to_list() == ["fp16 throughout", "minmax"]
-    assert plain.best["mix"] == "minmax"
+    assert plain.trials["assignment"].to_list() == ["fp16 throughout", "minmax"]
+    assert plain.best["assignment"] == "minmax"
     with pytest.raises(CalibrationError, match="no histograms"):
         search(model, demo.data_path(), calibration=fast, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
 
@@ -169,28 +169,31 @@ def test_settings_out_of_range_are_refused(model: tk.Model, settings: dict[str, 
 
 
 def test_chosen_ranges_come_from_the_algorithms(model: tk.Model, calibration: Calibration) -> None:
-    lab = Lab(trace(model, imgsz=(SIDE, SIDE)), len(model.names), exact=False)
-    pictures = [calibrating(model, index) for index in range(2)]
+    lab = LayerNoise(trace(model, imgsz=(SIDE, SIDE)), len(model.names), exact=False)
+    images = [calibrating(model, index) for index in range(2)]
     candidates = (("minmax", None), ("percentile", 99.0))
-    chosen = choose_ranges(lab, calibration, lambda: pictures, 2, Work(), candidates=candidates)
-    read = {"minmax": calibration.using("minmax"), "percentile-99": calibration.using("percentile", percentile=99.0)}
+    chosen = choose_ranges(lab, calibration, lambda: images, 2, Reporter(), candidates=candidates)
+    read = {
+        "minmax": calibration.with_algorithm("minmax"),
+        "percentile-99": calibration.with_algorithm("percentile", percentile=99.0),
+    }
     assert set(chosen.algorithms.values()) <= set(read)
-    for group in groups_of(lab):
+    for group in group_tensors_by_scale(lab):
         source = read[chosen.algorithms[group[0]]]
         reach = max(max(map(abs, source.ranges[name])) for name in group)
         assert max(max(map(abs, chosen.calibration.ranges[name])) for name in group) == pytest.approx(reach)
     assert chosen.calibration.algorithm == "mixed"
     # Every scale of the placement belongs to exactly one group.
-    assert sorted(name for group in groups_of(lab) for name in group) == sorted(lab.whole.tensors)
-    quantize(lab.graph, chosen.calibration.ranges, corrections=chosen.calibration.corrections)
+    assert sorted(name for group in group_tensors_by_scale(lab) for name in group) == sorted(lab.full_int8.tensors)
+    insert_qdq(lab.graph, chosen.calibration.ranges, corrections=chosen.calibration.corrections)
 
 
 def calibrating(model: tk.Model, index: int):  # type: ignore[no-untyped-def]
-    from trtkit.calibration.sampling import input_batches
+    from trtkit.calibration.sampling import load_input_batches
     from trtkit.data import open_dataset
 
-    paths = open_dataset(demo.data_path(), task="detect").pictures("train")[index : index + 1]
-    return next(iter(input_batches(paths, task="detect", size=(SIDE, SIDE), batch=1, skipped=[])))
+    paths = open_dataset(demo.data_path(), task="detect").images("train")[index : index + 1]
+    return next(iter(load_input_batches(paths, task="detect", size=(SIDE, SIDE), batch=1, skipped=[])))
 
 
 def test_costs_come_from_engines_where_a_gpu_is(
@@ -208,26 +211,26 @@ def test_costs_come_from_engines_where_a_gpu_is(
 
     monkeypatch.setattr("trtkit.exporter.export", export)
     monkeypatch.setattr("trtkit.evaluation.latency.benchmark", benchmark)
-    engines = Engines(model, (SIDE, SIDE), tmp_path, batch=2, backend="tensorrt", work=Work())
+    engines = EngineCost(model, (SIDE, SIDE), tmp_path, batch=2, backend="tensorrt", reporter=Reporter())
     graph = trace(model, imgsz=(SIDE, SIDE))
-    cost = engines(place(graph), ["/model.0/*"], calibration)
+    cost = engines(plan_qdq(graph), ["/model.0/*"], calibration)
     assert (cost.value, cost.unit) == (2.0, "ms")
     assert cost.source == "median of 100 runs at batch 2, TensorRT 8.6.0 NVIDIA H100, gpu clock"
     assert asked[0]["int8"]
     assert not asked[0]["half"]
     assert asked[0]["keep"] == ("/model.0/*",)
     assert asked[0]["calibration"] is calibration
-    half = engines(place(graph), ["*"], None)
+    half = engines(plan_qdq(graph), ["*"], None)
     assert half.unit == "ms"
     assert asked[1]["half"]
     assert not asked[1]["int8"]
 
 
 def test_the_cost_model_counts_int8_half(model: tk.Model) -> None:
-    lab = Lab(trace(model, imgsz=(SIDE, SIDE)), len(model.names))
-    cost = Arithmetic(lab)(lab.whole, (), None)
+    lab = LayerNoise(trace(model, imgsz=(SIDE, SIDE)), len(model.names))
+    cost = ArithmeticCost(lab)(lab.full_int8, (), None)
     total = sum(lab.macs.values())
-    inside = sum(lab.macs[name] for name in lab.whole.layers)
+    inside = sum(lab.macs[name] for name in lab.full_int8.layers)
     assert cost.value == pytest.approx((inside / 2 + total - inside) / total)
     assert cost.unit == "relative"
 
@@ -237,9 +240,9 @@ def test_classify_is_searched_by_its_own_metric() -> None:
         demo.model_path("classify"),
         demo.data_path("classify"),
         0.05,
-        images=40,
-        probe=2,
-        draws=50,
+        eval_images=40,
+        probe_images=2,
+        resamples=50,
         calibration_images=8,
         trials=7,
         backend="onnxruntime",

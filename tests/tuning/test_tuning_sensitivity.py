@@ -10,7 +10,7 @@ from trtkit import demo
 from trtkit.backends.ort import OrtRunner
 from trtkit.calibration import Calibration
 from trtkit.errors import CalibrationError, CancelledError, RecipeError
-from trtkit.graph.qdq import quantize
+from trtkit.graph.qdq import insert_qdq
 from trtkit.graph.torch_export import trace
 from trtkit.progress import Event
 from trtkit.tuning.sensitivity import Sensitivity, sensitivity
@@ -20,7 +20,7 @@ SIDE = 160
 
 @pytest.fixture(scope="module")
 def found(model: tk.Model, calibration: Calibration) -> Sensitivity:
-    return sensitivity(model, demo.data_path(), images=4, worst=1, imgsz=SIDE, calibration=calibration)
+    return sensitivity(model, demo.data_path(), probe_images=4, worst=1, imgsz=SIDE, calibration=calibration)
 
 
 def test_every_layer_and_every_block_is_there(found: Sensitivity) -> None:
@@ -55,13 +55,13 @@ def test_metrics_are_those_of_evaluate(found: Sensitivity, model: tk.Model, cali
     assert judged["node"].to_list() == found.worst(1)["node"].to_list()
     graph = trace(model, imgsz=(SIDE, SIDE))
     # One thread, as variants run: another number of threads adds in another order, which moves values across roundings.
-    for proto, value in ((graph, found.metric_float), (quantize(graph, calibration.ranges), found.metric_int8)):
+    for proto, value in ((graph, found.metric_float), (insert_qdq(graph, calibration.ranges), found.metric_int8)):
         with OrtRunner(proto, threads=1) as runner:
-            expected = tk.evaluate(runner, demo.data_path(), images=4).metrics["mAP50-95(B)"]
+            expected = tk.evaluate(runner, demo.data_path(), eval_images=4).metrics["mAP50-95(B)"]
         assert value == pytest.approx(expected, abs=1e-3)
     name = judged["node"][0]
-    with OrtRunner(quantize(graph, calibration.ranges, [name]), threads=1) as runner:
-        expected = tk.evaluate(runner, demo.data_path(), images=4).metrics["mAP50-95(B)"]
+    with OrtRunner(insert_qdq(graph, calibration.ranges, [name]), threads=1) as runner:
+        expected = tk.evaluate(runner, demo.data_path(), eval_images=4).metrics["mAP50-95(B)"]
     assert judged["metric_without"][0] == pytest.approx(expected, abs=1e-3)
 
 
@@ -86,15 +86,17 @@ def test_saved_loaded_and_shown(found: Sensitivity, tmp_path: Path) -> None:
 
 def test_settings_that_measure_nothing_are_refused(model: tk.Model, calibration: Calibration) -> None:
     with pytest.raises(RecipeError, match="images=0"):
-        sensitivity(model, demo.data_path(), images=0)
+        sensitivity(model, demo.data_path(), probe_images=0)
     import dataclasses
 
-    other = dataclasses.replace(calibration, origin=dataclasses.replace(calibration.origin, model_hash="0" * 64))
+    other = dataclasses.replace(
+        calibration, provenance=dataclasses.replace(calibration.provenance, model_hash="0" * 64)
+    )
     with pytest.raises(CalibrationError, match="another model"):
         sensitivity(model, demo.data_path(), calibration=other)
 
 
-def test_cancelled_at_a_picture(model: tk.Model, calibration: Calibration) -> None:
+def test_cancelled_at_a_image(model: tk.Model, calibration: Calibration) -> None:
     stop = threading.Event()
 
     def watch(event: Event) -> None:
@@ -102,4 +104,6 @@ def test_cancelled_at_a_picture(model: tk.Model, calibration: Calibration) -> No
             stop.set()
 
     with pytest.raises(CancelledError):
-        sensitivity(model, demo.data_path(), images=4, imgsz=SIDE, calibration=calibration, progress=watch, cancel=stop)
+        sensitivity(
+            model, demo.data_path(), probe_images=4, imgsz=SIDE, calibration=calibration, progress=watch, cancel=stop
+        )

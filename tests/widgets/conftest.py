@@ -10,11 +10,11 @@ from layer_rows import HALF, LOW
 import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
-from trtkit.calibration.algorithm_comparison import Readings
+from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.comparison.comparison import Comparison
-from trtkit.inspection.layer_table import LayerTable, layers_of
-from trtkit.results import Origin
-from trtkit.tuning.layers import Layout, layout_of
+from trtkit.inspection.layer_table import LayerTable, read_layers
+from trtkit.results import Provenance
+from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 
@@ -28,21 +28,21 @@ def model() -> tk.Model:
 
 @pytest.fixture(scope="session")
 def calibration(model: tk.Model) -> Calibration:
-    return tk.calibrate(model, demo.data_path(), images=4, imgsz=SIDE, histograms=True, device="cpu")
+    return tk.calibrate(model, demo.data_path(), calibration_images=4, imgsz=SIDE, histograms=True, device="cpu")
 
 
 @pytest.fixture(scope="session")
-def readings(calibration: Calibration) -> Readings:
-    return Readings(calibration).prepare()
+def readings(calibration: Calibration) -> AlgorithmComparison:
+    return AlgorithmComparison(calibration).compute_all()
 
 
 @pytest.fixture(scope="session")
-def layout(model: tk.Model) -> Layout:
-    return layout_of(model, SIDE)
+def layout(model: tk.Model) -> QuantizableLayers:
+    return find_quantizable_layers(model, SIDE)
 
 
 @pytest.fixture(scope="session")
-def costs(layout: Layout, model: tk.Model) -> Sensitivity:
+def costs(layout: QuantizableLayers, model: tk.Model) -> Sensitivity:
     """A sensitivity made by hand: the later a layer, the less it costs."""
     frame = layout.layers.filter(pl.col("kept").is_null()).select("node", "block", "operator", "macs")
     count = len(frame)
@@ -51,33 +51,33 @@ def costs(layout: Layout, model: tk.Model) -> Sensitivity:
         sqnr_without=pl.lit(25.0),
         gain=pl.Series([1.0 - place / count for place in range(count)]),
     )
-    origin = Origin(model_hash=model.hash, settings={"algorithm": "minmax"})
+    provenance = Provenance(model_hash=model.hash, settings={"algorithm": "minmax"})
     return Sensitivity(
         layers=frame, blocks=frame.select("block"), metric="mAP50-95(B)", sqnr=24.0, metric_float=0.8,
-        metric_int8=0.79, kept={}, images=2, origin=origin,
+        metric_int8=0.79, kept={}, images=2, provenance=provenance,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def found(layout: Layout, calibration: Calibration) -> Search:
+def found(layout: QuantizableLayers, calibration: Calibration) -> Search:
     """A search made by hand: INT8 throughout loses too much, with the first two layers high it does not."""
-    high = layout.free[:2]
+    high = layout.quantizable[:2]
     base = {"ranges": "mse", "corrected": True, "sqnr": 20.0, "unit": "relative"}
     trials = pl.DataFrame(
         [
-            {"mix": "fp16 throughout", **base, "ranges": None, "kept": len(layout.free), "int8_share": 0.0,
+            {"assignment": "fp16 throughout", **base, "ranges": None, "kept": len(layout.quantizable), "int8_share": 0.0,
              "metric": 0.8, "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "pareto": True,
-             "chosen": False, "keep": list(layout.free)},
-            {"mix": "best ranges", **base, "kept": 0, "int8_share": layout.share(), "metric": 0.77, "loss": 0.03,
+             "chosen": False, "keep": list(layout.quantizable)},
+            {"assignment": "best ranges", **base, "kept": 0, "int8_share": layout.share(), "metric": 0.77, "loss": 0.03,
              "loss_low": 0.02, "loss_high": 0.04, "cost": 0.5, "pareto": True, "chosen": False, "keep": []},
-            {"mix": "best ranges, 2 layers kept", **base, "kept": 2, "int8_share": layout.share(high), "metric": 0.797,
+            {"assignment": "best ranges, 2 layers kept", **base, "kept": 2, "int8_share": layout.share(high), "metric": 0.797,
              "loss": 0.003, "loss_low": -0.001, "loss_high": 0.006, "cost": 0.55, "pareto": True, "chosen": True,
              "keep": list(high)},
         ]
     )  # fmt: skip
     return Search(
-        trials=trials, layers=pl.DataFrame(), keep=high, calibration=calibration.using("mse"), reached=True,
-        max_drop=0.005, metric="mAP50-95(B)", value_float=0.8, cost_source="by hand", origin=calibration.origin,
+        trials=trials, layers=pl.DataFrame(), keep=high, calibration=calibration.with_algorithm("mse"), reached=True,
+        max_drop=0.005, metric="mAP50-95(B)", value_float=0.8, cost_source="by hand", provenance=calibration.provenance,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return tk.compare(
-            model, demo.data_path(), imgsz=320, images=8, build=False, calibration_images=4, runs=5, batch=(1, 2),
+            model, demo.data_path(), imgsz=320, eval_images=8, build=False, calibration_images=4, runs=5, batch=(1, 2),
             output=tmp_path_factory.mktemp("compare"),
         )  # fmt: skip
 
@@ -95,7 +95,7 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
 @pytest.fixture
 def engines() -> tuple[LayerTable, LayerTable]:
     """Two small engines of one model, made by hand: FP16, and INT8 with a reformat and one layer kept high."""
-    return layers_of(HALF, name="half"), layers_of(LOW, name="low")
+    return read_layers(HALF, name="half"), read_layers(LOW, name="low")
 
 
 @pytest.fixture

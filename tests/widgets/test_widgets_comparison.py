@@ -14,7 +14,7 @@ import trtkit as tk
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError, RecipeError
 from trtkit.widgets.comparison import dashboard as compared
-from trtkit.widgets.comparison.state import CHANGES, PER_PAGE, DashboardState, GalleryState, given_comparison
+from trtkit.widgets.comparison.state import CHANGES, PER_PAGE, DashboardState, GalleryState, resolve_comparison
 
 
 def figure(live: Any) -> Any:
@@ -29,7 +29,7 @@ def test_at_first_the_lowest_precision_stands_out(comparison: Comparison) -> Non
     assert (state.precision, state.metric, state.name, state.batch) == ("int8", "mAP50-95(B)", "", 1)
     assert state.precisions == ["fp32", "fp16", "int8"]
     assert state.batches == [1, 2]
-    assert state.metrics[:3] == ["mAP50-95(B)", "coco/AP", "mAP50(B)"]
+    assert state.metrics[:3] == ["mAP50-95(B)", "pycocotools/AP", "mAP50(B)"]
     assert len(state.metrics) == len(set(state.metrics))
     assert state.class_metrics == ["mAP50-95(B)", "mAP50(B)"]
 
@@ -129,7 +129,7 @@ def test_a_measurable_change_is_told_by_its_shape(comparison: Comparison) -> Non
     trace = next(trace for trace in figure(made.accuracy)["data"] if trace["name"] == "int8")
     symbols = dict(zip(trace["customdata"], trace["marker"]["symbol"], strict=True))
     assert symbols["mAP50-95(B)"] == "diamond"
-    assert symbols["coco/AP"] == "diamond-open"
+    assert symbols["pycocotools/AP"] == "diamond-open"
 
 
 def test_the_dashboard_outlives_its_kernel(comparison: Comparison) -> None:
@@ -152,7 +152,7 @@ def test_the_gallery_shows_harm_first(comparison: Comparison) -> None:
     assert state.precision == "int8"
     assert sum(state.counts.values()) == len(state.told)
     every = state.choosing(kinds=tuple(CHANGES), conf=0.05)
-    hurt = every.chosen()["hurt"].to_list()
+    hurt = every.chosen()["score_drop"].to_list()
     harm = [value for value in hurt if value >= 0]
     assert hurt[: len(harm)] == sorted(harm, reverse=True)
     assert hurt[len(harm) :] == sorted(hurt[len(harm) :])
@@ -169,18 +169,18 @@ def test_pages_stay_within_what_there_is(comparison: Comparison) -> None:
     assert state.turning(-1).page == 0
     assert state.turning(1000).page == state.pages - 1
     assert state.turning(1).choosing(name="1").page == 0
-    seen = [row for page in range(state.pages) for row in state.turning(page).drawn()["hurt"].to_list()]
-    assert seen == state.chosen()["hurt"].to_list()
+    seen = [row for page in range(state.pages) for row in state.turning(page).drawn()["score_drop"].to_list()]
+    assert seen == state.chosen()["score_drop"].to_list()
 
 
-def test_pictures_are_drawn_and_what_is_gone_is_told(comparison: Comparison, tmp_path: Path) -> None:
+def test_images_are_drawn_and_what_is_gone_is_told(comparison: Comparison, tmp_path: Path) -> None:
     state = GalleryState.of(comparison).choosing(kinds=tuple(CHANGES), conf=0.05)
     assert len(state.chosen())
     assert state.drawn()["png"].null_count() == 0
-    moved = comparison.pictures.with_columns(path=pl.lit(str(tmp_path)) + "/" + pl.col("picture").cast(pl.String))
-    gone = tk.gallery(dataclasses.replace(comparison, pictures=moved))
+    moved = comparison.images.with_columns(path=pl.lit(str(tmp_path)) + "/" + pl.col("image").cast(pl.String))
+    gone = tk.gallery(dataclasses.replace(comparison, images=moved))
     gone.choose(kinds=tuple(CHANGES), conf=0.05)
-    assert "no longer where they were judged" in gone.pictures.value
+    assert "no longer where they were judged" in gone.images.value
 
 
 def test_boxes_choose_kinds_and_say_how_many(comparison: Comparison) -> None:
@@ -191,10 +191,10 @@ def test_boxes_choose_kinds_and_say_how_many(comparison: Comparison) -> None:
     for kind, box in made.kinds.items():
         assert box.description.endswith(f"({made.state.counts[kind]})")
         box.value = False
-    assert "Nothing of this kind changed" in made.pictures.value
+    assert "Nothing of this kind changed" in made.images.value
     made.kinds["new error"].value = True
     assert made.state.kinds == ("new error",)
-    assert made.pictures.value.count("<figure>") == min(made.state.counts["new error"], PER_PAGE)
+    assert made.images.value.count("<figure>") == min(made.state.counts["new error"], PER_PAGE)
     made.class_name.value = "2"
     assert made.state.name == "2"
     made.precision.value = "fp16"
@@ -228,12 +228,12 @@ def test_a_comparison_comes_from_a_folder_or_from_the_demo(
     comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert given_comparison(None) is None
+    assert resolve_comparison(None) is None
     comparison.save(tmp_path / "runs" / "demo")
-    told = given_comparison(None)
+    told = resolve_comparison(None)
     assert told is not None
     assert told.rows.equals(comparison.rows)
-    assert given_comparison(tmp_path / "runs" / "demo") is not None
+    assert resolve_comparison(tmp_path / "runs" / "demo") is not None
     with pytest.raises(DataError):
         tk.dashboard(tmp_path / "nothing")
 
@@ -242,19 +242,19 @@ def test_with_nothing_given_the_demo_is_compared_beside(
     comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compared, "demo_comparison", lambda **watch: comparison)
+    monkeypatch.setattr(compared, "compare_demo_model", lambda **watch: comparison)
     made = tk.dashboard()
     assert made.wait(30)
     assert made.state is not None
     assert len(made.figures()) == 4
 
     def failing(**watch: Any) -> Comparison:
-        raise DataError("compare the demo", "its pictures are gone", "install trtkit again")
+        raise DataError("compare the demo", "its images are gone", "install trtkit again")
 
-    monkeypatch.setattr(compared, "demo_comparison", failing)
+    monkeypatch.setattr(compared, "compare_demo_model", failing)
     broken = tk.gallery()
     assert broken.wait(30)
-    assert "its pictures are gone" in broken.work.fault.value
+    assert "its images are gone" in broken.work.fault.value
     assert "still running" in broken.still_html()
     with pytest.raises(DataError, match="no comparison yet"):
         broken.turn()

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 from trtkit.errors import DataError
-from trtkit.progress import Work
+from trtkit.progress import Reporter
 from trtkit.widgets.ui import controls
-from trtkit.widgets.ui.controls import Fault, button, fault_html, guarded, labelled, note_html, sentence
+from trtkit.widgets.ui.controls import (
+    ErrorBox,
+    catch_errors,
+    format_error,
+    make_button,
+    make_control,
+    render_error,
+    render_note,
+)
 from trtkit.widgets.ui.jobs import JobView
 
 
@@ -48,7 +56,7 @@ def raised(error: BaseException) -> BaseException:
 
 def test_an_error_of_ours_is_its_own_sentence() -> None:
     error = DataError("read data set x.yaml", "there is no such file", "give its path")
-    assert sentence(error) == "Read data set x.yaml: there is no such file; give its path."
+    assert format_error(error) == "Read data set x.yaml: there is no such file; give its path."
 
 
 @pytest.mark.parametrize(
@@ -60,11 +68,11 @@ def test_an_error_of_ours_is_its_own_sentence() -> None:
     ],
 )
 def test_a_foreign_error_is_named_in_one_line(error: BaseException, words: str) -> None:
-    assert sentence(error) == words
+    assert format_error(error) == words
 
 
 def test_the_traceback_is_folded_and_nothing_in_it_is_markup() -> None:
-    shown = Outside(fault_html(raised(ValueError("<b>5 & 6</b>"))))
+    shown = Outside(render_error(raised(ValueError("<b>5 & 6</b>"))))
     assert shown.seen.replace("✕", "").strip() == "Error. ValueError: <b>5 & 6</b>"
     assert "Traceback (most recent call last)" in shown.hidden
     assert "in raised" in shown.hidden
@@ -72,10 +80,10 @@ def test_the_traceback_is_folded_and_nothing_in_it_is_markup() -> None:
 
 
 def test_a_guarded_callback_shows_what_it_raises_and_clears_it_the_next_time() -> None:
-    place = Fault()
+    place = ErrorBox()
     errors: list[BaseException] = [ValueError("wrong"), KeyboardInterrupt()]
 
-    @guarded(place.show)
+    @catch_errors(place.show)
     def callback() -> None:
         if errors:
             raise errors.pop(0)
@@ -92,21 +100,21 @@ def test_a_guarded_callback_shows_what_it_raises_and_clears_it_the_next_time() -
 def test_a_control_has_a_label_a_tooltip_and_a_name() -> None:
     import ipywidgets
 
-    made = labelled(ipywidgets.Text, "Model", "Its path", name="model-path", value="x")
+    made = make_control(ipywidgets.Text, "Model", "Its path", name="model-path", value="x")
     assert (made.description, made.tooltip, made.value) == ("Model", "Its path", "x")
     assert "trtkit-model-path" in made._dom_classes
     pressed = []
-    press = button("Go", "Begin", lambda: pressed.append(1), name="go")
+    press = make_button("Go", "Begin", lambda: pressed.append(1), name="go")
     press.click()
     assert (press.description, press.tooltip, pressed) == ("Go", "Begin", [1])
 
 
-@pytest.mark.parametrize("kind", list(controls.SIGNS))
+@pytest.mark.parametrize("kind", list(controls.ICONS))
 def test_a_note_tells_its_kind_by_a_sign_too(kind: str) -> None:
-    markup = note_html("a < b", kind=kind, detail="more")
-    assert f">{controls.SIGNS[kind]}</span>" in markup
+    markup = render_note("a < b", kind=kind, detail="more")
+    assert f">{controls.ICONS[kind]}</span>" in markup
     assert "a &lt; b" in markup
-    assert len(set(controls.SIGNS.values())) == len(controls.SIGNS)
+    assert len(set(controls.ICONS.values())) == len(controls.ICONS)
 
 
 class Stopped:
@@ -117,7 +125,7 @@ class Stopped:
         self.reached, self.go = threading.Event(), threading.Event()
 
     def __call__(self, *, progress: Any, cancel: Any) -> str:
-        work = Work(progress, cancel)
+        work = Reporter(progress, cancel)
         work.step("count <up>", 1, 4, "a line & more")
         self.reached.set()
         assert self.go.wait(60)

@@ -9,10 +9,10 @@ import pytest
 
 import trtkit as tk
 from trtkit.errors import DataError, EngineError, RecipeError
-from trtkit.inspection.layer_table import LayerTable, layers_of
+from trtkit.inspection.layer_table import LayerTable, read_layers
 from trtkit.widgets.explorer import explorer as explorer_module
 from trtkit.widgets.explorer.explorer import Explorer
-from trtkit.widgets.explorer.state import ExplorerState, left_by_demo, why_untimed
+from trtkit.widgets.explorer.state import ExplorerState, explain_untimed, find_demo_engines
 
 Pair = tuple[LayerTable, LayerTable]
 
@@ -85,7 +85,7 @@ def test_groups_lead_to_layers(state: ExplorerState) -> None:
 
 
 def test_untimed_tables_hold_no_times(engines: Pair) -> None:
-    plain = layers_of(engines[0].frame.with_columns(ms=pl.lit(None, pl.Float64)), name="plain")
+    plain = read_layers(engines[0].frame.with_columns(ms=pl.lit(None, pl.Float64)), name="plain")
     state = ExplorerState(tables=(plain, engines[1]))
     assert "ms" not in state.listed().columns
     assert any("There are no times" in line for line in state.said())
@@ -147,10 +147,10 @@ def test_a_saved_frame_and_a_missing_file(engines: Pair, tmp_path: Path) -> None
 
 
 def test_times_are_taken_where_the_engine_runs(engines: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = layers_of(engines[0].frame.with_columns(ms=pl.lit(None, pl.Float64)), name="half")
-    monkeypatch.setattr(explorer_module, "layers_of", lambda source, runs=0: plain)
-    monkeypatch.setattr(explorer_module, "why_untimed", lambda source: "")
-    monkeypatch.setattr(explorer_module, "timed", lambda sources, runs, **watch: (engines[0],))
+    plain = read_layers(engines[0].frame.with_columns(ms=pl.lit(None, pl.Float64)), name="half")
+    monkeypatch.setattr(explorer_module, "read_layers", lambda source, runs=0: plain)
+    monkeypatch.setattr(explorer_module, "explain_untimed", lambda source: "")
+    monkeypatch.setattr(explorer_module, "time_layers", lambda sources, runs, **watch: (engines[0],))
     made = tk.explorer("half.engine")
     assert made.state is not None
     assert not made.state.table.timed
@@ -160,18 +160,18 @@ def test_times_are_taken_where_the_engine_runs(engines: Pair, tmp_path: Path, mo
 
 
 def test_why_an_engine_is_not_timed_here(tmp_path: Path) -> None:
-    assert why_untimed(pl.DataFrame()) == "only an engine file can be timed here"
-    assert "does not exist" in why_untimed(tmp_path / "none.engine")
+    assert explain_untimed(pl.DataFrame()) == "only an engine file can be timed here"
+    assert "does not exist" in explain_untimed(tmp_path / "none.engine")
     (tmp_path / "bare.engine").write_bytes(b"vtrt" + bytes(100))
-    assert why_untimed(tmp_path / "bare.engine") != ""
+    assert explain_untimed(tmp_path / "bare.engine") != ""
 
 
 def test_with_nothing_given_the_demos_engines_are_looked_into(
     engines: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert left_by_demo() == ()
-    monkeypatch.setattr(explorer_module, "demo_engines", lambda **watch: engines)
+    assert find_demo_engines() == ()
+    monkeypatch.setattr(explorer_module, "build_demo_engines", lambda **watch: engines)
     made = tk.explorer()
     assert made.wait(30)
     assert made.state is not None
@@ -180,7 +180,7 @@ def test_with_nothing_given_the_demos_engines_are_looked_into(
     def failing(**watch: Any) -> Pair:
         raise DataError("build the demo's engines", "nothing builds here", "install TensorRT-RTX")
 
-    monkeypatch.setattr(explorer_module, "demo_engines", failing)
+    monkeypatch.setattr(explorer_module, "build_demo_engines", failing)
     broken = tk.explorer()
     assert broken.wait(30)
     assert "nothing builds here" in broken.work.fault.value

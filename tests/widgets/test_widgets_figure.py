@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 import pytest
 
 from trtkit.errors import RecipeError
-from trtkit.widgets.ui.controls import Fault
-from trtkit.widgets.ui.figure import Live
+from trtkit.widgets.ui.controls import ErrorBox
+from trtkit.widgets.ui.figure import ClickableFigure
 
 
 def test_the_page_gets_the_whole_figure_each_time() -> None:
-    live = Live("thing")
+    live = ClickableFigure("thing")
     live.draw(go.Figure(go.Scatter(x=[1, 2], y=[3, None], customdata=["a", "b"])))
     first = json.loads(live._place.figure)
     assert first["data"][0]["y"] == [3, None]
@@ -25,20 +25,20 @@ def test_the_page_gets_the_whole_figure_each_time() -> None:
 def test_one_figure_of_a_widget_carries_the_library() -> None:
     import gzip
 
-    carrier, other = Live("one", carry=True), Live("two")
+    carrier, other = ClickableFigure("one", include_plotlyjs=True), ClickableFigure("two")
     assert b"plotly.js" in gzip.decompress(carrier._place.library)
     assert other._place.library == b""
 
 
 def test_clicks_reach_the_callback_and_their_errors_are_shown() -> None:
-    fault, met = Fault(), []
+    fault, met = ErrorBox(), []
 
     def clicked(data: object) -> None:
         met.append(data)
         if data == "wrong":
             raise RecipeError("click", "it is wrong", "click elsewhere")
 
-    live = Live("thing", clicked, show=fault.show)
+    live = ClickableFigure("thing", clicked, show_error=fault.show)
     live._place._handle_custom_msg({"kind": "click", "data": "right"}, [])
     live._place._handle_custom_msg({"kind": "other"}, [])
     live._place._handle_custom_msg("noise", [])
@@ -47,11 +47,11 @@ def test_clicks_reach_the_callback_and_their_errors_are_shown() -> None:
     assert "it is wrong" in fault.value
 
 
-def test_without_anywidget_a_picture_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_anywidget_a_image_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "anywidget", None)
-    live = Live("thing", lambda data: None)
+    live = ClickableFigure("thing", lambda data: None)
     assert not live.clickable
     live.draw(go.Figure())
     assert isinstance(live._place, ipywidgets.Output)

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from trtkit.plotting import notebook as display
-from trtkit.plotting.notebook import MIMETYPE, bundle, keep_figures
-from trtkit.widgets.ui.figure import Picture
-from trtkit.widgets.ui.html import facts_html, table_html
+from trtkit.plotting.notebook import MIMETYPE, mime_bundle, register_renderer
+from trtkit.widgets.ui.figure import FigureOutput
+from trtkit.widgets.ui.html import render_facts, render_table
 
 
 def cells(markup: str, tag: str = "td") -> list[str]:
@@ -23,7 +23,7 @@ def cells(markup: str, tag: str = "td") -> list[str]:
 
 def test_a_frame_is_a_table_with_numbers_on_the_right() -> None:
     frame = pl.DataFrame({"name": ["a<b", None], "value": [0.123456, None], "n": [1234, 5], "ok": [True, False]})
-    markup = table_html(frame, headings={"name": "Name"}, digits={"value": 2}, marked={1: "trtkit-marked"})
+    markup = render_table(frame, headings={"name": "Name"}, digits={"value": 2}, row_classes={1: "trtkit-marked"})
     assert cells(markup, "th") == ["Name", "value", "n", "ok"]
     assert cells(markup) == ["a&lt;b", "0.12", "1,234", "yes", "–", "–", "5", "no"]
     assert markup.count("trtkit-number") == 2 * 3
@@ -32,12 +32,14 @@ def test_a_frame_is_a_table_with_numbers_on_the_right() -> None:
 
 def test_rows_beyond_the_most_are_counted_and_not_lost_in_silence() -> None:
     frame = pl.DataFrame({"n": range(7)})
-    assert "4 more rows" in table_html(frame, most=3)
-    assert "more rows" not in table_html(frame, most=7)
+    assert "4 more rows" in render_table(frame, max_rows=3)
+    assert "more rows" not in render_table(frame, max_rows=7)
 
 
 def test_facts_leave_out_what_is_not_known() -> None:
-    markup = facts_html({"Task": "detect", "Driver": "", "Level": None, "Zero": 0, "Names": ("a", "b")}, caption="All")
+    markup = render_facts(
+        {"Task": "detect", "Driver": "", "Level": None, "Zero": 0, "Names": ("a", "b")}, caption="All"
+    )
     assert cells(markup, "th") == ["Task", "Zero", "Names"]
     assert cells(markup) == ["detect", "0", "a, b"]
     assert "<caption>All</caption>" in markup
@@ -49,7 +51,7 @@ def figure() -> go.Figure:
 
 
 def test_a_bundle_holds_the_figure_twice_and_the_library_when_asked(figure: go.Figure) -> None:
-    small, large = bundle(figure, library=False), bundle(figure, library=True)
+    small, large = mime_bundle(figure, library=False), mime_bundle(figure, library=True)
     for one in (small, large):
         assert one[MIMETYPE]["layout"]["height"] == 321
         inside = re.search(r"<script type='application/json'>(.*?)</script>", one["text/html"], re.DOTALL)
@@ -60,14 +62,14 @@ def test_a_bundle_holds_the_figure_twice_and_the_library_when_asked(figure: go.F
     assert 1e6 < len(large["text/html"]) < 3e6
 
 
-def test_a_picture_in_a_widget_is_replaced_and_taken_away(figure: go.Figure) -> None:
-    picture = Picture()
-    assert picture.outputs == ()
-    picture.draw(figure)
-    assert picture.outputs[0]["data"][MIMETYPE]["data"][0]["y"] == [1, 2, 3]
-    assert len(picture.outputs[0]["data"]["text/html"]) < 20_000
-    picture.draw(None)
-    assert picture.outputs == ()
+def test_a_image_in_a_widget_is_replaced_and_taken_away(figure: go.Figure) -> None:
+    image = FigureOutput()
+    assert image.outputs == ()
+    image.draw(figure)
+    assert image.outputs[0]["data"][MIMETYPE]["data"][0]["y"] == [1, 2, 3]
+    assert len(image.outputs[0]["data"]["text/html"]) < 20_000
+    image.draw(None)
+    assert image.outputs == ()
 
 
 class Shell:
@@ -87,7 +89,7 @@ def test_one_cell_carries_the_library_also_when_it_runs_again(monkeypatch: pytes
     carried = []
     for cell, run in (("a", "1"), ("a", "1"), ("b", "2"), ("a", "3"), ("", "4"), ("b", "5")):
         monkeypatch.setattr(IPython.core.getipython, "get_ipython", lambda cell=cell, run=run: Shell(cell, run))
-        carried.append(display._first())
+        carried.append(display._claim_library_cell())
     assert carried == [True, False, False, True, False, False]
 
 
@@ -99,7 +101,7 @@ def test_in_a_notebook_every_figure_outlives_the_kernel_unless_another_renderer_
     try:
         pio.renderers.default = chosen
         monkeypatch.setitem(sys.modules, "ipykernel", sys)
-        keep_figures()
+        register_renderer()
         assert pio.renderers.default == becomes
         if becomes == "trtkit":
             made = pio.renderers._build_mime_bundle(figure.to_dict())
@@ -113,7 +115,7 @@ def test_outside_a_notebook_plotly_is_left_alone(monkeypatch: pytest.MonkeyPatch
     try:
         pio.renderers.default = "plotly_mimetype"
         monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-        keep_figures()
+        register_renderer()
         assert pio.renderers.default == "plotly_mimetype"
     finally:
         pio.renderers.default = before

@@ -81,5 +81,5 @@ def test_outside_a_kernel_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) ->
         def cancel(self) -> None:
             raise AssertionError
 
-    interrupts.watch(Running())
-    assert interrupts._watched == []
+    interrupts.cancel_on_interrupt(Running())
+    assert interrupts._interruptible_jobs == []

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from trtkit.errors import CancelledError, TrtkitError
-from trtkit.progress import Event, Work
-from trtkit.widgets.ui.jobs import STATES, Job
+from trtkit.progress import Event, Reporter
+from trtkit.widgets.ui.jobs import JOB_STATES, Job
 
 
 class Steps:
@@ -23,7 +23,7 @@ class Steps:
         self.entered = threading.Event()
 
     def __call__(self, answer: object = "answer", *, progress: Any, cancel: Any) -> object:
-        work = Work(progress, cancel)
+        work = Reporter(progress, cancel)
         for step in range(3):
             work.step("count", step, 3, "begun" if step == 0 else "")
             self.entered.set()
@@ -60,7 +60,7 @@ def test_a_call_runs_to_its_end_and_both_ends_are_told() -> None:
     assert job.event == events[-1]
     assert told == ["running", "done"]
     assert job.seconds > 0
-    assert set(told) <= set(STATES)
+    assert set(told) <= set(JOB_STATES)
 
 
 def test_cancel_stops_at_the_next_step_and_says_at_once_that_it_will() -> None:

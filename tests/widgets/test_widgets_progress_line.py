@@ -42,7 +42,7 @@ def texts(shown):
 
 
 def test_it_tells_stage_count_and_seconds(shown, clock):
-    watch = line.Line()
+    watch = line.ProgressLine()
     assert watch.text == ""
     watch(Event(stage="calibrate", done=0, total=64))
     clock[0] += 12
@@ -51,7 +51,7 @@ def test_it_tells_stage_count_and_seconds(shown, clock):
 
 
 def test_events_that_come_too_fast_are_left_out_but_no_stage_and_no_end(shown, clock):
-    watch = line.Line()
+    watch = line.ProgressLine()
     for done in range(5):
         clock[0] += 0.01
         watch(Event(stage="judge", done=done, total=4))
@@ -60,14 +60,14 @@ def test_events_that_come_too_fast_are_left_out_but_no_stage_and_no_end(shown, c
 
 
 def test_the_text_is_escaped(shown, clock):
-    line.Line()(Event(stage="<b>", done=1))
+    line.ProgressLine()(Event(stage="<b>", done=1))
     assert "&lt;b&gt;" in shown[0]["text/html"]
     assert "<b>" not in shown[0]["text/html"]
 
 
 def test_without_a_notebook_nothing_breaks(monkeypatch, clock):
     monkeypatch.setattr(IPython.display, "display", lambda *bundle, **settings: None)
-    watch = line.Line()
+    watch = line.ProgressLine()
     watch(Event(stage="a", done=0, total=2))
     watch(Event(stage="a", done=2, total=2))
     assert watch.text == "a · 2 of 2 · 0 s"

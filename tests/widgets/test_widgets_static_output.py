@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 import pytest
 
 from trtkit.widgets.ui import html as saved
-from trtkit.widgets.ui.html import Saved
+from trtkit.widgets.ui.html import StaticOutput
 
 
-class Counter(Saved):
+class Counter(StaticOutput):
     """Shows a number and a figure of it."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def test_an_output_beside_the_widget_is_hidden_while_it_lives(shown: list[tuple[
 
 
 def test_it_is_renewed_once_for_several_changes(shown: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saved, "QUIET", 0.01)
+    monkeypatch.setattr(saved, "REFRESH_DELAY", 0.01)
     made = Counter()
     made._repr_mimebundle_()
     before = len(shown)

@@ -11,13 +11,13 @@ import pytest
 import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
-from trtkit.calibration.algorithm_comparison import Readings
+from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.errors import CancelledError, DataError, RecipeError
-from trtkit.tuning.layers import Layout
+from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 from trtkit.widgets.tuner import tuner as tuner_module
-from trtkit.widgets.tuner.actions import Prepared
+from trtkit.widgets.tuner.actions import TunerInputs
 from trtkit.widgets.tuner.tuner import Tuner
 
 SIDE = 160
@@ -27,17 +27,17 @@ SIDE = 160
 def prepared(
     monkeypatch: pytest.MonkeyPatch,
     model: tk.Model,
-    readings: Readings,
-    layout: Layout,
+    readings: AlgorithmComparison,
+    layout: QuantizableLayers,
     costs: Sensitivity,
     tmp_path: Path,
 ) -> Tuner:
     """A tuner whose background work is done, on a calibration that is there already."""
 
-    def at_once(*arguments: Any, **settings: Any) -> Prepared:
-        return Prepared(model=model, readings=readings, layout=layout, sensitivity=costs, search=None)
+    def at_once(*arguments: Any, **settings: Any) -> TunerInputs:
+        return TunerInputs(model=model, readings=readings, quantizable_layers=layout, sensitivity=costs, search=None)
 
-    monkeypatch.setattr(tuner_module, "prepared", at_once)
+    monkeypatch.setattr(tuner_module, "prepare_tuner", at_once)
     made = tk.tuner(model, str(demo.data_path()), folder=tmp_path / "tuner")
     assert made.wait(30)
     assert made.work.job.state == "done"
@@ -75,8 +75,8 @@ def test_the_percentile_is_free_only_for_its_algorithm(prepared: Tuner) -> None:
     assert prepared.ranges.percentile.disabled
 
 
-def test_a_click_and_the_list_do_the_same(prepared: Tuner, layout: Layout) -> None:
-    node = layout.free[7]
+def test_a_click_and_the_list_do_the_same(prepared: Tuner, layout: QuantizableLayers) -> None:
+    node = layout.quantizable[7]
     prepared.layers.ranking._told({"kind": "click", "data": node})
     assert prepared.state.high == (node,)
     assert prepared.layers.keep.value == (node,)
@@ -112,7 +112,7 @@ def test_an_error_is_shown_in_a_sentence_and_goes_again(prepared: Tuner) -> None
         prepared.toggle("nothing")
 
 
-def test_without_clicks_the_figures_are_plain(prepared: Tuner, readings: Readings) -> None:
+def test_without_clicks_the_figures_are_plain(prepared: Tuner, readings: AlgorithmComparison) -> None:
     made = tk.tuner(calibration=readings.calibration, click=False)
     made.use("percentile", 99.9)
     assert not made.ranges.overview.clickable
@@ -154,9 +154,9 @@ def test_what_lies_in_folders_is_shown_at_once(saved: Path, found: Search) -> No
         tk.tuner(calibration=saved / "nothing")
 
 
-def test_taking_over_a_mix_by_point_and_by_list(saved: Path, found: Search, layout: Layout) -> None:
+def test_taking_over_a_mix_by_point_and_by_list(saved: Path, found: Search, layout: QuantizableLayers) -> None:
     made = tk.tuner(calibration=saved / "calibration", search=found)
-    made._become(made.state.laid_out(layout))
+    made._become(made.state.with_layers(layout))
     assert made.state.taken
     assert made.ranges.algorithm.value is None
     assert made.ranges.taken.layout.display == ""
@@ -176,14 +176,14 @@ def test_taking_over_a_mix_by_point_and_by_list(saved: Path, found: Search, layo
 
 
 def test_it_prepares_itself_and_remembers(saved: Path, model: tk.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = tk.tuner(model, demo.data_path(), images=2, imgsz=SIDE, folder=saved / "tuner")
+    made = tk.tuner(model, demo.data_path(), calibration_images=2, imgsz=SIDE, folder=saved / "tuner")
     assert made.mixes.judge.disabled
     assert "runs; wait for it" in made.mixes.judge.tooltip
     assert made.wait(120)
     assert made.work.job.error is None
     assert made.state.readings is not None
     assert made.state.readings.calibration.images == 2
-    assert made.state.readings.at_once("entropy")
+    assert made.state.readings.is_immediate("entropy")
     # What lay in the folder is of this model, and taken.
     assert made.state.sensitivity is not None
     assert made.state.found is not None
@@ -191,7 +191,7 @@ def test_it_prepares_itself_and_remembers(saved: Path, model: tk.Model, monkeypa
     assert len(made.figures()) == 4
     passes = []
     monkeypatch.setattr("trtkit.calibration.calibrator.input_batches", lambda *a, **k: passes.append(1) or iter(()))
-    again = tk.tuner(model, demo.data_path(), images=2, imgsz=SIDE, folder=saved / "tuner")
+    again = tk.tuner(model, demo.data_path(), calibration_images=2, imgsz=SIDE, folder=saved / "tuner")
     assert again.wait(120)
     assert again.work.job.error is None
     assert not passes
@@ -284,7 +284,7 @@ def test_measuring_sorts_the_layers(prepared: Tuner, costs: Sensitivity, monkeyp
 
     monkeypatch.setattr(tuner_module, "sensitivity", quick)
     prepared.use("mse")
-    prepared.layers.pictures.value = 3
+    prepared.layers.image_count.value = 3
     prepared.layers.measure.click()
     assert prepared.wait(30)
     assert asked["images"] == 3

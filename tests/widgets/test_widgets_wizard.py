@@ -1,4 +1,4 @@
-"""The wizard pressed without a browser: every page, every way between them, real work on small pictures."""
+"""The wizard pressed without a browser: every page, every way between them, real work on small images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wizard_steps import made, press, read_once, small_recipe, with_model
 import trtkit as tk
 from trtkit import demo
 from trtkit.errors import TrtkitError
-from trtkit.progress import Work
+from trtkit.progress import Reporter
 from trtkit.recipe import Recipe
 from trtkit.widgets.wizard import output_steps as wizard_results
 from trtkit.widgets.wizard import wizard as wizard_module
@@ -37,7 +37,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call it with a machine to be on it."""
 
     def be(machine: Any) -> None:
-        monkeypatch.setattr(wizard_module, "look", lambda: machine)
+        monkeypatch.setattr(wizard_module, "inspect_machine", lambda: machine)
 
     return be
 
@@ -136,29 +136,29 @@ def test_choices_change_state_and_code_and_survive_the_way_there_and_back(on: An
     assert page.precision.buttons["fp16"].value
     page.target.buttons["tensorrt_rtx"].value = True
     page.device.value = "sm86"
-    page.imgsz.value, page.batch.value, page.level.value, page.dynamic.value = "320,640", 4, 2, True
+    page.imgsz.value, page.batch.value, page.opt_level.value, page.dynamic.value = "320,640", 4, 2, True
     page.keep.value = "/model.23/*\n\n b "
     page.workspace.value, page.output.value = "1.5", "mine.engine"
     page.nms.value, page.simplify.value, page.isolate.value = True, False, True
     expected = Recipe(
         model=str(demo.model_path()), half=True, backend="tensorrt_rtx", device="sm86", imgsz=(320, 640), batch=4,
-        level=2, dynamic=True, keep=("/model.23/*", "b"), workspace=1.5, output="mine.engine", nms=True, simplify=False,
+        opt_level=2, dynamic=True, keep=("/model.23/*", "b"), workspace=1.5, output="mine.engine", nms=True, simplify=False,
         isolate=True, data=str(demo.data_path()),
     )  # fmt: skip
     assert found.session.recipe() == expected
     assert "half=True" in found.code.python.value
     assert "--device=sm86" in found.code.command.value
-    for step in ("pictures", "build", "engine", "model", "choices"):
+    for step in ("images", "build", "engine", "model", "choices"):
         found.go(step)
     assert found.session.recipe() == expected
-    assert (page.device.value, page.level.value, page.dynamic.value) == ("sm86", 2, True)
+    assert (page.device.value, page.opt_level.value, page.dynamic.value) == ("sm86", 2, True)
     page.target.buttons["onnx"].value = True
-    assert all(control.disabled for control in (page.device, page.workspace, page.level, page.isolate))
+    assert all(control.disabled for control in (page.device, page.workspace, page.opt_level, page.isolate))
     assert found.session.recipe().device is None
     page.target.buttons["tensorrt_rtx"].value = True
     assert found.session.recipe() == expected
-    page.level.value = page.dynamic.value = "none"
-    assert (found.session.recipe().level, found.session.recipe().dynamic) == (None, None)
+    page.opt_level.value = page.dynamic.value = "none"
+    assert (found.session.recipe().opt_level, found.session.recipe().dynamic) == (None, None)
 
 
 def test_a_field_that_makes_no_sense_closes_the_way_on_until_it_is_corrected() -> None:
@@ -166,30 +166,30 @@ def test_a_field_that_makes_no_sense_closes_the_way_on_until_it_is_corrected() -
     found.go("choices")
     page: Any = found.page("choices")
     page.imgsz.value = "wide"
-    assert "no picture size" in page.problem.value
-    assert "no picture size" in found.code.python.value
+    assert "no image size" in page.problem.value
+    assert "no image size" in found.code.python.value
     assert found.next.disabled
-    assert all(found.tabs[step].disabled for step in ("pictures", "build", "result", "engine"))
+    assert all(found.tabs[step].disabled for step in ("images", "build", "result", "engine"))
     page.imgsz.value = "96"
     assert page.problem.value == ""
     assert "imgsz=96" in found.code.python.value
 
 
-def test_pictures_are_examined_and_what_they_are_for_follows_the_precision(small: Recipe) -> None:
+def test_images_are_examined_and_what_they_are_for_follows_the_precision(small: Recipe) -> None:
     found = with_model(small)
-    page = press(found, "pictures")
-    assert "pictures of train" in page.findings.value
+    page = press(found, "images")
+    assert "images of train" in page.findings.value
     assert "Objects of each class" in page.findings.value
-    assert page.picture.figure is not None
+    assert page.image.figure is not None
     page.fraction.value = 0.1
-    assert "other pictures than are chosen now" in page.findings.value
+    assert "other images than are chosen now" in page.findings.value
     page.source.buttons["saved"].value = True
     assert page.calibration.layout.display == ""
     assert page.examine.disabled
     assert "saved calibration" in page.why.value
     page.calibration.value = "runs/calibration"
     assert found.session.recipe().calibration == "runs/calibration"
-    page.source.buttons["pictures"].value = True
+    page.source.buttons["images"].value = True
     assert not page.examine.disabled
     found.update(lambda session: session.fill(precision="fp16"))
     assert page.source.layout.display == page.calibration.layout.display == "none"
@@ -205,8 +205,8 @@ def test_pictures_are_examined_and_what_they_are_for_follows_the_precision(small
 
 def test_a_data_set_that_is_not_there_is_told_where_it_was_asked_for(small: Recipe) -> None:
     found = with_model(small)
-    found.go("pictures")
-    page: Any = found.page("pictures")
+    found.go("images")
+    page: Any = found.page("images")
     page.data.value = "/nowhere/data.yaml"
     page.examine.click()
     page.view.job.wait()
@@ -230,7 +230,7 @@ def test_it_builds_measures_and_leaves_file_passport_and_code(small: Recipe, tmp
     assert "mAP50-95" in page.accuracy.value
     assert "95 % interval" in page.accuracy.value
     assert "not TensorRT&#x27;s time" in page.latency.value
-    assert all(picture.figure is not None for picture in page.pictures)
+    assert all(image.figure is not None for image in page.figures)
     found.next.click()
     last: Any = found.page("engine")
     assert "small.onnx" in last.facts.value
@@ -297,7 +297,7 @@ class Held:
     def __call__(self, *arguments: Any, progress: Any, cancel: Any, **settings: Any) -> Any:
         self.entered.set()
         assert self.go.wait(60)
-        Work(progress, cancel).step("held", 1, 1)
+        Reporter(progress, cancel).step("held", 1, 1)
         raise TrtkitError("hold", "it was let go", "go on")
 
 
@@ -313,12 +313,12 @@ def test_while_one_job_runs_pages_turn_choices_change_and_no_other_job_starts(
     assert held.entered.wait(60)
     assert build.build.disabled
     assert "The build still runs." in found.busy
-    found.go("pictures")
-    pictures: Any = found.page("pictures")
-    assert pictures.examine.disabled
+    found.go("images")
+    images: Any = found.page("images")
+    assert images.examine.disabled
     assert "The build still runs." in found.why.value
     with pytest.raises(TrtkitError, match="the build still runs"):
-        pictures.start()
+        images.start()
     found.go("choices")
     found.page("choices").precision.buttons["fp16"].value = True  # type: ignore[attr-defined]
     assert found.session.plan.precision == "fp16"
@@ -342,7 +342,7 @@ def test_a_machine_that_can_t_be_looked_at_is_told(monkeypatch: pytest.MonkeyPat
     def broken() -> None:
         raise OSError("no driver at all")
 
-    monkeypatch.setattr(wizard_module, "look", broken)
+    monkeypatch.setattr(wizard_module, "inspect_machine", broken)
     found = made()
     assert "OSError: no driver at all" in found.fault.value
 

@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from trtkit import demo
 from trtkit.errors import RecipeError
 from trtkit.recipe import Recipe
-from trtkit.widgets.wizard.form import Plan
-from trtkit.widgets.wizard.options import look
+from trtkit.widgets.wizard.form import WizardForm
+from trtkit.widgets.wizard.options import inspect_machine
 
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> WizardForm:
     side = st.integers(1, 4096)
     size = draw(st.just("") | side.map(str) | st.tuples(side, side).map(lambda pair: f"{pair[0]},{pair[1]}"))
     target = draw(st.sampled_from(["best", "tensorrt", "tensorrt_rtx", "onnx"]))
     precision = draw(st.sampled_from(["fp32", "fp16", "int8"] + (["implicit"] if target != "onnx" else [])))
     measured = draw(st.booleans())
     engines = st.sampled_from(["best", "tensorrt", "tensorrt_rtx"])
-    return Plan(
+    return WizardForm(
         model=draw(text),
         precision=precision,
         target=target,
@@ -37,7 +37,7 @@ def plans(draw: st.DrawFn) -> Plan:
         simplify=draw(st.booleans()),
         nms=draw(st.booleans()),
         workspace=draw(st.just("") | st.floats(0.01, 64).map(repr)),
-        level=draw(st.none() | st.integers(0, 5)),
+        opt_level=draw(st.none() | st.integers(0, 5)),
         isolate=draw(st.booleans()),
         keep=tuple(draw(st.lists(text, max_size=2))),
         data=draw(st.just("") | text),
@@ -52,13 +52,13 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans())
-def test_the_recipe_of_a_form_fills_the_form_that_comes_to_it_again(plan: Plan) -> None:
+def test_the_recipe_of_a_form_fills_the_form_that_comes_to_it_again(plan: WizardForm) -> None:
     recipe = plan.recipe()
-    assert Plan.of(recipe).recipe() == recipe
+    assert WizardForm.of(recipe).recipe() == recipe
 
 
 @given(plans(), st.data())
-def test_choosing_loses_nothing_of_what_was_filled_in(plan: Plan, data: st.DataObject) -> None:
+def test_choosing_loses_nothing_of_what_was_filled_in(plan: WizardForm, data: st.DataObject) -> None:
     before = plan.recipe()
     other = plan
     for _ in range(3):
@@ -83,14 +83,14 @@ def test_choosing_loses_nothing_of_what_was_filled_in(plan: Plan, data: st.DataO
         {"int8": True, "implicit": True, "data": "d.yaml", "backend": "tensorrt"},
         {"format": "onnx"},
         {"format": "onnx", "backend": "onnxruntime", "int8": True},
-        {"backend": "tensorrt_rtx", "device": "sm86", "level": 5, "workspace": 2.5, "isolate": True},
+        {"backend": "tensorrt_rtx", "device": "sm86", "opt_level": 5, "workspace": 2.5, "isolate": True},
         {"device": 1, "imgsz": 320, "batch": 8, "dynamic": False, "simplify": False, "nms": True},
         {"imgsz": (320, 640), "output": "x.engine", "overwrite": True, "dynamic": True},
     ],
 )
 def test_a_recipe_is_kept_as_it_was_given(settings: dict[str, object]) -> None:
     recipe = Recipe(model="m.pt", **settings)  # type: ignore[arg-type]
-    assert Plan.of(recipe).recipe() == recipe
+    assert WizardForm.of(recipe).recipe() == recipe
 
 
 @pytest.mark.parametrize(
@@ -98,40 +98,40 @@ def test_a_recipe_is_kept_as_it_was_given(settings: dict[str, object]) -> None:
     [
         ({"data": "d.yaml"}, {}),
         ({"half": True, "calibration": "c"}, {"half": True}),
-        ({"format": "onnx", "level": 3, "workspace": 1.0, "device": 0}, {"format": "onnx"}),
+        ({"format": "onnx", "opt_level": 3, "workspace": 1.0, "device": 0}, {"format": "onnx"}),
         ({"keep": ("a",)}, {}),
     ],
 )
 def test_settings_without_a_use_are_left_out(given_: dict[str, object], left: dict[str, object]) -> None:
-    assert Plan.of(Recipe(model="m.pt", **given_)).recipe() == Recipe(model="m.pt", **left)  # type: ignore[arg-type]
+    assert WizardForm.of(Recipe(model="m.pt", **given_)).recipe() == Recipe(model="m.pt", **left)  # type: ignore[arg-type]
 
 
 def test_the_form_begins_with_what_is_embedded_and_writes_outside_the_package() -> None:
-    recipe = Plan.start().recipe()
+    recipe = WizardForm.start().recipe()
     assert (recipe.model, recipe.data) == (str(demo.model_path()), str(demo.data_path()))
     assert recipe.int8
     assert recipe.output == "runs/wizard/yolo11n-int8.engine"
-    other = Plan.start().changed(precision="fp16", target="onnx")
+    other = WizardForm.start().changed(precision="fp16", target="onnx")
     assert other.recipe().output == "runs/wizard/yolo11n-fp16.onnx"
     assert other.changed(output="mine.onnx").recipe().output == "mine.onnx"
-    assert Plan.start().changed(model="mine.pt").recipe().output is None
+    assert WizardForm.start().changed(model="mine.pt").recipe().output is None
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"imgsz": "wide"}, "no picture size"),
-        ({"imgsz": "1,2,3"}, "no picture size"),
-        ({"imgsz": "0"}, "no picture size"),
+        ({"imgsz": "wide"}, "no image size"),
+        ({"imgsz": "1,2,3"}, "no image size"),
+        ({"imgsz": "0"}, "no image size"),
         ({"workspace": "lots"}, "no size in GiB"),
         ({"workspace": "-1"}, "no size in GiB"),
-        ({"batch": 0}, "at least one picture"),
+        ({"batch": 0}, "at least one image"),
         ({"fraction": 0.0}, "above 0"),
         ({"measured": True}, "no folder is named"),
     ],
 )
 def test_a_field_that_makes_no_sense_is_told_in_a_sentence(fields: dict[str, object], words: str) -> None:
-    plan = Plan.start().changed(**fields)
+    plan = WizardForm.start().changed(**fields)
     with pytest.raises(RecipeError, match=words):
         plan.recipe()
     assert words in plan.problem(None)
@@ -140,11 +140,11 @@ def test_a_field_that_makes_no_sense_is_told_in_a_sentence(fields: dict[str, obj
 
 @pytest.mark.parametrize("text", ["480,640", "480 , 640", "480x640"])
 def test_sizes_are_read_as_people_write_them(text: str) -> None:
-    assert Plan.start().changed(imgsz=text).recipe().imgsz == (480, 640)
+    assert WizardForm.start().changed(imgsz=text).recipe().imgsz == (480, 640)
 
 
 def test_what_can_t_be_built_here_says_why() -> None:
-    plan = Plan.start()
+    plan = WizardForm.start()
     assert "pip install" in plan.problem(machines.BARE)
     assert "TensorRT engine: it is not installed" in plan.changed(target="tensorrt").problem(machines.CROSS)
     assert "has no calibrator" in plan.changed(precision="implicit").problem(machines.CROSS)
@@ -152,20 +152,20 @@ def test_what_can_t_be_built_here_says_why() -> None:
 
 
 def test_the_backends_have_the_last_word_on_a_device() -> None:
-    machine = dataclasses.replace(machines.CROSS, refuses=look().refuses)
-    plan = Plan.start().changed(devices={"best": "abacus"})
+    machine = dataclasses.replace(machines.CROSS, refuses=inspect_machine().refuses)
+    plan = WizardForm.start().changed(devices={"best": "abacus"})
     assert "no such device name" in plan.problem(machine)
     assert plan.changed(target="onnx").problem(machine) == ""
     assert plan.changed(devices={"best": "cpu"}).problem(machine) != ""
 
 
 def test_a_target_that_was_not_chosen_before_starts_at_the_gpu_here_or_a_common_one() -> None:
-    plan = Plan.start().targeting("tensorrt_rtx", machines.CROSS)
+    plan = WizardForm.start().targeting("tensorrt_rtx", machines.CROSS)
     assert plan.device == "sm89"
     assert plan.recipe().backend == "tensorrt_rtx"
     away = plan.aimed("sm86").targeting("onnx", machines.CROSS)
     assert away.targeting("tensorrt_rtx", machines.CROSS).device == "sm86"
-    assert Plan.start().targeting("tensorrt", machines.OLD).device is None
+    assert WizardForm.start().targeting("tensorrt", machines.OLD).device is None
 
 
 @pytest.mark.parametrize(
@@ -178,5 +178,5 @@ def test_a_target_that_was_not_chosen_before_starts_at_the_gpu_here_or_a_common_
         ("", "detect", ""),
     ],
 )
-def test_embedded_pictures_give_way_to_those_of_the_model_s_task(data: str, task: str, becomes: str) -> None:
-    assert Plan.start().changed(data=data).fitting(task).data == becomes
+def test_embedded_images_give_way_to_those_of_the_model_s_task(data: str, task: str, becomes: str) -> None:
+    assert WizardForm.start().changed(data=data).fitting(task).data == becomes

@@ -10,18 +10,26 @@ import pytest
 from trtkit.backends import capabilities as surfaces
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.devices import Gpu
-from trtkit.widgets.ui.controls import Choice
-from trtkit.widgets.wizard.options import Machine, device_label, devices, look, nms_choice, precisions, targets
+from trtkit.widgets.ui.controls import Option
+from trtkit.widgets.wizard.options import (
+    Machine,
+    device_label,
+    device_options,
+    inspect_machine,
+    nms_option,
+    precision_options,
+    target_options,
+)
 
 # The function of that name hides the module in the package.
 capabilities = sys.modules["trtkit.backends.capabilities"]
 
 
-def possible(choices: tuple[Choice, ...]) -> list[str]:
+def possible(choices: tuple[Option, ...]) -> list[str]:
     return [choice.value for choice in choices if choice.possible]
 
 
-def reason(choices: tuple[Choice, ...], value: str) -> str:
+def reason(choices: tuple[Option, ...], value: str) -> str:
     return next(choice.reason for choice in choices if choice.value == value)
 
 
@@ -35,7 +43,7 @@ def reason(choices: tuple[Choice, ...], value: str) -> str:
     ],
 )
 def test_targets_that_can_be_chosen(name: str, expected: list[str]) -> None:
-    found = targets(machines.ALL[name])
+    found = target_options(machines.ALL[name])
     assert [choice.value for choice in found] == ["best", "tensorrt", "tensorrt_rtx", "onnx"]
     assert possible(found) == expected
     # What can't be chosen says what brings it; what can says what it is.
@@ -44,14 +52,14 @@ def test_targets_that_can_be_chosen(name: str, expected: list[str]) -> None:
 
 
 def test_the_best_engine_is_named_with_what_it_is_for() -> None:
-    assert targets(machines.CROSS)[0].told == "TensorRT-RTX 1.7.1, for sm89: GeForce RTX 40 series, L4, L40."
-    assert targets(machines.OLD)[0].told == "TensorRT 8.6.0, for NVIDIA H100."
+    assert target_options(machines.CROSS)[0].told == "TensorRT-RTX 1.7.1, for sm89: GeForce RTX 40 series, L4, L40."
+    assert target_options(machines.OLD)[0].told == "TensorRT 8.6.0, for NVIDIA H100."
 
 
 @pytest.mark.parametrize("name", list(machines.ALL))
 @pytest.mark.parametrize("target", ["best", "tensorrt", "tensorrt_rtx", "onnx"])
 def test_precisions_of_the_graph_go_everywhere(name: str, target: str) -> None:
-    assert possible(precisions(target, machines.ALL[name]))[:3] == ["fp32", "fp16", "int8"]
+    assert possible(precision_options(target, machines.ALL[name]))[:3] == ["fp32", "fp16", "int8"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,7 @@ def test_precisions_of_the_graph_go_everywhere(name: str, target: str) -> None:
     ],
 )
 def test_tensorrt_s_own_calibrator(name: str, target: str, why: str) -> None:
-    assert reason(precisions(target, machines.ALL[name]), "implicit") == why
+    assert reason(precision_options(target, machines.ALL[name]), "implicit") == why
 
 
 @pytest.mark.parametrize(
@@ -80,12 +88,12 @@ def test_tensorrt_s_own_calibrator(name: str, target: str, why: str) -> None:
     ],
 )
 def test_devices_of_a_target(name: str, target: str, expected: list[object]) -> None:
-    assert [device for _, device in devices(target, machines.ALL[name])] == expected
+    assert [device for _, device in device_options(target, machines.ALL[name])] == expected
 
 
 def test_a_device_that_a_recipe_asks_for_is_among_them() -> None:
-    assert [value for _, value in devices("tensorrt", machines.OLD, "dla:0")] == [None, 1, "dla:0"]
-    assert [value for _, value in devices("tensorrt", machines.OLD, "nonsense")][-1] == "nonsense"
+    assert [value for _, value in device_options("tensorrt", machines.OLD, "dla:0")] == [None, 1, "dla:0"]
+    assert [value for _, value in device_options("tensorrt", machines.OLD, "nonsense")][-1] == "nonsense"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +138,7 @@ def test_a_machine_says_what_it_can_do(name: str, words: list[str]) -> None:
     ],
 )
 def test_suppression(task: str | None, already: bool, why: str) -> None:
-    found = nms_choice(task, already)
+    found = nms_option(task, already)
     assert found.possible == (not why)
     assert why in found.reason
 
@@ -162,9 +170,9 @@ def test_looking_asks_the_backends(
             )  # fmt: skip
         return Capabilities(backend=name, present=True, version="1.32.0") if name == "onnxruntime" else absent
 
-    monkeypatch.setattr(capabilities, "describe", describe)
+    monkeypatch.setattr(capabilities, "probe", describe)
     monkeypatch.setattr(capabilities, "find_gpus", lambda: gpus)
-    found = look()
+    found = inspect_machine()
     best, cross, running = expected
     assert found.best == best
     assert found.cross.get("tensorrt_rtx", ()) == cross
@@ -174,10 +182,10 @@ def test_looking_asks_the_backends(
     assert set(found.titles) | set(found.missing) == set(surfaces.BACKENDS)
     assert all("pip install" in why for why in found.missing.values())
     if tensorrt and not gpus:
-        assert "no NVIDIA driver" in reason(targets(found), "tensorrt")
+        assert "no NVIDIA driver" in reason(target_options(found), "tensorrt")
 
 
 def test_looking_at_this_machine_finds_onnx_runtime() -> None:
-    found = look()
+    found = inspect_machine()
     assert found.titles["onnxruntime"].startswith("ONNX Runtime ")
-    assert possible(targets(found))[-1] == "onnx"
+    assert possible(target_options(found))[-1] == "onnx"

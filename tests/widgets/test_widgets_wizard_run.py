@@ -27,7 +27,7 @@ def _read_once(model: tk.Model, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_it_runs_headless_without_pictures_to_calibrate(precision: str, tmp_path: Path) -> None:
+def test_it_runs_headless_without_images_to_calibrate(precision: str, tmp_path: Path) -> None:
     output = tmp_path / "headless.onnx"
     recipe = Recipe(model=str(demo.model_path()), format="onnx", imgsz=96, half=precision == "fp16", output=str(output))
     found = wizard(recipe, data=demo.data_path())
@@ -36,7 +36,7 @@ def test_it_runs_headless_without_pictures_to_calibrate(precision: str, tmp_path
     assert outcome.artifact.path == output
     assert outcome.artifact.precision == precision
     assert outcome.evaluation is not None
-    assert outcome.evaluation.pictures == 4
+    assert outcome.evaluation.image_count == 4
     assert outcome.diagnosis is None
     assert not outcome.timing.frame()["engine"].any()
     assert (outcome.measured.baseline is None) == (precision == "fp32")
@@ -59,14 +59,14 @@ def test_it_runs_headless_to_a_tensorrt_rtx_engine_that_onnx_runtime_judges(tmp_
     assert outcome.evaluation is not None
     if not outcome.measured.why_not_engine:
         pytest.skip("the engine runs here")
-    assert outcome.evaluation.origin.runner.startswith("ONNX Runtime")
+    assert outcome.evaluation.provenance.runner.startswith("ONNX Runtime")
     assert outcome.timing.runners["runner"].str.starts_with("ONNX Runtime").all()
     # The very graph that was built: its Q/DQ pairs come from the calibration in the passport.
     made_graph = found.session.made
     assert made_graph is not None
-    from trtkit.graph.torch_export import description
+    from trtkit.graph.torch_export import read_trtkit_metadata
 
-    assert description(made_graph.graph)["calibration_hash"] == outcome.artifact.passport.calibration_hash
+    assert read_trtkit_metadata(made_graph.graph)["calibration_hash"] == outcome.artifact.passport.calibration_hash
 
 
 def test_headless_errors_go_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Recipe) -> None:
@@ -76,7 +76,7 @@ def test_headless_errors_go_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     def cancelled(*arguments: Any, progress: Any, cancel: Any) -> None:
         raise CancelledError("examine")
 
-    monkeypatch.setattr(wizard_inputs, "examine_pictures", cancelled)
+    monkeypatch.setattr(wizard_inputs, "examine_images", cancelled)
     with pytest.raises(CancelledError):
         wizard(small).run()
     assert not list(tmp_path.iterdir())

@@ -16,57 +16,57 @@ from trtkit.calibration.diagnosis import Diagnosis
 from trtkit.errors import RecipeError
 from trtkit.exporter import Artifact
 from trtkit.recipe import Recipe
-from trtkit.results import Origin
-from trtkit.widgets.wizard.actions import Examined, Made, Measured
-from trtkit.widgets.wizard.state import STEPS, TITLES, Session
+from trtkit.results import Provenance
+from trtkit.widgets.wizard.actions import BuiltArtifact, Examination, Measurement
+from trtkit.widgets.wizard.state import STEPS, TITLES, WizardState
 
 PATH = str(demo.model_path())
 
 
-def made_by(recipe: Recipe, model: tk.Model) -> Made:
+def made_by(recipe: Recipe, model: tk.Model) -> BuiltArtifact:
     artifact = Artifact(
-        path=Path("x.engine"), format=recipe.format, precision=recipe.precision, card=model.card, recipe=recipe,
+        path=Path("x.engine"), format=recipe.format, precision=recipe.precision, info=model.info, recipe=recipe,
         model_hash=model.hash, seconds=1.0, size=1,
     )  # fmt: skip
-    return Made(artifact=artifact, graph=None)  # type: ignore[arg-type]
+    return BuiltArtifact(artifact=artifact, graph=None)  # type: ignore[arg-type]
 
 
-def examined(data: str, fraction: float = 1.0, task: str = "detect") -> Examined:
+def examined(data: str, fraction: float = 1.0, task: str = "detect") -> Examination:
     settings = {"data": data, "fraction": fraction, "task": task}
     diagnosis = Diagnosis(
-        findings=(), pictures=pl.DataFrame(), classes=pl.DataFrame(), split="train",
-        origin=Origin(model_hash="", settings=settings),
+        findings=(), images=pl.DataFrame(), classes=pl.DataFrame(), split="train",
+        provenance=Provenance(model_hash="", settings=settings),
     )  # fmt: skip
-    return Examined(diagnosis=diagnosis, figure=go.Figure())
+    return Examination(diagnosis=diagnosis, figure=go.Figure())
 
 
-MEASURED = Measured(timing=None, figures=(None, go.Figure()))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def fresh() -> Session:
-    return Session.of(None)
+MEASURED = Measurement(timing=None, figures=(None, go.Figure()))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def read(fresh: Session, model: tk.Model) -> Session:
+def fresh() -> WizardState:
+    return WizardState.of(None)
+
+
+@pytest.fixture
+def read(fresh: WizardState, model: tk.Model) -> WizardState:
     return fresh.looked(machines.CROSS).has_read(model, PATH)
 
 
 @pytest.fixture
-def built(read: Session, model: tk.Model) -> Session:
+def built(read: WizardState, model: tk.Model) -> WizardState:
     return read.has_built(made_by(read.recipe(), model))
 
 
-def open_steps(session: Session) -> list[str]:
+def open_steps(session: WizardState) -> list[str]:
     return [step for step in STEPS if not session.blocked(step)]
 
 
 def test_every_step_has_a_title() -> None:
-    assert STEPS == tuple(TITLES) == ("model", "choices", "pictures", "build", "result", "engine")
+    assert STEPS == tuple(TITLES) == ("model", "choices", "images", "build", "result", "engine")
 
 
-def test_at_first_only_the_model_can_be_chosen(fresh: Session) -> None:
+def test_at_first_only_the_model_can_be_chosen(fresh: WizardState) -> None:
     assert open_steps(fresh) == ["model"]
     assert fresh.blocked("choices") == "Read the model first."
     assert fresh.fill(model=" ").blocked("choices") == "Name a model first."
@@ -75,18 +75,18 @@ def test_at_first_only_the_model_can_be_chosen(fresh: Session) -> None:
 
 
 def test_a_model_that_was_read_opens_the_choices_and_a_look_at_the_machine_the_rest(
-    fresh: Session, model: tk.Model
+    fresh: WizardState, model: tk.Model
 ) -> None:
     read = fresh.has_read(model, PATH)
     assert open_steps(read) == ["model", "choices"]
     assert read.blocked("build") == "This machine is still being looked at."
     looked = read.looked(machines.CROSS)
-    assert open_steps(looked) == ["model", "choices", "pictures", "build", "engine"]
+    assert open_steps(looked) == ["model", "choices", "images", "build", "engine"]
     assert looked.blocked("result") == "Build the file first."
     assert looked.finished == {"model", "choices"}
 
 
-def test_another_path_closes_what_the_model_opened_until_it_is_read(read: Session, model: tk.Model) -> None:
+def test_another_path_closes_what_the_model_opened_until_it_is_read(read: WizardState, model: tk.Model) -> None:
     changed = read.fill(model="other.pt")
     assert open_steps(changed) == ["model"]
     assert changed.blocked("build") == "Read the model first: its path was changed."
@@ -97,15 +97,15 @@ def test_another_path_closes_what_the_model_opened_until_it_is_read(read: Sessio
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"imgsz": "wide"}, "no picture size"),
-        ({"batch": 0}, "at least one picture"),
+        ({"imgsz": "wide"}, "no image size"),
+        ({"batch": 0}, "at least one image"),
         ({"target": "tensorrt"}, "TensorRT engine: it is not installed"),
         ({"precision": "implicit"}, "no calibrator of its own"),
         ({"measured": True}, "no folder is named"),
     ],
 )
 def test_choices_that_can_t_be_built_close_what_comes_after_them(
-    read: Session, fields: dict[str, object], words: str
+    read: WizardState, fields: dict[str, object], words: str
 ) -> None:
     wrong = read.fill(**fields)
     assert open_steps(wrong) == ["model", "choices"]
@@ -115,7 +115,7 @@ def test_choices_that_can_t_be_built_close_what_comes_after_them(
         wrong.go("build")
 
 
-def test_it_goes_forth_and_back_through_every_step_and_keeps_everything(built: Session) -> None:
+def test_it_goes_forth_and_back_through_every_step_and_keeps_everything(built: WizardState) -> None:
     session = built
     for step in STEPS[1:]:
         assert session.following == step
@@ -127,7 +127,7 @@ def test_it_goes_forth_and_back_through_every_step_and_keeps_everything(built: S
     assert session == built
 
 
-def test_a_target_that_lacks_a_precision_falls_back_to_int8_by_the_graph(read: Session) -> None:
+def test_a_target_that_lacks_a_precision_falls_back_to_int8_by_the_graph(read: WizardState) -> None:
     old = read.looked(machines.OLD).target("tensorrt").fill(precision="implicit")
     assert old.problem == ""
     onnx = old.target("onnx")
@@ -135,7 +135,7 @@ def test_a_target_that_lacks_a_precision_falls_back_to_int8_by_the_graph(read: S
     assert old.fill(precision="fp16").target("onnx").plan.precision == "fp16"
 
 
-def test_suppression_is_left_behind_where_a_model_can_t_have_it(read: Session, model: tk.Model) -> None:
+def test_suppression_is_left_behind_where_a_model_can_t_have_it(read: WizardState, model: tk.Model) -> None:
     assert read.fill(nms=True).has_read(model, PATH).plan.nms
     already = dataclasses.replace(model, nms=True)
     session = read.fill(nms=True).has_read(already, PATH)
@@ -156,26 +156,28 @@ def test_suppression_is_left_behind_where_a_model_can_t_have_it(read: Session, m
         ({"precision": "int8"}, ""),
     ],
 )
-def test_the_doctor_looks_only_at_pictures_that_calibrate(read: Session, fields: dict[str, object], words: str) -> None:
+def test_the_doctor_looks_only_at_images_that_calibrate(
+    read: WizardState, fields: dict[str, object], words: str
+) -> None:
     found = read.fill(**fields).unexaminable
     assert words in found
     assert bool(found) == bool(words)
 
 
-def test_findings_are_about_the_pictures_they_were_made_of(read: Session) -> None:
+def test_findings_are_about_the_images_they_were_made_of(read: WizardState) -> None:
     data = str(demo.data_path())
     session = read.has_examined(examined(data))
-    assert "pictures" in session.finished
+    assert "images" in session.finished
     assert not session.out_of_date
     assert session.fill(fraction=0.5).out_of_date
     assert session.fill(data="other.yaml").out_of_date
     assert not session.fill(data="other.yaml").fill(data=data).out_of_date
-    # An empty field stands for the embedded pictures.
+    # An empty field stands for the embedded images.
     assert not session.fill(data="").out_of_date
     assert not read.out_of_date
 
 
-def test_a_build_opens_the_result_and_a_change_makes_it_stale(built: Session, model: tk.Model) -> None:
+def test_a_build_opens_the_result_and_a_change_makes_it_stale(built: WizardState, model: tk.Model) -> None:
     assert open_steps(built) == list(STEPS)
     assert built.stale == ""
     assert built.finished == {"model", "choices", "build", "engine"}
@@ -191,7 +193,7 @@ def test_a_build_opens_the_result_and_a_change_makes_it_stale(built: Session, mo
     assert changed.has_built(made_by(changed.recipe(), model)).measured is None
 
 
-def test_only_a_file_that_was_written_here_is_replaced_without_asking(built: Session, read: Session) -> None:
+def test_only_a_file_that_was_written_here_is_replaced_without_asking(built: WizardState, read: WizardState) -> None:
     assert not read.recipe().overwrite
     assert not read.rewrites
     assert built.rewrites
@@ -202,7 +204,7 @@ def test_only_a_file_that_was_written_here_is_replaced_without_asking(built: Ses
     assert built.fill(output="elsewhere.engine", overwrite=True).recipe().overwrite
 
 
-def test_the_code_is_in_step_with_the_choices(read: Session) -> None:
+def test_the_code_is_in_step_with_the_choices(read: WizardState) -> None:
     for fields in ({}, {"precision": "fp16"}, {"imgsz": "320,640", "batch": 8}, {"target": "onnx"}):
         session = read.fill(**fields)
         python, command = session.code
@@ -216,6 +218,6 @@ def test_the_code_is_in_step_with_the_choices(read: Session) -> None:
 
 
 def test_a_recipe_and_data_fill_the_form() -> None:
-    session = Session.of(Recipe(model="m.pt", half=True), "judge.yaml")
+    session = WizardState.of(Recipe(model="m.pt", half=True), "judge.yaml")
     assert (session.plan.model, session.plan.precision, session.plan.data) == ("m.pt", "fp16", "judge.yaml")
     assert session.recipe() == Recipe(model="m.pt", half=True)

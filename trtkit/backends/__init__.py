@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.backends.capabilities import BACKENDS, Capabilities, best, capabilities, require_build, require_run
-from trtkit.backends.devices import Gpu, device_of
+from trtkit.backends.devices import Gpu, parse_device
 from trtkit.errors import CapabilityError, EngineError, RecipeError
-from trtkit.progress import Work
+from trtkit.progress import Reporter
 
 if TYPE_CHECKING:
     import onnx
 
     from trtkit.backends.base import Runner
-    from trtkit.backends.build_settings import BuildSettings, Built, ImplicitCalibration
+    from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
     from trtkit.backends.engine_file import (
         EngineFile,
         Mismatch,
         Passport,
-        check,
+        check_compatibility,
         read_engine,
         strip_engine,
         wrap_engine,
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "BuildResult",
     "BuildSettings",
-    "Built",
     "Capabilities",
     "EngineFile",
     "Gpu",
@@ -45,7 +45,7 @@ __all__ = [
     "best",
     "build",
     "capabilities",
-    "check",
+    "check_compatibility",
     "layer_frame",
     "open",
     "read_engine",
@@ -58,9 +58,9 @@ __all__ = [
 
 _HOMES = {
     "Runner": "base",
-    **dict.fromkeys(("BuildSettings", "Built", "ImplicitCalibration"), "build_settings"),
+    **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "build_settings"),
     **dict.fromkeys(("EngineFile", "read_engine", "strip_engine", "wrap_engine", "write_engine"), "engine_file"),
-    **dict.fromkeys(("Mismatch", "Passport", "check"), "engine_file"),
+    **dict.fromkeys(("Mismatch", "Passport", "check_compatibility"), "engine_file"),
     "layer_frame": "trt.layer_info",
 }
 
@@ -101,7 +101,7 @@ def open(
             raise RecipeError(
                 f"open an ONNX graph with backend={backend!r}", "engines must be built first", "call trtkit.export"
             )
-        if device_of(device).kind not in ("any", "cpu"):
+        if parse_device(device).kind not in ("any", "cpu"):
             raise CapabilityError(
                 f"open an ONNX graph on {device!r}", "trtkit runs ONNX on the CPU", "export an engine for the GPU"
             )
@@ -120,15 +120,15 @@ def build(
     settings: BuildSettings,
     *,
     backend: str | None = None,
-    work: Work | None = None,
-) -> Built:
+    reporter: Reporter | None = None,
+) -> BuildResult:
     """Build an engine from an ONNX graph.
 
     Args:
         onnx: The graph, a file or its bytes. Its precision is written in it (`trtkit.graph`).
         settings: Batch, sizes, memory, device and the like.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        work: Receives progress, and is asked whether to go on.
+        reporter: Receives progress, and is asked whether to go on.
 
     Returns:
         The plan, and how it was built.
@@ -140,14 +140,14 @@ def build(
         BuildError: TensorRT refused the graph (the error names the node), ran out of memory, failed or crashed.
         CancelledError: The caller cancelled.
     """
-    work = work if work is not None else Work()
+    reporter = reporter if reporter is not None else Reporter()
     if settings.isolate:
         from trtkit.backends.trt.isolated_build import build_isolated
 
-        return build_isolated(onnx, settings, backend=backend, work=work)
+        return build_isolated(onnx, settings, backend=backend, reporter=reporter)
     from trtkit.backends.trt.builder import build_engine
 
-    return build_engine(onnx, settings, backend=backend, work=work)
+    return build_engine(onnx, settings, backend=backend, reporter=reporter)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends.engine_file import Passport
-    from trtkit.models.model import Card
+    from trtkit.models.model import ModelInfo
     from trtkit.tasks import Prediction
-    from trtkit.tasks.drawing import Sheet
+    from trtkit.tasks.drawing import ImageGrid
 
 __all__ = [
     "Runner",
 ]
 
-# Pictures a call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
-FREE_BATCH = 8
+# Images a call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
+DEFAULT_BATCH = 8
 
 
 class Runner(abc.ABC):
@@ -38,7 +38,7 @@ class Runner(abc.ABC):
         card: The model's description.
         precision: "fp32", "fp16" or "int8".
         batch: The largest batch, or None for any.
-        imgsz: Height and width the pictures are brought to, pixels.
+        imgsz: Height and width the images are brought to, pixels.
         dynamic: Whether other batches and sizes are accepted.
         passport: Where the engine comes from, or None.
         hash: SHA-256 of the model inside, or of the file.
@@ -47,7 +47,7 @@ class Runner(abc.ABC):
 
     name: str
     engine: bool
-    card: Card
+    info: ModelInfo
     precision: str
     batch: int | None
     imgsz: tuple[int, int]
@@ -64,10 +64,10 @@ class Runner(abc.ABC):
             feeds: Float32 NCHW in [0, 1], or one array for each input by name.
 
         Returns:
-            Float32 outputs by name, one row for each picture.
+            Float32 outputs by name, one row for each image.
 
         Raises:
-            EngineError: More pictures than `batch`, a size the graph refuses, or the run failed.
+            EngineError: More images than `batch`, a size the graph refuses, or the run failed.
         """
 
     @abc.abstractmethod
@@ -82,30 +82,30 @@ class Runner(abc.ABC):
         iou: float = 0.7,
         max_det: int = 300,
     ) -> list[Prediction]:
-        """Find objects in pictures.
+        """Find objects in images.
 
         Args:
-            images: Paths, or BGR uint8 pictures (height, width, 3) of any size; one picture alone is a list of one.
+            images: Paths, or BGR uint8 images (height, width, 3) of any size; one image alone is a list of one.
             conf: Smallest score of a detection.
             iou: Overlap above which the weaker of two boxes of a class goes.
-            max_det: Most detections a picture.
+            max_det: Most detections an image.
 
         Returns:
-            One prediction for each picture, in pixels of the original picture.
+            One prediction for each image, in pixels of the original image.
 
         Raises:
-            DataError: A picture can't be read.
+            DataError: An image can't be read.
             EngineError: The run failed.
         """
         from trtkit.data import to_input
-        from trtkit.tasks import task
+        from trtkit.tasks import get_task
 
-        judge = task(self.card.task)
+        judge = get_task(self.info.task)
         found: list[Prediction] = []
-        for pictures in self.chunks(images):
-            prepared, fits = zip(*(judge.prepare(picture, self.imgsz) for picture in pictures), strict=True)
+        for batch in self.read_batches(images):
+            prepared, fits = zip(*(judge.preprocess(image, self.imgsz) for image in batch), strict=True)
             outputs = self.infer(to_input(list(prepared)))
-            found += judge.decode(outputs, self.card, list(fits), conf=conf, iou=iou, max_det=max_det)
+            found += judge.postprocess(outputs, self.info, list(fits), conf=conf, iou=iou, max_det=max_det)
         return found
 
     def draw(
@@ -115,67 +115,67 @@ class Runner(abc.ABC):
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,
-    ) -> Sheet:
-        """Find objects in pictures and draw them; arguments and errors are `predict`'s.
+    ) -> ImageGrid:
+        """Find objects in images and draw them; arguments and errors are `predict`'s.
 
         Args:
             images: As `predict` takes them, one or more.
             conf: Smallest score of a detection.
             iou: Overlap above which the weaker of two boxes of a class goes.
-            max_det: Most detections a picture.
+            max_det: Most detections an image.
 
         Returns:
-            The pictures beside each other, which a notebook shows.
+            The images beside each other, which a notebook shows.
 
         Raises:
-            DataError: A picture can't be read, or there is none.
+            DataError: An image can't be read, or there is none.
             EngineError: The run failed.
         """
-        from trtkit.tasks import task
-        from trtkit.tasks.drawing import Sheet
+        from trtkit.tasks import get_task
+        from trtkit.tasks.drawing import ImageGrid
 
-        pictures = [picture for chunk in self.chunks(images) for picture in chunk]
-        if not pictures:
-            raise DataError("draw predictions", "there is no picture to draw them on", "pass one picture or more")
-        found = self.predict(pictures, conf=conf, iou=iou, max_det=max_det)
-        judge = task(self.card.task)
-        pairs = zip(pictures, found, strict=True)
-        drawn = tuple(judge.draw(picture, one, self.card.names) for picture, one in pairs)
-        return Sheet(pictures=drawn, texts=tuple(map(repr, found)))
+        read = [image for chunk in self.read_batches(images) for image in chunk]
+        if not read:
+            raise DataError("draw predictions", "there is no image to draw them on", "pass one image or more")
+        found = self.predict(read, conf=conf, iou=iou, max_det=max_det)
+        judge = get_task(self.info.task)
+        pairs = zip(read, found, strict=True)
+        drawn = tuple(judge.draw(image, one, self.info.names) for image, one in pairs)
+        return ImageGrid(images=drawn, captions=tuple(map(repr, found)))
 
-    def chunks(self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path) -> Iterable[list[np.ndarray]]:
-        """Yield lists of read pictures, each no longer than the largest batch.
+    def read_batches(
+        self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path
+    ) -> Iterable[list[np.ndarray]]:
+        """Yield lists of read images, each no longer than the largest batch.
 
         Args:
             images: As `predict` takes them.
 
         Yields:
-            BGR uint8 pictures.
+            BGR uint8 images.
         """
         if isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
-        size = self.batch or FREE_BATCH
+        size = self.batch or DEFAULT_BATCH
         for start in range(0, len(images), size):
-            yield [_picture(image) for image in images[start : start + size]]
+            yield [_read_image(image) for image in images[start : start + size]]
 
-    def refuse_batch(self, pictures: int) -> None:
+    def check_batch(self, count: int) -> None:
         """Raise where a batch is larger than the engine's, or empty.
 
         Args:
-            pictures: The batch asked for.
+            count: The batch asked for.
 
         Raises:
             EngineError: It does not fit.
         """
-        if pictures < 1:
+        if count < 1:
+            raise EngineError(f"run {self.name} on a batch of 0", "there is no image in it", "pass one image or more")
+        if self.batch is not None and count > self.batch:
             raise EngineError(
-                f"run {self.name} on a batch of 0", "there is no picture in it", "pass one picture or more"
-            )
-        if self.batch is not None and pictures > self.batch:
-            raise EngineError(
-                f"run {self.name} on a batch of {pictures}",
+                f"run {self.name} on a batch of {count}",
                 f"it was made for at most {self.batch}",
-                f"pass at most {self.batch} pictures at once, or export again with batch={pictures}",
+                f"pass at most {self.batch} images at once, or export again with batch={count}",
             )
 
     def __enter__(self) -> Self:
@@ -189,19 +189,19 @@ class Runner(abc.ABC):
     def __repr__(self) -> str:
         limit = "any batch" if self.batch is None else f"batch {'1-' if self.dynamic else ''}{self.batch}"
         shape = f"{self.imgsz[0]}x{self.imgsz[1]}{' dynamic' if self.dynamic else ''}"
-        return f"{type(self).__name__}({self.name}: {self.card.task}, {self.precision}, {limit}, {shape})"
+        return f"{type(self).__name__}({self.name}: {self.info.task}, {self.precision}, {limit}, {shape})"
 
 
-def _picture(image: np.ndarray | str | Path) -> np.ndarray:
-    """A picture in memory, read where it is a path."""
+def _read_image(image: np.ndarray | str | Path) -> np.ndarray:
+    """An image in memory, read where it is a path."""
     if not isinstance(image, np.ndarray):
-        from trtkit.data import read_picture
+        from trtkit.data import read_image
 
-        return read_picture(image)
+        return read_image(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DataError(
             "predict on an array",
             f"it is {image.dtype} of shape {image.shape}",
-            "pass BGR uint8 pictures of shape (height, width, 3), as OpenCV reads them",
+            "pass BGR uint8 images of shape (height, width, 3), as OpenCV reads them",
         )
     return image

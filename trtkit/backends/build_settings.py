@@ -13,8 +13,8 @@ from trtkit.errors import RecipeError
 
 __all__ = [
     "PRECISIONS",
+    "BuildResult",
     "BuildSettings",
-    "Built",
     "ImplicitCalibration",
 ]
 
@@ -24,7 +24,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImplicitCalibration:
-    """Pictures for TensorRT's own INT8 calibrator (`IInt8MinMaxCalibrator`), which TensorRT 11 no longer has.
+    """Images for TensorRT's own INT8 calibrator (`IInt8MinMaxCalibrator`), which TensorRT 11 no longer has.
 
     Attributes:
         batches: Float32 NCHW batches in [0, 1], of one shape; a shorter last one is left out.
@@ -44,11 +44,11 @@ class BuildSettings:
         batch: The largest batch the engine accepts.
         imgsz: Height and width, pixels; for a dynamic engine the size it is tuned for.
         dynamic: Whether batch, height and width may change at run time.
-        smallest: Height and width of the smallest picture of a dynamic engine, pixels.
-        largest: Height and width of the largest picture of a dynamic engine, pixels; None takes `imgsz`.
+        smallest: Height and width of the smallest image of a dynamic engine, pixels.
+        largest: Height and width of the largest image of a dynamic engine, pixels; None takes `imgsz`.
         workspace: GiB of scratch memory TensorRT may use; None lets TensorRT decide.
         device: None, 0, "cuda:1", "dla:0", or "sm89" to build TensorRT-RTX engines for a GPU that is not here.
-        level: TensorRT's `builder_optimization_level`, 0 to 5; None takes TensorRT's default.
+        opt_level: TensorRT's `builder_optimization_level`, 0 to 5; None takes TensorRT's default.
         isolate: Build in a child process, so that a crash inside TensorRT ends as a BuildError.
         timing_cache: True for a file by GPU and TensorRT version in the user's cache folder, False for none, or a file.
         implicit: Calibrate with TensorRT's own calibrator instead of Q/DQ pairs in the graph.
@@ -58,11 +58,11 @@ class BuildSettings:
     batch: int = 1
     imgsz: tuple[int, int] = (640, 640)
     dynamic: bool = False
-    smallest: tuple[int, int] = (32, 32)
-    largest: tuple[int, int] | None = None
+    min_imgsz: tuple[int, int] = (32, 32)
+    max_imgsz: tuple[int, int] | None = None
     workspace: float | None = None
     device: str | int | None = None
-    level: int | None = None
+    opt_level: int | None = None
     isolate: bool = False
     timing_cache: bool | Path = True
     implicit: ImplicitCalibration | None = None
@@ -73,36 +73,38 @@ class BuildSettings:
                 f"precision={self.precision!r}", "no such precision", f"choose one of {', '.join(PRECISIONS)}"
             )
         if self.batch < 1:
-            raise RecipeError(f"batch={self.batch}", "a batch holds at least one picture", "pass batch=1 or more")
+            raise RecipeError(f"batch={self.batch}", "a batch holds at least one image", "pass batch=1 or more")
         if self.workspace is not None and self.workspace <= 0:
             raise RecipeError(
                 f"workspace={self.workspace}", "it must be above 0 GiB", "pass None to let TensorRT decide"
             )
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise RecipeError(f"level={self.level}", "TensorRT knows levels 0 to 5", "pass None for TensorRT's default")
+        if self.opt_level is not None and not 0 <= self.opt_level <= 5:
+            raise RecipeError(
+                f"opt_level={self.opt_level}", "TensorRT knows levels 0 to 5", "pass None for TensorRT's default"
+            )
         if self.implicit is not None and self.precision != "int8":
             raise RecipeError(
                 f"implicit calibration with precision={self.precision!r}",
                 "it belongs to INT8 only",
                 "pass precision='int8'",
             )
-        top = self.largest or self.imgsz
+        top = self.max_imgsz or self.imgsz
         if self.dynamic and not all(
-            low <= best <= high for low, best, high in zip(self.smallest, self.imgsz, top, strict=True)
+            low <= best <= high for low, best, high in zip(self.min_imgsz, self.imgsz, top, strict=True)
         ):
             raise RecipeError(
-                f"dynamic sizes {self.smallest} to {top} around imgsz {self.imgsz}",
+                f"dynamic sizes {self.min_imgsz} to {top} around imgsz {self.imgsz}",
                 "they are not in ascending order",
                 "let smallest <= imgsz <= largest hold for height and width",
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Built:
+class BuildResult:
     """An engine in memory.
 
     Attributes:
-        plan: What TensorRT serialised, without a header.
+        plan: What TensorRT serialized, without a header.
         seconds: Wall time of the build, seconds.
         facts: Where and how it was built: backend, tensorrt, cuda, driver, gpu, sm, warnings; JSON-ready.
         layers: The layer table as rows (see `layers.COLUMNS`), where the builder told it.

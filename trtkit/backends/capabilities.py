@@ -12,24 +12,24 @@ import re
 from types import ModuleType
 from typing import Any
 
-from trtkit.backends.devices import Device, Gpu, cuda_driver_version, device_of, find_gpus
+from trtkit.backends.devices import Device, Gpu, cuda_driver_version, find_gpus, parse_device
 from trtkit.errors import CapabilityError, RecipeError
 
 __all__ = [
     "BACKENDS",
     "DEFAULT_TARGET",
-    "INSTALL",
+    "INSTALL_HINTS",
     "TITLES",
     "Capabilities",
     "best",
     "capabilities",
-    "describe",
-    "module",
+    "get_build_target",
+    "import_bindings",
+    "probe",
     "require_build",
     "require_run",
+    "require_torch_cuda",
     "same_release",
-    "target_of",
-    "torch_with_cuda",
 ]
 
 
@@ -40,7 +40,7 @@ __all__ = [
 
 BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
-INSTALL = {
+INSTALL_HINTS = {
     "tensorrt": "run pip install 'trtkit[tensorrt]'",
     "tensorrt_rtx": "run pip install 'trtkit[rtx]'",
     "onnxruntime": "run pip install onnxruntime",
@@ -120,7 +120,7 @@ class Capabilities:
         """The GPU that a device name means.
 
         Args:
-            device: From `device_of`.
+            device: From `parse_device`.
             asked: What it is wanted for, for the error.
 
         Raises:
@@ -146,7 +146,7 @@ class Capabilities:
 
 
 @functools.cache
-def module(backend: str) -> ModuleType:
+def import_bindings(backend: str) -> ModuleType:
     """The backend's Python module, imported once.
 
     Args:
@@ -168,11 +168,11 @@ def module(backend: str) -> ModuleType:
         reasons.append(f"No module named {name!r} but its type stubs")
     installed = any(not reason.startswith("No module named") for reason in reasons)
     found_out = f"it does not import ({'; '.join(reasons)})" if installed else "it is not installed"
-    raise CapabilityError(f"use {TITLES[backend]}", found_out, INSTALL[backend])
+    raise CapabilityError(f"use {TITLES[backend]}", found_out, INSTALL_HINTS[backend])
 
 
 @functools.cache
-def describe(backend: str) -> Capabilities:
+def probe(backend: str) -> Capabilities:
     """Look at one backend; the look happens once a process.
 
     Args:
@@ -185,12 +185,12 @@ def describe(backend: str) -> Capabilities:
         raise RecipeError(f"backend={backend!r}", "no such backend", f"use one of {', '.join(BACKENDS)}")
     gpus = find_gpus()
     try:
-        found = module(backend)
+        found = import_bindings(backend)
     except CapabilityError as error:
         return Capabilities(backend=backend, missing=error.found, gpus=gpus)
     if backend == "onnxruntime":
         return Capabilities(backend=backend, present=True, version=found.__version__, gpus=gpus)
-    return _surface(found, backend, gpus)
+    return _probe_tensorrt(found, backend, gpus)
 
 
 def same_release(one: str, other: str) -> bool:
@@ -205,7 +205,7 @@ def same_release(one: str, other: str) -> bool:
     return shared > 0 and left[:shared] == right[:shared]
 
 
-def torch_with_cuda(asked: str) -> ModuleType:
+def require_torch_cuda(asked: str) -> ModuleType:
     """Torch, once it is known to see a GPU.
 
     Args:
@@ -223,7 +223,7 @@ def torch_with_cuda(asked: str) -> ModuleType:
     return torch
 
 
-def _surface(trt: Any, backend: str, gpus: tuple[Gpu, ...]) -> Capabilities:
+def _probe_tensorrt(trt: Any, backend: str, gpus: tuple[Gpu, ...]) -> Capabilities:
     flags, creation = trt.BuilderFlag, trt.NetworkDefinitionCreationFlag
     typed = hasattr(creation, "STRONGLY_TYPED")
     fp16 = hasattr(flags, "FP16")
@@ -247,14 +247,14 @@ def _surface(trt: Any, backend: str, gpus: tuple[Gpu, ...]) -> Capabilities:
         has_timing_cache=hasattr(trt, "ITimingCache") and not hasattr(trt, "IRuntimeCache"),
         has_parser_nodes=hasattr(trt.ParserError, "node_name"),
         has_output_allocator=hasattr(trt, "IOutputAllocator"),
-        limit_tactics=hasattr(trt.TacticSource, "CUDNN") and not _libraries_work(),
+        limit_tactics=hasattr(trt.TacticSource, "CUDNN") and not _cuda_libraries_load(),
         cross_build_targets=tuple(name.lower() for name in targets),
         gpus=gpus,
-        torch_cuda=_torch_cuda(),
+        torch_cuda=_torch_sees_gpu(),
     )
 
 
-def _libraries_work() -> bool:
+def _cuda_libraries_load() -> bool:
     """Whether cuDNN and cuBLAS load and tell a version: an empty stand-in loads too, and its tactics crash a build."""
     import ctypes
 
@@ -275,12 +275,12 @@ def _libraries_work() -> bool:
     return True
 
 
-def _torch_cuda() -> bool:
+def _torch_sees_gpu() -> bool:
     # With no driver, importing torch would only cost seconds.
     if not cuda_driver_version():
         return False
     try:
-        torch_with_cuda("look for CUDA")
+        require_torch_cuda("look for CUDA")
     except CapabilityError:
         return False
     return True
@@ -299,7 +299,7 @@ def capabilities(backend: str | None = None) -> Capabilities:
     Raises:
         RecipeError: No such backend.
     """
-    return describe(backend if backend is not None else best())
+    return probe(backend if backend is not None else best())
 
 
 def best(kind: str = "build") -> str:
@@ -311,9 +311,9 @@ def best(kind: str = "build") -> str:
     Returns:
         "tensorrt" where it and a GPU are there, else "tensorrt_rtx" where it can do it, else "onnxruntime".
     """
-    if describe("tensorrt").present and find_gpus():
+    if probe("tensorrt").present and find_gpus():
         return "tensorrt"
-    rtx = describe("tensorrt_rtx")
+    rtx = probe("tensorrt_rtx")
     if rtx.present and (kind == "build" or (rtx.gpu is not None and rtx.gpu.sm in rtx.cross_build_targets)):
         return "tensorrt_rtx"
     return "onnxruntime"
@@ -324,7 +324,7 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        device: As `device_of` reads it.
+        device: As `parse_device` reads it.
 
     Returns:
         The backend's capabilities.
@@ -333,21 +333,21 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
         CapabilityError: What is missing, and the command that brings it.
         RecipeError: No such backend or device name.
     """
-    wanted = device_of(device)
+    wanted = parse_device(device)
     if backend is None:
-        backend = "tensorrt_rtx" if wanted.kind == "sm" and describe("tensorrt_rtx").present else best("build")
+        backend = "tensorrt_rtx" if wanted.kind == "sm" and probe("tensorrt_rtx").present else best("build")
         if backend == "onnxruntime":
             raise CapabilityError(
-                "build a TensorRT engine", "neither TensorRT nor TensorRT-RTX works here", INSTALL["tensorrt_rtx"]
+                "build a TensorRT engine", "neither TensorRT nor TensorRT-RTX works here", INSTALL_HINTS["tensorrt_rtx"]
             )
-    found = describe(backend)
+    found = probe(backend)
     asked = f"build a {TITLES[backend]} engine"
     if backend == "onnxruntime":
         raise CapabilityError(
             asked, "ONNX Runtime runs graphs and builds nothing", "pass format='onnx', or another backend"
         )
     if not found.present:
-        raise CapabilityError(asked, found.missing, INSTALL[backend])
+        raise CapabilityError(asked, found.missing, INSTALL_HINTS[backend])
     if wanted.kind == "cpu":
         raise CapabilityError(f"{asked} for device='cpu'", "engines are for GPUs", "pass device=0, or format='onnx'")
     if wanted.kind == "sm":
@@ -372,7 +372,7 @@ def require_run(backend: str, *, device: str | int | None = None) -> Capabilitie
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
-        device: As `device_of` reads it.
+        device: As `parse_device` reads it.
 
     Returns:
         The backend's capabilities.
@@ -381,11 +381,11 @@ def require_run(backend: str, *, device: str | int | None = None) -> Capabilitie
         CapabilityError: What is missing, and the command that brings it.
         RecipeError: No such backend or device name.
     """
-    found = describe(backend)
+    found = probe(backend)
     asked = f"run a {TITLES[backend]} engine"
     if not found.present:
-        raise CapabilityError(asked, found.missing, INSTALL[backend])
-    wanted = device_of(device)
+        raise CapabilityError(asked, found.missing, INSTALL_HINTS[backend])
+    wanted = parse_device(device)
     if wanted.kind in ("cpu", "sm"):
         raise CapabilityError(f"{asked} on {device!r}", "engines run on GPUs", "pass device=0, or open the ONNX file")
     if not found.gpus:
@@ -400,16 +400,16 @@ def require_run(backend: str, *, device: str | int | None = None) -> Capabilitie
     return found
 
 
-def target_of(found: Capabilities, device: Device) -> str:
+def get_build_target(capabilities: Capabilities, device: Device) -> str:
     """The compute capability that TensorRT-RTX builds for: the named one, the GPU's, or `DEFAULT_TARGET`.
 
     Args:
-        found: Of TensorRT-RTX.
-        device: From `device_of`.
+        capabilities: Of TensorRT-RTX.
+        device: From `parse_device`.
     """
     if device.kind == "sm":
         return device.sm
-    return found.gpus[device.gpu].sm if found.gpus else DEFAULT_TARGET
+    return capabilities.gpus[device.gpu].sm if capabilities.gpus else DEFAULT_TARGET
 
 
 def _require_target(found: Capabilities, sm: str, asked: str) -> None:

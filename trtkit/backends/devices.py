@@ -16,7 +16,7 @@ from typing import Any
 
 from trtkit.errors import RecipeError
 
-__all__ = ["Device", "Gpu", "cuda_driver_version", "device_of", "find_gpus", "free_memory"]
+__all__ = ["Device", "Gpu", "cuda_driver_version", "find_gpus", "parse_device", "query_free_memory"]
 
 FIELDS = "index,uuid,name,compute_cap,memory.total,driver_version,clocks.sm,clocks.mem,clocks.max.sm"
 
@@ -71,7 +71,7 @@ class Device:
         return self.index if self.kind == "cuda" else 0
 
 
-def device_of(device: str | int | None) -> Device:
+def parse_device(device: str | int | None) -> Device:
     """Read a device name.
 
     Args:
@@ -110,7 +110,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     return tuple(merged)
 
 
-def free_memory(index: int) -> int | None:
+def query_free_memory(index: int) -> int | None:
     """Bytes free on a GPU right now, or None where nothing can tell."""
     torch = _cuda_torch()
     return None if torch is None else int(torch.cuda.mem_get_info(index)[0])

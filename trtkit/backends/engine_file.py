@@ -11,16 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trtkit.backends.capabilities import TITLES, Capabilities, same_release
-from trtkit.backends.devices import Device, device_of
+from trtkit.backends.devices import Device, parse_device
 from trtkit.errors import EngineError
-from trtkit.files import hash_of, write_bytes, writing
-from trtkit.models.model import Card
-from trtkit.results import versions
+from trtkit.files import atomic_write, hash_parts, write_bytes
+from trtkit.models.model import ModelInfo
+from trtkit.results import package_versions
 
 if TYPE_CHECKING:
-    from trtkit.backends.build_settings import BuildSettings, Built
+    from trtkit.backends.build_settings import BuildResult, BuildSettings
 
-__all__ = ["EngineFile", "Mismatch", "Passport", "check", "read_engine", "strip_engine", "wrap_engine", "write_engine"]
+__all__ = [
+    "EngineFile",
+    "Mismatch",
+    "Passport",
+    "check_compatibility",
+    "read_engine",
+    "strip_engine",
+    "wrap_engine",
+    "write_engine",
+]
 
 
 # The passport of an engine: where it comes from, and whether it runs here.
@@ -79,9 +88,9 @@ class Passport:
     layers: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
-    def of(
+    def from_build(
         cls,
-        built: Built,
+        built: BuildResult,
         settings: BuildSettings,
         *,
         backend: str,
@@ -105,7 +114,7 @@ class Passport:
             graph_hash: SHA-256 of the ONNX graph.
             created: UTC time, ISO 8601.
         """
-        device = device_of(settings.device)
+        device = parse_device(settings.device)
         return cls(
             backend=backend,
             tensorrt=str(built.facts.get("tensorrt", "")),
@@ -122,12 +131,12 @@ class Passport:
             graph_hash=graph_hash,
             data_hash=data_hash,
             calibration_hash=calibration_hash,
-            plan_hash=hash_of(built.plan),
+            plan_hash=hash_parts(built.plan),
             plan_size=len(built.plan),
             build_seconds=round(built.seconds, 3),
             created=created,
             recipe=dict(recipe or {}),
-            versions=versions(),
+            versions=package_versions(),
             layers=tuple(built.layers),
         )
 
@@ -168,12 +177,14 @@ class Mismatch:
         return f"{self.found}; {self.do}."
 
 
-def check(passport: Passport, found: Capabilities, device: Device | None = None) -> Mismatch | None:
+def check_compatibility(
+    passport: Passport, capabilities: Capabilities, device: Device | None = None
+) -> Mismatch | None:
     """Compare an engine's passport with this machine.
 
     Args:
         passport: The engine's.
-        found: What the backend that shall run it can do here.
+        capabilities: What the backend that shall run it can do here.
         device: Where it shall run; None means the first GPU.
 
     Returns:
@@ -182,27 +193,27 @@ def check(passport: Passport, found: Capabilities, device: Device | None = None)
     again = "export the model again on this machine"
     title = TITLES.get(passport.backend, passport.backend)
     built = f"it was built by {title} {passport.tensorrt} for {passport.gpu or passport.sm}"
-    if passport.backend != found.backend:
+    if passport.backend != capabilities.backend:
         return Mismatch(
-            found=f"{built}, not for {TITLES[found.backend]}",
+            found=f"{built}, not for {TITLES[capabilities.backend]}",
             do=f"open it with backend={passport.backend!r}, or {again}",
         )
-    if not same_release(passport.tensorrt, found.version):
+    if not same_release(passport.tensorrt, capabilities.version):
         return Mismatch(
-            found=f"{built}, and {title} {found.version} is installed",
+            found=f"{built}, and {title} {capabilities.version} is installed",
             do=f"install {title} {passport.tensorrt}, or {again}",
         )
     index = device.gpu if device is not None else 0
-    if index < len(found.gpus) and found.gpus[index].sm != passport.sm:
-        gpu = found.gpus[index]
+    if index < len(capabilities.gpus) and capabilities.gpus[index].sm != passport.sm:
+        gpu = capabilities.gpus[index]
         return Mismatch(found=f"{built} ({passport.sm}), and this GPU is {gpu.name} ({gpu.sm})", do=again)
     return None
 
 
-KEY = "trtkit"
+METADATA_KEY = "trtkit"
 # Plans start with a letter and "trt": "ptrt" and "ftrt" are TensorRT's, "vtrt" is TensorRT-RTX's.
-MARK, RTX_MARK = b"trt", b"vtrt"
-LONGEST_HEADER = 64 * 2**20
+PLAN_MAGIC, RTX_PLAN_MAGIC = b"trt", b"vtrt"
+MAX_HEADER_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +224,7 @@ class EngineFile:
         path: The file.
         metadata: Ultralytics' keys; empty for a bare plan.
         passport: Ours, or None for engines of others.
-        plan: What TensorRT deserialises.
+        plan: What TensorRT deserializes.
         backend: "tensorrt" or "tensorrt_rtx", by the passport or by the plan's first bytes.
     """
 
@@ -223,7 +234,7 @@ class EngineFile:
     plan: bytes = dataclasses.field(repr=False)
     backend: str
 
-    def card(self, *, task: str | None = None, names: Mapping[int, str] | None = None) -> Card:
+    def info(self, *, task: str | None = None, names: Mapping[int, str] | None = None) -> ModelInfo:
         """The model's description.
 
         Args:
@@ -233,7 +244,7 @@ class EngineFile:
         Raises:
             EngineError: The task is unknown, or the metadata does not parse.
         """
-        known = {key: value for key, value in self.metadata.items() if key != KEY}
+        known = {key: value for key, value in self.metadata.items() if key != METADATA_KEY}
         if task is not None:
             known["task"] = task
         if names is not None:
@@ -244,7 +255,7 @@ class EngineFile:
             )
         known.setdefault("names", {})
         try:
-            return Card.from_metadata(known)
+            return ModelInfo.from_metadata(known)
         except (KeyError, ValueError, TypeError) as error:
             raise EngineError(
                 f"open {self.path}", f"its metadata does not parse ({error})", "export the model again"
@@ -254,7 +265,7 @@ class EngineFile:
 def write_engine(
     path: str | Path,
     plan: bytes,
-    metadata: Mapping[str, Any] | Card,
+    metadata: Mapping[str, Any] | ModelInfo,
     passport: Passport | None,
     *,
     overwrite: bool = True,
@@ -263,22 +274,22 @@ def write_engine(
 
     Args:
         path: The file.
-        plan: From `Built`.
-        metadata: Ultralytics' keys (`Card.to_metadata`), or a card.
+        plan: From `BuildResult`.
+        metadata: Ultralytics' keys (`ModelInfo.to_metadata`), or a card.
         passport: Where it comes from; None writes a file as Ultralytics does.
         overwrite: Replace the file if it exists.
 
     Raises:
         OutputError: The file can't be written, or exists.
     """
-    header = dict(metadata.to_metadata() if isinstance(metadata, Card) else metadata)
+    header = dict(metadata.to_metadata() if isinstance(metadata, ModelInfo) else metadata)
     if passport is not None:
-        header[KEY] = passport.to_dict()
+        header[METADATA_KEY] = passport.to_dict()
         if passport.dla is not None:
             # Ultralytics' loader picks the core by this key.
             header["dla"] = str(passport.dla)
     text = json.dumps(header, ensure_ascii=False, default=str).encode()
-    with writing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+    with atomic_write(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(4, "little"))
         file.write(text)
         file.write(plan)
@@ -301,14 +312,16 @@ def read_engine(path: str | Path) -> EngineFile:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(4)
-        if start[1:] == MARK:
-            return EngineFile(path=path, metadata={}, passport=None, plan=start + file.read(), backend=_backend(start))
-        metadata = _header(file, start, size, asked)
+        if start[1:] == PLAN_MAGIC:
+            return EngineFile(
+                path=path, metadata={}, passport=None, plan=start + file.read(), backend=_detect_backend(start)
+            )
+        metadata = _read_header(file, start, size, asked)
         plan = file.read()
     passport = None
-    if KEY in metadata:
+    if METADATA_KEY in metadata:
         try:
-            passport = Passport.from_dict(metadata[KEY])
+            passport = Passport.from_dict(metadata[METADATA_KEY])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise EngineError(asked, f"its passport does not parse ({error})", "export the model again") from error
         if len(plan) != passport.plan_size:
@@ -317,13 +330,13 @@ def read_engine(path: str | Path) -> EngineFile:
                 f"it is cut short: {len(plan):,} of {passport.plan_size:,} bytes of the plan are there",
                 "copy it again",
             )
-        if hash_of(plan) != passport.plan_hash:
+        if hash_parts(plan) != passport.plan_hash:
             raise EngineError(
                 asked, "its plan is not the one its passport was made for", "copy it again, or export again"
             )
     elif not plan:
         raise EngineError(asked, "it is cut short: there is no plan behind the header", "copy it again")
-    backend = passport.backend if passport is not None else _backend(plan[:4])
+    backend = passport.backend if passport is not None else _detect_backend(plan[:4])
     return EngineFile(path=path, metadata=metadata, passport=passport, plan=plan, backend=backend)
 
 
@@ -345,7 +358,7 @@ def strip_engine(path: str | Path, output: str | Path, *, overwrite: bool = Fals
 def wrap_engine(
     plan: str | Path,
     output: str | Path,
-    card: Card,
+    info: ModelInfo,
     passport: Passport | None = None,
     *,
     overwrite: bool = False,
@@ -356,23 +369,23 @@ def wrap_engine(
     Args:
         plan: A bare plan, or an engine whose header is replaced.
         output: The engine.
-        card: What the model does.
+        info: What the model does.
         passport: Where it comes from, if known; its plan hash and size must be those of `plan`.
         overwrite: Replace the output if it exists.
-        **args: Further keys of `Card.to_metadata`, such as batch=8.
+        **args: Further keys of `ModelInfo.to_metadata`, such as batch=8.
 
     Raises:
         EngineError: `plan` is no engine.
         OutputError: The output can't be written.
     """
-    return write_engine(output, read_engine(plan).plan, card.to_metadata(**args), passport, overwrite=overwrite)
+    return write_engine(output, read_engine(plan).plan, info.to_metadata(**args), passport, overwrite=overwrite)
 
 
-def _backend(mark: bytes) -> str:
-    return "tensorrt_rtx" if mark == RTX_MARK else "tensorrt"
+def _detect_backend(mark: bytes) -> str:
+    return "tensorrt_rtx" if mark == RTX_PLAN_MAGIC else "tensorrt"
 
 
-def _header(file: BinaryIO, start: bytes, size: int, asked: str) -> dict[str, Any]:
+def _read_header(file: BinaryIO, start: bytes, size: int, asked: str) -> dict[str, Any]:
     """The JSON behind the length that the file starts with."""
     length = int.from_bytes(start, "little")
     if len(start) < 4 or size == 0:
@@ -380,7 +393,7 @@ def _header(file: BinaryIO, start: bytes, size: int, asked: str) -> dict[str, An
     foreign = EngineError(
         asked, "it is no TensorRT engine", "name a .engine file that trtkit or Ultralytics wrote, or a plan"
     )
-    if not 2 <= length <= LONGEST_HEADER or file.read(1) != b"{":
+    if not 2 <= length <= MAX_HEADER_BYTES or file.read(1) != b"{":
         raise foreign
     if length > size - 4:
         raise EngineError(asked, "it is cut short inside its header", "copy it again")

@@ -13,10 +13,10 @@ import onnx
 
 from trtkit.backends.base import Runner
 from trtkit.errors import CapabilityError, EngineError
-from trtkit.graph.fp16 import rounded
+from trtkit.graph.fp16 import emulate_fp16
 from trtkit.models.onnx_model import from_proto, read_onnx
 
-__all__ = ["OrtRunner", "precision_of"]
+__all__ = ["OrtRunner", "detect_precision"]
 
 INPUT_TYPES = {
     "tensor(float)": np.float32,
@@ -64,18 +64,18 @@ class OrtRunner(Runner):
         assert proto is not None
         told = model.notes.get("trtkit", {})
         self.path = path
-        self.card = model.card
+        self.info = model.info
         self.imgsz = model.imgsz
         self.hash = str(told.get("model_hash") or model.hash)
-        self.precision = str(told.get("precision") or precision_of(proto))
-        self.session, version = _session(proto, path, threads=threads)
+        self.precision = str(told.get("precision") or detect_precision(proto))
+        self.session, version = _create_session(proto, path, threads=threads)
         self.name = f"ONNX Runtime {version} CPU"
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
         self.input_name = next(iter(self.inputs))
         open_sides = [not isinstance(side, int) for side in self.inputs[self.input_name].shape]
-        self.rows: int | None = None if open_sides[0] else self.inputs[self.input_name].shape[0]
-        self.batch = self.rows
+        self.fixed_batch: int | None = None if open_sides[0] else self.inputs[self.input_name].shape[0]
+        self.batch = self.fixed_batch
         self.dynamic = any(open_sides)
         self._lock = threading.Lock()
 
@@ -95,9 +95,9 @@ class OrtRunner(Runner):
                 f"the graph takes {sorted(self.inputs)}",
                 "feed exactly these",
             )
-        pictures = len(given[self.input_name])
-        self.refuse_batch(pictures)
-        ready = {name: self._fitted(name, value) for name, value in given.items()}
+        images = len(given[self.input_name])
+        self.check_batch(images)
+        ready = {name: self._prepare_input(name, value) for name, value in given.items()}
         try:
             values = self.session.run(self.outputs, ready)
         except Exception as error:
@@ -109,7 +109,7 @@ class OrtRunner(Runner):
             ) from error
         results = {}
         for name, value in zip(self.outputs, values, strict=True):
-            rows = value[:pictures] if self.rows is not None and len(value) == self.rows else value
+            rows = value[:images] if self.fixed_batch is not None and len(value) == self.fixed_batch else value
             results[name] = np.asarray(rows, dtype=np.float32)
         return results
 
@@ -118,19 +118,19 @@ class OrtRunner(Runner):
         with self._lock:
             self.session = None
 
-    def _fitted(self, name: str, value: np.ndarray) -> np.ndarray:
+    def _prepare_input(self, name: str, value: np.ndarray) -> np.ndarray:
         """The input in the graph's type, padded with zeros to the batch of a static graph."""
         wanted = INPUT_TYPES.get(self.inputs[name].type, np.float32)
         value = np.ascontiguousarray(value, dtype=wanted)
-        missing = (self.rows or 0) - len(value)
+        missing = (self.fixed_batch or 0) - len(value)
         if missing > 0:
             value = np.concatenate([value, np.zeros((missing, *value.shape[1:]), dtype=value.dtype)])
         return value
 
 
-def precision_of(proto: onnx.ModelProto) -> str:
+def detect_precision(proto: onnx.ModelProto) -> str:
     """The precision a graph is written in, judged by its nodes and weights: "fp32", "fp16" or "int8"."""
-    if _has_quantisers(proto):
+    if _has_qdq(proto):
         return "int8"
     halves = sum(
         np.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16
@@ -141,11 +141,11 @@ def precision_of(proto: onnx.ModelProto) -> str:
     return "fp16" if halves > floats else "fp32"
 
 
-def _has_quantisers(proto: onnx.ModelProto) -> bool:
+def _has_qdq(proto: onnx.ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in proto.graph.node)
 
 
-def _session(proto: onnx.ModelProto, path: Path | None, *, threads: int | None) -> tuple[Any, str]:
+def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int | None) -> tuple[Any, str]:
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -154,15 +154,15 @@ def _session(proto: onnx.ModelProto, path: Path | None, *, threads: int | None) 
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    if _has_quantisers(proto):
-        # A Q/DQ graph is run by its own arithmetic: quantise, dequantise, float convolution. The integer kernels that
+    if _has_qdq(proto):
+        # A Q/DQ graph is run by its own arithmetic: quantize, dequantize, float convolution. The integer kernels that
         # ONNX Runtime would fuse it into saturate in 16 bits on processors without VNNI (u8 x s8 on AVX2), and its
-        # last optimisation level reorders sums (NCHWc), which moves values across rounding steps. Measured on yolo11n
-        # (2 cores, 640 px): these settings equal the unoptimised graph bit for bit at 71 ms; fused 73 ms; the
+        # last optimization level reorders sums (NCHWc), which moves values across rounding steps. Measured on yolo11n
+        # (2 cores, 640 px): these settings equal the unoptimized graph bit for bit at 71 ms; fused 73 ms; the
         # "session.x64quantprecision" way 73-144 ms; the full level without fusing moved scores by up to 0.10.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    exact = rounded(proto)
+    exact = emulate_fp16(proto)
     try:
         # A path lets ONNX Runtime find weights stored beside the graph.
         model = str(path) if path is not None and exact is proto else exact.SerializeToString()

@@ -1,4 +1,4 @@
-"""Pictures -> the range of every tensor that INT8 may carry."""
+"""Images -> the range of every tensor that INT8 may carry."""
 
 from trtkit.calibration.algorithms import ALGORITHMS
 from trtkit.calibration.calibration import Calibration

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, Seen
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, TensorStats
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import CalibrationError
-from trtkit.progress import Cancel, Progress, Work
+from trtkit.progress import CancelToken, Progress, Reporter
 
-__all__ = ["PERCENTILES", "Readings", "clipped_share"]
+__all__ = ["PERCENTILES", "AlgorithmComparison", "clipped_share"]
 
 PERCENTILES = (99.0, 99.5, 99.9, 99.95, 99.99, 99.995, PERCENTILE, 99.9999, 100.0)
 """Percentiles worth a try, percent; 100 is the largest value rounded up to a bin."""
@@ -24,7 +24,7 @@ FREE = ("minmax", "moving_average")
 """Algorithms that need no histograms."""
 
 
-class Readings:
+class AlgorithmComparison:
     """A calibration read by any algorithm, each once.
 
     Args:
@@ -36,13 +36,13 @@ class Readings:
         self._read: dict[tuple[str, float | None], Calibration] = {
             (calibration.algorithm, calibration.percentile): calibration
         }
-        self._merged: dict[str, Seen | None] = {}
+        self._merged: dict[str, TensorStats | None] = {}
 
-    def refusals(self) -> dict[str, str]:
+    def unavailable_reasons(self) -> dict[str, str]:
         """By algorithm, why this pass can't be read by it; "" where it can."""
         return {name: self._refusal(name) for name in ALGORITHMS}
 
-    def using(self, algorithm: str, percentile: float | None = None) -> Calibration:
+    def with_algorithm(self, algorithm: str, percentile: float | None = None) -> Calibration:
         """As `Calibration.using`, at once where it was asked before.
 
         Raises:
@@ -52,16 +52,18 @@ class Readings:
             percentile = PERCENTILE if percentile is None else percentile
         key = (algorithm, percentile)
         if key not in self._read:
-            self._read[key] = self.calibration.using(algorithm, percentile=percentile)
+            self._read[key] = self.calibration.with_algorithm(algorithm, percentile=percentile)
         return self._read[key]
 
-    def at_once(self, algorithm: str, percentile: float | None = None) -> bool:
+    def is_immediate(self, algorithm: str, percentile: float | None = None) -> bool:
         """Whether `using` answers without searching every histogram."""
         if self._refusal(algorithm):
             return False
         return algorithm not in SEARCHED or (algorithm, percentile) in self._read
 
-    def prepare(self, *, progress: Progress | None = None, cancel: Cancel | None = None) -> Readings:
+    def compute_all(
+        self, *, progress: Progress | None = None, cancel: CancelToken | None = None
+    ) -> AlgorithmComparison:
         """Read every algorithm that takes seconds, so that each is there at once later.
 
         Args:
@@ -71,15 +73,15 @@ class Readings:
         Raises:
             CancelledError: The caller cancelled; what was read stays.
         """
-        work = Work(progress, cancel)
+        reporter = Reporter(progress, cancel)
         names = [name for name in SEARCHED if not self._refusal(name)]
         for done, name in enumerate(names):
-            work.step("read every algorithm off the pass", done, len(names))
-            self.using(name)
-        work.step("read every algorithm off the pass", len(names), len(names))
+            reporter.step("read every algorithm off the pass", done, len(names))
+            self.with_algorithm(name)
+        reporter.step("read every algorithm off the pass", len(names), len(names))
         return self
 
-    def seen(self, tensor: str) -> Seen | None:
+    def stats(self, tensor: str) -> TensorStats | None:
         """What the pass saw of a tensor; of one that only moves values, its sources taken together.
 
         A pooling or a resizing drops or repeats values of its source, so that counts are then its source's.
@@ -102,9 +104,9 @@ class Readings:
         Raises:
             CalibrationError: As `using`.
         """
-        return self.frame_of(self.using(algorithm, percentile))
+        return self.frame_for(self.with_algorithm(algorithm, percentile))
 
-    def frame_of(self, found: Calibration) -> pl.DataFrame:
+    def frame_for(self, found: Calibration) -> pl.DataFrame:
         """As `frame`, of ranges that were chosen by other means, such as a search's.
 
         Args:
@@ -113,7 +115,7 @@ class Readings:
         rows = []
         for tensor, (low, high) in found.ranges.items():
             reach = max(abs(low), abs(high))
-            seen = self.seen(tensor)
+            seen = self.stats(tensor)
             largest = reach if seen is None else max(abs(seen.low), abs(seen.high))
             rows.append(
                 {
@@ -133,17 +135,17 @@ class Readings:
     def _refusal(self, algorithm: str) -> str:
         if algorithm == self.calibration.algorithm:
             return ""
-        if not self.calibration.seen:
+        if not self.calibration.stats:
             return "the calibration holds scales only, as a cache of TensorRT's does"
         if algorithm not in FREE and not self.calibration.histograms:
             return "no histograms were kept; calibrate with histograms=True"
         return ""
 
-    def _together(self, tensor: str) -> Seen | None:
-        found = self.calibration.seen.get(tensor)
+    def _together(self, tensor: str) -> TensorStats | None:
+        found = self.calibration.stats.get(tensor)
         if found is not None:
             return found
-        parts = [part for name in self.calibration.sources.get(tensor, ()) if (part := self.seen(name)) is not None]
+        parts = [part for name in self.calibration.sources.get(tensor, ()) if (part := self.stats(name)) is not None]
         if not parts:
             return None
         histogram: Histogram | None = None
@@ -152,7 +154,7 @@ class Readings:
             histogram = kept[0]
             for other in kept[1:]:
                 histogram = histogram.merge(other)
-        return Seen(
+        return TensorStats(
             low=min(part.low for part in parts),
             high=max(part.high for part in parts),
             average_low=min(part.average_low for part in parts),

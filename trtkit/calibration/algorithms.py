@@ -20,11 +20,11 @@ __all__ = [
     "ALGORITHMS",
     "BINS",
     "PERCENTILE",
+    "CountingBuffer",
     "Histogram",
-    "Room",
-    "Seen",
+    "TensorStats",
+    "compute_magnitude",
     "entropy",
-    "magnitude",
     "mean_squared_error",
     "percentile_of",
 ]
@@ -43,7 +43,7 @@ _STEP = 1 << 19
 _SMALLEST, _LARGEST = -100, 128
 
 
-class Room:
+class CountingBuffer:
     """Room to count in, for one thread; taken once, since memory fresh from the system costs more than the counting."""
 
     def __init__(self) -> None:
@@ -81,23 +81,23 @@ class Histogram:
         return np.arange(BINS + 1, dtype=np.float64) * self.width
 
     def add(
-        self, values: NDArray[np.float32], room: Room | None = None
+        self, values: NDArray[np.float32], buffer: CountingBuffer | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Count the values of a tensor.
 
         Args:
             values: Float32 of shape (n, ...), none of it 0.
-            room: To count in; None takes new room.
+            buffer: To count in; None takes new room.
 
         Returns:
             The lowest and the highest of each of the n parts; where a part holds NaN or an infinity, one of the two is
             not finite, and not all values were counted.
         """
         rows = np.ascontiguousarray(values).reshape(len(values), -1)
-        room = room or Room()
+        buffer = buffer or CountingBuffer()
         if rows.size <= _STEP:
             low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
-            self._count(rows.reshape(-1), low.min(), high.max(), room)
+            self._count(rows.reshape(-1), low.min(), high.max(), buffer)
             return low, high
         low, high = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
         for index, row in enumerate(rows):
@@ -106,10 +106,10 @@ class Histogram:
                 lowest, highest = float(part.min()), float(part.max())
                 # np.minimum, unlike min, keeps a NaN.
                 low[index], high[index] = np.minimum(low[index], lowest), np.maximum(high[index], highest)
-                self._count(part, lowest, highest, room)
+                self._count(part, lowest, highest, buffer)
         return low, high
 
-    def _count(self, part: NDArray[np.float32], low: float, high: float, room: Room) -> None:
+    def _count(self, part: NDArray[np.float32], low: float, high: float, room: CountingBuffer) -> None:
         """Count values between `low` and `high`."""
         if not (math.isfinite(low) and math.isfinite(high)):
             return
@@ -167,13 +167,13 @@ LEVELS = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
+class TensorStats:
     """What one pass saw of a tensor.
 
     Attributes:
         low: Its lowest value.
         high: Its highest value.
-        average_low: The moving average of the pictures' lowest values.
+        average_low: The moving average of the images' lowest values.
         average_high: The moving average of their highest.
         histogram: Counts of |x|, or None where only the extremes were taken.
     """
@@ -185,11 +185,11 @@ class Seen:
     histogram: Histogram | None = None
 
 
-def magnitude(seen: Seen, algorithm: str, *, percentile: float = PERCENTILE, tensor: str = "") -> float:
+def compute_magnitude(stats: TensorStats, algorithm: str, *, percentile: float = PERCENTILE, tensor: str = "") -> float:
     """The magnitude that a tensor's INT8 scale reaches, by an algorithm.
 
     Args:
-        seen: What was seen of the tensor.
+        stats: What was seen of the tensor.
         algorithm: One of `ALGORITHMS`.
         percentile: For "percentile": the share of values that are not clipped, percent.
         tensor: Its name, for the error.
@@ -197,16 +197,16 @@ def magnitude(seen: Seen, algorithm: str, *, percentile: float = PERCENTILE, ten
     Raises:
         CalibrationError: The algorithm needs a histogram and none was kept, or there is no such algorithm.
     """
-    largest = max(abs(seen.low), abs(seen.high))
+    largest = max(abs(stats.low), abs(stats.high))
     if algorithm == "minmax":
         return largest
     if algorithm == "moving_average":
-        return max(abs(seen.average_low), abs(seen.average_high))
+        return max(abs(stats.average_low), abs(stats.average_high))
     if algorithm not in ALGORITHMS:
         raise CalibrationError(
             f"calibrate with {algorithm!r}", "there is no such algorithm", f"use one of {', '.join(ALGORITHMS)}"
         )
-    histogram = seen.histogram
+    histogram = stats.histogram
     if histogram is None:
         raise CalibrationError(
             f"read ranges by {algorithm} off a calibration",

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, Seen, magnitude
-from trtkit.calibration.collector import spread
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, TensorStats, compute_magnitude
+from trtkit.calibration.collector import propagate_ranges
 from trtkit.errors import CalibrationError
-from trtkit.files import hash_of
-from trtkit.results import Origin, Result
-from trtkit.threads import over
+from trtkit.files import hash_parts
+from trtkit.results import Provenance, Result
+from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from trtkit.models import Model
 
-__all__ = ["Calibration", "read_ranges"]
+__all__ = ["Calibration", "compute_ranges"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -30,16 +30,16 @@ class Calibration(Result):
 
     Attributes:
         ranges: Lowest and highest value each tensor's INT8 scale has to cover, by tensor name, in graph order.
-        algorithm: How they were read off the pictures: one of `ALGORITHMS`, or "tensorrt" for a cache of TensorRT's.
+        algorithm: How they were read off the images: one of `ALGORITHMS`, or "tensorrt" for a cache of TensorRT's.
         percentile: For "percentile", the share of values not clipped, percent; None otherwise.
-        images: Pictures that were seen.
+        images: Images that were seen.
         split: The split they came from.
-        skipped: Pictures that could not be read.
+        skipped: Images that could not be read.
         seen: Exact extremes, moving averages and, where they were kept, histograms of the measured tensors.
         sources: For the other tensors, which only move values, what they take them from.
         corrections: What is added to the bias of a layer that runs in INT8, by node name: what bias correction found.
         notes: What a reader should know, such as why a cache was not used.
-        origin: Model, data, versions, machine, settings and seed.
+        provenance: Model, data, versions, machine, settings and seed.
     """
 
     kind: ClassVar[str] = "calibration"
@@ -50,26 +50,26 @@ class Calibration(Result):
     images: int
     split: str
     skipped: tuple[str, ...] = ()
-    seen: Mapping[str, Seen] = dataclasses.field(default_factory=dict)
+    stats: Mapping[str, TensorStats] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     corrections: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    origin: Origin
+    provenance: Provenance
 
     @property
     def hash(self) -> str:
         """SHA-256 over the ranges, the model and the data, 64 hex digits."""
         parts = [f"{name} {low!r} {high!r}" for name, (low, high) in self.ranges.items()]
         parts += [f"{name} {values!r}" for name, values in self.corrections.items()]
-        return hash_of(self.algorithm, self.origin.model_hash, self.origin.data_hash or "", *parts)
+        return hash_parts(self.algorithm, self.provenance.model_hash, self.provenance.data_hash or "", *parts)
 
     @property
     def histograms(self) -> Mapping[str, Histogram]:
         """Counts of the magnitudes of each measured tensor; empty where only extremes were taken."""
-        return {name: seen.histogram for name, seen in self.seen.items() if seen.histogram is not None}
+        return {name: seen.histogram for name, seen in self.stats.items() if seen.histogram is not None}
 
-    def using(self, algorithm: str, *, percentile: float | None = None) -> Calibration:
-        """The same pass read by another algorithm; no picture is looked at again.
+    def with_algorithm(self, algorithm: str, *, percentile: float | None = None) -> Calibration:
+        """The same pass read by another algorithm; no image is looked at again.
 
         Args:
             algorithm: One of `ALGORITHMS`.
@@ -78,7 +78,7 @@ class Calibration(Result):
         Raises:
             CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
         """
-        settings = {**self.origin.settings, "algorithm": algorithm, "percentile": None}
+        settings = {**self.provenance.settings, "algorithm": algorithm, "percentile": None}
         if algorithm == "percentile":
             settings["percentile"] = percentile = PERCENTILE if percentile is None else percentile
         elif percentile is not None:
@@ -89,11 +89,11 @@ class Calibration(Result):
             )
         return dataclasses.replace(
             self,
-            ranges=read_ranges(self.seen, self.sources, tuple(self.ranges), algorithm, percentile),
+            ranges=compute_ranges(self.stats, self.sources, tuple(self.ranges), algorithm, percentile),
             algorithm=algorithm,
             percentile=percentile,
             corrections={},
-            origin=dataclasses.replace(self.origin, settings=settings),
+            provenance=dataclasses.replace(self.provenance, settings=settings),
         )
 
     def frame(self) -> pl.DataFrame:
@@ -108,7 +108,7 @@ class Calibration(Result):
         )
         return frame.with_columns(scale=pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs()) / 127.0)
 
-    def compared(self, percentiles: Sequence[float] = (99.9, 99.99, PERCENTILE)) -> pl.DataFrame:
+    def compare_algorithms(self, percentiles: Sequence[float] = (99.9, 99.99, PERCENTILE)) -> pl.DataFrame:
         """What every algorithm makes of each measured tensor.
 
         Args:
@@ -122,10 +122,10 @@ class Calibration(Result):
         if self.histograms:
             asked.update({name: (name, PERCENTILE) for name in ("entropy", "mse")})
             asked.update({f"percentile {value:g}": ("percentile", value) for value in percentiles})
-        columns: dict[str, Any] = {"tensor": list(self.seen)}
+        columns: dict[str, Any] = {"tensor": list(self.stats)}
         for column, (algorithm, value) in asked.items():
             columns[column] = [
-                magnitude(seen, algorithm, percentile=value, tensor=name) for name, seen in self.seen.items()
+                compute_magnitude(seen, algorithm, percentile=value, tensor=name) for name, seen in self.stats.items()
             ]
         return pl.DataFrame(columns, schema={name: pl.String if name == "tensor" else pl.Float64 for name in columns})
 
@@ -151,9 +151,9 @@ class Calibration(Result):
         Args:
             version: TensorRT's version as four digits, which its reader compares with its own.
         """
-        from trtkit.calibration.tensorrt_cache import to_text
+        from trtkit.calibration.tensorrt_cache import format_cache
 
-        return to_text(self.ranges, algorithm=self.algorithm, version=version)
+        return format_cache(self.ranges, algorithm=self.algorithm, version=version)
 
     @classmethod
     def from_tensorrt_cache(cls, source: str | Path, model: Model | str | Path) -> Calibration:
@@ -166,27 +166,25 @@ class Calibration(Result):
         Raises:
             CalibrationError: It is no such text, or has no scale for tensors the model needs one for.
         """
-        from trtkit.calibration.tensorrt_cache import read_ranges as read_cached_ranges
+        from trtkit.calibration.tensorrt_cache import read_cache_ranges
 
-        ranges, origin = read_cached_ranges(source, model)
+        ranges, provenance = read_cache_ranges(source, model)
         return cls(
             ranges=ranges,
             algorithm="tensorrt",
             images=0,
             split="",
-            notes=(
-                "scales from a TensorRT cache, which does not say which weights and pictures they were measured on",
-            ),
-            origin=origin,
+            notes=("scales from a TensorRT cache, which does not say which weights and images they were measured on",),
+            provenance=provenance,
         )
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """The ranges, what was seen of each tensor, and the corrections."""
         sources = [list(self.sources.get(name, ())) for name in self.ranges]
-        kept = list(self.seen.values())
+        kept = list(self.stats.values())
         seen = pl.DataFrame(
             {
-                "tensor": list(self.seen),
+                "tensor": list(self.stats),
                 **{name: [getattr(one, name) for one in kept] for name in _NUMBERS},
                 "exponent": [one.histogram.exponent if one.histogram is not None else None for one in kept],
                 "counts": [one.histogram.counts.tolist() if one.histogram is not None else None for one in kept],
@@ -218,7 +216,9 @@ class Calibration(Result):
         }
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Calibration:
+    def restore(
+        cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance
+    ) -> Calibration:
         """The inverse of `tables` and `facts`.
 
         Raises:
@@ -226,7 +226,7 @@ class Calibration(Result):
         """
         rows = tables["ranges"].select("tensor", "low", "high", "sources").rows()
         seen = {
-            row["tensor"]: Seen(
+            row["tensor"]: TensorStats(
                 **{name: row[name] for name in _NUMBERS},
                 histogram=None if row["counts"] is None else Histogram(row["counts"], row["exponent"]),
             )
@@ -239,11 +239,11 @@ class Calibration(Result):
             images=facts["images"],
             split=facts["split"],
             skipped=tuple(facts["skipped"]),
-            seen=seen,
+            stats=seen,
             sources={name: tuple(sources) for name, _, _, sources in rows if sources},
             corrections={name: tuple(added) for name, added in tables["corrections"].rows()},
             notes=tuple(facts["notes"]),
-            origin=origin,
+            provenance=provenance,
         )
         if found.hash != facts["hash"]:
             raise CalibrationError(
@@ -255,16 +255,16 @@ class Calibration(Result):
         how = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
         kept = ", histograms kept" if self.histograms else ""
         return (
-            f"Calibration({how}: {len(self.ranges)} tensors from {self.images} pictures of {self.split}{kept}, "
-            f"model {self.origin.model_hash[:12]})"
+            f"Calibration({how}: {len(self.ranges)} tensors from {self.images} images of {self.split}{kept}, "
+            f"model {self.provenance.model_hash[:12]})"
         )
 
 
 _NUMBERS = ("low", "high", "average_low", "average_high")
 
 
-def read_ranges(
-    seen: Mapping[str, Seen],
+def compute_ranges(
+    stats: Mapping[str, TensorStats],
     sources: Mapping[str, tuple[str, ...]],
     names: Sequence[str],
     algorithm: str,
@@ -273,7 +273,7 @@ def read_ranges(
     """The ranges of all tensors by an algorithm: their exact extremes, cut off at the magnitude it covers.
 
     Args:
-        seen: What was seen of the measured tensors.
+        stats: What was seen of the measured tensors.
         sources: What the others take their values from.
         names: All tensors in graph order.
         algorithm: One of `ALGORITHMS`.
@@ -286,7 +286,7 @@ def read_ranges(
         raise CalibrationError(
             f"calibrate with {algorithm!r}", "there is no such algorithm", f"use one of {', '.join(ALGORITHMS)}"
         )
-    if not seen:
+    if not stats:
         raise CalibrationError(
             f"read ranges by {algorithm} off a calibration",
             "it holds scales only, as a cache of TensorRT's does",
@@ -295,11 +295,11 @@ def read_ranges(
     share = PERCENTILE if percentile is None else percentile
 
     def read(name: str) -> tuple[float, float]:
-        one = seen[name]
+        one = stats[name]
         if algorithm == "moving_average":
             return one.average_low, one.average_high
-        reach = magnitude(one, algorithm, percentile=share, tensor=name)
+        reach = compute_magnitude(one, algorithm, percentile=share, tensor=name)
         return max(one.low, -reach), min(one.high, reach)
 
     # The searches of entropy and MSE spend their time in numpy, which lets other threads run.
-    return spread(dict(zip(seen, over(read, seen), strict=True)), sources, names)
+    return propagate_ranges(dict(zip(stats, parallel_map(read, stats), strict=True)), sources, names)

@@ -1,4 +1,4 @@
-"""calibrate(): pictures in, ranges out."""
+"""calibrate(): images in, ranges out."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE
-from trtkit.calibration.calibration import Calibration, read_ranges
-from trtkit.calibration.sampling import calibration_pictures, input_batches, preprocessing_hash
+from trtkit.calibration.calibration import Calibration, compute_ranges
+from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
 from trtkit.errors import CalibrationError
-from trtkit.files import hash_of
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import Recipe, rounded_imgsz
-from trtkit.results import Origin
+from trtkit.files import hash_parts
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import Recipe, round_imgsz
+from trtkit.results import Provenance
 
 if TYPE_CHECKING:
     import torch
 
     from trtkit.backends import ImplicitCalibration
     from trtkit.calibration.calibration import Calibration
-    from trtkit.calibration.collector import Extremes
+    from trtkit.calibration.collector import MinMaxCollector
     from trtkit.data import Dataset
     from trtkit.models import Model
 
@@ -29,17 +29,17 @@ __all__ = [
     "ALGORITHMS",
     "INT8_ALGORITHM",
     "calibrate",
-    "calibration_pictures",
-    "implicit",
-    "input_batches",
-    "overflow",
-    "ranges",
+    "check_fp16_overflow",
+    "load_input_batches",
+    "prepare_implicit_calibration",
+    "resolve_calibration",
+    "select_calibration_images",
 ]
 
 EXTREMES_ONLY = ("minmax", "moving_average")
 
-PASS = 4
-"""Pictures that are handed over together where histograms are kept: two run at a time, and none waits for long."""
+IMAGES_PER_PASS = 4
+"""Images that are handed over together where histograms are kept: two run at a time, and none waits for long."""
 
 
 def calibrate(
@@ -47,7 +47,7 @@ def calibrate(
     data: str | Path | Dataset | None = None,
     split: str | None = None,
     algorithm: str = "minmax",
-    images: int = 512,
+    calibration_images: int = 512,
     fraction: float = 1.0,
     batch: int | None = None,
     seed: int = 0,
@@ -59,11 +59,11 @@ def calibrate(
     device: int | str | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Calibration:
-    """Measure the range of every tensor that INT8 may carry, over a sample of pictures.
+    """Measure the range of every tensor that INT8 may carry, over a sample of images.
 
-    Pictures stream through ONNX Runtime in FP32 once; peak memory does not depend on their number, nor do the ranges
+    Images stream through ONNX Runtime in FP32 once; peak memory does not depend on their number, nor do the ranges
     depend on how they were batched. With histograms kept, `Calibration.using` reads any other algorithm off the same
     pass.
 
@@ -72,17 +72,17 @@ def calibrate(
         data: A data set's YAML file (or folder, for classify). None takes the small embedded set and warns.
         split: The split to draw from; None takes `train`, or `val` with a warning where there is no `train`.
         algorithm: "minmax", "moving_average", "entropy", "percentile" or "mse".
-        images: The largest number of pictures.
+        calibration_images: The largest number of images.
         fraction: The share of the split to draw from, (0, 1].
-        batch: Pictures a run; None takes 2, twice the default export's, as TensorRT's own calibration does. Where
-            histograms are kept, pictures run one by one, two beside each other, whatever this says.
+        batch: Images a run; None takes 2, twice the default export's, as TensorRT's own calibration does. Where
+            histograms are kept, images run one by one, two beside each other, whatever this says.
         seed: Seed of the sample.
         percentile: For "percentile": the share of values not clipped, percent; None takes 99.999.
         histograms: Keep histograms; None keeps them where the algorithm needs them. "minmax" alone is faster without.
-        stratify: Draw so that every class keeps its share of the pictures.
+        stratify: Draw so that every class keeps its share of the images.
         imgsz: Height and width, pixels; None takes the model's.
         device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU there, else the processor.
-        cache: A folder of earlier calibrations; one is used again only if model, pictures, preprocessing and every
+        cache: A folder of earlier calibrations; one is used again only if model, images, preprocessing and every
             setting are the same. None keeps none.
         progress: Receives an event for each batch.
         cancel: Asked at each batch.
@@ -91,38 +91,44 @@ def calibrate(
         The calibration.
 
     Raises:
-        CalibrationError: Settings at odds, no readable picture, or a tensor with NaN or infinities.
+        CalibrationError: Settings at odds, no readable image, or a tensor with NaN or infinities.
         CapabilityError: A GPU was named and there is none.
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
     """
     from trtkit.models import load
 
-    work = Work(progress, cancel)
-    percentile = _checked(algorithm, percentile, histograms, images, fraction, batch)
+    reporter = Reporter(progress, cancel)
+    percentile = _checked(algorithm, percentile, histograms, calibration_images, fraction, batch)
     counting = algorithm not in EXTREMES_ONLY if histograms is None else histograms
     loaded = load(model)
-    size = rounded_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
+    size = round_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
     count = batch or 2
-    dataset, chosen, paths = calibration_pictures(
-        data, task=loaded.task, split=split, images=images, fraction=fraction, seed=seed, stratify=stratify
+    dataset, chosen, paths = select_calibration_images(
+        data,
+        task=loaded.task,
+        split=split,
+        calibration_images=calibration_images,
+        fraction=fraction,
+        seed=seed,
+        stratify=stratify,
     )
     settings: dict[str, Any] = {
         "algorithm": algorithm,
         "percentile": percentile,
         "histograms": counting,
         "split": chosen,
-        "images": images,
+        "images": calibration_images,
         "fraction": fraction,
         "stratify": stratify,
         "batch": count,
         "imgsz": list(size),
-        "preprocessing": preprocessing_hash(loaded.task, size),
+        "preprocessing": hash_preprocessing(loaded.task, size),
         "data": str(dataset.path),
     }
-    origin = Origin(
+    provenance = Provenance(
         model_hash=loaded.hash,
-        data_hash=dataset.hash_of(paths),
+        data_hash=dataset.hash_images(paths),
         runner=_runner(device),
         settings=settings,
         seed=seed,
@@ -130,43 +136,43 @@ def calibrate(
     stage = f"calibrate ({algorithm})"
     notes: list[str] = []
     if cache is not None:
-        from trtkit.calibration.storage import Key, find
+        from trtkit.calibration.storage import CalibrationKey, find_calibration
 
-        found, reason = find(cache, Key.of(origin))
+        found, reason = find_calibration(cache, CalibrationKey.from_provenance(provenance))
         if found is not None:
-            work.step(stage, len(paths), len(paths), f"taken from the cache in {cache}")
+            reporter.step(stage, len(paths), len(paths), f"taken from the cache in {cache}")
             return found
         notes.append(f"not taken from the cache in {cache}: {reason}")
-        work.say(stage, notes[-1])
+        reporter.log(stage, notes[-1])
     extremes = _collector(loaded, size, count, device, counting)
     skipped: list[str] = []
-    work.step(stage, 0, len(paths))
-    for pictures in input_batches(paths, task=loaded.task, size=size, batch=_pass(extremes, count), skipped=skipped):
-        extremes.add(pictures)
-        work.step(stage, extremes.pictures, len(paths))
-    if extremes.pictures == 0:
+    reporter.step(stage, 0, len(paths))
+    for images in load_input_batches(paths, task=loaded.task, size=size, batch=_pass(extremes, count), skipped=skipped):
+        extremes.add(images)
+        reporter.step(stage, extremes.image_count, len(paths))
+    if extremes.image_count == 0:
         raise CalibrationError(
             f"calibrate on {chosen!r} of {dataset.path}",
-            f"none of its {len(paths)} pictures could be read",
+            f"none of its {len(paths)} images could be read",
             "check them",
         )
-    seen = extremes.seen()
+    seen = extremes.stats()
     calibration = Calibration(
-        ranges=read_ranges(seen, extremes.sources, extremes.names, algorithm, percentile),
+        ranges=compute_ranges(seen, extremes.sources, extremes.names, algorithm, percentile),
         algorithm=algorithm,
         percentile=percentile,
-        images=extremes.pictures,
+        images=extremes.image_count,
         split=chosen,
         skipped=tuple(skipped),
-        seen=seen,
+        stats=seen,
         sources=extremes.sources,
         notes=tuple(notes),
-        origin=dataclasses.replace(origin, runner=extremes.runner),
+        provenance=dataclasses.replace(provenance, runner=extremes.runner),
     )
     if cache is not None:
-        from trtkit.calibration.storage import put
+        from trtkit.calibration.storage import store_calibration
 
-        put(cache, calibration)
+        store_calibration(cache, calibration)
     return calibration
 
 
@@ -210,35 +216,37 @@ def _checked(
     return percentile
 
 
-def _collector(model: Model, size: tuple[int, int], batch: int, device: int | str | None, counting: bool) -> Extremes:
-    from trtkit.calibration.collector import Extremes, Histograms, fixed_batch
+def _collector(
+    model: Model, size: tuple[int, int], batch: int, device: int | str | None, counting: bool
+) -> MinMaxCollector:
+    from trtkit.calibration.collector import HistogramCollector, MinMaxCollector, get_fixed_batch
     from trtkit.graph.torch_export import trace
 
-    # An ONNX file's batch may be fixed; fewer pictures are filled up, more would be refused.
-    fixed = fixed_batch(model.proto) if model.proto is not None else None
+    # An ONNX file's batch may be fixed; fewer images are filled up, more would be refused.
+    fixed = get_fixed_batch(model.proto) if model.proto is not None else None
     graph = trace(model, imgsz=size, batch=fixed or batch, dynamic_batch=True)
-    return (Histograms if counting else Extremes)(graph, device=device)
+    return (HistogramCollector if counting else MinMaxCollector)(graph, device=device)
 
 
-def _pass(extremes: Extremes, batch: int) -> int:
-    """Pictures that go through the graph together; the ranges do not depend on it, memory does."""
-    if extremes.histogrammed:
-        return PASS * (extremes.batch or 1)
+def _pass(extremes: MinMaxCollector, batch: int) -> int:
+    """Images that go through the graph together; the ranges do not depend on it, memory does."""
+    if extremes.collects_histograms:
+        return IMAGES_PER_PASS * (extremes.batch or 1)
     return extremes.batch or batch
 
 
 def _runner(device: int | str | None) -> str:
-    """What the pass will run on, known before the graph is there; as `Extremes.runner` says it."""
+    """What the pass will run on, known before the graph is there; as `MinMaxCollector.runner` says it."""
     import onnxruntime
 
-    from trtkit.calibration.collector import providers
+    from trtkit.calibration.collector import select_providers
 
-    first = providers(device)[0]
+    first = select_providers(device)[0]
     name = first if isinstance(first, str) else first[0]
     return f"ONNX Runtime {onnxruntime.__version__} {name.removesuffix('ExecutionProvider')}"
 
 
-# What an export measures on pictures: INT8's ranges, FP16's overflow, and what TensorRT's own calibrator is fed.
+# What an export measures on images: INT8's ranges, FP16's overflow, and what TensorRT's own calibrator is fed.
 
 
 INT8_ALGORITHM = "percentile"
@@ -246,16 +254,16 @@ INT8_ALGORITHM = "percentile"
 tasks' checkpoints (0.0013 to 0.0028 of the main metric, where min-max lost 0.0027 to 0.0218; benchmarks/results)."""
 
 OVERFLOW_IMAGES = 32
-"""Pictures that an FP16 export is checked on for overflow."""
+"""Images that an FP16 export is checked on for overflow."""
 
 
-def ranges(
+def resolve_calibration(
     model: Model,
     recipe: Recipe,
     given: Calibration | str | Path | None,
     data: str | Path | Dataset | None,
     size: tuple[int, int],
-    work: Work,
+    reporter: Reporter,
 ) -> Calibration:
     """The calibration of an INT8 export: the given one if it fits the model, else one measured on `data`.
 
@@ -271,8 +279,8 @@ def ranges(
             fraction=recipe.fraction,
             batch=2 * recipe.batch,
             imgsz=size,
-            progress=work.progress,
-            cancel=work.cancel,
+            progress=reporter.progress,
+            cancel=reporter.cancel,
         )
     if isinstance(given, Calibration):
         found = given
@@ -281,39 +289,39 @@ def ranges(
         warnings.warn(f"{given}: {'; '.join(found.notes)}", stacklevel=3)
     else:
         found = Calibration.load(given)
-    if found.origin.model_hash != model.hash:
+    if found.provenance.model_hash != model.hash:
         raise CalibrationError(
-            f"quantise {model.stem} with a given calibration",
-            f"it was measured on another model ({found.origin.model_hash[:12]}, not {model.hash[:12]})",
+            f"quantize {model.stem} with a given calibration",
+            f"it was measured on another model ({found.provenance.model_hash[:12]}, not {model.hash[:12]})",
             "calibrate this model",
         )
     return found
 
 
-def overflow(
-    model: Model, recipe: Recipe, data: str | Path | Dataset | None, size: tuple[int, int], work: Work
+def check_fp16_overflow(
+    model: Model, recipe: Recipe, data: str | Path | Dataset | None, size: tuple[int, int], reporter: Reporter
 ) -> dict[str, float]:
-    """Nodes of an FP16 export that would overflow on the pictures of `data`; each is named in a warning."""
-    from trtkit.calibration.graph_outputs import overflowing
+    """Nodes of an FP16 export that would overflow on the images of `data`; each is named in a warning."""
+    from trtkit.calibration.graph_outputs import find_fp16_overflows
     from trtkit.graph.torch_export import trace
 
-    work.step("check FP16's range", 0, 1)
-    _, _, paths = calibration_pictures(
-        data, task=model.task, split=None, images=OVERFLOW_IMAGES, fraction=recipe.fraction, seed=0
+    reporter.step("check FP16's range", 0, 1)
+    _, _, paths = select_calibration_images(
+        data, task=model.task, split=None, calibration_images=OVERFLOW_IMAGES, fraction=recipe.fraction, seed=0
     )
     graph = trace(model, imgsz=size, batch=2, dynamic_batch=True, simplify=recipe.simplify)
-    found = overflowing(graph, input_batches(paths, task=model.task, size=size, batch=2, skipped=[]))
+    found = find_fp16_overflows(graph, load_input_batches(paths, task=model.task, size=size, batch=2, skipped=[]))
     if found:
         worst = max(found, key=lambda name: found[name])
         warnings.warn(
-            f"{len(found)} nodes come near or over FP16's largest value on these pictures and stay in FP32, such as "
+            f"{len(found)} nodes come near or over FP16's largest value on these images and stay in FP32, such as "
             f"{worst} ({found[worst]:.3g}).",
             stacklevel=3,
         )
     return found
 
 
-def implicit(
+def prepare_implicit_calibration(
     model: Model,
     recipe: Recipe,
     data: str | Path | Dataset | None,
@@ -321,16 +329,16 @@ def implicit(
     folder: Path,
     builder: str,
 ) -> ImplicitCalibration:
-    """Pictures for TensorRT's own calibrator, at twice the batch, and a cache that only the same ones can hit."""
+    """Images for TensorRT's own calibrator, at twice the batch, and a cache that only the same ones can hit."""
     from trtkit import backends
 
-    dataset, split, paths = calibration_pictures(
-        data, task=model.task, split=None, images=512, fraction=recipe.fraction, seed=0
+    dataset, split, paths = select_calibration_images(
+        data, task=model.task, split=None, calibration_images=512, fraction=recipe.fraction, seed=0
     )
     batch = 2 * recipe.batch
     version = backends.capabilities(builder).version
-    key = hash_of(model.hash, dataset.hash(split), *map(str, paths), f"{size} {batch} {version}")
+    key = hash_parts(model.hash, dataset.hash(split), *map(str, paths), f"{size} {batch} {version}")
     return backends.ImplicitCalibration(
-        batches=input_batches(paths, task=model.task, size=size, batch=batch, skipped=[]),
+        batches=load_input_batches(paths, task=model.task, size=size, batch=batch, skipped=[]),
         cache=folder / f"{model.stem}-{key[:16]}.cache",
     )

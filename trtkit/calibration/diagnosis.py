@@ -11,10 +11,10 @@ import polars as pl
 
 from trtkit.calibration import dataset_checks as checks
 from trtkit.calibration.dataset_checks import SEVERITIES, Finding
-from trtkit.calibration.image_hashes import Fingerprints, take
-from trtkit.calibration.sampling import stratified
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.results import Origin, Result
+from trtkit.calibration.image_hashes import ImageFingerprints, fingerprint_images
+from trtkit.calibration.sampling import sample_stratified
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,19 +30,19 @@ class Diagnosis(Result):
 
     Attributes:
         findings: The worst first.
-        pictures: One row a picture: `set` ("calibration", "validation"), path, brightness, contrast, aspect, objects.
+        images: One row an image: `set` ("calibration", "validation"), path, brightness, contrast, aspect, objects.
         classes: One row a class: name, objects in the calibration set, in its pool and in validation.
-        split: Where the calibration pictures come from.
-        origin: Data, settings and seed.
+        split: Where the calibration images come from.
+        provenance: Data, settings and seed.
     """
 
     kind: ClassVar[str] = "diagnosis"
 
     findings: tuple[Finding, ...]
-    pictures: pl.DataFrame
+    images: pl.DataFrame
     classes: pl.DataFrame
     split: str
-    origin: Origin
+    provenance: Provenance
 
     @property
     def healthy(self) -> bool:
@@ -50,12 +50,12 @@ class Diagnosis(Result):
         return all(finding.severity == "note" for finding in self.findings)
 
     def frame(self) -> pl.DataFrame:
-        """One row a finding: severity, code, evidence, remedy, pictures."""
+        """One row a finding: severity, code, evidence, remedy, images."""
         return pl.DataFrame(
             [dataclasses.asdict(finding) for finding in self.findings],
             schema={
                 **dict.fromkeys(("severity", "code", "evidence", "remedy"), pl.String),
-                "pictures": pl.List(pl.String),
+                "images": pl.List(pl.String),
             },
         )
 
@@ -67,28 +67,28 @@ class Diagnosis(Result):
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""
-        return {"findings": self.frame(), "pictures": self.pictures, "classes": self.classes}
+        return {"findings": self.frame(), "images": self.images, "classes": self.classes}
 
     def facts(self) -> Mapping[str, Any]:
         """The split and the verdict."""
         return {"split": self.split, "healthy": self.healthy}
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Diagnosis:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Diagnosis:
         """The inverse of `tables` and `facts`."""
         rows = tables["findings"].iter_rows(named=True)
         return cls(
-            findings=tuple(Finding(**{**row, "pictures": tuple(row["pictures"])}) for row in rows),
-            pictures=tables["pictures"],
+            findings=tuple(Finding(**{**row, "images": tuple(row["images"])}) for row in rows),
+            images=tables["images"],
             classes=tables["classes"],
             split=facts["split"],
-            origin=origin,
+            provenance=provenance,
         )
 
     def __repr__(self) -> str:
-        count = self.pictures.filter(pl.col("set") == "calibration").height
+        count = self.images.filter(pl.col("set") == "calibration").height
         verdict = "healthy" if self.healthy else "not healthy"
-        lines = [f"Diagnosis of {count} pictures of {self.split}: {verdict}"]
+        lines = [f"Diagnosis of {count} images of {self.split}: {verdict}"]
         lines += [f"  {one.severity} {one.code}: {one.evidence}; {one.remedy}." for one in self.findings]
         return "\n".join(lines)
 
@@ -99,18 +99,18 @@ def examine(
     task: str = "detect",
     split: str | None = None,
     against: str | None = "val",
-    pictures: Sequence[str | Path] | None = None,
-    images: int = 512,
+    image_paths: Sequence[str | Path] | None = None,
+    calibration_images: int = 512,
     fraction: float = 1.0,
     seed: int = 0,
     stratify: bool = False,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Diagnosis:
-    """Examine the pictures that `calibrate` would take with the same arguments, or any others.
+    """Examine the images that `calibrate` would take with the same arguments, or any others.
 
-    It looks for: too few pictures, duplicates and near-duplicates, classes and object sizes that the data set has and
-    these pictures lack, brightness, contrast or shape other than validation's, pictures of validation among them, and
+    It looks for: too few images, duplicates and near-duplicates, classes and object sizes that the data set has and
+    these images lack, brightness, contrast or shape other than validation's, images of validation among them, and
     whether the first n of the split would have been a biased choice.
 
     Args:
@@ -118,13 +118,13 @@ def examine(
         task: What the labels are read for.
         split: The split to draw from; None takes `train`, or `val` where there is no `train`.
         against: The split that judges the model; None, or one that is not there, leaves out what needs it.
-        pictures: The calibration pictures themselves; None draws them.
-        images: The largest number of pictures drawn.
+        image_paths: The calibration images themselves; None draws them.
+        calibration_images: The largest number of images drawn.
         fraction: The share of the split to draw from, (0, 1].
         seed: Seed of the sample.
         stratify: Draw so that every class keeps its share.
-        progress: Receives an event for each picture.
-        cancel: Asked at each picture.
+        progress: Receives an event for each image.
+        cancel: Asked at each image.
 
     Returns:
         The findings, each with evidence and remedy, and the frames they rest on.
@@ -134,24 +134,24 @@ def examine(
         RecipeError: `images` or `fraction` is out of range.
         CancelledError: The caller cancelled.
     """
-    from trtkit.data import open_dataset, sample
+    from trtkit.data import open_dataset, sample_images
 
-    work = Work(progress, cancel)
+    reporter = Reporter(progress, cancel)
     dataset = open_dataset(data, task=task)
     split = split or ("train" if "train" in dataset.splits else "val")
-    pool_paths = dataset.pictures(split)
-    if pictures is not None:
-        chosen = tuple(Path(picture).absolute() for picture in pictures)
+    pool_paths = dataset.images(split)
+    if image_paths is not None:
+        chosen = tuple(Path(image).absolute() for image in image_paths)
     else:
-        chosen = sample(pool_paths, count=images, fraction=fraction, seed=seed)
+        chosen = sample_images(pool_paths, count=calibration_images, fraction=fraction, seed=seed)
         if stratify:
-            chosen = stratified(dataset, pool_paths, count=len(chosen), seed=seed)
+            chosen = sample_stratified(dataset, pool_paths, count=len(chosen), seed=seed)
     others = [path for path in chosen if path not in set(pool_paths)]
-    everything = take([*pool_paths, *others], dataset, work, "examine the calibration pictures")
-    pool, own = everything.only(pool_paths), everything.only(chosen)
+    everything = fingerprint_images([*pool_paths, *others], dataset, reporter, "examine the calibration images")
+    pool, own = everything.select(pool_paths), everything.select(chosen)
     judged = None
     if against is not None and against in dataset.splits:
-        judged = take(dataset.pictures(against), dataset, work, "examine the validation pictures")
+        judged = fingerprint_images(dataset.images(against), dataset, reporter, "examine the validation images")
     names = list(dataset.names.values())
     found = [*checks.number(own), *checks.duplicates(own)]
     found += [*checks.classes(own, pool, judged, names), *checks.sizes(own, judged or pool)]
@@ -159,10 +159,10 @@ def examine(
         found += [*checks.leakage(own, judged), *checks.drift(own, judged)]
     found += checks.order(pool, own, names)
     found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
-    work.step("examine", 1, 1, f"{len(found)} findings")
+    reporter.step("examine", 1, 1, f"{len(found)} findings")
     return Diagnosis(
         findings=tuple(found),
-        pictures=_picture_frame(own, judged),
+        images=_image_frame(own, judged),
         classes=pl.DataFrame(
             {
                 "class": names,
@@ -173,17 +173,17 @@ def examine(
             schema={"class": pl.String, "calibration": pl.Int64, "pool": pl.Int64, "validation": pl.Int64},
         ),
         split=split,
-        origin=Origin(
+        provenance=Provenance(
             model_hash="",
-            data_hash=dataset.hash_of([path for path in chosen if path.is_file()]),
+            data_hash=dataset.hash_images([path for path in chosen if path.is_file()]),
             runner="trtkit doctor",
             settings={
                 "data": str(dataset.path),
                 "task": task,
                 "split": split,
                 "against": against,
-                "pictures": None if pictures is None else len(chosen),
-                "images": images,
+                "image_paths": None if image_paths is None else len(chosen),
+                "calibration_images": calibration_images,
                 "fraction": fraction,
                 "stratify": stratify,
             },
@@ -192,7 +192,7 @@ def examine(
     )
 
 
-def _picture_frame(own: Fingerprints, judged: Fingerprints | None) -> pl.DataFrame:
+def _image_frame(own: ImageFingerprints, judged: ImageFingerprints | None) -> pl.DataFrame:
     parts = []
     for name, group in (("calibration", own), ("validation", judged)):
         if group is None:

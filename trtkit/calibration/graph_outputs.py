@@ -11,17 +11,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from trtkit.graph.analysis import View
+from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import FP16_MAX
 
-__all__ = ["MARGIN", "Outputs", "fixed_shapes", "overflowing"]
+__all__ = ["OVERFLOW_MARGIN", "BoundOutputs", "find_fixed_shapes", "find_fp16_overflows"]
 
 
-class Outputs:
+class BoundOutputs:
     """What a session computes of some tensors.
 
     From the second batch of a shape on, tensors are written where the first one's were. A detector's activations are
-    some 80 MB a picture at 640; memory fresh from the system for them and a copy of each took a tenth of the pass.
+    some 80 MB an image at 640; memory fresh from the system for them and a copy of each took a tenth of the pass.
 
     Args:
         session: An ONNX Runtime session with the tensors among its outputs.
@@ -40,7 +40,7 @@ class Outputs:
         self.binding: Any = None
         self.places: dict[str, NDArray[np.float32]] = {}
 
-    def of(self, fed: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, fed: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The tensors for an input, in the order of `names`; good until the next call."""
         if not self.fixed:
             found = dict(zip(self.computed, self.session.run(self.computed, {self.input: fed}), strict=True))
@@ -67,8 +67,8 @@ class Outputs:
                 self.binding.bind_output(name, "cpu", 0, place.dtype, place.shape, place.ctypes.data)
 
 
-def fixed_shapes(proto: onnx.ModelProto, names: Iterable[str]) -> frozenset[str]:
-    """Of some tensors those whose shape the input's shape decides; others may differ from picture to picture."""
+def find_fixed_shapes(proto: onnx.ModelProto, names: Iterable[str]) -> frozenset[str]:
+    """Of some tensors those whose shape the input's shape decides; others may differ from image to image."""
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     source = inferred.input[0]
     known = {dim.dim_param for dim in source.type.tensor_type.shape.dim if dim.dim_param}
@@ -84,15 +84,17 @@ def fixed_shapes(proto: onnx.ModelProto, names: Iterable[str]) -> frozenset[str]
     )
 
 
-# Which nodes leave FP16's range on real pictures, so that they can stay in FP32 by name.
+# Which nodes leave FP16's range on real images, so that they can stay in FP32 by name.
 
 
-MARGIN = 4.0
-"""Pictures of tomorrow may reach further than those measured: a peak above a quarter of FP16's range counts."""
+OVERFLOW_MARGIN = 4.0
+"""Images of tomorrow may reach further than those measured: a peak above a quarter of FP16's range counts."""
 
 
-def overflowing(proto: onnx.ModelProto, batches: Iterable[np.ndarray], *, margin: float = MARGIN) -> dict[str, float]:
-    """Run an FP32 graph over pictures and find the nodes whose output FP16 could not hold.
+def find_fp16_overflows(
+    proto: onnx.ModelProto, batches: Iterable[np.ndarray], *, margin: float = OVERFLOW_MARGIN
+) -> dict[str, float]:
+    """Run an FP32 graph over images and find the nodes whose output FP16 could not hold.
 
     Args:
         proto: FP32 graph with unique node names; its batch is open.
@@ -104,12 +106,12 @@ def overflowing(proto: onnx.ModelProto, batches: Iterable[np.ndarray], *, margin
     """
     import onnxruntime as ort
 
-    view = View(proto)
+    view = GraphIndex(proto)
     inferred = onnx.shape_inference.infer_shapes(proto)
     values = [*inferred.graph.value_info, *inferred.graph.output]
     floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     # The tail stays in FP32 anyway, and what only moves values is as large as what it moves.
-    tail = view.tail()
+    tail = view.decode_nodes()
     names = [name for node in proto.graph.node if node.name not in tail for name in node.output if name in floats]
     watched = copy.deepcopy(proto)
     targets: list[str] = []
@@ -121,8 +123,8 @@ def overflowing(proto: onnx.ModelProto, batches: Iterable[np.ndarray], *, margin
     session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0].name
     peaks = np.zeros(len(names))
-    for pictures in batches:
-        found = np.abs(np.array(session.run(targets, {source: pictures}), np.float64)).reshape(-1, 2).max(axis=1)
+    for images in batches:
+        found = np.abs(np.array(session.run(targets, {source: images}), np.float64)).reshape(-1, 2).max(axis=1)
         # NaN compares false with everything; an infinity or NaN in FP32 is an overflow in FP16 all the more.
         peaks = np.maximum(peaks, np.where(np.isfinite(found), found, np.inf))
     return {

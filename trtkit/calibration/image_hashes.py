@@ -1,4 +1,4 @@
-"""What the doctor remembers of each picture: small enough to hold thousands of them, telling enough to compare them."""
+"""What the doctor remembers of each image: small enough to hold thousands of them, telling enough to compare them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from trtkit.errors import DataError
 
 if TYPE_CHECKING:
     from trtkit.data import Dataset
-    from trtkit.progress import Work
+    from trtkit.progress import Reporter
 
-__all__ = ["Fingerprints", "near_pairs", "take"]
+__all__ = ["ImageFingerprints", "find_near_duplicates", "fingerprint_images"]
 
 _THUMB = 32
 
@@ -27,26 +27,26 @@ DIFFERING_BITS = 10
 """Most bits of 64 in which the gradient hashes of near-duplicates differ."""
 
 ALIKE = 0.98
-"""Correlation of 32 x 32 thumbnails from which two pictures count as nearly the same."""
+"""Correlation of 32 x 32 thumbnails from which two images count as nearly the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Fingerprints:
-    """Fingerprints of n pictures.
+class ImageFingerprints:
+    """Fingerprints of n images.
 
     Attributes:
-        paths: The pictures that could be read.
+        paths: The images that could be read.
         unreadable: Those that could not.
         content: SHA-256 of each file.
-        brightness: Mean grey level of each, in 0..1, shape (n,).
-        contrast: Standard deviation of the grey levels, in 0..0.5, shape (n,).
+        brightness: Mean gray level of each, in 0..1, shape (n,).
+        contrast: Standard deviation of the gray levels, in 0..0.5, shape (n,).
         aspect: Width over height, shape (n,).
         bits: Signs of the horizontal gradients on an 8 x 9 grid (dHash: N. Krawetz, "Kind of Like That", 2013), as -1
             and 1, shape (n, 64), float32.
-        thumbs: Thumbnails with mean 0 and length 1, shape (n, 1024), float32; all 0 for a picture of one colour.
+        thumbs: Thumbnails with mean 0 and length 1, shape (n, 1024), float32; all 0 for an image of one color.
         counts: Objects of each class, shape (n, classes), int64; no columns where labels were not read.
-        sizes: Square root of each object's share of the picture's area, of all pictures together.
-        owner: Which picture each of `sizes` belongs to.
+        sizes: Square root of each object's share of the image's area, of all images together.
+        owner: Which image each of `sizes` belongs to.
     """
 
     paths: tuple[Path, ...]
@@ -64,13 +64,13 @@ class Fingerprints:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def only(self, paths: Sequence[Path]) -> Fingerprints:
-        """The fingerprints of some of the pictures, in the order they are in here."""
+    def select(self, paths: Sequence[Path]) -> ImageFingerprints:
+        """The fingerprints of some of the images, in the order they are in here."""
         wanted = set(paths)
         places = np.array([index for index, path in enumerate(self.paths) if path in wanted], np.int64)
         mine = np.isin(self.owner, places)
         renumbered = {old: new for new, old in enumerate(places.tolist())}
-        return Fingerprints(
+        return ImageFingerprints(
             paths=tuple(self.paths[index] for index in places),
             unreadable=tuple(path for path in self.unreadable if path in wanted),
             content=tuple(self.content[index] for index in places),
@@ -95,13 +95,13 @@ class _One:
     thumb: NDArray[np.float32]
 
 
-def take(paths: Sequence[Path], dataset: Dataset, work: Work, stage: str) -> Fingerprints:
-    """Read pictures, and their labels where there are any.
+def fingerprint_images(paths: Sequence[Path], dataset: Dataset, reporter: Reporter, stage: str) -> ImageFingerprints:
+    """Read images, and their labels where there are any.
 
     Args:
-        paths: The pictures.
+        paths: The images.
         dataset: Whose labels.
-        work: Receives a step for each picture.
+        reporter: Receives a step for each image.
         stage: The name of these steps.
 
     Raises:
@@ -111,7 +111,7 @@ def take(paths: Sequence[Path], dataset: Dataset, work: Work, stage: str) -> Fin
     found: list[_One] = []
     good: list[Path] = []
     bad: list[Path] = []
-    work.step(stage, 0, len(paths))
+    reporter.step(stage, 0, len(paths))
     with ThreadPoolExecutor(2) as pool:
         for index, (path, one) in enumerate(zip(paths, pool.map(_fingerprint, paths), strict=True)):
             if one is None:
@@ -119,7 +119,7 @@ def take(paths: Sequence[Path], dataset: Dataset, work: Work, stage: str) -> Fin
             else:
                 good.append(path)
                 found.append(one)
-            work.step(stage, index + 1, len(paths))
+            reporter.step(stage, index + 1, len(paths))
     counts = np.zeros((len(good), len(dataset.names)), np.int64)
     sizes: list[float] = []
     owner: list[int] = []
@@ -129,7 +129,7 @@ def take(paths: Sequence[Path], dataset: Dataset, work: Work, stage: str) -> Fin
         sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
         sizes += np.sqrt(np.maximum(sides.prod(axis=1), 0)).tolist()
         owner += [index] * len(labels.boxes)
-    return Fingerprints(
+    return ImageFingerprints(
         paths=tuple(good),
         unreadable=tuple(bad),
         content=tuple(one.content for one in found),
@@ -144,14 +144,14 @@ def take(paths: Sequence[Path], dataset: Dataset, work: Work, stage: str) -> Fin
     )
 
 
-def near_pairs(one: Fingerprints, other: Fingerprints | None = None) -> list[tuple[int, int]]:
-    """Pairs of pictures that are the same or nearly so.
+def find_near_duplicates(one: ImageFingerprints, other: ImageFingerprints | None = None) -> list[tuple[int, int]]:
+    """Pairs of images that are the same or nearly so.
 
-    Gradient hashes choose who is compared, thumbnails decide: a hash alone calls two pictures alike that share a sky.
+    Gradient hashes choose who is compared, thumbnails decide: a hash alone calls two images alike that share a sky.
 
     Args:
-        one: Pictures.
-        other: Other pictures; None compares `one` with itself, each pair once.
+        one: Images.
+        other: Other images; None compares `one` with itself, each pair once.
 
     Returns:
         Places in `one` and in `other`, sorted.
@@ -175,24 +175,24 @@ def near_pairs(one: Fingerprints, other: Fingerprints | None = None) -> list[tup
 
 
 def _fingerprint(path: Path) -> _One | None:
-    from trtkit.data import read_picture
+    from trtkit.data import read_image
 
     try:
-        picture = read_picture(path)
+        image = read_image(path)
     except DataError:
         return None
-    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-    grid = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    thumb = cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    grid = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    thumb = cv2.resize(gray, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
     thumb -= thumb.mean()
     length = float(np.linalg.norm(thumb))
-    # Less than one grey level of spread is noise of the encoder, not a picture.
+    # Less than one gray level of spread is noise of the encoder, not an image.
     thumb = thumb / length if length > _THUMB else np.zeros_like(thumb)
     return _One(
         content=hashlib.sha256(path.read_bytes()).hexdigest(),
-        brightness=float(grey.mean()) / 255,
-        contrast=float(grey.std()) / 255,
-        aspect=picture.shape[1] / picture.shape[0],
+        brightness=float(gray.mean()) / 255,
+        contrast=float(gray.std()) / 255,
+        aspect=image.shape[1] / image.shape[0],
         bits=np.where(grid[:, 1:] > grid[:, :-1], 1.0, -1.0).astype(np.float32).reshape(-1),
         thumb=thumb.astype(np.float32),
     )

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import TrtkitError
-from trtkit.files import hash_of, read_json
-from trtkit.results import Origin
+from trtkit.files import hash_parts, read_json
+from trtkit.results import Provenance
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
 
 __all__ = [
-    "Key",
-    "find",
-    "put",
+    "CalibrationKey",
+    "find_calibration",
+    "store_calibration",
 ]
 
 _UNSAID = "nothing"
@@ -32,13 +32,13 @@ _PLACES = ("data",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Key:
+class CalibrationKey:
     """What a calibration depends on; two are interchangeable when all of it is the same.
 
     Attributes:
         model: SHA-256 of architecture and weights.
-        data: SHA-256 of the pictures that were drawn, with their labels.
-        settings: Every setting, `preprocessing` (the hash of what becomes of fixed pictures) among them.
+        data: SHA-256 of the images that were drawn, with their labels.
+        settings: Every setting, `preprocessing` (the hash of what becomes of fixed images) among them.
         seed: Seed of the sample.
         versions: Of the packages that shape the result.
         runner: What ran the pass.
@@ -52,26 +52,26 @@ class Key:
     runner: str
 
     @classmethod
-    def of(cls, origin: Origin) -> Key:
+    def from_provenance(cls, provenance: Provenance) -> CalibrationKey:
         """The key that an origin amounts to."""
         return cls(
-            model=origin.model_hash,
-            data=origin.data_hash or "",
-            settings={name: value for name, value in origin.settings.items() if name not in _PLACES},
-            seed=origin.seed,
-            versions={name: version for name, version in origin.versions.items() if name in _PACKAGES},
-            runner=origin.runner,
+            model=provenance.model_hash,
+            data=provenance.data_hash or "",
+            settings={name: value for name, value in provenance.settings.items() if name not in _PLACES},
+            seed=provenance.seed,
+            versions={name: version for name, version in provenance.versions.items() if name in _PACKAGES},
+            runner=provenance.runner,
         )
 
     @property
     def hash(self) -> str:
         """SHA-256 of all of it, 64 hex digits."""
-        return hash_of(json.dumps(dataclasses.asdict(self), sort_keys=True))
+        return hash_parts(json.dumps(dataclasses.asdict(self), sort_keys=True))
 
-    def differences(self, other: Key) -> tuple[str, ...]:
+    def differences(self, other: CalibrationKey) -> tuple[str, ...]:
         """What differs from another key, in words: `the model's weights (1f..., not 3a...)`; () where nothing does."""
         found = []
-        for name, what in (("model", "the model's weights or architecture"), ("data", "the pictures or labels")):
+        for name, what in (("model", "the model's weights or architecture"), ("data", "the images or labels")):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 found.append(f"{what} ({theirs[:12] or _UNSAID}, not {ours[:12] or _UNSAID})")
@@ -89,7 +89,7 @@ class Key:
         return tuple(found)
 
 
-def find(folder: str | Path, key: Key) -> tuple[Calibration | None, str]:
+def find_calibration(folder: str | Path, key: CalibrationKey) -> tuple[Calibration | None, str]:
     """Look for a calibration of exactly this key.
 
     Args:
@@ -104,7 +104,7 @@ def find(folder: str | Path, key: Key) -> tuple[Calibration | None, str]:
     reasons: list[tuple[str, ...]] = []
     for path in sorted(folder.glob(f"*/{Calibration.kind}.json")):
         try:
-            stored = Key.of(Origin.from_dict(read_json(path)["origin"]))
+            stored = CalibrationKey.from_provenance(Provenance.from_dict(read_json(path)["origin"]))
             reason = key.differences(stored)
             if not reason and path.parent == place:
                 return Calibration.load(place), ""
@@ -120,7 +120,7 @@ def find(folder: str | Path, key: Key) -> tuple[Calibration | None, str]:
     return None, f"measured on something else: {'; '.join(closest)}"
 
 
-def put(folder: str | Path, calibration: Calibration) -> Path:
+def store_calibration(folder: str | Path, calibration: Calibration) -> Path:
     """Write a calibration into the cache.
 
     Returns:
@@ -129,4 +129,4 @@ def put(folder: str | Path, calibration: Calibration) -> Path:
     Raises:
         OutputError: The folder can't be written.
     """
-    return calibration.save(Path(folder) / Key.of(calibration.origin).hash[:16])
+    return calibration.save(Path(folder) / CalibrationKey.from_provenance(calibration.provenance).hash[:16])

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.errors import CalibrationError
-from trtkit.files import hash_of
-from trtkit.graph.qdq import INT8_MAX, candidates, place
-from trtkit.results import Origin
+from trtkit.files import hash_parts
+from trtkit.graph.qdq import INT8_MAX, plan_qdq, quantizable_tensors
+from trtkit.results import Provenance
 
 if TYPE_CHECKING:
     from trtkit.models import Model
 
 
 __all__ = [
-    "read_ranges",
-    "read_text",
-    "to_text",
+    "format_cache",
+    "parse_cache",
+    "read_cache_ranges",
 ]
 
 
@@ -37,7 +37,7 @@ _CALIBRATORS = {"minmax": "MinMaxCalibration", "entropy": "EntropyCalibration2"}
 _HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 
 
-def to_text(ranges: Mapping[str, tuple[float, float]], *, algorithm: str = "minmax", version: str = "8600") -> str:
+def format_cache(ranges: Mapping[str, tuple[float, float]], *, algorithm: str = "minmax", version: str = "8600") -> str:
     """Scales as TensorRT's cache text.
 
     Args:
@@ -51,7 +51,7 @@ def to_text(ranges: Mapping[str, tuple[float, float]], *, algorithm: str = "minm
     return "\n".join(lines) + "\n"
 
 
-def read_text(text: str) -> tuple[str, str, dict[str, float]]:
+def parse_cache(text: str) -> tuple[str, str, dict[str, float]]:
     """Take TensorRT's cache text apart.
 
     Returns:
@@ -84,7 +84,9 @@ def read_text(text: str) -> tuple[str, str, dict[str, float]]:
     return header[1], header[2], scales
 
 
-def read_ranges(source: str | Path, model: Model | str | Path) -> tuple[dict[str, tuple[float, float]], Origin]:
+def read_cache_ranges(
+    source: str | Path, model: Model | str | Path
+) -> tuple[dict[str, tuple[float, float]], Provenance]:
     """The ranges in TensorRT's calibration cache, by tensor, and where they come from.
 
     Args:
@@ -99,20 +101,24 @@ def read_ranges(source: str | Path, model: Model | str | Path) -> tuple[dict[str
 
     is_text = isinstance(source, str) and source.lstrip().startswith("TRT-")
     text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
-    version, calibrator, scales = read_text(text)
+    version, calibrator, scales = parse_cache(text)
     loaded = load(model)
     graph = trace(loaded, dynamic_batch=True)
-    ranges = {name: (-scales[name] * INT8_MAX, scales[name] * INT8_MAX) for name in candidates(graph) if name in scales}
-    missing = [name for name in place(graph).tensors if name not in ranges]
+    ranges = {
+        name: (-scales[name] * INT8_MAX, scales[name] * INT8_MAX)
+        for name in quantizable_tensors(graph)
+        if name in scales
+    }
+    missing = [name for name in plan_qdq(graph).tensors if name not in ranges]
     if missing:
         raise CalibrationError(
             f"use a TensorRT calibration cache for {loaded.stem}",
             f"it has no scale for {len(missing)} tensors, such as {missing[0]!r}",
             "use the cache of this very graph, or calibrate the model",
         )
-    return ranges, Origin(
+    return ranges, Provenance(
         model_hash=loaded.hash,
         data_hash=None,
         runner=f"TensorRT {'.'.join(version)}",
-        settings={"calibrator": calibrator, "cache_hash": hash_of(text)},
+        settings={"calibrator": calibrator, "cache_hash": hash_parts(text)},
     )

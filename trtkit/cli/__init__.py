@@ -15,7 +15,7 @@ from typing import Any
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.version import __version__
 
-__all__ = ["COMMANDS", "Command", "main", "parsed"]
+__all__ = ["COMMANDS", "Command", "main", "parse_command"]
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cancel = threading.Event()
     before = _watch_signals(cancel)
     try:
-        command, values = parsed(words)
+        command, values = parse_command(words)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("default", UserWarning)
@@ -82,19 +82,19 @@ Command = Callable[[argparse.Namespace, threading.Event], None]
 # Verb, the module of `trtkit.cli` that does it, and what it is for.
 COMMANDS = {
     "export": ("model_commands", "take a model to a TensorRT engine or an ONNX file"),
-    "calibrate": ("model_commands", "measure the ranges that INT8 needs, over your pictures"),
-    "predict": ("model_commands", "run one model file on pictures and draw what it finds"),
-    "evaluate": ("model_commands", "judge one model file on labelled pictures"),
+    "calibrate": ("model_commands", "measure the ranges that INT8 needs, over your images"),
+    "predict": ("model_commands", "run one model file on images and draw what it finds"),
+    "evaluate": ("model_commands", "judge one model file on labeled images"),
     "benchmark": ("model_commands", "time model files against each other"),
     "compare": ("model_commands", "FP32, FP16 and INT8 side by side: accuracy, time, size, report"),
     "report": ("model_commands", "write the report of a saved comparison again"),
     "examine": ("model_commands", "find what is wrong with a calibration set"),
-    "sweep": ("model_commands", "which algorithm, and how many pictures, calibrate well enough"),
+    "sweep": ("model_commands", "which algorithm, and how many images, calibrate well enough"),
     "sensitivity": ("model_commands", "what each layer and block costs in INT8"),
     "search": ("model_commands", "the fastest mix of INT8 and FP16 within a loss"),
     "engine": ("system_commands", "show, check, strip or wrap an engine file"),
     "doctor": ("system_commands", "say what this machine can build and run"),
-    "demo": ("system_commands", "compare() on the embedded model and pictures"),
+    "demo": ("system_commands", "compare() on the embedded model and images"),
     "lab": ("system_commands", "open JupyterLab"),
 }
 
@@ -102,7 +102,7 @@ EXAMPLES = """examples:
   trtkit demo                                                   the whole thing, with nothing of yours
   trtkit doctor                                                 what works on this machine, what would bring the rest
   trtkit export yolo11n.pt --half                               an FP16 engine beside the model
-  trtkit export yolo11n.pt --int8 --data coco.yaml --batch 8    an INT8 engine, calibrated on coco's train pictures
+  trtkit export yolo11n.pt --int8 --data coco.yaml --batch 8    an INT8 engine, calibrated on coco's train images
   trtkit export yolo11n.pt --format onnx --int8 --data my.yaml  the same graph as ONNX, for any runtime
   trtkit compare yolo11n.pt --data coco.yaml --batch 1,8        is INT8 worth it? runs/compare/report.html says
   trtkit predict yolo11n-int8.engine street.jpg                 what it finds, drawn, in runs/predict
@@ -114,7 +114,7 @@ Every command has the names and defaults of the Python function, and its own --h
 Exit status: 0 done, 2 an error (one sentence says what to do), 130 stopped by Ctrl-C."""
 
 
-def parsed(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     """The command that the words ask for, and its settings.
 
     Args:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["add_options", "called", "described", "numbers", "size"]
+__all__ = ["add_options", "call_with_options", "parse_argument_texts", "parse_numbers", "parse_size"]
 
 # Arguments that watch the work and shape no result.
 WATCHERS = ("progress", "cancel")
@@ -30,7 +30,7 @@ def add_options(
         without: Arguments to leave out.
     """
     first = first or {}
-    texts = {**described(function), **first}
+    texts = {**parse_argument_texts(function), **first}
     parameters = inspect.signature(function).parameters
     for name, text in first.items():
         # The option of the same name holds the value where the word is missing.
@@ -40,22 +40,24 @@ def add_options(
             continue
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
-        shown = "" if required or default in (None, (), False) else f" [default: {_spelled(default)}]"
+        shown = "" if required or default in (None, (), False) else f" [default: {_format_value(default)}]"
         text = argparse.SUPPRESS if name in first else _escaped(texts[name] + shown)
         if parameter.annotation == "Sequence[str]" and not default:
             # argparse appends to a copy of the default, which a tuple has no room for.
             default = []
-        parser.add_argument("--" + name.replace("_", "-"), dest=name, default=default, help=text, **_kind(parameter))
+        parser.add_argument(
+            "--" + name.replace("_", "-"), dest=name, default=default, help=text, **_argument_kind(parameter)
+        )
     parser.set_defaults(needed=tuple(name for name in first if parameters[name].default is inspect.Parameter.empty))
 
 
-def called(function: Callable[..., Any], values: argparse.Namespace, **more: Any) -> Any:
+def call_with_options(function: Callable[..., Any], values: argparse.Namespace, **more: Any) -> Any:
     """Call `function` with the parsed settings it knows and `more`."""
     known = inspect.signature(function).parameters
     return function(**{name: value for name, value in vars(values).items() if name in known} | more)
 
 
-def described(function: Callable[..., Any]) -> dict[str, str]:
+def parse_argument_texts(function: Callable[..., Any]) -> dict[str, str]:
     """The texts of a Google docstring's `Args`, by argument."""
     section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
     texts: dict[str, str] = {}
@@ -69,7 +71,7 @@ def described(function: Callable[..., Any]) -> dict[str, str]:
     return texts
 
 
-def _kind(parameter: inspect.Parameter) -> dict[str, Any]:
+def _argument_kind(parameter: inspect.Parameter) -> dict[str, Any]:
     """What argparse needs to know to read an argument of this annotation."""
     annotation = str(parameter.annotation)
     if annotation.startswith("bool") and parameter.default is False:
@@ -77,11 +79,11 @@ def _kind(parameter: inspect.Parameter) -> dict[str, Any]:
     if annotation.startswith("bool"):
         return {"action": argparse.BooleanOptionalAction}
     if annotation.startswith("int | Sequence[int]"):
-        return {"type": numbers, "metavar": "N[,N...]"}
+        return {"type": parse_numbers, "metavar": "N[,N...]"}
     if annotation.startswith("int | tuple"):
-        return {"type": size, "metavar": "SIDE|H,W"}
+        return {"type": parse_size, "metavar": "SIDE|H,W"}
     if annotation.startswith(("int | str", "str | int")):
-        return {"type": _device, "metavar": "DEVICE"}
+        return {"type": parse_device, "metavar": "DEVICE"}
     if annotation.startswith("Sequence[str]"):
         if parameter.default:
             return {"type": lambda text: tuple(text.split(",")), "metavar": "WORD[,WORD...]"}
@@ -93,25 +95,25 @@ def _kind(parameter: inspect.Parameter) -> dict[str, Any]:
     return {"type": str, "metavar": parameter.name.upper()}
 
 
-def numbers(text: str) -> int | tuple[int, ...]:
+def parse_numbers(text: str) -> int | tuple[int, ...]:
     """ "8" as 8, "1,8" as (1, 8)."""
     found = tuple(int(part) for part in text.split(","))
     return found[0] if len(found) == 1 else found
 
 
-def size(text: str) -> int | tuple[int, ...]:
+def parse_size(text: str) -> int | tuple[int, ...]:
     """ "640" as 640; "480,640" and "480x640" as (480, 640)."""
-    found = numbers(text.replace("x", ","))
+    found = parse_numbers(text.replace("x", ","))
     if isinstance(found, tuple) and len(found) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is neither one side nor height,width")
     return found
 
 
-def _device(text: str) -> int | str:
+def parse_device(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
-def _spelled(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import polars as pl
     from typing_extensions import Self
 
-__all__ = ["Bars", "columns", "frame_table", "print_table"]
+__all__ = ["ProgressBars", "make_frame_table", "make_table", "print_table"]
 
 
-class Bars:
+class ProgressBars:
     """A receiver of events; a context manager, so that the terminal is left as it was.
 
     Args:
@@ -76,7 +76,7 @@ class Bars:
 # Tables on a terminal, in a pipe and in a log.
 
 
-def columns(*words: str, numbers: tuple[str, ...] = ()) -> Table:
+def make_table(*words: str, numbers: tuple[str, ...] = ()) -> Table:
     """A table without lines: `words` stand left, `numbers` right."""
     table = Table(*words, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in numbers:
@@ -84,17 +84,17 @@ def columns(*words: str, numbers: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def frame_table(frame: pl.DataFrame) -> Table:
+def make_frame_table(frame: pl.DataFrame) -> Table:
     """A frame as a table: every row and column, numbers to four digits, lists as how many they hold."""
-    table = columns()
+    table = make_table()
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left")
     for row in frame.iter_rows():
-        table.add_row(*map(_spelled, row))
+        table.add_row(*map(_format_cell, row))
     return table
 
 
-def _spelled(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):

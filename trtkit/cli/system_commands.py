@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.cli import Command
-from trtkit.cli.model_commands import show_comparison
-from trtkit.cli.options import size
-from trtkit.cli.output import Bars, columns, print_table
+from trtkit.cli.model_commands import print_comparison
+from trtkit.cli.options import parse_size
+from trtkit.cli.output import ProgressBars, make_table, print_table
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 
 if TYPE_CHECKING:
-    from trtkit.models.model import Card
+    from trtkit.models.model import ModelInfo
 
 __all__ = ["demo_options", "doctor_options", "engine_options", "lab_options"]
 
@@ -44,7 +44,7 @@ def engine_options(parser: argparse.ArgumentParser) -> Command:
     wrapped.add_argument("file", metavar="PLAN")
     wrapped.add_argument("output", metavar="ENGINE")
     wrapped.add_argument("--like", required=True, metavar="MODEL", help="the .pt or .onnx the plan was built from")
-    wrapped.add_argument("--imgsz", type=size, metavar="SIDE|H,W", help="picture size it was built for")
+    wrapped.add_argument("--imgsz", type=parse_size, metavar="SIDE|H,W", help="image size it was built for")
     wrapped.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch [default: 1]")
     wrapped.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     wrapped.set_defaults(run=wrap)
@@ -56,7 +56,7 @@ def show(values: argparse.Namespace, cancel: threading.Event) -> None:
     from trtkit.backends import layer_frame, read_engine
 
     file = read_engine(values.file)
-    table = columns("", "")
+    table = make_table("", "")
     table.show_header = False
     known = dict(file.metadata)
     known.pop("trtkit", None)
@@ -70,17 +70,17 @@ def show(values: argparse.Namespace, cancel: threading.Event) -> None:
         passport |= {"recipe": passport.pop("recipe"), "versions": passport.pop("versions")}
         for name, value in passport.items():
             if value not in ("", None, {}):
-                table.add_row(name.replace("_", " "), _spelled(value))
+                table.add_row(name.replace("_", " "), _format_value(value))
         if len(rows):
             counts = rows["precision"].fill_null("?").value_counts(sort=True)
             layers = ", ".join(f"{count} {name}" for name, count in counts.iter_rows())
             table.add_row("layers", f"{len(rows)}: {layers}; {rows['reformat'].sum()} only reformat")
     for name in ("task", "imgsz", "batch", "stride", "names"):
         if name in known and not (file.passport and name in ("imgsz", "batch")):
-            table.add_row(name, _spelled(known[name]))
+            table.add_row(name, _format_value(known[name]))
     print_table(table)
     if values.layers and file.passport is not None and file.passport.layers:
-        listed = columns("", "name", "type", "precision", "shape")
+        listed = make_table("", "name", "type", "precision", "shape")
         for row in layer_frame(file.passport.layers).iter_rows(named=True):
             words = (str(row["index"]), row["name"], row["type"], row["precision"], row["shape"])
             listed.add_row(*(word or "" for word in words))
@@ -91,13 +91,13 @@ def show(values: argparse.Namespace, cancel: threading.Event) -> None:
 def check(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Say that the engine fits this machine, or fail with what differs."""
     from trtkit import backends
-    from trtkit.backends.devices import device_of
+    from trtkit.backends.devices import parse_device
 
     file = backends.read_engine(values.file)
     if file.passport is not None:
         found = backends.capabilities(file.backend)
         device = int(values.device) if values.device and values.device.isdecimal() else values.device
-        mismatch = backends.check(file.passport, found, device_of(device)) if found.present else None
+        mismatch = backends.check_compatibility(file.passport, found, parse_device(device)) if found.present else None
         if mismatch is not None:
             raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do)
     backends.require_run(file.backend, device=values.device)
@@ -116,22 +116,22 @@ def wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Write the plan behind a header."""
     from trtkit.backends import wrap_engine
 
-    card = _card(values.like)
+    info = _info(values.like)
     if values.imgsz is not None:
         side = values.imgsz
-        card = dataclasses.replace(card, imgsz=(side, side) if isinstance(side, int) else side)
+        info = dataclasses.replace(info, imgsz=(side, side) if isinstance(side, int) else side)
     if values.batch < 1:
-        raise RecipeError(f"wrap with batch={values.batch}", "a batch holds at least one picture", "use batch >= 1")
-    print(wrap_engine(values.file, values.output, card, overwrite=values.overwrite, batch=values.batch))
+        raise RecipeError(f"wrap with batch={values.batch}", "a batch holds at least one image", "use batch >= 1")
+    print(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=values.batch))
 
 
-def _card(path: str) -> Card:
+def _info(path: str) -> ModelInfo:
     from trtkit.models import load
 
-    return load(path).card
+    return load(path).info
 
 
-def _spelled(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {inner}" for name, inner in value.items() if inner not in (None, "", [], {}))
     if isinstance(value, (list, tuple)):
@@ -149,19 +149,19 @@ def doctor_options(parser: argparse.ArgumentParser) -> Command:
 
 def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Print what is installed and what each backend can do here."""
-    from trtkit.backends.capabilities import BACKENDS, TITLES, describe, require_build, require_run
-    from trtkit.results import machine, versions
+    from trtkit.backends.capabilities import BACKENDS, TITLES, probe, require_build, require_run
+    from trtkit.results import describe_machine, package_versions
 
-    here = machine()
+    here = describe_machine()
     print(f"{here['processor']}, {here['cores']} cores, {here['system']}")
-    print(", ".join(f"{name} {version}" for name, version in versions().items()))
-    gpus = describe("tensorrt").gpus
+    print(", ".join(f"{name} {version}" for name, version in package_versions().items()))
+    gpus = probe("tensorrt").gpus
     for gpu in gpus:
         print(f"GPU {gpu.index}: {gpu.name} ({gpu.sm}), {gpu.memory_gib:.0f} GiB, driver {gpu.driver or 'unknown'}")
     if not gpus:
         print("GPU: none (no NVIDIA driver with a GPU was found)")
     for name in BACKENDS:
-        found = describe(name)
+        found = probe(name)
         print(f"\n{found.title}" if found.present else f"\n{TITLES[name]}: {found.missing}")
         if name == "onnxruntime":
             print("  builds  nothing; runs the ONNX files of every precision on the CPU")
@@ -183,7 +183,7 @@ def demo_options(parser: argparse.ArgumentParser) -> Command:
     from trtkit import demo as embedded
 
     parser.add_argument(
-        "--output", type=Path, default=embedded.OUTPUT, metavar="FOLDER", help=f"[default: {embedded.OUTPUT}]"
+        "--output", type=Path, default=embedded.OUTPUT_DIR, metavar="FOLDER", help=f"[default: {embedded.OUTPUT_DIR}]"
     )
     return demo
 
@@ -191,12 +191,12 @@ def demo_options(parser: argparse.ArgumentParser) -> Command:
 def demo(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Compare the embedded model's precisions and print the table and the places of the files."""
     from trtkit import demo as embedded
-    from trtkit.backends.capabilities import describe
+    from trtkit.backends.capabilities import probe
     from trtkit.comparison.comparator import compare
 
     # The demo's own results may be replaced; where there is no GPU it builds for one that is common.
-    device = None if describe("tensorrt_rtx").gpus else embedded.DEVICE
-    with Bars() as bars:
+    device = None if probe("tensorrt_rtx").gpus else embedded.DEVICE
+    with ProgressBars() as bars:
         found = compare(
             embedded.model_path(),
             embedded.data_path(),
@@ -206,7 +206,7 @@ def demo(values: argparse.Namespace, cancel: threading.Event) -> None:
             progress=bars,
             cancel=cancel,
         )
-    show_comparison(found, values.output)
+    print_comparison(found, values.output)
 
 
 def lab_options(parser: argparse.ArgumentParser) -> Command:

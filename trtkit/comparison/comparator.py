@@ -1,4 +1,4 @@
-"""compare(): every precision of one model, judged and timed by the same pictures, code and clock."""
+"""compare(): every precision of one model, judged and timed by the same images, code and clock."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.codegen import command_of, python_of
+from trtkit.codegen import render_command, render_python
 from trtkit.comparison.comparison import Comparison
-from trtkit.comparison.tables import joined, labelled, told
+from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
-from trtkit.evaluation.significance import all_differences
+from trtkit.evaluation.significance import compute_all_differences
 from trtkit.files import write_json
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import rounded_imgsz
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import round_imgsz
 
 if TYPE_CHECKING:
     from trtkit.backends import Capabilities
@@ -47,7 +47,7 @@ def compare(
     calibration: Calibration | str | Path | None = None,
     calibration_images: int = 512,
     fraction: float = 1.0,
-    images: int | None = None,
+    eval_images: int | None = None,
     build: bool | None = None,
     backend: str | None = None,
     device: int | str | None = None,
@@ -57,7 +57,7 @@ def compare(
     output: str | Path = "runs/compare",
     overwrite: bool = False,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Comparison:
     """Export a model in several precisions, judge and time each alike, and write down what each costs and buys.
 
@@ -68,22 +68,22 @@ def compare(
         data: A data set's YAML file, with labels.
         precisions: Any of "fp32", "fp16", "int8"; changes are told against "fp32", or the first without it.
         split: The split that judges.
-        imgsz: Picture side, or (height, width), pixels; None takes the model's own.
+        imgsz: Image side, or (height, width), pixels; None takes the model's own.
         batch: Batch sizes to time; the largest is what engines are built for.
         dynamic: Leave batch, height and width open in all precisions; None does so where several batches are timed.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
         calibration: For INT8, or the folder of a saved one; None calibrates on `data`'s `train`.
-        calibration_images: Most pictures to calibrate on.
+        calibration_images: Most images to calibrate on.
         fraction: Share of the split to calibrate on, (0, 1].
-        images: Most pictures to judge on, a seeded sample; None takes all.
+        eval_images: Most images to judge on, a seeded sample; None takes all.
         build: Build engines; None does so where a backend can, True fails where none can, False never does.
         backend: "tensorrt", "tensorrt_rtx", or "onnxruntime" to build nothing; None takes the best present.
         device: GPU index or name, or "sm89" to build for a GPU that is not here.
         runs: Most runs timed for each precision and batch.
         seconds: Most seconds timed for each precision and batch.
-        seed: Seed of samples and of the pictures that are timed.
+        seed: Seed of samples and of the images that are timed.
         output: Folder for the files, `report.html`, `comparison.parquet` and `recipe.json`.
         overwrite: Replace a comparison that is already there.
         progress: Receives events.
@@ -115,23 +115,28 @@ def compare(
         raise OutputExistsError(
             f"write {folder}", "it holds a comparison, which was kept", "pass overwrite=True or another output"
         )
-    work = Work(progress, cancel)
+    reporter = Reporter(progress, cancel)
     watch: dict[str, Any] = {"progress": progress, "cancel": cancel}
-    builder, why_not = _builder(build, backend, device)
-    work.step("load", 0, 1)
+    builder, why_not = _resolve_builder(build, backend, device)
+    reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
-    size = rounded_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
+    size = round_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
     ranges = None
     if "int8" in precisions:
-        ranges = _ranges(loaded, data, calibration, calibration_images, fraction, max(batches), seed, size, watch)
+        ranges = _resolve_calibration(
+            loaded, data, calibration, calibration_images, fraction, max(batches), seed, size, watch
+        )
     graph = {
         "imgsz": size, "dynamic": len(batches) > 1 if dynamic is None else dynamic, "simplify": simplify,
         "batch": max(batches), "keep": keep, "overwrite": True,
     }  # fmt: skip
-    work.step("trace", 0, 1)
-    once = _traced(loaded, graph)
-    made = {label: _made(once, label, folder, graph, ranges, builder, device, workspace, watch) for label in precisions}
-    on_gpu, where, why_not_run = _runs(builder, device)
+    reporter.step("trace", 0, 1)
+    once = _trace_once(loaded, graph)
+    made = {
+        label: _export_precision(once, label, folder, graph, ranges, builder, device, workspace, watch)
+        for label in precisions
+    }
+    on_gpu, where, why_not_run = _check_run(builder, device)
     with contextlib.ExitStack() as stack:
         # Engines for all or for none: a comparison across runners would compare the runners.
         opened = {
@@ -139,26 +144,29 @@ def compare(
             for label, files in made.items()
         }
         judged = {
-            label: evaluate(runner, data, split, images=images, seed=seed, **watch) for label, runner in opened.items()
+            label: evaluate(runner, data, split, eval_images=eval_images, seed=seed, **watch)
+            for label, runner in opened.items()
         }
         timing = benchmark(opened, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
-    replayed = _replayed(loaded, settings)
+    replayed = _plain_arguments(loaded, settings)
     about = {
-        **told(loaded, made, judged, ranges, imgsz),
+        **comparison_facts(loaded, made, judged, ranges, imgsz),
         **{name: replayed[name] for name in ("data", "split")},
         "builder": builder.title if builder else None,
         "why_not_built": why_not,
         "why_not_run": why_not_run,
-        "python": python_of("compare", compare, replayed),
-        "command": command_of("compare", compare, replayed),
+        "python": render_python("compare", compare, replayed),
+        "command": render_command("compare", compare, replayed),
     }
-    comparison = _joined(loaded, made, judged, timing, about, replayed)
-    _write(comparison, folder)
-    work.step("done", 1, 1, f"wrote {folder}")
+    comparison = _assemble(loaded, made, judged, timing, about, replayed)
+    _write_files(comparison, folder)
+    reporter.step("done", 1, 1, f"wrote {folder}")
     return comparison
 
 
-def _builder(build: bool | None, backend: str | None, device: int | str | None) -> tuple[Capabilities | None, str]:
+def _resolve_builder(
+    build: bool | None, backend: str | None, device: int | str | None
+) -> tuple[Capabilities | None, str]:
     """The backend that builds, or None and the reason."""
     from trtkit import backends
 
@@ -172,16 +180,16 @@ def _builder(build: bool | None, backend: str | None, device: int | str | None) 
         return None, error.found
 
 
-def _fits(builder: Capabilities, sm: str) -> bool:
+def _gpu_matches(builder: Capabilities, sm: str) -> bool:
     """Whether the first GPU is of a compute capability that engines were built for."""
     return builder.gpu is not None and builder.gpu.sm == sm
 
 
-def _ranges(
+def _resolve_calibration(
     model: Model,
     data: str | Path | Dataset,
     given: Calibration | str | Path | None,
-    images: int,
+    calibration_images: int,
     fraction: float,
     batch: int,
     seed: int,
@@ -196,7 +204,7 @@ def _ranges(
             model,
             data,
             algorithm=INT8_ALGORITHM,
-            images=images,
+            calibration_images=calibration_images,
             fraction=fraction,
             batch=2 * batch,
             seed=seed,
@@ -206,7 +214,7 @@ def _ranges(
     return given if isinstance(given, Calibration) else Calibration.load(given)
 
 
-def _traced(model: Model, graph: Mapping[str, Any]) -> Model:
+def _trace_once(model: Model, graph: Mapping[str, Any]) -> Model:
     """The model as its FP32 graph: tracing is slow, and all precisions are to be made from one graph."""
     from trtkit.graph.torch_export import trace
 
@@ -216,7 +224,7 @@ def _traced(model: Model, graph: Mapping[str, Any]) -> Model:
     return dataclasses.replace(model, module=None, proto=trace(model, **{name: graph[name] for name in names}))
 
 
-def _made(
+def _export_precision(
     model: Model,
     precision: str,
     folder: Path,
@@ -244,15 +252,15 @@ def _made(
     return made
 
 
-def _runs(builder: Capabilities | None, device: int | str | None) -> tuple[bool, int | str | None, str]:
+def _check_run(builder: Capabilities | None, device: int | str | None) -> tuple[bool, int | str | None, str]:
     """Whether the built engines run here, on which device, and why not."""
     from trtkit import backends
-    from trtkit.backends.devices import device_of
+    from trtkit.backends.devices import parse_device
 
     if builder is None:
         return False, None, "there is none"
-    wanted = device_of(device)
-    if wanted.kind == "sm" and not _fits(builder, wanted.sm):
+    wanted = parse_device(device)
+    if wanted.kind == "sm" and not _gpu_matches(builder, wanted.sm):
         return False, None, f"no GPU of {wanted.sm} was found"
     device = None if wanted.kind == "sm" else device
     try:
@@ -262,7 +270,7 @@ def _runs(builder: Capabilities | None, device: int | str | None) -> tuple[bool,
     return True, device, ""
 
 
-def _joined(
+def _assemble(
     model: Model,
     made: Mapping[str, Mapping[str, Artifact]],
     judged: Mapping[str, Evaluation],
@@ -272,29 +280,33 @@ def _joined(
 ) -> Comparison:
     """Everything the steps found, as one result."""
     shaping = {
-        name: value for name, value in _replayed(model, settings).items() if name not in ("model", "data", "seed")
+        name: value
+        for name, value in _plain_arguments(model, settings).items()
+        if name not in ("model", "data", "seed")
     }
-    changed = all_differences(judged, about["reference"], seed=settings["seed"])
+    changed = compute_all_differences(judged, about["reference"], seed=settings["seed"])
     return Comparison(
-        rows=joined(made, judged, timing, about["reference"], [column for column, _ in about["metrics"]], changed),
+        rows=comparison_frame(
+            made, judged, timing, about["reference"], [column for column, _ in about["metrics"]], changed
+        ),
         differences=changed,
-        classes=labelled({label: one.per_class for label, one in judged.items()}),
-        pictures=labelled({label: one.per_picture for label, one in judged.items()}),
-        detections=labelled({label: one.detections for label, one in judged.items()}),
-        truths=labelled({label: one.truths for label, one in judged.items()}),
+        classes=concat_by_precision({label: one.per_class for label, one in judged.items()}),
+        images=concat_by_precision({label: one.per_image for label, one in judged.items()}),
+        detections=concat_by_precision({label: one.detections for label, one in judged.items()}),
+        labels=concat_by_precision({label: one.labels for label, one in judged.items()}),
         samples=timing.samples,
         runners=timing.runners,
         about=about,
-        origin=dataclasses.replace(
-            timing.origin,
+        provenance=dataclasses.replace(
+            timing.provenance,
             model_hash=model.hash,
-            data_hash=judged[about["reference"]].origin.data_hash,
+            data_hash=judged[about["reference"]].provenance.data_hash,
             settings=shaping,
         ),
     )
 
 
-def _replayed(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_arguments(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as plain data, without what only watched."""
     plain = {name: value for name, value in settings.items() if name not in ("progress", "cancel")}
     plain["model"] = str(model.source or model.stem)
@@ -307,7 +319,7 @@ def _replayed(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _write(comparison: Comparison, folder: Path) -> None:
+def _write_files(comparison: Comparison, folder: Path) -> None:
     comparison.report(folder / "report.html")
     write_json(
         folder / "recipe.json",
@@ -316,7 +328,7 @@ def _write(comparison: Comparison, folder: Path) -> None:
             "settings": {
                 "model": comparison.about["model"],
                 "data": comparison.about["data"],
-                **comparison.origin.settings,
+                **comparison.provenance.settings,
             },
             **{name: comparison.about[name] for name in ("python", "command", "recipes")},
         },

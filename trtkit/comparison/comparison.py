@@ -9,38 +9,38 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.comparison.tables import first_of
+from trtkit.comparison.tables import leading_metrics
 from trtkit.errors import RecipeError
 from trtkit.evaluation.latency import Timing
-from trtkit.results import Origin, Result
+from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
 
     from trtkit.backends import Runner
-    from trtkit.tasks.drawing import Sheet
+    from trtkit.tasks.drawing import ImageGrid
 
-__all__ = ["Comparison", "Part"]
+__all__ = ["Comparison", "PrecisionEvaluation"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class PrecisionEvaluation:
     """What one precision found: the frames of an `Evaluation`.
 
     Attributes:
         metrics: As `Evaluation.metrics`.
         per_class: As `Evaluation.per_class`.
-        per_picture: As `Evaluation.per_picture`.
+        per_image: As `Evaluation.per_image`.
         detections: As `Evaluation.detections`.
         truths: As `Evaluation.truths`.
     """
 
     metrics: Mapping[str, float]
     per_class: pl.DataFrame
-    per_picture: pl.DataFrame
+    per_image: pl.DataFrame
     detections: pl.DataFrame
-    truths: pl.DataFrame
+    labels: pl.DataFrame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -52,30 +52,30 @@ class Comparison(Result):
             a loss) with the ends of its 95 % interval (`delta <metric> low`, `... high`), the times of
             `Timing.frame()`, `onnx_mb` and `engine_mb` (10^6 bytes), and `build_s`.
         classes: Metrics of each class by precision.
-        pictures: What each picture gave, by precision.
+        images: What each image gave, by precision.
         detections: What was found, by precision, as `Evaluation.detections`.
         truths: What should have been found and whether it was, by precision, as `Evaluation.truths`.
         differences: Every metric's change against the reference with its 95 % interval, of all, by class and by size of
-            the objects, as `trtkit.evaluation.significance.differences` tells them, by precision.
+            the objects, as `trtkit.evaluation.significance.compute_differences` tells them, by precision.
         samples: Every measured run, as `Timing.samples`.
         runners: What ran, as `Timing.runners`.
-        about: Everything else, JSON-ready: model, task, data, split, pictures, skipped, reference, metrics (column and
+        about: Everything else, JSON-ready: model, task, data, split, images, skipped, reference, metrics (column and
             readable name of the accuracies that decide), engines, files, calibration, recipes, python, command, notes,
             and why nothing was built or run where that is so.
-        origin: Model, data, machine, versions, settings.
+        provenance: Model, data, machine, versions, settings.
     """
 
     kind: ClassVar[str] = "comparison"
 
     rows: pl.DataFrame
     classes: pl.DataFrame
-    pictures: pl.DataFrame
+    images: pl.DataFrame
     detections: pl.DataFrame
-    truths: pl.DataFrame
+    labels: pl.DataFrame
     samples: pl.DataFrame
     runners: pl.DataFrame
     about: Mapping[str, Any]
-    origin: Origin
+    provenance: Provenance
     differences: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
 
     def frame(self) -> pl.DataFrame:
@@ -84,15 +84,15 @@ class Comparison(Result):
 
     def timing(self) -> Timing:
         """The times alone."""
-        return Timing(samples=self.samples, runners=self.runners, origin=self.origin)
+        return Timing(samples=self.samples, runners=self.runners, provenance=self.provenance)
 
     def verdict(self) -> tuple[str, ...]:
         """What the numbers say, in sentences."""
-        from trtkit.comparison.verdict import sentences
+        from trtkit.comparison.verdict import verdict_sentences
 
-        return sentences(self.rows, self.about)
+        return verdict_sentences(self.rows, self.about)
 
-    def judged(self, precision: str) -> Part:
+    def evaluation(self, precision: str) -> PrecisionEvaluation:
         """What one precision found.
 
         Raises:
@@ -103,12 +103,12 @@ class Comparison(Result):
             raise RecipeError(f"look at {precision!r}", "it was not compared", f"choose from {', '.join(known)}")
         mine = pl.col("precision") == precision
         row = self.rows.row(by_predicate=mine & (pl.col("batch") == pl.col("batch").first()), named=True)
-        return Part(
+        return PrecisionEvaluation(
             metrics={name: row[name] for name in self.about["all_metrics"]},
             per_class=self.classes.filter(mine),
-            per_picture=self.pictures.filter(mine),
+            per_image=self.images.filter(mine),
             detections=self.detections.filter(mine),
-            truths=self.truths.filter(mine),
+            labels=self.labels.filter(mine),
         )
 
     def changes(self, precision: str, *, conf: float = 0.25) -> pl.DataFrame:
@@ -117,20 +117,22 @@ class Comparison(Result):
         Raises:
             RecipeError: The precision was not compared.
         """
-        from trtkit.comparison.object_changes import changes
+        from trtkit.comparison.object_changes import find_object_changes
 
-        return changes(self.judged(self.about["reference"]), self.judged(precision), conf=conf)
+        return find_object_changes(self.evaluation(self.about["reference"]), self.evaluation(precision), conf=conf)
 
-    def gallery(self, precision: str, *, most: int = 12, conf: float = 0.25) -> pl.DataFrame:
-        """The worst of `changes`, drawn; `png` holds the pictures.
+    def gallery(self, precision: str, *, limit: int = 12, conf: float = 0.25) -> pl.DataFrame:
+        """The worst of `changes`, drawn; `png` holds the images.
 
         Raises:
             RecipeError: The precision was not compared.
         """
-        from trtkit.comparison.object_changes import gallery
+        from trtkit.comparison.object_changes import draw_object_changes
 
         told = self.changes(precision, conf=conf)
-        return gallery(told, self.judged(self.about["reference"]), self.judged(precision), most=most, conf=conf)
+        return draw_object_changes(
+            told, self.evaluation(self.about["reference"]), self.evaluation(precision), most=limit, conf=conf
+        )
 
     def losses(self) -> pl.DataFrame:
         """What each precision costs by the metrics that decide, in a form that rows of other comparisons fit below.
@@ -146,7 +148,7 @@ class Comparison(Result):
             )
             for column, _ in self.about["metrics"]
         ]
-        return pl.concat(told).select("task", "metric", "precision", "value", "delta", "low", "high", "measurable")
+        return pl.concat(told).select("task", "metric", "precision", "value", "delta", "low", "high", "significant")
 
     def open(self, precision: str) -> Runner:
         """Open the file that was judged: the engine where it ran here, else the ONNX file.
@@ -157,30 +159,30 @@ class Comparison(Result):
         """
         from trtkit import backends
 
-        self.judged(precision)
+        self.evaluation(precision)
         ran = self.rows.filter(pl.col("precision") == precision)["engine"].all()
         return backends.open(self.about["files"][precision]["engine" if ran else "onnx"])
 
-    def draw(self, precision: str, pictures: int = 3) -> Sheet:
-        """Run what was judged on the first pictures it was judged on, and draw what it finds.
+    def draw(self, precision: str, count: int = 3) -> ImageGrid:
+        """Run what was judged on the first images it was judged on, and draw what it finds.
 
         Args:
             precision: One that was compared.
-            pictures: How many.
+            count: How many.
 
         Raises:
             RecipeError: The precision was not compared.
-            DataError: A picture is no longer there.
+            DataError: An image is no longer there.
             EngineError, OnnxError, CapabilityError: As `open` raises them.
         """
         with self.open(precision) as runner:
-            return runner.draw(self.judged(precision).per_picture["path"].head(pictures).to_list())
+            return runner.draw(self.evaluation(precision).per_image["path"].head(count).to_list())
 
     def plot(self) -> go.Figure:
         """Accuracy, time and size side by side."""
         from trtkit.plotting.theme import comparison_figure
 
-        return comparison_figure(self.rows, first_of(self.about["metrics"]))
+        return comparison_figure(self.rows, leading_metrics(self.about["metrics"]))
 
     def plot_losses(self) -> go.Figure:
         """The change of each deciding metric by precision, with its interval."""
@@ -206,7 +208,7 @@ class Comparison(Result):
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""
-        names = ("classes", "pictures", "detections", "truths", "samples", "runners", "differences")
+        names = ("classes", "images", "detections", "labels", "samples", "runners", "differences")
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 
     def facts(self) -> Mapping[str, Any]:
@@ -214,10 +216,10 @@ class Comparison(Result):
         return self.about
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Self:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """The inverse of `tables` and `facts`."""
         frames = {name: table for name, table in tables.items() if name != "comparison"}
-        return cls(rows=tables["comparison"], **frames, about=facts, origin=origin)
+        return cls(rows=tables["comparison"], **frames, about=facts, provenance=provenance)
 
     def _repr_html_(self) -> str:
         from trtkit.comparison.report import summary

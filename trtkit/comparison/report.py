@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.comparison.verdict import NOTHING
+from trtkit.comparison.verdict import NEGLIGIBLE_DELTA
 from trtkit.evaluation.significance import RESAMPLES
 from trtkit.files import write_bytes
 
@@ -39,18 +39,18 @@ __all__ = [
 ]
 
 
-# The report's part about what changed: objects won and lost, and the worst of them as pictures.
+# The report's part about what changed: objects won and lost, and the worst of them as images.
 
 
 SHOWN = 8
-"""Pictures a precision: the report stays one file that opens at once."""
+"""Images a precision: the report stays one file that opens at once."""
 
 
 def what_changed(comparison: Comparison) -> list[str]:
     """HTML for every precision but the reference; nothing where the detections were not kept."""
     reference = comparison.about["reference"]
     others = [name for name in comparison.rows["precision"].unique(maintain_order=True) if name != reference]
-    if not others or "path" not in comparison.pictures.columns:
+    if not others or "path" not in comparison.images.columns:
         return []
     first = reference.upper()
     note = (
@@ -60,7 +60,7 @@ def what_changed(comparison: Comparison) -> list[str]:
     )
     if comparison.about["task"] == "classify":
         note = (
-            f"Pictures whose likeliest class is right with {first} and wrong with others, and the other way round; the "
+            f"Images whose likeliest class is right with {first} and wrong with others, and the other way round; the "
             f"worst first. On the left {first}, on the right the other, with their three likeliest classes; below, the "
             "class that is right and its score."
         )
@@ -69,7 +69,7 @@ def what_changed(comparison: Comparison) -> list[str]:
         told = comparison.changes(precision)
         counts = dict(told.group_by("change").len().iter_rows())
         parts.append(f"<h3>{_text(precision.upper())}: {_counted(counts)}</h3>")
-        drawn = [_figure(row) for row in comparison.gallery(precision, most=SHOWN).iter_rows(named=True) if row["png"]]
+        drawn = [_figure(row) for row in comparison.gallery(precision, limit=SHOWN).iter_rows(named=True) if row["png"]]
         if drawn:
             parts.append(f'<div class="gallery">{"".join(drawn)}</div>')
     return parts
@@ -77,7 +77,7 @@ def what_changed(comparison: Comparison) -> list[str]:
 
 def _counted(counts: Mapping[str, int]) -> str:
     """ "8 lost, 4 won, 26 new errors, 1 error gone"; a classifier makes no errors of place."""
-    lost, won, new, gone = (counts.get(name, 0) for name in ("lost", "won", "new error", "error gone"))
+    lost, won, new, gone = (counts.get(name, 0) for name in ("lost", "gained", "new error", "error gone"))
     told = f"{lost} lost, {won} won"
     if new or gone:
         told += f", {new} new error{'' if new == 1 else 's'}, {gone} error{'' if gone == 1 else 's'} gone"
@@ -87,9 +87,9 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _figure(row: Mapping[str, Any]) -> str:
     scores = ["none" if row[name] is None else f"{row[name]:.2f}" for name in ("score_reference", "score")]
     beneath = ""
-    if row["beneath"] is not None:
-        alike = row["beneath"] == row["name"]
-        beneath = ", badly placed or twice" if alike else f" where the label is {row['beneath']}"
+    if row["label_class"] is not None:
+        alike = row["label_class"] == row["name"]
+        beneath = ", badly placed or twice" if alike else f" where the label is {row['label_class']}"
     told = f"{row['change']}: {row['name']}{beneath}, score {scores[0]} to {scores[1]}"
     source = f"data:image/png;base64,{base64.b64encode(row['png']).decode('ascii')}"
     return f'<figure><img alt="{_text(told)}" src="{source}"><figcaption>{_text(told)}</figcaption></figure>'
@@ -117,13 +117,13 @@ def accuracy(comparison: Comparison) -> Rows:
 def costs(comparison: Comparison) -> Rows:
     """One row a precision and batch: time, throughput, file sizes and the time to build."""
     several = comparison.rows["batch"].n_unique() > 1
-    heads = ["precision", *(["batch"] if several else []), "p50 ms a picture", "p99 ms a picture", "pictures/s"]
+    heads = ["precision", *(["batch"] if several else []), "p50 ms an image", "p99 ms an image", "images/s"]
     heads += ["ONNX MB", "engine MB", "build s"]
     lines = []
     for row in comparison.rows.iter_rows(named=True):
         line: list[Any] = [row["precision"].upper(), *([row["batch"]] if several else [])]
         line += [_number(row[name] and row[name] / row["batch"], 2) for name in ("p50_ms", "p99_ms")]
-        line += [_number(row["pictures_per_s"], 1), _number(row["onnx_mb"], 1)]
+        line += [_number(row["images_per_s"], 1), _number(row["onnx_mb"], 1)]
         line += [_number(row["engine_mb"], 1), _number(row["build_s"], 1)]
         lines.append(line)
     return heads, lines, 1
@@ -144,18 +144,18 @@ def differences(comparison: Comparison) -> Rows:
             row["precision"].upper(), row["metric"], {"all": "all"}.get(row["scope"], row["name"]),
             _number(row["reference"], 4), _number(row["value"], 4), _change(row["delta"]),
             None if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
-            "yes" if row["measurable"] else "no",
+            "yes" if row["significant"] else "no",
         ]
         for row in comparison.differences.iter_rows(named=True)
     ]  # fmt: skip
-    return ["precision", "metric", "of", "before", "after", "change", "95 % interval", "measurable"], lines, 3
+    return ["precision", "metric", "of", "before", "after", "change", "95 % interval", "significant"], lines, 3
 
 
 def times(comparison: Comparison) -> Rows:
     """Every figure of `Timing.frame()`."""
     frame = comparison.timing().frame()
     kept = ["label", "runner", "clock", "imgsz", "batch", "runs"]
-    numbers = ["mean_ms", "std_ms", "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "picture_ms", "pictures_per_s"]
+    numbers = ["mean_ms", "std_ms", "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "image_ms", "images_per_s"]
     lines = [
         [*(row[name] for name in kept), *(_number(row[name], 2) for name in numbers)]
         for row in frame.iter_rows(named=True)
@@ -193,7 +193,7 @@ def _changed(row: Mapping[str, Any], column: str) -> str:
 
 
 def _change(value: float) -> str:
-    return "0" if abs(value) < NOTHING else f"{value:+.4f}"
+    return "0" if abs(value) < NEGLIGIBLE_DELTA else f"{value:+.4f}"
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[Any]], texts: int) -> str:
@@ -267,7 +267,7 @@ def page(comparison: Comparison) -> str:
     """The report as HTML text; plotly.js is in it, once."""
     from plotly.offline import get_plotlyjs
 
-    about, origin = comparison.about, comparison.origin
+    about, provenance = comparison.about, comparison.provenance
     precisions = [name.upper() for name in comparison.rows["precision"].unique(maintain_order=True)]
     title = f"{about['model']}: {', '.join(precisions)}"
     figures = [("comparison", comparison.plot()), ("timing", comparison.timing().plot())]
@@ -303,7 +303,7 @@ def page(comparison: Comparison) -> str:
         f"<pre><code>{_text(about['python'])}</code></pre>",
         f"<pre><code>{_text(about['command'])}</code></pre>",
         "<h2>Where the numbers come from</h2>",
-        _pairs(_flat(origin.to_dict())),
+        _pairs(_flat(provenance.to_dict())),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -330,8 +330,8 @@ def _lead(comparison: Comparison) -> str:
     about = comparison.about
     size = "x".join(str(side) for side in about["imgsz"])
     return (
-        f"{about['task']} at {size}, judged on {about['pictures']} pictures of {about['split']} "
-        f"({Path(about['data']).name}) by {comparison.origin.runner}, {comparison.origin.created[:10]}"
+        f"{about['task']} at {size}, judged on {about['images']} images of {about['split']} "
+        f"({Path(about['data']).name}) by {comparison.provenance.runner}, {comparison.provenance.created[:10]}"
     )
 
 
@@ -348,7 +348,7 @@ def _differences(comparison: Comparison) -> list[str]:
     if not len(comparison.differences):
         return []
     note = (
-        f"Intervals by a paired bootstrap over the pictures ({RESAMPLES:,} resamples, seed {comparison.origin.seed}); "
+        f"Intervals by a paired bootstrap over the images ({RESAMPLES:,} resamples, seed {comparison.provenance.seed}); "
         "a change is measurable where its interval leaves out 0."
     )
     shown = f'<p class="note">{note}</p>' + table(*differences(comparison))

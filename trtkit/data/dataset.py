@@ -1,4 +1,4 @@
-"""A labelled picture set as Ultralytics writes it: a `data.yaml`, or a folder of class folders."""
+"""A labeled image set as Ultralytics writes it: a `data.yaml`, or a folder of class folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from trtkit.data.images import is_picture, pictures_in, read_picture
+from trtkit.data.images import is_image, list_images, read_image
 from trtkit.data.labels import Labels, label_path, read_labels
 from trtkit.errors import DataError
 from trtkit.models.model import TASKS
@@ -21,11 +21,11 @@ __all__ = [
     "SPLITS",
     "Dataset",
     "open_dataset",
-    "pictures_named",
-    "read_description",
-    "read_names",
-    "read_picture",
-    "split_places",
+    "parse_names",
+    "read_data_yaml",
+    "read_image",
+    "resolve_images",
+    "resolve_splits",
 ]
 
 
@@ -35,7 +35,7 @@ __all__ = [
 SPLITS = ("train", "val", "test", "minival")
 
 
-def read_description(path: Path) -> dict[str, Any]:
+def read_data_yaml(path: Path) -> dict[str, Any]:
     """Read a `data.yaml` as a mapping; nothing in it is run or fetched.
 
     Raises:
@@ -61,7 +61,7 @@ def read_description(path: Path) -> dict[str, Any]:
     return {str(key): entry for key, entry in value.items()}
 
 
-def read_names(description: Mapping[str, Any], asked: str) -> dict[int, str]:
+def parse_names(description: Mapping[str, Any], asked: str) -> dict[int, str]:
     """Class names by number, from `names` as a list or a map, or from `nc` alone.
 
     Raises:
@@ -95,11 +95,11 @@ def read_names(description: Mapping[str, Any], asked: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def split_places(description: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, ...]]:
-    """The folders, text files and pictures that each split names.
+def resolve_splits(description: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, ...]]:
+    """The folders, text files and images that each split names.
 
     Args:
-        description: What `read_description` gave.
+        description: What `read_data_yaml` gave.
         path: The YAML file; `path` in it is resolved against its folder, splits against `path`.
 
     Raises:
@@ -117,11 +117,11 @@ def split_places(description: Mapping[str, Any], path: Path) -> dict[str, tuple[
                 f"read data set {path}", f"{split} is {value!r}", "write a folder, a text file or a list of them"
             )
         name = "val" if split == "validation" else split
-        places.setdefault(name, tuple(_place(root, entry) for entry in entries))
+        places.setdefault(name, tuple(_resolve_path(root, entry) for entry in entries))
     return places
 
 
-def _place(root: Path, entry: str) -> Path:
+def _resolve_path(root: Path, entry: str) -> Path:
     place = (root / entry).resolve()
     # Some tools write ../train/images beside the YAML file they mean to be one folder deeper.
     if not place.exists() and entry.startswith("../") and (root / entry[3:]).exists():
@@ -129,45 +129,45 @@ def _place(root: Path, entry: str) -> Path:
     return place
 
 
-def pictures_named(place: Path, asked: str) -> tuple[Path, ...]:
-    """The pictures that a folder, a text file or a picture's own path names.
+def resolve_images(place: Path, asked: str) -> tuple[Path, ...]:
+    """The images that a folder, a text file or an image's own path names.
 
     A line of a text file is absolute or relative to the text file's folder.
 
     Raises:
-        DataError: The place is missing, or a text file names pictures that are.
+        DataError: The place is missing, or a text file names images that are.
     """
     if place.is_dir():
-        return pictures_in(place)
+        return list_images(place)
     if not place.exists():
         raise DataError(asked, f"{place} does not exist", "check path and the splits in the YAML file")
-    if is_picture(place):
+    if is_image(place):
         return (place,)
     try:
         lines = place.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(asked, f"{place} is no list of pictures ({error})", "write one path a line") from error
+        raise DataError(asked, f"{place} is no list of images ({error})", "write one path a line") from error
     listed = [place.parent / line.strip() for line in lines if line.strip()]
-    pictures = [path for path in listed if is_picture(path)]
-    missing = [path for path in pictures if not path.is_file()]
+    images = [path for path in listed if is_image(path)]
+    missing = [path for path in images if not path.is_file()]
     if missing:
         raise DataError(
             asked,
-            f"{len(missing)} of {len(pictures)} pictures in {place} are missing, the first is {missing[0]}",
-            "correct the list or bring the pictures",
+            f"{len(missing)} of {len(images)} images in {place} are missing, the first is {missing[0]}",
+            "correct the list or bring the images",
         )
-    return tuple(pictures)
+    return tuple(images)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Pictures and labels on disk; nothing is read before it is asked for.
+    """Images and labels on disk; nothing is read before it is asked for.
 
     Attributes:
         path: The YAML file, or the folder for classify.
         task: What the labels are read for.
         names: Class names by number.
-        splits: What each split names: folders, text files or pictures.
+        splits: What each split names: folders, text files or images.
         kpt_shape: (points, 2 or 3) for pose, None otherwise.
         flip_idx: Which keypoint each becomes in a mirror, or ().
         sigmas: Spread of each keypoint for OKS where the YAML file has `kpt_oks_sigmas`, or ().
@@ -181,11 +181,11 @@ class Dataset:
     flip_idx: tuple[int, ...] = ()
     sigmas: tuple[float, ...] = ()
 
-    def pictures(self, split: str) -> tuple[Path, ...]:
-        """The pictures of a split, sorted.
+    def images(self, split: str) -> tuple[Path, ...]:
+        """The images of a split, sorted.
 
         Raises:
-            DataError: There is no such split, a place it names is missing, or it holds no pictures.
+            DataError: There is no such split, a place it names is missing, or it holds no images.
         """
         asked = f"read split {split!r} of {self.path}"
         if split not in self.splits:
@@ -193,75 +193,73 @@ class Dataset:
             raise DataError(asked, f"the data set has no such split (it has: {there})", "name one of these or add it")
         found: set[Path] = set()
         for place in self.splits[split]:
-            found.update(pictures_named(place, asked))
+            found.update(resolve_images(place, asked))
         if not found:
             places = ", ".join(str(place) for place in self.splits[split])
-            raise DataError(asked, f"there are no pictures in {places}", "check the path")
+            raise DataError(asked, f"there are no images in {places}", "check the path")
         return tuple(sorted(found, key=str))
 
-    def labels(self, picture: Path) -> Labels:
-        """A picture's labels, coordinates as shares of its sides.
+    def labels(self, image: Path) -> Labels:
+        """An image's labels, coordinates as shares of its sides.
 
         Raises:
             DataError: The label file contradicts the data set.
         """
         if self.task == "classify":
-            return Labels(classes=np.array([self._class_of(picture)], np.int64), boxes=np.zeros((0, 4), np.float32))
-        return read_labels(label_path(picture), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
+            return Labels(classes=np.array([self._find_class(image)], np.int64), boxes=np.zeros((0, 4), np.float32))
+        return read_labels(label_path(image), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
 
-    def require_labels(self, pictures: Sequence[Path]) -> int:
+    def require_labels(self, images: Sequence[Path]) -> int:
         """Make sure that there is something to judge by.
 
         Returns:
-            How many of the pictures have no label file; they count as pictures without objects.
+            How many of the images have no label file; they count as images without objects.
 
         Raises:
-            DataError: None of the pictures has one.
+            DataError: None of the images has one.
         """
         if self.task == "classify":
             return 0
-        bare = sum(not label_path(picture).is_file() for picture in pictures)
-        if bare == len(pictures):
+        bare = sum(not label_path(image).is_file() for image in images)
+        if bare == len(images):
             raise DataError(
                 f"judge by {self.path}",
-                f"none of {len(pictures)} pictures has labels ({label_path(pictures[0])} is not there)",
-                "put labels/.../<picture>.txt beside images/.../<picture>",
+                f"none of {len(images)} images has labels ({label_path(images[0])} is not there)",
+                "put labels/.../<image>.txt beside images/.../<image>",
             )
         return bare
 
     def hash(self, split: str) -> str:
-        """SHA-256 over pictures, labels and class names, as 64 hex digits; kept while no file changes.
+        """SHA-256 over images, labels and class names, as 64 hex digits; kept while no file changes.
 
         Raises:
-            DataError: As `pictures` does.
+            DataError: As `images` does.
         """
-        return self.hash_of(self.pictures(split))
+        return self.hash_images(self.images(split))
 
-    def hash_of(self, pictures: Sequence[Path]) -> str:
-        """`hash` of some pictures only, such as the ones a sample drew."""
-        labelled = self.task != "classify"
+    def hash_images(self, images: Sequence[Path]) -> str:
+        """`hash` of some images only, such as the ones a sample drew."""
+        labeled = self.task != "classify"
         stamps = tuple(
-            (str(path), *_stamp(path), *(_stamp(label_path(path)) if labelled else (self._class_of(path),)))
-            for path in pictures
+            (str(path), *_stamp(path), *(_stamp(label_path(path)) if labeled else (self._find_class(path),)))
+            for path in images
         )
-        return _content_hash(stamps, tuple(self.names.values()), labelled)
+        return _hash_content(stamps, tuple(self.names.values()), labeled)
 
-    def _class_of(self, picture: Path) -> int:
+    def _find_class(self, image: Path) -> int:
         for places in self.splits.values():
             for place in places:
-                if picture.is_relative_to(place):
-                    name = picture.relative_to(place).parts[0]
+                if image.is_relative_to(place):
+                    name = image.relative_to(place).parts[0]
                     for number, known in self.names.items():
                         if known == name:
                             return number
                     raise DataError(
-                        f"read the class of {picture}",
+                        f"read the class of {image}",
                         f"the folder {name!r} is not among the classes of train ({', '.join(self.names.values())})",
                         "rename or remove it",
                     )
-        raise DataError(
-            f"read the class of {picture}", f"it lies outside {self.path}", "name a picture of this data set"
-        )
+        raise DataError(f"read the class of {image}", f"it lies outside {self.path}", "name an image of this data set")
 
 
 def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
@@ -273,7 +271,7 @@ def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
         task: "detect", "segment", "classify", "pose" or "obb".
 
     Returns:
-        The data set; pictures and labels are read when asked for.
+        The data set; images and labels are read when asked for.
 
     Raises:
         DataError: The data set is missing, or its description contradicts itself or the task.
@@ -284,7 +282,7 @@ def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
         return data if data.task == task else open_dataset(data.path, task=task)
     path = Path(data).expanduser()
     if task == "classify":
-        return _open_folders(path)
+        return _open_class_folders(path)
     if path.is_dir():
         found = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
         if len(found) != 1:
@@ -297,10 +295,10 @@ def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
 
 def _open_yaml(path: Path, task: str) -> Dataset:
     asked = f"read data set {path}"
-    description = read_description(path)
-    splits = split_places(description, path)
+    description = read_data_yaml(path)
+    splits = resolve_splits(description, path)
     if not splits:
-        raise DataError(asked, f"it names no pictures ({', '.join(SPLITS)} are missing)", "add train and val")
+        raise DataError(asked, f"it names no images ({', '.join(SPLITS)} are missing)", "add train and val")
     kpt_shape = _kpt_shape(description.get("kpt_shape"), asked)
     if task == "pose" and kpt_shape is None:
         raise DataError(asked, "pose needs kpt_shape", "add kpt_shape: [points, 2 or 3]")
@@ -310,7 +308,7 @@ def _open_yaml(path: Path, task: str) -> Dataset:
     return Dataset(
         path=path,
         task=task,
-        names=read_names(description, asked),
+        names=parse_names(description, asked),
         splits=splits,
         kpt_shape=kpt_shape,
         flip_idx=tuple(int(index) for index in description.get("flip_idx") or ()),
@@ -331,7 +329,7 @@ def _kpt_shape(value: Any, asked: str) -> tuple[int, int] | None:
     return value[0], value[1]
 
 
-def _open_folders(path: Path) -> Dataset:
+def _open_class_folders(path: Path) -> Dataset:
     """Open class folders: train/<class>/*.jpg and val/<class>/*.jpg; the class names are the sorted folders of train.
 
     Raises:
@@ -352,9 +350,9 @@ def _open_folders(path: Path) -> Dataset:
     if not splits:
         raise DataError(asked, "it holds neither train/ nor val/", "put the class folders below train/ and val/")
     naming = splits.get("train") or next(iter(splits.values()))
-    names = sorted(folder.name for folder in naming[0].iterdir() if folder.is_dir() and pictures_in(folder))
+    names = sorted(folder.name for folder in naming[0].iterdir() if folder.is_dir() and list_images(folder))
     if not names:
-        raise DataError(asked, f"{naming[0]} holds no class folders with pictures", "make one folder for each class")
+        raise DataError(asked, f"{naming[0]} holds no class folders with images", "make one folder for each class")
     return Dataset(path=path, task="classify", names=dict(enumerate(names)), splits=splits)
 
 
@@ -368,13 +366,13 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _content_hash(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], labelled: bool) -> str:
+def _hash_content(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], labeled: bool) -> str:
     digest = hashlib.sha256("\0".join(names).encode())
     for stamp in stamps:
-        picture = Path(stamp[0])
-        parts = [picture.name.encode(), _content(picture)]
-        if labelled:
-            parts.append(_content(label_path(picture)))
+        image = Path(stamp[0])
+        parts = [image.name.encode(), _read_bytes(image)]
+        if labeled:
+            parts.append(_read_bytes(label_path(image)))
         else:
             parts.append(str(stamp[3]).encode())
         for part in parts:
@@ -383,8 +381,8 @@ def _content_hash(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], l
     return digest.hexdigest()
 
 
-def _content(path: Path) -> bytes:
-    """A file's bytes; none where it can't be read, since such a picture is skipped and told of elsewhere."""
+def _read_bytes(path: Path) -> bytes:
+    """A file's bytes; none where it can't be read, since such an image is skipped and told of elsewhere."""
     try:
         return path.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""One picture's labels, read from a text file of normalised rows."""
+"""One image's labels, read from a text file of normalized rows."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["Labels", "label_path", "read_labels"]
 
 TOLERANCE = 0.01
-"""How far outside the picture a coordinate may lie, as a share of its side; as Ultralytics allows."""
+"""How far outside the image a coordinate may lie, as a share of its side; as Ultralytics allows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """The objects in one picture. Coordinates are shares of the picture's sides until `scaled` makes them pixels.
+    """The objects in one image. Coordinates are shares of the image's sides until `scaled` makes them pixels.
 
     Attributes:
-        classes: Class of each object, shape (n,), int64; for classify the one class of the picture.
+        classes: Class of each object, shape (n,), int64; for classify the one class of the image.
         boxes: x1, y1, x2, y2, shape (n, 4), float32.
         segments: For segment: one polygon of shape (k, 2) per object; empty otherwise.
-        keypoints: For pose: x, y, visibility (0 = not labelled), shape (n, points, 3); None otherwise.
+        keypoints: For pose: x, y, visibility (0 = not labeled), shape (n, points, 3); None otherwise.
         corners: For obb: four corners, shape (n, 4, 2); None otherwise.
         duplicates: Rows left out because they repeat another.
     """
@@ -42,8 +42,8 @@ class Labels:
     def __len__(self) -> int:
         return len(self.classes)
 
-    def scaled(self, shape: tuple[int, int]) -> Labels:
-        """The same labels in pixels of a picture of `shape` (height, width)."""
+    def to_pixels(self, shape: tuple[int, int]) -> Labels:
+        """The same labels in pixels of an image of `shape` (height, width)."""
         side = np.array([shape[1], shape[0]], np.float32)
         keypoints = self.keypoints
         if keypoints is not None:
@@ -57,9 +57,9 @@ class Labels:
         )
 
 
-def label_path(picture: Path) -> Path:
-    """Where a picture's labels are: its path with the last folder named `images` changed to `labels`, and `.txt`."""
-    parts = list(picture.parts)
+def label_path(image: Path) -> Path:
+    """Where an image's labels are: its path with the last folder named `images` changed to `labels`, and `.txt`."""
+    parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
             parts[index] = "labels"
@@ -68,10 +68,10 @@ def label_path(picture: Path) -> Path:
 
 
 def read_labels(path: Path, *, task: str, classes: int, kpt_shape: tuple[int, int] | None = None) -> Labels:
-    """Read a label file; a file that is not there means a picture without objects.
+    """Read a label file; a file that is not there means an image without objects.
 
-    Rows, all coordinates as shares of the picture's sides:
-    detect `class x y w h` (centre and size; a polygon or a keypoint row gives its box), segment `class x1 y1 x2 y2 x3
+    Rows, all coordinates as shares of the image's sides:
+    detect `class x y w h` (center and size; a polygon or a keypoint row gives its box), segment `class x1 y1 x2 y2 x3
     y3 ...`, pose `class x y w h` and `x y [visibility]` of each keypoint, obb `class` and four corners.
 
     Args:
@@ -84,12 +84,12 @@ def read_labels(path: Path, *, task: str, classes: int, kpt_shape: tuple[int, in
         Labels with rows that repeat another left out.
 
     Raises:
-        DataError: A row has the wrong columns, no numbers, an unknown class or coordinates outside the picture.
+        DataError: A row has the wrong columns, no numbers, an unknown class or coordinates outside the image.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return _labels(task, [], kpt_shape, 0)
+        return _build_labels(task, [], kpt_shape, 0)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"read labels {path}", str(error), "replace the file with plain text") from error
     rows: list[NDArray[np.float32]] = []
@@ -102,24 +102,24 @@ def read_labels(path: Path, *, task: str, classes: int, kpt_shape: tuple[int, in
         try:
             row = np.array([float(word) for word in words], np.float32)
         except ValueError:
-            raise _refused(
+            raise _row_error(
                 path, number, f"{line.strip()[:60]!r} is not a row of numbers", "write numbers only"
             ) from None
-        _check(row, path, number, task, classes, kpt_shape)
+        _check_row(row, path, number, task, classes, kpt_shape)
         key = row.tobytes()
         if key in seen:
             duplicates += 1
             continue
         seen.add(key)
         rows.append(row)
-    return _labels(task, rows, kpt_shape, duplicates)
+    return _build_labels(task, rows, kpt_shape, duplicates)
 
 
-def _refused(path: Path, number: int, found: str, do: str) -> DataError:
+def _row_error(path: Path, number: int, found: str, do: str) -> DataError:
     return DataError(f"read labels {path}", f"line {number}: {found}", do)
 
 
-def _check(
+def _check_row(
     row: NDArray[np.float32], path: Path, number: int, task: str, classes: int, kpt_shape: tuple[int, int] | None
 ) -> None:
     """Refuse a row that `task` can't be read from.
@@ -137,18 +137,18 @@ def _check(
         "obb": ("class and four corners (9 columns)", columns == 9),
     }[task]
     if not fits:
-        raise _refused(path, number, f"{columns} columns where {task} needs {wanted}", "label the set for this task")
+        raise _row_error(path, number, f"{columns} columns where {task} needs {wanted}", "label the set for this task")
     if not np.isfinite(row).all():
-        raise _refused(path, number, "a number is not finite", "correct the row")
+        raise _row_error(path, number, "a number is not finite", "correct the row")
     if row[0] != int(row[0]) or not 0 <= row[0] < classes:
-        raise _refused(
+        raise _row_error(
             path,
             number,
             f"class {row[0]:g}, but the data set's classes are 0 to {classes - 1}",
             "correct the row, or add the name to data.yaml",
         )
     if columns == with_keypoints and kpt_shape is not None and task in ("pose", "detect"):
-        # Points that are not labelled may be written as anything below zero when there is no visibility column.
+        # Points that are not labeled may be written as anything below zero when there is no visibility column.
         points = row[5:].reshape(kpt_shape)[:, :2]
         outside = bool((points > 1 + TOLERANCE).any()) or _box_outside(row[1:5])
     elif columns == 5:
@@ -156,16 +156,16 @@ def _check(
     else:
         outside = bool((row[1:] > 1 + TOLERANCE).any() or (row[1:] < -TOLERANCE).any())
     if outside:
-        raise _refused(
-            path, number, "a coordinate lies outside the picture", "divide by the picture's width and height"
-        )
+        raise _row_error(path, number, "a coordinate lies outside the image", "divide by the image's width and height")
 
 
 def _box_outside(box: NDArray[np.float32]) -> bool:
     return bool((box > 1 + TOLERANCE).any() or (box[:2] < -TOLERANCE).any() or (box[2:] < 0).any())
 
 
-def _labels(task: str, rows: list[NDArray[np.float32]], kpt_shape: tuple[int, int] | None, duplicates: int) -> Labels:
+def _build_labels(
+    task: str, rows: list[NDArray[np.float32]], kpt_shape: tuple[int, int] | None, duplicates: int
+) -> Labels:
     """Build labels from rows that were checked."""
     with_keypoints = 5 + kpt_shape[0] * kpt_shape[1] if kpt_shape is not None else None
     boxes = np.zeros((len(rows), 4), np.float32)

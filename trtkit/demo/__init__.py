@@ -1,4 +1,4 @@
-"""Small models and labelled pictures that come with the package, so that everything can be tried with nothing."""
+"""Small models and labeled images that come with the package, so that everything can be tried with nothing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from trtkit.errors import RecipeError
 
-__all__ = ["DEVICE", "OUTPUT", "TASKS", "data_path", "model_path", "pairs"]
+__all__ = ["DEVICE", "EMBEDDED_TASKS", "OUTPUT_DIR", "data_path", "model_path", "models_and_data"]
 
-OUTPUT = Path("runs/demo")
+OUTPUT_DIR = Path("runs/demo")
 """Where `trtkit demo` writes, from the folder it is started in."""
 
 DEVICE = "sm89"
 """What the demo builds engines for where no GPU is present: compute capability 8.9, as GeForce RTX 40 has it."""
 
 # The other three tasks would take another 20 MB, more than a package should carry for an example.
-TASKS = ("detect", "classify")
-"""What a model and pictures are embedded for."""
+EMBEDDED_TASKS = ("detect", "classify")
+"""What a model and images are embedded for."""
 
 _HERE = Path(__file__).resolve().parent
 _EMBEDDED = {"detect": ("yolo11n.pt", "scenes/data.yaml"), "classify": ("yolo11n-cls.pt", "classify")}
@@ -24,34 +24,34 @@ _ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "cl
 
 
 def model_path(task: str = "detect") -> Path:
-    """The checkpoint of a task, for 10 classes of handwritten digits; its licence is in `LICENSE` beside it.
+    """The checkpoint of a task, for 10 classes of handwritten digits; its license is in `LICENSE` beside it.
 
     Detect is a yolo11n of 640 x 640 pixels, classify a yolo11n-cls of 64 x 64.
 
     Args:
-        task: One of `TASKS`.
+        task: One of `EMBEDDED_TASKS`.
 
     Raises:
         RecipeError: Nothing is embedded for that task.
     """
-    return _HERE / _embedded(task)[0]
+    return _HERE / _embedded_files(task)[0]
 
 
 def data_path(task: str = "detect") -> Path:
-    """The labelled pictures of a task, train to calibrate with and val to judge by.
+    """The labeled images of a task, train to calibrate with and val to judge by.
 
-    Detect has the `data.yaml` of 64 and 40 pictures, classify the folder of 50 and 100 digits cut out of such pictures.
+    Detect has the `data.yaml` of 64 and 40 images, classify the folder of 50 and 100 digits cut out of such images.
 
     Args:
-        task: One of `TASKS`.
+        task: One of `EMBEDDED_TASKS`.
 
     Raises:
         RecipeError: Nothing is embedded for that task.
     """
-    return _HERE / _embedded(task)[1]
+    return _HERE / _embedded_files(task)[1]
 
 
-def pairs(folder: str | Path | None = None) -> dict[str, tuple[Path, Path]]:
+def models_and_data(folder: str | Path | None = None) -> dict[str, tuple[Path, Path]]:
     """A model and its data for each task that there is one for.
 
     Args:
@@ -61,7 +61,7 @@ def pairs(folder: str | Path | None = None) -> dict[str, tuple[Path, Path]]:
     Returns:
         Model and data by task.
     """
-    found = {task: (model_path(task), data_path(task)) for task in TASKS}
+    found = {task: (model_path(task), data_path(task)) for task in EMBEDDED_TASKS}
     for task, ending in _ENDINGS.items() if folder is not None else ():
         model = Path(folder or "", "models", f"yolo11n{ending}.pt")
         data = Path(folder or "", "data", "scenes", task)
@@ -71,11 +71,11 @@ def pairs(folder: str | Path | None = None) -> dict[str, tuple[Path, Path]]:
     return {task: found[task] for task in _ENDINGS if task in found}
 
 
-def _embedded(task: str) -> tuple[str, str]:
+def _embedded_files(task: str) -> tuple[str, str]:
     if task not in _EMBEDDED:
         raise RecipeError(
             f"take the embedded files of task {task!r}",
-            f"trtkit carries a model and pictures for {' and '.join(TASKS)} only",
+            f"trtkit carries a model and images for {' and '.join(EMBEDDED_TASKS)} only",
             "give the paths of your own",
         )
     return _EMBEDDED[task]

@@ -1,6 +1,6 @@
 """Average precision by Ultralytics' rule: matching, curves, averages.
 
-It differs from pycocotools' rule in two ways: pycocotools keeps the best 100 detections of a class in a picture, and
+It differs from pycocotools' rule in two ways: pycocotools keeps the best 100 detections of a class in an image, and
 averages the envelope's steps at 101 recalls where this rule reads it by linear interpolation and takes the trapezoid.
 """
 
@@ -18,27 +18,27 @@ __all__ = [
     "THRESHOLDS",
     "ClassScores",
     "average_precision",
-    "bits_of",
-    "claims_of",
-    "match",
-    "matched_at",
+    "find_matched_labels",
+    "match_detections",
+    "pack_thresholds",
     "score_classes",
+    "unpack_thresholds",
 ]
 
 THRESHOLDS: NDArray[np.float32] = np.linspace(0.5, 0.95, 10).astype(np.float32)
 """The similarities at which a detection must match a label, 0.50 to 0.95."""
 
-GRID = 1000
+CONFIDENCE_STEPS = 1000
 """Confidences between 0 and 1 at which precision and recall are read to find the best F1."""
 
 SMOOTHING = 0.1
 """Width of the box filter over the F1 curve, as a share of the grid."""
 
 
-def match(
-    similarity: NDArray[np.float32], label_classes: NDArray[np.int64], found_classes: NDArray[np.int64]
+def match_detections(
+    similarity: NDArray[np.float32], label_classes: NDArray[np.int64], detection_classes: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Match detections of one picture to labels of their class, at every threshold on its own.
+    """Match detections of one image to labels of their class, at every threshold on its own.
 
     Detections claim in the given order, so by falling score: each takes the most similar label of its class that none
     before it took, if that is similar enough.
@@ -46,7 +46,7 @@ def match(
     Args:
         similarity: Shape (labels, detections), in 0..1.
         label_classes: Shape (labels,).
-        found_classes: Shape (detections,), by falling score.
+        detection_classes: Shape (detections,), by falling score.
 
     Returns:
         Whether each detection matched, shape (detections, 10), and the detection that claimed each label or -1, shape
@@ -57,7 +57,7 @@ def match(
     claimed = np.full((labels, len(THRESHOLDS)), -1, np.int64)
     if not labels or not found:
         return matched, claimed
-    alike = np.where(label_classes[:, None] == found_classes, similarity, np.float32(0))
+    alike = np.where(label_classes[:, None] == detection_classes, similarity, np.float32(0))
     every = np.arange(len(THRESHOLDS))
     for detection in np.flatnonzero(alike.max(0) >= THRESHOLDS[0]):
         free = np.where(claimed < 0, alike[:, detection, None], np.float32(0))
@@ -68,31 +68,31 @@ def match(
     return matched, claimed
 
 
-def claims_of(claimed: NDArray[np.int64], found: int) -> NDArray[np.int32]:
+def find_matched_labels(claimed: NDArray[np.int64], detections: int) -> NDArray[np.int32]:
     """The label that each detection claimed at the lowest threshold it claimed one at, or -1.
 
     Args:
-        claimed: As `match` returns it, shape (labels, 10).
-        found: How many detections there are.
+        claimed: As `match_detections` returns it, shape (labels, 10).
+        detections: How many detections there are.
 
     Returns:
         Shape (found,).
     """
-    claims = np.full(found, -1, np.int32)
+    claims = np.full(detections, -1, np.int32)
     for threshold in reversed(range(claimed.shape[1])):
         labels = np.flatnonzero(claimed[:, threshold] >= 0)
         claims[claimed[labels, threshold]] = labels
     return claims
 
 
-def bits_of(matched: NDArray[np.bool_]) -> NDArray[np.uint16]:
+def pack_thresholds(matched: NDArray[np.bool_]) -> NDArray[np.uint16]:
     """Ten truth values a row as one number: bit t stands for threshold t."""
     bits: NDArray[np.uint16] = (matched << np.arange(len(THRESHOLDS), dtype=np.uint16)).sum(1, dtype=np.uint16)
     return bits
 
 
-def matched_at(bits: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """The inverse of `bits_of`, shape (n, 10)."""
+def unpack_thresholds(bits: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """The inverse of `pack_thresholds`, shape (n, 10)."""
     matched: NDArray[np.bool_] = (bits[:, None] >> np.arange(len(THRESHOLDS), dtype=np.uint16)) & 1 == 1
     return matched
 
@@ -132,15 +132,15 @@ class ClassScores:
 def score_classes(
     matched: NDArray[np.bool_],
     scores: NDArray[np.float32],
-    found_classes: NDArray[np.int64],
+    detection_classes: NDArray[np.int64],
     label_classes: NDArray[np.int64],
 ) -> ClassScores:
-    """Score every class over all pictures.
+    """Score every class over all images.
 
     Args:
         matched: Whether each detection matched, shape (n, 10).
         scores: Shape (n,).
-        found_classes: Shape (n,).
+        detection_classes: Shape (n,).
         label_classes: The classes of all labels.
 
     Returns:
@@ -148,12 +148,12 @@ def score_classes(
     """
     classes, instances = np.unique(label_classes, return_counts=True)
     order = np.argsort(-scores, kind="stable")
-    matched, scores, found_classes = matched[order], scores[order], found_classes[order]
-    grid = np.linspace(0, 1, GRID)
+    matched, scores, detection_classes = matched[order], scores[order], detection_classes[order]
+    grid = np.linspace(0, 1, CONFIDENCE_STEPS)
     ap = np.zeros((len(classes), matched.shape[1]))
-    precisions, recalls = np.zeros((len(classes), GRID)), np.zeros((len(classes), GRID))
+    precisions, recalls = np.zeros((len(classes), CONFIDENCE_STEPS)), np.zeros((len(classes), CONFIDENCE_STEPS))
     for place, (number, total) in enumerate(zip(classes, instances, strict=True)):
-        mine = found_classes == number
+        mine = detection_classes == number
         right = matched[mine].cumsum(0, dtype=np.float64)
         if not len(right):
             continue
@@ -166,7 +166,7 @@ def score_classes(
         ap[place] = [average_precision(recall[:, t], precision[:, t]) for t in range(ap.shape[1])]
     total = precisions + recalls
     f1 = np.divide(2 * precisions * recalls, total, out=np.zeros_like(total), where=total > 0)
-    best = int(_smoothed(f1.mean(0)).argmax()) if len(classes) else 0
+    best = int(_box_filter(f1.mean(0)).argmax()) if len(classes) else 0
     return ClassScores(
         classes=classes.astype(np.int64),
         instances=instances.astype(np.int64),
@@ -197,7 +197,7 @@ def average_precision(recall: NDArray[np.float64], precision: NDArray[np.float64
     return float((read.sum() - (read[0] + read[-1]) / 2) / 100)
 
 
-def _smoothed(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+def _box_filter(curve: NDArray[np.float64]) -> NDArray[np.float64]:
     """A box filter of odd width, the ends continued by their own values."""
     width = round(len(curve) * SMOOTHING * 2) // 2 + 1
     padded = np.pad(curve, width // 2, mode="edge")

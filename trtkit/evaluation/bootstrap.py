@@ -1,6 +1,6 @@
-"""Average precision recomputed for many resamples of the pictures at once: how much a metric owes to chance.
+"""Average precision recomputed for many resamples of the images at once: how much a metric owes to chance.
 
-A resample draws as many pictures as there are, with replacement, so it is a number of copies of each picture, and a
+A resample draws as many images as there are, with replacement, so it is a number of copies of each image, and a
 class's curve in it follows from how many detections the copies put in front of each match. Only matches move a
 precision-recall envelope up, so a class is a matrix of (matches x resamples), small whatever the detections are.
 """
@@ -20,109 +20,116 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-__all__ = ["SIZES", "Curve", "at_best_confidence", "average_precisions", "curves_of", "drawn_copies"]
+__all__ = [
+    "OBJECT_SIZES",
+    "ClassCurve",
+    "build_class_curves",
+    "draw_resamples",
+    "resample_average_precision",
+    "resample_precision_recall",
+]
 
-SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
+OBJECT_SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
 """Square pixels of an object, as COCO divides them."""
 
-STEPS = 100
+RECALL_STEPS = 100
 
-READ = np.linspace(0, 1, STEPS + 1)
+RECALL_GRID = np.linspace(0, 1, RECALL_STEPS + 1)
 """Recalls at which both rules read the envelope."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Curve:
+class ClassCurve:
     """One class's detections and labels, reduced to what its average precision depends on.
 
     Attributes:
-        pictures: The picture of each detection that matched at any threshold, by falling score, shape (n,).
+        images: The image of each detection that matched at any threshold, by falling score, shape (n,).
         matched: At which thresholds, shape (n, 10).
-        before: How many detections each picture has up to and with each of these, shape (n, pictures), float32.
-        labels: Labels in each picture, shape (pictures,).
+        before: How many detections each image has up to and with each of these, shape (n, images), float32.
+        labels: Labels in each image, shape (images,).
     """
 
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     matched: NDArray[np.bool_]
-    before: NDArray[np.float32]
+    detections_before: NDArray[np.float32]
     labels: NDArray[np.int64]
 
 
-def drawn_copies(pictures: int, resamples: int, seed: int) -> NDArray[np.float32]:
-    """Copies of each picture: (pictures, 1 + resamples); the first column is the pictures as they are.
+def draw_resamples(images: int, resamples: int, seed: int) -> NDArray[np.float32]:
+    """Copies of each image: (images, 1 + resamples); the first column is the images as they are.
 
     Args:
-        pictures: How many there are.
+        images: How many there are.
         resamples: How many to draw.
         seed: Decides what is drawn.
     """
-    drawn = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
-    return np.concatenate((np.ones((pictures, 1)), drawn.T), 1).astype(np.float32)
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    return np.concatenate((np.ones((images, 1)), drawn.T), 1).astype(np.float32)
 
 
-def curves_of(
+def build_class_curves(
     detections: pl.DataFrame,
     truths: pl.DataFrame,
     kind: str,
-    pictures: int,
+    images: int,
     *,
     size: str = "",
-    most: int | None = None,
-) -> Iterator[tuple[int, Curve]]:
+    max_det: int | None = None,
+) -> Iterator[tuple[int, ClassCurve]]:
     """The curve of each class that has labels, one at a time.
 
     Args:
         detections: `Evaluation.detections`.
         truths: `Evaluation.truths`.
         kind: "B", "M", "P" or "R".
-        pictures: How many pictures there are.
-        size: One of `SIZES` to judge its objects alone: other labels, and what claims them or is of another size and
+        images: How many images there are.
+        size: One of `OBJECT_SIZES` to judge its objects alone: other labels, and what claims them or is of another size and
             claims nothing, then count for nothing, as pycocotools has it. "" judges all.
-        most: Most detections of a class in a picture, the surest; None sets no limit.
+        max_det: Most detections of a class in an image, the surest; None sets no limit.
 
     Yields:
         Class and curve.
     """
-    picture, number = detections["picture"].to_numpy(), detections["class"].to_numpy()
+    image, number = detections["image"].to_numpy(), detections["class"].to_numpy()
     bits = detections[f"matched({kind})"].to_numpy()
     counted = np.ones(len(detections), np.bool_)
     wanted = np.ones(len(truths), np.bool_)
     if size:
-        low, high = SIZES[size]
+        low, high = OBJECT_SIZES[size]
         areas = truths["area"].to_numpy()
         wanted = (areas >= low) & (areas < high)
         claims = detections[f"object({kind})"].to_numpy()
-        # Labels stand picture by picture: a picture's first row, and the label's place among its rows.
-        first = np.searchsorted(truths["picture"].to_numpy(), picture)
+        # Labels stand image by image: an image's first row, and the label's place among its rows.
+        first = np.searchsorted(truths["image"].to_numpy(), image)
         its_label = np.minimum(first + np.maximum(claims, 0), max(0, len(truths) - 1))
         sides = detections.select("x1", "y1", "x2", "y2").to_numpy()
         own = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1])
         counted = np.where(claims >= 0, wanted[its_label], (own >= low) & (own < high))
     order = np.argsort(-detections["score"].to_numpy(), kind="stable")
     order = order[counted[order]]
-    label_class, label_picture = truths["class"].to_numpy()[wanted], truths["picture"].to_numpy()[wanted]
+    label_class, label_image = truths["class"].to_numpy()[wanted], truths["image"].to_numpy()[wanted]
     for one in np.unique(label_class):
         mine = order[number[order] == one]
-        if most is not None:
-            mine = mine[_place_within(picture[mine]) < most]
+        if max_det is not None:
+            mine = mine[_rank_within(image[mine]) < max_det]
         hits = np.flatnonzero(bits[mine])
-        before = np.zeros((len(hits), pictures), np.float32)
+        before = np.zeros((len(hits), images), np.float32)
         # Detections between two matches are counted once, at the second, and then summed downwards.
         reached = np.searchsorted(hits, np.arange(len(mine)))
         inside = reached < len(hits)
-        np.add.at(before, (reached[inside], picture[mine][inside]), 1)
+        np.add.at(before, (reached[inside], image[mine][inside]), 1)
         yield (
             int(one),
-            Curve(
-                pictures=picture[mine][hits].astype(np.int64),
+            ClassCurve(
+                images=image[mine][hits].astype(np.int64),
                 matched=(bits[mine][hits][:, None] >> np.arange(len(THRESHOLDS), dtype=np.uint16)) & 1 == 1,
-                before=before.cumsum(0),
-                labels=np.bincount(label_picture[label_class == one], minlength=pictures),
+                detections_before=before.cumsum(0),
+                labels=np.bincount(label_image[label_class == one], minlength=images),
             ),
         )
 
 
-def _place_within(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rank_within(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each row, how many rows of its group stand before it."""
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
@@ -132,13 +139,15 @@ def _place_within(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     return places
 
 
-def average_precisions(curve: Curve, copies: NDArray[np.float32], *, coco: bool = False) -> NDArray[np.float64]:
+def resample_average_precision(
+    curve: ClassCurve, copies: NDArray[np.float32], *, pycocotools: bool = False
+) -> NDArray[np.float64]:
     """Average precision of one class at every threshold in every resample.
 
     Args:
-        curve: From `curves_of`.
-        copies: From `drawn_copies`, shape (pictures, resamples).
-        coco: pycocotools' rule, steps at 101 recalls; else Ultralytics', linear reading and the trapezoid.
+        curve: From `build_class_curves`.
+        copies: From `draw_resamples`, shape (images, resamples).
+        pycocotools: pycocotools' rule, steps at 101 recalls; else Ultralytics', linear reading and the trapezoid.
 
     Returns:
         Shape (10, resamples); not a number where a resample holds no label of the class.
@@ -146,11 +155,11 @@ def average_precisions(curve: Curve, copies: NDArray[np.float32], *, coco: bool 
     totals = curve.labels @ copies.astype(np.float64)
     found = np.full((len(THRESHOLDS), copies.shape[1]), np.nan)
     found[:, totals > 0] = 0
-    if not len(curve.pictures):
+    if not len(curve.images):
         return found
-    there = (curve.before @ copies).astype(np.float64)
-    weights = copies[curve.pictures].astype(np.float64)
-    area = _area_by_steps if coco else _area_by_lines
+    there = (curve.detections_before @ copies).astype(np.float64)
+    weights = copies[curve.images].astype(np.float64)
+    area = _pycocotools_area if pycocotools else _ultralytics_area
     for threshold in range(len(THRESHOLDS)):
         rows = curve.matched[:, threshold]
         if rows.any():
@@ -159,7 +168,7 @@ def average_precisions(curve: Curve, copies: NDArray[np.float32], *, coco: bool 
     return found
 
 
-def _area_by_steps(
+def _pycocotools_area(
     weights: NDArray[np.float64], there: NDArray[np.float64], totals: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """pycocotools' area: the mean, over 101 recalls, of the envelope at the first match that reaches each.
@@ -170,12 +179,12 @@ def _area_by_steps(
         totals: Labels, shape (resamples,).
     """
     recall, envelope = _envelope(weights, there, totals)
-    reached = _grid_places(recall, "right")
-    steps: NDArray[np.float64] = (np.diff(reached, axis=0, prepend=0) * envelope).sum(0) / (STEPS + 1)
+    reached = _count_recalls(recall, "right")
+    steps: NDArray[np.float64] = (np.diff(reached, axis=0, prepend=0) * envelope).sum(0) / (RECALL_STEPS + 1)
     return steps
 
 
-def _area_by_lines(
+def _ultralytics_area(
     weights: NDArray[np.float64], there: NDArray[np.float64], totals: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Ultralytics' area: the trapezoid over 101 recalls of the envelope read along lines; arguments as above.
@@ -187,19 +196,19 @@ def _area_by_lines(
     start, higher, passed = (np.roll(values, 1, 0) for values in (recall, envelope, there))
     # The curve begins with no match at all, at recall 0 and precision 1.
     start[0], higher[0], passed[0] = 0, 1, 0
-    first = _grid_places(start, "left")
-    area = ((_grid_places(recall, "left") - first) * envelope).sum(0)
+    first = _count_recalls(start, "left")
+    area = ((_count_recalls(recall, "left") - first) * envelope).sum(0)
     straight = (weights > 0) & (there - weights <= passed)
-    many = _grid_places(np.minimum(start + 1 / totals, 1), "left") - first
+    many = _count_recalls(np.minimum(start + 1 / totals, 1), "left") - first
     places = many * first + many * (many - 1) / 2
     # What the line is above the lower height, summed over the recalls on it.
-    above = many * (1 + start * totals) - totals * places / STEPS
+    above = many * (1 + start * totals) - totals * places / RECALL_STEPS
     area += np.where(straight, (higher - envelope) * np.maximum(above, 0), 0).sum(0)
     head = (weights > 0).argmax(0)
     every = np.arange(weights.shape[1])
     at_zero = np.where(straight[head, every], higher[head, every], envelope[head, every])
     at_zero[weights.sum(0) == 0] = 0
-    whole: NDArray[np.float64] = (area - at_zero / 2) / STEPS
+    whole: NDArray[np.float64] = (area - at_zero / 2) / RECALL_STEPS
     return whole
 
 
@@ -212,33 +221,33 @@ def _envelope(
     return right / totals, np.maximum.accumulate(precision[::-1], 0)[::-1]
 
 
-def _grid_places(recall: NDArray[np.float64], side: Literal["left", "right"]) -> NDArray[np.float64]:
+def _count_recalls(recall: NDArray[np.float64], side: Literal["left", "right"]) -> NDArray[np.float64]:
     """How many of the 101 recalls lie below each (left), or below or at it (right).
 
-    The first column, the pictures as they are, is counted exactly; the others by arithmetic, 20 times faster, where a
+    The first column, the images as they are, is counted exactly; the others by arithmetic, 20 times faster, where a
     recall that rounding puts a hair beside a grid place counts as on it.
     """
     slack = 1e-9 if side == "right" else -1e-9
-    places = np.floor(recall * STEPS + slack) + 1
+    places = np.floor(recall * RECALL_STEPS + slack) + 1
     np.maximum(places, 0, out=places)
-    places[:, 0] = np.searchsorted(READ, recall[:, 0], side=side)
+    places[:, 0] = np.searchsorted(RECALL_GRID, recall[:, 0], side=side)
     return places
 
 
-# Precision and recall where F1 is best, recomputed for many resamples of the pictures at once.
+# Precision and recall where F1 is best, recomputed for many resamples of the images at once.
 
 
-GRID = 250
+CONFIDENCE_STEPS = 250
 """Confidences at which F1 is looked at; a quarter of those in `precision_recall`, for speed."""
 
-WIDTH = 25
+SMOOTHING_WIDTH = 25
 """Confidences that F1 is averaged over before its best is taken."""
 
-TOGETHER = 128
+RESAMPLES_AT_ONCE = 128
 """Resamples worked on at once, so that memory does not grow with their number."""
 
 
-def at_best_confidence(
+def resample_precision_recall(
     detections: pl.DataFrame, truths: pl.DataFrame, kind: str, copies: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Precision and recall at similarity 0.5 and the confidence where the mean F1 over the classes is highest.
@@ -250,33 +259,36 @@ def at_best_confidence(
         detections: `Evaluation.detections`.
         truths: `Evaluation.truths`.
         kind: "B", "M", "P" or "R".
-        copies: From `drawn_copies`, shape (pictures, resamples).
+        copies: From `draw_resamples`, shape (images, resamples).
 
     Returns:
         The two, each of shape (resamples,).
     """
-    picture, number = detections["picture"].to_numpy(), detections["class"].to_numpy()
+    image, number = detections["image"].to_numpy(), detections["class"].to_numpy()
     right = (detections[f"matched({kind})"].to_numpy() & 1) == 1
     # The last grid place whose confidence is not above the score: there and below it the detection counts.
-    level = np.minimum((detections["score"].to_numpy().astype(np.float64) * (GRID - 1)).astype(np.int64), GRID - 1)
+    level = np.minimum(
+        (detections["score"].to_numpy().astype(np.float64) * (CONFIDENCE_STEPS - 1)).astype(np.int64),
+        CONFIDENCE_STEPS - 1,
+    )
     classes = np.unique(truths["class"].to_numpy())
-    shape = (len(classes), GRID, len(copies))
+    shape = (len(classes), CONFIDENCE_STEPS, len(copies))
     all_found, all_right = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     labels = np.zeros((len(classes), len(copies)), np.float32)
-    np.add.at(labels, (np.searchsorted(classes, truths["class"].to_numpy()), truths["picture"].to_numpy()), 1)
+    np.add.at(labels, (np.searchsorted(classes, truths["class"].to_numpy()), truths["image"].to_numpy()), 1)
     place = np.searchsorted(classes, number)
     known = np.isin(number, classes)
-    np.add.at(all_found, (place[known], level[known], picture[known]), 1)
+    np.add.at(all_found, (place[known], level[known], image[known]), 1)
     known &= right
-    np.add.at(all_right, (place[known], level[known], picture[known]), 1)
+    np.add.at(all_right, (place[known], level[known], image[known]), 1)
     parts = [
-        _best(all_found, all_right, labels, copies[:, start : start + TOGETHER])
-        for start in range(0, copies.shape[1], TOGETHER)
+        _best_f1(all_found, all_right, labels, copies[:, start : start + RESAMPLES_AT_ONCE])
+        for start in range(0, copies.shape[1], RESAMPLES_AT_ONCE)
     ]
     return np.concatenate([one for one, _ in parts]), np.concatenate([two for _, two in parts])
 
 
-def _best(
+def _best_f1(
     found: NDArray[np.float32], right: NDArray[np.float32], labels: NDArray[np.float32], copies: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean precision and recall over the classes with labels at each resample's best confidence."""
@@ -293,8 +305,10 @@ def _best(
     there = (totals > 0).astype(np.float32)
     count = np.maximum(there.sum(0), 1)
     curve = np.einsum("cgr,cr->gr", f1, there) / count
-    padded = np.pad(curve, ((WIDTH // 2 + 1, WIDTH // 2), (0, 0)), mode="edge").cumsum(0, dtype=np.float64)
-    smooth = padded[WIDTH:] - padded[:-WIDTH]
+    padded = np.pad(curve, ((SMOOTHING_WIDTH // 2 + 1, SMOOTHING_WIDTH // 2), (0, 0)), mode="edge").cumsum(
+        0, dtype=np.float64
+    )
+    smooth = padded[SMOOTHING_WIDTH:] - padded[:-SMOOTHING_WIDTH]
     best, every = smooth.argmax(0), np.arange(copies.shape[1])
     means = [(part[:, best, every] * there).sum(0) / count for part in (precision, recall)]
     return means[0].astype(np.float64), means[1].astype(np.float64)

@@ -1,4 +1,4 @@
-"""evaluate(): one runner judged on labelled pictures, by both definitions of average precision."""
+"""evaluate(): one runner judged on labeled images, by both definitions of average precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtkit.results import Origin, Result
+from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,31 +21,31 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Evaluation(Result):
-    """How well a runner does on labelled pictures.
+    """How well a runner does on labeled images.
 
     Attributes:
         task: The task judged.
         metrics: By name. `mAP50(B)`, `mAP50-95(B)`, `precision(B)`, `recall(B)` (with (M) for masks, (P) for poses, and
             (R) for rotated boxes by their exact overlap, where (B) is the probabilistic one) follow Ultralytics' rule,
-            precision and recall at the confidence of the best mean F1; `coco/...` follow pycocotools'; `top1` and
-            `top5` of classify are shares of the pictures.
-        per_class: One row a class that has labels: class, name, pictures, instances, and the metrics of Ultralytics'
+            precision and recall at the confidence of the best mean F1; `pycocotools/...` follow pycocotools'; `top1` and
+            `top5` of classify are shares of the images.
+        per_class: One row a class that has labels: class, name, images, instances, and the metrics of Ultralytics'
             rule.
-        per_picture: One row a picture judged: picture (its number), path, height, width, labels, detections, and tp,
+        per_image: One row an image judged: image (its number), path, height, width, labels, detections, and tp,
             fp, fn at `confidence` and similarity 0.5.
-        detections: One row a detection: picture, class, score, x1, y1, x2, y2 (pixels of the original picture), and
+        detections: One row a detection: image, class, score, x1, y1, x2, y2 (pixels of the original image), and
             `matched(B)`, a bit for each of the thresholds 0.50 to 0.95 at which it matched a label (bit 0 for 0.50),
-            and `object(B)`, the label it claimed by its place in the picture, or -1; with `mask` (COCO's run lengths),
+            and `object(B)`, the label it claimed by its place in the image, or -1; with `mask` (COCO's run lengths),
             `keypoints`, or x, y, width, height and angle. For classify the five likeliest classes with their rank.
-        truths: One row a label: picture, class, x1, y1, x2, y2, area (pixels), `matched(B)` as above, and `score(B)`
+        truths: One row a label: image, class, x1, y1, x2, y2, area (pixels), `matched(B)` as above, and `score(B)`
             of the detection that claimed it at 0.50, or null; for obb x, y, width, height and angle too. With
-            `detections` it is all that a bootstrap over pictures needs.
-        speed: Milliseconds a picture by stage: read, prepare, infer, decode, judge; and wall, less than their sum
-            because pictures are read while the model runs.
-        skipped: Paths of pictures that could not be read.
+            `detections` it is all that a bootstrap over images needs.
+        speed: Milliseconds an image by stage: read, prepare, infer, decode, judge; and wall, less than their sum
+            because images are read while the model runs.
+        skipped: Paths of images that could not be read.
         confidence: Where the mean F1 over the classes is highest.
         notes: What a reader of the numbers should know.
-        origin: Model, data, machine, versions, settings.
+        provenance: Model, data, machine, versions, settings.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -53,19 +53,19 @@ class Evaluation(Result):
     task: str
     metrics: Mapping[str, float]
     per_class: pl.DataFrame
-    per_picture: pl.DataFrame
+    per_image: pl.DataFrame
     detections: pl.DataFrame
-    truths: pl.DataFrame
+    labels: pl.DataFrame
     speed: Mapping[str, float]
     skipped: tuple[str, ...] = ()
     confidence: float = 0.0
     notes: tuple[str, ...] = ()
-    origin: Origin
+    provenance: Provenance
 
     @property
-    def pictures(self) -> int:
-        """How many pictures were judged."""
-        return len(self.per_picture)
+    def image_count(self) -> int:
+        """How many images were judged."""
+        return len(self.per_image)
 
     @property
     def overhead(self) -> float:
@@ -86,13 +86,13 @@ class Evaluation(Result):
 
     def plot(self) -> go.Figure:
         """Accuracy of each class, and precision over recall."""
-        from trtkit.plotting.evaluation import evaluation_figure, ranking_figure
+        from trtkit.plotting.evaluation import classification_figure, evaluation_figure
 
-        return ranking_figure(self) if "top1" in self.metrics else evaluation_figure(self)
+        return classification_figure(self) if "top1" in self.metrics else evaluation_figure(self)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""
-        return {name: getattr(self, name) for name in ("per_class", "per_picture", "detections", "truths")}
+        return {name: getattr(self, name) for name in ("per_class", "per_image", "detections", "labels")}
 
     def facts(self) -> Mapping[str, Any]:
         """What no frame holds."""
@@ -100,24 +100,24 @@ class Evaluation(Result):
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Self:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """The inverse of `tables` and `facts`."""
         lists = {name: tuple(facts[name]) for name in ("skipped", "notes")}
         values: dict[str, Any] = {**tables, **facts, **lists}
-        return cls(**values, origin=origin)
+        return cls(**values, provenance=provenance)
 
     def __repr__(self) -> str:
-        split = self.origin.settings.get("split")
-        lines = [f"Evaluation: {self.task} on {self.pictures} pictures of {split}, by {self.origin.runner}"]
+        split = self.provenance.settings.get("split")
+        lines = [f"Evaluation: {self.task} on {self.image_count} images of {split}, by {self.provenance.runner}"]
         for rule in dict.fromkeys(_rule(name) for name in self.metrics):
             values = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if _rule(name) == rule)
             lines.append(f"  by {rule}: {values}")
         if self.skipped:
-            lines.append(f"  {len(self.skipped)} pictures could not be read and were left out")
+            lines.append(f"  {len(self.skipped)} images could not be read and were left out")
         return "\n".join((*lines, *(f"  {note}" for note in self.notes)))
 
 
 def _rule(metric: str) -> str:
-    if metric.startswith("coco/"):
+    if metric.startswith("pycocotools/"):
         return "pycocotools' rule"
-    return "the share of pictures" if metric.startswith("top") else "Ultralytics' rule"
+    return "the share of images" if metric.startswith("top") else "Ultralytics' rule"

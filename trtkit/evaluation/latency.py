@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from trtkit.errors import EngineError, RecipeError
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.results import Origin, Result, machine
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.results import Provenance, Result, describe_machine
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from trtkit.backends.base import Runner
     from trtkit.exporter import Artifact
 
-__all__ = ["Timing", "benchmark", "summary"]
+__all__ = ["Timing", "benchmark", "summarize_runs"]
 
 # Runs measured in a row before the next runner's turn. One run by turns would time each runner while the other's idle
 # threads still spin; long stretches would let a slow drift of the clocks hit one runner alone.
-BLOCK = 5
+BLOCK_RUNS = 5
 # Percentiles of fewer runs say little; a slow runner gets these however little time is allowed.
-FEWEST = 5
+MIN_RUNS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -48,18 +48,18 @@ class Timing(Result):
 
     samples: pl.DataFrame
     runners: pl.DataFrame
-    origin: Origin
+    provenance: Provenance
 
     def frame(self) -> pl.DataFrame:
         """One row a runner and batch.
 
-        `_ms` columns are of a whole batch, `picture_ms` is mean_ms / batch; `padded` rows ran a larger batch than
+        `_ms` columns are of a whole batch, `image_ms` is mean_ms / batch; `padded` rows ran a larger batch than
         they say.
         """
-        joined = self.runners.join(summary(self.samples), on="label", maintain_order="left")
+        joined = self.runners.join(summarize_runs(self.samples), on="label", maintain_order="left")
         return joined.with_columns(padded=(pl.col("batch") < pl.col("fixed")).fill_null(value=False)).select(
             "label", "precision", "runner", "engine", "clock", "imgsz", "batch", "padded", "runs", "mean_ms", "std_ms",
-            "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "picture_ms", "pictures_per_s",
+            "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "image_ms", "images_per_s",
         )  # fmt: skip
 
     def plot(self) -> go.Figure:
@@ -77,14 +77,14 @@ class Timing(Result):
         return {}
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Self:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """The inverse of `tables`."""
-        return cls(samples=tables["samples"], runners=tables["runners"], origin=origin)
+        return cls(samples=tables["samples"], runners=tables["runners"], provenance=provenance)
 
     def __repr__(self) -> str:
         rows = (
             f"  {row['label']} batch {row['batch']}: p50 {row['p50_ms']:.3g} ms, p99 {row['p99_ms']:.3g} ms, "
-            f"{row['pictures_per_s']:.4g} pictures/s ({row['runner']}, {row['clock']} clock, {row['runs']} runs)"
+            f"{row['images_per_s']:.4g} images/s ({row['runner']}, {row['clock']} clock, {row['runs']} runs)"
             for row in self.frame().iter_rows(named=True)
         )
         return "\n".join(("Timing", *rows))
@@ -102,9 +102,9 @@ def benchmark(
     backend: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Timing:
-    """Time runners against each other on random pictures.
+    """Time runners against each other on random images.
 
     The runners take turns, in short stretches whose first run is thrown away, so that what changes over time (clocks,
     temperature, other work on the machine) meets them all alike. All are warmed up before the first is measured, for
@@ -113,13 +113,13 @@ def benchmark(
     Args:
         runners: A runner or file, or several by label; files are opened here and closed again.
         batch: Batch sizes, each timed by itself.
-        imgsz: Side of the square pictures or (height, width), pixels; None takes each runner's own.
+        imgsz: Side of the square images or (height, width), pixels; None takes each runner's own.
         runs: Most runs measured for each runner and batch.
         warmup: Runs before the first measurement of each runner and batch, not counted.
         seconds: Most seconds measured for each runner and batch; at least five runs are measured anyway.
         device: Where files run, as `trtkit.open` takes it.
         backend: What runs the files, as `trtkit.open` takes it.
-        seed: Seed of the pictures and of the order of turns.
+        seed: Seed of the images and of the order of turns.
         progress: Receives events.
         cancel: Stops the work when set.
 
@@ -128,7 +128,7 @@ def benchmark(
 
     Raises:
         RecipeError: No runner, or a batch, number of runs or time below what makes sense.
-        EngineError: A batch is above what a runner takes, or the picture size is not the runner's.
+        EngineError: A batch is above what a runner takes, or the image size is not the runner's.
         CancelledError: The caller cancelled.
     """
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
@@ -136,12 +136,12 @@ def benchmark(
         raise RecipeError(
             "benchmark", f"batch={batch}, runs={runs}, warmup={warmup}, seconds={seconds}", "give positive numbers"
         )
-    work = Work(progress, cancel)
-    before = _load()
-    with _opened(runners, device=device, backend=backend) as opened:
-        shapes = {label: _shape(label, runner, batches, imgsz) for label, runner in opened.items()}
+    reporter = Reporter(progress, cancel)
+    before = _load_average()
+    with _open_runners(runners, device=device, backend=backend) as opened:
+        shapes = {label: _resolve_imgsz(label, runner, batches, imgsz) for label, runner in opened.items()}
         samples = [
-            _measured(opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, seed=seed, work=work)
+            _time_runners(opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, seed=seed, reporter=reporter)
             for size in batches
         ]
         table = pl.DataFrame(
@@ -159,20 +159,20 @@ def benchmark(
             ],
             schema_overrides={"fixed": pl.Int64},
         )
-        origin = Origin(
+        provenance = Provenance(
             model_hash=" ".join(sorted({runner.hash for runner in opened.values()})),
             runner=", ".join(dict.fromkeys(runner.name for runner in opened.values())),
-            machine={**machine(), "load_before": before, **_gpus(opened)},
+            machine={**describe_machine(), "load_before": before, **_describe_gpus(opened)},
             settings={
                 "batch": list(batches), "imgsz": imgsz, "runs": runs, "warmup": warmup, "seconds": seconds,
                 "device": device, "backend": backend,
             },
             seed=seed,
         )  # fmt: skip
-    return Timing(samples=pl.concat(samples), runners=table, origin=origin)
+    return Timing(samples=pl.concat(samples), runners=table, provenance=provenance)
 
 
-def summary(samples: pl.DataFrame) -> pl.DataFrame:
+def summarize_runs(samples: pl.DataFrame) -> pl.DataFrame:
     """Statistics of `Timing.samples` by label and batch; percentiles are interpolated linearly, std has n - 1."""
     ms = pl.col("ms")
     return (
@@ -188,13 +188,13 @@ def summary(samples: pl.DataFrame) -> pl.DataFrame:
             max_ms=ms.max(),
         )
         .with_columns(
-            picture_ms=pl.col("mean_ms") / pl.col("batch"), pictures_per_s=1000 * pl.col("batch") / pl.col("mean_ms")
+            image_ms=pl.col("mean_ms") / pl.col("batch"), images_per_s=1000 * pl.col("batch") / pl.col("mean_ms")
         )
     )
 
 
 @contextlib.contextmanager
-def _opened(runners: Any, *, device: str | int | None, backend: str | None) -> Iterator[dict[str, Runner]]:
+def _open_runners(runners: Any, *, device: str | int | None, backend: str | None) -> Iterator[dict[str, Runner]]:
     """Runners by label; those opened here are closed at the end."""
     from trtkit import backends
     from trtkit.backends.base import Runner
@@ -212,7 +212,9 @@ def _opened(runners: Any, *, device: str | int | None, backend: str | None) -> I
         yield opened
 
 
-def _shape(label: str, runner: Runner, batches: Sequence[int], imgsz: int | tuple[int, int] | None) -> tuple[int, int]:
+def _resolve_imgsz(
+    label: str, runner: Runner, batches: Sequence[int], imgsz: int | tuple[int, int] | None
+) -> tuple[int, int]:
     """The height and width to time `runner` at."""
     if runner.batch is not None and max(batches) > runner.batch:
         raise EngineError(
@@ -230,7 +232,7 @@ def _shape(label: str, runner: Runner, batches: Sequence[int], imgsz: int | tupl
     return size[0], size[1]
 
 
-def _measured(
+def _time_runners(
     runners: Mapping[str, Runner],
     shapes: Mapping[str, tuple[int, int]],
     batch: int,
@@ -239,32 +241,32 @@ def _measured(
     warmup: int,
     seconds: float,
     seed: int,
-    work: Work,
+    reporter: Reporter,
 ) -> pl.DataFrame:
     """Times of every runner at one batch size, taken by turns."""
     random = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
     for label, runner in runners.items():
-        feeds[label] = random.random((batch, runner.card.channels, *shapes[label]), dtype=np.float32)
+        feeds[label] = random.random((batch, runner.info.channels, *shapes[label]), dtype=np.float32)
     stage, total = f"time batch {batch}", runs * len(runners)
     for label, runner in runners.items():
-        work.step(stage, 0, total, f"warm up {label}")
+        reporter.step(stage, 0, total, f"warm up {label}")
         for _ in range(warmup):
             runner.infer(feeds[label])
-            work.step(stage, 0, total)
+            reporter.step(stage, 0, total)
     taken: dict[str, list[float]] = {label: [] for label in runners}
     order: list[tuple[str, float]] = []
     waiting = list(runners)
     while waiting:
         for label in random.permutation(waiting):
             label, times = str(label), taken[str(label)]
-            block = _block(runners[label], feeds[label], min(BLOCK, runs - len(times)))
+            block = _time_block(runners[label], feeds[label], min(BLOCK_RUNS, runs - len(times)))
             times += block
             order += [(label, ms) for ms in block]
-            if len(times) >= runs or (sum(times) >= seconds * 1000 and len(times) >= min(FEWEST, runs)):
+            if len(times) >= runs or (sum(times) >= seconds * 1000 and len(times) >= min(MIN_RUNS, runs)):
                 waiting.remove(label)
             # A runner that used up its seconds counts as done with all its runs.
-            work.step(stage, sum(runs if name not in waiting else len(taken[name]) for name in runners), total)
+            reporter.step(stage, sum(runs if name not in waiting else len(taken[name]) for name in runners), total)
     return pl.DataFrame(
         {
             "label": [label for label, _ in order],
@@ -276,7 +278,7 @@ def _measured(
     )
 
 
-def _block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[float]:
+def _time_block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[float]:
     """Milliseconds of `runs` runs in a row, after one that is thrown away."""
     runner.infer(feed)
     if _has_gpu_clock(runner):
@@ -291,10 +293,10 @@ def _block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[float]
 
 def _has_gpu_clock(runner: Runner) -> bool:
     """Whether the runner measures time on the GPU itself."""
-    return callable(getattr(runner, "gpu_times", None))
+    return callable(getattr(runner, "measure_gpu_times", None))
 
 
-def _gpus(runners: Mapping[str, Runner]) -> dict[str, Any]:
+def _describe_gpus(runners: Mapping[str, Runner]) -> dict[str, Any]:
     """The GPUs with their clocks, where an engine ran."""
     if not any(runner.engine for runner in runners.values()):
         return {}
@@ -303,6 +305,6 @@ def _gpus(runners: Mapping[str, Runner]) -> dict[str, Any]:
     return {"gpus": [dataclasses.asdict(gpu) for gpu in find_gpus()]}
 
 
-def _load() -> float | None:
+def _load_average() -> float | None:
     """Processes that wanted to run in the last minute, where the system says: a busy machine explains slow times."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

@@ -15,24 +15,35 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "LAYOUT",
-    "WEIGHTED",
-    "View",
+    "LAYOUT_OPS",
+    "WEIGHTED_OPS",
+    "GraphIndex",
     "block_of",
     "block_types",
-    "multiplications",
-    "pattern_of",
-    "segments_of",
+    "count_macs",
+    "escape_pattern",
+    "split_into_segments",
 ]
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that hold weights worth quantising, where their second input is a constant."""
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that hold weights worth quantizing, where their second input is a constant."""
 
-LAYOUT = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Slice", "Concat", "Identity", "Gather")
+LAYOUT_OPS = (
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Split",
+    "Slice",
+    "Concat",
+    "Identity",
+    "Gather",
+)
 """Operators that move values without changing them."""
 
 
-class View:
+class GraphIndex:
     """Read-only look-ups over one graph; make it anew after changing the graph.
 
     Args:
@@ -60,7 +71,7 @@ class View:
 
     def weight(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
         """The constant float weight of a weighted layer, None for any other node."""
-        if node.op_type not in WEIGHTED or len(node.input) < 2:
+        if node.op_type not in WEIGHTED_OPS or len(node.input) < 2:
             return None
         tensor = self.constants.get(node.input[1])
         return tensor if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT else None
@@ -73,7 +84,7 @@ class View:
         """Inputs that are computed, not constants."""
         return [name for name in node.input if name and name not in self.constants]
 
-    def sole_reader(self, name: str) -> onnx.NodeProto | None:
+    def sole_consumer(self, name: str) -> onnx.NodeProto | None:
         """The one node that reads a tensor, None where there are others or the tensor leaves the graph."""
         readers = self.consumers[name]
         leaves = any(value.name == name for value in self.graph.output)
@@ -93,10 +104,10 @@ class View:
         self,
         start: onnx.NodeProto,
         stop: Callable[[onnx.NodeProto], bool],
-        neighbours: Callable[[onnx.NodeProto], list[onnx.NodeProto]],
+        neighbors: Callable[[onnx.NodeProto], list[onnx.NodeProto]],
     ) -> Iterator[onnx.NodeProto]:
         seen: set[str] = set()
-        front = neighbours(start)
+        front = neighbors(start)
         while front:
             node = front.pop()
             if node.name in seen:
@@ -104,29 +115,29 @@ class View:
             seen.add(node.name)
             yield node
             if not stop(node):
-                front.extend(neighbours(node))
+                front.extend(neighbors(node))
 
-    def expectations(self) -> set[str]:
+    def dfl_layers(self) -> set[str]:
         """Names of layers that read a Softmax: the distribution-focal-loss expectation of box sides."""
         found = set()
         for node in self.weighted:
             source = self.producer.get(node.input[0])
-            while source is not None and source.op_type in LAYOUT:
+            while source is not None and source.op_type in LAYOUT_OPS:
                 source = self.producer.get(source.input[0])
             if source is not None and source.op_type == "Softmax":
                 found.add(node.name)
         return found
 
-    def last(self) -> tuple[str, ...]:
+    def output_layers(self) -> tuple[str, ...]:
         """Names of the last layers, in graph order: what they give is only decoded into boxes, scores or classes."""
-        expectations = self.expectations()
+        expectations = self.dfl_layers()
         return tuple(
             node.name
             for node in self.weighted
             if node.name not in expectations and all(name in expectations for name in self._readers(node))
         )
 
-    def costly(self, high: Iterable[str] = ()) -> dict[str, str]:
+    def layers_excluded_by_default(self, kept_fp16: Iterable[str] = ()) -> dict[str, str]:
         """Weighted layers whose INT8 costs accuracy or fails to build and saves little time, with the reason.
 
         Found from the graph's structure, so that renamed or foreign graphs are served too:
@@ -141,14 +152,14 @@ class View:
         FP32, activation apart, and reformat twice; `benchmarks/results/placements.md` has the figures.
 
         Args:
-            high: Names of layers that stay high for reasons of their own.
+            kept_fp16: Names of layers that stay high for reasons of their own.
         """
 
         def product(node: onnx.NodeProto) -> bool:
             return node.op_type == "MatMul" and len(self.data_inputs(node)) == 2
 
-        reasons = dict.fromkeys(self.expectations(), "dfl")
-        last = self.last()
+        reasons = dict.fromkeys(self.dfl_layers(), "dfl")
+        last = self.output_layers()
         for node in self.weighted:
             if node.name in reasons:
                 continue
@@ -159,18 +170,18 @@ class View:
                 reasons[node.name] = "transposed"
             elif any(map(product, self._up(node))):
                 reasons[node.name] = "attention"
-        return {**reasons, **dict.fromkeys(self.depthwise_before([*reasons, *high]), "depthwise")}
+        return {**reasons, **dict.fromkeys(self.depthwise_layers_before([*reasons, *kept_fp16]), "depthwise")}
 
-    def depthwise_before(self, high: Iterable[str]) -> list[str]:
+    def depthwise_layers_before(self, kept_fp16: Iterable[str]) -> list[str]:
         """Grouped convolutions that must stay high because a layer that does reads them.
 
         TensorRT 8.6 runs depthwise layers from INT8 to INT8; with all of them in INT8, the one in attention included,
         whose output floats read, it does not build.
 
         Args:
-            high: Names of the layers that stay high.
+            kept_fp16: Names of the layers that stay high.
         """
-        known, found = set(high), []
+        known, found = set(kept_fp16), []
         # Backwards, so that one depthwise layer before another is seen.
         for node in reversed(self.weighted):
             if node.name not in known and self.group(node) > 1 and not known.isdisjoint(self._readers(node)):
@@ -203,19 +214,19 @@ class View:
         """The axis that a node names, 0 where it names none."""
         return next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
 
-    def tail(self) -> set[str]:
+    def decode_nodes(self) -> set[str]:
         """Names of nodes after the last weighted layers: decoding, in pixels and probabilities.
 
         FP16 holds 640 only to half a pixel, so these stay in FP32.
         """
-        names = self.expectations()
-        last = set(self.last())
+        names = self.dfl_layers()
+        last = set(self.output_layers())
         for name in names | last:
             names = names | {node.name for node in self.downstream(self.nodes[name], lambda _: False)}
         return names - last
 
-    def multiplications(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-        """Multiply-accumulates of each weighted layer for one picture, by node name.
+    def count_macs(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        """Multiply-accumulates of each weighted layer for one image, by node name.
 
         Args:
             shapes: Shapes of the layers' outputs, as ONNX shape inference gives them.
@@ -260,7 +271,7 @@ def block_of(node: str) -> str:
     return parts[0] if len(parts) > 1 else node
 
 
-def segments_of(view: View) -> list[list[onnx.NodeProto]]:
+def split_into_segments(view: GraphIndex) -> list[list[onnx.NodeProto]]:
     """The nodes in runs of one block each, every run after all that it reads.
 
     Blocks may interleave in the graph's own order; here a block goes on as long as one of its nodes is ready. A block
@@ -289,10 +300,10 @@ def segments_of(view: View) -> list[list[onnx.NodeProto]]:
             waiting[reader.name] -= 1
             if not waiting[reader.name]:
                 ready.append(reader)
-    return _joined(runs)
+    return _merge_weightless_runs(runs)
 
 
-def _joined(runs: list[list[onnx.NodeProto]]) -> list[list[onnx.NodeProto]]:
+def _merge_weightless_runs(runs: list[list[onnx.NodeProto]]) -> list[list[onnx.NodeProto]]:
     """Runs without a weight (a lone reshape) joined to the one that follows or, at the end, to the one before."""
     result: list[list[onnx.NodeProto]] = []
     pending: list[onnx.NodeProto] = []
@@ -326,15 +337,15 @@ def block_types(module: torch.nn.Module | None) -> dict[str, str]:
     return types
 
 
-def pattern_of(name: str) -> str:
+def escape_pattern(name: str) -> str:
     """The `keep=` pattern that matches this name and no other."""
     return re.sub(r"([\[*?])", r"[\1]", name)
 
 
-def multiplications(graph: onnx.ModelProto, view: View) -> dict[str, int]:
-    """Multiply-accumulates of each weighted layer for one picture."""
+def count_macs(graph: onnx.ModelProto, view: GraphIndex) -> dict[str, int]:
+    """Multiply-accumulates of each weighted layer for one image."""
     inferred = onnx.shape_inference.infer_shapes(graph)
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    return view.multiplications(
+    return view.count_macs(
         {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
     )

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Writer", "drop_unread"]
+__all__ = ["GraphBuilder", "remove_unused_initializers"]
 
 
-def drop_unread(graph: onnx.GraphProto) -> None:
+def remove_unused_initializers(graph: onnx.GraphProto) -> None:
     """Take out the constants that no node reads."""
     read = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
@@ -19,7 +19,7 @@ def drop_unread(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-class Writer:
+class GraphBuilder:
     """Appends to a graph; what it is given and gives are tensor names.
 
     Args:
@@ -42,7 +42,7 @@ class Writer:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def number(self, value: float) -> str:
+    def scalar(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(np.float32(value))
 
@@ -62,15 +62,15 @@ class Writer:
         ends = [self.constant(np.array([value], np.int64)) for value in (start, end, axis)]
         return self.node("Slice", [name, *ends])
 
-    def spread(self, name: str, axis: int) -> str:
+    def unsqueeze(self, name: str, axis: int) -> str:
         """The tensor with an axis of length 1 more."""
         return self.node("Unsqueeze", [name, self.constant(np.array([axis], np.int64))])
 
-    def rows(self, table: str, places: str) -> str:
-        """The rows (N, K, columns) of each picture's `table` (N, M, columns) at its `places` (N, K)."""
-        column = self.spread(places, 2)
+    def gather_rows(self, table: str, places: str) -> str:
+        """The rows (N, K, columns) of each image's `table` (N, M, columns) at its `places` (N, K)."""
+        column = self.unsqueeze(places, 2)
         # Counting along the batch by a running sum needs no shape arithmetic, whatever the batch is.
         ones = self.node("Add", [self.node("Mul", [column, self.constant(np.int64(0))]), self.constant(np.int64(1))])
         summed = self.node("CumSum", [ones, self.constant(np.array(0, np.int64))])
-        picture = self.node("Sub", [summed, self.constant(np.int64(1))])
-        return self.node("GatherND", [table, self.node("Concat", [picture, column], axis=2)])
+        image = self.node("Sub", [summed, self.constant(np.int64(1))])
+        return self.node("GatherND", [table, self.node("Concat", [image, column], axis=2)])

@@ -11,22 +11,22 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import View
-from trtkit.graph.torch_export import described, description
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.torch_export import read_trtkit_metadata, update_metadata
 
-__all__ = ["FP16_MAX", "has_half", "matching", "mixed", "rounded", "to_half"]
+__all__ = ["FP16_MAX", "convert_qdq_to_fp16", "convert_to_fp16", "emulate_fp16", "has_fp16", "match_node_names"]
 
 FP16_MAX = 65504.0
 
-FLOAT_INPUTS = {"Resize": (1, 2), "NonMaxSuppression": (0, 1, 3, 4)}
+FP32_INPUTS = {"Resize": (1, 2), "NonMaxSuppression": (0, 1, 3, 4)}
 """Inputs that are FP32 by the operator's definition, whatever precision surrounds it."""
 
-SOURCES = ("Constant", "ConstantOfShape", "RandomNormal", "Range", "Shape", "Size")
+FIXED_TYPE_OPS = ("Constant", "ConstantOfShape", "RandomNormal", "Range", "Shape", "Size")
 """Operators whose output type does not follow their inputs; their float results are cast."""
 
 
-def to_half(
-    proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = True, also: Iterable[str] = ()
+def convert_to_fp16(
+    proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = True, keep_nodes: Iterable[str] = ()
 ) -> onnx.ModelProto:
     """Convert weights and activations to FP16; the caller's graph is left alone.
 
@@ -34,7 +34,7 @@ def to_half(
         proto: FP32 graph with unique node names.
         keep: fnmatch patterns of node names that stay in FP32.
         protect: Keep the decoding tail (coordinates in pixels) in FP32, whatever `keep` says.
-        also: Names, not patterns, of further nodes that stay in FP32, such as those that overflow.
+        keep_nodes: Names, not patterns, of further nodes that stay in FP32, such as those that overflow.
 
     Returns:
         A graph in which every float tensor is FP16, except inputs, outputs and the kept nodes, which sit between Casts.
@@ -43,8 +43,8 @@ def to_half(
         RecipeError: A pattern matches no node.
     """
     result = copy.deepcopy(proto)
-    view = View(result)
-    kept = matching(view.nodes, keep) | set(also) | (view.tail() if protect else set())
+    view = GraphIndex(result)
+    kept = match_node_names(view.nodes, keep) | set(keep_nodes) | (view.decode_nodes() if protect else set())
     # A weight beyond FP16's range would become infinite: its layer stays in FP32.
     for node in result.graph.node:
         for name in node.input:
@@ -53,11 +53,11 @@ def to_half(
                 values = numpy_helper.to_array(tensor)
                 if values.size and np.isfinite(values).all() and np.abs(values).max() > FP16_MAX:
                     kept.add(node.name)
-    floats = _float_tensors(result)
-    return described(_Rewriter(view, kept, floats).run(), {"half": True}, {"precision": "fp16"})
+    floats = _fp32_tensors(result)
+    return update_metadata(_Fp16Converter(view, kept, floats).run(), {"half": True}, {"precision": "fp16"})
 
 
-def mixed(proto: onnx.ModelProto) -> onnx.ModelProto:
+def convert_qdq_to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Turn the FP32 parts of a Q/DQ graph to FP16, for a TensorRT that takes every type from the graph.
 
     Q/DQ pairs with FP16 scales exist from operator set 19 on, so the graph is raised to it; every TensorRT that is
@@ -68,16 +68,18 @@ def mixed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     raised = onnx.version_converter.convert_version(proto, 19)
     # The converter keeps names of nodes but drops the description.
-    described(
-        raised, {entry.key: entry.value for entry in proto.metadata_props if entry.key != "trtkit"}, description(proto)
+    update_metadata(
+        raised,
+        {entry.key: entry.value for entry in proto.metadata_props if entry.key != "trtkit"},
+        read_trtkit_metadata(proto),
     )
     # Behind pairs a weight is no constant any more, so the structure no longer tells where the decoding begins; the
     # description still does.
-    tail = description(proto).get("fp32", ())
-    return described(to_half(raised, protect=False, also=tail), {}, {"precision": "int8"})
+    tail = read_trtkit_metadata(proto).get("fp32", ())
+    return update_metadata(convert_to_fp16(raised, protect=False, keep_nodes=tail), {}, {"precision": "int8"})
 
 
-def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+def match_node_names(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     """Names that any fnmatch pattern matches.
 
     Raises:
@@ -97,17 +99,17 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     return found
 
 
-def _float_tensors(proto: onnx.ModelProto) -> set[str]:
+def _fp32_tensors(proto: onnx.ModelProto) -> set[str]:
     """Names of all FP32 tensors that nodes compute."""
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False)
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
-class _Rewriter:
+class _Fp16Converter:
     """One pass over the nodes in order, tracking in which precision each tensor is at hand."""
 
-    def __init__(self, view: View, kept: set[str], floats: set[str]) -> None:
+    def __init__(self, view: GraphIndex, kept: set[str], floats: set[str]) -> None:
         self.view = view
         self.kept = kept
         self.floats = floats
@@ -120,7 +122,7 @@ class _Rewriter:
     def run(self) -> onnx.ModelProto:
         outputs = {value.name for value in self.view.graph.output}
         for node in self.view.graph.node:
-            high = node.name in self.kept or node.op_type in SOURCES
+            high = node.name in self.kept or node.op_type in FIXED_TYPE_OPS
             for index, name in enumerate(node.input):
                 if name and not (high and name in self.view.constants):
                     node.input[index] = self._input(node, index, name, high)
@@ -128,7 +130,7 @@ class _Rewriter:
                 self._retarget_cast(node, high)
             self.nodes.append(node)
             for index, name in enumerate(node.output):
-                is_float = name in self.floats and node.op_type not in SOURCES
+                is_float = name in self.floats and node.op_type not in FIXED_TYPE_OPS
                 if not is_float or high:
                     continue
                 if name in outputs:
@@ -150,7 +152,7 @@ class _Rewriter:
         return self.view.proto
 
     def _input(self, node: onnx.NodeProto, index: int, name: str, high: bool) -> str:
-        stays = index in FLOAT_INPUTS.get(node.op_type, ())
+        stays = index in FP32_INPUTS.get(node.op_type, ())
         if name in self.view.constants:
             tensor = self.view.constants[name]
             return name if stays or tensor.data_type != TensorProto.FLOAT else self._half_constant(name, tensor)
@@ -191,7 +193,7 @@ class _Rewriter:
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 # What these write are values that they read, rounded already.
-CARRIERS = frozenset(
+VALUE_PRESERVING_OPS = frozenset(
     [
         *("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "MaxPool", "Min"),
         *("Pad", "Relu", "Reshape", "ScatterND", "Slice", "Split", "Squeeze", "Tile", "TopK", "Transpose"),
@@ -200,7 +202,7 @@ CARRIERS = frozenset(
 )
 
 
-def has_half(proto: onnx.ModelProto) -> bool:
+def has_fp16(proto: onnx.ModelProto) -> bool:
     """Whether any weight, input, output or cast of a graph is FP16.
 
     Args:
@@ -216,7 +218,7 @@ def has_half(proto: onnx.ModelProto) -> bool:
     )
 
 
-def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:
+def emulate_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite an FP16 graph; the caller's is left alone.
 
     Args:
@@ -228,7 +230,7 @@ def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:
     nested = any(
         attribute.HasField("g") or attribute.graphs for node in proto.graph.node for attribute in node.attribute
     )
-    if nested or not has_half(proto):
+    if nested or not has_fp16(proto):
         return proto
     known = onnx.shape_inference.infer_shapes(proto)
     halves = {
@@ -247,26 +249,26 @@ def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:
         if value.type.tensor_type.elem_type == HALF:
             value.type.tensor_type.elem_type = FLOAT
     for tensor in graph.initializer:
-        _widen(tensor)
+        _widen_constant(tensor)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                _widen(attribute.t)
+                _widen_constant(attribute.t)
         to_half = node.op_type == "Cast" and any(item.name == "to" and item.i == HALF for item in node.attribute)
         nodes.append(node)
         if to_half:
-            _round(node, 0, nodes, cast=True)
-        elif node.op_type not in CARRIERS and not node.op_type.startswith("Constant"):
+            _insert_rounding(node, 0, nodes, cast=True)
+        elif node.op_type not in VALUE_PRESERVING_OPS and not node.op_type.startswith("Constant"):
             for index, name in enumerate(node.output):
                 if name in halves:
-                    _round(node, index, nodes, cast=False)
+                    _insert_rounding(node, index, nodes, cast=False)
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
     return result
 
 
-def _round(node: onnx.NodeProto, index: int, nodes: list[onnx.NodeProto], *, cast: bool) -> None:
+def _insert_rounding(node: onnx.NodeProto, index: int, nodes: list[onnx.NodeProto], *, cast: bool) -> None:
     """Put a Cast to FP16 and one back behind an output; a Cast to FP16 needs the second only."""
     name = node.output[index]
     narrow = f"{name}/narrow"
@@ -279,6 +281,6 @@ def _round(node: onnx.NodeProto, index: int, nodes: list[onnx.NodeProto], *, cas
     nodes.append(helper.make_node("Cast", [narrow], [name], f"{name}/to_float", to=FLOAT))
 
 
-def _widen(tensor: TensorProto) -> None:
+def _widen_constant(tensor: TensorProto) -> None:
     if tensor.data_type == HALF:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))

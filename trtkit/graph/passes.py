@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import View
-from trtkit.graph.builder import drop_unread
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.builder import remove_unused_initializers
 
-__all__ = ["boxes_in_one_layer", "without_copies"]
+__all__ = ["fuse_box_decoding", "remove_copies"]
 
 
-def boxes_in_one_layer(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Take a box's centre and size from its bins by one convolution; the graph is changed and returned.
+def fuse_box_decoding(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Take a box's center and size from its bins by one convolution; the graph is changed and returned.
 
     The distances `l, t, r, b` of an anchor to the sides of its box are expectations over bins (distribution focal loss,
-    Li et al., 2020, arXiv:2006.04388). Centre and size are linear in them:
+    Li et al., 2020, arXiv:2006.04388). Center and size are linear in them:
 
         (x + (r - l) / 2, y + (b - t) / 2, l + r, t + b)
 
@@ -28,19 +28,19 @@ def boxes_in_one_layer(proto: onnx.ModelProto) -> onnx.ModelProto:
     the rounding of FP32. Decodings written another way, such as those of turned boxes, are left alone.
 
     Args:
-        proto: FP32 graph with unique node names, after `without_copies`.
+        proto: FP32 graph with unique node names, after `remove_copies`.
     """
-    view = View(proto)
-    for name in sorted(view.expectations()):
-        found = _Decoding.at(view, view.nodes[name])
+    view = GraphIndex(proto)
+    for name in sorted(view.dfl_layers()):
+        found = _BoxDecoding.at(view, view.nodes[name])
         if found is not None:
-            _rewrite(view, found)
-            view = View(proto)
+            _rewrite_box_decoding(view, found)
+            view = GraphIndex(proto)
     return proto
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Decoding:
+class _BoxDecoding:
     """The nodes from the bins to the box, in their order."""
 
     softmax: onnx.NodeProto
@@ -48,30 +48,32 @@ class _Decoding:
     layer: onnx.NodeProto
     flat: onnx.NodeProto
     between: tuple[str, ...]
-    """Names of what falls away: from the distances to centre and size side by side."""
+    """Names of what falls away: from the distances to center and size side by side."""
     joined: onnx.NodeProto
     scaled: onnx.NodeProto
     anchors: str
 
     @classmethod
-    def at(cls, view: View, layer: onnx.NodeProto) -> _Decoding | None:
+    def at(cls, view: GraphIndex, layer: onnx.NodeProto) -> _BoxDecoding | None:
         """What surrounds the layer that weighs the bins, None where that is no such decoding."""
         wide = view.producer.get(layer.input[0])
         softmax = view.producer.get(wide.input[0]) if wide is not None else None
-        flat = _reader(view, layer.output[0], "Squeeze")
-        sides = _reader(view, flat.output[0], "Reshape") if flat is not None else None
-        split = _reader(view, sides.output[0], "Split") if sides is not None else None
+        flat = _sole_consumer_of_type(view, layer.output[0], "Squeeze")
+        sides = _sole_consumer_of_type(view, flat.output[0], "Reshape") if flat is not None else None
+        split = _sole_consumer_of_type(view, sides.output[0], "Split") if sides is not None else None
         if wide is None or softmax is None or flat is None or sides is None or split is None:
             return None
         bins = list(view.constants[layer.input[1]].dims)
         if (
             (softmax.op_type, view.axis(softmax), wide.op_type) != ("Softmax", 1, "Unsqueeze")
-            or [_numbers(view, node) for node in (wide, flat, sides, split)] != [[2], [2], [-1, 4, 0], [2, 2]]
+            or [_read_second_input(view, node) for node in (wide, flat, sides, split)] != [[2], [2], [-1, 4, 0], [2, 2]]
             or (len(layer.input), bins, view.axis(split)) != (2, [1, bins[1], 1, 1], 1)
         ):
             return None
-        low, high = (_reader(view, name, kind) for name, kind in zip(split.output, ("Sub", "Add"), strict=True))
-        if low is None or high is None or low.input[1] != split.output[0] or not _two_rows(view, low.input[0]):
+        low, high = (
+            _sole_consumer_of_type(view, name, kind) for name, kind in zip(split.output, ("Sub", "Add"), strict=True)
+        )
+        if low is None or high is None or low.input[1] != split.output[0] or not _has_two_rows(view, low.input[0]):
             return None
         if sorted(high.input) != sorted((low.input[0], split.output[1])):
             return None
@@ -80,35 +82,35 @@ class _Decoding:
         if [sorted(readers) for readers in ends] != [["Add", "Sub"]] * 2 or ends[0] != ends[1]:
             return None
         total, size = ends[0]["Add"], ends[0]["Sub"]
-        centre = _reader(view, total.output[0], "Div")
-        joined = _reader(view, size.output[0], "Concat")
-        scaled = _reader(view, joined.output[0], "Mul") if joined is not None else None
-        if centre is None or joined is None or scaled is None or _numbers(view, centre) != [2]:
+        center = _sole_consumer_of_type(view, total.output[0], "Div")
+        joined = _sole_consumer_of_type(view, size.output[0], "Concat")
+        scaled = _sole_consumer_of_type(view, joined.output[0], "Mul") if joined is not None else None
+        if center is None or joined is None or scaled is None or _read_second_input(view, center) != [2]:
             return None
-        if list(size.input) != corners[::-1] or list(joined.input) != [centre.output[0], size.output[0]]:
+        if list(size.input) != corners[::-1] or list(joined.input) != [center.output[0], size.output[0]]:
             return None
         if view.axis(joined) != 1:
             return None
-        between = (sides, split, low, high, total, size, centre, joined)
+        between = (sides, split, low, high, total, size, center, joined)
         return cls(
             softmax=softmax, wide=wide, layer=layer, flat=flat, between=tuple(node.name for node in between),
             joined=joined, scaled=scaled, anchors=low.input[0],
         )  # fmt: skip
 
 
-def _reader(view: View, name: str, operator: str) -> onnx.NodeProto | None:
+def _sole_consumer_of_type(view: GraphIndex, name: str, operator: str) -> onnx.NodeProto | None:
     """The one node that reads a tensor, if it is of this kind."""
-    reader = view.sole_reader(name)
+    reader = view.sole_consumer(name)
     return reader if reader is not None and reader.op_type == operator else None
 
 
-def _numbers(view: View, node: onnx.NodeProto) -> list[float]:
+def _read_second_input(view: GraphIndex, node: onnx.NodeProto) -> list[float]:
     """What a node's second input holds: axes, a shape, sizes, a divisor; nothing where that is computed."""
     known = len(node.input) > 1 and node.input[1] in view.constants
     return [float(number) for number in view.array(node.input[1]).reshape(-1)] if known else []
 
 
-def _two_rows(view: View, name: str) -> bool:
+def _has_two_rows(view: GraphIndex, name: str) -> bool:
     """Whether a tensor holds x and y, so that a box's four numbers are twice as many."""
     if name in view.constants:
         dims = list(view.constants[name].dims)
@@ -120,10 +122,10 @@ def _two_rows(view: View, name: str) -> bool:
     return len(dims) > 1 and dims[-2] == 2
 
 
-def _rewrite(view: View, found: _Decoding) -> None:
+def _rewrite_box_decoding(view: GraphIndex, found: _BoxDecoding) -> None:
     graph, stem = view.graph, found.layer.name
     bins = view.array(found.layer.input[1]).reshape(-1).astype(np.float64)
-    # Rows: centre x and y, width and height; columns: what left, top, right and bottom give to each.
+    # Rows: center x and y, width and height; columns: what left, top, right and bottom give to each.
     shares = np.array([[-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5], [1, 0, 1, 0], [0, 1, 0, 1]])
     weight = (shares[:, :, None] * bins).reshape(4, -1, 1, 1).astype(np.float32)
 
@@ -137,7 +139,7 @@ def _rewrite(view: View, found: _Decoding) -> None:
     before = [helper.make_node("Reshape", [found.softmax.output[0], sizes], [together], together)]
     found.wide.input[0] = together
     found.layer.input[1] = constant("box_weight", weight)
-    after, anchors = _at_both(view, found.anchors, constant)
+    after, anchors = _extend_anchors(view, found.anchors, constant)
     moved = f"{stem}_moved"
     after.append(helper.make_node("Add", [found.flat.output[0], anchors], [moved], moved))
     for index, name in enumerate(found.scaled.input):
@@ -155,15 +157,17 @@ def _rewrite(view: View, found: _Decoding) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    drop_unread(graph)
+    remove_unused_initializers(graph)
     changed = {found.wide.output[0], found.layer.output[0], found.flat.output[0]}
     shapes = [value for value in graph.value_info if value.name not in changed]
     del graph.value_info[:]
     graph.value_info.extend(shapes)
 
 
-def _at_both(view: View, anchors: str, constant: Callable[[str, np.ndarray], str]) -> tuple[list[onnx.NodeProto], str]:
-    """Anchors for centres and nothing for sizes: a constant where they are one, else the nodes that join them."""
+def _extend_anchors(
+    view: GraphIndex, anchors: str, constant: Callable[[str, np.ndarray], str]
+) -> tuple[list[onnx.NodeProto], str]:
+    """Anchors for centers and nothing for sizes: a constant where they are one, else the nodes that join them."""
     if anchors in view.constants:
         values = view.array(anchors)
         return [], constant("anchors", np.concatenate([values, np.zeros_like(values)], axis=-2))
@@ -181,11 +185,11 @@ def _at_both(view: View, anchors: str, constant: Callable[[str, np.ndarray], str
 # place. Each of these rewritings is exact: no number that leaves the graph changes.
 
 
-EXPECTATION = ["Reshape", "Transpose", "Softmax", "Conv", "Reshape"]
+DFL_CHAIN = ["Reshape", "Transpose", "Softmax", "Conv", "Reshape"]
 """How exporters write the expectation over the bins of each box side."""
 
 
-def without_copies(proto: onnx.ModelProto) -> onnx.ModelProto:
+def remove_copies(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Read what is already in place; the graph is changed and returned.
 
     - A concatenation of both halves of a split reads what was split: one copy instead of two, and none where the layer
@@ -197,7 +201,7 @@ def without_copies(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto: FP32 graph with unique node names.
     """
     _concatenate_sources(proto.graph)
-    _keep_bins_in_place(proto)
+    _remove_dfl_transposes(proto)
     return proto
 
 
@@ -205,13 +209,13 @@ def _concatenate_sources(graph: onnx.GraphProto) -> None:
     maker = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
         if node.op_type == "Concat":
-            sources = list(_sources(node, maker))
+            sources = list(_concat_sources(node, maker))
             # One source alone would be no concatenation.
             if len(sources) > 1:
                 node.input[:] = sources
 
 
-def _sources(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> Iterator[str]:
+def _concat_sources(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> Iterator[str]:
     """What a concatenation reads, with the source of a split in place of all its parts."""
     inputs, at = list(node.input), 0
     while at < len(inputs):
@@ -220,7 +224,7 @@ def _sources(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> Iterator
         if (
             before is not None
             and before.op_type == "Split"
-            and View.axis(before) == View.axis(node)
+            and GraphIndex.axis(before) == GraphIndex.axis(node)
             and inputs[at : at + len(parts)] == parts
         ):
             yield before.input[0]
@@ -230,24 +234,24 @@ def _sources(node: onnx.NodeProto, maker: dict[str, onnx.NodeProto]) -> Iterator
             at += 1
 
 
-def _keep_bins_in_place(proto: onnx.ModelProto) -> None:
+def _remove_dfl_transposes(proto: onnx.ModelProto) -> None:
     """(N, 4 x 16, A) -> (4 N, 16, A) is the same memory; (N, 4, 16, A) -> (N, 16, 4, A) is another."""
-    view = View(proto)
+    view = GraphIndex(proto)
     inferred = onnx.shape_inference.infer_shapes(proto)
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.graph.value_info}
-    for name in sorted(view.expectations()):
+    for name in sorted(view.dfl_layers()):
         layer = view.nodes[name]
         chain = [layer]
         for _ in range(3):
             maker = view.producer.get(chain[0].input[0])
-            if maker is None or view.sole_reader(maker.output[0]) is None:
+            if maker is None or view.sole_consumer(maker.output[0]) is None:
                 break
             chain.insert(0, maker)
-        after = view.sole_reader(layer.output[0])
-        if after is None or [node.op_type for node in (*chain, after)] != EXPECTATION:
+        after = view.sole_consumer(layer.output[0])
+        if after is None or [node.op_type for node in (*chain, after)] != DFL_CHAIN:
             continue
         spread, transpose, softmax, _ = chain
-        sizes, flat = (_sizes(view, node) for node in (spread, after))
+        sizes, flat = (_read_reshape_sizes(view, node) for node in (spread, after))
         permuted = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), [])
         # Sides and bins must be known, the bins brought to the front, summed up there, and weighed into one channel.
         if len(sizes) != 4 or min(sizes[1:3]) < 1 or permuted != [0, 2, 1, 3] or view.axis(softmax) != 1:
@@ -255,10 +259,10 @@ def _keep_bins_in_place(proto: onnx.ModelProto) -> None:
         if ranks.get(spread.input[0]) != 3 or len(flat) != 3 or flat[1] != sizes[1]:
             continue
         if list(view.constants[layer.input[1]].dims) == [1, sizes[2], 1, 1]:
-            _copies_rewrite(proto.graph, (spread, transpose, softmax, layer, after), sides=sizes[1], bins=sizes[2])
+            _rewrite_dfl(proto.graph, (spread, transpose, softmax, layer, after), sides=sizes[1], bins=sizes[2])
 
 
-def _copies_rewrite(graph: onnx.GraphProto, chain: tuple[onnx.NodeProto, ...], *, sides: int, bins: int) -> None:
+def _rewrite_dfl(graph: onnx.GraphProto, chain: tuple[onnx.NodeProto, ...], *, sides: int, bins: int) -> None:
     spread, transpose, softmax, layer, after = chain
 
     def constant(name: str, values: list[int]) -> str:
@@ -288,7 +292,7 @@ def _copies_rewrite(graph: onnx.GraphProto, chain: tuple[onnx.NodeProto, ...], *
     graph.node.extend(nodes)
 
 
-def _sizes(view: View, reshape: onnx.NodeProto) -> list[int]:
+def _read_reshape_sizes(view: GraphIndex, reshape: onnx.NodeProto) -> list[int]:
     """What a Reshape asks for, with 0 for its input's own size; nothing where that is computed or 0 means 0."""
     if reshape.input[1] not in view.constants or any(a.name == "allowzero" and a.i for a in reshape.attribute):
         return []

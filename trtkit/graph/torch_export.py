@@ -13,10 +13,10 @@ from typing import Any
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
-from trtkit.graph.passes import boxes_in_one_layer, without_copies
+from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.models.model import Model
 
-__all__ = ["OPSET", "described", "description", "trace"]
+__all__ = ["OPSET", "read_trtkit_metadata", "trace", "update_metadata"]
 
 OPSET = 17
 """The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it too."""
@@ -39,11 +39,11 @@ def trace(
     Args:
         model: From `trtkit.load`. A model read from an ONNX file gives its own graph, simplified.
         imgsz: Height and width, pixels; None takes the model's own.
-        batch: Pictures a batch of a static graph.
+        batch: Images a batch of a static graph.
         dynamic: Leave batch, height and width open.
         dynamic_batch: Leave only the batch open.
-        simplify: Fold constants and fuse with onnxslim, leave out copies (`without_copies`) and decode boxes in one
-            layer (`boxes_in_one_layer`).
+        simplify: Fold constants and fuse with onnxslim, leave out copies (`remove_copies`) and decode boxes in one
+            layer (`fuse_box_decoding`).
 
     Returns:
         The graph, operator set 17, outputs `output0`, `output1`, ..., with the description in `metadata_props`.
@@ -57,25 +57,25 @@ def trace(
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         _check_shape(proto, batch=batch, size=size, dynamic=dynamic)
-        proto = _at_least_opset(proto)
+        proto = _raise_opset(proto)
     else:
         proto = _from_module(model, size=size, batch=batch, dynamic=dynamic, dynamic_batch=dynamic_batch)
     if simplify:
         import onnxslim
 
         proto = onnxslim.slim(proto)
-    named(proto)
+    name_nodes(proto)
     if simplify:
-        without_copies(proto)
-        boxes_in_one_layer(proto)
-    metadata = model.card.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
-    return described(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
+        remove_copies(proto)
+        fuse_box_decoding(proto)
+    metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
+    return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
 
 
-def described(proto: onnx.ModelProto, metadata: Mapping[str, Any], ours: Mapping[str, Any]) -> onnx.ModelProto:
+def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit: Mapping[str, Any]) -> onnx.ModelProto:
     """Set `metadata_props`: Ultralytics' keys as text, ours as JSON under `trtkit`, merged over what is there."""
     texts = {entry.key: entry.value for entry in proto.metadata_props}
-    mine = {**json.loads(texts.get("trtkit", "{}")), **ours}
+    mine = {**json.loads(texts.get("trtkit", "{}")), **trtkit}
     texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(mine, sort_keys=True))
     del proto.metadata_props[:]
     for key, value in texts.items():
@@ -83,7 +83,7 @@ def described(proto: onnx.ModelProto, metadata: Mapping[str, Any], ours: Mapping
     return proto
 
 
-def description(proto: onnx.ModelProto) -> dict[str, Any]:
+def read_trtkit_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     """What trtkit wrote into a graph (precision, model_hash, ...); empty for graphs of others."""
     for entry in proto.metadata_props:
         if entry.key == "trtkit":
@@ -92,7 +92,7 @@ def description(proto: onnx.ModelProto) -> dict[str, Any]:
     return {}
 
 
-def named(proto: onnx.ModelProto) -> onnx.ModelProto:
+def name_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Give every node a unique name, so that `keep=` patterns and layer tables can point at it."""
     seen: set[str] = set()
     for index, node in enumerate(proto.graph.node):
@@ -167,7 +167,7 @@ def _check_shape(proto: onnx.ModelProto, *, batch: int, size: tuple[int, int], d
             )
 
 
-def _at_least_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Raise an older graph to operator set 13, the first whose Q/DQ pairs carry a scale for each channel."""
     version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if version >= 13:

@@ -1,6 +1,6 @@
 """Inside an engine: its layers as a table, what stands out in them, and two engines side by side."""
 
-from trtkit.inspection.engine_diff import aligned
-from trtkit.inspection.layer_table import LayerTable, layers_of
+from trtkit.inspection.engine_diff import align_engines
+from trtkit.inspection.layer_table import LayerTable, read_layers
 
-__all__ = ["LayerTable", "aligned", "layers_of"]
+__all__ = ["LayerTable", "align_engines", "read_layers"]

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from trtkit.inspection.layer_table import LayerTable
 
-__all__ = ["NO_NODE", "WEIGHTED", "aligned", "differences", "findings", "plain_nodes"]
+__all__ = ["NO_NODE", "WEIGHTED_NODE", "align_engines", "original_nodes", "summarize_diff", "summarize_layers"]
 
-WEIGHTED = re.compile(r"(?:^|[/_.])(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$")
+WEIGHTED_NODE = re.compile(r"(?:^|[/_.])(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$")
 """Names of nodes that hold weights, as exporters spell them."""
 
-ADDED = re.compile(r"_(QuantizeLinear|DequantizeLinear)(_\d+)?$|_cast$|^trtkit_cast")
+ADDED_NODE = re.compile(r"_(QuantizeLinear|DequantizeLinear)(_\d+)?$|_cast$|^trtkit_cast")
 """Nodes that one precision's graph has and another's has not; they join nothing."""
 
 NO_NODE = "(no ONNX node)"
@@ -37,7 +37,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def aligned(first: LayerTable, second: LayerTable) -> pl.DataFrame:
+def align_engines(first: LayerTable, second: LayerTable) -> pl.DataFrame:
     """The layers of two engines in groups that compute the same ONNX nodes.
 
     TensorRT fuses differently for each precision: one engine's layer may be three of the other's. Layers that share a
@@ -54,8 +54,8 @@ def aligned(first: LayerTable, second: LayerTable) -> pl.DataFrame:
         none), the `precision` of each ("fp16", or "fp16 + int8"), each one's `ms` and their difference (null without
         times), how many of the layers only reformat, and `differs`, whether the precisions do.
     """
-    groups = _Groups()
-    sides = [[_nodes(nodes) for nodes in table.frame["onnx_nodes"].to_list()] for table in (first, second)]
+    groups = _UnionFind()
+    sides = [[_grouping_nodes(nodes) for nodes in table.frame["onnx_nodes"].to_list()] for table in (first, second)]
     for side, layers in enumerate(sides):
         for place, nodes in enumerate(layers):
             for node in nodes:
@@ -75,19 +75,19 @@ def aligned(first: LayerTable, second: LayerTable) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def plain_nodes(nodes: Iterable[str] | None) -> list[str]:
+def original_nodes(nodes: Iterable[str] | None) -> list[str]:
     """The nodes of the model itself, without those that a precision added."""
-    return [node for node in nodes or () if not ADDED.search(node)]
+    return [node for node in nodes or () if not ADDED_NODE.search(node)]
 
 
-def _nodes(nodes: Iterable[str] | None) -> list[str]:
+def _grouping_nodes(nodes: Iterable[str] | None) -> list[str]:
     """What a layer is joined by: its weighted nodes, else all of them.
 
     A split or a concatenation that TensorRT computes in pieces is named by every layer that holds a piece; joined by
     these, whole blocks would run together.
     """
-    plain = plain_nodes(nodes)
-    weighted = [node for node in plain if WEIGHTED.search(node)]
+    plain = original_nodes(nodes)
+    weighted = [node for node in plain if WEIGHTED_NODE.search(node)]
     return weighted or plain
 
 
@@ -98,7 +98,7 @@ def _row(
     nodes = list(
         dict.fromkeys(node for side, places in zip(sides, group, strict=True) for p in places for node in side[p])
     )
-    node = next((name for name in nodes if WEIGHTED.search(name)), nodes[0] if nodes else "")
+    node = next((name for name in nodes if WEIGHTED_NODE.search(name)), nodes[0] if nodes else "")
     ms, other = told[0]["ms"], told[1]["ms"]
     precision, other_precision = told[0]["precision"], told[1]["precision"]
     # A group that the first engine lacks stands where the second one has it, on the first one's scale.
@@ -133,7 +133,7 @@ def _side(places: Sequence[int], table: LayerTable) -> dict[str, Any]:
     }
 
 
-class _Groups:
+class _UnionFind:
     """What belongs together (union-find)."""
 
     def __init__(self) -> None:
@@ -151,14 +151,14 @@ class _Groups:
 # What stands out in an engine, in sentences that claim no more than its layer table does.
 
 
-HALF_OF = 0.5
+SLOWEST_SHARE = 0.5
 """Share of the time whose layers are named as where the time goes."""
 
-NAMED = 3
+LISTED_LAYERS = 3
 """Most layers named in a sentence."""
 
 
-def findings(table: LayerTable) -> tuple[str, ...]:
+def summarize_layers(table: LayerTable) -> tuple[str, ...]:
     """What to know of an engine.
 
     Args:
@@ -168,15 +168,15 @@ def findings(table: LayerTable) -> tuple[str, ...]:
         Sentences, the most important first.
     """
     said = [_sizes(table), _reformats(table)]
-    said += _high(table)
+    said += _layers_above_int8(table)
     if table.timed:
         said.append(_slowest(table))
     else:
-        said.append(f"There are no times: {table.untimed}.")
+        said.append(f"There are no times: {table.untimed_reason}.")
     return tuple(line for line in said if line)
 
 
-def differences(rows: pl.DataFrame, first: LayerTable, second: LayerTable) -> tuple[str, ...]:
+def summarize_diff(rows: pl.DataFrame, first: LayerTable, second: LayerTable) -> tuple[str, ...]:
     """What two aligned engines differ in.
 
     Args:
@@ -200,7 +200,8 @@ def differences(rows: pl.DataFrame, first: LayerTable, second: LayerTable) -> tu
         slower = rows.filter(pl.col("delta_ms") > 0).sort("delta_ms", descending=True)
         if len(slower):
             worst = ", ".join(
-                f"{node} (+{delta:.4f} ms)" for node, delta in slower.head(NAMED).select("node", "delta_ms").iter_rows()
+                f"{node} (+{delta:.4f} ms)"
+                for node, delta in slower.head(LISTED_LAYERS).select("node", "delta_ms").iter_rows()
             )
             said.append(f"{len(slower)} groups are slower in {second.name}, most of all {worst}.")
     elif first.timed != second.timed:
@@ -224,30 +225,35 @@ def _reformats(table: LayerTable) -> str:
     return f"{len(moves)} layers only change layout or type (reformats){time}."
 
 
-def _high(table: LayerTable) -> list[str]:
+def _layers_above_int8(table: LayerTable) -> list[str]:
     """Weighted layers that do not run in the engine's lowest precision."""
     met = set(table.frame["precision"].drop_nulls())
     if "int8" not in met:
         return []
     weighted = table.frame.filter(
-        pl.col("onnx_nodes").list.eval(pl.element().str.contains(WEIGHTED.pattern)).list.any() & ~pl.col("reformat")
+        pl.col("onnx_nodes").list.eval(pl.element().str.contains(WEIGHTED_NODE.pattern)).list.any()
+        & ~pl.col("reformat")
     )
-    # A layer that holds the quantising of a weighted one names its node too: the node is in INT8 if any of them is.
+    # A layer that holds the quantizing of a weighted one names its node too: the node is in INT8 if any of them is.
     nodes: dict[str, set[str]] = {}
     for names, precision in weighted.select("onnx_nodes", "precision").iter_rows():
         for name in names:
-            if WEIGHTED.search(name):
+            if WEIGHTED_NODE.search(name):
                 nodes.setdefault(name, set()).add(precision or "untyped")
     high = [name for name, kinds in nodes.items() if "int8" not in kinds]
     if not high:
         return ["Every layer with weights runs in INT8."]
-    named = ", ".join(high[:NAMED]) + (f" and {len(high) - NAMED} more" if len(high) > NAMED else "")
+    named = ", ".join(high[:LISTED_LAYERS]) + (
+        f" and {len(high) - LISTED_LAYERS} more" if len(high) > LISTED_LAYERS else ""
+    )
     return [f"{len(high)} of {len(nodes)} layers with weights or products stay above INT8: {named}."]
 
 
 def _slowest(table: LayerTable) -> str:
     ranked = table.frame.sort("ms", descending=True)
     running = ranked["share"].cum_sum()
-    count = int((running < HALF_OF).sum()) + 1
-    named = ", ".join(f"{name} ({share:.1%})" for name, share in ranked.head(NAMED).select("name", "share").iter_rows())
+    count = int((running < SLOWEST_SHARE).sum()) + 1
+    named = ", ".join(
+        f"{name} ({share:.1%})" for name, share in ranked.head(LISTED_LAYERS).select("name", "share").iter_rows()
+    )
     return f"{count} of {len(ranked)} layers take half of the time; the slowest: {named}."

@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from trtkit.errors import DataError, EngineError
-from trtkit.files import writing
+from trtkit.files import atomic_write
 
-__all__ = ["LayerTable", "layers_of"]
+__all__ = ["LayerTable", "read_layers"]
 
 NEEDED = ("name", "type", "onnx_nodes", "precision", "reformat", "ms")
 """Columns without which a frame is no layer table; `trtkit.backends.layer_frame` names them all."""
@@ -39,12 +39,12 @@ class LayerTable:
     name: str
     frame: pl.DataFrame
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    untimed: str = ""
+    untimed_reason: str = ""
 
     @property
     def timed(self) -> bool:
         """Whether layers were timed."""
-        return not self.untimed
+        return not self.untimed_reason
 
     @property
     def total(self) -> float | None:
@@ -72,12 +72,12 @@ class LayerTable:
         Raises:
             OutputError: The file can't be written.
         """
-        with writing(path) as temporary:
+        with atomic_write(path) as temporary:
             self.frame.drop("share").write_parquet(temporary)
         return Path(path)
 
 
-def layers_of(source: Any, *, runs: int = 0, name: str = "") -> LayerTable:
+def read_layers(source: Any, *, runs: int = 0, name: str = "") -> LayerTable:
     """The layers of an engine.
 
     Args:
@@ -93,19 +93,19 @@ def layers_of(source: Any, *, runs: int = 0, name: str = "") -> LayerTable:
     if isinstance(source, LayerTable):
         return source
     if isinstance(source, pl.DataFrame):
-        return _table(source, name or "layers", {}, "the frame holds none")
+        return _make_table(source, name or "layers", {}, "the frame holds none")
     if callable(getattr(source, "layers", None)):
         facts = {"runner": source.name, "precision": source.precision, "batch": source.batch}
-        return _table(source.layers(runs=runs), name or source.name, facts, "they were not asked for (runs=0)")
+        return _make_table(source.layers(runs=runs), name or source.name, facts, "they were not asked for (runs=0)")
     path = Path(getattr(source, "path", source))
     if path.suffix == ".parquet":
-        return _table(_read(path), name or path.stem, {}, f"{path.name} holds none")
+        return _make_table(_read_parquet(path), name or path.stem, {}, f"{path.name} holds none")
     if path.suffix.lower() in (".onnx", ".pt", ".pth"):
         raise EngineError(f"read the layers of {path}", "it is no engine", "export it with format='engine' first")
-    return _from_engine(path, name)
+    return _read_engine_layers(path, name)
 
 
-def _from_engine(path: Path, name: str) -> LayerTable:
+def _read_engine_layers(path: Path, name: str) -> LayerTable:
     from trtkit.backends import layer_frame, read_engine
 
     passport = read_engine(path).passport
@@ -120,10 +120,10 @@ def _from_engine(path: Path, name: str) -> LayerTable:
         raise EngineError(asked, "its builder told no layer table", "open it where it runs, and pass the runner")
     facts = {key: getattr(passport, key) for key in FACTS if getattr(passport, key) not in ("", None)}
     untimed = "the file holds the layer table only; times need a run on its GPU: open(...).layers(runs=50)"
-    return _table(layer_frame(passport.layers), name or path.stem, facts, untimed)
+    return _make_table(layer_frame(passport.layers), name or path.stem, facts, untimed)
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _read_parquet(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise DataError(f"read the layers in {path}", "the file does not exist", "check the path")
     try:
@@ -132,7 +132,7 @@ def _read(path: Path) -> pl.DataFrame:
         raise DataError(f"read the layers in {path}", f"it is no parquet file ({error})", "save it again") from error
 
 
-def _table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untimed: str) -> LayerTable:
+def _make_table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untimed: str) -> LayerTable:
     missing = [column for column in NEEDED if column not in frame.columns]
     if missing or frame.is_empty():
         raise DataError(
@@ -149,4 +149,4 @@ def _table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untimed: st
     if timed:
         whole = whole.with_columns(pl.col("ms").fill_null(0.0))
     whole = whole.with_columns(share=pl.col("ms") / pl.col("ms").sum())
-    return LayerTable(name=name, frame=whole, facts=facts, untimed="" if timed else untimed)
+    return LayerTable(name=name, frame=whole, facts=facts, untimed_reason="" if timed else untimed)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.errors import ModelError
-from trtkit.models.model import TASKS, Card, Model
+from trtkit.models.model import TASKS, Model, ModelInfo
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["TASKS", "Card", "Model", "load"]
+__all__ = ["TASKS", "Model", "ModelInfo", "load"]
 
 
 def load(

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from trtkit.errors import CheckpointError
-from trtkit.models.unpickler import Fetch, Pairs, Record, TensorRecord, open_legacy, open_zip
+from trtkit.models.unpickler import Record, SafeOrderedDict, TensorReader, TensorRecord, read_legacy, read_zip
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
 DEPTH_LIMIT = 32
 MODULE_LIMIT = 100_000
 NAME_LIMIT = 512
-SHORT = 16
-OTHER_FILES = {
+VECTOR_LIMIT = 16
+FOREIGN_SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
     b"<!DOCTYPE": "a web page",
     b"<!doctype": "a web page",
@@ -81,35 +81,37 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         start = file.read(64)
         file.seek(0)
         if start.startswith(b"PK"):
-            root, fetch = open_zip(file, asked)
+            root, fetch = read_zip(file, asked)
         elif start.startswith(b"\x80"):
-            root, fetch = open_legacy(file, asked)
+            root, fetch = read_legacy(file, asked)
         else:
-            kind = next((kind for mark, kind in OTHER_FILES.items() if start.startswith(mark)), "no PyTorch file")
+            kind = next(
+                (kind for mark, kind in FOREIGN_SIGNATURES.items() if start.startswith(mark)), "no PyTorch file"
+            )
             raise CheckpointError(asked, f"it is {kind}", "name a checkpoint that Ultralytics wrote")
-        return _interpret(root, fetch, path.stat().st_size, asked)
+        return _build_checkpoint(root, fetch, path.stat().st_size, asked)
 
 
-def _interpret(root: Any, fetch: Fetch, size: int, asked: str) -> Checkpoint:
+def _build_checkpoint(root: Any, fetch: TensorReader, size: int, asked: str) -> Checkpoint:
     """The checkpoint that a pickle's content is."""
     notes = root if isinstance(root, dict) else {}
     model = next((value for value in (notes.get("ema"), notes.get("model"), root) if isinstance(value, Record)), None)
     if model is None:
         raise CheckpointError(
-            asked, f"it holds {_described(root)}, not a YOLO model", "name a checkpoint that Ultralytics wrote"
+            asked, f"it holds {_describe(root)}, not a YOLO model", "name a checkpoint that Ultralytics wrote"
         )
     state = model.attributes
-    if not model.origin.startswith("ultralytics.") or not isinstance(state.get("yaml"), dict):
+    if not model.qualified_name.startswith("ultralytics.") or not isinstance(state.get("yaml"), dict):
         raise CheckpointError(
-            asked, f"its model is a {model.origin}", "name a YOLOv8 or YOLO11 checkpoint of Ultralytics"
+            asked, f"its model is a {model.qualified_name}", "name a YOLOv8 or YOLO11 checkpoint of Ultralytics"
         )
     weights: dict[str, TensorRecord] = {}
     activations: dict[str, str] = {}
     epsilons: dict[str, float] = {}
-    for name, module in _modules(model, asked):
+    for name, module in _walk_modules(model, asked):
         inside = module.attributes
         for group in ("_parameters", "_buffers"):
-            for key, value in _mapping(inside.get(group)).items():
+            for key, value in _as_dict(inside.get(group)).items():
                 if isinstance(value, TensorRecord):
                     weights[f"{name}.{key}"] = value
         if name.endswith(".act"):
@@ -122,20 +124,20 @@ def _interpret(root: Any, fetch: Fetch, size: int, asked: str) -> Checkpoint:
     modules = _children(_children(model).get("model"))
     stride = state.get("stride")
     return Checkpoint(
-        yaml=_plain(state["yaml"], asked),
+        yaml=_to_plain(state["yaml"], asked),
         weights={name: fetch(record) for name, record in weights.items()},
         layers=tuple(layer.kind for layer in modules.values() if isinstance(layer, Record)),
         activations=activations,
         epsilons=epsilons,
-        names=_plain(state.get("names"), asked),
-        stride=_numbers(stride, fetch),
-        args=_settings(notes.get("train_args"), asked) or _settings(state.get("args"), asked),
+        names=_to_plain(state.get("names"), asked),
+        stride=_read_vector(stride, fetch),
+        args=_read_settings(notes.get("train_args"), asked) or _read_settings(state.get("args"), asked),
         notes={key: notes[key] for key in ("date", "version", "license", "docs") if isinstance(notes.get(key), str)},
-        transforms=_normalisation(state.get("transforms"), fetch, asked),
+        transforms=_read_normalization(state.get("transforms"), fetch, asked),
     )
 
 
-def _modules(model: Record, asked: str) -> Iterator[tuple[str, Record]]:
+def _walk_modules(model: Record, asked: str) -> Iterator[tuple[str, Record]]:
     """A model record's modules and theirs, with their names."""
     pending = [("", model)]
     for _ in range(MODULE_LIMIT):
@@ -152,20 +154,20 @@ def _modules(model: Record, asked: str) -> Iterator[tuple[str, Record]]:
 
 
 def _children(module: Any) -> dict[Any, Any]:
-    return _mapping(module.attributes.get("_modules")) if isinstance(module, Record) else {}
+    return _as_dict(module.attributes.get("_modules")) if isinstance(module, Record) else {}
 
 
-def _mapping(value: Any) -> dict[Any, Any]:
+def _as_dict(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _settings(value: Any, asked: str) -> dict[str, Any]:
+def _read_settings(value: Any, asked: str) -> dict[str, Any]:
     """Training settings, which files keep as a dictionary or as a namespace."""
     value = value.attributes if isinstance(value, Record) else value
-    return {str(key): _plain(item, asked) for key, item in _mapping(value).items()}
+    return {str(key): _to_plain(item, asked) for key, item in _as_dict(value).items()}
 
 
-def _plain(value: Any, asked: str) -> Any:
+def _to_plain(value: Any, asked: str) -> Any:
     """`value` with dictionaries, lists and scalars only; records become their names.
 
     Raises:
@@ -184,34 +186,34 @@ def _plain(value: Any, asked: str) -> Any:
             return {key: plain(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item, depth + 1) for item in value]
-        return value.origin if isinstance(value, Record) else value
+        return value.qualified_name if isinstance(value, Record) else value
 
     return plain(value, 0)
 
 
-def _normalisation(transforms: Any, fetch: Fetch, asked: str) -> dict[str, list[float]] | None:
+def _read_normalization(transforms: Any, fetch: TensorReader, asked: str) -> dict[str, list[float]] | None:
     """Mean and standard deviation kept in a classifier's torchvision transforms."""
     steps = transforms.attributes.get("transforms") if isinstance(transforms, Record) else None
     for step in steps if isinstance(steps, list) else []:
         if isinstance(step, Record) and step.kind == "Normalize":
             found = {key: step.attributes.get(key) for key in ("mean", "std")}
             return {
-                key: list(_numbers(value, fetch)) if isinstance(value, TensorRecord) else _plain(value, asked)
+                key: list(_read_vector(value, fetch)) if isinstance(value, TensorRecord) else _to_plain(value, asked)
                 for key, value in found.items()
             }
     return None
 
 
-def _numbers(value: Any, fetch: Fetch) -> tuple[float, ...]:
+def _read_vector(value: Any, fetch: TensorReader) -> tuple[float, ...]:
     """The elements of a short vector; none where it is something else."""
-    if not isinstance(value, TensorRecord) or len(value.size) != 1 or value.size[0] > SHORT:
+    if not isinstance(value, TensorRecord) or len(value.size) != 1 or value.size[0] > VECTOR_LIMIT:
         return ()
     return tuple(float(number) for number in fetch(value))
 
 
-def _described(root: Any) -> str:
+def _describe(root: Any) -> str:
     """What a pickle holds, in words."""
-    if isinstance(root, (dict, Pairs)) and root:
+    if isinstance(root, (dict, SafeOrderedDict)) and root:
         values = list(root.values())
         if all(isinstance(value, TensorRecord) for value in values):
             return f"a state_dict of {len(values)} tensors without an architecture"

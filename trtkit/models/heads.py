@@ -1,6 +1,6 @@
 """The last layers of YOLOv8 and YOLO11: from feature maps to decoded boxes, masks, keypoints, angles or classes.
 
-Outputs are those of Ultralytics' exports: one row of values for each anchor, boxes as centre x, centre y, width and
+Outputs are those of Ultralytics' exports: one row of values for each anchor, boxes as center x, center y, width and
 height in pixels of the network's input, scores after the sigmoid.
 """
 
@@ -93,7 +93,7 @@ class Detect(nn.Module):
         return torch.cat([reshape(branch(y), 0, values, -1) for branch, y in zip(branches, x, strict=True)], 2)
 
     def distances(self, x: Sequence[Tensor]) -> Tensor:
-        """Distances (B, 4, A) from the cell's centre to the left, top, right and bottom edge, in cells."""
+        """Distances (B, 4, A) from the cell's center to the left, top, right and bottom edge, in cells."""
         return self.dfl(self.gather(self.cv2, x, 4 * self.bins))  # type: ignore[no-any-return]
 
     def scores(self, x: Sequence[Tensor]) -> Tensor:
@@ -101,7 +101,7 @@ class Detect(nn.Module):
         return self.gather(self.cv3, x, self.nc).sigmoid()
 
     def anchors(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Centres of all grid cells, (1, 2, A) as x and y in cells, and their strides in pixels, (1, 1, A)."""
+        """Centers of all grid cells, (1, 2, A) as x and y in cells, and their strides in pixels, (1, 1, A)."""
         levels = []
         for y, stride in zip(x, self.strides, strict=True):
             # Sums that broadcast need no shapes in the graph, as expand() would.
@@ -109,15 +109,15 @@ class Detect(nn.Module):
             column = torch.arange(y.shape[2], device=y.device).to(y.dtype).reshape(-1, 1) + 0.5
             cells = torch.stack((row + 0 * column, 0 * row + column, 0 * row + 0 * column + stride))
             levels.append(cells.reshape(1, 3, -1))
-        centres, strides = torch.split(torch.cat(levels, 2), [2, 1], 1)
-        return centres, strides
+        centers, strides = torch.split(torch.cat(levels, 2), [2, 1], 1)
+        return centers, strides
 
-    def boxes(self, distances: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
+    def boxes(self, distances: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
         """Boxes (B, 4, A) in pixels."""
-        # One operation more than shifting the centre by half a difference, but rounded as in Ultralytics' exports: the
+        # One operation more than shifting the center by half a difference, but rounded as in Ultralytics' exports: the
         # other way differs by 6e-5 pixels.
         near, far = torch.split(distances, [2, 2], 1)
-        low, high = centres - near, centres + far
+        low, high = centers - near, centers + far
         return torch.cat(((low + high) / 2, high - low), 1) * strides
 
     def forward(self, x: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
@@ -176,19 +176,19 @@ class Pose(Detect):
             raise ValueError(f"{self.values} values a keypoint")
         self.cv4 = self.extra(channels, self.points * self.values)
 
-    def keypoints(self, x: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
+    def keypoints(self, x: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
         """Keypoints (B, points * values, A): pixels, and visibility after the sigmoid."""
         x = reshape(x, 0, self.points, self.values, -1)
-        decoded = (x[:, :, :2] * 2 + (centres - 0.5)) * strides
+        decoded = (x[:, :, :2] * 2 + (centers - 0.5)) * strides
         if self.values == 3:
             decoded = torch.cat((decoded, x[:, :, 2:].sigmoid()), 2)
         return reshape(decoded, 0, self.points * self.values, -1)
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
         """Rows of box, scores and keypoints, (B, 4 + nc + points * values, A)."""
-        centres, strides = self.anchors(x)
-        keypoints = self.keypoints(self.gather(self.cv4, x, self.points * self.values), centres, strides)
-        return torch.cat((self.boxes(self.distances(x), centres, strides), self.scores(x), keypoints), 1)
+        centers, strides = self.anchors(x)
+        keypoints = self.keypoints(self.gather(self.cv4, x, self.points * self.values), centers, strides)
+        return torch.cat((self.boxes(self.distances(x), centers, strides), self.scores(x), keypoints), 1)
 
 
 class OBB(Detect):
@@ -209,13 +209,13 @@ class OBB(Detect):
             raise ValueError(f"{angles} angles a box")
         self.cv4 = self.extra(channels, angles)
 
-    def turned(self, distances: Tensor, angle: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
+    def turned(self, distances: Tensor, angle: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
         """Boxes (B, 4, A) in pixels, whose distances are measured along the turned axes."""
         near, far = torch.split(distances, [2, 2], 1)
         x, y = torch.split((far - near) / 2, [1, 1], 1)
         cos, sin = angle.cos(), angle.sin()
         shift = torch.cat((x * cos - y * sin, x * sin + y * cos), 1)
-        return torch.cat((centres + shift, near + far), 1) * strides
+        return torch.cat((centers + shift, near + far), 1) * strides
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
         """Rows of box, scores and angle in radians, (B, 4 + nc + 1, A)."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["TASKS", "Card", "Model", "check_task", "count_classes", "named"]
+__all__ = ["TASKS", "Model", "ModelInfo", "count_classes", "resolve_class_names", "resolve_task"]
 
 
 # What a file says about the model in it, whichever file that is.
@@ -24,19 +24,19 @@ TASKS = ("detect", "segment", "classify", "pose", "obb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
-    """A model's description: what it does and how its pictures go in.
+class ModelInfo:
+    """A model's description: what it does and how its images go in.
 
     Attributes:
         task: One of `TASKS`.
         names: Class names by class index.
-        stride: The largest stride, pixels; picture sides are multiples of it. 1 for classify.
+        stride: The largest stride, pixels; image sides are multiples of it. 1 for classify.
         imgsz: Height and width the model was trained or exported at, pixels.
-        channels: Picture channels, 3 for colour.
+        channels: Image channels, 3 for color.
         kpt_shape: Keypoints a box and values a keypoint (2: x, y; 3: x, y, visibility), for pose; None otherwise.
         architecture: Such as "yolo11n"; "" where the file does not say.
         nms: Whether the graph itself ends in non-maximum suppression.
-        notes: Whatever else the file told (author, licence, date), kept as it was.
+        notes: Whatever else the file told (author, license, date), kept as it was.
     """
 
     task: str
@@ -79,14 +79,14 @@ class Card:
         return metadata
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Card:
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> ModelInfo:
         """The inverse of `to_metadata`, for values as JSON (engines) or as strings (ONNX `metadata_props`).
 
         Raises:
             KeyError: `task` or `names` is missing.
             ValueError: A value does not parse.
         """
-        values = {key: _parsed(value) for key, value in metadata.items()}
+        values = {key: _parse_literal(value) for key, value in metadata.items()}
         names = values["names"]
         if isinstance(names, str):
             raise ValueError(f"names are {names[:40]!r}")
@@ -109,7 +109,7 @@ class Card:
         )
 
 
-def _parsed(value: Any) -> Any:
+def _parse_literal(value: Any) -> Any:
     """A `metadata_props` string as the Python literal it spells, or as it is where it spells none."""
     if not isinstance(value, str):
         return value
@@ -120,7 +120,7 @@ def _parsed(value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Model(Card):
+class Model(ModelInfo):
     """A card with the weights: either a torch module or an ONNX graph.
 
     Attributes:
@@ -140,9 +140,9 @@ class Model(Card):
     parameters: int = 0
 
     @property
-    def card(self) -> Card:
+    def info(self) -> ModelInfo:
         """The description without the weights."""
-        return Card(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Card)})
+        return ModelInfo(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelInfo)})
 
     @property
     def stem(self) -> str:
@@ -160,11 +160,11 @@ class Model(Card):
 # What the shapes of a model's outputs tell about its classes and keypoints.
 
 
-Shape = Sequence[int | None]
-Fail = Callable[[str, str, str], ModelError]
+OutputShape = Sequence[int | None]
+ErrorFactory = Callable[[str, str, str], ModelError]
 
 
-def check_task(task: str | None, found: str | None, asked: str, fail: Fail) -> str:
+def resolve_task(task: str | None, found: str | None, asked: str, fail: ErrorFactory) -> str:
     """The task a model has, from what the caller said and what the source says.
 
     Args:
@@ -188,7 +188,7 @@ def check_task(task: str | None, found: str | None, asked: str, fail: Fail) -> s
 
 
 def count_classes(
-    task: str, shapes: Sequence[Shape], names: int | None, asked: str, fail: Fail
+    task: str, shapes: Sequence[OutputShape], names: int | None, asked: str, fail: ErrorFactory
 ) -> tuple[int, tuple[int, int] | None]:
     """The number of classes and, for pose, the keypoint shape.
 
@@ -233,7 +233,9 @@ def count_classes(
     return classes, None
 
 
-def named(names: Mapping[int, str] | Sequence[str] | None, classes: int, asked: str, fail: Fail) -> dict[int, str]:
+def resolve_class_names(
+    names: Mapping[int, str] | Sequence[str] | None, classes: int, asked: str, fail: ErrorFactory
+) -> dict[int, str]:
     """Class names by index; numbers where there are none.
 
     Raises:

@@ -12,8 +12,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from trtkit.errors import OnnxError
-from trtkit.files import hash_of
-from trtkit.models.model import Card, Model, check_task, count_classes, named
+from trtkit.files import hash_parts
+from trtkit.models.model import Model, ModelInfo, count_classes, resolve_class_names, resolve_task
 
 __all__ = ["from_proto", "read_onnx"]
 
@@ -59,7 +59,7 @@ def from_proto(
     Raises:
         OnnxError: The graph is not usable, or its task is unknown.
     """
-    from trtkit.models.torch_model import size_of
+    from trtkit.models.torch_model import parse_imgsz
 
     asked = f"load {source}" if source is not None else "load an ONNX graph"
     graph = proto.graph
@@ -67,59 +67,63 @@ def from_proto(
     inputs = [value for value in graph.input if value.name not in initial]
     if not graph.node or not graph.output or not inputs:
         raise OnnxError(asked, "its graph has no nodes, inputs or outputs", "export or copy it again")
-    shape = _shape(inputs[0])
+    shape = _read_shape(inputs[0])
     if len(shape) != 4:
-        raise OnnxError(asked, f"its input {inputs[0].name} is no picture of four dimensions", "name a vision model")
+        raise OnnxError(asked, f"its input {inputs[0].name} is no image of four dimensions", "name a vision model")
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     size = (shape[2], shape[3])
     if imgsz is not None:
-        wanted = size_of(imgsz, asked)
+        wanted = parse_imgsz(imgsz, asked)
         if any(fixed not in (None, side) for fixed, side in zip(size, wanted, strict=True)):
             raise OnnxError(asked, f"imgsz={imgsz} was asked but the graph is fixed at {size}", "leave imgsz= out")
         size = wanted
     if "task" in metadata and "names" in metadata:
-        card = _card(metadata, asked)
-        check_task(task, card.task, asked, OnnxError)
-        found = card.names if names is None else named(names, len(card.names), asked, OnnxError)
-        card = dataclasses.replace(card, names=found)
+        info = _read_info(metadata, asked)
+        resolve_task(task, info.task, asked, OnnxError)
+        found = info.names if names is None else resolve_class_names(names, len(info.names), asked, OnnxError)
+        info = dataclasses.replace(info, names=found)
     else:
-        task = check_task(task, metadata.get("task"), asked, OnnxError)
+        task = resolve_task(task, metadata.get("task"), asked, OnnxError)
         given = None if names is None else len(names)
-        shapes = [_shape(value) for value in graph.output]
+        shapes = [_read_shape(value) for value in graph.output]
         classes, kpt_shape = count_classes(task, shapes, given, asked, OnnxError)
-        card = Card(
+        info = ModelInfo(
             task=task,
-            names=named(names, classes, asked, OnnxError),
+            names=resolve_class_names(names, classes, asked, OnnxError),
             stride=1 if task == "classify" else 32,
             kpt_shape=kpt_shape,
             architecture=graph.name if graph.name.isidentifier() and graph.name not in ("main_graph", "graph") else "",
         )
-    values = {field.name: getattr(card, field.name) for field in dataclasses.fields(Card)}
-    values["imgsz"] = (size[0] or card.imgsz[0], size[1] or card.imgsz[1])
-    values["channels"] = shape[1] or card.channels
+    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
+    values["imgsz"] = (size[0] or info.imgsz[0], size[1] or info.imgsz[1])
+    values["channels"] = shape[1] or info.channels
     return Model(
-        **values, hash=_hash(proto), source=source, proto=proto, parameters=sum(_count(t) for t in graph.initializer)
+        **values,
+        hash=_hash_graph(proto),
+        source=source,
+        proto=proto,
+        parameters=sum(_count_weights(t) for t in graph.initializer),
     )
 
 
-def _card(metadata: Mapping[str, str], asked: str) -> Card:
+def _read_info(metadata: Mapping[str, str], asked: str) -> ModelInfo:
     """The card in `metadata_props`, with what Ultralytics' keys and ours say beyond it in its notes."""
     try:
-        card = Card.from_metadata(metadata)
+        info = ModelInfo.from_metadata(metadata)
         extra: dict[str, Any] = {"batch": int(metadata["batch"])} if "batch" in metadata else {}
         if "trtkit" in metadata:
             extra["trtkit"] = json.loads(metadata["trtkit"])
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise OnnxError(asked, f"its metadata does not parse ({error})", "export it again") from error
-    return dataclasses.replace(card, notes={**card.notes, **extra})
+    return dataclasses.replace(info, notes={**info.notes, **extra})
 
 
-def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
+def _read_shape(value: onnx.ValueInfoProto) -> list[int | None]:
     dimensions = value.type.tensor_type.shape.dim
     return [item.dim_value if item.HasField("dim_value") and item.dim_value > 0 else None for item in dimensions]
 
 
-def _count(tensor: onnx.TensorProto) -> int:
+def _count_weights(tensor: onnx.TensorProto) -> int:
     """Elements of a weight; 0 for scalars and for the whole numbers that describe shapes."""
     if not tensor.dims or tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
         return 0
@@ -129,7 +133,7 @@ def _count(tensor: onnx.TensorProto) -> int:
     return count
 
 
-def _hash(proto: onnx.ModelProto) -> str:
+def _hash_graph(proto: onnx.ModelProto) -> str:
     """SHA-256 over nodes, weights, inputs and outputs; metadata and producer do not count."""
     graph = proto.graph
     parts: list[bytes | str] = [f"{item.domain}:{item.version}" for item in proto.opset_import]
@@ -139,4 +143,4 @@ def _hash(proto: onnx.ModelProto) -> str:
         # Where a weight is kept, inside the file or beside it, is no difference.
         content = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
         parts += [tensor.name, f"{tensor.data_type}{list(tensor.dims)}", content]
-    return hash_of(*parts)
+    return hash_parts(*parts)

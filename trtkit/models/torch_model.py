@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from trtkit.errors import CheckpointError, ModelError, UnknownLayerError
-from trtkit.files import hash_of
+from trtkit.files import hash_parts
 from trtkit.models import heads
 from trtkit.models.checkpoint import Checkpoint
-from trtkit.models.model import Model, check_task, count_classes, named
-from trtkit.models.yolo import Yolo, build, load_weights
+from trtkit.models.model import Model, count_classes, resolve_class_names, resolve_task
+from trtkit.models.yolo import Yolo, build_model, load_weights
 
-__all__ = ["from_checkpoint", "from_module", "size_of"]
+__all__ = ["from_checkpoint", "from_module", "parse_imgsz"]
 
 Names = Mapping[int, str] | Sequence[str] | None
 
@@ -38,7 +38,7 @@ def from_checkpoint(
     """
     asked = f"load {source}" if source is not None else "load an Ultralytics module"
     yaml = checkpoint.yaml
-    module = build(yaml, asked=asked)
+    module = build_model(yaml, asked=asked)
     _check_layers(yaml, checkpoint, module, asked)
     load_weights(module, checkpoint.weights, checkpoint.activations, checkpoint.epsilons, asked=asked)
     head = module.model[-1]
@@ -48,15 +48,17 @@ def from_checkpoint(
     if checkpoint.transforms not in (None, {"mean": [0.0] * 3, "std": [1.0] * 3}):
         notes.update(checkpoint.transforms or {})
     return Model(
-        task=check_task(task, module.task, asked, ModelError),
-        names=_names(names, checkpoint.names, classes, asked),
+        task=resolve_task(task, module.task, asked, ModelError),
+        names=_merge_names(names, checkpoint.names, classes, asked),
         stride=max(module.strides),
-        imgsz=size_of(size, asked),
+        imgsz=parse_imgsz(size, asked),
         channels=int(yaml.get("channels") or yaml.get("ch") or 3),
         kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
-        architecture=_architecture(yaml),
+        architecture=_architecture_name(yaml),
         notes=notes,
-        hash=_hash(_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights),
+        hash=_hash_weights(
+            _canonical_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights
+        ),
         source=source,
         module=module,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -84,10 +86,10 @@ def from_module(
     inner = module
     for _ in range(2):
         if type(inner).__module__.startswith("ultralytics.") and isinstance(getattr(inner, "yaml", None), dict):
-            return from_checkpoint(_live(inner), None, task=task, names=names, imgsz=imgsz)
+            return from_checkpoint(_checkpoint_from_module(inner), None, task=task, names=names, imgsz=imgsz)
         inner = getattr(inner, "model", None)  # type: ignore[assignment]
     asked = f"load a {type(module).__name__}"
-    task = check_task(task, None, asked, ModelError)
+    task = resolve_task(task, None, asked, ModelError)
     if not isinstance(example, Tensor) or example.dim() != 4:
         raise ModelError(asked, "there is no example input of shape (B, C, H, W)", "pass example= a float32 tensor")
     held = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
@@ -106,20 +108,20 @@ def from_module(
     classes, kpt_shape = count_classes(task, shapes, None if names is None else len(names), asked, ModelError)
     return Model(
         task=task,
-        names=named(names, classes, asked, ModelError),
+        names=resolve_class_names(names, classes, asked, ModelError),
         stride=1 if task == "classify" else 32,
-        imgsz=size_of(imgsz, asked) if imgsz is not None else (example.shape[2], example.shape[3]),
+        imgsz=parse_imgsz(imgsz, asked) if imgsz is not None else (example.shape[2], example.shape[3]),
         channels=example.shape[1],
         kpt_shape=kpt_shape,
         architecture=type(module).__name__,
-        hash=_hash(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", held.state_dict()),
+        hash=_hash_weights(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", held.state_dict()),
         module=held,
         example=example,
         parameters=sum(parameter.numel() for parameter in held.parameters()),
     )
 
 
-def size_of(imgsz: Any, asked: str) -> tuple[int, int]:
+def parse_imgsz(imgsz: Any, asked: str) -> tuple[int, int]:
     """Height and width in pixels from one number or two.
 
     Raises:
@@ -133,7 +135,7 @@ def size_of(imgsz: Any, asked: str) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _live(module: nn.Module) -> Checkpoint:
+def _checkpoint_from_module(module: nn.Module) -> Checkpoint:
     """The checkpoint that a module of Ultralytics would be saved as."""
     children = dict(module.named_modules())
     return Checkpoint(
@@ -164,15 +166,15 @@ def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo,
         )
 
 
-def _names(names: Names, found: Any, classes: int, asked: str) -> dict[int, str]:
+def _merge_names(names: Names, found: Any, classes: int, asked: str) -> dict[int, str]:
     """The caller's names, or the file's with numbers for those it lacks."""
     if names is not None:
-        return named(names, classes, asked, ModelError)
+        return resolve_class_names(names, classes, asked, ModelError)
     kept = dict(enumerate(found)) if isinstance(found, (list, tuple)) else found if isinstance(found, Mapping) else {}
     return {index: str(kept.get(index, index)) for index in range(classes)}
 
 
-def _architecture(yaml: Mapping[str, Any]) -> str:
+def _architecture_name(yaml: Mapping[str, Any]) -> str:
     """Such as "yolo11n-seg", from the name of the architecture's file."""
     stem = Path(str(yaml.get("yaml_file") or "")).stem
     scale = str(yaml.get("scale") or "")
@@ -180,16 +182,16 @@ def _architecture(yaml: Mapping[str, Any]) -> str:
     return stem if not stem or family.endswith(scale) else f"{family}{scale}{dash}{task}"
 
 
-def _text(value: Any) -> str:
+def _canonical_text(value: Any) -> str:
     """An architecture as text that does not depend on the order of its keys."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(sorted(f"{key!r}:{_text(item)}" for key, item in value.items())) + "}"
+        return "{" + ",".join(sorted(f"{key!r}:{_canonical_text(item)}" for key, item in value.items())) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_text(item) for item in value) + "]"
+        return "[" + ",".join(_canonical_text(item) for item in value) + "]"
     return repr(value)
 
 
-def _hash(architecture: str, weights: Mapping[str, Tensor]) -> str:
+def _hash_weights(architecture: str, weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over an architecture and weights by name; counters of training steps are no weights."""
     parts: list[bytes | str] = [architecture]
     for name in sorted(weights):
@@ -197,4 +199,4 @@ def _hash(architecture: str, weights: Mapping[str, Tensor]) -> str:
         if not name.endswith("num_batches_tracked"):
             value = value.float() if value.dtype == torch.bfloat16 else value
             parts += [name, f"{value.dtype}{tuple(value.shape)}", value.contiguous().numpy().tobytes()]
-    return hash_of(*parts)
+    return hash_parts(*parts)

@@ -21,15 +21,15 @@ import torch
 from trtkit.errors import CheckpointError, UnsafeCheckpointError
 
 __all__ = [
-    "Fetch",
-    "Pairs",
     "Record",
+    "SafeOrderedDict",
     "Storage",
-    "StorageKind",
+    "StorageType",
+    "TensorReader",
     "TensorRecord",
-    "open_legacy",
-    "open_zip",
+    "read_legacy",
     "read_pickle",
+    "read_zip",
 ]
 
 # What `torch.save` writes at protocols 2 to 4. Left out on purpose: EXT* (names hidden in a registry of the process),
@@ -73,7 +73,7 @@ class Record:
     """What a pickle wanted an object to be: the arguments it would have been made with, and its state."""
 
     __slots__ = ("arguments", "state")
-    origin: ClassVar[str] = ""
+    qualified_name: ClassVar[str] = ""
     arguments: tuple[Any, ...]
     state: Any
 
@@ -98,10 +98,10 @@ class Record:
     @property
     def kind(self) -> str:
         """The last part of the class name, such as "Detect"."""
-        return self.origin.rpartition(".")[2]
+        return self.qualified_name.rpartition(".")[2]
 
 
-class Pairs(dict[Any, Any]):
+class SafeOrderedDict(dict[Any, Any]):
     """An `OrderedDict`, less what a pickle could do with its attributes."""
 
     __slots__ = ()
@@ -111,14 +111,14 @@ class Pairs(dict[Any, Any]):
             raise TypeError("pairs are not in a list")
         super().__init__()
         for key, value in pairs:
-            self[_key(key)] = value
+            self[_check_key(key)] = value
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 # Named tuples, because a pickle can't change one: BUILD would go around a frozen dataclass through its __setstate__.
-class StorageKind(NamedTuple):
+class StorageType(NamedTuple):
     """A storage class such as `torch.HalfStorage`: the type of its elements and their size in bytes."""
 
     dtype: str
@@ -128,7 +128,7 @@ class StorageKind(NamedTuple):
 class Storage(NamedTuple):
     """Elements kept outside the pickle: where they are and how many."""
 
-    kind: StorageKind
+    kind: StorageType
     key: str
     length: int
 
@@ -142,7 +142,7 @@ class TensorRecord(NamedTuple):
     stride: tuple[int, ...]
 
 
-class _Builder(NamedTuple):
+class _TensorFunction(NamedTuple):
     """A function of ours in the place of one the pickle named."""
 
     name: str
@@ -153,7 +153,7 @@ class _Builder(NamedTuple):
 
 
 def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
-    """Run one pickle into plain containers, `Record`, `Pairs` and `TensorRecord`.
+    """Run one pickle into plain containers, `Record`, `SafeOrderedDict` and `TensorRecord`.
 
     Args:
         file: Where the pickle starts; afterwards it stands behind it.
@@ -164,7 +164,7 @@ def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
         CheckpointError: The pickle is damaged.
     """
     try:
-        return _Reader(file, asked).load()
+        return _SafeUnpickler(file, asked).load()
     except UnsafeCheckpointError:
         raise
     except (
@@ -175,7 +175,7 @@ def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
         raise CheckpointError(asked, found, "copy or download the file again") from error
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
+class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
     """The interpreter's own Python reader, with fewer instructions and its own idea of names.
 
     The reader written in C would be quicker by some 50 ms, but takes memory by a claimed index before any of our code
@@ -198,38 +198,40 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ign
 
     def find_class(self, module: str, name: str) -> Any:
         """Our stand-in for `module.name`."""
-        origin = f"{module}.{name}"
-        if origin in BUILDERS:
-            return BUILDERS[origin]
-        if origin == "collections.OrderedDict":
-            return Pairs
-        if origin in ("builtins.getattr", "__builtin__.getattr"):
-            return _Builder(origin, self.member)
+        qualified_name = f"{module}.{name}"
+        if qualified_name in TENSOR_FUNCTIONS:
+            return TENSOR_FUNCTIONS[qualified_name]
+        if qualified_name == "collections.OrderedDict":
+            return SafeOrderedDict
+        if qualified_name in ("builtins.getattr", "__builtin__.getattr"):
+            return _TensorFunction(qualified_name, self.member)
         if module in ("torch", "torch.storage") and name in STORAGES:
-            return StorageKind(STORAGES[name], DTYPES[STORAGES[name]])
+            return StorageType(STORAGES[name], DTYPES[STORAGES[name]])
         if module == "torch" and name in DTYPES:
-            return self.stand_in(origin)()
+            return self.stand_in(qualified_name)()
         if name in STAND_IN_NAMES.get(module, ()) or STAND_IN_MODULES.fullmatch(module):
-            return self.stand_in(origin)
-        raise self.refusal(origin)
+            return self.stand_in(qualified_name)
+        raise self.refusal(qualified_name)
 
-    def stand_in(self, origin: str) -> type[Record]:
+    def stand_in(self, qualified_name: str) -> type[Record]:
         """A class of its own for each name, made once."""
-        if origin not in self.classes:
-            self.classes[origin] = type("Record", (Record,), {"__slots__": (), "origin": origin})
-        return self.classes[origin]
+        if qualified_name not in self.classes:
+            self.classes[qualified_name] = type(
+                "Record", (Record,), {"__slots__": (), "qualified_name": qualified_name}
+            )
+        return self.classes[qualified_name]
 
     def member(self, owner: Any, name: Any) -> Record:
         """An enumeration's member, which some Python versions pickle as `getattr(class, name)`."""
         if not (isinstance(owner, type) and issubclass(owner, Record) and isinstance(name, str)):
             raise self.refusal("builtins.getattr")
-        return self.stand_in(f"{owner.origin}.{name}")()
+        return self.stand_in(f"{owner.qualified_name}.{name}")()
 
-    def refusal(self, origin: str) -> UnsafeCheckpointError:
+    def refusal(self, qualified_name: str) -> UnsafeCheckpointError:
         """The error that names what the pickle wanted."""
         return UnsafeCheckpointError(
             self.asked,
-            f"its pickle asks for {origin}, which no YOLO checkpoint needs, and nothing of it was run",
+            f"its pickle asks for {qualified_name}, which no YOLO checkpoint needs, and nothing of it was run",
             "use a checkpoint from a source you trust",
         )
 
@@ -243,7 +245,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ign
         if not (type(pid) is tuple and len(pid) in (5, 6) and pid[0] == "storage"):
             raise pickle.UnpicklingError("unknown persistent id")
         kind, key, count = pid[1], pid[2], pid[4]
-        if not (isinstance(kind, StorageKind) and isinstance(key, str) and key.isdecimal() and _natural(count)):
+        if not (isinstance(kind, StorageType) and isinstance(key, str) and key.isdecimal() and _is_count(count)):
             raise pickle.UnpicklingError("odd storage")
         return Storage(kind, key, count)
 
@@ -270,14 +272,14 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ign
         if not isinstance(target, dict):
             raise TypeError("items for something that is no dictionary")
         for index in range(0, len(items), 2):
-            target[_key(items[index])] = items[index + 1]
+            target[_check_key(items[index])] = items[index + 1]
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
 
 
-def _key(key: Any) -> Any:
+def _check_key(key: Any) -> Any:
     """`key`, when it is a scalar, a record or a flat tuple: a deep tuple's hash would overflow the stack."""
     if isinstance(key, (*SCALARS, Record)):
         return key
@@ -286,15 +288,15 @@ def _key(key: Any) -> Any:
     raise TypeError("odd key of a dictionary")
 
 
-def _natural(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorRecord:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorRecord:
     """In the place of `torch._utils._rebuild_tensor_v2`: a view that must lie inside its storage, once."""
     if not (isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple):
         raise TypeError("odd tensor")
-    if len(size) != len(stride) or len(size) > 8 or not all(_natural(value) for value in (offset, *size, *stride)):
+    if len(size) != len(stride) or len(size) > 8 or not all(_is_count(value) for value in (offset, *size, *stride)):
         raise ValueError("odd shape of a tensor")
     count, last = 1, offset
     for length, step in zip(size, stride, strict=True):
@@ -306,36 +308,36 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
     return TensorRecord(storage, offset, size, stride)
 
 
-def _parameter(data: Any, *rest: Any) -> TensorRecord:
+def _rebuild_parameter(data: Any, *rest: Any) -> TensorRecord:
     """In the place of `torch._utils._rebuild_parameter`."""
     if not isinstance(data, TensorRecord):
         raise TypeError("odd parameter")
     return data
 
 
-def _from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """In the place of `torch._tensor._rebuild_from_type_v2`, which wraps one of the others."""
-    if not (isinstance(function, _Builder) and function.function in (_tensor, _parameter)):
+    if not (isinstance(function, _TensorFunction) and function.function in (_rebuild_tensor, _rebuild_parameter)):
         raise TypeError("odd tensor class")
     return function(*arguments)
 
 
-def _size(dimensions: Any = ()) -> tuple[Any, ...]:
+def _rebuild_size(dimensions: Any = ()) -> tuple[Any, ...]:
     """In the place of `torch.Size`."""
     if type(dimensions) not in (tuple, list):
         raise TypeError("odd size")
     return tuple(dimensions)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _from_type,
-    "torch.Size": _size,
+REBUILD_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": _rebuild_size,
 }
-BUILDERS = {name: _Builder(name, function) for name, function in FUNCTIONS.items()}
+TENSOR_FUNCTIONS = {name: _TensorFunction(name, function) for name, function in REBUILD_FUNCTIONS.items()}
 
 
 # The two file formats of `torch.save`: a zip archive, and the pickles in a row from before torch 1.6.
@@ -344,10 +346,10 @@ BUILDERS = {name: _Builder(name, function) for name, function in FUNCTIONS.items
 MAGIC = 0x1950A86A20F9469CFC6C
 PICKLE_LIMIT = 64 << 20
 
-Fetch = Callable[[TensorRecord], torch.Tensor]
+TensorReader = Callable[[TensorRecord], torch.Tensor]
 
 
-def open_zip(file: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
+def read_zip(file: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
     """The pickle's content and a way to its tensors, from a zip archive as torch writes it."""
     again = "copy or download it again"
     size = file.seek(0, io.SEEK_END)
@@ -392,12 +394,12 @@ def open_zip(file: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
             storages[storage.key] = bytearray(member(f"{prefix}data/{storage.key}"))
         return storages[storage.key]
 
-    return read_pickle(io.BytesIO(member(pickles[0])), asked), lambda record: _archive_tensor(
+    return read_pickle(io.BytesIO(member(pickles[0])), asked), lambda record: _read_tensor(
         record, content(record.storage), asked
     )
 
 
-def open_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
+def read_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
     """The same, from the format before torch 1.6: five pickles in a row, then the storages."""
     # In memory, where a pickle that claims gigabytes gets no more than there is.
     file = io.BytesIO(whole.read())
@@ -420,7 +422,7 @@ def open_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
     def content(storage: Storage) -> bytearray:
         # The storages follow one another without a table, and only the pickle knows how wide their elements are.
         if not storages:
-            widths = {record.storage.key: record.storage.kind.itemsize for record in _tensors(root)}
+            widths = {record.storage.key: record.storage.kind.itemsize for record in _collect_tensors(root)}
             for key in keys if isinstance(keys, list) else []:
                 head = file.read(8)
                 length = int.from_bytes(head, "little") * widths.get(key, 0)
@@ -429,10 +431,10 @@ def open_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, Fetch]:
                 storages[key] = bytearray(file.read(length))
         return storages.get(storage.key, bytearray())
 
-    return root, lambda record: _archive_tensor(record, content(record.storage), asked)
+    return root, lambda record: _read_tensor(record, content(record.storage), asked)
 
 
-def _tensors(root: Any) -> list[TensorRecord]:
+def _collect_tensors(root: Any) -> list[TensorRecord]:
     """Every tensor in a pickle's content."""
     found, seen, pending = [], set(), [root]
     while pending:
@@ -448,7 +450,7 @@ def _tensors(root: Any) -> list[TensorRecord]:
     return found
 
 
-def _archive_tensor(record: TensorRecord, data: bytearray, asked: str) -> torch.Tensor:
+def _read_tensor(record: TensorRecord, data: bytearray, asked: str) -> torch.Tensor:
     """The tensor that a record describes; it shares the storage's memory."""
     kind = record.storage.kind
     if len(data) < record.storage.length * kind.itemsize:

@@ -15,17 +15,21 @@ from trtkit.models import heads
 from trtkit.models import layers as blocks
 from trtkit.models import layers as convolution
 
-__all__ = ["TASK_OF_HEAD", "Yolo", "build", "load_weights"]
+__all__ = ["TASK_OF_HEAD", "Yolo", "build_model", "load_weights"]
 
 TASK_OF_HEAD = {"Detect": "detect", "Segment": "segment", "Classify": "classify", "Pose": "pose", "OBB": "obb"}
-PLAIN: dict[str, type[nn.Module]] = {"Conv": convolution.Conv, "DWConv": convolution.DWConv, "SPPF": blocks.SPPF}
-REPEATED: dict[str, type[nn.Module]] = {
+SINGLE_LAYERS: dict[str, type[nn.Module]] = {
+    "Conv": convolution.Conv,
+    "DWConv": convolution.DWConv,
+    "SPPF": blocks.SPPF,
+}
+REPEATED_LAYERS: dict[str, type[nn.Module]] = {
     "C2f": blocks.C2f,
     "C3": blocks.C3,
     "C3k2": blocks.C3k2,
     "C2PSA": blocks.C2PSA,
 }
-WORDS = {"None": None, "True": True, "False": False}
+LITERALS = {"None": None, "True": True, "False": False}
 LAYER_LIMIT = 1000
 SIZE_LIMIT = 1 << 16
 
@@ -49,7 +53,7 @@ class Yolo(nn.Module):
         self.kept = frozenset(index for source in sources for index in source if index >= 0)
 
     def forward(self, x: Tensor) -> Any:
-        """The head's output for pictures (B, channels, H, W), RGB between 0 and 1."""
+        """The head's output for images (B, channels, H, W), RGB between 0 and 1."""
         outputs: dict[int, Tensor] = {}
         for index, (layer, source) in enumerate(zip(self.model, self.sources, strict=True)):
             inputs = [x if number == -1 else outputs[number] for number in source]
@@ -67,7 +71,7 @@ class Yolo(nn.Module):
         return self
 
 
-def build(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yolo:
+def build_model(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yolo:
     """The module that an architecture describes, without weights (on torch's meta device).
 
     Args:
@@ -81,29 +85,29 @@ def build(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yolo:
     """
     try:
         with torch.device("meta"):
-            return _Builder(yaml, asked).build()
+            return _ModelBuilder(yaml, asked).build()
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             asked, f"its architecture makes no sense ({error})", "use a checkpoint as Ultralytics wrote it"
         ) from error
 
 
-class _Builder:
+class _ModelBuilder:
     """Goes through the layers of an architecture and keeps count of channels and strides."""
 
     def __init__(self, yaml: Mapping[str, Any], asked: str) -> None:
         self.yaml, self.asked = yaml, asked
         self.rows = [*yaml["backbone"], *yaml["head"]]
-        self.depth, self.width, self.limit = _multiples(yaml)
+        self.depth, self.width, self.limit = _read_scale(yaml)
         self.large = str(yaml.get("scale", "")) in ("m", "l", "x")
-        self.known = {**WORDS, "nc": yaml.get("nc"), "kpt_shape": yaml.get("kpt_shape")}
+        self.known = {**LITERALS, "nc": yaml.get("nc"), "kpt_shape": yaml.get("kpt_shape")}
         self.bins = int(yaml.get("reg_max") or 16)
         self.channels = [int(yaml.get("channels") or yaml.get("ch") or 3)]
         self.strides = [1.0]
         self.count = 0
         self.light = any(row[2] == "C3k2" for row in self.rows)
         if yaml.get("end2end"):
-            raise _unknown(self.asked, "an end-to-end head")
+            raise _unknown_layer(self.asked, "an end-to-end head")
         if not self.rows:
             raise ValueError("no layers")
 
@@ -111,8 +115,8 @@ class _Builder:
         """The whole module."""
         layers, sources = [], []
         for index, (source, repeats, name, arguments) in enumerate(self.rows):
-            # The first layer reads the picture; from then on, entry i of the lists belongs to layer i.
-            found = tuple(number if number == -1 else range(index)[number] for number in _numbers(source))
+            # The first layer reads the image; from then on, entry i of the lists belongs to layer i.
+            found = tuple(number if number == -1 else range(index)[number] for number in _read_sources(source))
             c1 = [self.channels[number] for number in found]
             strides = [self.strides[number] for number in found]
             values = [self.value(value) for value in arguments]
@@ -125,7 +129,7 @@ class _Builder:
             self.strides.append(strides[0] * factor)
         head = str(self.rows[-1][2])
         if head not in TASK_OF_HEAD:
-            raise _unknown(self.asked, f"the head {head}")
+            raise _unknown_layer(self.asked, f"the head {head}")
         model = Yolo(layers, sources, TASK_OF_HEAD[head])
         activation = self.activation()
         # Ultralytics sets 1e-3 after building a model, but forgets to for classifiers.
@@ -141,7 +145,7 @@ class _Builder:
         text = str(self.yaml.get("activation") or "nn.SiLU()")
         found = re.fullmatch(r"(?:torch\.)?nn\.(\w+)\((?:inplace=\w+)?\)", text)
         if found is None or found[1] not in convolution.ACTIVATIONS:
-            raise _unknown(self.asked, f"an activation {text}")
+            raise _unknown_layer(self.asked, f"an activation {text}")
         return convolution.ACTIVATIONS[found[1]]
 
     def value(self, value: Any) -> Any:
@@ -173,17 +177,17 @@ class _Builder:
             return heads.Classify(c1[0], *values), values[0], 1
         if name in TASK_OF_HEAD:
             return self.head(name, c1, strides, values), 0, 1
-        if name in REPEATED:
+        if name in REPEATED_LAYERS:
             c2, rest = self.scaled(values[0]), values[1:]
             if name == "C3k2" and self.large:
                 rest[:1] = [True]
-            return REPEATED[name](c1[0], c2, repeats, *rest), c2, 1
-        if name in PLAIN:
+            return REPEATED_LAYERS[name](c1[0], c2, repeats, *rest), c2, 1
+        if name in SINGLE_LAYERS:
             c2, rest = self.scaled(values[0]), values[1:]
-            made = [PLAIN[name](c2 if number else c1[0], c2, *rest) for number in range(repeats)]
+            made = [SINGLE_LAYERS[name](c2 if number else c1[0], c2, *rest) for number in range(repeats)]
             factor = rest[1] if name != "SPPF" and len(rest) > 1 else 1
             return (made[0] if repeats == 1 else nn.Sequential(*made)), c2, factor**repeats
-        raise _unknown(self.asked, f"a layer {name}({', '.join(map(str, values))})")
+        raise _unknown_layer(self.asked, f"a layer {name}({', '.join(map(str, values))})")
 
     def head(self, name: str, c1: list[int], strides: list[float], values: list[Any]) -> nn.Module:
         """A head that reads several feature maps."""
@@ -195,11 +199,11 @@ class _Builder:
         return made
 
 
-def _numbers(source: Any) -> list[int]:
+def _read_sources(source: Any) -> list[int]:
     return [int(source)] if isinstance(source, int) else [int(number) for number in source]
 
 
-def _multiples(yaml: Mapping[str, Any]) -> tuple[float, float, float]:
+def _read_scale(yaml: Mapping[str, Any]) -> tuple[float, float, float]:
     """Depth multiple, width multiple and the most channels before the width multiple."""
     scales = yaml.get("scales")
     if not scales:
@@ -216,10 +220,10 @@ def load_weights(
     *,
     asked: str = "load weights",
 ) -> Yolo:
-    """Put weights into a module from `build`, as FP32, and fold every BatchNorm.
+    """Put weights into a module from `build_model`, as FP32, and fold every BatchNorm.
 
     Args:
-        model: A module from `build`.
+        model: A module from `build_model`.
         weights: Tensors by name; every name must match, both ways. They are copied.
         activations: Class names of the activations by module name; they win over what the architecture implies.
         epsilons: What each BatchNorm adds to the variance, by module name; likewise.
@@ -233,7 +237,7 @@ def load_weights(
     for name, module in convolutions.items():
         kind = (activations or {}).get(f"{name}.act", type(module.act).__name__)
         if kind not in convolution.ACTIVATIONS:
-            raise _unknown(asked, f"an activation {kind}")
+            raise _unknown_layer(asked, f"an activation {kind}")
         if type(module.act) is not convolution.ACTIVATIONS[kind]:
             module.act = convolution.ACTIVATIONS[kind]()
         if module.bn is not None:
@@ -261,7 +265,7 @@ def load_weights(
     return model.eval().requires_grad_(False).fuse()
 
 
-def _unknown(asked: str, what: str) -> UnknownLayerError:
+def _unknown_layer(asked: str, what: str) -> UnknownLayerError:
     return UnknownLayerError(
         asked, f"it has {what}, which trtkit does not build", "export it to ONNX elsewhere and load that file"
     )

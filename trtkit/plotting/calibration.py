@@ -10,21 +10,21 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, BINS, magnitude
+from trtkit.calibration.algorithms import ALGORITHMS, BINS, compute_magnitude
 from trtkit.errors import CalibrationError
-from trtkit.plotting.theme import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, Mark, mark, template
+from trtkit.plotting.theme import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, TraceStyle, template, trace_style
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtkit.calibration.algorithm_comparison import Readings
+    from trtkit.calibration.algorithm_comparison import AlgorithmComparison
     from trtkit.calibration.algorithms import Histogram
     from trtkit.calibration.calibration import Calibration
     from trtkit.calibration.diagnosis import Diagnosis
 
 __all__ = [
-    "LOOKS",
-    "algorithm_look",
+    "ALGORITHM_STYLES",
+    "algorithm_style",
     "diagnosis_figure",
     "histogram_figure",
     "overview_figure",
@@ -46,14 +46,16 @@ LEGEND = {"y": 1.02, "yanchor": "bottom"}
 SHADES = ((0.0, "rgba(0,114,178,0.06)"), (1.0, "rgba(0,114,178,0.95)"))
 
 
-def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = "", named: str = "") -> go.Figure:
+def overview_figure(
+    readings: AlgorithmComparison, frame: pl.DataFrame, *, selected: str = "", algorithm: str = ""
+) -> go.Figure:
     """Every tensor's histogram as a column, with what the scale covers as a line.
 
     Args:
         readings: The pass.
-        frame: `Readings.frame` of the algorithm in use; `reach` may be that of a shared scale.
+        frame: `AlgorithmComparison.frame` of the algorithm in use; `reach` may be that of a shared scale.
         selected: The tensor to mark.
-        named: The algorithm in use, for the legend.
+        algorithm: The algorithm in use, for the legend.
     """
     names, places = frame["tensor"].to_list(), list(range(len(frame)))
     covered = (frame["covered"] * 100).to_list()
@@ -62,7 +64,7 @@ def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = 
         for name, reach, largest, clipped in frame.select("tensor", "reach", "largest", "clipped").iter_rows()
     ]
     figure = go.Figure()
-    shares = _shades(readings, tuple(names))
+    shares = _density_rows(readings, tuple(names))
     if shares is not None:
         figure.add_heatmap(
             x=places,
@@ -84,7 +86,7 @@ def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = 
     figure.add_scatter(
         x=places,
         y=covered,
-        name=f"covered by {named}" if named else "covered",
+        name=f"covered by {algorithm}" if algorithm else "covered",
         mode="lines+markers",
         line={"shape": "hvh", "color": VERMILION, "width": 2},
         marker={"symbol": "line-ew", "size": 7, "color": VERMILION, "line": {"width": 2, "color": VERMILION}},
@@ -109,7 +111,12 @@ def overview_figure(readings: Readings, frame: pl.DataFrame, *, selected: str = 
 
 
 def histogram_figure(
-    readings: Readings, tensor: str, reach: float, *, named: str = "", others: Mapping[str, float] | None = None
+    readings: AlgorithmComparison,
+    tensor: str,
+    reach: float,
+    *,
+    algorithm: str = "",
+    others: Mapping[str, float] | None = None,
 ) -> go.Figure:
     """One tensor's histogram with the chosen range, what it clips, and what other algorithms would cover.
 
@@ -117,15 +124,15 @@ def histogram_figure(
         readings: The pass.
         tensor: Its name.
         reach: The magnitude that its scale covers.
-        named: The algorithm in use.
+        algorithm: The algorithm in use.
         others: What other algorithms cover, by name.
     """
     figure = go.Figure()
-    seen = readings.seen(tensor)
+    seen = readings.stats(tensor)
     largest = reach if seen is None else max(abs(seen.low), abs(seen.high))
     top = 1.0
     if seen is not None and seen.histogram is not None:
-        middles, counts, width = merged_bins(seen.histogram)
+        middles, counts, width = merge_bins(seen.histogram)
         top = float(max(counts.max(), 1))
         inside = middles <= reach
         for part, name, hatch in ((inside, "covered", ""), (~inside, "clipped", "/")):
@@ -143,20 +150,20 @@ def histogram_figure(
                 hovertemplate=f"|x| near %{{x:.4g}}: %{{y:,}} values, {name}<extra></extra>",
             )
     for name, value in (others or {}).items():
-        look = algorithm_look(name)
+        look = algorithm_style(name)
         figure.add_scatter(
             x=[value, value],
             y=[1, top * 2],
             name=name,
             mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash, "width": 1.5},
-            marker={"symbol": look.symbol, "size": 8, "color": look.colour},
+            line={"color": look.color, "dash": look.dash, "width": 1.5},
+            marker={"symbol": look.symbol, "size": 8, "color": look.color},
             hovertemplate=f"{name} covers {value:.4g}<extra></extra>",
         )
     figure.add_scatter(
         x=[reach, reach],
         y=[1, top * 4],
-        name=f"in use: {named}" if named else "in use",
+        name=f"in use: {algorithm}" if algorithm else "in use",
         mode="lines+text",
         line={"color": INK, "width": 3},
         text=["", f" ±{reach:.4g}"],
@@ -168,31 +175,31 @@ def histogram_figure(
     return figure.update_layout(template=template(), height=360, bargap=0, legend=LEGEND, barmode="overlay")
 
 
-def algorithm_look(name: str) -> Mark:
+def algorithm_style(name: str) -> TraceStyle:
     """The look of an algorithm, the same in every figure; "percentile 99.9" looks like "percentile"."""
     return _LOOKS.get(name.split(" ")[0], _LOOKS["minmax"])
 
 
 # Five algorithms need five looks, and `plots.mark` keeps three of its six for the precisions.
 _LOOKS = {
-    "minmax": Mark(colour=ORANGE, symbol="square", pattern="/", dash="dash"),
-    "moving_average": Mark(colour=GREEN, symbol="diamond", pattern="x", dash="dot"),
-    "entropy": Mark(colour=PURPLE, symbol="cross", pattern="+", dash="longdash"),
-    "percentile": Mark(colour=SKY, symbol="star", pattern=".", dash="longdashdot"),
-    "mse": Mark(colour=BLUE, symbol="triangle-up", pattern="\\", dash="dashdot"),
+    "minmax": TraceStyle(color=ORANGE, symbol="square", pattern="/", dash="dash"),
+    "moving_average": TraceStyle(color=GREEN, symbol="diamond", pattern="x", dash="dot"),
+    "entropy": TraceStyle(color=PURPLE, symbol="cross", pattern="+", dash="longdash"),
+    "percentile": TraceStyle(color=SKY, symbol="star", pattern=".", dash="longdashdot"),
+    "mse": TraceStyle(color=BLUE, symbol="triangle-up", pattern="\\", dash="dashdot"),
 }
 
 
 @functools.lru_cache(maxsize=2)
-def _shades(readings: Readings, tensors: tuple[str, ...]) -> list[list[float | None]] | None:
-    """`densities` as a page takes them, which knows no NaN; None where nothing was counted."""
-    shares = densities(readings, tensors)
+def _density_rows(readings: AlgorithmComparison, tensors: tuple[str, ...]) -> list[list[float | None]] | None:
+    """`magnitude_densities` as a page takes them, which knows no NaN; None where nothing was counted."""
+    shares = magnitude_densities(readings, tensors)
     if np.isnan(shares).all():
         return None
     return [[None if np.isnan(value) else round(float(value), 3) for value in row] for row in shares]
 
 
-def densities(readings: Readings, tensors: tuple[str, ...]) -> NDArray[np.float64]:
+def magnitude_densities(readings: AlgorithmComparison, tensors: tuple[str, ...]) -> NDArray[np.float64]:
     """Logarithms of the shares of values by band of magnitude, a column a tensor.
 
     Returns:
@@ -200,7 +207,7 @@ def densities(readings: Readings, tensors: tuple[str, ...]) -> NDArray[np.float6
     """
     columns = np.full((ROWS, len(tensors)), np.nan)
     for place, tensor in enumerate(tensors):
-        seen = readings.seen(tensor)
+        seen = readings.stats(tensor)
         if seen is not None and seen.histogram is not None and seen.histogram.exponent is not None:
             columns[:, place] = _bands(seen.histogram, max(abs(seen.low), abs(seen.high)))
     return columns
@@ -217,7 +224,7 @@ def _bands(histogram: Histogram, largest: float) -> NDArray[np.float64]:
     return np.where(counts > 0, np.log10(np.maximum(counts, 1) / total), np.nan)
 
 
-def merged_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
+def merge_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
     """A histogram in at most `SHOWN_BINS` bins up to the last one that holds anything.
 
     Returns:
@@ -236,12 +243,12 @@ def merged_bins(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.i
 
 FIGURES_SHOWN_BINS = 512
 
-LOOKS = {
-    "minmax": Mark(colour=VERMILION, symbol="triangle-up", pattern="", dash="solid"),
-    "moving_average": Mark(colour=PURPLE, symbol="cross", pattern="", dash="longdash"),
-    "entropy": Mark(colour=ORANGE, symbol="square", pattern="", dash="dashdot"),
-    "percentile": Mark(colour=BLUE, symbol="circle", pattern="", dash="dash"),
-    "mse": Mark(colour=GREEN, symbol="diamond", pattern="", dash="dot"),
+ALGORITHM_STYLES = {
+    "minmax": TraceStyle(color=VERMILION, symbol="triangle-up", pattern="", dash="solid"),
+    "moving_average": TraceStyle(color=PURPLE, symbol="cross", pattern="", dash="longdash"),
+    "entropy": TraceStyle(color=ORANGE, symbol="square", pattern="", dash="dashdot"),
+    "percentile": TraceStyle(color=BLUE, symbol="circle", pattern="", dash="dash"),
+    "mse": TraceStyle(color=GREEN, symbol="diamond", pattern="", dash="dot"),
 }
 """How each algorithm looks in every figure."""
 
@@ -260,7 +267,7 @@ def ranges_figure(calibration: Calibration) -> go.Figure:
     )
     return figure.update_layout(
         template=template(),
-        title=f"Ranges by {calibration.algorithm} over {calibration.images} pictures of {calibration.split}",
+        title=f"Ranges by {calibration.algorithm} over {calibration.images} images of {calibration.split}",
         xaxis_title="tensor, in graph order",
         yaxis_title="value",
     )
@@ -272,7 +279,7 @@ def tensor_figure(calibration: Calibration, tensor: str) -> go.Figure:
     Raises:
         CalibrationError: No histogram of that tensor was kept.
     """
-    seen = calibration.seen.get(tensor)
+    seen = calibration.stats.get(tensor)
     if seen is None or seen.histogram is None:
         raise CalibrationError(
             f"plot tensor {tensor!r}",
@@ -297,12 +304,12 @@ def tensor_figure(calibration: Calibration, tensor: str) -> go.Figure:
         )
     )
     for index, algorithm in enumerate(ALGORITHMS):
-        look = LOOKS[algorithm]
-        reach = magnitude(seen, algorithm, tensor=tensor)
+        look = ALGORITHM_STYLES[algorithm]
+        reach = compute_magnitude(seen, algorithm, tensor=tensor)
         figure.add_vline(
             x=reach,
-            line={"color": look.colour, "dash": look.dash, "width": 2},
-            annotation={"text": algorithm, "font": {"color": look.colour}, "yshift": -16 * index},
+            line={"color": look.color, "dash": look.dash, "width": 2},
+            annotation={"text": algorithm, "font": {"color": look.color}, "yshift": -16 * index},
         )
     figure.update_yaxes(type="log", title_text="values in a bin")
     figure.update_xaxes(title_text="|x|", range=[0, 1.05 * max(abs(seen.low), abs(seen.high))])
@@ -313,13 +320,13 @@ def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
     """Brightness, contrast and aspect of the calibration set beside validation's."""
     from plotly.subplots import make_subplots
 
-    columns = {"brightness": "mean grey level", "contrast": "spread of grey levels", "aspect": "width over height"}
+    columns = {"brightness": "mean gray level", "contrast": "spread of gray levels", "aspect": "width over height"}
     figure = make_subplots(rows=1, cols=len(columns), subplot_titles=list(columns))
-    sets = diagnosis.pictures["set"].unique(maintain_order=True).to_list()
+    sets = diagnosis.images["set"].unique(maintain_order=True).to_list()
     for place, (column, title) in enumerate(columns.items(), 1):
         for name in sets:
-            look = mark(name, sets)
-            values = diagnosis.pictures.filter(diagnosis.pictures["set"] == name)[column].sort()
+            look = trace_style(name, sets)
+            values = diagnosis.images.filter(diagnosis.images["set"] == name)[column].sort()
             figure.add_scatter(
                 x=values,
                 y=[(index + 1) / len(values) for index in range(len(values))],
@@ -327,12 +334,12 @@ def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
                 legendgroup=name,
                 showlegend=place == 1,
                 mode="lines",
-                line={"shape": "hv", "color": look.colour, "dash": look.dash},
+                line={"shape": "hv", "color": look.color, "dash": look.dash},
                 row=1,
                 col=place,
             )
         figure.update_xaxes(title_text=title, row=1, col=place)
     figure.update_yaxes(tickformat=".0%")
-    figure.update_yaxes(title_text="share of pictures up to", col=1)
+    figure.update_yaxes(title_text="share of images up to", col=1)
     # Below the titles of the axes.
     return figure.update_layout(template=template(), legend={"y": -0.26})

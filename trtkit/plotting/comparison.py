@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.plotting.theme import INK, LINE, Mark, mark, template
+from trtkit.plotting.theme import INK, LINE, TraceStyle, template, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,11 +81,11 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
     labels = runners["label"].to_list()
     figure = go.Figure()
     top = float(samples.filter(pl.col("batch") == batch)["ms"].max() or 1.0)  # type: ignore[arg-type]
-    for label in _last(labels, focus):
+    for label in _focus_last(labels, focus):
         times = samples.filter((pl.col("label") == label) & (pl.col("batch") == batch))["ms"].sort()
         if times.is_empty():
             continue
-        look, bright = mark(label, labels), label == focus
+        look, bright = trace_style(label, labels), label == focus
         half, most = (float(times.quantile(share, "linear") or 0.0) for share in (0.5, 0.99))
         figure.add_scatter(
             x=times,
@@ -93,7 +93,7 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
             name=label,
             mode="lines",
             opacity=1.0 if bright else FAINT + 0.1,
-            line={"color": look.colour, "dash": look.dash, "shape": "hv", "width": 4 if bright else 2},
+            line={"color": look.color, "dash": look.dash, "shape": "hv", "width": 4 if bright else 2},
             hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
         )
         figure.add_scatter(
@@ -104,7 +104,7 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
             opacity=1.0 if bright else FAINT + 0.1,
             text=[f" {half:.3g} ms", f" {most:.3g} ms"],
             textposition="bottom right",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 11 if bright else 8},
+            marker={"color": look.color, "symbol": look.symbol, "size": 11 if bright else 8},
             showlegend=False,
             hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + label + "</extra>",
         )
@@ -136,7 +136,7 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
             y=values,
             name=name,
             marker={
-                "color": [mark(label, order).colour for label in order],
+                "color": [trace_style(label, order).color for label in order],
                 "opacity": [1.0 if label == focus else FAINT + 0.1 for label in order],
                 "pattern": {"shape": shape, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8, "size": 7},
             },
@@ -158,7 +158,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
     figure = go.Figure()
     for number, label in enumerate(labels):
         part = rows.filter((pl.col("precision") == label) & pl.col(column).is_in(list(order)))
-        look, bright = mark(label, labels), label == focus
+        look, bright = trace_style(label, labels), label == focus
         shift = 0.16 * (2 * number - len(labels) + 1) if len(labels) > 1 else 0.0
         figure.add_scatter(
             x=part["delta"],
@@ -172,12 +172,12 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
                 "symmetric": False,
                 "array": (part["high"] - part["delta"]).fill_null(0.0),
                 "arrayminus": (part["delta"] - part["low"]).fill_null(0.0),
-                "color": look.colour,
+                "color": look.color,
                 "thickness": 2 if bright else 1,
                 "width": 4,
             },
             customdata=part[column].to_list(),
-            text=[_told(row) for row in part.iter_rows(named=True)],
+            text=[_hover_text(row) for row in part.iter_rows(named=True)],
             hovertemplate="%{text}<extra>" + label + "</extra>",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
@@ -194,23 +194,23 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
     return figure.update_layout(template=template(), legend=LEGEND, margin={"t": 40, "l": 110})
 
 
-def _markers(part: pl.DataFrame, look: Mark, *, size: int) -> dict[str, Any]:
+def _markers(part: pl.DataFrame, look: TraceStyle, *, size: int) -> dict[str, Any]:
     return {
-        "color": look.colour,
-        "symbol": [look.symbol if sure else f"{look.symbol}-open" for sure in part["measurable"]],
+        "color": look.color,
+        "symbol": [look.symbol if sure else f"{look.symbol}-open" for sure in part["significant"]],
         "size": size,
-        "line": {"width": 2, "color": look.colour},
+        "line": {"width": 2, "color": look.color},
     }
 
 
-def _told(row: dict[str, Any]) -> str:
+def _hover_text(row: dict[str, Any]) -> str:
     interval = "" if row["low"] is None else f", 95 % interval {row['low']:+.4f} to {row['high']:+.4f}"
-    sure = "measurable" if row["measurable"] else "not measurable"
+    sure = "significant" if row["significant"] else "not measurable"
     name = f" of {row['name']}" if row["name"] else ""
     values = f"{row['reference']:.4f} to {row['value']:.4f}"
     return f"{row['metric']}{name}: {values}<br>change {row['delta']:+.4f}{interval}<br>{sure}"
 
 
-def _last(labels: Sequence[str], focus: str) -> list[str]:
+def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
     """The focus drawn last, so that it lies on top."""
     return [label for label in labels if label != focus] + [label for label in labels if label == focus]

@@ -7,34 +7,34 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.plotting.theme import INK, LINE, Mark, mark, template
+from trtkit.plotting.theme import INK, LINE, TraceStyle, template, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtkit.inspection.layer_table import LayerTable
 
-__all__ = ["alignment_figure", "layers_figure", "precision_look", "shares_figure"]
+__all__ = ["engine_diff_figure", "layers_figure", "precision_shares_figure", "precision_style"]
 
 # Looks of what is no precision of an export; the exports' own come from `plots.mark`.
-_LOOKS = {
-    "reformat": Mark(colour="#D55E00", symbol="x", pattern="\\", dash="dot"),
-    "bf16": Mark(colour="#CC79A7", symbol="pentagon", pattern="+", dash="longdash"),
-    "fp8": Mark(colour="#56B4E9", symbol="star", pattern=".", dash="longdashdot"),
-    "int32": Mark(colour="#999999", symbol="triangle-up", pattern="|", dash="dash"),
-    "int64": Mark(colour="#999999", symbol="triangle-down", pattern="|", dash="dash"),
-    "bool": Mark(colour="#999999", symbol="hourglass", pattern="|", dash="dash"),
+_PRECISION_STYLES = {
+    "reformat": TraceStyle(color="#D55E00", symbol="x", pattern="\\", dash="dot"),
+    "bf16": TraceStyle(color="#CC79A7", symbol="pentagon", pattern="+", dash="longdash"),
+    "fp8": TraceStyle(color="#56B4E9", symbol="star", pattern=".", dash="longdashdot"),
+    "int32": TraceStyle(color="#999999", symbol="triangle-up", pattern="|", dash="dash"),
+    "int64": TraceStyle(color="#999999", symbol="triangle-down", pattern="|", dash="dash"),
+    "bool": TraceStyle(color="#999999", symbol="hourglass", pattern="|", dash="dash"),
 }
-_ELSE = Mark(colour="#999999", symbol="circle-open", pattern="-", dash="dash")
+_ELSE = TraceStyle(color="#999999", symbol="circle-open", pattern="-", dash="dash")
 ORDER = ("int8", "fp8", "fp16", "bf16", "fp32")
 
 
-def precision_look(precision: str) -> Mark:
+def precision_style(precision: str) -> TraceStyle:
     """The look of a layer's precision, of "reformat" and of whatever else TensorRT names."""
-    return mark(precision) if precision in ("fp32", "fp16", "int8") else _LOOKS.get(precision, _ELSE)
+    return trace_style(precision) if precision in ("fp32", "fp16", "int8") else _PRECISION_STYLES.get(precision, _ELSE)
 
 
-def kinds(frame: pl.DataFrame) -> pl.Series:
+def layer_kinds(frame: pl.DataFrame) -> pl.Series:
     """What each layer counts as: its precision, "reformat", or "untyped"."""
     kind = pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision").fill_null("untyped"))
     return frame.select(kind.alias("kind"))["kind"]
@@ -48,20 +48,20 @@ def layers_figure(table: LayerTable, *, selected: int | None = None, shown: pl.S
         selected: The `index` of a layer to mark.
         shown: Which rows stand out, as booleans; the others are faint. None shows all alike.
     """
-    frame = table.frame.with_columns(kind=kinds(table.frame), place=pl.col("index").cast(pl.Int64))
+    frame = table.frame.with_columns(kind=layer_kinds(table.frame), place=pl.col("index").cast(pl.Int64))
     frame = frame.with_columns(bright=pl.lit(value=True) if shown is None else shown)
     height = "ms" if table.timed else "unit"
-    frame = frame.with_columns(unit=pl.lit(1.0), told=_told(frame, timed=table.timed))
+    frame = frame.with_columns(unit=pl.lit(1.0), told=_hover_text(frame, timed=table.timed))
     figure = go.Figure()
-    for name in ordered(frame["kind"].unique().to_list()):
-        part, look = frame.filter(pl.col("kind") == name), precision_look(name)
+    for name in sort_precisions(frame["kind"].unique().to_list()):
+        part, look = frame.filter(pl.col("kind") == name), precision_style(name)
         figure.add_bar(
             x=part["place"],
             y=part[height],
             width=0.9 if table.timed else 1.0,
             name=f"{name} ({len(part)})",
             marker={
-                "color": look.colour,
+                "color": look.color,
                 "opacity": [1.0 if bright else 0.2 for bright in part["bright"]],
                 "pattern": {
                     "shape": look.pattern,
@@ -102,14 +102,14 @@ def layers_figure(table: LayerTable, *, selected: int | None = None, shown: pl.S
     )
 
 
-def shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
+def precision_shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
     """What each precision has of each engine: of its time where all were timed, else of its layers."""
     timed = all(table.timed for table in tables)
     column = "ms" if timed else "layers"
     figure = go.Figure()
     rows = {table.name: dict(table.by_precision().select("precision", column).iter_rows()) for table in tables}
-    for name in ordered({kind for row in rows.values() for kind in row}):
-        look = precision_look(name)
+    for name in sort_precisions({kind for row in rows.values() for kind in row}):
+        look = precision_style(name)
         values = [row.get(name, 0) for row in rows.values()]
         wholes = [sum(row.values()) or 1 for row in rows.values()]
         unit = " ms" if timed else " layers"
@@ -119,7 +119,7 @@ def shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
             orientation="h",
             name=name,
             marker={
-                "color": look.colour,
+                "color": look.color,
                 "pattern": {
                     "shape": look.pattern,
                     "fillmode": "overlay",
@@ -151,7 +151,7 @@ def shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
     )
 
 
-def alignment_figure(
+def engine_diff_figure(
     rows: pl.DataFrame, names: tuple[str, str], *, most: int = 25, selected: int | None = None
 ) -> go.Figure:
     """Two engines side by side: the groups whose time changes most, or both precisions in graph order.
@@ -181,17 +181,17 @@ def _dumbbells(rows: pl.DataFrame, names: tuple[str, str], most: int, selected: 
         (names[0], "ms", "precision", "-open"),
         (names[1], "other_ms", "other_precision", ""),
     ):
-        looks = [precision_look((kind or "untyped").split(" + ")[0]) for kind in part[precision]]
+        looks = [precision_style((kind or "untyped").split(" + ")[0]) for kind in part[precision]]
         figure.add_scatter(
             x=part[column],
             y=labels,
             mode="markers",
             name=name,
             marker={
-                "color": [look.colour for look in looks],
+                "color": [look.color for look in looks],
                 "symbol": [look.symbol.removesuffix("-open") + open_ for look in looks],
                 "size": 11,
-                "line": {"width": 2, "color": [look.colour for look in looks]},
+                "line": {"width": 2, "color": [look.color for look in looks]},
             },
             customdata=part["row"].to_list(),
             text=[
@@ -215,9 +215,9 @@ def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) ->
     met: set[str] = set()
     for engine, column in zip(names, ("precision", "other_precision"), strict=True):
         kinds_here = [kind or "no layer" for kind in rows[column]]
-        for kind in ordered(set(kinds_here)):
+        for kind in sort_precisions(set(kinds_here)):
             part = rows.filter(pl.Series(kinds_here) == kind)
-            look = precision_look(kind.split(" + ")[0])
+            look = precision_style(kind.split(" + ")[0])
             figure.add_scatter(
                 x=part["row"].cast(pl.Int64),
                 y=[engine] * len(part),
@@ -227,9 +227,9 @@ def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) ->
                 showlegend=kind not in met,
                 marker={
                     "symbol": look.symbol + ("-open" if " + " in kind and not look.symbol.endswith("-open") else ""),
-                    "color": look.colour,
+                    "color": look.color,
                     "size": 9,
-                    "line": {"width": 2 if " + " in kind else 0, "color": look.colour},
+                    "line": {"width": 2 if " + " in kind else 0, "color": look.color},
                 },
                 customdata=part["row"].to_list(),
                 text=[f"{node}<br>{kind}" for node in part["node"]],
@@ -238,7 +238,9 @@ def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) ->
             met.add(kind)
     if selected is not None and 0 <= selected < len(rows):
         figure.add_vline(x=selected, line={"color": INK, "width": 2, "dash": "dot"})
-    blocks = _spaced(rows.group_by("block", maintain_order=True).agg(pl.col("row").first().cast(pl.Int64)), len(rows))
+    blocks = _spread_labels(
+        rows.group_by("block", maintain_order=True).agg(pl.col("row").first().cast(pl.Int64)), len(rows)
+    )
     figure.update_xaxes(
         title_standoff=6,
         title_text="groups of layers that compute the same ONNX nodes, in graph order",
@@ -254,7 +256,7 @@ def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) ->
     )
 
 
-def _spaced(blocks: pl.DataFrame, width: int) -> pl.DataFrame:
+def _spread_labels(blocks: pl.DataFrame, width: int) -> pl.DataFrame:
     """The blocks whose names have room: none nearer to the one before than its name is long."""
     kept, free = [], 0.0
     for block, row in blocks.iter_rows():
@@ -271,13 +273,13 @@ def _mark_row(figure: go.Figure, part: pl.DataFrame, labels: Sequence[str], sele
         )
 
 
-def ordered(names: Any) -> list[str]:
+def sort_precisions(names: Any) -> list[str]:
     """Precisions from the lowest to the highest, then the rest by name."""
     known = {name: place for place, name in enumerate(ORDER)}
     return sorted(names, key=lambda name: (known.get(name.split(" + ")[0], len(ORDER)), name))
 
 
-def _told(frame: pl.DataFrame, *, timed: bool) -> pl.Series:
+def _hover_text(frame: pl.DataFrame, *, timed: bool) -> pl.Series:
     """What hovering over a layer says."""
     lines = []
     for row in frame.iter_rows(named=True):

@@ -9,14 +9,14 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import INK, mark, template
+from trtkit.plotting.theme import INK, template, trace_style
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtkit.evaluation.evaluation import Evaluation
 
-__all__ = ["evaluation_figure", "losses_figure", "precision_recall_curve", "ranking_figure"]
+__all__ = ["classification_figure", "evaluation_figure", "losses_figure", "precision_recall_curve"]
 
 MOST_CLASSES = 30
 
@@ -37,25 +37,25 @@ def evaluation_figure(evaluation: Evaluation) -> go.Figure:
     shown = evaluation.per_class.sort(f"mAP50-95({kinds[0]})").head(MOST_CLASSES)
     columns = [f"{name}({kind})" for kind in kinds for name in ("mAP50-95", "mAP50")]
     for column in columns:
-        look = mark(column, columns)
+        look = trace_style(column, columns)
         figure.add_scatter(
             x=shown[column],
             y=shown["name"],
             name=column,
             mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            marker={"color": look.color, "symbol": look.symbol, "size": 11},
             hovertemplate="%{y}: %{x:.3f}",
             row=1,
             col=1,
         )
     grid = np.linspace(0, 1, 101)
     for kind in kinds:
-        look = mark(f"mAP50({kind})", columns)
+        look = trace_style(f"mAP50({kind})", columns)
         figure.add_scatter(
             x=grid,
-            y=precision_recall_curve(evaluation.detections, evaluation.truths, kind, grid),
+            y=precision_recall_curve(evaluation.detections, evaluation.labels, kind, grid),
             name=f"at similarity 0.5 ({kind})",
-            line={"color": look.colour, "dash": look.dash},
+            line={"color": look.color, "dash": look.dash},
             hovertemplate="recall %{x:.2f}: precision %{y:.3f}",
             row=1,
             col=2,
@@ -64,7 +64,7 @@ def evaluation_figure(evaluation: Evaluation) -> go.Figure:
     figure.update_yaxes(type="category", row=1, col=1)
     figure.update_xaxes(title_text="recall", range=[-0.02, 1.02], row=1, col=2)
     figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=1, col=2)
-    title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
+    title = f"{evaluation.task} on {evaluation.image_count} images, {evaluation.provenance.runner}"
     height = 260 + 18 * len(shown)
     # The legend stands below the titles of the axes, however tall the figure is.
     legend = {"y": -75 / (height - 120)}
@@ -72,7 +72,7 @@ def evaluation_figure(evaluation: Evaluation) -> go.Figure:
     return figure
 
 
-def ranking_figure(evaluation: Evaluation) -> go.Figure:
+def classification_figure(evaluation: Evaluation) -> go.Figure:
     """How often each class is the likeliest, and among the five likeliest, where it should be.
 
     Args:
@@ -81,18 +81,18 @@ def ranking_figure(evaluation: Evaluation) -> go.Figure:
     shown = evaluation.per_class.sort("top1").head(MOST_CLASSES)
     figure = go.Figure()
     for column, name in (("top1", "the likeliest"), ("top5", "among the five likeliest")):
-        look = mark(column, ["top1", "top5"])
+        look = trace_style(column, ["top1", "top5"])
         figure.add_scatter(
             x=shown[column],
             y=shown["name"],
             name=name,
             mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            marker={"color": look.color, "symbol": look.symbol, "size": 11},
             hovertemplate="%{y}: %{x:.3f}",
         )
-    figure.update_xaxes(title_text="share of the class's pictures", range=[-0.02, 1.02])
+    figure.update_xaxes(title_text="share of the class's images", range=[-0.02, 1.02])
     figure.update_yaxes(type="category")
-    title = f"{evaluation.task} on {evaluation.pictures} pictures, {evaluation.origin.runner}"
+    title = f"{evaluation.task} on {evaluation.image_count} images, {evaluation.provenance.runner}"
     height = 260 + 18 * len(shown)
     # The legend stands below the titles of the axes, however tall the figure is.
     legend = {"y": -75 / (height - 120)}
@@ -111,7 +111,7 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
     precisions = shown["precision"].unique(maintain_order=True).to_list()
     figure = go.Figure()
     for precision in precisions:
-        look = mark(precision, precisions)
+        look = trace_style(precision, precisions)
         mine = shown.filter(pl.col("precision") == precision)
         figure.add_scatter(
             x=mine["delta"],
@@ -119,13 +119,13 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
             name=precision.upper(),
             orientation="h",
             mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            marker={"color": look.color, "symbol": look.symbol, "size": 11},
             error_x={
                 "type": "data",
                 "symmetric": False,
                 "array": mine["high"] - mine["delta"],
                 "arrayminus": mine["delta"] - mine["low"],
-                "color": look.colour,
+                "color": look.color,
                 "width": 6,
             },
             customdata=mine.select("value", "low", "high").rows(),

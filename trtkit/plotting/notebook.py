@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["bundle", "carried_library", "keep_figures", "show"]
+__all__ = ["library_html_once", "mime_bundle", "register_renderer", "show_figure"]
 
 MIMETYPE = "application/vnd.plotly.v1+json"
 
 # What plotly chooses by itself in a notebook. A saved page shows nothing of the first, and the second puts 5 MB of
 # uncompressed library into the notebook.
-REPLACED = ("plotly_mimetype", "plotly_mimetype+notebook")
+DEFAULT_RENDERERS = ("plotly_mimetype", "plotly_mimetype+notebook")
 
 CDN = "https://cdn.plot.ly/plotly-{version}.min.js"
 
@@ -54,7 +54,7 @@ HEIGHT = 450
 _carrier: dict[str, str] = {}
 
 
-def bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None) -> dict[str, Any]:
+def mime_bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None) -> dict[str, Any]:
     """A figure as a MIME bundle: plotly's own type for live notebooks, and HTML that draws itself in saved ones.
 
     Args:
@@ -69,9 +69,9 @@ def bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None
     name = f"trtkit-{uuid.uuid4().hex[:12]}"
     title = (layout.get("title") or {}).get("text") or "figure"
     plain = json.dumps({"data": data["data"], "layout": layout}).replace("</", "<\\/")
-    carry = _first() if library is None else library
+    carry = _claim_library_cell() if library is None else library
     markup = (
-        (_carried() if carry else "")
+        (_library_tag() if carry else "")
         + f"<div id='{name}' style='width:100%;height:{layout.get('height') or HEIGHT}px' role='img' "
         f"aria-label='{html.escape(title, quote=True)}'>"
         f"<script type='application/json'>{plain}</script></div>"
@@ -80,24 +80,24 @@ def bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None
     return {MIMETYPE: data, "text/html": markup, "text/plain": f"Figure({title})"}
 
 
-def carried_library() -> str:
+def library_html_once() -> str:
     """HTML that shows nothing and carries plotly.js (compressed, 2 MB); "" where another cell of the notebook does."""
-    return _carried() if _first() else ""
+    return _library_tag() if _claim_library_cell() else ""
 
 
 def library_html() -> str:
     """plotly.js, compressed, for every figure of the page that this HTML is part of; 2 MB."""
-    return f"<script type='text/plain' data-trtkit-library>{_library()}</script>"
+    return f"<script type='text/plain' data-trtkit-library>{_compressed_library()}</script>"
 
 
-def show(figure: go.Figure) -> None:
+def show_figure(figure: go.Figure) -> None:
     """Display a figure as a cell's output that outlives the kernel."""
     from IPython.display import display
 
-    display(bundle(figure), raw=True)  # type: ignore[no-untyped-call]
+    display(mime_bundle(figure), raw=True)  # type: ignore[no-untyped-call]
 
 
-def keep_figures() -> None:
+def register_renderer() -> None:
     """In a notebook, let every figure that a cell displays outlive the kernel.
 
     Does nothing outside a notebook, or where another renderer of plotly's was chosen.
@@ -106,7 +106,7 @@ def keep_figures() -> None:
         return
     import plotly.io as pio
 
-    if pio.renderers.default not in REPLACED:
+    if pio.renderers.default not in DEFAULT_RENDERERS:
         return
     from plotly.io.base_renderers import MimetypeRenderer
 
@@ -114,14 +114,14 @@ def keep_figures() -> None:
         """plotly's name for a function from a figure to a MIME bundle."""
 
         def to_mimebundle(self, figure: dict[str, Any]) -> dict[str, Any]:
-            """As `bundle`."""
-            return bundle(figure)
+            """As `mime_bundle`."""
+            return mime_bundle(figure)
 
     pio.renderers["trtkit"] = Kept()
     pio.renderers.default = "trtkit"
 
 
-def _first() -> bool:
+def _claim_library_cell() -> bool:
     """Whether this output is the one to carry the library: the first of its notebook, also when its cell runs again."""
     if "IPython" not in sys.modules:
         return True
@@ -137,12 +137,12 @@ def _first() -> bool:
     return True
 
 
-def _carried() -> str:
-    return f"<script type='text/plain' data-trtkit-library>{_library()}</script>"
+def _library_tag() -> str:
+    return f"<script type='text/plain' data-trtkit-library>{_compressed_library()}</script>"
 
 
 @functools.cache
-def _library() -> str:
+def _compressed_library() -> str:
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9)).decode()

@@ -1,4 +1,4 @@
-"""Frames to figures: one palette, one template, read on light and dark pages and without colour."""
+"""Frames to figures: one palette, one template, read on light and dark pages and without color."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.notebook import keep_figures
+from trtkit.plotting.notebook import register_renderer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Mark", "classes_figure", "comparison_figure", "mark", "template", "timing_figure"]
+__all__ = ["TraceStyle", "classes_figure", "comparison_figure", "template", "timing_figure", "trace_style"]
 
-# Okabe and Ito's palette, told apart by people with any common colour blindness: M. Okabe, K. Ito, "Color Universal
+# Okabe and Ito's palette, told apart by people with any common color blindness: M. Okabe, K. Ito, "Color Universal
 # Design", 2008. Black and yellow are left out, since one of them vanishes on a dark or a light page.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-# Greys of equal contrast (4.5 to 1) with white and with near-black.
+# Grays of equal contrast (4.5 to 1) with white and with near-black.
 INK, LINE = "#777777", "rgba(128,128,128,0.25)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mark:
-    """How one thing looks in every figure: never by colour alone.
+class TraceStyle:
+    """How one thing looks in every figure: never by color alone.
 
     Attributes:
-        colour: Hex colour.
+        color: Hex color.
         symbol: Plotly marker symbol.
         pattern: Plotly fill pattern.
         dash: Plotly line dash.
     """
 
-    colour: str
+    color: str
     symbol: str
     pattern: str
     dash: str
 
 
 _PRECISIONS = {
-    "fp32": Mark(colour=BLUE, symbol="circle", pattern="", dash="solid"),
-    "fp16": Mark(colour=ORANGE, symbol="square", pattern="/", dash="dash"),
-    "int8": Mark(colour=GREEN, symbol="diamond", pattern="x", dash="dot"),
+    "fp32": TraceStyle(color=BLUE, symbol="circle", pattern="", dash="solid"),
+    "fp16": TraceStyle(color=ORANGE, symbol="square", pattern="/", dash="dash"),
+    "int8": TraceStyle(color=GREEN, symbol="diamond", pattern="x", dash="dot"),
 }
 _HATCHES = ("", "/", "x", "-")
 _OTHERS = (
-    Mark(colour=VERMILION, symbol="triangle-up", pattern="\\", dash="dashdot"),
-    Mark(colour=PURPLE, symbol="cross", pattern="+", dash="longdash"),
-    Mark(colour=SKY, symbol="star", pattern=".", dash="longdashdot"),
+    TraceStyle(color=VERMILION, symbol="triangle-up", pattern="\\", dash="dashdot"),
+    TraceStyle(color=PURPLE, symbol="cross", pattern="+", dash="longdash"),
+    TraceStyle(color=SKY, symbol="star", pattern=".", dash="longdashdot"),
 )
 
 
-def mark(label: str, labels: Sequence[str] = ()) -> Mark:
+def trace_style(label: str, labels: Sequence[str] = ()) -> TraceStyle:
     """The look of a precision, or of any other label by its place among `labels`."""
     if label in _PRECISIONS:
         return _PRECISIONS[label]
@@ -62,9 +62,9 @@ def mark(label: str, labels: Sequence[str] = ()) -> Mark:
 
 
 def template() -> go.layout.Template:
-    """Plotly's bare template with see-through paper and greys that read on light and dark pages."""
+    """Plotly's bare template with see-through paper and grays that read on light and dark pages."""
     # Every figure of trtkit's takes this template before a notebook shows it.
-    keep_figures()
+    register_renderer()
     axis = {"gridcolor": LINE, "linecolor": LINE, "zerolinecolor": LINE, "ticks": "", "automargin": True}
     return go.layout.Template(
         layout={
@@ -97,7 +97,7 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
         cols=3,
         subplot_titles=[
             _titled("Accuracy", "higher is better; the axis does not begin at 0"),
-            _titled("Time a picture", f"median; {clock}"),
+            _titled("Time an image", f"median; {clock}"),
             _titled("File size", "ONNX beside engine" if once["engine_mb"].null_count() == 0 else "ONNX"),
         ],
         horizontal_spacing=0.09,
@@ -106,7 +106,7 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
     _times(figure, rows, order)
     _sizes(figure, once)
     ranked = bool(metrics) and metrics[0][0].startswith("top")
-    figure.update_yaxes(title_text="share of pictures" if ranked else "AP", row=1, col=1)
+    figure.update_yaxes(title_text="share of images" if ranked else "AP", row=1, col=1)
     figure.update_yaxes(title_text="ms", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(title_text="MB", rangemode="tozero", row=1, col=3)
     figure.update_xaxes(type="category", tickfont={"size": 14}, range=[-0.5, len(order) - 0.5])
@@ -123,7 +123,7 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
 
 
 def _pattern(shape: str) -> dict[str, Any]:
-    """A hatch over the bar's own colour."""
+    """A hatch over the bar's own color."""
     return {"shape": shape, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.7, "size": 7}
 
 
@@ -145,10 +145,10 @@ def _accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple[str
             mode="lines+markers+text",
             line={"color": LINE, "width": 1},
             marker={
-                "symbol": [mark(label, order).symbol + ("-open" if place else "") for label in order],
-                "color": [mark(label, order).colour for label in order],
+                "symbol": [trace_style(label, order).symbol + ("-open" if place else "") for label in order],
+                "color": [trace_style(label, order).color for label in order],
                 "size": 13,
-                "line": {"width": 2, "color": [mark(label, order).colour for label in order]},
+                "line": {"width": 2, "color": [trace_style(label, order).color for label in order]},
             },
             text=["" if value is None else f"{value:.4f}" for value in values],
             textposition="bottom center" if place else "top center",
@@ -173,7 +173,7 @@ def _times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> None:
             name=f"batch {size}",
             showlegend=len(batches) > 1,
             marker={
-                "color": [mark(label, order).colour for label in part["precision"]],
+                "color": [trace_style(label, order).color for label in part["precision"]],
                 "pattern": _pattern(_HATCHES[place % len(_HATCHES)]),
             },
             text=[f"{value:.3g}" for value in half],
@@ -199,7 +199,7 @@ def _sizes(figure: go.Figure, once: pl.DataFrame) -> None:
             y=values,
             name=name,
             marker={
-                "color": [mark(label, order).colour for label in order],
+                "color": [trace_style(label, order).color for label in order],
                 "pattern": _pattern("" if solid else "."),
             },
             text=["" if value is None else f"{value:.1f}" for value in values],
@@ -225,7 +225,7 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
     for column, size in enumerate(batches, start=1):
         for label in labels:
             times = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
-            look = mark(label, labels)
+            look = trace_style(label, labels)
             figure.add_scatter(
                 x=times,
                 y=[(place + 1) / len(times) for place in range(len(times))],
@@ -233,7 +233,7 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
                 legendgroup=label,
                 showlegend=column == 1,
                 mode="lines",
-                line={"color": look.colour, "dash": look.dash, "shape": "hv", "width": 2.5},
+                line={"color": look.color, "dash": look.dash, "shape": "hv", "width": 2.5},
                 hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
                 row=1,
                 col=column,
@@ -271,14 +271,14 @@ def classes_figure(classes: pl.DataFrame, column: str, *, most: int = 30) -> go.
         )
     for place, label in enumerate(order):
         part = classes.filter((pl.col("precision") == label) & pl.col("name").is_in(names))
-        look = mark(label, order)
+        look = trace_style(label, order)
         figure.add_scatter(
             x=part[column],
             y=part["name"],
             name=label,
             mode="markers",
             # The first lies lowest and is largest, so that equal values still show every precision.
-            marker={"color": look.colour, "symbol": look.symbol, "size": max(9, 17 - 4 * place)},
+            marker={"color": look.color, "symbol": look.symbol, "size": max(9, 17 - 4 * place)},
             hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{label}</extra>",
         )
     figure.update_xaxes(title_text=column)

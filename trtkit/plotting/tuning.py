@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.calibration import LOOKS
-from trtkit.plotting.theme import INK, LINE, ORANGE, PURPLE, VERMILION, mark, template
+from trtkit.plotting.calibration import ALGORITHM_STYLES
+from trtkit.plotting.theme import INK, LINE, ORANGE, PURPLE, VERMILION, template, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from trtkit.tuning.sweep import Sweep
 
 __all__ = [
-    "POINTS",
-    "bars",
-    "metric_bars",
-    "ranking_figure",
+    "SHARE_POINTS",
+    "error_bars",
+    "int8_share_figure",
+    "layer_ranking_figure",
+    "metric_error_bars",
     "search_figure",
     "sensitivity_figure",
-    "share_figure",
     "sweep_figure",
 ]
 
@@ -33,12 +33,12 @@ __all__ = [
 # Figures of sweeps, sensitivities and searches.
 
 
-# Percentiles share their colour.
+# Percentiles share their color.
 _PERCENTILES = ("circle", "circle-open", "star", "hourglass")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def bars(*, up: pl.Series, down: pl.Series, **look: Any) -> dict[str, Any]:
+def error_bars(*, up: pl.Series, down: pl.Series, **look: Any) -> dict[str, Any]:
     """Plotly's error bars from the lengths above and below each point.
 
     Args:
@@ -49,18 +49,18 @@ def bars(*, up: pl.Series, down: pl.Series, **look: Any) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, **look}
 
 
-def metric_bars(trials: pl.DataFrame, **look: Any) -> dict[str, Any]:
+def metric_error_bars(trials: pl.DataFrame, **look: Any) -> dict[str, Any]:
     """Error bars of the metric, from the interval of its loss: what raises the loss lowers the metric.
 
     Args:
         trials: With the columns `loss`, `loss_low` and `loss_high`.
-        **look: As for `bars`.
+        **look: As for `error_bars`.
     """
-    return bars(up=trials["loss"] - trials["loss_low"], down=trials["loss_high"] - trials["loss"], **look)
+    return error_bars(up=trials["loss"] - trials["loss_low"], down=trials["loss_high"] - trials["loss"], **look)
 
 
 def sweep_figure(sweep: Sweep) -> go.Figure:
-    """The loss by number of pictures, a line an algorithm, with intervals side by side."""
+    """The loss by number of images, a line an algorithm, with intervals side by side."""
     figure = go.Figure()
     settings = sweep.rows.select("algorithm", "percentile").unique(maintain_order=True).rows()
     percentiles = [percentile for _, percentile in settings if percentile is not None]
@@ -69,24 +69,24 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
         part = sweep.rows.filter(
             (pl.col("algorithm") == algorithm) & pl.col("percentile").eq_missing(pl.lit(percentile, pl.Float64))
         ).sort("images")
-        look = LOOKS[algorithm]
+        look = ALGORITHM_STYLES[algorithm]
         kind = 0 if percentile is None else percentiles.index(percentile) % len(_DASHES)
         figure.add_scatter(
             x=part["images"].cast(pl.String),
             y=part["loss"],
-            error_y=bars(up=part["loss_high"] - part["loss"], down=part["loss"] - part["loss_low"], width=0),
+            error_y=error_bars(up=part["loss_high"] - part["loss"], down=part["loss"] - part["loss_low"], width=0),
             name=name,
             offsetgroup=str(place),
             mode="lines+markers",
-            line={"color": look.colour, "dash": _DASHES[kind], "width": 1},
+            line={"color": look.color, "dash": _DASHES[kind], "width": 1},
             marker={
                 "symbol": look.symbol if percentile is None else _PERCENTILES[kind],
                 "size": 10,
-                "color": look.colour,
+                "color": look.color,
             },
-            hovertemplate=f"{name}, %{{x}} pictures: loss %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{name}, %{{x}} images: loss %{{y:.4f}}<extra></extra>",
         )
-    enough = sweep.enough
+    enough = sweep.sufficient
     figure.add_scatter(
         x=[str(enough["images"])],
         y=[enough["loss"]],
@@ -98,7 +98,7 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
     )
     order = [str(count) for count in sweep.rows["images"].unique().sort()]
     figure.update_xaxes(
-        type="category", categoryorder="array", categoryarray=order, title_text="pictures to calibrate on"
+        type="category", categoryorder="array", categoryarray=order, title_text="images to calibrate on"
     )
     figure.update_yaxes(title_text=f"loss of {sweep.metric} against FP32", zeroline=True, zerolinecolor=INK)
     figure.update_layout(template=template(), title=sweep.verdict().split(":")[0], height=520)
@@ -118,11 +118,11 @@ def sensitivity_figure(found: Sensitivity) -> go.Figure:
     blocks = layers["block"].unique(maintain_order=True).to_list()
     # Every other block in another shade, so that they can be told apart without a legend of twenty.
     shade = [0.55 if blocks.index(block) % 2 else 1.0 for block in layers["block"]]
-    for row, column, look in ((1, "sqnr_only", mark("fp32")), (2, "gain", mark("int8"))):
+    for row, column, look in ((1, "sqnr_only", trace_style("fp32")), (2, "gain", trace_style("int8"))):
         figure.add_bar(
             x=list(range(len(layers))),
             y=layers[column],
-            marker={"color": look.colour, "opacity": shade},
+            marker={"color": look.color, "opacity": shade},
             customdata=layers.select("node", "block").rows(),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}: %{y:.2f} dB<extra></extra>",
             showlegend=False,
@@ -147,15 +147,15 @@ def search_figure(found: Search) -> go.Figure:
     groups = trials["ranges"].fill_null("fp16").unique(maintain_order=True).to_list()
     for name in groups:
         part = trials.filter(pl.col("ranges").fill_null("fp16") == name)
-        look = mark(name, groups)
+        look = trace_style(name, groups)
         figure.add_scatter(
             x=part["cost"],
             y=part["metric"],
-            error_y=metric_bars(part),
+            error_y=metric_error_bars(part),
             mode="markers",
             name=name,
-            marker={"color": look.colour, "symbol": look.symbol, "size": 10},
-            customdata=part.select("mix", "int8_share", "loss").rows(),
+            marker={"color": look.color, "symbol": look.symbol, "size": 10},
+            customdata=part.select("assignment", "int8_share", "loss").rows(),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]:.1%} in INT8, loss %{customdata[2]:.4f}<extra></extra>",
         )
     best = found.best
@@ -175,20 +175,20 @@ def search_figure(found: Search) -> go.Figure:
 
 LEGEND = {"y": 1.02, "yanchor": "bottom"}
 
-POINTS = {
+SHARE_POINTS = {
     "label": pl.String,
     "kind": pl.String,
     **dict.fromkeys(("int8_share", "metric", "loss", "loss_low", "loss_high"), pl.Float64),
     "pareto": pl.Boolean,
     "place": pl.Int64,
 }
-"""Columns of `share_figure`'s points; `kind` is "searched", "found" or "judged", `place` its row there."""
+"""Columns of `int8_share_figure`'s points; `kind` is "searched", "found" or "judged", `place` its row there."""
 
 SMALLEST, LARGEST = 7.0, 26.0
 """Diameters of the layers' markers, pixels."""
 
 
-def ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
+def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
     """Layers in the order given: what INT8 costs each, how much arithmetic it has, and whether it is kept high.
 
     Args:
@@ -209,9 +209,9 @@ def ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
         hoverinfo="skip",
     )  # fmt: skip
     largest = max(float(rows["part"].max() or 0.0), 1e-12)  # type: ignore[arg-type]
-    for high, name, look, colour in (
-        (False, "INT8", mark("int8"), mark("int8").colour),
-        (True, "kept high", mark("fp16"), ORANGE),
+    for high, name, look, color in (
+        (False, "INT8", trace_style("int8"), trace_style("int8").color),
+        (True, "kept high", trace_style("fp16"), ORANGE),
     ):
         part = rows.filter(pl.col("high") == high)
         figure.add_scatter(
@@ -221,13 +221,13 @@ def ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
             name=name,
             marker={
                 "symbol": look.symbol,
-                "color": colour,
+                "color": color,
                 "size": [SMALLEST + (LARGEST - SMALLEST) * (share / largest) ** 0.5 for share in part["part"]],
-                "line": {"width": 1.5, "color": INK if high else colour},
+                "line": {"width": 1.5, "color": INK if high else color},
                 "opacity": 0.9,
             },
             customdata=part["node"].to_list(),
-            text=[_layer(row) for row in part.iter_rows(named=True)],
+            text=[_layer_text(row) for row in part.iter_rows(named=True)],
             hovertemplate="%{text}<extra>" + name + "</extra>",
         )
     marked = rows.filter(pl.col("node") == selected)
@@ -246,13 +246,13 @@ def ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40}, hovermode="closest")
 
 
-def share_figure(
+def int8_share_figure(
     points: pl.DataFrame, *, metric: str, value_float: float | None, max_drop: float, share_now: float | None
 ) -> go.Figure:
     """Accuracy against the share of the arithmetic in INT8, with intervals, and what may be lost.
 
     Args:
-        points: Mixes that were judged, with the columns `POINTS`.
+        points: Mixes that were judged, with the columns `SHARE_POINTS`.
         metric: The name of what judges.
         value_float: What FP32 gets, or None where nothing was judged.
         max_drop: The loss that is allowed.
@@ -265,19 +265,19 @@ def share_figure(
         line={"color": INK, "dash": "dot", "width": 1.5}, hoverinfo="skip",
     )  # fmt: skip
     looks = (
-        ("searched", "circle", mark("fp32").colour, 10),
+        ("searched", "circle", trace_style("fp32").color, 10),
         ("judged", "square", PURPLE, 12),
         ("found", "star", VERMILION, 18),
     )
-    for kind, symbol, colour, size in looks:
+    for kind, symbol, color, size in looks:
         part = points.filter(pl.col("kind") == kind)
         figure.add_scatter(
             x=part["int8_share"],
             y=part["metric"],
-            error_y=metric_bars(part, color=colour),
+            error_y=metric_error_bars(part, color=color),
             mode="markers",
             name={"searched": "searched", "judged": "judged by hand", "found": "found"}[kind],
-            marker={"symbol": symbol, "color": colour, "size": size, "line": {"width": 1, "color": INK}},
+            marker={"symbol": symbol, "color": color, "size": size, "line": {"width": 1, "color": INK}},
             customdata=part.select("kind", "place").rows(),
             text=[
                 f"{label}<br>{share:.1%} in INT8, {metric} {value:.4f}<br>loss {loss:.4f} [{low:.4f}, {high:.4f}]"
@@ -326,7 +326,7 @@ def _span(points: pl.DataFrame, share_now: float | None) -> list[float]:
     return [-0.03, 1.03] if lowest < 0.5 else [lowest - max(0.02, 0.15 * (1 - lowest)), 1.01]
 
 
-def pareto_of(shares: Sequence[float], values: Sequence[float]) -> list[bool]:
+def find_pareto(shares: Sequence[float], values: Sequence[float]) -> list[bool]:
     """Which points no other one beats in both the share in INT8 and the accuracy.
 
     Args:
@@ -346,7 +346,7 @@ def _line(*, x: float | None = None, y: float | None = None, dash: str) -> dict[
     return {**look, "y0": y, "y1": y, "x0": 0, "x1": 1, "xref": "paper"}
 
 
-def _layer(row: dict[str, object]) -> str:
+def _layer_text(row: dict[str, object]) -> str:
     cost = (
         ""
         if row["sqnr_only"] is None

@@ -1,4 +1,4 @@
-"""How each task's pictures are prepared, its outputs read, drawn and compared with labels."""
+"""How each task's images are prepared, its outputs read, drawn and compared with labels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from trtkit.errors import ModelError
 from trtkit.models.model import TASKS
 from trtkit.tasks.base import Detections, Prediction, Task
 
-__all__ = ["Detections", "Prediction", "Task", "task"]
+__all__ = ["Detections", "Prediction", "Task", "get_task"]
 
 # A task is one module here, loaded when first asked for.
 _PLACES = {name: (f"trtkit.tasks.{name}", name.capitalize()) for name in TASKS}
 
 
-def task(name: str) -> Task:
+def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from trtkit.data import Dataset, Fit, Labels
-    from trtkit.models.model import Card
+    from trtkit.data import Dataset, ImageTransform, Labels
+    from trtkit.models.model import ModelInfo
 
-__all__ = ["Detections", "Prediction", "Task", "prediction_frame"]
+__all__ = ["Detections", "Prediction", "Task", "predictions_to_frame"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What a model found in one picture.
+    """What a model found in one image.
 
     Attributes:
-        shape: (height, width) of the original picture.
+        shape: (height, width) of the original image.
     """
 
     shape: tuple[int, int]
@@ -35,7 +35,7 @@ class Detections(Prediction):
     """Objects by falling score; the predictions of segment, pose and obb add a column each.
 
     Attributes:
-        boxes: x1, y1, x2, y2 in pixels of the original picture, inside it; shape (n, 4), float32.
+        boxes: x1, y1, x2, y2 in pixels of the original image, inside it; shape (n, 4), float32.
         scores: Shape (n,), float32, in 0..1.
         classes: Shape (n,), int64.
     """
@@ -67,41 +67,41 @@ class Task(Protocol):
         name: The task's name.
         metric: The metric that decides, e.g. "mAP50-95(B)".
         kinds: What objects are matched by: "B" boxes, "M" masks, "P" poses; the suffix of the metrics' names.
-        coco_kinds: pycocotools' `iouType` of the kinds it also judges.
+        coco_iou_types: pycocotools' `iouType` of the kinds it also judges.
     """
 
     name: str
     metric: str
     kinds: tuple[str, ...]
-    coco_kinds: Mapping[str, str]
+    coco_iou_types: Mapping[str, str]
 
-    def prepare(self, picture: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], Fit]:
-        """Bring a BGR picture to (height, width) as the model was trained to see it, and say how."""
+    def preprocess(self, image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
+        """Bring a BGR image to (height, width) as the model was trained to see it, and say how."""
 
-    def decode(
+    def postprocess(
         self,
         outputs: Mapping[str, NDArray[np.float32]],
-        card: Card,
-        fits: Sequence[Fit],
+        info: ModelInfo,
+        transforms: Sequence[ImageTransform],
         *,
         conf: float,
         iou: float,
         max_det: int,
         multi_label: bool = False,
     ) -> list[Any]:
-        """Turn a batch's outputs into one prediction a picture.
+        """Turn a batch's outputs into one prediction an image.
 
         Args:
-            outputs: `Runner.infer`'s arrays by name, one row a picture.
-            card: The model's description; `card.nms` says that suppression is in the graph.
-            fits: Where each picture lies in its input.
+            outputs: `Runner.infer`'s arrays by name, one row an image.
+            info: The model's description; `card.nms` says that suppression is in the graph.
+            transforms: Where each image lies in its input.
             conf: Smallest score, exclusive.
             iou: Overlap above which the weaker of two objects of a class goes.
-            max_det: Most objects a picture.
+            max_det: Most objects an image.
             multi_label: Whether a box counts for every class above `conf` (judging) or its best only (predicting).
 
         Returns:
-            Predictions in pixels of the original pictures, objects by falling score.
+            Predictions in pixels of the original images, objects by falling score.
 
         Raises:
             ModelError: The outputs are not this task's.
@@ -120,14 +120,14 @@ class Task(Protocol):
         """
 
     def areas(self, labels: Labels) -> NDArray[np.float32]:
-        """The size of each labelled object in square pixels, shape (labels,), for labels in pixels."""
+        """The size of each labeled object in square pixels, shape (labels,), for labels in pixels."""
 
-    def coco(self, objects: Labels | Any, kind: str) -> list[dict[str, Any]]:
+    def to_coco(self, objects: Labels | Any, kind: str) -> list[dict[str, Any]]:
         """Labels in pixels, or a prediction, as COCO annotations without ids, classes and scores.
 
         Args:
             objects: What to describe.
-            kind: One of `coco_kinds`.
+            kind: One of `coco_iou_types`.
 
         Returns:
             For each object `area` (pixels) and `bbox` [x, y, width, height], `segmentation` for "M", or `keypoints`
@@ -135,31 +135,31 @@ class Task(Protocol):
             their sizes from themselves.
         """
 
-    def columns(self, found: Any) -> dict[str, Any]:
-        """What the detections frame keeps of a prediction beyond picture, class and score: one value an object."""
+    def to_columns(self, found: Any) -> dict[str, Any]:
+        """What the detections frame keeps of a prediction beyond image, class and score: one value an object."""
 
-    def draw(self, picture: NDArray[np.uint8], found: Any, names: Mapping[int, str]) -> NDArray[np.uint8]:
-        """A copy of a BGR picture with the prediction drawn on it."""
-
-
-# Predictions of several pictures as one frame.
+    def draw(self, image: NDArray[np.uint8], found: Any, names: Mapping[int, str]) -> NDArray[np.uint8]:
+        """A copy of a BGR image with the prediction drawn on it."""
 
 
-def prediction_frame(
+# Predictions of several images as one frame.
+
+
+def predictions_to_frame(
     task: Task, paths: Sequence[str], found: Sequence[Prediction], names: Mapping[int, str]
 ) -> pl.DataFrame:
-    """One row an object, or one of the five likeliest classes of a picture.
+    """One row an object, or one of the five likeliest classes of an image.
 
     Args:
         task: Whose predictions they are.
-        paths: What to call each picture.
-        found: One prediction a picture, as `Runner.predict` gives them.
+        paths: What to call each image.
+        found: One prediction an image, as `Runner.predict` gives them.
         names: The classes' names.
 
     Returns:
         Columns `path`, `class`, `name` and `score`, and what the task knows beside them: x1, y1, x2, y2 in pixels of
-        the original picture; `mask` (COCO's run lengths), `keypoints` (x, y, visibility in turn), or x, y, width,
-        height and angle (radians); `rank` for classify. A picture without objects has no row.
+        the original image; `mask` (COCO's run lengths), `keypoints` (x, y, visibility in turn), or x, y, width,
+        height and angle (radians); `rank` for classify. An image without objects has no row.
     """
     import polars as pl
 
@@ -168,7 +168,7 @@ def prediction_frame(
         columns: dict[str, Any] = {}
         if isinstance(one, Detections):
             columns |= {"class": one.classes.astype(np.int32), "score": one.scores}
-        columns |= task.columns(one)
+        columns |= task.to_columns(one)
         columns = {"class": columns.pop("class"), "score": columns.pop("score"), **columns}
         parts.append({"path": [path] * len(columns["class"]), **columns})
     kinds = {"path": pl.String, "class": pl.Int32, "score": pl.Float32}

@@ -1,4 +1,4 @@
-"""Boxes and names drawn on pictures, in colours that people with any common colour blindness tell apart."""
+"""Boxes and names drawn on images, in colors that people with any common color blindness tell apart."""
 
 from __future__ import annotations
 
@@ -13,80 +13,80 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Sheet", "colour", "draw_box", "line_width"]
+__all__ = ["ImageGrid", "class_color", "draw_box", "line_width"]
 
 HEIGHT = 240
-"""Pixels that each picture of a sheet is high."""
+"""Pixels that each image of a sheet is high."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Sheet:
-    """Drawn pictures, which a notebook shows beside each other.
+class ImageGrid:
+    """Drawn images, which a notebook shows beside each other.
 
     Attributes:
-        pictures: BGR uint8, (height, width, 3), of any size.
+        images: BGR uint8, (height, width, 3), of any size.
         texts: What each one shows, in words.
     """
 
-    pictures: tuple[NDArray[np.uint8], ...]
-    texts: tuple[str, ...]
+    images: tuple[NDArray[np.uint8], ...]
+    captions: tuple[str, ...]
 
     def _repr_html_(self) -> str:
         shown = "".join(
-            f"<img src='data:image/jpeg;base64,{_jpeg(picture)}' alt='{html.escape(text, quote=True)}' "
+            f"<img src='data:image/jpeg;base64,{_encode_jpeg(image)}' alt='{html.escape(text, quote=True)}' "
             f"title='{html.escape(text, quote=True)}' style='height:{HEIGHT}px;max-width:100%;object-fit:contain'>"
-            for picture, text in zip(self.pictures, self.texts, strict=True)
+            for image, text in zip(self.images, self.captions, strict=True)
         )
         return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{shown}</div>"
 
     def __repr__(self) -> str:
-        return "\n".join((f"Sheet of {len(self.pictures)}", *(f"  {text}" for text in self.texts)))
+        return "\n".join((f"Sheet of {len(self.images)}", *(f"  {text}" for text in self.captions)))
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> str:
-    scale = HEIGHT / picture.shape[0]
+def _encode_jpeg(image: NDArray[np.uint8]) -> str:
+    scale = HEIGHT / image.shape[0]
     # Twice the height for screens of fine pixels, but nothing is enlarged.
     if (scale := 2 * scale) < 1:
-        size = (max(1, round(picture.shape[1] * scale)), 2 * HEIGHT)
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return base64.b64encode(cv2.imencode(".jpg", picture)[1].tobytes()).decode()
+        size = (max(1, round(image.shape[1] * scale)), 2 * HEIGHT)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode()
 
 
 # Okabe and Ito's palette (2008) without black, as BGR.
 PALETTE = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (66, 228, 240))
 
 
-def colour(number: int) -> tuple[int, int, int]:
-    """A class's colour, BGR; classes also carry their names, since seven colours repeat."""
+def class_color(number: int) -> tuple[int, int, int]:
+    """A class's color, BGR; classes also carry their names, since seven colors repeat."""
     return PALETTE[number % len(PALETTE)]
 
 
 def line_width(shape: tuple[int, ...]) -> int:
-    """How thick lines are on a picture of `shape`, pixels: about 1/300 of its sides."""
+    """How thick lines are on an image of `shape`, pixels: about 1/300 of its sides."""
     return max(1, round((shape[0] + shape[1]) / 600))
 
 
-def draw_box(picture: NDArray[np.uint8], box: NDArray[np.float32], text: str, number: int) -> None:
-    """Draw a box and its text into `picture`.
+def draw_box(image: NDArray[np.uint8], box: NDArray[np.float32], text: str, number: int) -> None:
+    """Draw a box and its text into `image`.
 
     Args:
-        picture: BGR uint8, changed in place.
+        image: BGR uint8, changed in place.
         box: x1, y1, x2, y2, pixels.
         text: What stands above the box (inside where there is no room above).
-        number: The class, which decides the colour.
+        number: The class, which decides the color.
     """
-    width = line_width(picture.shape)
+    width = line_width(image.shape)
     left, top, right, bottom = (round(float(value)) for value in box)
-    cv2.rectangle(picture, (left, top), (right, bottom), colour(number), width, cv2.LINE_AA)
+    cv2.rectangle(image, (left, top), (right, bottom), class_color(number), width, cv2.LINE_AA)
     if not text:
         return
     size = width / 3
     (across, up), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
     line = up + below + 2
     upper = top - line if top >= line else top
-    cv2.rectangle(picture, (left, upper), (left + across + 2, upper + line), colour(number), -1)
-    blue, green, red = colour(number)
+    cv2.rectangle(image, (left, upper), (left + across + 2, upper + line), class_color(number), -1)
+    blue, green, red = class_color(number)
     # Luma of ITU-R BT.601 decides between black and white letters.
     ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else (255, 255, 255)
     place = (left + 1, upper + up + 1)
-    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, ink, max(1, width - 1), cv2.LINE_AA)
+    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, ink, max(1, width - 1), cv2.LINE_AA)

@@ -10,19 +10,19 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CLASS_GAP", "MOST_CANDIDATES", "box_iou", "from_centres", "suppress"]
+__all__ = ["CLASS_OFFSET", "MAX_CANDIDATES", "box_iou", "nms", "xywh_to_xyxy"]
 
-CLASS_GAP = 7680.0
+CLASS_OFFSET = 7680.0
 """Pixels between the boxes of one class and the next, so that they never overlap; Ultralytics' `max_wh`."""
 
-MOST_CANDIDATES = 30000
-"""Candidates a picture that enter suppression, the best first; Ultralytics' `max_nms`."""
+MAX_CANDIDATES = 30000
+"""Candidates an image that enter suppression, the best first; Ultralytics' `max_nms`."""
 
 BLOCK = 256
 
 
-def from_centres(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Boxes x, y (centre), width, height as x1, y1, x2, y2; shape (..., 4)."""
+def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes x, y (center), width, height as x1, y1, x2, y2; shape (..., 4)."""
     found = np.empty_like(boxes)
     half = boxes[..., 2:4] / 2
     found[..., :2] = boxes[..., :2] - half
@@ -44,17 +44,17 @@ def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[
     height = np.minimum(first[:, None, 3], second[:, 3]) - np.maximum(first[:, None, 1], second[:, 1])
     shared: NDArray[np.float32] = np.maximum(width, 0)
     shared *= np.maximum(height, 0)
-    union = _areas(first)[:, None] + _areas(second) - shared
+    union = _box_areas(first)[:, None] + _box_areas(second) - shared
     shared /= np.maximum(union, np.finfo(np.float32).tiny)
     return shared
 
 
-def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def _box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     areas: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return areas
 
 
-def suppress(
+def nms(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     classes: NDArray[np.int64],
@@ -78,20 +78,20 @@ def suppress(
     Returns:
         Indices of the kept boxes by falling score, at most `max_det`.
     """
-    order = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
-    moved = boxes[order] + (classes[order] * CLASS_GAP).astype(np.float32)[:, None]
-    limit = _below(iou)
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    moved = boxes[order] + (classes[order] * CLASS_OFFSET).astype(np.float32)[:, None]
+    limit = _round_down_float32(iou)
     kept = np.empty((0, 4), np.float32)
     chosen: list[NDArray[np.intp]] = []
     count = 0
-    # A block at a time: most pictures need one, and crowded ones stop once max_det boxes are kept.
+    # A block at a time: most images need one, and crowded ones stop once max_det boxes are kept.
     for start in range(0, len(order), BLOCK):
         block = moved[start : start + BLOCK]
         places = np.arange(start, start + len(block))
         if len(kept):
             free = ~(box_iou(block, kept) > limit).any(1)
             block, places = block[free], places[free]
-        survives = _greedy(np.triu(box_iou(block, block) > limit, 1))
+        survives = _greedy_keep(np.triu(box_iou(block, block) > limit, 1))
         kept = np.concatenate((kept, block[survives]))
         chosen.append(order[places[survives]])
         count += len(chosen[-1])
@@ -100,7 +100,7 @@ def suppress(
     return np.concatenate(chosen)[:max_det] if chosen else np.empty(0, np.intp)
 
 
-def _greedy(beats: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _greedy_keep(beats: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which boxes survive, where `beats[i, j]` says that box i, if kept, removes the later box j.
 
     Removing by all boxes that still stand, again and again until nothing changes, ends at the greedy answer after as
@@ -117,7 +117,7 @@ def _greedy(beats: NDArray[np.bool_]) -> NDArray[np.bool_]:
         stands = after
 
 
-def _below(threshold: float) -> np.float32:
+def _round_down_float32(threshold: float) -> np.float32:
     """The largest float32 not above `threshold`, so that comparing in float32 decides as comparing in float64 would."""
     nearest = np.float32(threshold)
     return nearest if nearest <= threshold else np.nextafter(nearest, np.float32(-math.inf))

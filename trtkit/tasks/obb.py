@@ -11,31 +11,40 @@ import cv2
 import numpy as np
 
 from trtkit.tasks.base import Detections
-from trtkit.tasks.detect import Detect, chosen_rows, columns, main_output
-from trtkit.tasks.drawing import colour, draw_box, line_width
-from trtkit.tasks.nms import MOST_CANDIDATES, box_iou
+from trtkit.tasks.detect import Detect, count_columns, filter_rows, get_main_output
+from trtkit.tasks.drawing import class_color, draw_box, line_width
+from trtkit.tasks.nms import MAX_CANDIDATES, box_iou
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtkit.data import Dataset, Fit, Labels
-    from trtkit.models.model import Card
+    from trtkit.data import Dataset, ImageTransform, Labels
+    from trtkit.models.model import ModelInfo
 
-__all__ = ["Obb", "Oriented", "corners_of", "enclosing", "from_corners", "prob_iou", "rotated_iou", "suppress_rotated"]
+__all__ = [
+    "Obb",
+    "OrientedDetections",
+    "corners_to_xywhr",
+    "nms_rotated",
+    "prob_iou",
+    "rotated_iou",
+    "xywhr_to_corners",
+    "xywhr_to_xyxy",
+]
 
 
 # Rotated boxes: corners, probabilistic and exact overlap, and suppression.
 
 
-TINY = 1e-7
+EPSILON = 1e-7
 """Keeps the logarithm and the root away from zero, as Ultralytics does."""
 
 
-def corners_of(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def xywhr_to_corners(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """The four corners of each box in turn.
 
     Args:
-        boxes: x, y (centre), width, height, angle (radians, clockwise as seen), shape (n, 5).
+        boxes: x, y (center), width, height, angle (radians, clockwise as seen), shape (n, 5).
 
     Returns:
         Shape (n, 4, 2).
@@ -48,7 +57,7 @@ def corners_of(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     return corners
 
 
-def from_corners(corners: NDArray[np.float32]) -> NDArray[np.float32]:
+def corners_to_xywhr(corners: NDArray[np.float32]) -> NDArray[np.float32]:
     """The smallest rotated box around each set of corners; the width is the longer side.
 
     Args:
@@ -67,9 +76,9 @@ def from_corners(corners: NDArray[np.float32]) -> NDArray[np.float32]:
     return boxes
 
 
-def enclosing(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def xywhr_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """The upright box around each rotated one: x1, y1, x2, y2, shape (n, 4)."""
-    corners = corners_of(boxes)
+    corners = xywhr_to_corners(boxes)
     found: NDArray[np.float32] = np.concatenate((corners.min(1), corners.max(1)), 1)
     return found
 
@@ -94,10 +103,10 @@ def prob_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray
     a, b, c = a1 + a2, b1 + b2, c1 + c2
     both = a * b - c**2
     # Bhattacharyya's distance; the covariances are those of the sum, hence the quarter.
-    apart = (a * y**2 + b * x**2 - 2 * c * x * y) / (both + TINY) / 4
+    apart = (a * y**2 + b * x**2 - 2 * c * x * y) / (both + EPSILON) / 4
     sizes = np.sqrt(np.maximum(a1 * b1 - c1**2, 0) * np.maximum(a2 * b2 - c2**2, 0))
-    distance = np.clip(apart + np.log(both / (4 * sizes + TINY) + TINY) / 2, TINY, 100)
-    alike: NDArray[np.float32] = np.maximum(1 - np.sqrt(1 - np.exp(-distance) + TINY), 0).astype(np.float32)
+    distance = np.clip(apart + np.log(both / (4 * sizes + EPSILON) + EPSILON) / 2, EPSILON, 100)
+    alike: NDArray[np.float32] = np.maximum(1 - np.sqrt(1 - np.exp(-distance) + EPSILON), 0).astype(np.float32)
     return alike
 
 
@@ -124,22 +133,22 @@ def rotated_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDAr
     """
     shared = np.zeros((len(first), len(second)))
     # Only pairs whose upright boxes touch can overlap: a small part of all.
-    rows, columns = np.nonzero(box_iou(enclosing(first), enclosing(second)) > 0)
+    rows, columns = np.nonzero(box_iou(xywhr_to_xyxy(first), xywhr_to_xyxy(second)) > 0)
     ours, theirs = first[rows].astype(np.float64), second[columns].astype(np.float64)
-    # About one of the two centres, so that places far from the origin lose no digits.
-    origin = ours[:, :2].copy()
-    ours[:, :2] -= origin
-    theirs[:, :2] -= origin
-    shared[rows, columns] = _shared_areas(ours, theirs)
+    # About one of the two centers, so that places far from the origin lose no digits.
+    provenance = ours[:, :2].copy()
+    ours[:, :2] -= provenance
+    theirs[:, :2] -= provenance
+    shared[rows, columns] = _intersection_areas(ours, theirs)
     areas = [boxes[:, 2].astype(np.float64) * boxes[:, 3] for boxes in (first, second)]
     union = areas[0][:, None] + areas[1] - shared
     overlap: NDArray[np.float32] = np.clip(shared / np.maximum(union, 1e-12), 0, 1).astype(np.float32)
     return overlap
 
 
-def _shared_areas(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+def _intersection_areas(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
     """The area that each box of `ours` shares with the box of `theirs` beside it, both of shape (n, 5)."""
-    corners = [np.asarray(corners_of(cast("NDArray[np.float32]", boxes)), np.float64) for boxes in (ours, theirs)]
+    corners = [np.asarray(xywhr_to_corners(cast("NDArray[np.float32]", boxes)), np.float64) for boxes in (ours, theirs)]
     inside = [_inside(corners[0], theirs), _inside(corners[1], ours)]
     starts, ends = corners[0][:, :, None], np.roll(corners[0], -1, 1)[:, :, None]
     begins, stops = corners[1][:, None], np.roll(corners[1], -1, 1)[:, None]
@@ -182,7 +191,7 @@ def _cross(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[n
     return crossed
 
 
-def suppress_rotated(
+def nms_rotated(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     classes: NDArray[np.int64],
@@ -204,7 +213,7 @@ def suppress_rotated(
     Returns:
         Indices of the kept boxes by falling score, at most `max_det`.
     """
-    order = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
     stands = np.zeros(len(order), np.bool_)
     for number in np.unique(classes[order]):
         mine = np.flatnonzero(classes[order] == number)
@@ -218,20 +227,20 @@ def suppress_rotated(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Oriented(Detections):
-    """Objects in rotated boxes; `boxes` are the upright ones around them, cut off at the picture's edge.
+class OrientedDetections(Detections):
+    """Objects in rotated boxes; `boxes` are the upright ones around them, cut off at the image's edge.
 
     Attributes:
-        rotated: x, y (centre), width, height in pixels of the original picture, angle in radians; shape (n, 5),
+        rotated: x, y (center), width, height in pixels of the original image, angle in radians; shape (n, 5),
             float32.
     """
 
-    rotated: NDArray[np.float32]
+    xywhr: NDArray[np.float32]
 
     @property
     def corners(self) -> NDArray[np.float32]:
         """The four corners of each, shape (n, 4, 2)."""
-        return corners_of(self.rotated)
+        return xywhr_to_corners(self.xywhr)
 
 
 class Obb(Detect):
@@ -240,13 +249,13 @@ class Obb(Detect):
     name = "obb"
     metric = "mAP50-95(B)"
     kinds: tuple[str, ...] = ("B", "R")
-    coco_kinds: Mapping[str, str] = {}
+    coco_iou_types: Mapping[str, str] = {}
 
-    def decode(
+    def postprocess(
         self,
         outputs: Mapping[str, NDArray[np.float32]],
-        card: Card,
-        fits: Sequence[Fit],
+        info: ModelInfo,
+        transforms: Sequence[ImageTransform],
         *,
         conf: float,
         iou: float,
@@ -258,58 +267,62 @@ class Obb(Detect):
         Raises:
             ModelError: The rows have another shape.
         """
-        rows = main_output(outputs, card, columns(card, 1))
+        rows = get_main_output(outputs, info, count_columns(info, 1))
         found: list[Detections] = []
-        for row, fit in zip(rows, fits, strict=False):
-            if card.nms:
+        for row, fit in zip(rows, transforms, strict=False):
+            if info.nms:
                 # x, y, width, height, score, class, angle: Ultralytics' order.
-                kept = chosen_rows(row, conf=conf, max_det=max_det)
+                kept = filter_rows(row, conf=conf, max_det=max_det)
                 boxes, scores, classes = kept[:, [0, 1, 2, 3, 6]], kept[:, 4], kept[:, 5].astype(np.int64)
             else:
-                boxes, scores, classes = _suppressed(
-                    row, len(card.names), conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
+                boxes, scores, classes = _select_boxes(
+                    row, len(info.names), conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
                 )
-            rotated = _to_picture(boxes, fit)
-            upright = enclosing(rotated)
+            rotated = _map_to_image(boxes, fit)
+            upright = xywhr_to_xyxy(rotated)
             np.clip(upright, 0, np.tile(np.array([fit.shape[1], fit.shape[0]], np.float32), 2), out=upright)
-            found.append(Oriented(shape=fit.shape, boxes=upright, scores=scores, classes=classes, rotated=rotated))
+            found.append(
+                OrientedDetections(shape=fit.shape, boxes=upright, scores=scores, classes=classes, xywhr=rotated)
+            )
         return found
 
-    def similarity(self, labels: Labels, found: Oriented, dataset: Dataset) -> dict[str, NDArray[np.float32]]:  # type: ignore[override]
+    def similarity(self, labels: Labels, found: OrientedDetections, dataset: Dataset) -> dict[str, NDArray[np.float32]]:  # type: ignore[override]
         """Probabilistic overlap ("B") and exact intersection over union ("R") of rotated boxes."""
         assert labels.corners is not None
-        truths = from_corners(labels.corners)
-        return {"B": prob_iou(truths, found.rotated), "R": rotated_iou(truths, found.rotated)}
+        truths = corners_to_xywhr(labels.corners)
+        return {"B": prob_iou(truths, found.xywhr), "R": rotated_iou(truths, found.xywhr)}
 
     def areas(self, labels: Labels) -> NDArray[np.float32]:
         """Width times height of the rotated boxes."""
         assert labels.corners is not None
-        boxes = from_corners(labels.corners)
+        boxes = corners_to_xywhr(labels.corners)
         areas: NDArray[np.float32] = boxes[:, 2] * boxes[:, 3]
         return areas
 
-    def columns(self, found: Oriented) -> dict[str, Any]:  # type: ignore[override]
+    def to_columns(self, found: OrientedDetections) -> dict[str, Any]:  # type: ignore[override]
         """The upright box, and x, y, width, height and angle of the rotated one."""
         names = ("x", "y", "width", "height", "angle")
-        return {**super().columns(found), **{name: found.rotated[:, place] for place, name in enumerate(names)}}
+        return {**super().to_columns(found), **{name: found.xywhr[:, place] for place, name in enumerate(names)}}
 
-    def draw(self, picture: NDArray[np.uint8], found: Oriented, names: Mapping[int, str]) -> NDArray[np.uint8]:  # type: ignore[override]
-        """A copy of a BGR picture with rotated boxes, names and scores, the surest on top."""
-        drawn = picture.copy()
+    def draw(  # type: ignore[override]
+        self, image: NDArray[np.uint8], found: OrientedDetections, names: Mapping[int, str]
+    ) -> NDArray[np.uint8]:
+        """A copy of a BGR image with rotated boxes, names and scores, the surest on top."""
+        drawn = image.copy()
         for index in reversed(range(len(found))):
             number, corners = int(found.classes[index]), found.corners[index]
             line = [np.round(corners).astype(np.int32)]
-            cv2.polylines(drawn, line, True, colour(number), line_width(picture.shape), cv2.LINE_AA)
-            # The name stands at the topmost corner, moved into the picture, as if a box of no size were there.
-            top = np.clip(corners[corners[:, 1].argmin()], 0, (picture.shape[1] - 1, picture.shape[0] - 1))
+            cv2.polylines(drawn, line, True, class_color(number), line_width(image.shape), cv2.LINE_AA)
+            # The name stands at the topmost corner, moved into the image, as if a box of no size were there.
+            top = np.clip(corners[corners[:, 1].argmin()], 0, (image.shape[1] - 1, image.shape[0] - 1))
             draw_box(drawn, np.tile(top, 2), f"{names.get(number, number)} {found.scores[index]:.2f}", number)
         return drawn
 
 
-def _suppressed(
+def _select_boxes(
     row: NDArray[np.float32], classes: int, *, conf: float, iou: float, max_det: int, multi_label: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Rotated boxes in input pixels (n, 5), scores and classes of one picture's raw output, by falling score."""
+    """Rotated boxes in input pixels (n, 5), scores and classes of one image's raw output, by falling score."""
     scores = row[4 : 4 + classes]
     anchors = np.flatnonzero(scores.max(0) > conf)
     scores = np.ascontiguousarray(scores[:, anchors].T)
@@ -318,12 +331,12 @@ def _suppressed(
     else:
         rows, numbers = np.arange(len(anchors)), scores.argmax(1)
     boxes = np.ascontiguousarray(np.concatenate((row[:4, anchors[rows]], row[-1:, anchors[rows]])).T)
-    chosen = suppress_rotated(boxes, scores[rows, numbers], numbers, iou=iou, max_det=max_det)
+    chosen = nms_rotated(boxes, scores[rows, numbers], numbers, iou=iou, max_det=max_det)
     return boxes[chosen], scores[rows, numbers][chosen], numbers[chosen].astype(np.int64)
 
 
-def _to_picture(boxes: NDArray[np.float32], fit: Fit) -> NDArray[np.float32]:
-    """Rotated boxes in input pixels as ones in the original picture.
+def _map_to_image(boxes: NDArray[np.float32], fit: ImageTransform) -> NDArray[np.float32]:
+    """Rotated boxes in input pixels as ones in the original image.
 
     The two ratios of `fit` differ by the rounding of a side, so that a rectangle becomes a parallelogram, if hardly;
     its sides' lengths and the direction of its width are kept.
@@ -331,7 +344,7 @@ def _to_picture(boxes: NDArray[np.float32], fit: Fit) -> NDArray[np.float32]:
     vertical, horizontal = fit.ratio
     cos, sin = np.cos(boxes[:, 4]), np.sin(boxes[:, 4])
     moved = np.empty_like(boxes)
-    moved[:, :2] = fit.to_picture(boxes[:, :2], clip=False)
+    moved[:, :2] = fit.to_image(boxes[:, :2], clip=False)
     moved[:, 2] = boxes[:, 2] * np.hypot(cos / horizontal, sin / vertical)
     moved[:, 3] = boxes[:, 3] * np.hypot(sin / horizontal, cos / vertical)
     moved[:, 4] = np.arctan2(sin / vertical, cos / horizontal)

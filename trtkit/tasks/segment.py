@@ -13,96 +13,98 @@ import numpy as np
 
 from trtkit.errors import ModelError
 from trtkit.tasks.base import Detections
-from trtkit.tasks.detect import Detect, columns, found_in, main_output
-from trtkit.tasks.drawing import colour
+from trtkit.tasks.detect import Detect, count_columns, decode_image, get_main_output
+from trtkit.tasks.drawing import class_color
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtkit.data import Dataset, Fit, Labels
-    from trtkit.models.model import Card
+    from trtkit.data import Dataset, ImageTransform, Labels
+    from trtkit.models.model import ModelInfo
 
-__all__ = ["Masks", "Segment", "Segments", "drawn_labels", "mask_iou", "polygon_area", "rle_of"]
+__all__ = ["Masks", "Segment", "SegmentDetections", "encode_rle", "mask_iou", "polygon_area", "rasterize_polygons"]
 
 
 # Instance masks: prototypes weighed by coefficients, polygons drawn as labels, and their overlap.
 
 
-OUTLINE = 1000
+POLYGON_POINTS = 1000
 """Points a polygon is given before it is drawn: corners are rounded to pixels, so more of them keep its sides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Masks:
-    """The masks of one picture's objects, kept as what they are made of: a few numbers an object.
+    """The masks of one image's objects, kept as what they are made of: a few numbers an object.
 
     Attributes:
         prototypes: Shape (k, h, w), float32, over the whole network input.
         coefficients: Shape (n, k), float32.
         boxes: x1, y1, x2, y2 in input pixels, shape (n, 4): nothing outside its box belongs to an object.
-        fit: Where the picture lies in the input.
+        fit: Where the image lies in the input.
     """
 
     prototypes: NDArray[np.float32]
     coefficients: NDArray[np.float32]
     boxes: NDArray[np.float32]
-    fit: Fit
+    transform: ImageTransform
 
     def __len__(self) -> int:
         return len(self.coefficients)
 
-    def coarse(self) -> NDArray[np.bool_]:
+    def low_resolution(self) -> NDArray[np.bool_]:
         """Masks over the network input at the prototypes' resolution, shape (n, h, w)."""
         depth, height, width = self.prototypes.shape
         shown = (self.coefficients @ self.prototypes.reshape(depth, -1)).reshape(-1, height, width) > 0
-        scale = np.array([width / self.fit.size[1], height / self.fit.size[0]], np.float32)
+        scale = np.array([width / self.transform.size[1], height / self.transform.size[0]], np.float32)
         left, top, right, bottom = ((self.boxes * np.tile(scale, 2)).T)[:, :, None]
         columns, rows = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
         shown &= ((columns >= left) & (columns < right))[:, None, :]
         shown &= ((rows >= top) & (rows < bottom))[:, :, None]
         return shown
 
-    def whole(self, index: int) -> NDArray[np.bool_]:
-        """One object's mask in the original picture, shape (height, width).
+    def full_resolution(self, index: int) -> NDArray[np.bool_]:
+        """One object's mask in the original image, shape (height, width).
 
-        The weighed prototypes are interpolated linearly between their pixels' centres, within the box only: a mask
-        takes the time of its own size, and the masks of a crowded picture are never all held at once.
+        The weighed prototypes are interpolated linearly between their pixels' centers, within the box only: a mask
+        takes the time of its own size, and the masks of a crowded image are never all held at once.
         """
-        mask = np.zeros(self.fit.shape, np.bool_)
-        part, (top, left) = self._part(index)
+        mask = np.zeros(self.transform.shape, np.bool_)
+        part, (top, left) = self._decode_mask(index)
         mask[top : top + part.shape[0], left : left + part.shape[1]] = part
         return mask
 
-    def _part(self, index: int) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    def _decode_mask(self, index: int) -> tuple[NDArray[np.bool_], tuple[int, int]]:
         """What of one object's mask can be other than empty, and the (top, left) pixel where it lies."""
-        x1, y1, x2, y2 = (math.ceil(value) for value in self.fit.to_picture(self.boxes[index]).tolist())
+        x1, y1, x2, y2 = (math.ceil(value) for value in self.transform.to_image(self.boxes[index]).tolist())
         if x1 >= x2 or y1 >= y2:
             return np.zeros((0, 0), np.bool_), (0, 0)
-        rows, row_shares = self._places(np.arange(y1, y2), axis=0)
-        columns, column_shares = self._places(np.arange(x1, x2), axis=1)
+        rows, row_shares = self._interpolation_weights(np.arange(y1, y2), axis=0)
+        columns, column_shares = self._interpolation_weights(np.arange(x1, x2), axis=1)
         top, left = int(rows[0]), int(columns[0])
         part = self.prototypes[:, top : int(rows[-1]) + 2, left : int(columns[-1]) + 2]
         # Not as a matrix product: NumPy's threads and ONNX Runtime's would wait for each other.
         values = np.einsum("k,khw->hw", self.coefficients[index], part)
-        down = _between(values, rows - top, row_shares)
-        shown: NDArray[np.bool_] = _between(down.T, columns - left, column_shares).T > 0
+        down = _interpolate_rows(values, rows - top, row_shares)
+        shown: NDArray[np.bool_] = _interpolate_rows(down.T, columns - left, column_shares).T > 0
         return shown, (y1, x1)
 
-    def _places(self, pixels: NDArray[np.int64], *, axis: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For picture pixels, the prototype pixel at or before each and the share of the one behind it."""
+    def _interpolation_weights(
+        self, pixels: NDArray[np.int64], *, axis: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """For image pixels, the prototype pixel at or before each and the share of the one behind it."""
         count = self.prototypes.shape[1 + axis]
-        centres = (pixels + 0.5) * self.fit.ratio[axis] + self.fit.pad[axis]
-        places = np.clip(centres * (count / self.fit.size[axis]) - 0.5, 0, count - 1)
+        centers = (pixels + 0.5) * self.transform.ratio[axis] + self.transform.pad[axis]
+        places = np.clip(centers * (count / self.transform.size[axis]) - 0.5, 0, count - 1)
         before = np.minimum(places.astype(np.int64), max(0, count - 2))
         return before, (places - before).astype(np.float32)
 
     @functools.cached_property
     def rles(self) -> tuple[dict[str, Any], ...]:
-        """Every mask in the original picture, run-length encoded as COCO does."""
-        return tuple(rle_of(*self._part(index), self.fit.shape) for index in range(len(self)))
+        """Every mask in the original image, run-length encoded as COCO does."""
+        return tuple(encode_rle(*self._decode_mask(index), self.transform.shape) for index in range(len(self)))
 
 
-def _between(
+def _interpolate_rows(
     values: NDArray[np.float32], before: NDArray[np.int64], shares: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Rows of `values` interpolated: `shares` of the row behind, the rest of the row before."""
@@ -111,8 +113,8 @@ def _between(
     return mixed
 
 
-def rle_of(part: NDArray[np.bool_], place: tuple[int, int], shape: tuple[int, int]) -> dict[str, Any]:
-    """A mask as COCO's compressed run lengths, in the time that its part takes, not its picture.
+def encode_rle(part: NDArray[np.bool_], place: tuple[int, int], shape: tuple[int, int]) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths, in the time that its part takes, not its image.
 
     Runs go down the columns, unset and set in turn. Each length (from the fourth on its difference to the one two
     before) is written in groups of five bits, lowest first, a sixth bit saying that more follow, as characters from "0"
@@ -120,8 +122,8 @@ def rle_of(part: NDArray[np.bool_], place: tuple[int, int], shape: tuple[int, in
 
     Args:
         part: Shape (h, w).
-        place: (top, left) of the part in the picture.
-        shape: (height, width) of the picture.
+        place: (top, left) of the part in the image.
+        shape: (height, width) of the image.
 
     Returns:
         `size` and `counts`, as pycocotools takes them.
@@ -147,7 +149,7 @@ def rle_of(part: NDArray[np.bool_], place: tuple[int, int], shape: tuple[int, in
     return {"size": list(shape), "counts": letters[used].astype(np.uint8).tobytes().decode("ascii")}
 
 
-def drawn_labels(
+def rasterize_polygons(
     segments: Sequence[NDArray[np.float32]], size: tuple[int, int], shape: tuple[int, int]
 ) -> NDArray[np.bool_]:
     """Label polygons as masks, no pixel in two of them: where they overlap, the smaller is on top.
@@ -165,7 +167,7 @@ def drawn_labels(
     drawn = np.zeros((len(segments), *shape), np.uint8)
     for place, segment in enumerate(segments):
         canvas = np.zeros(size, np.uint8)
-        cv2.fillPoly(canvas, [_outline(segment).astype(np.int32)], (1,))
+        cv2.fillPoly(canvas, [_resample_polygon(segment).astype(np.int32)], (1,))
         drawn[place] = cv2.resize(canvas, (shape[1], shape[0]))
     order = np.argsort(-drawn.sum((1, 2), dtype=np.int64), kind="stable")
     owner = np.full(shape, -1, np.int64)
@@ -174,11 +176,11 @@ def drawn_labels(
     return cast("NDArray[np.bool_]", owner == np.arange(len(segments))[:, None, None])
 
 
-def _outline(segment: NDArray[np.float32]) -> NDArray[np.float32]:
+def _resample_polygon(segment: NDArray[np.float32]) -> NDArray[np.float32]:
     """A polygon with points along its sides, its corners among them."""
     closed = np.concatenate((segment, segment[:1]))
     corners = np.arange(len(closed), dtype=np.float64)
-    places = np.union1d(np.linspace(0, len(segment), OUTLINE), corners)
+    places = np.union1d(np.linspace(0, len(segment), POLYGON_POINTS), corners)
     outline: NDArray[np.float32] = np.stack([np.interp(places, corners, closed[:, axis]) for axis in (0, 1)], 1)
     return outline
 
@@ -209,16 +211,16 @@ def polygon_area(points: NDArray[np.float32]) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
-VEIL = 0.45
-"""How much of a mask's colour covers the picture."""
+MASK_OPACITY = 0.45
+"""How much of a mask's color covers the image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Segments(Detections):
+class SegmentDetections(Detections):
     """Objects with masks.
 
     Attributes:
-        masks: One an object; `masks.whole(i)` is object i's in pixels of the original picture.
+        masks: One an object; `masks.whole(i)` is object i's in pixels of the original image.
     """
 
     masks: Masks
@@ -230,13 +232,13 @@ class Segment(Detect):
     name = "segment"
     metric = "mAP50-95(M)"
     kinds: tuple[str, ...] = ("B", "M")
-    coco_kinds: Mapping[str, str] = {"B": "bbox", "M": "segm"}
+    coco_iou_types: Mapping[str, str] = {"B": "bbox", "M": "segm"}
 
-    def decode(
+    def postprocess(
         self,
         outputs: Mapping[str, NDArray[np.float32]],
-        card: Card,
-        fits: Sequence[Fit],
+        info: ModelInfo,
+        transforms: Sequence[ImageTransform],
         *,
         conf: float,
         iou: float,
@@ -255,33 +257,35 @@ class Segment(Detect):
             shapes = ", ".join(str(tuple(array.shape)) for array in outputs.values())
             raise ModelError("read segment output", f"no prototypes are among {shapes}", "check the task of this model")
         flat = {name: array for name, array in outputs.items() if array is not prototypes}
-        rows = main_output(flat, card, columns(card, prototypes.shape[1]))
+        rows = get_main_output(flat, info, count_columns(info, prototypes.shape[1]))
         found: list[Detections] = []
-        for row, prototype, fit in zip(rows, prototypes, fits, strict=False):
-            boxes, scores, classes, extra = found_in(
-                row, card, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
+        for row, prototype, fit in zip(rows, prototypes, transforms, strict=False):
+            boxes, scores, classes, extra = decode_image(
+                row, info, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
             )
-            masks = Masks(prototypes=prototype, coefficients=extra, boxes=boxes, fit=fit)
+            masks = Masks(prototypes=prototype, coefficients=extra, boxes=boxes, transform=fit)
             found.append(
-                Segments(shape=fit.shape, boxes=fit.to_picture(boxes), scores=scores, classes=classes, masks=masks)
+                SegmentDetections(
+                    shape=fit.shape, boxes=fit.to_image(boxes), scores=scores, classes=classes, masks=masks
+                )
             )
         return found
 
-    def similarity(self, labels: Labels, found: Segments, dataset: Dataset) -> dict[str, NDArray[np.float32]]:  # type: ignore[override]
+    def similarity(self, labels: Labels, found: SegmentDetections, dataset: Dataset) -> dict[str, NDArray[np.float32]]:  # type: ignore[override]
         """Intersection over union of boxes, and of masks at the prototypes' resolution, as Ultralytics' val does."""
-        fit = found.masks.fit
+        fit = found.masks.transform
         shape = (found.masks.prototypes.shape[1], found.masks.prototypes.shape[2])
-        drawn = drawn_labels([fit.to_network(segment) for segment in labels.segments], fit.size, shape)
-        return {**super().similarity(labels, found, dataset), "M": mask_iou(drawn, found.masks.coarse())}
+        drawn = rasterize_polygons([fit.to_network(segment) for segment in labels.segments], fit.size, shape)
+        return {**super().similarity(labels, found, dataset), "M": mask_iou(drawn, found.masks.low_resolution())}
 
     def areas(self, labels: Labels) -> NDArray[np.float32]:
         """The polygons' areas."""
         return np.array([polygon_area(segment) for segment in labels.segments], np.float32)
 
-    def coco(self, objects: Labels | Detections, kind: str) -> list[dict[str, Any]]:
-        """Boxes, or polygons of labels and run lengths of masks, at the original picture's resolution."""
-        boxes = super().coco(objects, "B")
-        if isinstance(objects, Segments):
+    def to_coco(self, objects: Labels | Detections, kind: str) -> list[dict[str, Any]]:
+        """Boxes, or polygons of labels and run lengths of masks, at the original image's resolution."""
+        boxes = super().to_coco(objects, "B")
+        if isinstance(objects, SegmentDetections):
             return boxes if kind == "B" else [{"segmentation": rle} for rle in objects.masks.rles]
         assert not isinstance(objects, Detections)
         areas = self.areas(objects).astype(np.float64)
@@ -293,17 +297,17 @@ class Segment(Detect):
             for row, segment in zip(rows, objects.segments, strict=True)
         ]
 
-    def columns(self, found: Segments) -> dict[str, Any]:  # type: ignore[override]
+    def to_columns(self, found: SegmentDetections) -> dict[str, Any]:  # type: ignore[override]
         """The box, and `mask`: COCO's run lengths as text."""
-        return {**super().columns(found), "mask": [rle["counts"] for rle in found.masks.rles]}
+        return {**super().to_columns(found), "mask": [rle["counts"] for rle in found.masks.rles]}
 
-    def draw(self, picture: NDArray[np.uint8], found: Segments, names: Mapping[int, str]) -> NDArray[np.uint8]:  # type: ignore[override]
-        """A copy of a BGR picture with masks, boxes, names and scores, the surest on top."""
-        drawn = picture.copy()
+    def draw(self, image: NDArray[np.uint8], found: SegmentDetections, names: Mapping[int, str]) -> NDArray[np.uint8]:  # type: ignore[override]
+        """A copy of a BGR image with masks, boxes, names and scores, the surest on top."""
+        drawn = image.copy()
         for index in reversed(range(len(found))):
-            inside = found.masks.whole(index)
-            veil = np.array(colour(int(found.classes[index])), np.float32) * VEIL
-            drawn[inside] = (drawn[inside] * (1 - VEIL) + veil).astype(np.uint8)
+            inside = found.masks.full_resolution(index)
+            veil = np.array(class_color(int(found.classes[index])), np.float32) * MASK_OPACITY
+            drawn[inside] = (drawn[inside] * (1 - MASK_OPACITY) + veil).astype(np.uint8)
             edges, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            cv2.drawContours(drawn, edges, -1, colour(int(found.classes[index])), 1, cv2.LINE_AA)
+            cv2.drawContours(drawn, edges, -1, class_color(int(found.classes[index])), 1, cv2.LINE_AA)
         return super().draw(drawn, found, names)

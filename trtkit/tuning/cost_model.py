@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trtkit.errors import CapabilityError
-from trtkit.graph.qdq import Placement
+from trtkit.graph.qdq import QDQPlacement
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
     from trtkit.models import Model
-    from trtkit.progress import Work
-    from trtkit.tuning.noise import Lab
+    from trtkit.progress import Reporter
+    from trtkit.tuning.noise import LayerNoise
 
-__all__ = ["Arithmetic", "Cost", "Engines", "Latency", "cost_of"]
+__all__ = ["ArithmeticCost", "Cost", "CostModel", "EngineCost", "select_cost_model"]
 
 INT8_COST = 0.5
 """Time of an INT8 multiply-accumulate against an FP16 one: the ratio of the tensor cores' peak rates since Turing."""
@@ -39,14 +39,14 @@ class Cost:
     source: str
 
 
-class Latency(Protocol):
+class CostModel(Protocol):
     """Says what a placement costs."""
 
-    def __call__(self, placement: Placement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
+    def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
         """The cost of a placement, made by these `keep=` patterns and ranges; without ranges, of FP16 throughout."""
 
 
-class Arithmetic:
+class ArithmeticCost:
     """A cost model for machines without a GPU: multiply-accumulates, those in INT8 counted half.
 
     It knows nothing of memory traffic, launches and reformats, which weigh more the smaller the model; it orders mixes
@@ -58,26 +58,26 @@ class Arithmetic:
 
     source = "cost model: multiply-accumulates relative to FP16 throughout, INT8 counted half; not a time"
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: LayerNoise) -> None:
         self.macs = lab.macs
 
-    def __call__(self, placement: Placement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
+    def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
         """The cost relative to FP16 throughout, 1 at most."""
         total = sum(self.macs.values())
         saved = sum(self.macs.get(name, 0) for name in placement.layers) * (1 - INT8_COST)
         return Cost(value=1 - saved / total if total else 1.0, unit="relative", source=self.source)
 
 
-class Engines:
+class EngineCost:
     """Builds an engine of each mix and times it on the GPU that is here.
 
     Args:
         model: What is exported.
         imgsz: Height and width, pixels.
         folder: Where engines are written; each replaces the one before it.
-        batch: Pictures a run.
+        batch: Images a run.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best that runs here.
-        work: Receives events.
+        reporter: Receives events.
         settings: Further arguments of `export`, such as `level`.
     """
 
@@ -89,7 +89,7 @@ class Engines:
         *,
         batch: int = 1,
         backend: str | None = None,
-        work: Work,
+        reporter: Reporter,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
@@ -97,10 +97,10 @@ class Engines:
         self.folder = folder
         self.batch = batch
         self.backend = backend
-        self.work = work
+        self.reporter = reporter
         self.settings = dict(settings or {})
 
-    def __call__(self, placement: Placement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
+    def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
         """The median time of a run, ms."""
         from trtkit.evaluation.latency import benchmark
         from trtkit.exporter import export
@@ -118,11 +118,13 @@ class Engines:
             keep=tuple(keep) if calibration is not None else (),
             output=self.folder / "trial.engine",
             overwrite=True,
-            progress=self.work.progress,
-            cancel=self.work.cancel,
+            progress=self.reporter.progress,
+            cancel=self.reporter.cancel,
             **self.settings,
         )
-        timing = benchmark({"trial": artifact}, batch=self.batch, progress=self.work.progress, cancel=self.work.cancel)
+        timing = benchmark(
+            {"trial": artifact}, batch=self.batch, progress=self.reporter.progress, cancel=self.reporter.cancel
+        )
         row = timing.frame().row(0, named=True)
         return Cost(
             value=float(np.median(timing.samples["ms"].to_numpy())),
@@ -131,16 +133,16 @@ class Engines:
         )
 
 
-def cost_of(
+def select_cost_model(
     model: Model,
-    lab: Lab,
+    lab: LayerNoise,
     imgsz: tuple[int, int],
     folder: Path,
     *,
     batch: int,
     backend: str | None,
-    work: Work,
-) -> Latency:
+    reporter: Reporter,
+) -> CostModel:
     """Engines where this machine builds and runs them, the cost model otherwise.
 
     Args:
@@ -148,9 +150,9 @@ def cost_of(
         lab: Knows the multiply-accumulates.
         imgsz: Height and width, pixels.
         folder: Where engines are written.
-        batch: Pictures a run.
+        batch: Images a run.
         backend: "tensorrt" or "tensorrt_rtx" to insist on engines, "onnxruntime" for the cost model, None for the best.
-        work: Receives events.
+        reporter: Receives events.
 
     Raises:
         CapabilityError: Engines were asked for and can't run here.
@@ -159,12 +161,12 @@ def cost_of(
 
     name = backend or backends.best("run")
     if name == "onnxruntime":
-        return Arithmetic(lab)
+        return ArithmeticCost(lab)
     try:
         backends.require_build(name)
         backends.require_run(name)
     except CapabilityError:
         if backend is not None:
             raise
-        return Arithmetic(lab)
-    return Engines(model, imgsz, folder, batch=batch, backend=name, work=work)
+        return ArithmeticCost(lab)
+    return EngineCost(model, imgsz, folder, batch=batch, backend=name, reporter=reporter)

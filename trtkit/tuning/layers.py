@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import polars as pl
 
-from trtkit.files import hash_of
-from trtkit.graph.analysis import View, block_of, multiplications
-from trtkit.graph.qdq import place
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import rounded_imgsz
-from trtkit.tuning.cache import State
+from trtkit.files import hash_parts
+from trtkit.graph.analysis import GraphIndex, block_of, count_macs
+from trtkit.graph.qdq import plan_qdq
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import round_imgsz
+from trtkit.tuning.cache import ResultCache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from trtkit.models import Model
 
 __all__ = [
-    "Layout",
-    "layout_of",
+    "QuantizableLayers",
+    "find_quantizable_layers",
 ]
 
 
@@ -38,11 +38,11 @@ SCHEMA: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Layout:
+class QuantizableLayers:
     """The weighted layers of one graph.
 
     Attributes:
-        layers: One row a layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates a picture),
+        layers: One row a layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates an image),
             `tensor` (what it reads), `scale` (the tensors whose ranges make up that scale) and `kept` (why it stays
             high whatever is asked; null where it may run in INT8).
         model_hash: Of the model.
@@ -52,7 +52,7 @@ class Layout:
     model_hash: str
 
     @functools.cached_property
-    def free(self) -> tuple[str, ...]:
+    def quantizable(self) -> tuple[str, ...]:
         """Layers that may run in INT8, in graph order."""
         return tuple(self.layers.filter(pl.col("kept").is_null())["node"])
 
@@ -99,20 +99,20 @@ class Layout:
         return scales
 
 
-def layout_of(
+def find_quantizable_layers(
     model: Model,
     imgsz: int | tuple[int, int] | None = None,
     *,
-    state: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
-) -> Layout:
+    cancel: CancelToken | None = None,
+) -> QuantizableLayers:
     """Trace a model and look at its layers; takes seconds, but nothing where `state` remembers it.
 
     Args:
         model: From `load`.
         imgsz: Height and width, pixels; None takes the model's.
-        state: A folder that remembers layouts; None remembers nothing.
+        cache_dir: A folder that remembers layouts; None remembers nothing.
         progress: Receives events.
         cancel: Asked between steps.
 
@@ -121,23 +121,23 @@ def layout_of(
     """
     from trtkit.graph.torch_export import trace
 
-    work, kept, stage = Work(progress, cancel), State(state), "read the model's layers"
-    size = rounded_imgsz(model.imgsz if imgsz is None else imgsz, model.stride)
-    key = hash_of(model.hash, f"{size}", *SCHEMA)
-    work.step(stage, 0, 2)
+    reporter, kept, stage = Reporter(progress, cancel), ResultCache(cache_dir), "read the model's layers"
+    size = round_imgsz(model.imgsz if imgsz is None else imgsz, model.stride)
+    key = hash_parts(model.hash, f"{size}", *SCHEMA)
+    reporter.step(stage, 0, 2)
     rows = kept.read("layouts", key)
     if rows is None:
         graph = trace(model, imgsz=size, batch=1)
-        work.step(stage, 1, 2)
+        reporter.step(stage, 1, 2)
         rows = _rows(graph)
         kept.write("layouts", key, rows)
-    work.step(stage, 2, 2)
-    return Layout(layers=pl.DataFrame(rows, schema=SCHEMA), model_hash=model.hash)
+    reporter.step(stage, 2, 2)
+    return QuantizableLayers(layers=pl.DataFrame(rows, schema=SCHEMA), model_hash=model.hash)
 
 
 def _rows(graph: onnx.ModelProto) -> list[dict[str, Any]]:
-    placement, view = place(graph), View(graph)
-    macs = multiplications(graph, view)
+    placement, view = plan_qdq(graph), GraphIndex(graph)
+    macs = count_macs(graph, view)
     return [
         {
             "node": node.name,

@@ -1,4 +1,4 @@
-"""The bench that sensitivity and search work at: one graph, its pictures, and variants compared with FP32."""
+"""The bench that sensitivity and search work at: one graph, its images, and variants compared with FP32."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from numpy.typing import NDArray
 
 from trtkit.calibration import Calibration, calibrate
 from trtkit.errors import CalibrationError
-from trtkit.graph.analysis import View, block_of, multiplications, pattern_of
-from trtkit.graph.qdq import Placement, place
-from trtkit.progress import Work
-from trtkit.threads import over
-from trtkit.tuning.partial_inference import FLOAT, Segments, Variant
+from trtkit.graph.analysis import GraphIndex, block_of, count_macs, escape_pattern
+from trtkit.graph.qdq import QDQPlacement, plan_qdq
+from trtkit.progress import Reporter
+from trtkit.threads import parallel_map
+from trtkit.tuning.partial_inference import NO_INT8, SegmentedGraph, Variant
 
 if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.models import Model
 
 __all__ = [
-    "Lab",
-    "Pictures",
-    "calibrated",
-    "decibels",
+    "InputSource",
+    "LayerNoise",
+    "compute_sqnr",
+    "load_or_calibrate",
     "runner_name",
 ]
 
-Pictures = Callable[[], Iterable[NDArray[np.float32]]]
+InputSource = Callable[[], Iterable[NDArray[np.float32]]]
 """Gives the same inputs (1, C, H, W) each time it is called, one after the other."""
 
 Ranges = Mapping[str, tuple[float, float]]
 
 
-class Lab:
+class LayerNoise:
     """A float graph and variants of it.
 
     Args:
@@ -45,7 +45,7 @@ class Lab:
         classes: Number of classes, by which the head's class scores are known; 0 where there are none.
         keep: fnmatch patterns of node names that stay high in every variant.
         protect: Leave alone what stays high by default.
-        exact: As for `Segments`.
+        exact: As for `SegmentedGraph`.
     """
 
     def __init__(
@@ -58,58 +58,58 @@ class Lab:
         exact: bool = True,
     ) -> None:
         self.graph = graph
-        self.view = View(graph)
+        self.index = GraphIndex(graph)
         self.classes = classes
         self.user_keep = tuple(keep)
         self.protect = protect
-        self.whole = place(graph, self.user_keep, protect=protect)
-        self.weighted = [node.name for node in self.view.weighted]
-        self.macs = multiplications(graph, self.view)
-        self.heads = _head_tensors(self.view)
-        self.segments = Segments(graph, also=self.heads, exact=exact)
-        self.float = self.segments.variant(FLOAT, {}, often=True)
+        self.full_int8 = plan_qdq(graph, self.user_keep, protect=protect)
+        self.weighted = [node.name for node in self.index.weighted]
+        self.macs = count_macs(graph, self.index)
+        self.head_tensors = _find_head_tensors(self.index)
+        self.segments = SegmentedGraph(graph, also=self.head_tensors, exact=exact)
+        self.float_variant = self.segments.prepare_variant(NO_INT8, {}, shared=True)
 
     @property
     def blocks(self) -> dict[str, list[str]]:
         """The layers of each block that run in INT8."""
         blocks: dict[str, list[str]] = {}
-        for name in self.whole.layers:
+        for name in self.full_int8.layers:
             blocks.setdefault(block_of(name), []).append(name)
         return blocks
 
-    def without(self, layers: Iterable[str]) -> Placement:
+    def plan_without(self, layers: Iterable[str]) -> QDQPlacement:
         """INT8 throughout but for some layers, and the depthwise ones before them that need company."""
-        return place(self.graph, [*self.user_keep, *map(pattern_of, layers)], protect=self.protect)
+        return plan_qdq(self.graph, [*self.user_keep, *map(escape_pattern, layers)], protect=self.protect)
 
-    def only(self, layers: Iterable[str]) -> Placement:
+    def plan_only(self, layers: Iterable[str]) -> QDQPlacement:
         """Nothing in INT8 but some layers; a lone depthwise one, which no engine could run so, included."""
-        others = map(pattern_of, set(self.weighted) - set(layers))
-        return place(self.graph, [*self.user_keep, *others], protect=False)
+        others = map(escape_pattern, set(self.weighted) - set(layers))
+        return plan_qdq(self.graph, [*self.user_keep, *others], protect=False)
 
-    def variant(
+    def prepare_variant(
         self,
-        placement: Placement,
+        placement: QDQPlacement,
         ranges: Ranges,
         corrections: Mapping[str, Sequence[float]] | None = None,
         *,
-        often: bool = False,
+        shared: bool = False,
     ) -> Variant:
-        """A placement, prepared; see `Segments.variant`."""
-        return self.segments.variant(placement, ranges, corrections, often=often)
+        """A placement, prepared; see `SegmentedGraph.variant`."""
+        return self.segments.prepare_variant(placement, ranges, corrections, shared=shared)
 
-    def int8_share(self, placement: Placement) -> float:
+    def int8_share(self, placement: QDQPlacement) -> float:
         """Share of the multiply-accumulates that run in INT8, in 0..1."""
         total = sum(self.macs.values())
         return sum(self.macs.get(name, 0) for name in placement.layers) / total if total else 0.0
 
-    def noise(
+    def measure_sqnr(
         self,
         variants: Mapping[str, Variant],
-        pictures: Pictures,
+        images: InputSource,
         count: int,
         *,
         stage: str,
-        work: Work,
+        reporter: Reporter,
         threads: int | None = None,
         pin: int = 1,
     ) -> dict[str, float]:
@@ -117,70 +117,70 @@ class Lab:
 
         Each of their tensors counts alike, whatever its size. Half of the noise counts every place of a tensor alike,
         half counts each by the confidence FP32 has there: the first half is what makes false objects out of background,
-        the second what moves true ones. Over eight calibrations of yolo11n, judged on 160 pictures, the sum followed
+        the second what moves true ones. Over eight calibrations of yolo11n, judged on 160 images, the sum followed
         their loss of mAP, which neither half alone did.
 
         Args:
             variants: By label.
-            pictures: What runs.
-            count: How many pictures that is.
+            images: What runs.
+            count: How many images that is.
             stage: What to call the steps.
-            work: Receives a step for each picture.
-            threads: Pictures that run beside each other; None takes one for each core.
+            reporter: Receives a step for each image.
+            threads: Images that run beside each other; None takes one for each core.
             pin: Of the first so many variants all results are kept for those that follow.
 
         Raises:
             CancelledError: The caller cancelled.
         """
-        prepared = [self.float, *variants.values()]
-        work.step(stage, 0, count)
+        prepared = [self.float_variant, *variants.values()]
+        reporter.step(stage, 0, count)
 
-        def one(picture: NDArray[np.float32]) -> NDArray[np.float64]:
-            energy = np.zeros((len(prepared), 2, len(self.heads)))
+        def one(image: NDArray[np.float32]) -> NDArray[np.float64]:
+            energy = np.zeros((len(prepared), 2, len(self.head_tensors)))
             exact: list[NDArray[np.float32]] = []
             confidence: list[NDArray[np.float32] | None] = []
-            results = self.segments.run(picture, prepared, outputs=self.heads, pin=1 + pin)
+            results = self.segments.run(image, prepared, outputs=self.head_tensors, pin=1 + pin)
             for number, found in enumerate(results):
-                values = [found[name] for name in self.heads]
+                values = [found[name] for name in self.head_tensors]
                 if not number:
-                    exact, confidence = values, _confidences(self.heads, values, self.classes)
+                    exact, confidence = values, _compute_confidences(self.head_tensors, values, self.classes)
                 for index, (value, reference, sure) in enumerate(zip(values, exact, confidence, strict=True)):
                     if number and value is reference:
                         continue  # a pinned result: nothing before this tensor is in INT8
                     difference = value - reference if number else reference
-                    energy[number, :, index] = _energies(difference, sure)
-                if work.cancelled():
+                    energy[number, :, index] = _compute_energies(difference, sure)
+                if reporter.is_cancelled():
                     break
             return energy
 
-        total = np.zeros((len(prepared), 2, len(self.heads)))
-        for done, energy in enumerate(over(one, pictures(), threads), 1):
+        total = np.zeros((len(prepared), 2, len(self.head_tensors)))
+        for done, energy in enumerate(parallel_map(one, images(), threads), 1):
             # A cancelled run ends here; what is still running ends at its next variant.
-            work.step(stage, done, count)
+            reporter.step(stage, done, count)
             total += energy
-        return {label: decibels(total[0], row) for label, row in zip(variants, total[1:], strict=True)}
+        return {label: compute_sqnr(total[0], row) for label, row in zip(variants, total[1:], strict=True)}
 
     def outputs(
-        self, variants: Sequence[Variant], pictures: Pictures, threads: int | None = None
+        self, variants: Sequence[Variant], images: InputSource, threads: int | None = None
     ) -> Iterator[tuple[NDArray[np.float32], list[dict[str, NDArray[np.float32]]]]]:
         """Run variants to the end.
 
         Args:
             variants: What to run.
-            pictures: On what.
-            threads: Pictures that run beside each other; None takes one for each core.
+            images: On what.
+            threads: Images that run beside each other; None takes one for each core.
 
         Yields:
-            A picture and the graph's outputs by name of each variant.
+            An image and the graph's outputs by name of each variant.
         """
 
-        def one(picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[dict[str, NDArray[np.float32]]]]:
-            return picture, list(self.segments.run(picture, variants))
+        def one(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[dict[str, NDArray[np.float32]]]]:
+            return image, list(self.segments.run(image, variants))
 
-        return over(one, pictures(), threads)
+        return parallel_map(one, images(), threads)
 
 
-def calibrated(
+def load_or_calibrate(
     model: Model,
     data: str | Path | Dataset,
     given: Calibration | str | Path | None,
@@ -188,7 +188,7 @@ def calibrated(
     images: int,
     imgsz: tuple[int, int],
     seed: int,
-    work: Work,
+    reporter: Reporter,
     histograms: bool | None = None,
 ) -> Calibration:
     """The given calibration, checked, or a new one by min-max.
@@ -200,24 +200,24 @@ def calibrated(
         return calibrate(
             model,
             data,
-            images=images,
+            calibration_images=images,
             histograms=histograms,
             imgsz=imgsz,
             seed=seed,
-            progress=work.progress,
-            cancel=work.cancel,
+            progress=reporter.progress,
+            cancel=reporter.cancel,
         )
     found = given if isinstance(given, Calibration) else Calibration.load(given)
-    if found.origin.model_hash != model.hash:
+    if found.provenance.model_hash != model.hash:
         raise CalibrationError(
             f"tune {model.stem} with a given calibration",
-            f"it was measured on another model ({found.origin.model_hash[:12]}, not {model.hash[:12]})",
+            f"it was measured on another model ({found.provenance.model_hash[:12]}, not {model.hash[:12]})",
             "calibrate this model",
         )
     return found
 
 
-def decibels(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> float:
+def compute_sqnr(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> float:
     """Signal-to-noise ratio of several parts that count alike, whatever their energy.
 
     Args:
@@ -231,7 +231,7 @@ def decibels(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> float:
     return 200.0 if share <= 1e-20 else -10 * math.log10(share)
 
 
-def _confidences(
+def _compute_confidences(
     names: Sequence[str], values: Sequence[NDArray[np.float32]], classes: int
 ) -> list[NDArray[np.float32] | None]:
     """For each of the head's tensors the confidence at its places, from the class scores of the same grid."""
@@ -243,7 +243,7 @@ def _confidences(
     return [grids.get(value.shape[2:]) if value.ndim == 4 else None for value in values]
 
 
-def _energies(values: NDArray[np.float32], confidence: NDArray[np.float32] | None) -> tuple[float, float]:
+def _compute_energies(values: NDArray[np.float32], confidence: NDArray[np.float32] | None) -> tuple[float, float]:
     """The energy with every place counted alike, and by confidence where there is one."""
     squares = np.square(values)
     alike = float(squares.sum(dtype=np.float64))
@@ -259,7 +259,7 @@ def runner_name() -> str:
     return f"ONNX Runtime {onnxruntime.__version__} CPU"
 
 
-def _head_tensors(view: View) -> tuple[str, ...]:
+def _find_head_tensors(view: GraphIndex) -> tuple[str, ...]:
     """What the last weighted layers give, before any decoding; the graph's outputs where there is no such layer."""
-    last = tuple(view.nodes[name].output[0] for name in view.last())
+    last = tuple(view.nodes[name].output[0] for name in view.output_layers())
     return last or tuple(value.name for value in view.graph.output)

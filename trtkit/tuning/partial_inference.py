@@ -1,7 +1,7 @@
-"""Many placements of INT8 over the same pictures, each computing only what differs from the ones before it.
+"""Many placements of INT8 over the same images, each computing only what differs from the ones before it.
 
-The graph is cut into segments. What a segment computes depends on how it is quantised and on what comes in, so a
-result is known by both: a placement that quantises one late layer shares everything before that layer with the float
+The graph is cut into segments. What a segment computes depends on how it is quantized and on what comes in, so a
+result is known by both: a placement that quantizes one late layer shares everything before that layer with the float
 graph, and one that keeps a layer high shares the beginning with the graph that is INT8 throughout.
 """
 
@@ -17,12 +17,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from trtkit.graph.analysis import View, segments_of
-from trtkit.graph.qdq import Placement, carries, quantize
+from trtkit.graph.analysis import GraphIndex, split_into_segments
+from trtkit.graph.qdq import QDQPlacement, insert_qdq, passes_int8
 
-__all__ = ["FLOAT", "Segments", "Variant"]
+__all__ = ["NO_INT8", "SegmentedGraph", "Variant"]
 
-FLOAT = Placement(layers=(), tensors=(), scale_of={}, kept={})
+NO_INT8 = QDQPlacement(layers=(), tensors=(), scale_of={}, kept={})
 """Nothing in INT8."""
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -38,7 +38,7 @@ class Variant:
     """
 
     sessions: tuple[Any, ...]
-    results: tuple[int, ...]
+    result_ids: tuple[int, ...]
 
 
 @dataclasses.dataclass(eq=False)
@@ -56,11 +56,11 @@ class _Segment:
     proto: onnx.ModelProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    made: frozenset[str]
+    produced: frozenset[str]
     nodes: Mapping[str, onnx.NodeProto]
 
 
-class Segments:
+class SegmentedGraph:
     """A float graph, cut up, that runs under any placement of INT8.
 
     Args:
@@ -73,38 +73,38 @@ class Segments:
     def __init__(self, proto: onnx.ModelProto, also: Iterable[str] = (), *, exact: bool = True) -> None:
         self.exact = exact
         self.proto = proto
-        self.view = View(proto)
+        self.index = GraphIndex(proto)
         self.input = proto.graph.input[0].name
         self.outputs = tuple(value.name for value in proto.graph.output)
-        self.segments = self._cut({*self.outputs, *also})
+        self.segments = self._cut_segments({*self.outputs, *also})
         self.sessions: dict[tuple[Any, ...], Any] = {}
-        self.numbers: dict[tuple[Any, ...], int] = {}
+        self.result_ids: dict[tuple[Any, ...], int] = {}
 
-    def _cut(self, wanted: set[str]) -> list[_Segment]:
+    def _cut_segments(self, wanted: set[str]) -> list[_Segment]:
         inferred = onnx.shape_inference.infer_shapes(self.proto)
         types = {
             value.name: value.type.tensor_type.elem_type
             for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
         }
-        runs = segments_of(self.view)
+        runs = split_into_segments(self.index)
         owner = {node.name: index for index, run in enumerate(runs) for node in run}
         segments = []
         for index, run in enumerate(runs):
             made = [name for node in run for name in node.output]
             read = [name for node in run for name in node.input if name]
-            inputs = dict.fromkeys(n for n in read if n not in self.view.constants and n not in set(made))
+            inputs = dict.fromkeys(n for n in read if n not in self.index.constants and n not in set(made))
             outputs = [
                 name
                 for name in made
-                if name in wanted or any(owner[reader.name] != index for reader in self.view.consumers[name])
+                if name in wanted or any(owner[reader.name] != index for reader in self.index.consumers[name])
             ]
-            constants = dict.fromkeys(name for name in read if name in self.view.constants and name not in set(made))
+            constants = dict.fromkeys(name for name in read if name in self.index.constants and name not in set(made))
             graph = helper.make_graph(
                 run,
                 f"segment_{index}",
                 [helper.make_tensor_value_info(name, types[name], None) for name in inputs],
                 [helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), None) for name in outputs],
-                [self._constant(name) for name in constants],
+                [self._copy_constant(name) for name in constants],
             )
             proto = helper.make_model(graph, opset_imports=list(self.proto.opset_import))
             proto.ir_version = self.proto.ir_version
@@ -113,25 +113,25 @@ class Segments:
                     proto=proto,
                     inputs=tuple(inputs),
                     outputs=tuple(outputs),
-                    made=frozenset(made),
+                    produced=frozenset(made),
                     nodes={node.name: node for node in run},
                 )
             )
         return segments
 
-    def _constant(self, name: str) -> onnx.TensorProto:
-        tensor = copy.deepcopy(self.view.constants[name])
+    def _copy_constant(self, name: str) -> onnx.TensorProto:
+        tensor = copy.deepcopy(self.index.constants[name])
         # A Constant node's value has no name of its own.
         tensor.name = name
         return tensor
 
-    def variant(
+    def prepare_variant(
         self,
-        placement: Placement,
+        placement: QDQPlacement,
         ranges: Ranges,
         corrections: Mapping[str, Sequence[float]] | None = None,
         *,
-        often: bool = False,
+        shared: bool = False,
     ) -> Variant:
         """Prepare a placement; sessions that other placements made are taken over.
 
@@ -139,18 +139,20 @@ class Segments:
             placement: From `graph.quantized.place`.
             ranges: Lowest and highest value by tensor.
             corrections: As `graph.quantized.quantize` takes them.
-            often: Whether many other variants share its segments: those then keep their scratch memory.
+            shared: Whether many other variants share its segments: those then keep their scratch memory.
         """
         sessions, results = [], []
         made: dict[str, int] = {}
         for index, segment in enumerate(self.segments):
-            own = self._restricted(segment, placement)
+            own = self._restrict_placement(segment, placement)
             scales = (max(max(abs(v) for v in ranges[name]) for name in own.scale_of[tensor]) for tensor in own.tensors)
             mine = {name: tuple((corrections or {})[name]) for name in own.layers if name in (corrections or {})}
             key = (index, own.layers, own.tensors, tuple(scales), tuple(mine.items()))
             if key not in self.sessions:
-                self.sessions[key] = _session(segment.proto, own, ranges, mine, exact=self.exact, arena=often)
-            number = self.numbers.setdefault((key, *(made.get(name, -1) for name in segment.inputs)), len(self.numbers))
+                self.sessions[key] = _create_session(segment.proto, own, ranges, mine, exact=self.exact, arena=shared)
+            number = self.result_ids.setdefault(
+                (key, *(made.get(name, -1) for name in segment.inputs)), len(self.result_ids)
+            )
             made.update(dict.fromkeys(segment.outputs, number))
             sessions.append(self.sessions[key])
             results.append(number)
@@ -158,16 +160,16 @@ class Segments:
 
     def run(
         self,
-        pictures: NDArray[np.float32],
+        images: NDArray[np.float32],
         variants: Sequence[Variant],
         *,
         outputs: Sequence[str] | None = None,
         pin: int = 2,
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Run variants over the same pictures, one after the other.
+        """Run variants over the same images, one after the other.
 
         Args:
-            pictures: (N, C, H, W) float32 in [0, 1].
+            images: (N, C, H, W) float32 in [0, 1].
             variants: From `variant`.
             outputs: Tensors to compute; None takes the graph's outputs.
             pin: Of the first so many variants all results are kept for those that follow.
@@ -176,12 +178,12 @@ class Segments:
             The tensors asked for of each variant, by name.
         """
         asked = self.outputs if outputs is None else tuple(outputs)
-        needed = self._needed(asked)
+        needed = self._list_needed_segments(asked)
         pinned: dict[int, list[Any]] = {}
         for place, variant in enumerate(variants):
-            values: dict[str, Any] = {self.input: pictures}
+            values: dict[str, Any] = {self.input: images}
             for index in needed:
-                segment, session, number = self.segments[index], variant.sessions[index], variant.results[index]
+                segment, session, number = self.segments[index], variant.sessions[index], variant.result_ids[index]
                 found = pinned.get(number)
                 if found is None:
                     found = session.run(list(segment.outputs), {name: values[name] for name in segment.inputs})
@@ -190,7 +192,7 @@ class Segments:
                 values.update(zip(segment.outputs, found, strict=True))
             yield {name: values[name] for name in asked}
 
-    def _needed(self, outputs: Sequence[str]) -> list[int]:
+    def _list_needed_segments(self, outputs: Sequence[str]) -> list[int]:
         """Places of the segments that some tensors hang on."""
         wanted, found = set(outputs), []
         for index in reversed(range(len(self.segments))):
@@ -200,25 +202,25 @@ class Segments:
                 found.append(index)
         return found[::-1]
 
-    def _restricted(self, segment: _Segment, placement: Placement) -> Placement:
+    def _restrict_placement(self, segment: _Segment, placement: QDQPlacement) -> QDQPlacement:
         """The part of a placement that shows inside a segment."""
-        quantised = set(placement.tensors)
+        quantized = set(placement.tensors)
         layers = tuple(name for name in placement.layers if name in segment.nodes)
 
         def reads(node: onnx.NodeProto) -> bool:
             return node.name in layers or (
-                (node.op_type == "Add" or carries(node)) and any(name in quantised for name in node.output)
+                (node.op_type == "Add" or passes_int8(node)) and any(name in quantized for name in node.output)
             )
 
         shown: set[str] = set()
         for node in segment.nodes.values():
             if reads(node):
-                shown.update(name for name in node.input if name in quantised)
+                shown.update(name for name in node.input if name in quantized)
                 if node.name not in layers:
                     # Whether such a node reads INT8 hangs on its output being INT8.
-                    shown.update(name for name in node.output if name in quantised)
+                    shown.update(name for name in node.output if name in quantized)
         tensors = tuple(name for name in placement.tensors if name in shown)
-        return Placement(
+        return QDQPlacement(
             layers=layers,
             tensors=tensors,
             scale_of={name: placement.scale_of[name] for name in tensors},
@@ -226,16 +228,16 @@ class Segments:
         )
 
 
-def _session(
+def _create_session(
     proto: onnx.ModelProto,
-    own: Placement,
+    own: QDQPlacement,
     ranges: Ranges,
     corrections: Mapping[str, Sequence[float]],
     *,
     exact: bool,
     arena: bool,
 ) -> Any:
-    """A session on one thread: pictures run beside each other, which wastes less than sharing the layers of one."""
+    """A session on one thread: images run beside each other, which wastes less than sharing the layers of one."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -244,7 +246,7 @@ def _session(
     # Hundreds of sessions that each keep their scratch memory would hold gigabytes.
     options.enable_cpu_mem_arena = arena
     if own.tensors:
-        proto = quantize(proto, ranges, placement=own, corrections=corrections)
+        proto = insert_qdq(proto, ranges, placement=own, corrections=corrections)
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if exact:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -11,7 +11,7 @@ import polars as pl
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.files import write_bytes
-from trtkit.results import Origin, Result
+from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,7 +30,7 @@ class Search(Result):
         trials: One row a mix, in the order they were judged: `mix` (what it is), `ranges` (the algorithm),
             `corrected` (whether biases are), `kept` (how many layers stay high beyond the default), `int8_share` (of
             the multiply-accumulates), `sqnr` (dB, see `Sensitivity`), `metric`, `loss`, `loss_low`, `loss_high`
-            (against FP32, on the same draws of pictures), `cost` and `unit` ("ms" of an engine that ran, or
+            (against FP32, on the same draws of images), `cost` and `unit` ("ms" of an engine that ran, or
             "relative"), `pareto` (nothing is both faster and better), `chosen`, and `keep`, the patterns.
         layers: One row a layer: `node`, `block`, `macs`, `noise` (its share of the repaired INT8's noise), `ranges`
             (the algorithm of its input's range) and `excluded_as` (its place in the order of exclusion).
@@ -42,8 +42,8 @@ class Search(Result):
         value_float: The metric in FP32.
         cost_source: Where the costs come from, in words.
         notes: What a reader should know.
-        equalised: The ONNX graph with equalised weights that the mix is of, serialised; None where nothing was.
-        origin: Model, data, settings and seed.
+        equalized: The ONNX graph with equalized weights that the mix is of, serialized; None where nothing was.
+        provenance: Model, data, settings and seed.
     """
 
     kind: ClassVar[str] = "search"
@@ -58,8 +58,8 @@ class Search(Result):
     value_float: float
     cost_source: str
     notes: tuple[str, ...] = ()
-    equalised: bytes | None = None
-    origin: Origin
+    equalized: bytes | None = None
+    provenance: Provenance
 
     def frame(self) -> pl.DataFrame:
         """`trials`."""
@@ -81,7 +81,7 @@ class Search(Result):
             model: The model's file.
             folder: Where this result was saved.
         """
-        source = f"{folder}/{self.kind}.equalised.onnx" if self.equalised is not None else model
+        source = f"{folder}/{self.kind}.equalized.onnx" if self.equalized is not None else model
         listed = "".join(f"\n        {pattern!r}," for pattern in self.keep)
         keep = f"[{listed}\n    ]" if self.keep else "[]"
         return (
@@ -96,10 +96,10 @@ class Search(Result):
         return search_figure(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the result, its calibration into `calibration/`, and the equalised graph where there is one."""
+        """Write the result, its calibration into `calibration/`, and the equalized graph where there is one."""
         self.calibration.save(Path(folder) / "calibration")
-        if self.equalised is not None:
-            write_bytes(Path(folder) / f"{self.kind}.equalised.onnx", self.equalised)
+        if self.equalized is not None:
+            write_bytes(Path(folder) / f"{self.kind}.equalized.onnx", self.equalized)
         return super().save(folder)
 
     @classmethod
@@ -110,11 +110,11 @@ class Search(Result):
             DataError: The folder holds no search.
         """
         found: Search = super().load(folder)
-        graph = Path(folder) / f"{cls.kind}.equalised.onnx"
+        graph = Path(folder) / f"{cls.kind}.equalized.onnx"
         return dataclasses.replace(
             found,
             calibration=Calibration.load(Path(folder) / "calibration"),
-            equalised=graph.read_bytes() if graph.is_file() else None,
+            equalized=graph.read_bytes() if graph.is_file() else None,
         )
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
@@ -131,17 +131,17 @@ class Search(Result):
         }
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Search:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Search:
         """The inverse of `tables` and `facts`; `load` puts the calibration in its place."""
         values = {**tables, **facts, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])}
-        nothing = Calibration(ranges={}, algorithm="", images=0, split="", origin=origin)
-        return cls(**values, calibration=nothing, origin=origin)
+        nothing = Calibration(ranges={}, algorithm="", images=0, split="", provenance=provenance)
+        return cls(**values, calibration=nothing, provenance=provenance)
 
     def __repr__(self) -> str:
         row = self.best
         cost = f"{row['cost']:.3g} ms" if row["unit"] == "ms" else f"{row['cost']:.3f} of FP16's arithmetic"
         lines = [
-            f"Search over {len(self.trials)} mixes: {row['mix']}, {row['int8_share']:.1%} of the arithmetic in INT8, "
+            f"Search over {len(self.trials)} mixes: {row['assignment']}, {row['int8_share']:.1%} of the arithmetic in INT8, "
             f"{cost}",
             f"  {self.metric} {row['metric']:.4f} against {self.value_float:.4f} in FP32: a loss of {row['loss']:.4f} "
             f"[{row['loss_low']:.4f}, {row['loss_high']:.4f}], allowed {self.max_drop}",

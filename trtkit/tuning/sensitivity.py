@@ -13,20 +13,20 @@ import polars as pl
 from numpy.typing import NDArray
 
 from trtkit.backends.base import Runner
-from trtkit.calibration.sampling import input_batches
-from trtkit.data import open_dataset, sample
+from trtkit.calibration.sampling import load_input_batches
+from trtkit.data import open_dataset, sample_images
 from trtkit.errors import EngineError, RecipeError
 from trtkit.evaluation.evaluator import evaluate
 from trtkit.graph.analysis import block_of, block_types
-from trtkit.graph.qdq import Placement
+from trtkit.graph.qdq import QDQPlacement
 from trtkit.graph.torch_export import trace
 from trtkit.models import Model, load
-from trtkit.models.model import Card
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import rounded_imgsz
-from trtkit.results import Origin, Result
-from trtkit.tasks import task as task_of
-from trtkit.tuning.noise import Lab, Pictures, calibrated, runner_name
+from trtkit.models.model import ModelInfo
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import round_imgsz
+from trtkit.results import Provenance, Result
+from trtkit.tasks import get_task
+from trtkit.tuning.noise import InputSource, LayerNoise, load_or_calibrate, runner_name
 from trtkit.tuning.partial_inference import Variant
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.models import Model
 
-__all__ = ["Remembered", "Sensitivity", "Settings", "measure", "sensitivity"]
+__all__ = ["CachedOutputsRunner", "Sensitivity", "Settings", "measure", "sensitivity"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -49,7 +49,7 @@ class Sensitivity(Result):
     all places alike, half over each by the confidence FP32 has there.
 
     Attributes:
-        layers: One row a layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates a picture),
+        layers: One row a layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates an image),
             `sqnr_only` (only it is INT8), `sqnr_without` (all but it are), `gain` (what keeping it high gains over INT8
             throughout, dB), and for the worst `metric_only`, `metric_without`.
         blocks: The same by block; `layers` counts those of it that run in INT8, `type` is the module's.
@@ -58,8 +58,8 @@ class Sensitivity(Result):
         metric_float: The metric in FP32, or None.
         metric_int8: The metric of INT8 throughout, or None.
         kept: Layers that no variant put in INT8, with the reason.
-        images: Pictures that ran.
-        origin: Model, data, settings and seed.
+        images: Images that ran.
+        provenance: Model, data, settings and seed.
     """
 
     kind: ClassVar[str] = "sensitivity"
@@ -72,7 +72,7 @@ class Sensitivity(Result):
     metric_int8: float | None
     kept: Mapping[str, str]
     images: int
-    origin: Origin
+    provenance: Provenance
 
     def frame(self) -> pl.DataFrame:
         """`layers`."""
@@ -88,9 +88,9 @@ class Sensitivity(Result):
         Args:
             count: How many layers.
         """
-        from trtkit.graph.analysis import pattern_of
+        from trtkit.graph.analysis import escape_pattern
 
-        return tuple(pattern_of(name) for name in self.layers.sort("gain", descending=True).head(count)["node"])
+        return tuple(escape_pattern(name) for name in self.layers.sort("gain", descending=True).head(count)["node"])
 
     def plot(self) -> go.Figure:
         """Each layer in graph order: its SQNR when only it is INT8, and what keeping it high gains."""
@@ -108,13 +108,15 @@ class Sensitivity(Result):
         return {**{name: getattr(self, name) for name in names}, "kept": dict(self.kept)}
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Sensitivity:
+    def restore(
+        cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance
+    ) -> Sensitivity:
         """The inverse of `tables` and `facts`."""
-        return cls(**{**tables, **facts}, origin=origin)
+        return cls(**{**tables, **facts}, provenance=provenance)
 
     def __repr__(self) -> str:
         lines = [
-            f"Sensitivity of {len(self.layers)} layers over {self.images} pictures: INT8 throughout {self.sqnr:.1f} dB"
+            f"Sensitivity of {len(self.layers)} layers over {self.images} images: INT8 throughout {self.sqnr:.1f} dB"
         ]
         if self.metric_float is not None and self.metric_int8 is not None:
             lines[0] += f", {self.metric} {self.metric_int8:.4f} against {self.metric_float:.4f} in FP32"
@@ -130,7 +132,7 @@ def sensitivity(
     data: str | Path | Dataset,
     split: str = "val",
     *,
-    images: int = 32,
+    probe_images: int = 32,
     calibration: Calibration | str | Path | None = None,
     worst: int = 3,
     protect: bool = True,
@@ -138,7 +140,7 @@ def sensitivity(
     threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Sensitivity:
     """Measure what each layer and each block costs when only it is INT8, and when all but it are.
 
@@ -147,18 +149,18 @@ def sensitivity(
     Args:
         model: From `load`, or what `load` takes.
         data: A data set's YAML file; its labels are read for the metric only.
-        split: The split whose pictures run.
-        images: How many of them, a seeded sample.
-        calibration: Ranges, or the folder of a saved calibration; None calibrates by min-max on `images` pictures of
+        split: The split whose images run.
+        probe_images: How many of them, a seeded sample.
+        calibration: Ranges, or the folder of a saved calibration; None calibrates by min-max on `images` images of
             `train`.
         worst: The metric is measured for so many of the worst layers; 0 measures none.
         protect: Leave layers alone that stay high by default (`View.costly`: DFL, attention); False
             measures them like the others.
         imgsz: Height and width, pixels; None takes the model's.
-        threads: Pictures that run beside each other; None takes one for each core.
+        threads: Images that run beside each other; None takes one for each core.
         seed: Seed of the sample.
-        progress: Receives an event for each picture.
-        cancel: Asked at each picture.
+        progress: Receives an event for each image.
+        cancel: Asked at each image.
 
     Returns:
         SQNR of every layer and block, the metric of the worst layers.
@@ -171,7 +173,7 @@ def sensitivity(
 
     settings = Settings(
         split=split,
-        images=images,
+        images=probe_images,
         worst=worst,
         protect=protect,
         imgsz=imgsz,
@@ -184,11 +186,11 @@ def sensitivity(
 # Outputs computed elsewhere, judged as if a runner had just computed them.
 
 
-class Remembered(Runner):
-    """A runner that looks up what came out for a picture.
+class CachedOutputsRunner(Runner):
+    """A runner that looks up what came out for an image.
 
     Args:
-        card: The model's description.
+        info: The model's description.
         name: What computed the outputs.
         precision: "fp32" or "int8".
         imgsz: Height and width of the inputs, pixels.
@@ -201,29 +203,29 @@ class Remembered(Runner):
     batch = 1
     dynamic = False
 
-    def __init__(self, card: Card, *, name: str, precision: str, imgsz: tuple[int, int], hash: str) -> None:
-        self.card = card
+    def __init__(self, info: ModelInfo, *, name: str, precision: str, imgsz: tuple[int, int], hash: str) -> None:
+        self.info = info
         self.name = name
         self.precision = precision
         self.imgsz = imgsz
         self.hash = hash
         self.known: dict[bytes, dict[str, NDArray[np.float32]]] = {}
 
-    def remember(self, picture: NDArray[np.float32], outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    def store(self, image: NDArray[np.float32], outputs: Mapping[str, NDArray[np.float32]]) -> None:
         """Keep what came out for an input (1, C, H, W)."""
-        self.known[_digest(picture)] = {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+        self.known[_hash_image(image)] = {name: np.asarray(value, np.float32) for name, value in outputs.items()}
 
     def infer(self, feeds: NDArray[np.float32] | Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """What came out for these pictures.
+        """What came out for these images.
 
         Raises:
             EngineError: One of them was never seen.
         """
-        pictures = next(iter(feeds.values())) if isinstance(feeds, Mapping) else feeds
-        self.refuse_batch(len(pictures))
-        found = [self.known.get(_digest(picture[None])) for picture in pictures]
+        images = next(iter(feeds.values())) if isinstance(feeds, Mapping) else feeds
+        self.check_batch(len(images))
+        found = [self.known.get(_hash_image(image[None])) for image in images]
         if any(one is None for one in found):
-            raise EngineError("look up a picture's outputs", "this picture never ran", "remember it first")
+            raise EngineError("look up an image's outputs", "this image never ran", "remember it first")
         known = [one for one in found if one is not None]
         return {name: np.concatenate([one[name] for one in known]) for name in known[0]}
 
@@ -232,8 +234,8 @@ class Remembered(Runner):
         self.known.clear()
 
 
-def _digest(picture: NDArray[np.float32]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(picture).tobytes(), digest_size=16).digest()
+def _hash_image(image: NDArray[np.float32]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
 
 
 # The work behind sensitivity(): every layer and block alone in INT8, and every one kept out of it.
@@ -278,45 +280,49 @@ def measure(
     settings: Settings,
     calibration: Calibration | str | Path | None,
     progress: Progress | None,
-    cancel: Cancel | None,
+    cancel: CancelToken | None,
 ) -> Sensitivity:
     """As `sensitivity` says."""
-    work = Work(progress, cancel)
+    reporter = Reporter(progress, cancel)
     loaded = load(model)
-    size = rounded_imgsz(settings.imgsz if settings.imgsz is not None else loaded.imgsz, loaded.stride)
-    found = calibrated(loaded, data, calibration, images=settings.images, imgsz=size, seed=settings.seed, work=work)
+    size = round_imgsz(settings.imgsz if settings.imgsz is not None else loaded.imgsz, loaded.stride)
+    found = load_or_calibrate(
+        loaded, data, calibration, images=settings.images, imgsz=size, seed=settings.seed, reporter=reporter
+    )
     dataset = open_dataset(data, task=loaded.task)
-    paths = sample(dataset.pictures(settings.split), count=settings.images, seed=settings.seed)
+    paths = sample_images(dataset.images(settings.split), count=settings.images, seed=settings.seed)
     graph, classes = trace(loaded, imgsz=size, batch=1), len(loaded.names)
-    lab = Lab(graph, classes, protect=settings.protect, exact=False)
+    lab = LayerNoise(graph, classes, protect=settings.protect, exact=False)
     variants = {
-        label: lab.variant(placement, found.ranges, found.corrections, often=label == "int8")
-        for label, placement in _placements(lab).items()
+        label: lab.prepare_variant(placement, found.ranges, found.corrections, shared=label == "int8")
+        for label, placement in _plan_placements(lab).items()
     }
     skipped: list[str] = []
 
-    def pictures() -> Iterable[NDArray[np.float32]]:
+    def images() -> Iterable[NDArray[np.float32]]:
         skipped.clear()
-        return input_batches(paths, task=loaded.task, size=size, batch=1, skipped=skipped)
+        return load_input_batches(paths, task=loaded.task, size=size, batch=1, skipped=skipped)
 
-    noise = lab.noise(variants, pictures, len(paths), stage="measure every layer", work=work, threads=settings.threads)
-    rows = [_layer(lab, name, noise) for name in lab.whole.layers]
+    noise = lab.measure_sqnr(
+        variants, images, len(paths), stage="measure every layer", reporter=reporter, threads=settings.threads
+    )
+    rows = [_layer_row(lab, name, noise) for name in lab.full_int8.layers]
     metric, metrics = "", dict[str, float]()
     if settings.worst:
-        metric = task_of(loaded.task).metric
+        metric = get_task(loaded.task).metric
         chosen = sorted(rows, key=lambda row: row["sqnr_only"])[: settings.worst]
         asked = ["int8", *(f"{way} {row['node']}" for row in chosen for way in ("only", "without"))]
         del variants
         # What is judged runs by the arithmetic that every backend's graph has in ONNX Runtime.
-        lab = Lab(graph, classes, protect=settings.protect)
-        placements = _placements(lab)
-        judged = {label: lab.variant(placements[label], found.ranges, found.corrections) for label in asked}
-        runners = _remembered(
-            lab, {"float": lab.float, **judged}, pictures, len(paths), loaded, size, settings.threads, work
+        lab = LayerNoise(graph, classes, protect=settings.protect)
+        placements = _plan_placements(lab)
+        judged = {label: lab.prepare_variant(placements[label], found.ranges, found.corrections) for label in asked}
+        runners = _run_variants(
+            lab, {"float": lab.float_variant, **judged}, images, len(paths), loaded, size, settings.threads, reporter
         )
         for label, runner in runners.items():
             evaluation = evaluate(
-                runner, dataset, settings.split, images=settings.images, seed=settings.seed, cancel=work.cancel
+                runner, dataset, settings.split, eval_images=settings.images, seed=settings.seed, cancel=reporter.cancel
             )
             metrics[label] = float(evaluation.metrics[metric])
         for row in rows:
@@ -324,16 +330,16 @@ def measure(
                 row[f"metric_{way}"] = metrics.get(f"{way} {row['node']}")
     return Sensitivity(
         layers=pl.DataFrame(rows, schema=_LAYER_COLUMNS),
-        blocks=pl.DataFrame(_blocks(lab, noise, block_types(loaded.module)), schema=_BLOCK_COLUMNS),
+        blocks=pl.DataFrame(_block_rows(lab, noise, block_types(loaded.module)), schema=_BLOCK_COLUMNS),
         metric=metric,
         sqnr=noise["int8"],
         metric_float=metrics.get("float"),
         metric_int8=metrics.get("int8"),
-        kept=dict(lab.whole.kept),
+        kept=dict(lab.full_int8.kept),
         images=len(paths) - len(skipped),
-        origin=Origin(
+        provenance=Provenance(
             model_hash=loaded.hash,
-            data_hash=dataset.hash_of(paths),
+            data_hash=dataset.hash_images(paths),
             runner=runner_name(),
             settings={
                 **{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)},
@@ -347,28 +353,28 @@ def measure(
     )
 
 
-def _placements(lab: Lab) -> dict[str, Placement]:
+def _plan_placements(lab: LayerNoise) -> dict[str, QDQPlacement]:
     """By label: "int8", "only <layer or block>", "without <layer or block>"; a block of one layer is that layer."""
-    groups = {name: [name] for name in lab.whole.layers}
+    groups = {name: [name] for name in lab.full_int8.layers}
     groups.update({name: layers for name, layers in lab.blocks.items() if len(layers) > 1})
-    placements = {"int8": lab.whole}
-    placements.update({f"only {name}": lab.only(layers) for name, layers in groups.items()})
-    placements.update({f"without {name}": lab.without(layers) for name, layers in groups.items()})
+    placements = {"int8": lab.full_int8}
+    placements.update({f"only {name}": lab.plan_only(layers) for name, layers in groups.items()})
+    placements.update({f"without {name}": lab.plan_without(layers) for name, layers in groups.items()})
     return placements
 
 
-def _layer(lab: Lab, name: str, noise: Mapping[str, float]) -> dict[str, Any]:
+def _layer_row(lab: LayerNoise, name: str, noise: Mapping[str, float]) -> dict[str, Any]:
     """A row of `Sensitivity.layers`."""
     return {
         "node": name,
         "block": block_of(name),
-        "operator": lab.view.nodes[name].op_type,
+        "operator": lab.index.nodes[name].op_type,
         "macs": lab.macs.get(name),
-        **_ratios(name, noise),
+        **_sqnr_values(name, noise),
     }
 
 
-def _blocks(lab: Lab, noise: Mapping[str, float], types: Mapping[str, str]) -> list[dict[str, Any]]:
+def _block_rows(lab: LayerNoise, noise: Mapping[str, float], types: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows of `Sensitivity.blocks`."""
     return [
         {
@@ -376,32 +382,32 @@ def _blocks(lab: Lab, noise: Mapping[str, float], types: Mapping[str, str]) -> l
             "type": types.get(block, ""),
             "layers": len(layers),
             "macs": sum(lab.macs.get(name, 0) for name in layers),
-            **_ratios(block if len(layers) > 1 else layers[0], noise),
+            **_sqnr_values(block if len(layers) > 1 else layers[0], noise),
         }
         for block, layers in lab.blocks.items()
     ]
 
 
-def _ratios(name: str, noise: Mapping[str, float]) -> dict[str, float]:
+def _sqnr_values(name: str, noise: Mapping[str, float]) -> dict[str, float]:
     only, without = noise[f"only {name}"], noise[f"without {name}"]
     return {"sqnr_only": only, "sqnr_without": without, "gain": without - noise["int8"]}
 
 
-def _remembered(
-    lab: Lab,
+def _run_variants(
+    lab: LayerNoise,
     variants: Mapping[str, Variant],
-    pictures: Pictures,
+    images: InputSource,
     count: int,
     model: Model,
     size: tuple[int, int],
     threads: int | None,
-    work: Work,
-) -> dict[str, Remembered]:
+    reporter: Reporter,
+) -> dict[str, CachedOutputsRunner]:
     """Runners that know what each variant gives, so that `evaluate` judges them like any other."""
-    card = dataclasses.replace(model.card, imgsz=size)
+    info = dataclasses.replace(model.info, imgsz=size)
     runners = {
-        label: Remembered(
-            card,
+        label: CachedOutputsRunner(
+            info,
             name=runner_name(),
             precision="fp32" if label == "float" else "int8",
             imgsz=size,
@@ -410,10 +416,10 @@ def _remembered(
         for label in variants
     }
     stage = "run the worst layers"
-    work.step(stage, 0, count)
+    reporter.step(stage, 0, count)
     found: Sequence[dict[str, NDArray[np.float32]]]
-    for done, (picture, found) in enumerate(lab.outputs(list(variants.values()), pictures, threads), 1):
+    for done, (image, found) in enumerate(lab.outputs(list(variants.values()), images, threads), 1):
         for runner, outputs in zip(runners.values(), found, strict=True):
-            runner.remember(picture, outputs)
-        work.step(stage, done, count)
+            runner.store(image, outputs)
+        reporter.step(stage, done, count)
     return runners

@@ -1,4 +1,4 @@
-"""sweep(): which algorithm, and how many pictures are enough, by real mAP."""
+"""sweep(): which algorithm, and how many images are enough, by real mAP."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import polars as pl
 
 from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE
 from trtkit.errors import RecipeError
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import rounded_imgsz
-from trtkit.results import Origin, Result
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import round_imgsz
+from trtkit.results import Provenance, Result
+from trtkit.tasks import get_task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,16 +31,16 @@ TOLERANCE = 0.001
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Sweep(Result):
-    """Every algorithm with every number of pictures, judged.
+    """Every algorithm with every number of images, judged.
 
     Attributes:
         rows: One row a setting: `algorithm`, `percentile`, `images` (calibrated on), `metric`, `low`, `high` (its
-            interval over pictures), `loss`, `loss_low`, `loss_high` (against FP32, on the same draws of pictures),
+            interval over images), `loss`, `loss_low`, `loss_high` (against FP32, on the same draws of images),
             `behind`, `behind_low`, `behind_high` (against the best setting), `enough`.
         metric: What judges, e.g. "mAP50-95(B)" by Ultralytics' rule.
         value_float: The metric in FP32.
-        pictures: Pictures judged.
-        origin: Model, data, settings and seed.
+        images: Images judged.
+        provenance: Model, data, settings and seed.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -47,8 +48,8 @@ class Sweep(Result):
     rows: pl.DataFrame
     metric: str
     value_float: float
-    pictures: int
-    origin: Origin
+    images: int
+    provenance: Provenance
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -60,24 +61,24 @@ class Sweep(Result):
         return self.rows.sort("metric", descending=True).row(0, named=True)
 
     @property
-    def enough(self) -> dict[str, Any]:
-        """The setting with the fewest pictures that is as good as the best, as a row."""
+    def sufficient(self) -> dict[str, Any]:
+        """The setting with the fewest images that is as good as the best, as a row."""
         fit = self.rows.filter(pl.col("enough")).sort("images", "loss", descending=[False, False])
         return fit.row(0, named=True)
 
     def verdict(self) -> str:
         """Which setting is enough, in a sentence."""
-        row, best = self.enough, self.best
+        row, best = self.sufficient, self.best
         said = (
-            f"{_name(row)} on {row['images']} pictures is enough: {self.metric} {row['metric']:.4f}, a loss of "
+            f"{_format_setting(row)} on {row['images']} images is enough: {self.metric} {row['metric']:.4f}, a loss of "
             f"{row['loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}] against FP32"
         )
         if row == best:
             return f"{said}, and no setting did better."
-        return f"{said}; the best, {_name(best)} on {best['images']}, is no more than chance or {TOLERANCE} ahead."
+        return f"{said}; the best, {_format_setting(best)} on {best['images']}, is no more than chance or {TOLERANCE} ahead."
 
     def plot(self) -> go.Figure:
-        """The loss by number of pictures, a line an algorithm, with intervals."""
+        """The loss by number of images, a line an algorithm, with intervals."""
         from trtkit.plotting.tuning import sweep_figure
 
         return sweep_figure(self)
@@ -88,15 +89,15 @@ class Sweep(Result):
 
     def facts(self) -> Mapping[str, Any]:
         """What the rows don't hold."""
-        return {"metric": self.metric, "value_float": self.value_float, "pictures": self.pictures}
+        return {"metric": self.metric, "value_float": self.value_float, "images": self.images}
 
     @classmethod
-    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], origin: Origin) -> Sweep:
+    def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Sweep:
         """The inverse of `tables` and `facts`."""
-        return cls(rows=tables["sweep"], **facts, origin=origin)
+        return cls(rows=tables["sweep"], **facts, provenance=provenance)
 
     def __repr__(self) -> str:
-        return f"Sweep of {len(self.rows)} settings on {self.pictures} pictures: {self.verdict()}"
+        return f"Sweep of {len(self.rows)} settings on {self.images} images: {self.verdict()}"
 
 
 def sweep(
@@ -105,37 +106,37 @@ def sweep(
     *,
     algorithms: Sequence[str] = ALGORITHMS,
     percentiles: Sequence[float] = (PERCENTILE,),
-    images: Sequence[int] = (8, 32, 128),
+    calibration_images: Sequence[int] = (8, 32, 128),
     split: str = "val",
-    judged: int | None = None,
+    eval_images: int | None = None,
     keep: Sequence[str] = (),
     imgsz: int | tuple[int, int] | None = None,
     batch: int = 1,
-    draws: int = 500,
+    resamples: int = 500,
     seed: int = 0,
-    state: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
+    cancel: CancelToken | None = None,
 ) -> Sweep:
-    """Calibrate by every algorithm on every number of pictures and judge each result on ONNX Runtime.
+    """Calibrate by every algorithm on every number of images and judge each result on ONNX Runtime.
 
-    Each number of pictures takes one pass; all algorithms are read off it. With `state`, a sweep that was stopped goes
+    Each number of images takes one pass; all algorithms are read off it. With `state`, a sweep that was stopped goes
     on where it was.
 
     Args:
         model: From `load`, or what `load` takes.
-        data: A data set's YAML file, with labels; pictures for calibration come from its `train`.
+        data: A data set's YAML file, with labels; images for calibration come from its `train`.
         algorithms: Some of "minmax", "moving_average", "entropy", "percentile", "mse".
         percentiles: For "percentile", each of these is a setting of its own, percent.
-        images: Numbers of pictures; each draws from the same shuffle, so that fewer are among more.
+        calibration_images: Numbers of images; each draws from the same shuffle, so that fewer are among more.
         split: The split that judges.
-        judged: At most so many pictures judge; None takes all.
+        eval_images: At most so many images judge; None takes all.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
         imgsz: Height and width, pixels; None takes the model's.
-        batch: Pictures a run while judging.
-        draws: How often pictures are drawn anew for the intervals.
+        batch: Images a run while judging.
+        resamples: How often images are drawn anew for the intervals.
         seed: Seed of samples and draws.
-        state: A folder that remembers finished steps; None remembers nothing.
+        cache_dir: A folder that remembers finished steps; None remembers nothing.
         progress: Receives events.
         cancel: Asked between batches.
 
@@ -149,42 +150,48 @@ def sweep(
     """
     from trtkit.calibration import calibrate
     from trtkit.data import open_dataset
-    from trtkit.evaluation.significance import Draws, draws_of, interval_of, loss_interval
-    from trtkit.graph.qdq import quantize
+    from trtkit.evaluation.significance import ResampledMetric, compute_interval, compute_loss_interval, resample_metric
+    from trtkit.graph.qdq import insert_qdq
     from trtkit.graph.torch_export import trace
     from trtkit.models import load
-    from trtkit.tasks import task as task_of
-    from trtkit.tuning.cache import Judge, State
+    from trtkit.tuning.cache import CachedEvaluator, ResultCache
 
-    if not algorithms or not images or min(images) < 1 or not set(algorithms) <= set(ALGORITHMS):
+    if (
+        not algorithms
+        or not calibration_images
+        or min(calibration_images) < 1
+        or not set(algorithms) <= set(ALGORITHMS)
+    ):
         raise RecipeError(
-            f"sweep algorithms={tuple(algorithms)} and images={tuple(images)}",
+            f"sweep algorithms={tuple(algorithms)} and images={tuple(calibration_images)}",
             "there is nothing to sweep, or no such algorithm",
             f"choose from {', '.join(ALGORITHMS)} and numbers from 1 on",
         )
-    work = Work(progress, cancel)
+    reporter = Reporter(progress, cancel)
     loaded = load(model)
-    size = rounded_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
+    size = round_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
     dataset = open_dataset(data, task=loaded.task)
-    metric = task_of(loaded.task).metric
-    kept = State(state)
-    judge = Judge(dataset=dataset, split=split, images=judged, seed=seed, state=kept, work=work, batch=batch)
+    metric = get_task(loaded.task).metric
+    kept = ResultCache(cache_dir)
+    judge = CachedEvaluator(
+        dataset=dataset, split=split, images=eval_images, seed=seed, state=kept, reporter=reporter, batch=batch
+    )
     graph = trace(loaded, imgsz=size, batch=batch)
     exact = judge(graph, "judge fp32")
-    reference = draws_of(exact, metric, draws=draws, seed=seed)
+    reference = resample_metric(exact, metric, resamples=resamples, seed=seed)
     settings = [
         (algorithm, value)
         for algorithm in algorithms
         for value in (percentiles if algorithm == "percentile" else (None,))
     ]
     rows: list[dict[str, Any]] = []
-    drawn: list[Draws] = []
+    drawn: list[ResampledMetric] = []
     runner = ""
-    for count in sorted(set(images)):
+    for count in sorted(set(calibration_images)):
         calibration = calibrate(
             loaded,
             dataset,
-            images=count,
+            calibration_images=count,
             histograms=True,
             imgsz=size,
             seed=seed,
@@ -193,12 +200,12 @@ def sweep(
             cancel=cancel,
         )
         for algorithm, value in settings:
-            read = calibration.using(algorithm, percentile=value)
+            read = calibration.with_algorithm(algorithm, percentile=value)
             label = algorithm if value is None else f"{algorithm} {value:g}"
-            found = judge(quantize(graph, read.ranges, keep), f"judge {label}, {count} pictures")
-            runner = found.origin.runner
-            drawn.append(draws_of(found, metric, draws=draws, seed=seed))
-            own, loss = interval_of(drawn[-1]), loss_interval(reference, drawn[-1])
+            found = judge(insert_qdq(graph, read.ranges, keep), f"judge {label}, {count} images")
+            runner = found.provenance.runner
+            drawn.append(resample_metric(found, metric, resamples=resamples, seed=seed))
+            own, loss = compute_interval(drawn[-1]), compute_loss_interval(reference, drawn[-1])
             rows.append(
                 {
                     "algorithm": algorithm,
@@ -214,30 +221,30 @@ def sweep(
             )
     best = max(drawn, key=lambda one: one.value)
     for row, one in zip(rows, drawn, strict=True):
-        behind = loss_interval(best, one)
+        behind = compute_loss_interval(best, one)
         row.update(behind=behind.value, behind_low=behind.low, behind_high=behind.high)
-        # Within the tolerance, or within what other pictures might have turned round.
+        # Within the tolerance, or within what other images might have turned round.
         row["enough"] = behind.value <= TOLERANCE or behind.low <= 0
     return Sweep(
         rows=pl.DataFrame(rows, schema=_COLUMNS),
         metric=metric,
         value_float=reference.value,
-        pictures=exact.pictures,
-        origin=Origin(
+        images=exact.image_count,
+        provenance=Provenance(
             model_hash=loaded.hash,
-            data_hash=exact.origin.data_hash,
+            data_hash=exact.provenance.data_hash,
             runner=runner,
             settings={
                 "data": str(dataset.path),
                 "algorithms": list(algorithms),
                 "percentiles": list(percentiles),
-                "images": list(images),
+                "images": list(calibration_images),
                 "split": split,
-                "judged": judged,
+                "judged": eval_images,
                 "keep": list(keep),
                 "imgsz": list(size),
                 "batch": batch,
-                "draws": draws,
+                "draws": resamples,
             },
             seed=seed,
         ),
@@ -255,5 +262,5 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _format_setting(row: Mapping[str, Any]) -> str:
     return str(row["algorithm"]) if row["percentile"] is None else f"{row['algorithm']} {row['percentile']:g}"

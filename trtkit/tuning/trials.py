@@ -12,27 +12,28 @@ import polars as pl
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import CalibrationError, RecipeError
-from trtkit.evaluation.significance import DRAWS, Draws, draws_of, loss_interval
-from trtkit.graph.analysis import pattern_of
-from trtkit.graph.fp16 import to_half
-from trtkit.graph.qdq import place, quantize
-from trtkit.progress import Cancel, Progress, Work
-from trtkit.recipe import rounded_imgsz
-from trtkit.tuning.cache import Judge, State
-from trtkit.tuning.cost_model import Latency
+from trtkit.evaluation.significance import TUNING_RESAMPLES, ResampledMetric, compute_loss_interval, resample_metric
+from trtkit.graph.analysis import escape_pattern
+from trtkit.graph.fp16 import convert_to_fp16
+from trtkit.graph.qdq import insert_qdq, plan_qdq
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.recipe import round_imgsz
+from trtkit.tasks import get_task
+from trtkit.tuning.cache import CachedEvaluator, ResultCache
+from trtkit.tuning.cost_model import CostModel
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
     from trtkit.data import Dataset
     from trtkit.evaluation.evaluation import Evaluation
     from trtkit.models import Model
-    from trtkit.tuning.cache import Judge
-    from trtkit.tuning.noise import Lab
+    from trtkit.tuning.cache import CachedEvaluator
+    from trtkit.tuning.noise import LayerNoise
 
-__all__ = ["Judged", "Mix", "Trial", "Trials", "judged"]
+__all__ = ["Int8Evaluation", "PrecisionAssignment", "Trial", "Trials", "evaluate_int8"]
 
 COLUMNS: dict[str, Any] = {
-    "mix": pl.String,
+    "assignment": pl.String,
     "ranges": pl.String,
     "corrected": pl.Boolean,
     "kept": pl.Int64,
@@ -44,7 +45,7 @@ COLUMNS: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mix:
+class PrecisionAssignment:
     """Ranges and corrections under a name.
 
     Attributes:
@@ -68,7 +69,7 @@ class Trial:
 
     row: dict[str, Any]
     keep: tuple[str, ...]
-    mix: Mix | None
+    assignment: PrecisionAssignment | None
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -77,20 +78,20 @@ class Trials:
 
     Attributes:
         lab: The graph's layers.
-        graph: The float graph that is quantised and judged.
+        graph: The float graph that is quantized and judged.
         judge: Judges graphs.
         cost: Says what a placement costs.
         metric: What decides.
         max_drop: The largest loss allowed.
-        draws: How often pictures are drawn anew.
+        draws: How often images are drawn anew.
         seed: Of the draws.
         rows: What was judged so far.
     """
 
-    lab: Lab
+    layer_noise: LayerNoise
     graph: onnx.ModelProto
-    judge: Judge
-    cost: Latency
+    evaluator: CachedEvaluator
+    cost: CostModel
     metric: str
     max_drop: float
     draws: int
@@ -99,39 +100,39 @@ class Trials:
     cost_source: str = ""
     runner: str = ""
     data_hash: str | None = None
-    reference: Draws = dataclasses.field(init=False)
+    reference: ResampledMetric = dataclasses.field(init=False)
 
-    def start(self) -> None:
+    def evaluate_references(self) -> None:
         """Judge FP32, which losses are told against, and FP16 throughout, which always is a way out."""
-        exact = self.judge(self.graph, "judge fp32")
-        self.reference = self._drawn(exact)
-        self.runner, self.data_hash = exact.origin.runner, exact.origin.data_hash
-        everything = [pattern_of(name) for name in self.lab.weighted]
-        self._judged(
+        exact = self.evaluator(self.graph, "judge fp32")
+        self.reference = self._resample(exact)
+        self.runner, self.data_hash = exact.provenance.runner, exact.provenance.data_hash
+        everything = [escape_pattern(name) for name in self.layer_noise.weighted]
+        self._evaluate(
             None,
             "fp16 throughout",
-            to_half(self.graph),
+            convert_to_fp16(self.graph),
             everything,
-            [pattern_of(n) for n in self.lab.whole.layers],
+            [escape_pattern(n) for n in self.layer_noise.full_int8.layers],
             None,
         )
 
-    def judge_mix(self, mix: Mix, layers: Sequence[str], sqnr: float) -> bool:
+    def evaluate_assignment(self, mix: PrecisionAssignment, layers: Sequence[str], sqnr: float) -> bool:
         """Judge a mix with some layers kept high beyond the default.
 
         Returns:
             Whether its loss is allowed.
         """
         calibration = mix.calibration
-        keep = [*self.lab.user_keep, *map(pattern_of, layers)]
-        graph = quantize(self.graph, calibration.ranges, keep, corrections=calibration.corrections)
-        return self._judged(mix, mix.label, graph, keep, keep, sqnr)
+        keep = [*self.layer_noise.user_keep, *map(escape_pattern, layers)]
+        graph = insert_qdq(self.graph, calibration.ranges, keep, corrections=calibration.corrections)
+        return self._evaluate(mix, mix.label, graph, keep, keep, sqnr)
 
-    def any_allowed(self) -> bool:
+    def any_int8_allowed(self) -> bool:
         """Whether a mix with nothing kept beyond what was asked is allowed."""
-        return any(trial.mix is not None and trial.row["loss"] <= self.max_drop for trial in self.rows)
+        return any(trial.assignment is not None and trial.row["loss"] <= self.max_drop for trial in self.rows)
 
-    def chosen(self) -> Trial:
+    def choose(self) -> Trial:
         """The fastest trial whose loss is allowed, the more accurate of equals; else the one that loses least."""
         allowed = [trial for trial in self.rows if trial.row["loss"] <= self.max_drop]
         if not allowed:
@@ -140,7 +141,7 @@ class Trials:
 
     def frame(self) -> pl.DataFrame:
         """`Search.trials`."""
-        chosen = self.chosen()
+        chosen = self.choose()
         rows = []
         for trial in self.rows:
             beaten = any(
@@ -152,29 +153,29 @@ class Trials:
             rows.append({**trial.row, "pareto": not beaten, "chosen": trial is chosen, "keep": list(trial.keep)})
         return pl.DataFrame(rows, schema=COLUMNS)
 
-    def _judged(
+    def _evaluate(
         self,
-        mix: Mix | None,
+        mix: PrecisionAssignment | None,
         label: str,
         graph: onnx.ModelProto,
         placed: Sequence[str],
         keep: Sequence[str],
         sqnr: float | None,
     ) -> bool:
-        placement = place(self.lab.graph, placed)
-        evaluation = self.judge(graph, f"judge {label}")
-        drawn = self._drawn(evaluation)
-        loss = loss_interval(self.reference, drawn)
+        placement = plan_qdq(self.layer_noise.graph, placed)
+        evaluation = self.evaluator(graph, f"judge {label}")
+        drawn = self._resample(evaluation)
+        loss = compute_loss_interval(self.reference, drawn)
         cost = self.cost(placement, keep, None if mix is None else mix.calibration)
         self.cost_source = cost.source
         self.rows.append(
             Trial(
                 row={
-                    "mix": label,
+                    "assignment": label,
                     "ranges": None if mix is None else mix.calibration.algorithm,
                     "corrected": mix is not None and bool(mix.calibration.corrections),
-                    "kept": len(self.lab.whole.layers) - len(placement.layers),
-                    "int8_share": self.lab.int8_share(placement),
+                    "kept": len(self.layer_noise.full_int8.layers) - len(placement.layers),
+                    "int8_share": self.layer_noise.int8_share(placement),
                     "sqnr": sqnr,
                     "metric": drawn.value,
                     "loss": loss.value,
@@ -184,20 +185,20 @@ class Trials:
                     "unit": cost.unit,
                 },
                 keep=tuple(keep),
-                mix=mix,
+                assignment=mix,
             )
         )
         return bool(loss.value <= self.max_drop)
 
-    def _drawn(self, evaluation: Evaluation) -> Draws:
-        return draws_of(evaluation, self.metric, draws=self.draws, seed=self.seed)
+    def _resample(self, evaluation: Evaluation) -> ResampledMetric:
+        return resample_metric(evaluation, self.metric, resamples=self.draws, seed=self.seed)
 
 
-# One mix of ranges and layers kept high, judged against FP32 on the same pictures.
+# One mix of ranges and layers kept high, judged against FP32 on the same images.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
+class Int8Evaluation:
     """What a mix gets.
 
     Attributes:
@@ -210,9 +211,9 @@ class Judged:
         value: What the mix gets.
         value_float: What FP32 gets.
         loss: The difference.
-        loss_low: The lower end of its 95 % interval, over the same draws of pictures.
+        loss_low: The lower end of its 95 % interval, over the same draws of images.
         loss_high: The upper end.
-        pictures: How many pictures judged.
+        images: How many images judged.
     """
 
     label: str
@@ -226,25 +227,25 @@ class Judged:
     loss: float
     loss_low: float
     loss_high: float
-    pictures: int
+    images: int
 
 
-def judged(
+def evaluate_int8(
     model: Model | str | Path,
     data: str | Path | Dataset,
     calibration: Calibration | str | Path,
     keep: Sequence[str] = (),
     split: str = "val",
     *,
-    images: int | None = None,
+    eval_images: int | None = None,
     imgsz: int | tuple[int, int] | None = None,
-    draws: int = DRAWS,
+    resamples: int = TUNING_RESAMPLES,
     seed: int = 0,
     label: str = "",
-    state: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
-) -> Judged:
+    cancel: CancelToken | None = None,
+) -> Int8Evaluation:
     """Judge INT8 by a calibration, with some layers kept high, on ONNX Runtime.
 
     Args:
@@ -253,12 +254,12 @@ def judged(
         calibration: Of this model, or the folder of a saved one.
         keep: fnmatch patterns of node names that stay high.
         split: The split that judges.
-        images: At most so many pictures, a seeded sample; None takes all.
+        eval_images: At most so many images, a seeded sample; None takes all.
         imgsz: Height and width, pixels; None takes what the calibration was measured at, else the model's.
-        draws: How often pictures are drawn anew for the interval.
+        resamples: How often images are drawn anew for the interval.
         seed: Of sample and draws.
         label: What to call the mix; "" calls it by its algorithm.
-        state: A folder that remembers what was judged, so that FP32 is judged once.
+        cache_dir: A folder that remembers what was judged, so that FP32 is judged once.
         progress: Receives events.
         cancel: Asked at every batch.
 
@@ -270,44 +271,43 @@ def judged(
     """
     from trtkit.calibration.calibration import Calibration
     from trtkit.data import open_dataset
-    from trtkit.graph.analysis import View, multiplications
-    from trtkit.graph.qdq import place, quantize
+    from trtkit.graph.analysis import GraphIndex, count_macs
+    from trtkit.graph.qdq import insert_qdq, plan_qdq
     from trtkit.graph.torch_export import trace
     from trtkit.models import load
-    from trtkit.tasks import task as task_of
 
-    if draws < 2:
-        raise RecipeError(f"draw pictures {draws} times", "an interval needs at least 2", "pass draws=500")
-    work = Work(progress, cancel)
+    if resamples < 2:
+        raise RecipeError(f"draw images {resamples} times", "an interval needs at least 2", "pass draws=500")
+    reporter = Reporter(progress, cancel)
     loaded = load(model)
     ranges = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-    if ranges.origin.model_hash != loaded.hash:
+    if ranges.provenance.model_hash != loaded.hash:
         raise CalibrationError(
             f"judge {loaded.stem} with a given calibration",
-            f"it was measured on another model ({ranges.origin.model_hash[:12]}, not {loaded.hash[:12]})",
+            f"it was measured on another model ({ranges.provenance.model_hash[:12]}, not {loaded.hash[:12]})",
             "calibrate this model",
         )
-    measured: Any = ranges.origin.settings.get("imgsz")
-    size = rounded_imgsz(imgsz or (tuple(measured) if measured else loaded.imgsz), loaded.stride)
-    work.step("read the model's layers", 0, 1)
+    measured: Any = ranges.provenance.settings.get("imgsz")
+    size = round_imgsz(imgsz or (tuple(measured) if measured else loaded.imgsz), loaded.stride)
+    reporter.step("read the model's layers", 0, 1)
     graph = trace(loaded, imgsz=size, batch=1)
-    whole, placement = place(graph), place(graph, keep)
-    counts = multiplications(graph, View(graph))
-    judge = Judge(
+    whole, placement = plan_qdq(graph), plan_qdq(graph, keep)
+    counts = count_macs(graph, GraphIndex(graph))
+    judge = CachedEvaluator(
         dataset=open_dataset(data, task=loaded.task),
         split=split,
-        images=images,
+        images=eval_images,
         seed=seed,
-        state=State(state),
-        work=work,
+        state=ResultCache(cache_dir),
+        reporter=reporter,
     )
-    metric = task_of(loaded.task).metric
+    metric = get_task(loaded.task).metric
     name = ranges.algorithm if ranges.percentile is None else f"{ranges.algorithm} {ranges.percentile:g}"
     exact = judge(graph, "judge fp32")
-    found = judge(quantize(graph, ranges.ranges, keep, corrections=ranges.corrections), f"judge {label or name}")
-    reference, drawn = (draws_of(one, metric, draws=draws, seed=seed) for one in (exact, found))
-    loss = loss_interval(reference, drawn)
-    return Judged(
+    found = judge(insert_qdq(graph, ranges.ranges, keep, corrections=ranges.corrections), f"judge {label or name}")
+    reference, drawn = (resample_metric(one, metric, resamples=resamples, seed=seed) for one in (exact, found))
+    loss = compute_loss_interval(reference, drawn)
+    return Int8Evaluation(
         label=label or name,
         algorithm=name,
         keep=tuple(keep),
@@ -319,5 +319,5 @@ def judged(
         loss=loss.value,
         loss_low=loss.low,
         loss_high=loss.high,
-        pictures=found.pictures,
+        images=found.image_count,
     )

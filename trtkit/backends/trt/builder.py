@@ -14,29 +14,42 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.build_settings import BuildSettings, Built, ImplicitCalibration
-from trtkit.backends.capabilities import Capabilities, module, require_build, target_of, torch_with_cuda
-from trtkit.backends.devices import Device, Gpu, device_of, free_memory
+from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
+from trtkit.backends.capabilities import (
+    Capabilities,
+    get_build_target,
+    import_bindings,
+    require_build,
+    require_torch_cuda,
+)
+from trtkit.backends.devices import Device, Gpu, parse_device, query_free_memory
 from trtkit.backends.trt.callbacks import (
-    STEPS,
+    PROGRESS_STEPS,
+    BuildProgress,
     Messages,
-    Phases,
-    calibrator,
-    listening,
-    logger,
-    monitor,
+    capture_messages,
+    create_calibrator,
+    create_monitor,
+    get_logger,
     require_calibrator,
 )
-from trtkit.backends.trt.layer_info import rows_of_inspector, rows_of_log
-from trtkit.backends.trt.network import create_network, image_input, parse, pin_types, profile_shapes, typed
+from trtkit.backends.trt.layer_info import parse_build_log, parse_inspector_json
+from trtkit.backends.trt.network import (
+    compute_profile_shapes,
+    constrain_precisions,
+    create_network,
+    find_image_input,
+    parse_onnx,
+    use_strong_typing,
+)
 from trtkit.backends.trt.timing_cache import TimingCache
 from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError
-from trtkit.progress import Work
+from trtkit.progress import Reporter
 
 __all__ = ["build_engine", "read_graph"]
 
 GIB = 2**30
-TIMINGS = 8
+TIMING_ITERATIONS = 8
 """Runs that each timing of a kernel averages, as `trtexec` does by default. With TensorRT's own 1 the same graph came
 out at 0.95 to 1.02 ms a batch, with 8 at 0.903 and 0.907 (`benchmarks/results/placements.md`)."""
 
@@ -69,15 +82,15 @@ def read_graph(source: str | Path | bytes | onnx.ModelProto) -> tuple[bytes, onn
 
 
 def build_engine(
-    source: str | Path | bytes | onnx.ModelProto, settings: BuildSettings, *, backend: str | None, work: Work
-) -> Built:
+    source: str | Path | bytes | onnx.ModelProto, settings: BuildSettings, *, backend: str | None, reporter: Reporter
+) -> BuildResult:
     """Build an engine in this process.
 
     Args:
         source: The ONNX graph.
         settings: How to build it.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        work: Receives progress, and is asked whether to go on. TensorRT 8.6 reports none while it builds, and can then
+        reporter: Receives progress, and is asked whether to go on. TensorRT 8.6 reports none while it builds, and can then
             be stopped only with `isolate`.
 
     Raises:
@@ -89,36 +102,36 @@ def build_engine(
     found = require_build(backend, device=settings.device)
     if settings.implicit is not None:
         require_calibrator(found.backend)
-    device = device_of(settings.device)
+    device = parse_device(settings.device)
     gpu = found.gpus[device.gpu] if found.gpus and device.kind != "sm" else None
     _check_workspace(settings, gpu)
     data, proto, folder = read_graph(source)
     stage = f"build {settings.precision} engine"
-    work.step(stage, 0, STEPS)
+    reporter.step(stage, 0, PROGRESS_STEPS)
     started = time.perf_counter()
-    with listening() as messages, _on(gpu):
-        job = _Job(found, settings, device, gpu, proto, messages)
-        plan = job.run(data, folder, Phases(work, stage))
-        layers = rows_of_log(messages.table) or job.inspect(plan)
+    with capture_messages() as messages, _select_gpu(gpu):
+        job = _EngineBuild(found, settings, device, gpu, proto, messages)
+        plan = job.run(data, folder, BuildProgress(reporter, stage))
+        layers = parse_build_log(messages.table) or job.inspect(plan)
     seconds = time.perf_counter() - started
-    work.step(stage, STEPS, STEPS)
+    reporter.step(stage, PROGRESS_STEPS, PROGRESS_STEPS)
     facts = {
         "backend": found.backend,
         "tensorrt": found.version,
         "cuda": gpu.cuda if gpu is not None else "",
         "driver": gpu.driver if gpu is not None else "",
         "gpu": gpu.name if gpu is not None else "",
-        "sm": target_of(found, device) if found.cross_build_targets else (gpu.sm if gpu is not None else ""),
+        "sm": get_build_target(found, device) if found.cross_build_targets else (gpu.sm if gpu is not None else ""),
         "built_without_gpu": gpu is None,
-        "strongly_typed": job.strongly,
+        "strongly_typed": job.strongly_typed,
         "timing_cache": str(job.cache.path) if job.cache is not None else None,
         "timing_cache_bytes": job.cache_bytes,
         "warnings": list(dict.fromkeys(messages.warnings))[:20],
     }
-    return Built(plan=plan, seconds=seconds, facts=facts, layers=layers)
+    return BuildResult(plan=plan, seconds=seconds, facts=facts, layers=layers)
 
 
-class _Job:
+class _EngineBuild:
     """One build, with what its steps share."""
 
     def __init__(
@@ -132,8 +145,8 @@ class _Job:
     ) -> None:
         self.found, self.settings, self.device, self.gpu = found, settings, device, gpu
         self.proto, self.messages = proto, messages
-        self.trt: Any = module(found.backend)
-        self.strongly = typed(found, settings, proto)
+        self.trt: Any = import_bindings(found.backend)
+        self.strongly_typed = use_strong_typing(found, settings, proto)
         self.cache: TimingCache | None = None
         self.cache_bytes = 0
         # TensorRT calls the calibrator (`own`) and the monitor while it builds, so both are held until then. A second
@@ -142,15 +155,15 @@ class _Job:
         self.calibration_shape: tuple[int, ...] = ()
         self.monitor: Any = None
         if found.has_timing_cache and gpu is not None:
-            self.cache = TimingCache.chosen(settings.timing_cache, version=found.version, gpu=gpu.name, sm=gpu.sm)
+            self.cache = TimingCache.from_setting(settings.timing_cache, version=found.version, gpu=gpu.name, sm=gpu.sm)
 
-    def run(self, data: bytes, folder: str, phases: Phases) -> bytes:
-        plan, config = self._attempt(data, folder, phases)
+    def run(self, data: bytes, folder: str, phases: BuildProgress) -> bytes:
+        plan, config = self._try_build(data, folder, phases)
         first = ""
-        if plan is None and self.cache is not None and self._blames_cache() and self._can_repeat(phases):
+        if plan is None and self.cache is not None and self._is_cache_error() and self._can_retry(phases):
             first = self.messages.why()
             self.messages.errors.clear()
-            plan, config = self._attempt(data, folder, phases, known=False)
+            plan, config = self._try_build(data, folder, phases, known=False)
             if plan is not None:
                 # Only now is it known that the file was at fault; other builds go on using one that was not.
                 self.cache.drop()
@@ -167,7 +180,7 @@ class _Job:
             self.cache.keep(config)
         return bytes(plan)
 
-    def _attempt(self, data: bytes, folder: str, phases: Phases, *, known: bool = True) -> tuple[Any, Any]:
+    def _try_build(self, data: bytes, folder: str, phases: BuildProgress, *, known: bool = True) -> tuple[Any, Any]:
         """Build once, with objects of its own: what a failed build did to its network is not known.
 
         Args:
@@ -180,14 +193,14 @@ class _Job:
             The plan, None where TensorRT failed, and its configuration.
         """
         builder = self._builder()
-        network = create_network(builder, self.found, strongly=self.strongly)
-        parser = self.trt.OnnxParser(network, logger(self.found.backend))
-        parse(parser, data, self.proto, self.found, folder=folder)
+        network = create_network(builder, self.found, strongly_typed=self.strongly_typed)
+        parser = self.trt.OnnxParser(network, get_logger(self.found.backend))
+        parse_onnx(parser, data, self.proto, self.found, folder=folder)
         config = builder.create_builder_config()
         self._configure(builder, config, network)
         self._set_precision(config, network)
         if self.found.has_progress_monitor:
-            self.monitor = monitor(self.found.backend, phases)
+            self.monitor = create_monitor(self.found.backend, phases)
             config.progress_monitor = self.monitor
         if self.cache is not None and known:
             self.cache_bytes = self.cache.attach(config)
@@ -195,8 +208,8 @@ class _Job:
             self.cache.fresh(config)
         return builder.build_serialized_network(network, config), config
 
-    def _can_repeat(self, phases: Phases) -> bool:
-        """Whether a failed build may be tried again: it began from a cache's file, and no picture of it is lost."""
+    def _can_retry(self, phases: BuildProgress) -> bool:
+        """Whether a failed build may be tried again: it began from a cache's file, and no image of it is lost."""
         calibrated = self.own is None or bool(self.own.known)
         return bool(self.cache_bytes) and phases.failure is None and calibrated
 
@@ -204,12 +217,12 @@ class _Job:
         """The layer table of an engine for the GPU that is here; empty where none is, or TensorRT tells none."""
         if self.gpu is None:
             return ()
-        engine = self.trt.Runtime(logger(self.found.backend)).deserialize_cuda_engine(plan)
+        engine = self.trt.Runtime(get_logger(self.found.backend)).deserialize_cuda_engine(plan)
         if engine is None:
             return ()
         text = engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)
         try:
-            return rows_of_inspector(text)
+            return parse_inspector_json(text)
         except EngineError as error:
             # An engine without its table is an engine.
             warnings.warn(f"The engine was built, but its layer table can't be read: {error}", stacklevel=5)
@@ -217,7 +230,7 @@ class _Job:
 
     def _builder(self) -> Any:
         try:
-            return self.trt.Builder(logger(self.found.backend))
+            return self.trt.Builder(get_logger(self.found.backend))
         except (TypeError, RuntimeError) as error:
             # pybind11 says "factory function returned nullptr"; the logger heard the reason.
             raise BuildError(
@@ -230,14 +243,14 @@ class _Job:
         """Everything but precisions."""
         trt, settings, found = self.trt, self.settings, self.found
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.avg_timing_iterations = TIMINGS
+        config.avg_timing_iterations = TIMING_ITERATIONS
         if settings.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.workspace * GIB))
-        if settings.level is not None:
-            config.builder_optimization_level = settings.level
+        if settings.opt_level is not None:
+            config.builder_optimization_level = settings.opt_level
         if found.cross_build_targets:
             config.num_compute_capabilities = 1
-            name = target_of(found, self.device).upper()
+            name = get_build_target(found, self.device).upper()
             config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
         if found.limit_tactics:
             config.set_tactic_sources(
@@ -245,8 +258,8 @@ class _Job:
             )
         if self.device.kind == "dla":
             self._use_dla(builder, config)
-        tensor = image_input(network)
-        shapes = profile_shapes(settings, tuple(tensor.shape))
+        tensor = find_image_input(network)
+        shapes = compute_profile_shapes(settings, tuple(tensor.shape))
         if shapes is not None:
             _add_profile(builder, config, network, tensor.name, shapes)
         if settings.implicit is not None:
@@ -271,14 +284,14 @@ class _Job:
 
     def _set_precision(self, config: Any, network: Any) -> None:
         """Precision flags, where types do not come from the graph alone."""
-        if self.strongly:
+        if self.strongly_typed:
             return
         flags = self.trt.BuilderFlag
         if self.settings.precision in ("fp16", "int8"):
             config.set_flag(flags.FP16)
         if self.settings.precision == "int8":
             config.set_flag(flags.INT8)
-        if pin_types(network, self.proto, self.found, calibrated=self.settings.implicit is not None):
+        if constrain_precisions(network, self.proto, self.found, calibrated=self.settings.implicit is not None):
             config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
 
     def _calibrate(
@@ -288,11 +301,11 @@ class _Job:
             batches: Iterator[np.ndarray] = iter(given.batches)
             if not open_batch:
                 # TensorRT calibrates a static network at its own batch and would read no further into a larger one.
-                batches = _rebatched(batches, int(tensor.shape[0]))
+                batches = _rebatch(batches, int(tensor.shape[0]))
             first = next(batches, None)
             whole: Iterable[np.ndarray] = batches if first is None else itertools.chain([first], batches)
             given = dataclasses.replace(given, batches=whole)
-            self.own = calibrator(self.found.backend, given, device=self.device.gpu)
+            self.own = create_calibrator(self.found.backend, given, device=self.device.gpu)
             self.calibration_shape = (
                 first.shape if first is not None else (self.settings.batch, 3, *self.settings.imgsz)
             )
@@ -302,7 +315,7 @@ class _Job:
             profile.set_shape(tensor.name, *3 * (self.calibration_shape,))
             config.set_calibration_profile(profile)
 
-    def _blames_cache(self) -> bool:
+    def _is_cache_error(self) -> bool:
         text = " ".join(self.messages.errors).lower()
         return "timing cache" in text or "myelin" in text
 
@@ -313,7 +326,7 @@ class _Job:
             why = f"{first}; anew, without the timing cache: {why}"
         low = why.lower()
         if "out of memory" in low or "outofmemory" in low or "insufficient memory" in low or "unsupported_state" in low:
-            free = free_memory(self.gpu.index) if self.gpu is not None else None
+            free = query_free_memory(self.gpu.index) if self.gpu is not None else None
             left = f", {free / GIB:.1f} of them free" if free is not None else ""
             has = f" (the GPU has {self.gpu.memory_gib:.1f} GiB{left})" if self.gpu is not None else ""
             do = "lower batch, imgsz or workspace, or free memory on the GPU"
@@ -344,8 +357,8 @@ def _check_workspace(settings: BuildSettings, gpu: Gpu | None) -> None:
         )
 
 
-def _rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same pictures in batches of `size`; a rest that fills none is left out."""
+def _rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images in batches of `size`; a rest that fills none is left out."""
     waiting: list[np.ndarray] = []
     for batch in batches:
         waiting.extend(batch)
@@ -354,11 +367,11 @@ def _rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]
             del waiting[:size]
 
 
-def _on(gpu: Gpu | None) -> contextlib.AbstractContextManager[Any]:
+def _select_gpu(gpu: Gpu | None) -> contextlib.AbstractContextManager[Any]:
     """Make a GPU the current one; the first already is."""
     if gpu is None or gpu.index == 0:
         return contextlib.nullcontext()
-    manager: contextlib.AbstractContextManager[Any] = torch_with_cuda(f"build on GPU {gpu.index}").cuda.device(
+    manager: contextlib.AbstractContextManager[Any] = require_torch_cuda(f"build on GPU {gpu.index}").cuda.device(
         gpu.index
     )
     return manager

@@ -13,17 +13,25 @@ from typing import Any
 import numpy as np
 
 from trtkit.backends.build_settings import ImplicitCalibration
-from trtkit.backends.capabilities import describe, module, torch_with_cuda
+from trtkit.backends.capabilities import import_bindings, probe, require_torch_cuda
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.files import write_bytes
-from trtkit.progress import Work
+from trtkit.progress import Reporter
 
-__all__ = ["Messages", "Phases", "calibrator", "listening", "logger", "monitor", "require_calibrator"]
+__all__ = [
+    "BuildProgress",
+    "Messages",
+    "capture_messages",
+    "create_calibrator",
+    "create_monitor",
+    "get_logger",
+    "require_calibrator",
+]
 
-STEPS = 100
+PROGRESS_STEPS = 100
 
 
-class Phases:
+class BuildProgress:
     """Nested phases as one share of the whole.
 
     TensorRT calls from several threads. A phase counts for one step of its parent, so the share of the whole is the
@@ -34,13 +42,13 @@ class Phases:
         stage: Their name.
     """
 
-    def __init__(self, work: Work, stage: str) -> None:
-        self.work = work
+    def __init__(self, reporter: Reporter, stage: str) -> None:
+        self.reporter = reporter
         self.stage = stage
         self.failure: BaseException | None = None
         self._phases: dict[str, tuple[str | None, int, int]] = {}
         self._most = 0.0
-        self._told = -1
+        self._reported = -1
         self._lock = threading.Lock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
@@ -72,7 +80,7 @@ class Phases:
                 (self._share(root) for root, (above, _, _) in self._phases.items() if above is None), default=0.0
             )
             self._most = max(self._most, share)
-            done = int(self._most * STEPS)
+            done = int(self._most * PROGRESS_STEPS)
         return self.tell(done)
 
     def finish(self, name: str) -> None:
@@ -88,7 +96,7 @@ class Phases:
         """Report to the caller; an error of theirs stops the build and is raised after it.
 
         Args:
-            done: Steps of `STEPS`.
+            done: Steps of `PROGRESS_STEPS`.
 
         Returns:
             Whether to go on.
@@ -97,9 +105,9 @@ class Phases:
             return False
         try:
             # TensorRT steps thousands of times: only those that move the bar are told, and all ask whether to go on.
-            if done != self._told or self.work.cancelled():
-                self._told = done
-                self.work.step(self.stage, done, STEPS)
+            if done != self._reported or self.reporter.is_cancelled():
+                self._reported = done
+                self.reporter.step(self.stage, done, PROGRESS_STEPS)
         except BaseException as error:  # noqa: BLE001 - no exception may cross TensorRT's C++ frames; `failure` is raised later
             self.failure = error
             return False
@@ -112,14 +120,14 @@ class Phases:
         return min(1.0, (done + inside) / steps)
 
 
-def monitor(backend: str, phases: Phases) -> Any:
+def create_monitor(backend: str, phases: BuildProgress) -> Any:
     """TensorRT's `IProgressMonitor` that reports to `phases`.
 
     Args:
         backend: One that has it.
         phases: The listener.
     """
-    trt = module(backend)
+    trt = import_bindings(backend)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -137,7 +145,7 @@ def monitor(backend: str, phases: Phases) -> Any:
     return Monitor()
 
 
-# TensorRT's own INT8 calibrator (implicit quantisation), where the installed TensorRT still has it.
+# TensorRT's own INT8 calibrator (implicit quantization), where the installed TensorRT still has it.
 
 
 def require_calibrator(backend: str) -> None:
@@ -149,7 +157,7 @@ def require_calibrator(backend: str) -> None:
     Raises:
         CapabilityError: It left with TensorRT 11 and was never in TensorRT-RTX.
     """
-    found = describe(backend)
+    found = probe(backend)
     if not found.has_int8_calibrator:
         raise CapabilityError(
             "calibrate INT8 with TensorRT's own calibrator",
@@ -158,37 +166,37 @@ def require_calibrator(backend: str) -> None:
         )
 
 
-def calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) -> Any:
-    """An `IInt8MinMaxCalibrator` over the pictures.
+def create_calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) -> Any:
+    """An `IInt8MinMaxCalibrator` over the images.
 
     Args:
         backend: One that has calibrators.
-        settings: The pictures and the cache.
+        settings: The images and the cache.
         device: The GPU.
 
     Raises:
-        CapabilityError: There is no calibrator, or torch has no CUDA to hold the pictures.
-        CalibrationError: No pictures and no cache.
+        CapabilityError: There is no calibrator, or torch has no CUDA to hold the images.
+        CalibrationError: No images and no cache.
     """
     require_calibrator(backend)
-    trt = module(backend)
-    found = _read(settings.cache)
+    trt = import_bindings(backend)
+    found = _read_cache(settings.cache)
     batches = iter(settings.batches)
     first = next(batches, None)
     if first is None and not found:
         raise CalibrationError(
-            "calibrate INT8 with TensorRT's own calibrator", "there is no picture", "pass data with pictures"
+            "calibrate INT8 with TensorRT's own calibrator", "there is no image", "pass data with images"
         )
-    torch = torch_with_cuda("feed TensorRT's calibrator")
+    torch = require_torch_cuda("feed TensorRT's calibrator")
 
     class MinMax(trt.IInt8MinMaxCalibrator):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.IInt8MinMaxCalibrator.__init__(self)
             self.batch = len(first) if first is not None else 1
-            self.source: Iterator[np.ndarray] = _with_first(first, batches)
+            self.source: Iterator[np.ndarray] = _prepend(first, batches)
             self.memory: Any = None
             self.fed = 0
-            # A build may be tried twice with one calibrator, whose pictures are gone by then.
+            # A build may be tried twice with one calibrator, whose images are gone by then.
             self.known = found
             self.failure: BaseException | None = None
 
@@ -224,13 +232,13 @@ def calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) 
     return MinMax()
 
 
-def _with_first(first: np.ndarray | None, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _prepend(first: np.ndarray | None, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     if first is not None:
         yield first
         yield from rest
 
 
-def _read(cache: Path | None) -> bytes:
+def _read_cache(cache: Path | None) -> bytes:
     return cache.read_bytes() if cache is not None and cache.is_file() else b""
 
 
@@ -239,7 +247,7 @@ def _read(cache: Path | None) -> bytes:
 
 LOG = logging.getLogger("trtkit.tensorrt")
 # The builder prints its layer table under one of these lines when the engine keeps detailed profiling information.
-TABLES = ("Layers:\n", "Engine Layer Information:\n")
+TABLE_HEADERS = ("Layers:\n", "Engine Layer Information:\n")
 
 
 class Messages:
@@ -267,7 +275,7 @@ class Messages:
             self.errors.append(text)
         elif severity == "WARNING":
             self.warnings.append(text)
-        elif text.startswith(TABLES):
+        elif text.startswith(TABLE_HEADERS):
             self.table = text
 
     def why(self, otherwise: str = "TensorRT gives no reason") -> str:
@@ -280,12 +288,12 @@ class Messages:
         return " | ".join(lines[:3]) or otherwise
 
 
-_HEARING: list[Messages] = []
+_LISTENERS: list[Messages] = []
 _LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Messages]:
+def capture_messages() -> Iterator[Messages]:
     """Yield the messages that arrive while the block runs, those of other threads included.
 
     Yields:
@@ -293,22 +301,22 @@ def listening() -> Iterator[Messages]:
     """
     messages = Messages()
     with _LOCK:
-        _HEARING.append(messages)
+        _LISTENERS.append(messages)
     try:
         yield messages
     finally:
         with _LOCK:
-            _HEARING.remove(messages)
+            _LISTENERS.remove(messages)
 
 
 @functools.cache
-def logger(backend: str) -> Any:
+def get_logger(backend: str) -> Any:
     """The one logger of a backend: TensorRT keeps the first it gets for the whole process.
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
     """
-    trt = module(backend)
+    trt = import_bindings(backend)
 
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -318,7 +326,7 @@ def logger(backend: str) -> Any:
             name = str(getattr(severity, "name", severity)).rsplit(".", 1)[-1]
             if name != "VERBOSE":
                 LOG.debug("%s: %s", name, msg)
-            for messages in tuple(_HEARING):
+            for messages in tuple(_LISTENERS):
                 messages.hear(name, msg)
 
     found = Logger()

@@ -10,15 +10,15 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trtkit.backends.capabilities import module, torch_with_cuda
+from trtkit.backends.capabilities import import_bindings, require_torch_cuda
 from trtkit.backends.devices import Device
-from trtkit.backends.trt.callbacks import listening, logger
+from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.errors import EngineError
 
 __all__ = ["Execution"]
 
 # Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which a capture forbids.
-WARM = 2
+RUNS_BEFORE_CAPTURE = 2
 # Captures of two threads at once would see each other's work.
 _CAPTURING = threading.Lock()
 _OPEN: weakref.WeakSet[Execution] = weakref.WeakSet()
@@ -28,7 +28,7 @@ class Execution:
     """An engine that is ready to run on one GPU. Not safe for several threads at once: the runner holds a lock.
 
     Args:
-        plan: What TensorRT serialised.
+        plan: What TensorRT serialized.
         backend: "tensorrt" or "tensorrt_rtx".
         device: A GPU or a DLA core.
         asked: What is being done, for errors.
@@ -39,16 +39,16 @@ class Execution:
     """
 
     def __init__(self, plan: bytes, backend: str, device: Device, *, asked: str) -> None:
-        self.torch: Any = torch_with_cuda(asked)
-        self.trt: Any = module(backend)
+        self.torch: Any = require_torch_cuda(asked)
+        self.trt: Any = import_bindings(backend)
         self.backend = backend
         self.device = self.torch.device("cuda", device.gpu)
         self.asked = asked
         self.graph: Any = None
-        self.graph_refused = ""
+        self.graph_error = ""
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._same = 0
-        self._sinks: dict[str, Any] = {}
+        self._allocators: dict[str, Any] = {}
         with self.torch.cuda.device(self.device):
             self.stream: Any = self.torch.cuda.Stream(self.device)
             self.runtime, self.engine, self.context = self._load(plan, device)
@@ -59,12 +59,12 @@ class Execution:
                     self._allocate()
             except self.torch.cuda.OutOfMemoryError as error:
                 raise EngineError(
-                    asked, f"the GPU has too little memory ({_line(error)})", "use a smaller batch"
+                    asked, f"the GPU has too little memory ({_first_line(error)})", "use a smaller batch"
                 ) from error
         _OPEN.add(self)
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
+    def use_stream(self) -> Iterator[None]:
         """Make the engine's stream the current one, so that torch's operations queue up with the engine's.
 
         Yields:
@@ -81,7 +81,7 @@ class Execution:
         except RuntimeError as error:
             # Torch reports every CUDA failure, asynchronous ones included, as a RuntimeError.
             raise EngineError(
-                self.asked, f"CUDA failed ({_line(error)})", "open the engine again, in a new process"
+                self.asked, f"CUDA failed ({_first_line(error)})", "open the engine again, in a new process"
             ) from error
 
     def input(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -97,7 +97,7 @@ class Execution:
         """The last run's outputs: views that the next run overwrites."""
         found = {}
         for name in self.output_names:
-            sink = self._sinks.get(name)
+            sink = self._allocators.get(name)
             if sink is not None:
                 # The shape arrives with the data.
                 self.stream.synchronize()
@@ -124,7 +124,7 @@ class Execution:
             return
         self.launch()
         self._same += 1
-        if self._same >= WARM and not self._sinks and not self.graph_refused:
+        if self._same >= RUNS_BEFORE_CAPTURE and not self._allocators and not self.graph_error:
             self._capture()
 
     def launch(self) -> None:
@@ -133,7 +133,7 @@ class Execution:
         Raises:
             EngineError: TensorRT refuses.
         """
-        with listening() as messages:
+        with capture_messages() as messages:
             if not self.context.execute_async_v3(self.stream.cuda_stream):
                 raise EngineError(self.asked, messages.why(), "see the trtkit.tensorrt log for all TensorRT said")
 
@@ -150,8 +150,8 @@ class Execution:
             return
         self._drop_graph()
         self._same = 0
-        self.graph_refused = ""
-        with listening() as messages:
+        self.graph_error = ""
+        with capture_messages() as messages:
             for name, shape in shapes.items():
                 if not self.context.set_input_shape(name, shape):
                     self.shapes = {}
@@ -160,7 +160,7 @@ class Execution:
                     )
         self.shapes = dict(shapes)
 
-    def renew(self) -> None:
+    def recreate_context(self) -> None:
         """Replace the context by a new one with the same memory and shapes.
 
         Raises:
@@ -169,9 +169,9 @@ class Execution:
         shapes = self.shapes
         self.stream.synchronize()
         self._drop_graph()
-        # Before the new one is made: TensorRT 8 lends an optimisation profile to one context at a time.
+        # Before the new one is made: TensorRT 8 lends an optimization profile to one context at a time.
         self.context = None
-        with listening() as messages:
+        with capture_messages() as messages:
             self.context = self.engine.create_execution_context()
         if self.context is None:
             raise EngineError(
@@ -180,7 +180,7 @@ class Execution:
         self.shapes = {}
         for name, buffer in self.buffers.items():
             self.context.set_tensor_address(name, buffer.data_ptr())
-        for name, sink in self._sinks.items():
+        for name, sink in self._allocators.items():
             self.context.set_output_allocator(name, sink)
         self.set_shapes(shapes)
 
@@ -220,15 +220,15 @@ class Execution:
         self.engine = None
         self.runtime = None
         self.buffers.clear()
-        self._sinks.clear()
+        self._allocators.clear()
         self.stream = None
         with contextlib.suppress(RuntimeError):
             self.torch.cuda.empty_cache()
         _OPEN.discard(self)
 
     def _load(self, plan: bytes, device: Device) -> tuple[Any, Any, Any]:
-        with listening() as messages:
-            runtime = self.trt.Runtime(logger(self.backend))
+        with capture_messages() as messages:
+            runtime = self.trt.Runtime(get_logger(self.backend))
             if device.kind == "dla":
                 runtime.DLA_core = device.index
             engine = runtime.deserialize_cuda_engine(plan)
@@ -255,7 +255,7 @@ class Execution:
         for name in self.input_names:
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise EngineError(
-                    self.asked, f"its input {name!r} is a shape on the host", "export a graph with pictures alone"
+                    self.asked, f"its input {name!r} is a shape on the host", "export a graph with images alone"
                 )
             shape = tuple(engine.get_tensor_shape(name))
             fixed = all(side >= 0 for side in shape)
@@ -273,8 +273,8 @@ class Execution:
         for name in self.output_names:
             shape = tuple(self.context.get_tensor_shape(name))
             if any(side < 0 for side in shape):
-                self._sinks[name] = _sink(self, name)
-                self.context.set_output_allocator(name, self._sinks[name])
+                self._allocators[name] = _create_output_allocator(self, name)
+                self.context.set_output_allocator(name, self._allocators[name])
                 continue
             self.buffers[name] = self._memory(name, math.prod(shape))
             self.context.set_tensor_address(name, self.buffers[name].data_ptr())
@@ -286,7 +286,7 @@ class Execution:
         """Record a run as a CUDA graph; where TensorRT can't be recorded, plain runs go on."""
         self.stream.synchronize()
         graph = self.torch.cuda.CUDAGraph()
-        with _CAPTURING, listening() as messages:
+        with _CAPTURING, capture_messages() as messages:
             done = False
             try:
                 # Other threads may allocate meanwhile: only this thread's calls are recorded or forbidden.
@@ -296,10 +296,10 @@ class Execution:
                 finally:
                     graph.capture_end()
             except RuntimeError as error:
-                self.graph_refused = _line(error)
-            if not done and not self.graph_refused:
-                self.graph_refused = messages.why()
-        if self.graph_refused:
+                self.graph_error = _first_line(error)
+            if not done and not self.graph_error:
+                self.graph_error = messages.why()
+        if self.graph_error:
             return
         self.graph = graph
 
@@ -310,7 +310,7 @@ class Execution:
             self.graph = None
 
 
-def _sink(execution: Execution, name: str) -> Any:
+def _create_output_allocator(execution: Execution, name: str) -> Any:
     """Takes an output whose size is known only after the run; memory is kept and grows."""
     trt = execution.trt
 
@@ -347,7 +347,7 @@ def _torch_type(torch: Any, kind: Any) -> Any:
     return names[str(kind.name)]
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -1,6 +1,6 @@
-"""Pictures to network inputs and boxes back, in torch operations that run on the GPU and, for tests, on the CPU.
+"""Images to network inputs and boxes back, in torch operations that run on the GPU and, for tests, on the CPU.
 
-The CPU's path (`trtkit.data.images`, `trtkit.tasks.nms`) is the measure: inputs agree within one grey level of 255
+The CPU's path (`trtkit.data.images`, `trtkit.tasks.nms`) is the measure: inputs agree within one gray level of 255
 (OpenCV resizes in fixed point), detections from the same outputs agree to float rounding.
 """
 
@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from trtkit.data.images import PADDING, Fit, fit_to
+from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
 from trtkit.tasks import Detections
-from trtkit.tasks.nms import CLASS_GAP, MOST_CANDIDATES
+from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
 
-__all__ = ["Uploader", "decode_boxes", "iou_matrix", "place", "suppress"]
+__all__ = ["Uploader", "iou_matrix", "letterbox_into", "nms", "postprocess"]
 
-BLOCK = 1024
-# Candidates of a whole batch that are suppressed in one matrix; beyond it, picture by picture in blocks.
-TOGETHER = 4096
+NMS_BLOCK = 1024
+# Candidates of a whole batch that are suppressed in one matrix; beyond it, image by image in blocks.
+MAX_BATCHED_CANDIDATES = 4096
 
 
 class Uploader:
-    """Brings uint8 pictures to the GPU through pinned memory that is kept and grows with the largest batch.
+    """Brings uint8 images to the GPU through pinned memory that is kept and grows with the largest batch.
 
     Args:
-        device: Where the pictures go.
+        device: Where the images go.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,31 +36,31 @@ class Uploader:
         self._host = torch.empty(0, dtype=torch.uint8)
         self._there = torch.empty(0, dtype=torch.uint8, device=device)
 
-    def upload(self, pictures: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Copy pictures to the device in one transfer.
+    def upload(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Copy images to the device in one transfer.
 
         The caller's stream must have finished with the last upload before the next one starts.
 
         Args:
-            pictures: BGR uint8 (height, width, 3), of any sizes.
+            images: BGR uint8 (height, width, 3), of any sizes.
 
         Returns:
             Views on the device of the same shapes, valid until the next upload.
         """
-        sizes = [picture.size for picture in pictures]
+        sizes = [image.size for image in images]
         total = sum(sizes)
         if total > self._host.numel():
             self._host = torch.empty(total, dtype=torch.uint8, pin_memory=self.pinned)
             self._there = torch.empty(total, dtype=torch.uint8, device=self.device)
         host = self._host.numpy()
         starts = np.cumsum([0, *sizes])
-        for picture, start, size in zip(pictures, starts, sizes, strict=False):
-            # Writing through a view of the picture's shape copies strided pictures (crops, flips) without a detour.
-            host[start : start + size].reshape(picture.shape)[...] = picture
+        for image, start, size in zip(images, starts, sizes, strict=False):
+            # Writing through a view of the image's shape copies strided images (crops, flips) without a detour.
+            host[start : start + size].reshape(image.shape)[...] = image
         self._there[:total].copy_(self._host[:total], non_blocking=True)
         return [
-            self._there[start : start + size].view(picture.shape)
-            for picture, start, size in zip(pictures, starts, sizes, strict=False)
+            self._there[start : start + size].view(image.shape)
+            for image, start, size in zip(images, starts, sizes, strict=False)
         ]
 
     def free(self) -> None:
@@ -68,22 +68,22 @@ class Uploader:
         self._host = self._there = torch.empty(0, dtype=torch.uint8)
 
 
-def place(pictures: Sequence[torch.Tensor], target: torch.Tensor) -> list[Fit]:
-    """Letterbox pictures into a network input: resize, centre on grey, BGR to RGB, scale to [0, 1].
+def letterbox_into(images: Sequence[torch.Tensor], target: torch.Tensor) -> list[ImageTransform]:
+    """Letterbox images into a network input: resize, center on gray, BGR to RGB, scale to [0, 1].
 
     Args:
-        pictures: BGR uint8 (height, width, 3) on the target's device.
+        images: BGR uint8 (height, width, 3) on the target's device.
         target: Float NCHW; its first rows are written, in place. Each is written whole.
 
     Returns:
-        Where each picture lies.
+        Where each image lies.
     """
     size = (int(target.shape[2]), int(target.shape[3]))
-    fits = [fit_to((int(picture.shape[0]), int(picture.shape[1])), size) for picture in pictures]
-    for row, (picture, fit) in enumerate(zip(pictures, fits, strict=True)):
-        planes = picture.permute(2, 0, 1).flip(0)[None].to(torch.float32)
+    fits = [compute_letterbox((int(image.shape[0]), int(image.shape[1])), size) for image in images]
+    for row, (image, fit) in enumerate(zip(images, fits, strict=True)):
+        planes = image.permute(2, 0, 1).flip(0)[None].to(torch.float32)
         if fit.shape != fit.resized:
-            # Half-pixel centres, no antialiasing: OpenCV's INTER_LINEAR, which rounds to whole grey levels.
+            # Half-pixel centers, no antialiasing: OpenCV's INTER_LINEAR, which rounds to whole gray levels.
             planes = interpolate(planes, size=fit.resized, mode="bilinear", align_corners=False).round_()
         (top, left), (height, width) = fit.pad, fit.resized
         if fit.resized != size:
@@ -93,32 +93,32 @@ def place(pictures: Sequence[torch.Tensor], target: torch.Tensor) -> list[Fit]:
     return fits
 
 
-def decode_boxes(
-    output: torch.Tensor, classes: int, fits: Sequence[Fit], *, conf: float, iou: float, max_det: int
+def postprocess(
+    output: torch.Tensor, classes: int, fits: Sequence[ImageTransform], *, conf: float, iou: float, max_det: int
 ) -> list[Detections]:
     """Detections of a batch from raw outputs, one class a box, as `Detect.decode` finds them.
 
     Args:
         output: Shape (batch, 4 + classes + extra, anchors): x, y, w, h in input pixels, then scores.
         classes: Number of classes.
-        fits: Where each picture lies.
+        fits: Where each image lies.
         conf: Smallest score, exclusive.
         iou: Overlap above which the weaker of two boxes of a class goes.
-        max_det: Most boxes a picture.
+        max_det: Most boxes an image.
     """
     output = output[: len(fits)].float()
     best, numbers = output[:, 4 : 4 + classes].max(1)
     rows, anchors = torch.nonzero(best > conf, as_tuple=True)
     scores, classed = best[rows, anchors], numbers[rows, anchors]
-    centres = output[rows, :4, anchors]
-    half = centres[:, 2:4] / 2
-    boxes = torch.cat((centres[:, :2] - half, centres[:, :2] + half), 1)
-    if len(rows) <= TOGETHER:
-        chosen = _suppress_rows(boxes, scores, classed, rows, iou=iou)
+    centers = output[rows, :4, anchors]
+    half = centers[:, 2:4] / 2
+    boxes = torch.cat((centers[:, :2] - half, centers[:, :2] + half), 1)
+    if len(rows) <= MAX_BATCHED_CANDIDATES:
+        chosen = _batched_nms(boxes, scores, classed, rows, iou=iou)
     else:
         chosen = torch.cat(
             [
-                own[suppress(boxes[own], scores[own], classed[own], iou=iou, max_det=max_det)]
+                own[nms(boxes[own], scores[own], classed[own], iou=iou, max_det=max_det)]
                 for own in (torch.nonzero(rows == row).flatten() for row in range(len(fits)))
             ]
         )
@@ -130,7 +130,7 @@ def decode_boxes(
     return [
         Detections(
             shape=fit.shape,
-            boxes=fit.to_picture(np.ascontiguousarray(table[start:end, :4])),
+            boxes=fit.to_image(np.ascontiguousarray(table[start:end, :4])),
             scores=np.ascontiguousarray(table[start:end, 4]),
             classes=table[start:end, 5].astype(np.int64),
         )
@@ -156,13 +156,11 @@ def iou_matrix(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.where(union > 0, shared / union, torch.zeros_like(shared))
 
 
-def suppress(
-    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, *, iou: float, max_det: int
-) -> torch.Tensor:
+def nms(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, *, iou: float, max_det: int) -> torch.Tensor:
     """Greedy non-maximum suppression within each class, exact, a block of candidates at a time.
 
     The rounds within a block end at the greedy answer (Cluster-NMS, Zheng et al. 2020, arXiv:2005.03572); see
-    `trtkit.tasks.nms.suppress`, whose answer this is.
+    `trtkit.tasks.nms.nms`, whose answer this is.
 
     Args:
         boxes: x1, y1, x2, y2, pixels, shape (n, 4).
@@ -174,18 +172,18 @@ def suppress(
     Returns:
         Indices of the kept boxes by falling score, at most `max_det`.
     """
-    order = torch.argsort(scores, descending=True, stable=True)[:MOST_CANDIDATES]
-    moved = boxes[order] + (classes[order] * CLASS_GAP).to(boxes.dtype)[:, None]
+    order = torch.argsort(scores, descending=True, stable=True)[:MAX_CANDIDATES]
+    moved = boxes[order] + (classes[order] * CLASS_OFFSET).to(boxes.dtype)[:, None]
     # Compared in float64, so that the threshold is what the caller wrote.
     kept = moved[:0]
     chosen: list[torch.Tensor] = []
     count = 0
-    for start in range(0, len(order), BLOCK):
-        block, places = moved[start : start + BLOCK], order[start : start + BLOCK]
+    for start in range(0, len(order), NMS_BLOCK):
+        block, places = moved[start : start + NMS_BLOCK], order[start : start + NMS_BLOCK]
         if len(kept):
             free = ~(iou_matrix(block, kept).double() > iou).any(1)
             block, places = block[free], places[free]
-        survives = _greedy((iou_matrix(block, block).double() > iou).triu_(1))
+        survives = _greedy_keep((iou_matrix(block, block).double() > iou).triu_(1))
         kept = torch.cat((kept, block[survives]))
         chosen.append(places[survives])
         count += len(chosen[-1])
@@ -194,18 +192,18 @@ def suppress(
     return torch.cat(chosen)[:max_det] if chosen else order
 
 
-def _suppress_rows(
+def _batched_nms(
     boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, rows: torch.Tensor, *, iou: float
 ) -> torch.Tensor:
-    """`suppress` for a whole batch at once: indices by picture, then by falling score; none is cut to max_det."""
+    """`nms` for a whole batch at once: indices by image, then by falling score; none is cut to max_det."""
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(rows[order], stable=True)]
-    moved = boxes[order] + (classes[order] * CLASS_GAP).to(boxes.dtype)[:, None]
+    moved = boxes[order] + (classes[order] * CLASS_OFFSET).to(boxes.dtype)[:, None]
     same = rows[order][:, None] == rows[order]
-    return order[_greedy(((iou_matrix(moved, moved).double() > iou) & same).triu_(1))]
+    return order[_greedy_keep(((iou_matrix(moved, moved).double() > iou) & same).triu_(1))]
 
 
-def _greedy(beats: torch.Tensor) -> torch.Tensor:
+def _greedy_keep(beats: torch.Tensor) -> torch.Tensor:
     stands = torch.ones(len(beats), dtype=torch.bool, device=beats.device)
     while True:
         after = ~(beats & stands[:, None]).any(0)

@@ -22,28 +22,28 @@ import numpy as np
 import onnx
 
 from trtkit import errors
-from trtkit.backends.build_settings import BuildSettings, Built, ImplicitCalibration
+from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
-from trtkit.progress import Event, Work
+from trtkit.progress import Event, Reporter
 
 __all__ = ["build_isolated"]
 
 # Lines of the child's standard output that are events; TensorRT's own prints start otherwise.
-MARK = "\x1etrtkit "
-WAIT = 0.1
+EVENT_PREFIX = "\x1etrtkit "
+POLL_SECONDS = 0.1
 
 
 def build_isolated(
-    source: str | Path | bytes | onnx.ModelProto, settings: BuildSettings, *, backend: str | None, work: Work
-) -> Built:
+    source: str | Path | bytes | onnx.ModelProto, settings: BuildSettings, *, backend: str | None, reporter: Reporter
+) -> BuildResult:
     """Build an engine in a child process; see `build_engine`.
 
     Args:
         source: The ONNX graph.
         settings: How to build it.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        work: Receives progress; cancelling kills the child.
+        reporter: Receives progress; cancelling kills the child.
 
     Raises:
         BuildError: TensorRT crashed or failed.
@@ -58,19 +58,19 @@ def build_isolated(
         if not path:
             (folder / "model.onnx").write_bytes(data)
         _write_job(folder, path or str(folder / "model.onnx"), settings, found.backend)
-        code, tail = _watch(folder, stage, work)
+        code, tail = _run_child(folder, stage, reporter)
         answer = folder / "answer.json"
         if not answer.is_file():
             raise errors.BuildError(
                 f"build an engine with {found.title} in a child process",
-                f"TensorRT brought the process down ({_death(code)}{': ' + tail if tail else ''})",
+                f"TensorRT brought the process down ({_describe_exit(code)}{': ' + tail if tail else ''})",
                 "lower batch, imgsz or workspace, or report the model to NVIDIA",
             )
         said = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in said:
             kind = getattr(errors, said["error"], errors.BuildError)
             raise kind(said["asked"], said["found"], said["do"])
-        return Built(
+        return BuildResult(
             plan=(folder / "plan").read_bytes(),
             seconds=said["seconds"],
             facts={**said["facts"], "isolated": True},
@@ -86,7 +86,7 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
     implicit: dict[str, Any] | None = None
     if settings.implicit is not None:
         count = 0
-        # Pictures go through the disk, one file a batch, so that memory holds one batch at a time.
+        # Images go through the disk, one file a batch, so that memory holds one batch at a time.
         for count, batch in enumerate(settings.implicit.batches, start=1):
             np.save(folder / f"batch{count - 1:06d}.npy", batch)
         cache = settings.implicit.cache
@@ -95,7 +95,7 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
 
-def _watch(folder: Path, stage: str, work: Work) -> tuple[int, str]:
+def _run_child(folder: Path, stage: str, reporter: Reporter) -> tuple[int, str]:
     """Run the child to its end; returns its exit code and its last words."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     environment["PYTHONPATH"] = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
@@ -109,23 +109,23 @@ def _watch(folder: Path, stage: str, work: Work) -> tuple[int, str]:
     )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     assert child.stdout is not None
-    reader = threading.Thread(target=_read, args=(child.stdout, lines), daemon=True)
+    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
     reader.start()
     last: list[str] = []
     try:
         while True:
             try:
-                line = lines.get(timeout=WAIT)
+                line = lines.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                if work.cancelled():
+                if reporter.is_cancelled():
                     raise errors.CancelledError(stage) from None
                 continue
             if line is None:
                 break
-            if line.startswith(MARK):
-                event = json.loads(line[len(MARK) :])
+            if line.startswith(EVENT_PREFIX):
+                event = json.loads(line[len(EVENT_PREFIX) :])
 
-                work.step(event["stage"], event["done"], event["total"], event["message"])
+                reporter.step(event["stage"], event["done"], event["total"], event["message"])
             elif line.strip():
                 last = [*last[-2:], line.strip()]
         return child.wait(), " | ".join(last)
@@ -137,13 +137,13 @@ def _watch(folder: Path, stage: str, work: Work) -> tuple[int, str]:
         child.stdout.close()
 
 
-def _read(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+def _read_lines(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
     for line in stream:
         lines.put(line.rstrip("\n"))
     lines.put(None)
 
 
-def _death(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code < 0:
         try:
             return signal.Signals(-code).name
@@ -152,11 +152,11 @@ def _death(code: int) -> str:
     return f"exit code {code}"
 
 
-def _tell(event: Event) -> None:
-    print(MARK + json.dumps(dataclasses.asdict(event)), flush=True)
+def _print_event(event: Event) -> None:
+    print(EVENT_PREFIX + json.dumps(dataclasses.asdict(event)), flush=True)
 
 
-def _batches(folder: Path, count: int) -> Iterator[np.ndarray]:
+def _load_batches(folder: Path, count: int) -> Iterator[np.ndarray]:
     for index in range(count):
         yield np.load(folder / f"batch{index:06d}.npy")
 
@@ -170,18 +170,20 @@ def main(name: str) -> None:
     folder = Path(name)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     values = job["settings"]
-    for side in ("imgsz", "smallest", "largest"):
+    for side in ("imgsz", "min_imgsz", "max_imgsz"):
         values[side] = None if values[side] is None else tuple(values[side])
     if isinstance(values["timing_cache"], str):
         values["timing_cache"] = Path(values["timing_cache"])
     if job["implicit"] is not None:
         cache = job["implicit"]["cache"]
         values["implicit"] = ImplicitCalibration(
-            batches=_batches(folder, job["implicit"]["batches"]), cache=None if cache is None else Path(cache)
+            batches=_load_batches(folder, job["implicit"]["batches"]), cache=None if cache is None else Path(cache)
         )
     answer: dict[str, Any]
     try:
-        built = build_engine(job["model"], BuildSettings(**values), backend=job["backend"], work=Work(_tell))
+        built = build_engine(
+            job["model"], BuildSettings(**values), backend=job["backend"], reporter=Reporter(_print_event)
+        )
     except errors.TrtkitError as error:
         answer = {"error": type(error).__name__, "asked": error.asked, "found": error.found, "do": error.do}
     else:

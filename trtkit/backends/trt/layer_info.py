@@ -17,10 +17,10 @@ from trtkit.errors import EngineError
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["layer_frame", "rows_of_inspector", "rows_of_log", "with_times"]
+__all__ = ["add_times", "layer_frame", "parse_build_log", "parse_inspector_json"]
 
 # Datatypes as TensorRT spells them ("Row major linear FP32 format (kLINEAR)", "Int8", "Half") and ours.
-SPELLINGS = (
+DATATYPE_PATTERNS = (
     (r"\bint8\b", "int8"),
     (r"\bfp8\b", "fp8"),
     (r"\b(fp16|half)\b", "fp16"),
@@ -32,13 +32,13 @@ SPELLINGS = (
     (r"\bbool\b", "bool"),
 )
 # Layers that compute in the type of their input, whatever they write: an INT8 convolution often writes FP16.
-WEIGHTED = re.compile(r"conv|corr|gemm|matmul|matrixmultiply|mha|fusion", re.IGNORECASE)
-COPIES = re.compile(r"^Reformatting CopyNode|\breformat\b|^__myl_(Move|Cast|Tran|Copy)+_", re.IGNORECASE)
+COMPUTE_LAYERS = re.compile(r"conv|corr|gemm|matmul|matrixmultiply|mha|fusion", re.IGNORECASE)
+REFORMAT_NAMES = re.compile(r"^Reformatting CopyNode|\breformat\b|^__myl_(Move|Cast|Tran|Copy)+_", re.IGNORECASE)
 # Steps that only order streams; they move and compute nothing.
-SILENT = ("signal", "wait")
+SYNC_LAYERS = ("signal", "wait")
 
 
-def rows_of_inspector(text: str) -> tuple[dict[str, Any], ...]:
+def parse_inspector_json(text: str) -> tuple[dict[str, Any], ...]:
     """Read `EngineInspector.get_engine_information(LayerInformationFormat.JSON)`.
 
     Args:
@@ -57,10 +57,10 @@ def rows_of_inspector(text: str) -> tuple[dict[str, Any], ...]:
         raise EngineError(
             "read the layer table", "TensorRT's engine inspector gave no layers", "report this engine"
         ) from error
-    return tuple(_row(layer if isinstance(layer, Mapping) else {"Name": str(layer)}) for layer in layers)
+    return tuple(_parse_layer(layer if isinstance(layer, Mapping) else {"Name": str(layer)}) for layer in layers)
 
 
-def rows_of_log(text: str) -> tuple[dict[str, Any], ...]:
+def parse_build_log(text: str) -> tuple[dict[str, Any], ...]:
     """Read the layer table that the builder prints ("Layers:" and one line a layer), with no GPU needed.
 
     Args:
@@ -73,9 +73,9 @@ def rows_of_log(text: str) -> tuple[dict[str, Any], ...]:
     for line in text.splitlines():
         if not line.startswith("Name: ") or ", LayerType: " not in line:
             continue
-        layer = _fields(line)
-        if layer["LayerType"] not in SILENT:
-            rows.append(_row(layer))
+        layer = _parse_log_line(line)
+        if layer["LayerType"] not in SYNC_LAYERS:
+            rows.append(_parse_layer(layer))
     return tuple(rows)
 
 
@@ -83,7 +83,7 @@ def layer_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """The table.
 
     Args:
-        rows: From `rows_of_inspector`, `rows_of_log` or a passport.
+        rows: From `parse_inspector_json`, `parse_build_log` or a passport.
 
     Returns:
         One row a layer: index; name; type; onnx_nodes; precision (of its arithmetic: the input's for weighted layers,
@@ -110,7 +110,7 @@ def layer_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=schema).with_row_index("index")
 
 
-def with_times(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
+def add_times(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
     """Add measured times.
 
     Args:
@@ -120,14 +120,14 @@ def with_times(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) ->
     return tuple({**row, "ms": times.get(str(row["name"]))} for row in rows)
 
 
-def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
+def _parse_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     name = str(layer.get("Name", ""))
     kind = str(layer.get("LayerType", ""))
     inputs, outputs = (_tensors(layer.get(key)) for key in ("Inputs", "Outputs"))
-    entering, leaving = (_type(tensors) for tensors in (inputs, outputs))
-    nodes = _nodes(layer, name)
-    reformat = kind.lower() in ("reformat", "nocopy") or bool(COPIES.search(name))
-    weighted = WEIGHTED.search(kind) is not None and not reformat
+    entering, leaving = (_parse_precision(tensors) for tensors in (inputs, outputs))
+    nodes = _parse_onnx_nodes(layer, name)
+    reformat = kind.lower() in ("reformat", "nocopy") or bool(REFORMAT_NAMES.search(name))
+    weighted = COMPUTE_LAYERS.search(kind) is not None and not reformat
     shape = outputs[0].get("Dimensions") if outputs else None
     return {
         "name": name,
@@ -149,22 +149,22 @@ def _tensors(value: Any) -> list[Mapping[str, Any]]:
     return [tensor for tensor in value or () if isinstance(tensor, Mapping)]
 
 
-def _type(tensors: Sequence[Mapping[str, Any]]) -> str | None:
+def _parse_precision(tensors: Sequence[Mapping[str, Any]]) -> str | None:
     for tensor in tensors[:1]:
         for key in ("Datatype", "Format/Datatype", "Format"):
             text = str(tensor.get(key, ""))
-            for pattern, name in SPELLINGS:
+            for pattern, name in DATATYPE_PATTERNS:
                 if re.search(pattern, text, re.IGNORECASE):
                     return name
     return None
 
 
-def _nodes(layer: Mapping[str, Any], name: str) -> list[str]:
+def _parse_onnx_nodes(layer: Mapping[str, Any], name: str) -> list[str]:
     """ONNX nodes by the metadata; by the fused layer's name where there is none (TensorRT 8.6)."""
     told = re.findall(r"\[ONNX Layer: (.*?)\](?=\[|\x1e|,|\s|$)", str(layer.get("Metadata") or ""))
     if told:
         return list(dict.fromkeys(told))
-    if COPIES.search(name) or name.startswith("__my"):
+    if REFORMAT_NAMES.search(name) or name.startswith("__my"):
         return []
     inner = re.sub(r"\{ForeignNode\[(.*?)\]\}", r"\1", name)
     inner = re.sub(r"\bPWN\(|[()]", " , ", inner).replace("...", " , ").replace("||", " , ").replace(" + ", " , ")
@@ -172,7 +172,7 @@ def _nodes(layer: Mapping[str, Any], name: str) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part and not part.startswith("(Unnamed")))
 
 
-def _fields(line: str) -> dict[str, Any]:
+def _parse_log_line(line: str) -> dict[str, Any]:
     """One line of the builder's table; its keys are those of the inspector's JSON."""
     found: dict[str, Any] = {}
     name, rest = line[len("Name: ") :].split(", LayerType: ", 1)
@@ -180,7 +180,7 @@ def _fields(line: str) -> dict[str, Any]:
     found["LayerType"] = rest.split(",", 1)[0]
     for key, after in (("Inputs", ", Constants: ["), ("Outputs", ", TacticName:")):
         match = re.search(rf"\b{key}: \[(.*?)\]{re.escape(after)}", rest)
-        found[key] = [_tensor(text) for text in re.findall(r"\{ (Name: .*?) ?\}", match[1])] if match else []
+        found[key] = [_parse_log_tensor(text) for text in re.findall(r"\{ (Name: .*?) ?\}", match[1])] if match else []
     tactic = re.search(r"TacticName: (.*?)(?:, StreamId|, Metadata|$)", rest)
     metadata = re.search(r"Metadata: (.*)$", rest)
     found["TacticName"] = tactic[1].strip() if tactic else ""
@@ -188,7 +188,7 @@ def _fields(line: str) -> dict[str, Any]:
     return found
 
 
-def _tensor(text: str) -> dict[str, Any]:
+def _parse_log_tensor(text: str) -> dict[str, Any]:
     sides = re.search(r"Dimensions: \[([-\d,]*)\]", text)
     kind = re.search(r"Datatype: (\w+)", text)
     return {

@@ -9,18 +9,34 @@ from typing import Any
 import onnx
 
 from trtkit.backends.build_settings import BuildSettings
-from trtkit.backends.capabilities import Capabilities, module
-from trtkit.backends.devices import device_of
+from trtkit.backends.capabilities import Capabilities, import_bindings
+from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, RecipeError
-from trtkit.graph.torch_export import description
+from trtkit.graph.torch_export import read_trtkit_metadata
 
-__all__ = ["create_network", "image_input", "parse", "pin_types", "profile_shapes", "typed"]
+__all__ = [
+    "compute_profile_shapes",
+    "constrain_precisions",
+    "create_network",
+    "find_image_input",
+    "parse_onnx",
+    "use_strong_typing",
+]
 
 # Operators that compute no float values: holding them at a precision means nothing to TensorRT.
-UNTYPED = ("Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Identity", "QuantizeLinear", "Shape", "Size")
+NON_FLOAT_OPS = (
+    "Cast",
+    "Constant",
+    "ConstantOfShape",
+    "DequantizeLinear",
+    "Identity",
+    "QuantizeLinear",
+    "Shape",
+    "Size",
+)
 
 
-def typed(found: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) -> bool:
+def use_strong_typing(found: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) -> bool:
     """Whether the network takes every type from the graph.
 
     Where TensorRT leaves the choice, a Q/DQ graph on FP32 is built with precision flags instead, so that what is not
@@ -33,34 +49,34 @@ def typed(found: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) 
     """
     if found.strongly_typed_only:
         return True
-    if not found.strongly_typed or settings.implicit is not None or device_of(settings.device).kind == "dla":
+    if not found.strongly_typed or settings.implicit is not None or parse_device(settings.device).kind == "dla":
         return False
-    return settings.precision != "int8" or _has_half(proto)
+    return settings.precision != "int8" or _has_fp16(proto)
 
 
-def create_network(builder: Any, found: Capabilities, *, strongly: bool) -> Any:
+def create_network(builder: Any, found: Capabilities, *, strongly_typed: bool) -> Any:
     """An empty network.
 
     Args:
         builder: TensorRT's.
         found: What the installed TensorRT can do.
-        strongly: From `typed`.
+        strongly_typed: From `use_strong_typing`.
     """
-    creation = module(found.backend).NetworkDefinitionCreationFlag
+    creation = import_bindings(found.backend).NetworkDefinitionCreationFlag
     flags = 0
     if found.explicit_batch_flag:
         flags |= 1 << int(creation.EXPLICIT_BATCH)
-    if strongly:
+    if strongly_typed:
         flags |= 1 << int(creation.STRONGLY_TYPED)
     return builder.create_network(flags)
 
 
-def parse(parser: Any, data: bytes, proto: onnx.ModelProto, found: Capabilities, *, folder: str = "") -> None:
+def parse_onnx(parser: Any, data: bytes, proto: onnx.ModelProto, found: Capabilities, *, folder: str = "") -> None:
     """Read the graph into the parser's network.
 
     Args:
         parser: TensorRT's `OnnxParser`.
-        data: The graph, serialised.
+        data: The graph, serialized.
         proto: The graph.
         found: What the installed TensorRT can do.
         folder: Path of the ONNX file, for weights stored beside it.
@@ -70,7 +86,7 @@ def parse(parser: Any, data: bytes, proto: onnx.ModelProto, found: Capabilities,
     """
     if parser.parse(data, folder) if folder else parser.parse(data):
         return
-    reasons = [_reason(parser.get_error(index), proto, found) for index in range(parser.num_errors)]
+    reasons = [_describe_parser_error(parser.get_error(index), proto, found) for index in range(parser.num_errors)]
     found_out = "; ".join(dict.fromkeys(reasons)) or "it gives no reason"
     raise BuildError(
         f"build an engine with {found.title}",
@@ -79,8 +95,8 @@ def parse(parser: Any, data: bytes, proto: onnx.ModelProto, found: Capabilities,
     )
 
 
-def image_input(network: Any) -> Any:
-    """The input that pictures go into: the only one, or the only one of four dimensions.
+def find_image_input(network: Any) -> Any:
+    """The input that images go into: the only one, or the only one of four dimensions.
 
     Args:
         network: After parsing.
@@ -89,17 +105,17 @@ def image_input(network: Any) -> Any:
         BuildError: There is none, or several.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    pictures = [tensor for tensor in inputs if len(tensor.shape) == 4]
-    if len(pictures) != 1:
+    images = [tensor for tensor in inputs if len(tensor.shape) == 4]
+    if len(images) != 1:
         raise BuildError(
             "build an engine",
-            f"the graph has {len(pictures)} inputs for pictures (NCHW)",
+            f"the graph has {len(images)} inputs for images (NCHW)",
             "give a graph with exactly one",
         )
-    return pictures[0]
+    return images[0]
 
 
-def profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+def compute_profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
     """Smallest, best and largest input shape.
 
     Args:
@@ -117,8 +133,8 @@ def profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tup
     low: tuple[int, ...] = best
     high: tuple[int, ...] = best
     if settings.dynamic:
-        low = (1, channels, *settings.smallest)
-        high = (settings.batch, channels, *(settings.largest or settings.imgsz))
+        low = (1, channels, *settings.min_imgsz)
+        high = (settings.batch, channels, *(settings.max_imgsz or settings.imgsz))
     for side, (fixed, wanted) in enumerate(zip(shape, best, strict=True)):
         if fixed > 0 and fixed != wanted:
             name = ("batch", "channels", "height", "width")[side]
@@ -138,7 +154,7 @@ def profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tup
     return low, best, high
 
 
-def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities, *, calibrated: bool = False) -> int:
+def constrain_precisions(network: Any, proto: onnx.ModelProto, found: Capabilities, *, calibrated: bool = False) -> int:
     """Hold nodes above the precision that TensorRT would give them, where only flags choose (up to 10, untyped).
 
     With the FP16 flag alone TensorRT may run in FP16 what the graph keeps in FP32 because it would overflow; with a
@@ -157,12 +173,12 @@ def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities, *, cali
     """
     if not found.has_precision_constraints:
         return 0
-    names = set(_float_nodes(proto))
-    if not _has_half(proto):
+    names = set(_find_fp32_nodes(proto))
+    if not _has_fp16(proto):
         # A graph that is FP32 throughout, but for Q/DQ pairs, names the nodes that lower precisions would blur.
-        names &= set(description(proto).get("fp32", ()))
+        names &= set(read_trtkit_metadata(proto).get("fp32", ()))
     halves = {node.name for node in proto.graph.node if calibrated and node.op_type == "ConvTranspose"} - names
-    trt = module(found.backend)
+    trt = import_bindings(found.backend)
     pinned = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -178,7 +194,7 @@ def pin_types(network: Any, proto: onnx.ModelProto, found: Capabilities, *, cali
     return pinned
 
 
-def _has_half(proto: onnx.ModelProto) -> bool:
+def _has_fp16(proto: onnx.ModelProto) -> bool:
     half = onnx.TensorProto.FLOAT16
     return any(tensor.data_type == half for tensor in proto.graph.initializer) or any(
         node.op_type == "Cast" and any(attribute.name == "to" and attribute.i == half for attribute in node.attribute)
@@ -186,19 +202,19 @@ def _has_half(proto: onnx.ModelProto) -> bool:
     )
 
 
-def _float_nodes(proto: onnx.ModelProto) -> Iterator[str]:
+def _find_fp32_nodes(proto: onnx.ModelProto) -> Iterator[str]:
     """Names of the nodes that write FP32 in a typed graph."""
     inferred = onnx.shape_inference.infer_shapes(proto)
     known = [*inferred.graph.value_info, *inferred.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in known}
     for node in proto.graph.node:
-        if node.op_type not in UNTYPED and all(
+        if node.op_type not in NON_FLOAT_OPS and all(
             types.get(name) == onnx.TensorProto.FLOAT for name in node.output if name
         ):
             yield node.name
 
 
-def _reason(error: Any, proto: onnx.ModelProto, found: Capabilities) -> str:
+def _describe_parser_error(error: Any, proto: onnx.ModelProto, found: Capabilities) -> str:
     """A parser error as "node 'x' (operator Y): why"."""
     index = int(error.node())
     if found.has_parser_nodes:

@@ -14,10 +14,10 @@ from typing import Any
 from trtkit.errors import OutputError
 from trtkit.files import write_bytes
 
-__all__ = ["TimingCache", "cache_folder"]
+__all__ = ["TimingCache", "user_cache_dir"]
 
 
-def cache_folder() -> Path:
+def user_cache_dir() -> Path:
     """Where trtkit keeps what it may lose: `TRTKIT_CACHE`, else the user's cache folder."""
     chosen = os.environ.get("TRTKIT_CACHE")
     if chosen:
@@ -38,7 +38,7 @@ class TimingCache:
         self.path = path
 
     @classmethod
-    def chosen(cls, setting: bool | Path, *, version: str, gpu: str, sm: str) -> TimingCache | None:
+    def from_setting(cls, setting: bool | Path, *, version: str, gpu: str, sm: str) -> TimingCache | None:
         """The cache that a build's settings ask for.
 
         Args:
@@ -52,7 +52,7 @@ class TimingCache:
         if setting is not True:
             return cls(Path(setting))
         slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-        return cls(cache_folder() / "timing" / f"tensorrt-{version}-{slug}-{sm}.cache")
+        return cls(user_cache_dir() / "timing" / f"tensorrt-{version}-{slug}-{sm}.cache")
 
     def attach(self, config: Any) -> int:
         """Give a builder's configuration what the file holds.
@@ -72,7 +72,7 @@ class TimingCache:
                 if (
                     cache is not None
                     and config.set_timing_cache(cache, ignore_mismatch=False)
-                    and _took(cache, config.create_timing_cache(b""), data)
+                    and _was_loaded(cache, config.create_timing_cache(b""), data)
                 ):
                     return len(data)
             warnings.warn(
@@ -148,7 +148,7 @@ class TimingCache:
                 yield
 
 
-def _took(cache: Any, empty: Any, data: bytes) -> bool:
+def _was_loaded(cache: Any, empty: Any, data: bytes) -> bool:
     """Whether a cache holds what a file did: TensorRT 8.6 made an empty one of a text, and said nothing."""
     size = len(bytes(cache.serialize()))
     return size > len(bytes(empty.serialize())) or size == len(data)

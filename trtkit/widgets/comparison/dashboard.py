@@ -13,10 +13,24 @@ import ipywidgets
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError
 from trtkit.plotting.comparison import accuracy_figure, classes_change_figure, latency_figure, size_figure
-from trtkit.widgets.comparison.state import DashboardState, demo_comparison, given_comparison, others
-from trtkit.widgets.ui.controls import NARROW, ROW, SHORT, Fault, guarded, labelled, note_html, side
-from trtkit.widgets.ui.figure import Live
-from trtkit.widgets.ui.html import Saved, sheet, table_html
+from trtkit.widgets.comparison.state import (
+    DashboardState,
+    compare_demo_model,
+    list_compared_precisions,
+    resolve_comparison,
+)
+from trtkit.widgets.ui.controls import (
+    NARROW_WIDTH,
+    SHORT_LABEL,
+    WRAPPED_ROW,
+    ErrorBox,
+    catch_errors,
+    half_width,
+    make_control,
+    render_note,
+)
+from trtkit.widgets.ui.figure import ClickableFigure
+from trtkit.widgets.ui.html import StaticOutput, render_table, style_widget
 from trtkit.widgets.ui.jobs import JobView
 
 if TYPE_CHECKING:
@@ -24,13 +38,22 @@ if TYPE_CHECKING:
 
     from trtkit.widgets.comparison.state import DashboardState, GalleryState
 
-__all__ = ["Compared", "Dashboard", "cards", "changes_table", "classes_table", "dashboard", "headline_table", "verdict"]
+__all__ = [
+    "ComparisonWidget",
+    "Dashboard",
+    "dashboard",
+    "render_change_cards",
+    "render_changes_table",
+    "render_classes_table",
+    "render_summary_table",
+    "render_verdict",
+]
 
 
 # A widget about a comparison: one that is given, one that lies in a folder, or the demo's, made in the background.
 
 
-class Compared(Saved):
+class ComparisonWidget(StaticOutput):
     """The common frame of dashboard and gallery.
 
     Args:
@@ -47,17 +70,17 @@ class Compared(Saved):
         self.add_class("trtkit")
         self.add_class(f"trtkit-{name}")
         self.work = JobView("compare the embedded model", self._ended)
-        self.fault = Fault()
-        self.children = (sheet(), self.hidden, self.work, self.fault)
-        found = given_comparison(source)
+        self.fault = ErrorBox()
+        self.children = (style_widget(), self.hidden, self.work, self.fault)
+        found = resolve_comparison(source)
         if found is None:
-            self.work.start(demo_comparison)
+            self.work.start(compare_demo_model)
         else:
             self.fill(found)
 
     def fill(self, comparison: Comparison) -> None:
         """Show a comparison."""
-        self.children = (sheet(), self.hidden, self.work, self.fault, *self.parts(comparison))
+        self.children = (style_widget(), self.hidden, self.work, self.fault, *self.parts(comparison))
         self.renew()
 
     def parts(self, comparison: Comparison) -> list[ipywidgets.Widget]:
@@ -75,11 +98,11 @@ class Compared(Saved):
     def _ended(self, job: Any) -> None:
         if job.state == "done":
             self.work.layout.display = "none"
-            guarded(self.fault.show)(self.fill)(job.result)
+            catch_errors(self.fault.show)(self.fill)(job.result)
 
     def _asked(self, call: Callable[..., Any], settle: Callable[[], Any]) -> Callable[..., None]:
         """What a control calls: an error is shown, and the controls fall back to what holds."""
-        shown = guarded(self.fault.show)(call)
+        shown = catch_errors(self.fault.show)(call)
 
         def asked(*arguments: Any) -> None:
             shown(*arguments)
@@ -89,17 +112,17 @@ class Compared(Saved):
         return asked
 
 
-# A comparison's tables and pictures as HTML.
+# A comparison's tables and images as HTML.
 
 
-SIGNS = {"lost": "▼ lost", "new error": "▼ new error", "won": "▲ won", "error gone": "▲ error gone"}
-"""Harm points down, gain up, so that no colour has to say it."""
+CHANGE_LABELS = {"lost": "▼ lost", "new error": "▼ new error", "gained": "▲ won", "error gone": "▲ error gone"}
+"""Harm points down, gain up, so that no color has to say it."""
 
 
-def verdict(state: DashboardState) -> str:
+def render_verdict(state: DashboardState) -> str:
     """What the comparison says, in sentences."""
     said = [f"<li>{html.escape(line)}</li>" for line in state.comparison.verdict()]
-    first = len(others(state.comparison)) + 1
+    first = len(list_compared_precisions(state.comparison)) + 1
     model = html.escape(str(state.comparison.about["model"]))
     rest = f"<details><summary>What else the numbers say</summary><ul>{''.join(said[first:])}</ul></details>"
     return (
@@ -108,14 +131,14 @@ def verdict(state: DashboardState) -> str:
     )
 
 
-def headline_table(state: DashboardState) -> str:
+def render_summary_table(state: DashboardState) -> str:
     """Accuracy with intervals, times and sizes, one row a precision; the one that stands out is marked."""
     frame = state.headline()
     headings: dict[str, str] = {
-        "p50_ms": "half within, ms", "p99_ms": "99 % within, ms", "pictures_per_s": "pictures/s", "onnx_mb": "ONNX, MB",
+        "p50_ms": "half within, ms", "p99_ms": "99 % within, ms", "images_per_s": "images/s", "onnx_mb": "ONNX, MB",
         "engine_mb": "engine, MB",
     }  # fmt: skip
-    digits = {"p50_ms": 2, "p99_ms": 2, "pictures_per_s": 1, "onnx_mb": 1, "engine_mb": 1}
+    digits = {"p50_ms": 2, "p99_ms": 2, "images_per_s": 1, "onnx_mb": 1, "engine_mb": 1}
     for metric, _ in state.comparison.about["metrics"]:
         headings |= {f"delta {metric}": "change", f"interval {metric}": "95 % interval"}
         digits |= {metric: 4, f"delta {metric}": 4}
@@ -125,61 +148,61 @@ def headline_table(state: DashboardState) -> str:
     caption = (
         f"Changes against {state.reference.upper()} with their 95 % intervals; batch {state.batch}, {runners}{clock}"
     )
-    return table_html(frame, caption=caption, headings=headings, digits=digits, marked=marked)
+    return render_table(frame, caption=caption, headings=headings, digits=digits, row_classes=marked)
 
 
-def classes_table(state: DashboardState) -> str:
+def render_classes_table(state: DashboardState) -> str:
     """One row a class, the one that loses most first; the one that stands out is marked."""
     frame = state.by_class()
     headings = {"name": "class", "instances": "labels", "reference": state.reference.upper(),
                 "value": state.precision.upper(), "delta": "change", "interval": "95 % interval",
-                "measurable": "more than chance"}  # fmt: skip
+                "significant": "more than chance"}  # fmt: skip
     digits = dict.fromkeys(("reference", "value", "delta"), 4)
     marked = {place: "trtkit-marked" for place, name in enumerate(frame["name"]) if name == state.name}
-    told = table_html(frame, caption=f"{state.metric} by class", headings=headings, digits=digits, marked=marked)
+    told = render_table(frame, caption=f"{state.metric} by class", headings=headings, digits=digits, row_classes=marked)
     return f"<div class='trtkit-scroll' tabindex='0'>{told}</div>"
 
 
-def changes_table(state: DashboardState) -> str:
+def render_changes_table(state: DashboardState) -> str:
     """How many objects were lost and won."""
     if state.precision == state.reference:
-        return note_html(f"{state.reference.upper()} is what the others are told against: nothing changes in it.")
+        return render_note(f"{state.reference.upper()} is what the others are told against: nothing changes in it.")
     of = f" of class {state.name}" if state.name else ""
     caption = f"What {state.precision.upper()} changes{of} at confidence 0.25; tk.gallery(comparison) draws it"
     frame = state.changed().rename({"what": ""})
-    return table_html(frame, caption=caption)
+    return render_table(frame, caption=caption)
 
 
-def cards(state: GalleryState) -> str:
-    """The page's changes as pictures: the reference on the left, the precision on the right, the label in white."""
+def render_change_cards(state: GalleryState) -> str:
+    """The page's changes as images: the reference on the left, the precision on the right, the label in white."""
     frame = state.drawn()
     if frame.is_empty():
-        return note_html("Nothing of this kind changed.", kind="good")
+        return render_note("Nothing of this kind changed.", kind="good")
     missing = int(frame["png"].null_count())
-    told = "".join(_card(row, state) for row in frame.iter_rows(named=True))
-    note = note_html(f"{missing} pictures are no longer where they were judged, and can't be drawn.", kind="warning")
+    told = "".join(_info(row, state) for row in frame.iter_rows(named=True))
+    note = render_note(f"{missing} images are no longer where they were judged, and can't be drawn.", kind="warning")
     return f"{note if missing else ''}<div class='trtkit-cards'>{told}</div>"
 
 
-def _card(row: dict[str, Any], state: GalleryState) -> str:
+def _info(row: dict[str, Any], state: GalleryState) -> str:
     before, after = ("none" if row[name] is None else f"{row[name]:.2f}" for name in ("score_reference", "score"))
     name = html.escape(str(row["name"]))
-    told = f"{SIGNS[row['change']]}: {name}, score {before} to {after}"
+    told = f"{CHANGE_LABELS[row['change']]}: {name}, score {before} to {after}"
     file = html.escape(Path(row["path"]).name)
     alt = f"{told}, in {file}; {state.reference} on the left, {state.precision} on the right"
-    picture = ""
+    image = ""
     if row["png"] is not None:
         source = base64.b64encode(row["png"]).decode("ascii")
         kind = "png" if row["png"][:4] == b"\x89PNG" else "jpeg"
-        picture = f"<img alt=\"{html.escape(alt, quote=True)}\" src='data:image/{kind};base64,{source}' loading='lazy'>"
+        image = f"<img alt=\"{html.escape(alt, quote=True)}\" src='data:image/{kind};base64,{source}' loading='lazy'>"
     heads = f"<span class='trtkit-soft'>{state.reference.upper()} | {state.precision.upper()} · {file}</span>"
-    return f"<figure>{picture}<figcaption><b>{told}</b><br>{heads}</figcaption></figure>"
+    return f"<figure>{image}<figcaption><b>{told}</b><br>{heads}</figcaption></figure>"
 
 
-ALL = "all classes"
+ALL_CLASSES = "all classes"
 
 
-class Dashboard(Compared):
+class Dashboard(ComparisonWidget):
     """The dashboard; everything that a click does is a method too.
 
     Attributes:
@@ -202,23 +225,23 @@ class Dashboard(Compared):
     def parts(self, comparison: Comparison) -> list[ipywidgets.Widget]:
         """Controls, plots and tables of a comparison."""
         self.state = state = DashboardState.of(comparison)
-        self.precision = labelled(
+        self.precision = make_control(
             ipywidgets.ToggleButtons, "Precision", "The precision that stands out in every plot and table",
             name="precision", options=[(name.upper(), name) for name in state.precisions], value=state.precision,
-            style={**SHORT, "button_width": "6rem"},
+            style={**SHORT_LABEL, "button_width": "6rem"},
         )  # fmt: skip
-        self.class_name = labelled(
+        self.class_name = make_control(
             ipywidgets.Dropdown, "Class", "The class that stands out; a click on its point does the same",
-            name="class", options=[(ALL, ""), *((name, name) for name in state.names)], style=SHORT,
-            layout=ipywidgets.Layout(width=NARROW),
+            name="class", options=[(ALL_CLASSES, ""), *((name, name) for name in state.names)], style=SHORT_LABEL,
+            layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
-        self.metric = labelled(
+        self.metric = make_control(
             ipywidgets.Dropdown, "By class", "The metric that classes are told by", name="metric",
-            options=state.class_metrics, value=state.metric, style=SHORT, layout=ipywidgets.Layout(width=NARROW),
+            options=state.class_metrics, value=state.metric, style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
-        self.batch = labelled(
+        self.batch = make_control(
             ipywidgets.Dropdown, "Batch", "The batch size whose times are shown", name="batch", options=state.batches,
-            value=state.batch, style=SHORT, layout=ipywidgets.Layout(width="13rem"),
+            value=state.batch, style=SHORT_LABEL, layout=ipywidgets.Layout(width="13rem"),
             disabled=len(state.batches) < 2,
         )  # fmt: skip
         for control, what in (
@@ -226,9 +249,12 @@ class Dashboard(Compared):
         ):  # fmt: skip
             control.observe(self._observer(what), "value")
         toggle = self._asked(self.toggle, self._render)
-        self.accuracy = Live("accuracy", click=self._click, carry=True)
-        self.latency, self.size = Live("latency", click=self._click), Live("size", self._pick, click=self._click)
-        self.classes = Live("classes", toggle, show=self.fault.show, click=self._click)
+        self.accuracy = ClickableFigure("accuracy", clickable=self._click, include_plotlyjs=True)
+        self.latency, self.size = (
+            ClickableFigure("latency", clickable=self._click),
+            ClickableFigure("size", self._pick, clickable=self._click),
+        )
+        self.classes = ClickableFigure("classes", toggle, show_error=self.fault.show, clickable=self._click)
         self.told = {name: ipywidgets.HTML() for name in ("verdict", "headline", "classes", "changes")}
         for name, place in self.told.items():
             place.add_class(f"trtkit-{name}-table" if name != "verdict" else "trtkit-verdict")
@@ -236,12 +262,12 @@ class Dashboard(Compared):
         return [
             self.told["verdict"],
             ipywidgets.HBox(
-                [self.precision, self.class_name, self.metric, self.batch], layout=ipywidgets.Layout(**ROW)
+                [self.precision, self.class_name, self.metric, self.batch], layout=ipywidgets.Layout(**WRAPPED_ROW)
             ),
             self.told["headline"],
-            _halves("Accuracy", [self.accuracy], [self.told["changes"]]),
-            _halves("Times and sizes", [self.latency], [self.size]),
-            _halves("Class by class", [self.classes], [self.told["classes"]]),
+            _build_row("Accuracy", [self.accuracy], [self.told["changes"]]),
+            _build_row("Times and sizes", [self.latency], [self.size]),
+            _build_row("Class by class", [self.classes], [self.told["classes"]]),
         ]
 
     def figures(self) -> Sequence[go.Figure]:
@@ -254,7 +280,7 @@ class Dashboard(Compared):
     def still(self) -> Sequence[go.Figure | str]:
         """Figures and tables as they stand, for what outlives the kernel."""
         if self.state is None:
-            return [note_html("The comparison was still running when this page was written.")]
+            return [render_note("The comparison was still running when this page was written.")]
         told = {name: place.value for name, place in self.told.items()}
         first, *rest = self.figures()
         return [told["verdict"], told["headline"], first, told["changes"], *rest, told["classes"]]
@@ -294,17 +320,17 @@ class Dashboard(Compared):
             )
         self.latency.draw(latency_figure(whole.samples, whole.runners, state.batch, focus=state.precision))
         self.size.draw(size_figure(whole.rows, focus=state.precision))
-        self.told["verdict"].value = verdict(state)
-        self.told["headline"].value = headline_table(state)
-        self.told["classes"].value = classes_table(state)
-        self.told["changes"].value = changes_table(state)
+        self.told["verdict"].value = render_verdict(state)
+        self.told["headline"].value = render_summary_table(state)
+        self.told["classes"].value = render_classes_table(state)
+        self.told["changes"].value = render_changes_table(state)
 
 
-def _halves(title: str, left: Sequence[ipywidgets.Widget], right: Sequence[ipywidgets.Widget]) -> ipywidgets.VBox:
+def _build_row(title: str, left: Sequence[ipywidgets.Widget], right: Sequence[ipywidgets.Widget]) -> ipywidgets.VBox:
     """A titled row of a plot and what stands beside it."""
-    boxes = [ipywidgets.VBox(list(half), layout=side()) for half in (left, right)]
+    boxes = [ipywidgets.VBox(list(half), layout=half_width()) for half in (left, right)]
     return ipywidgets.VBox(
-        [ipywidgets.HTML(f"<h4>{title}</h4>"), ipywidgets.HBox(boxes, layout=ipywidgets.Layout(**ROW))]
+        [ipywidgets.HTML(f"<h4>{title}</h4>"), ipywidgets.HBox(boxes, layout=ipywidgets.Layout(**WRAPPED_ROW))]
     )
 
 

@@ -1,4 +1,4 @@
-"""gallery(): the pictures where a precision lost or won an object, the ones that hurt most first."""
+"""gallery(): the images where a precision lost or won an object, the ones that hurt most first."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import ipywidgets
 
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError
-from trtkit.widgets.comparison.dashboard import SIGNS, Compared, cards
-from trtkit.widgets.comparison.state import CHANGES, GalleryState, others
-from trtkit.widgets.ui.controls import NARROW, ROW, SHORT, button, labelled, note_html
+from trtkit.widgets.comparison.dashboard import CHANGE_LABELS, ComparisonWidget, render_change_cards
+from trtkit.widgets.comparison.state import CHANGES, GalleryState, list_compared_precisions
+from trtkit.widgets.ui.controls import NARROW_WIDTH, SHORT_LABEL, WRAPPED_ROW, make_button, make_control, render_note
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["Gallery", "gallery"]
 
-ALL = "all classes"
+ALL_CLASSES = "all classes"
 
 
-class Gallery(Compared):
+class Gallery(ComparisonWidget):
     """The gallery; everything that a click does is a method too.
 
     Attributes:
@@ -43,25 +43,25 @@ class Gallery(Compared):
         self._become(self._known().turning(pages))
 
     def parts(self, comparison: Comparison) -> list[ipywidgets.Widget]:
-        """Controls and pictures of a comparison."""
+        """Controls and images of a comparison."""
         self.state = state = GalleryState.of(comparison, self._precision)
-        self.precision = labelled(
+        self.precision = make_control(
             ipywidgets.ToggleButtons, "Precision", "Whose changes against the reference are drawn", name="precision",
-            options=[(name.upper(), name) for name in others(comparison)], value=state.precision,
-            style={**SHORT, "button_width": "6rem"},
+            options=[(name.upper(), name) for name in list_compared_precisions(comparison)], value=state.precision,
+            style={**SHORT_LABEL, "button_width": "6rem"},
         )  # fmt: skip
         names = list(comparison.classes["name"].unique(maintain_order=True))
-        self.class_name = labelled(
+        self.class_name = make_control(
             ipywidgets.Dropdown, "Class", "Draw changes of this class alone", name="class",
-            options=[(ALL, ""), *((name, name) for name in names)], style=SHORT, layout=ipywidgets.Layout(width=NARROW),
+            options=[(ALL_CLASSES, ""), *((name, name) for name in names)], style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
-        self.conf = labelled(
+        self.conf = make_control(
             ipywidgets.FloatSlider, "Score from", "Detections below this score count as none", name="conf",
-            value=state.conf, min=0.05, max=0.95, step=0.05, continuous_update=False, style=SHORT,
-            layout=ipywidgets.Layout(width=NARROW),
+            value=state.conf, min=0.05, max=0.95, step=0.05, continuous_update=False, style=SHORT_LABEL,
+            layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
         self.kinds = {
-            kind: labelled(
+            kind: make_control(
                 ipywidgets.Checkbox, kind, f"Draw {told}", name=f"kind-{kind.replace(' ', '-')}", indent=False,
                 layout=ipywidgets.Layout(width="auto"), style={},
             )
@@ -74,19 +74,19 @@ class Gallery(Compared):
             control.observe(self._observer(what), "value")
         turn = self._asked(self.turn, self._render)
         narrow = ipywidgets.Layout(width="7rem")
-        self.back = button("◀ Before", "The page before", lambda: turn(-1), name="before", layout=narrow)
-        self.on = button("Next ▶", "The next page", lambda: turn(1), name="next", layout=narrow)
-        self.place, self.pictures = ipywidgets.HTML(), ipywidgets.HTML()
+        self.back = make_button("◀ Before", "The page before", lambda: turn(-1), name="before", layout=narrow)
+        self.on = make_button("Next ▶", "The next page", lambda: turn(1), name="next", layout=narrow)
+        self.place, self.images = ipywidgets.HTML(), ipywidgets.HTML()
         self.place.add_class("trtkit-place")
-        self.pictures.add_class("trtkit-pictures")
+        self.images.add_class("trtkit-images")
         self._render()
         model = comparison.about["model"]
-        row = ipywidgets.Layout(**ROW)
+        row = ipywidgets.Layout(**WRAPPED_ROW)
         return [
             ipywidgets.HTML(f"<h3>What each precision of {model} loses and wins, the most harmful first</h3>"),
             ipywidgets.HBox([self.precision, self.class_name, self.conf], layout=row),
             ipywidgets.HBox([*self.kinds.values(), self.back, self.on, self.place], layout=row),
-            self.pictures,
+            self.images,
         ]
 
     def choose_kinds(self) -> None:
@@ -94,14 +94,14 @@ class Gallery(Compared):
         self.choose(kinds=tuple(kind for kind, box in self.kinds.items() if box.value))
 
     def figures(self) -> Sequence[go.Figure]:
-        """There are none: the gallery shows pictures."""
+        """There are none: the gallery shows images."""
         return []
 
     def still(self) -> Sequence[go.Figure | str]:
-        """The pictures as they stand, for what outlives the kernel."""
+        """The images as they stand, for what outlives the kernel."""
         if self.state is None:
-            return [note_html("The comparison was still running when this page was written.")]
-        return [f"<h3>{self.state.precision.upper()} against {self.state.reference.upper()}</h3>", self.pictures.value]
+            return [render_note("The comparison was still running when this page was written.")]
+        return [f"<h3>{self.state.precision.upper()} against {self.state.reference.upper()}</h3>", self.images.value]
 
     def _known(self) -> GalleryState:
         if self.state is None:
@@ -124,12 +124,12 @@ class Gallery(Compared):
         try:
             self.precision.value, self.class_name.value, self.conf.value = state.precision, state.name, state.conf
             for kind, box in self.kinds.items():
-                box.value, box.description = kind in state.kinds, f"{SIGNS[kind]} ({counts[kind]})"
+                box.value, box.description = kind in state.kinds, f"{CHANGE_LABELS[kind]} ({counts[kind]})"
         finally:
             self._quiet = False
         self.back.disabled, self.on.disabled = state.page == 0, state.page >= state.pages - 1
         self.place.value = f"<span role='status'>page {state.page + 1} of {state.pages}</span>"
-        self.pictures.value = cards(state)
+        self.images.value = render_change_cards(state)
 
 
 def gallery(comparison: Comparison | str | Path | None = None, precision: str | None = None) -> Gallery:

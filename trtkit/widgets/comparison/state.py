@@ -12,25 +12,42 @@ import polars as pl
 
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import RecipeError
-from trtkit.progress import Cancel, Progress
+from trtkit.progress import CancelToken, Progress
 
-__all__ = ["CHANGES", "DashboardState", "GalleryState", "demo_comparison", "given_comparison", "others"]
+__all__ = [
+    "CHANGES",
+    "DashboardState",
+    "GalleryState",
+    "compare_demo_model",
+    "list_compared_precisions",
+    "resolve_comparison",
+]
 
 CHANGES = {
     "lost": "objects that it no longer finds",
     "new error": "wrong detections that it makes anew",
-    "won": "objects that it finds and the reference does not",
+    "gained": "objects that it finds and the reference does not",
     "error gone": "wrong detections of the reference that it does not make",
 }
 """Sorts of change, the harmful ones first."""
 
 PER_PAGE = 12
 
-DECIDING = ("mAP50-95(", "mAP50(", "top1", "top5", "precision(", "recall(", "coco/AP", "coco/AP50", "coco/AP75")
+SUMMARY_METRICS = (
+    "mAP50-95(",
+    "mAP50(",
+    "top1",
+    "top5",
+    "precision(",
+    "recall(",
+    "pycocotools/AP",
+    "pycocotools/AP50",
+    "pycocotools/AP75",
+)
 """Metrics worth a line each, in this order."""
 
 
-def given_comparison(source: Comparison | str | Path | None) -> Comparison | None:
+def resolve_comparison(source: Comparison | str | Path | None) -> Comparison | None:
     """A comparison that was given, or the one that `trtkit demo` left; None where there is neither.
 
     Raises:
@@ -40,33 +57,33 @@ def given_comparison(source: Comparison | str | Path | None) -> Comparison | Non
 
     if isinstance(source, Comparison):
         return source
-    if source is None and not (demo.OUTPUT / f"{Comparison.kind}.json").is_file():
+    if source is None and not (demo.OUTPUT_DIR / f"{Comparison.kind}.json").is_file():
         return None
-    return Comparison.load(demo.OUTPUT if source is None else source)
+    return Comparison.load(demo.OUTPUT_DIR if source is None else source)
 
 
-def demo_comparison(*, progress: Progress | None = None, cancel: Cancel | None = None) -> Comparison:
+def compare_demo_model(*, progress: Progress | None = None, cancel: CancelToken | None = None) -> Comparison:
     """Compare the embedded model's precisions, as `trtkit demo` does.
 
     Raises:
         CancelledError: The caller cancelled.
     """
     from trtkit import demo
-    from trtkit.backends.capabilities import describe
+    from trtkit.backends.capabilities import probe
     from trtkit.comparison.comparator import compare
 
     return compare(
         demo.model_path(),
         demo.data_path(),
-        device=None if describe("tensorrt_rtx").gpus else demo.DEVICE,
-        output=demo.OUTPUT,
+        device=None if probe("tensorrt_rtx").gpus else demo.DEVICE,
+        output=demo.OUTPUT_DIR,
         overwrite=True,
         progress=progress,
         cancel=cancel,
     )
 
 
-def others(comparison: Comparison) -> list[str]:
+def list_compared_precisions(comparison: Comparison) -> list[str]:
     """The precisions that were compared with the reference."""
     known = comparison.rows["precision"].unique(maintain_order=True).to_list()
     return [name for name in known if name != comparison.about["reference"]]
@@ -96,7 +113,7 @@ class DashboardState:
         rows = comparison.rows
         return cls(
             comparison=comparison,
-            precision=(others(comparison) or [comparison.about["reference"]])[-1],
+            precision=(list_compared_precisions(comparison) or [comparison.about["reference"]])[-1],
             metric=comparison.about["metrics"][0][0],
             batch=int(rows["batch"][0]),
         )
@@ -121,7 +138,7 @@ class DashboardState:
         """Metrics worth a line each, the ones that decide first."""
         known = list(self.comparison.about["all_metrics"])
         first = [column for column, _ in self.comparison.about["metrics"]]
-        exact = [name for start in DECIDING for name in known if _of(name, start)]
+        exact = [name for start in SUMMARY_METRICS for name in known if _matches_metric(name, start)]
         return list(dict.fromkeys((*first, *exact)))
 
     @functools.cached_property
@@ -166,9 +183,9 @@ class DashboardState:
             columns += [pl.col(metric), pl.when(compared).then(pl.col(f"delta {metric}")).alias(f"delta {metric}")]
             ends = [f"delta {metric} {end}" for end in ("low", "high")]
             if ends[0] in part.columns:
-                told = pl.Series([_interval(*row) for row in part.select(ends).iter_rows()], dtype=pl.String)
+                told = pl.Series([_format_interval(*row) for row in part.select(ends).iter_rows()], dtype=pl.String)
                 columns.append(pl.when(compared).then(pl.lit(told)).alias(f"interval {metric}"))
-        columns += [pl.col(name) for name in ("p50_ms", "p99_ms", "pictures_per_s", "onnx_mb", "engine_mb")]
+        columns += [pl.col(name) for name in ("p50_ms", "p99_ms", "images_per_s", "onnx_mb", "engine_mb")]
         return part.select(columns)
 
     def by_class(self) -> pl.DataFrame:
@@ -180,15 +197,19 @@ class DashboardState:
         rows = told.filter(
             (pl.col("precision") == self.precision) & (pl.col("scope") == "class") & (pl.col("metric") == self.metric)
         )
-        interval = pl.Series("interval", [_interval(*row) for row in rows.select("low", "high").iter_rows()], pl.String)
-        chosen = rows.select("name", "reference", "value", "delta", interval, "measurable")
+        interval = pl.Series(
+            "interval", [_format_interval(*row) for row in rows.select("low", "high").iter_rows()], pl.String
+        )
+        chosen = rows.select("name", "reference", "value", "delta", interval, "significant")
         return labels.join(chosen, on="name", how="inner", maintain_order="left").sort("delta", maintain_order=True)
 
     @functools.cached_property
     def all_changes(self) -> pl.DataFrame:
         """Objects won and lost by the precision; empty for the reference itself."""
-        if self.precision == self.reference or "path" not in self.comparison.pictures.columns:
-            return pl.DataFrame(schema={"change": pl.String, "hurt": pl.Float64, "name": pl.String, "path": pl.String})
+        if self.precision == self.reference or "path" not in self.comparison.images.columns:
+            return pl.DataFrame(
+                schema={"change": pl.String, "score_drop": pl.Float64, "name": pl.String, "path": pl.String}
+            )
         return self.comparison.changes(self.precision)
 
     def changed(self) -> pl.DataFrame:
@@ -220,7 +241,7 @@ class GalleryState:
 
     comparison: Comparison
     precision: str
-    kinds: tuple[str, ...] = ("lost", "new error", "won")
+    kinds: tuple[str, ...] = ("lost", "new error", "gained")
     name: str = ""
     conf: float = 0.25
     page: int = 0
@@ -232,7 +253,7 @@ class GalleryState:
         Raises:
             RecipeError: The precision was not compared, or there is nothing to compare it with.
         """
-        known = others(comparison)
+        known = list_compared_precisions(comparison)
         if not known:
             raise RecipeError("draw what changed", "only one precision was compared", "compare at least two")
         return cls(comparison=comparison, precision=known[-1]).choosing(precision=precision or known[-1])
@@ -250,7 +271,7 @@ class GalleryState:
         """
         state = dataclasses.replace(self, **choices, page=0)
         asked: Iterable[tuple[str, Any, list[str]]] = (
-            ("precision", state.precision, others(self.comparison)),
+            ("precision", state.precision, list_compared_precisions(self.comparison)),
             ("class", state.name, ["", *self.comparison.classes["name"].unique(maintain_order=True)]),
             *(("change", kind, list(CHANGES)) for kind in state.kinds),
         )
@@ -289,7 +310,7 @@ class GalleryState:
         if self.name:
             part = part.filter(pl.col("name") == self.name)
         return (
-            part.with_columns(weight=pl.col("hurt").abs(), gain=pl.col("hurt") < 0)
+            part.with_columns(weight=pl.col("score_drop").abs(), gain=pl.col("score_drop") < 0)
             .sort("gain", "weight", descending=[False, True], maintain_order=True)
             .drop("weight", "gain")
         )
@@ -300,17 +321,17 @@ class GalleryState:
         return max(1, -(-len(self.chosen()) // PER_PAGE))
 
     def drawn(self) -> pl.DataFrame:
-        """The page's changes with their pictures; `png` is null where a picture is no longer there."""
-        from trtkit.comparison.object_changes import gallery
+        """The page's changes with their images; `png` is null where an image is no longer there."""
+        from trtkit.comparison.object_changes import draw_object_changes
 
-        reference, other = (self.comparison.judged(name) for name in (self.reference, self.precision))
-        return gallery(self.chosen().slice(self.page * PER_PAGE, PER_PAGE), reference, other, most=PER_PAGE)
+        reference, other = (self.comparison.evaluation(name) for name in (self.reference, self.precision))
+        return draw_object_changes(self.chosen().slice(self.page * PER_PAGE, PER_PAGE), reference, other, most=PER_PAGE)
 
 
-def _of(metric: str, start: str) -> bool:
+def _matches_metric(metric: str, start: str) -> bool:
     """Whether a metric is the one, or of the family where that ends in a bracket."""
     return metric.startswith(start) if start.endswith("(") else metric == start
 
 
-def _interval(low: float | None, high: float | None) -> str | None:
+def _format_interval(low: float | None, high: float | None) -> str | None:
     return None if low is None or high is None else f"{low:+.4f} to {high:+.4f}"

@@ -9,12 +9,28 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from trtkit.errors import DataError
-from trtkit.inspection.layer_table import layers_of
-from trtkit.plotting.engine import alignment_figure, layers_figure, shares_figure
-from trtkit.widgets.explorer.state import ORDERS, ExplorerState, demo_engines, left_by_demo, timed, why_untimed
-from trtkit.widgets.ui.controls import NARROW, ROW, SHORT, Fault, button, guarded, labelled, note_html
-from trtkit.widgets.ui.figure import Live
-from trtkit.widgets.ui.html import Saved, facts_html, sheet, table_html
+from trtkit.inspection.layer_table import read_layers
+from trtkit.plotting.engine import engine_diff_figure, layers_figure, precision_shares_figure
+from trtkit.widgets.explorer.state import (
+    ORDERS,
+    ExplorerState,
+    build_demo_engines,
+    explain_untimed,
+    find_demo_engines,
+    time_layers,
+)
+from trtkit.widgets.ui.controls import (
+    NARROW_WIDTH,
+    SHORT_LABEL,
+    WRAPPED_ROW,
+    ErrorBox,
+    catch_errors,
+    make_button,
+    make_control,
+    render_note,
+)
+from trtkit.widgets.ui.figure import ClickableFigure
+from trtkit.widgets.ui.html import StaticOutput, render_facts, render_table, style_widget
 from trtkit.widgets.ui.jobs import JobView
 
 if TYPE_CHECKING:
@@ -25,7 +41,7 @@ __all__ = ["Explorer", "explorer"]
 RUNS = 50
 
 
-class Explorer(Saved):
+class Explorer(StaticOutput):
     """The explorer; everything that a click does is a method too.
 
     Attributes:
@@ -39,12 +55,12 @@ class Explorer(Saved):
         self.add_class("trtkit-explorer")
         self.state: ExplorerState | None = None
         self._sources, self._click, self._quiet = sources, click, False
-        self.fault, self.work = Fault(), JobView("look into the engines", self._ended)
-        self.children = (sheet(), self.hidden, self.work, self.fault)
+        self.fault, self.work = ErrorBox(), JobView("look into the engines", self._ended)
+        self.children = (style_widget(), self.hidden, self.work, self.fault)
         if not sources:
-            self.work.start(demo_engines)
+            self.work.start(build_demo_engines)
             return
-        self._become(ExplorerState(tables=tuple(layers_of(source, runs=runs) for source in sources)))
+        self._become(ExplorerState(tables=tuple(read_layers(source, runs=runs) for source in sources)))
 
     def choose(self, **choices: Any) -> None:
         """Look at another `side`, `kind`, `text`, `order` or `selected` layer; see `ExplorerState`."""
@@ -60,7 +76,7 @@ class Explorer(Saved):
 
     def time(self, runs: int = RUNS) -> None:
         """Time every layer here, in the background."""
-        self.work.start(timed, self._sources, runs)
+        self.work.start(time_layers, self._sources, runs)
 
     def cancel(self) -> None:
         """Stop what runs, at its next step."""
@@ -80,46 +96,46 @@ class Explorer(Saved):
     def still(self) -> Sequence[go.Figure | str]:
         """Figures and tables as they stand, for what outlives the kernel."""
         if self.state is None:
-            return [note_html("The engines were still being built when this page was written.")]
+            return [render_note("The engines were still being built when this page was written.")]
         first, second, *rest = self.figures()
         return [self.head.value, first, second, self.table.value, *rest, self.pairs_table.value]
 
     def _make(self, state: ExplorerState) -> None:
         """The controls; made once there is an engine."""
         several = len(state.tables) == 2
-        wide = ipywidgets.Layout(width=NARROW)
+        wide = ipywidgets.Layout(width=NARROW_WIDTH)
         self.head, self.table, self.detail, self.pairs_table = (ipywidgets.HTML() for _ in range(4))
         for place, name in (
             (self.head, "explorer-head"), (self.table, "layers-table"), (self.detail, "layer"),
             (self.pairs_table, "pairs-table"),
         ):  # fmt: skip
             place.add_class(f"trtkit-{name}")
-        self.side = labelled(
+        self.side = make_control(
             ipywidgets.ToggleButtons, "Engine", "Whose layers are listed", name="side",
-            options=[(table.name, place) for place, table in enumerate(state.tables)], style=SHORT,
+            options=[(table.name, place) for place, table in enumerate(state.tables)], style=SHORT_LABEL,
         )  # fmt: skip
-        self.kind = labelled(
+        self.kind = make_control(
             ipywidgets.Dropdown, "Precision", "List only layers of this precision, or reformats", name="kind",
-            options=[("all", "")], style=SHORT, layout=wide,
+            options=[("all", "")], style=SHORT_LABEL, layout=wide,
         )  # fmt: skip
-        self.text = labelled(
+        self.text = make_control(
             ipywidgets.Text, "Holding", "List only layers whose name or ONNX nodes hold this", name="text",
-            placeholder="such as model.10 or Conv", continuous_update=True, style=SHORT, layout=wide,
+            placeholder="such as model.10 or Conv", continuous_update=True, style=SHORT_LABEL, layout=wide,
         )  # fmt: skip
-        self.order = labelled(
+        self.order = make_control(
             ipywidgets.Dropdown, "Order", "The order of the table", name="order", options=list(ORDERS.items()),
-            style=SHORT, layout=wide,
+            style=SHORT_LABEL, layout=wide,
         )  # fmt: skip
-        self.layer = labelled(
+        self.layer = make_control(
             ipywidgets.BoundedIntText, "Layer", "The layer that stands out; a click on its bar does the same",
-            name="selected", min=0, max=0, style=SHORT, layout=ipywidgets.Layout(width="13rem"),
+            name="selected", min=0, max=0, style=SHORT_LABEL, layout=ipywidgets.Layout(width="13rem"),
         )  # fmt: skip
-        self.changed = labelled(
+        self.changed = make_control(
             ipywidgets.Checkbox, "only groups in other precisions", "List only where the engines' precisions differ",
             name="changed", indent=False, layout=ipywidgets.Layout(width="auto"), style={},
         )  # fmt: skip
-        reason = next(filter(None, map(why_untimed, self._sources)), "" if self._sources else "they are the demo's")
-        self.timer = button(
+        reason = next(filter(None, map(explain_untimed, self._sources)), "" if self._sources else "they are the demo's")
+        self.timer = make_button(
             "Time the layers here", reason or f"Run each engine {RUNS} times and time every layer",
             lambda: self._asked(self.time)(), name="time", disabled=bool(reason),
             layout=ipywidgets.Layout(width="auto"),
@@ -131,14 +147,14 @@ class Explorer(Saved):
         ):  # fmt: skip
             control.observe(self._observer(what), "value")
         show = self.fault.show
-        self.shares = Live("shares", click=self._click, carry=True)
-        self.layers = Live("layers-figure", self.select, show=show, click=self._click)
-        self.pairs = Live("pairs", self.select_group, show=show, click=self._click)
+        self.shares = ClickableFigure("shares", clickable=self._click, include_plotlyjs=True)
+        self.layers = ClickableFigure("layers-figure", self.select, show_error=show, clickable=self._click)
+        self.pairs = ClickableFigure("pairs", self.select_group, show_error=show, clickable=self._click)
         self.side.layout.display = "" if several else "none"
-        row = ipywidgets.Layout(**ROW)
+        row = ipywidgets.Layout(**WRAPPED_ROW)
         both = [ipywidgets.HTML("<h4>Side by side, by ONNX node</h4>"), self.pairs, self.changed, self.pairs_table]
         self.children = (
-            sheet(), self.hidden, self.work, self.fault, self.head, self.shares,
+            style_widget(), self.hidden, self.work, self.fault, self.head, self.shares,
             ipywidgets.HBox([self.timer, ipywidgets.HTML(why)], layout=row),
             *(both if several else []),
             ipywidgets.HTML("<h4>Layers</h4>"), self.side, self.layers,
@@ -148,7 +164,7 @@ class Explorer(Saved):
     def _ended(self, job: Any) -> None:
         if job.state == "done":
             self.work.layout.display = "none"
-            guarded(self.fault.show)(self._become)(ExplorerState(tables=job.result))
+            catch_errors(self.fault.show)(self._become)(ExplorerState(tables=job.result))
 
     def _known(self) -> ExplorerState:
         if self.state is None:
@@ -157,7 +173,7 @@ class Explorer(Saved):
 
     def _asked(self, call: Callable[..., Any]) -> Callable[..., None]:
         """What a control calls: an error is shown, and the controls fall back to what holds."""
-        shown = guarded(self.fault.show)(call)
+        shown = catch_errors(self.fault.show)(call)
 
         def asked(*arguments: Any) -> None:
             shown(*arguments)
@@ -187,36 +203,38 @@ class Explorer(Saved):
             self.layer.value = state.selected or 0
         finally:
             self._quiet = False
-        self.head.value = _head(state)
-        self.shares.draw(shares_figure(state.tables))
+        self.head.value = _render_heading(state)
+        self.shares.draw(precision_shares_figure(state.tables))
         self.layers.draw(layers_figure(state.table, selected=state.selected, shown=state.shown))
-        self.table.value = _listed(state)
-        self.detail.value = facts_html(state.detail(), caption="The layer that stands out") if state.detail() else ""
+        self.table.value = _render_layers(state)
+        self.detail.value = render_facts(state.detail(), caption="The layer that stands out") if state.detail() else ""
         if len(state.tables) == 2:
             first, second = (table.name for table in state.tables)
-            self.pairs.draw(alignment_figure(state.pairs, (first, second), selected=_group(state)))
-            table = table_html(state.paired(), digits={"change, ms": 4, f"{first} ms": 4, f"{second} ms": 4})
+            self.pairs.draw(engine_diff_figure(state.pairs, (first, second), selected=_find_selected_group(state)))
+            table = render_table(state.paired(), digits={"change, ms": 4, f"{first} ms": 4, f"{second} ms": 4})
             self.pairs_table.value = f"<div class='trtkit-scroll' tabindex='0'>{table}</div>"
 
 
-def _head(state: ExplorerState) -> str:
+def _render_heading(state: ExplorerState) -> str:
     names = html.escape(" and ".join(table.name for table in state.tables))
     said = "".join(f"<li>{html.escape(line)}</li>" for line in state.said())
-    facts = "".join(facts_html(table.facts, caption=table.name) for table in state.tables if table.facts)
+    facts = "".join(render_facts(table.facts, caption=table.name) for table in state.tables if table.facts)
     folded = f"<details><summary>What the engines say of themselves</summary>{facts}</details>" if facts else ""
     return f"<h3>Inside {names}</h3><ul>{said}</ul>{folded}"
 
 
-def _listed(state: ExplorerState) -> str:
+def _render_layers(state: ExplorerState) -> str:
     frame = state.listed()
     headings = {"index": "", "nodes": "ONNX nodes", "share": "share, %"}
     marked = {place: "trtkit-marked" for place, index in enumerate(frame["index"]) if index == state.selected}
     caption = f"{len(frame)} of {len(state.table.frame)} layers of {state.table.name}"
-    table = table_html(frame, caption=caption, headings=headings, digits={"ms": 4, "share": 1}, marked=marked, most=400)
+    table = render_table(
+        frame, caption=caption, headings=headings, digits={"ms": 4, "share": 1}, row_classes=marked, max_rows=400
+    )
     return f"<div class='trtkit-scroll' tabindex='0'>{table}</div>"
 
 
-def _group(state: ExplorerState) -> int | None:
+def _find_selected_group(state: ExplorerState) -> int | None:
     """The aligned group of the layer that stands out."""
     column = ("layers", "other_layers")[state.side]
     return next((row for row, layers in enumerate(state.pairs[column]) if state.selected in layers), None)
@@ -243,4 +261,4 @@ def explorer(engine: Any = None, other: Any = None, *, runs: int = 0, click: boo
         DataError: A frame is no layer table.
     """
     given = tuple(source for source in (engine, other) if source is not None)
-    return Explorer(given or left_by_demo(), runs, click=click)
+    return Explorer(given or find_demo_engines(), runs, click=click)

@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 
 from trtkit.errors import CapabilityError, RecipeError, TrtkitError
-from trtkit.inspection.engine_diff import WEIGHTED, aligned, differences, findings, plain_nodes
-from trtkit.inspection.layer_table import LayerTable, layers_of
-from trtkit.plotting.engine import kinds
-from trtkit.progress import Cancel, Progress, Work
+from trtkit.inspection.engine_diff import WEIGHTED_NODE, align_engines, original_nodes, summarize_diff, summarize_layers
+from trtkit.inspection.layer_table import LayerTable, read_layers
+from trtkit.plotting.engine import layer_kinds
+from trtkit.progress import CancelToken, Progress, Reporter
 
-__all__ = ["ORDERS", "ExplorerState", "demo_engines", "left_by_demo", "timed", "why_untimed"]
+__all__ = ["ORDERS", "ExplorerState", "build_demo_engines", "explain_untimed", "find_demo_engines", "time_layers"]
 
 ORDERS = {"as they run": "order", "slowest first": "time", "by precision": "precision", "by ONNX node": "node"}
 """Orders of the table, by what they are called."""
@@ -95,7 +95,7 @@ class ExplorerState:
         frame = self.table.frame
         keep = pl.lit(value=True)
         if self.kind:
-            keep = keep & (kinds(frame) == self.kind)
+            keep = keep & (layer_kinds(frame) == self.kind)
         if self.text:
             words = pl.concat_list(pl.concat_list("name", "type"), pl.col("onnx_nodes").fill_null([])).list.join(" ")
             keep = keep & words.str.to_lowercase().str.contains(self.text.lower(), literal=True)
@@ -112,8 +112,8 @@ class ExplorerState:
         }
         frame = frame.select(
             "index",
-            layer=pl.Series([_short(name) for name in frame["name"]], dtype=pl.String),
-            nodes=pl.Series([_first(nodes) for nodes in frame["onnx_nodes"].to_list()], dtype=pl.String),
+            layer=pl.Series([_shorten(name) for name in frame["name"]], dtype=pl.String),
+            nodes=pl.Series([_summarize_nodes(nodes) for nodes in frame["onnx_nodes"].to_list()], dtype=pl.String),
             precision=pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision")),
             reads="input_precision",
             writes="output_precision",
@@ -146,7 +146,7 @@ class ExplorerState:
     @functools.cached_property
     def pairs(self) -> pl.DataFrame:
         """The two engines' layers aligned by ONNX node; empty where there is one engine."""
-        return aligned(*self.tables) if len(self.tables) == 2 else pl.DataFrame()
+        return align_engines(*self.tables) if len(self.tables) == 2 else pl.DataFrame()
 
     def paired(self) -> pl.DataFrame:
         """The aligned groups that are listed: the node, both precisions, both numbers of layers, both times."""
@@ -166,11 +166,11 @@ class ExplorerState:
 
     def said(self) -> tuple[str, ...]:
         """What stands out in the engine that is listed, and what the two differ in."""
-        lines = findings(self.table)
-        return (*differences(self.pairs, *self.tables), *lines) if len(self.tables) == 2 else lines
+        lines = summarize_layers(self.table)
+        return (*summarize_diff(self.pairs, *self.tables), *lines) if len(self.tables) == 2 else lines
 
 
-def why_untimed(source: Any) -> str:
+def explain_untimed(source: Any) -> str:
     """Why the layers of an engine file can't be timed here; "" where they can."""
     from trtkit import backends
 
@@ -186,8 +186,8 @@ def why_untimed(source: Any) -> str:
     return ""
 
 
-def timed(
-    sources: tuple[Any, ...], runs: int, *, progress: Progress | None = None, cancel: Cancel | None = None
+def time_layers(
+    sources: tuple[Any, ...], runs: int, *, progress: Progress | None = None, cancel: CancelToken | None = None
 ) -> tuple[LayerTable, ...]:
     """Open engines here and time their layers.
 
@@ -203,24 +203,26 @@ def timed(
     """
     from trtkit import backends
 
-    work, found = Work(progress, cancel), []
+    work, found = Reporter(progress, cancel), []
     for place, source in enumerate(sources):
         work.step("time the layers", place, len(sources))
         with backends.open(source) as runner:
-            found.append(layers_of(runner, runs=runs, name=Path(getattr(source, "path", source)).stem))
+            found.append(read_layers(runner, runs=runs, name=Path(getattr(source, "path", source)).stem))
     work.step("time the layers", len(sources), len(sources))
     return tuple(found)
 
 
-def left_by_demo() -> tuple[Path, ...]:
+def find_demo_engines() -> tuple[Path, ...]:
     """The FP16 and INT8 engines that `trtkit demo` built; () where it did not."""
     from trtkit import demo
 
-    files = tuple(demo.OUTPUT / f"{demo.model_path().stem}-{name}.engine" for name in ("fp16", "int8"))
+    files = tuple(demo.OUTPUT_DIR / f"{demo.model_path().stem}-{name}.engine" for name in ("fp16", "int8"))
     return files if all(file.is_file() for file in files) else ()
 
 
-def demo_engines(*, progress: Progress | None = None, cancel: Cancel | None = None) -> tuple[LayerTable, ...]:
+def build_demo_engines(
+    *, progress: Progress | None = None, cancel: CancelToken | None = None
+) -> tuple[LayerTable, ...]:
     """Build the embedded model in FP16 and INT8, for a common GPU where none is here.
 
     Raises:
@@ -228,30 +230,30 @@ def demo_engines(*, progress: Progress | None = None, cancel: Cancel | None = No
         CancelledError: The caller cancelled.
     """
     from trtkit import demo
-    from trtkit.backends.capabilities import describe
+    from trtkit.backends.capabilities import probe
     from trtkit.exporter import export
 
-    device = None if describe("tensorrt_rtx").gpus else demo.DEVICE
+    device = None if probe("tensorrt_rtx").gpus else demo.DEVICE
     stem = demo.model_path().stem
     made = [
         export(
             demo.model_path(), data=demo.data_path() if name == "int8" else None, device=device, half=name == "fp16",
-            int8=name == "int8", output=demo.OUTPUT / f"{stem}-{name}.engine", overwrite=True, progress=progress,
+            int8=name == "int8", output=demo.OUTPUT_DIR / f"{stem}-{name}.engine", overwrite=True, progress=progress,
             cancel=cancel,
         )
         for name in ("fp16", "int8")
     ]  # fmt: skip
-    return tuple(layers_of(one) for one in made)
+    return tuple(read_layers(one) for one in made)
 
 
-def _short(name: str, most: int = 36) -> str:
+def _shorten(name: str, most: int = 36) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _first(nodes: list[str] | None) -> str:
+def _summarize_nodes(nodes: list[str] | None) -> str:
     """The node with weights, else the first, and how many more there are."""
-    plain = plain_nodes(nodes)
+    plain = original_nodes(nodes)
     if not plain:
         return ""
-    first = next((node for node in plain if WEIGHTED.search(node)), plain[0])
+    first = next((node for node in plain if WEIGHTED_NODE.search(node)), plain[0])
     return first if len(plain) == 1 else f"{first} + {len(plain) - 1}"

@@ -6,25 +6,25 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from trtkit.calibration.algorithm_comparison import Readings
+from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import CalibrationError, TrtkitError
-from trtkit.progress import Cancel, Progress, Work
+from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Result
-from trtkit.tuning.layers import Layout, layout_of
+from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from trtkit.models import Model
 
-__all__ = ["Prepared", "given", "prepared", "remembered"]
+__all__ = ["TunerInputs", "load_earlier_result", "prepare_tuner", "resolve_calibration"]
 
 R = TypeVar("R", bound=Result)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
+class TunerInputs:
     """What the tuner starts from.
 
     Attributes:
@@ -37,14 +37,14 @@ class Prepared:
     """
 
     model: Model
-    readings: Readings
-    layout: Layout
+    readings: AlgorithmComparison
+    quantizable_layers: QuantizableLayers
     sensitivity: Sensitivity | None
     search: Search | None
     notes: tuple[str, ...] = ()
 
 
-def given(calibration: Calibration | str | Path | None) -> tuple[Calibration | None, str]:
+def resolve_calibration(calibration: Calibration | str | Path | None) -> tuple[Calibration | None, str]:
     """A calibration that was given, and the folder it lies in.
 
     Raises:
@@ -55,25 +55,25 @@ def given(calibration: Calibration | str | Path | None) -> tuple[Calibration | N
     return Calibration.load(calibration), str(calibration)
 
 
-def prepared(
+def prepare_tuner(
     model: Model | str | Path,
     data: str | Path | None,
-    readings: Readings | None,
+    algorithm_comparison: AlgorithmComparison | None,
     *,
-    images: int,
+    calibration_images: int,
     imgsz: int | tuple[int, int] | None,
     seed: int,
     folder: str | Path,
     progress: Progress | None = None,
-    cancel: Cancel | None = None,
-) -> Prepared:
+    cancel: CancelToken | None = None,
+) -> TunerInputs:
     """Load a model, calibrate it where that was not done yet, and read its layers.
 
     Args:
         model: From `load`, or what `load` takes.
         data: A data set's YAML file; None takes the task's small embedded set and warns.
-        readings: A calibration that is there already.
-        images: The largest number of pictures to calibrate on.
+        algorithm_comparison: A calibration that is there already.
+        calibration_images: The largest number of images to calibrate on.
         imgsz: Height and width, pixels; None takes the model's.
         seed: Of the sample.
         folder: Remembers calibration and layers, and is where earlier runs' results lie.
@@ -88,40 +88,45 @@ def prepared(
     from trtkit.calibration import calibrate
     from trtkit.models import load
 
-    work, folder = Work(progress, cancel), Path(folder)
+    work, folder = Reporter(progress, cancel), Path(folder)
     work.step("load the model", 0, 1)
     loaded = load(model)
-    if readings is None:
+    if algorithm_comparison is None:
         found = calibrate(
-            loaded, data, images=images, imgsz=imgsz, seed=seed, histograms=True, cache=folder / "calibrations",
+            loaded, data, calibration_images=calibration_images, imgsz=imgsz, seed=seed, histograms=True, cache=folder / "calibrations",
             progress=progress, cancel=cancel,
         )  # fmt: skip
-        readings = Readings(found)
-    origin = readings.calibration.origin
-    if origin.model_hash != loaded.hash:
+        algorithm_comparison = AlgorithmComparison(found)
+    provenance = algorithm_comparison.calibration.provenance
+    if provenance.model_hash != loaded.hash:
         raise CalibrationError(
             f"tune {loaded.stem} with a given calibration",
-            f"it was measured on another model ({origin.model_hash[:12]}, not {loaded.hash[:12]})",
+            f"it was measured on another model ({provenance.model_hash[:12]}, not {loaded.hash[:12]})",
             "calibrate this model",
         )
-    size = imgsz if imgsz is not None else origin.settings.get("imgsz")
-    layout = layout_of(
+    size = imgsz if imgsz is not None else provenance.settings.get("imgsz")
+    layout = find_quantizable_layers(
         loaded,
         tuple(size) if isinstance(size, list) else size,
-        state=folder / "state",
+        cache_dir=folder / "state",
         progress=progress,
         cancel=cancel,
     )
     notes: list[str] = []
-    sensitivity = remembered(Sensitivity, folder / "sensitivity", loaded.hash, notes)
-    search = remembered(Search, folder / "search", loaded.hash, notes)
-    readings.prepare(progress=progress, cancel=cancel)
-    return Prepared(
-        model=loaded, readings=readings, layout=layout, sensitivity=sensitivity, search=search, notes=tuple(notes)
+    sensitivity = load_earlier_result(Sensitivity, folder / "sensitivity", loaded.hash, notes)
+    search = load_earlier_result(Search, folder / "search", loaded.hash, notes)
+    algorithm_comparison.compute_all(progress=progress, cancel=cancel)
+    return TunerInputs(
+        model=loaded,
+        readings=algorithm_comparison,
+        quantizable_layers=layout,
+        sensitivity=sensitivity,
+        search=search,
+        notes=tuple(notes),
     )
 
 
-def remembered(kind: type[R], folder: Path, model_hash: str, notes: list[str]) -> R | None:
+def load_earlier_result(kind: type[R], folder: Path, model_hash: str, notes: list[str]) -> R | None:
     """An earlier run's result of this model; None where there is none, with a note where it can't be used.
 
     Args:
@@ -137,7 +142,7 @@ def remembered(kind: type[R], folder: Path, model_hash: str, notes: list[str]) -
     except (OSError, ValueError, KeyError, TypeError, TrtkitError) as error:
         notes.append(f"what lies in {folder} can't be read ({error}) and was left out")
         return None
-    if found.origin.model_hash != model_hash:
+    if found.provenance.model_hash != model_hash:
         notes.append(f"what lies in {folder} is of another model and was left out")
         return None
     return found

@@ -10,39 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from trtkit.calibration.algorithm_comparison import Readings, clipped_share
+from trtkit.calibration.algorithm_comparison import AlgorithmComparison, clipped_share
 from trtkit.calibration.algorithms import ALGORITHMS
 from trtkit.calibration.calibration import Calibration
-from trtkit.codegen import Tuned
+from trtkit.codegen import TunedExport
 from trtkit.errors import CalibrationError, RecipeError
-from trtkit.plotting.tuning import POINTS, pareto_of
-from trtkit.tuning.layers import Layout
+from trtkit.plotting.tuning import SHARE_POINTS, find_pareto
+from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
-from trtkit.tuning.trials import Judged
+from trtkit.tuning.trials import Int8Evaluation
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
-    from trtkit.tuning.layers import Layout
+    from trtkit.tuning.layers import QuantizableLayers
     from trtkit.tuning.search import Search
     from trtkit.tuning.sensitivity import Sensitivity
-    from trtkit.tuning.trials import Judged
+    from trtkit.tuning.trials import Int8Evaluation
 
-__all__ = ["TunerState", "layer_costs", "mix_points", "shared_ranges"]
+__all__ = ["TunerState", "collect_assignments", "rank_layers", "widen_shared_ranges"]
 
 
 # The tuner's frames: ranges with shared scales, layers by cost, and the mixes that were judged.
 
 
-def shared_ranges(readings: Readings, found: Calibration, layout: Layout | None) -> pl.DataFrame:
-    """`Readings.frame_of` some ranges, `reach` and what follows from it those of the scales that tensors share.
+def widen_shared_ranges(
+    readings: AlgorithmComparison, found: Calibration, layout: QuantizableLayers | None
+) -> pl.DataFrame:
+    """`AlgorithmComparison.frame_of` some ranges, `reach` and what follows from it those of the scales that tensors share.
 
     Args:
         readings: Of the pass, for what was seen.
         found: The ranges.
         layout: Says which tensors share a scale; None leaves each its own.
     """
-    frame = readings.frame_of(found)
+    frame = readings.frame_for(found)
     if layout is None:
         return frame
     reaches = dict(frame.select("tensor", "reach").iter_rows())
@@ -53,11 +55,13 @@ def shared_ranges(readings: Readings, found: Calibration, layout: Layout | None)
             widened[tensor] = shared
     if not widened:
         return frame
-    rows = [_widened(readings, row, widened.get(row["tensor"])) for row in frame.iter_rows(named=True)]
+    rows = [_widen_row(readings, row, widened.get(row["tensor"])) for row in frame.iter_rows(named=True)]
     return pl.DataFrame(rows, schema=frame.schema)
 
 
-def layer_costs(layout: Layout | None, sensitivity: Sensitivity | None, high: Collection[str]) -> pl.DataFrame:
+def rank_layers(
+    layout: QuantizableLayers | None, sensitivity: Sensitivity | None, high: Collection[str]
+) -> pl.DataFrame:
     """The layers that may run in INT8, the costliest first where that was measured, else in graph order.
 
     Args:
@@ -79,7 +83,7 @@ def layer_costs(layout: Layout | None, sensitivity: Sensitivity | None, high: Co
     return frame.with_columns(high=pl.col("node").is_in(list(high)))
 
 
-def mix_points(found: Search | None, judged: Iterable[Judged]) -> pl.DataFrame:
+def collect_assignments(found: Search | None, judged: Iterable[Int8Evaluation]) -> pl.DataFrame:
     """Every mix that was judged, by a search and by hand, as `mix_figures.share_figure` takes them.
 
     Args:
@@ -91,20 +95,20 @@ def mix_points(found: Search | None, judged: Iterable[Judged]) -> pl.DataFrame:
         for place, row in enumerate(found.trials.iter_rows(named=True)):
             kind = "found" if row["chosen"] else "searched"
             told = {name: row[name] for name in ("int8_share", "metric", "loss", "loss_low", "loss_high")}
-            rows.append({"label": row["mix"], "kind": kind, **told, "place": place})
+            rows.append({"label": row["assignment"], "kind": kind, **told, "place": place})
     for place, one in enumerate(judged):
         told = {name: getattr(one, name) for name in ("int8_share", "loss", "loss_low", "loss_high")}
         rows.append({"label": one.label, "kind": "judged", "metric": one.value, **told, "place": place})
-    front = pareto_of([row["int8_share"] for row in rows], [row["metric"] for row in rows])
+    front = find_pareto([row["int8_share"] for row in rows], [row["metric"] for row in rows])
     rows = [{**row, "pareto": there} for row, there in zip(rows, front, strict=True)]
-    return pl.DataFrame(rows, schema=POINTS)
+    return pl.DataFrame(rows, schema=SHARE_POINTS)
 
 
-def _widened(readings: Readings, row: dict[str, Any], reach: float | None) -> dict[str, Any]:
+def _widen_row(readings: AlgorithmComparison, row: dict[str, Any], reach: float | None) -> dict[str, Any]:
     """A row with the reach of its shared scale; as it is where that is its own."""
     if reach is None:
         return row
-    seen, largest, clipped = readings.seen(row["tensor"]), row["largest"], row["clipped"]
+    seen, largest, clipped = readings.stats(row["tensor"]), row["largest"], row["clipped"]
     if seen is not None and seen.histogram is not None:
         clipped = clipped_share(seen.histogram, reach, largest)
     covered = min(reach / largest, 1.0) if largest else 1.0
@@ -112,7 +116,7 @@ def _widened(readings: Readings, row: dict[str, Any], reach: float | None) -> di
 
 
 NO_MODEL = "no model was given: tuner(model=...)"
-NO_DATA = "no labelled pictures were given: tuner(data=...)"
+NO_DATA = "no labeled images were given: tuner(data=...)"
 NO_CALIBRATION = "there is no calibration yet"
 
 
@@ -141,22 +145,22 @@ class TunerState:
     model: str = ""
     data: str = ""
     folder: str = "runs/tuner"
-    readings: Readings | None = None
+    readings: AlgorithmComparison | None = None
     saved: str = ""
     algorithm: str = "minmax"
     percentile: float | None = None
-    layout: Layout | None = None
+    layout: QuantizableLayers | None = None
     sensitivity: Sensitivity | None = None
     found: Search | None = None
-    judged: tuple[Judged, ...] = ()
+    judged: tuple[Int8Evaluation, ...] = ()
     high: tuple[str, ...] = ()
     tensor: str = ""
     max_drop: float = 0.005
     taken: bool = False
 
-    def measured(self, readings: Readings, *, saved: str = "") -> TunerState:
+    def measured(self, readings: AlgorithmComparison, *, saved: str = "") -> TunerState:
         """With a calibration; its own algorithm is in use at first."""
-        first = next(iter(readings.calibration.seen), next(iter(readings.calibration.ranges), ""))
+        first = next(iter(readings.calibration.stats), next(iter(readings.calibration.ranges), ""))
         tensor = self.tensor if self.tensor in readings.calibration.ranges else first
         return self._with(
             readings=readings,
@@ -167,12 +171,12 @@ class TunerState:
             taken=False,
         )
 
-    def laid_out(self, layout: Layout) -> TunerState:
+    def with_layers(self, layout: QuantizableLayers) -> TunerState:
         """With the model's layers; what is kept high falls into their order, and what is no layer of it falls out."""
         # The same choice, only sorted: what was taken over from a search stays in use.
-        state = self._with(layout=layout, high=tuple(_matching(layout.free, self.high)))
-        first = self.readings is not None and self.tensor == next(iter(self.readings.calibration.seen), "")
-        # The first tensor is the picture itself, which tells least.
+        state = self._with(layout=layout, high=tuple(_match_patterns(layout.quantizable, self.high)))
+        first = self.readings is not None and self.tensor == next(iter(self.readings.calibration.stats), "")
+        # The first tensor is the image itself, which tells least.
         return state._worst_shown() if self.sensitivity is not None and first else state
 
     def ranked(self, sensitivity: Sensitivity) -> TunerState:
@@ -187,10 +191,10 @@ class TunerState:
         """
         if self.readings is None:
             raise CalibrationError(f"read ranges by {algorithm}", NO_CALIBRATION, "wait for it, or give calibration=")
-        refusal = self.readings.refusals().get(algorithm, "")
+        refusal = self.readings.unavailable_reasons().get(algorithm, "")
         if refusal:
             raise CalibrationError(f"read ranges by {algorithm}", refusal.split(";")[0], "choose another algorithm")
-        found = self.readings.using(algorithm, percentile)
+        found = self.readings.with_algorithm(algorithm, percentile)
         return self._with(algorithm=found.algorithm, percentile=found.percentile, taken=False)
 
     def keeping(self, nodes: Iterable[str]) -> TunerState:
@@ -228,7 +232,7 @@ class TunerState:
             raise RecipeError(f"show {name!r}", "the calibration knows no such tensor", "choose one of the list")
         return self._with(tensor=tensor)
 
-    def allowing(self, max_drop: float) -> TunerState:
+    def with_max_drop(self, max_drop: float) -> TunerState:
         """With another loss that may be spent.
 
         Raises:
@@ -258,11 +262,11 @@ class TunerState:
         row = self.found.best if place is None else trials.row(place, named=True)
         chosen = bool(row["chosen"])
         patterns = self.found.keep if chosen else tuple(row["keep"])
-        state = self.keeping(_matching(self._nodes(), patterns) or patterns)
+        state = self.keeping(_match_patterns(self._nodes(), patterns) or patterns)
         # What INT8 throughout becomes when nothing of it is left has no repaired ranges to take.
         return dataclasses.replace(state, taken=chosen and self.found.best["ranges"] is not None)
 
-    def judged_as(self, judged: Judged) -> TunerState:
+    def with_evaluation(self, judged: Int8Evaluation) -> TunerState:
         """With one more mix that was judged by hand."""
         return self._with(judged=(*self.judged, judged))
 
@@ -280,7 +284,9 @@ class TunerState:
 
     def refusals(self) -> dict[str, str]:
         """By algorithm, why it can't be chosen; "" where it can."""
-        return dict.fromkeys(ALGORITHMS, NO_CALIBRATION) if self.readings is None else self.readings.refusals()
+        return (
+            dict.fromkeys(ALGORITHMS, NO_CALIBRATION) if self.readings is None else self.readings.unavailable_reasons()
+        )
 
     @property
     def label(self) -> str:
@@ -300,7 +306,7 @@ class TunerState:
             return self.found.calibration
         if self.readings is None:
             raise CalibrationError("show ranges", NO_CALIBRATION, "wait for it, or give calibration=")
-        return self.readings.using(self.algorithm, self.percentile)
+        return self.readings.with_algorithm(self.algorithm, self.percentile)
 
     @property
     def share(self) -> float | None:
@@ -309,13 +315,13 @@ class TunerState:
 
     @functools.cached_property
     def ranges(self) -> pl.DataFrame:
-        """`Readings.frame` of the ranges in use, `reach` and what follows from it those of the shared scales.
+        """`AlgorithmComparison.frame` of the ranges in use, `reach` and what follows from it those of the shared scales.
 
         Raises:
             CalibrationError: There is no calibration yet.
         """
         found = self.calibration
-        return shared_ranges(self.readings or Readings(found), found, self.layout)
+        return widen_shared_ranges(self.readings or AlgorithmComparison(found), found, self.layout)
 
     def others(self) -> dict[str, float]:
         """What the other algorithms would cover of the tensor that is shown, as far as that is known at once."""
@@ -324,8 +330,8 @@ class TunerState:
         names = (self.tensor,) if self.layout is None else {self.tensor, *self.layout.scale_of(self.tensor)}
         found = {}
         for name in ALGORITHMS:
-            if (self.taken or name != self.algorithm) and self.readings.at_once(name):
-                ranges = self.readings.using(name).ranges
+            if (self.taken or name != self.algorithm) and self.readings.is_immediate(name):
+                ranges = self.readings.with_algorithm(name).ranges
                 found[name] = max(max(abs(low), abs(high)) for low, high in (ranges[n] for n in names if n in ranges))
         return found
 
@@ -335,7 +341,7 @@ class TunerState:
         Returns:
             One row a layer: `node`, `block`, `macs`, `sqnr_only`, `gain` (null before they were measured) and `high`.
         """
-        return layer_costs(self.layout, self.sensitivity, self.high)
+        return rank_layers(self.layout, self.sensitivity, self.high)
 
     def table(self) -> pl.DataFrame:
         """`layers` with what the algorithm in use makes of each one's input: `tensor`, `reach`, `clipped`."""
@@ -350,7 +356,7 @@ class TunerState:
 
     def points(self) -> pl.DataFrame:
         """Every mix that was judged, by the search and by hand, as `mix_figures.share_figure` takes them."""
-        return mix_points(self.found, self.judged)
+        return collect_assignments(self.found, self.judged)
 
     @property
     def value_float(self) -> float | None:
@@ -370,19 +376,21 @@ class TunerState:
             return self.found.metric
         return "" if self.sensitivity is None else self.sensitivity.metric
 
-    def tuned(self) -> Tuned | None:
+    def tuned(self) -> TunedExport | None:
         """What to export, with the code that does it; None where there is no calibration yet."""
-        nothing_left = self.layout is not None and self.layout.free and set(self.high) >= set(self.layout.free)
+        nothing_left = (
+            self.layout is not None and self.layout.quantizable and set(self.high) >= set(self.layout.quantizable)
+        )
         if self.taken and self.found is not None and not nothing_left:
             folder = f"{self.folder}/search"
-            model = f"{folder}/{Search.kind}.equalised.onnx" if self.found.equalised is not None else self.model
-            settings = {"imgsz": self.found.origin.settings.get("imgsz")}
+            model = f"{folder}/{Search.kind}.equalized.onnx" if self.found.equalized is not None else self.model
+            settings = {"imgsz": self.found.provenance.settings.get("imgsz")}
             saved = f"{folder}/calibration"
-            return Tuned(model=model, settings=settings, saved=saved, layers=self.high, raw=True)
+            return TunedExport(model=model, settings=settings, saved=saved, layers=self.high, raw=True)
         if self.readings is None:
             return None
-        found = self.readings.using(self.algorithm, self.percentile)
-        tuned = Tuned.of(self.model or "model.pt", found, self.high, saved=self.saved)
+        found = self.readings.with_algorithm(self.algorithm, self.percentile)
+        tuned = TunedExport.from_calibration(self.model or "model.pt", found, self.high, saved=self.saved)
         own = self.readings.calibration
         if nothing_left:
             return dataclasses.replace(tuned, half=True)
@@ -400,14 +408,14 @@ class TunerState:
     def _nodes(self) -> list[str]:
         """Layers that may run in INT8, in graph order; [] where they are not known."""
         if self.layout is not None:
-            return list(self.layout.free)
+            return list(self.layout.quantizable)
         return [] if self.sensitivity is None else self.sensitivity.layers["node"].to_list()
 
     def _with(self, **changes: Any) -> TunerState:
         return dataclasses.replace(self, **changes)
 
 
-def _matching(nodes: Iterable[str], patterns: Iterable[str]) -> list[str]:
+def _match_patterns(nodes: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The nodes that are among the patterns or match one."""
     asked = tuple(patterns)
     return [node for node in nodes if node in asked or any(fnmatch.fnmatchcase(node, one) for one in asked)]

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from trtkit.calibration.algorithm_comparison import Readings
+from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import RecipeError
 from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import search
 from trtkit.tuning.sensitivity import Sensitivity, sensitivity
-from trtkit.tuning.trials import Judged, judged
-from trtkit.widgets.tuner.actions import Prepared, given, prepared
-from trtkit.widgets.tuner.panels import LayersPart, MixesPart, RangesPart
+from trtkit.tuning.trials import Int8Evaluation, evaluate_int8
+from trtkit.widgets.tuner.actions import TunerInputs, prepare_tuner, resolve_calibration
+from trtkit.widgets.tuner.panels import AssignmentsPanel, LayersPanel, RangesPanel
 from trtkit.widgets.tuner.state import TunerState
-from trtkit.widgets.ui.controls import Fault, guarded, note_html
-from trtkit.widgets.ui.html import Saved, sheet
+from trtkit.widgets.ui.controls import ErrorBox, catch_errors, render_note
+from trtkit.widgets.ui.html import StaticOutput, style_widget
 from trtkit.widgets.ui.jobs import JobView
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.models import Model
 
-__all__ = ["Tuner", "headline", "take_away", "tuner"]
+__all__ = ["Tuner", "render_code", "render_heading", "tuner"]
 
 
 # What the tuner says of its state: its headline, and what to take away.
 
 
-def headline(state: TunerState, notes: Sequence[str] = ()) -> str:
+def render_heading(state: TunerState, notes: Sequence[str] = ()) -> str:
     """What is tuned, and what it was measured on; HTML.
 
     Args:
@@ -46,19 +46,19 @@ def headline(state: TunerState, notes: Sequence[str] = ()) -> str:
     parts = [f"<h3>Tune INT8 of {name}</h3>"]
     if state.readings is not None:
         found = state.readings.calibration
-        pictures = f" on {found.images} pictures of {found.split}" if found.images else ""
-        told = f"{len(found.seen) or len(found.ranges)} tensors measured{pictures}, {found.origin.runner}"
+        images = f" on {found.images} images of {found.split}" if found.images else ""
+        told = f"{len(found.stats) or len(found.ranges)} tensors measured{images}, {found.provenance.runner}"
         parts.append(f"<p class='trtkit-soft'>{html.escape(told)}</p>")
     else:
         parts.append("<p class='trtkit-soft'>Its tensors are measured first; nothing else is looked at twice.</p>")
-    parts += [note_html(f"Note: {note}.", kind="warning") for note in notes]
+    parts += [render_note(f"Note: {note}.", kind="warning") for note in notes]
     if state.found is not None and not state.found.reached:
         told = f"No mix is within a loss of {state.found.max_drop:g}; the one that was found loses least."
-        parts.append(note_html(told, kind="warning"))
+        parts.append(render_note(told, kind="warning"))
     return "".join(parts)
 
 
-def take_away(state: TunerState) -> str:
+def render_code(state: TunerState) -> str:
     """The keep list, the Python and the command line of what is chosen; HTML, "" before there is a calibration."""
     tuned = state.tuned()
     if tuned is None:
@@ -78,7 +78,7 @@ def take_away(state: TunerState) -> str:
     return f"<h4>Take it with you</h4>{shown}"
 
 
-class Tuner(Saved):
+class Tuner(StaticOutput):
     """The tuner; everything that a click does is a method too.
 
     Attributes:
@@ -102,21 +102,21 @@ class Tuner(Saved):
         self.state = state
         self._model, self._data, self._settings = model, data, settings
         self._then = self._nothing
-        self.fault = Fault()
+        self.fault = ErrorBox()
         shown = self._asked
         self.work = JobView("tuning", self._ended)
-        self.ranges = RangesPart(shown(self.use), shown(self.show_tensor), self.fault, click=click)
-        self.layers = LayersPart(
+        self.ranges = RangesPanel(shown(self.use), shown(self.show_tensor), self.fault, click=click)
+        self.layers = LayersPanel(
             shown(self.toggle), shown(self.keep), shown(self._measure_as_asked), self.fault, click=click
         )
-        self.mixes = MixesPart(
+        self.mixes = AssignmentsPanel(
             shown(self.take), shown(self.allow), shown(self.find), shown(self.judge), self.fault, click=click
         )
         self.head, self.code = ipywidgets.HTML(), ipywidgets.HTML()
         self.head.add_class("trtkit-tuner-head")
         self.code.add_class("trtkit-tuner-code")
         self.children = (
-            sheet(), self.hidden, self.head, self.work, self.fault, self.ranges, self.layers, self.mixes, self.code,
+            style_widget(), self.hidden, self.head, self.work, self.fault, self.ranges, self.layers, self.mixes, self.code,
         )  # fmt: skip
         self.add_class("trtkit")
         self.add_class("trtkit-tuner")
@@ -143,7 +143,7 @@ class Tuner(Saved):
 
     def allow(self, max_drop: float) -> None:
         """Choose the loss that may be spent."""
-        self._become(self.state.allowing(max_drop))
+        self._become(self.state.with_max_drop(max_drop))
 
     def take(self, place: int | None = None) -> None:
         """Take over a mix that the search judged: a row of its trials, or what it chose."""
@@ -183,7 +183,7 @@ class Tuner(Saved):
         assert tuned is not None
         label = self.state.label + (f", {len(self.state.high)} kept high" if self.state.high else "")
         self._start(
-            judged, self._judged, self._model, self._data, self.state.calibration, tuned.keep, label=label,
+            evaluate_int8, self._judged, self._model, self._data, self.state.calibration, tuned.keep, label=label,
             seed=self._settings["seed"], state=f"{self.state.folder}/state",
         )  # fmt: skip
 
@@ -226,12 +226,12 @@ class Tuner(Saved):
     # ---- the machinery behind
 
     def _prepare(self) -> None:
-        self._start(prepared, self._prepared, self._model, self._data, self.state.readings, **self._settings)
+        self._start(prepare_tuner, self._prepared, self._model, self._data, self.state.readings, **self._settings)
 
-    def _prepared(self, found: Prepared) -> None:
+    def _prepared(self, found: TunerInputs) -> None:
         self._model = found.model
         state = self.state if self.state.readings is found.readings else self.state.measured(found.readings)
-        state = state.laid_out(found.layout)
+        state = state.with_layers(found.quantizable_layers)
         if state.sensitivity is None and found.sensitivity is not None:
             state = state.ranked(found.sensitivity)
         if state.found is None and found.search is not None:
@@ -248,15 +248,15 @@ class Tuner(Saved):
         found.save(f"{self.state.folder}/search")
         self._become(self.state.searched(found))
 
-    def _judged(self, found: Judged) -> None:
-        self._become(self.state.judged_as(found))
+    def _judged(self, found: Int8Evaluation) -> None:
+        self._become(self.state.with_evaluation(found))
 
     def _measure_as_asked(self) -> None:
-        self.measure(self.layers.pictures.value)
+        self.measure(self.layers.image_count.value)
 
     def _imgsz(self) -> Any:
         assert self.state.readings is not None
-        size = self.state.readings.calibration.origin.settings.get("imgsz")
+        size = self.state.readings.calibration.provenance.settings.get("imgsz")
         return tuple(size) if isinstance(size, list) else size
 
     def _refuse(self, what: str) -> None:
@@ -274,7 +274,7 @@ class Tuner(Saved):
 
     def _ended(self, job: Any) -> None:
         if job.state == "done":
-            guarded(self.fault.show)(self._then)(job.result)
+            catch_errors(self.fault.show)(self._then)(job.result)
         self._render()
 
     def _nothing(self, result: Any) -> None:
@@ -288,8 +288,8 @@ class Tuner(Saved):
         for part in (self.ranges, self.layers, self.mixes):
             part.render(self.state)
         self._busy()
-        self.head.value = headline(self.state, self._notes)
-        self.code.value = take_away(self.state)
+        self.head.value = render_heading(self.state, self._notes)
+        self.code.value = render_code(self.state)
         self.renew()
 
     def _busy(self) -> None:
@@ -300,7 +300,7 @@ class Tuner(Saved):
 
     def _asked(self, call: Callable[..., Any]) -> Callable[..., None]:
         """What a control calls: an error is shown, and the control falls back to what holds."""
-        shown = guarded(self.fault.show)(call)
+        shown = catch_errors(self.fault.show)(call)
 
         def asked(*arguments: Any) -> None:
             shown(*arguments)
@@ -317,7 +317,7 @@ def tuner(
     *,
     sensitivity: Sensitivity | str | Path | None = None,
     search: Search | str | Path | None = None,
-    images: int = 128,
+    calibration_images: int = 128,
     imgsz: int | tuple[int, int] | None = None,
     seed: int = 0,
     folder: str | Path = "runs/tuner",
@@ -329,11 +329,11 @@ def tuner(
 
     Args:
         model: From `load`, or what `load` takes. None takes the embedded one, or none where a calibration is given.
-        data: A data set's YAML file, with labels. None takes the embedded pictures for the embedded model.
+        data: A data set's YAML file, with labels. None takes the embedded images for the embedded model.
         calibration: With histograms, or the folder of a saved one; None calibrates.
         sensitivity: An earlier result, or the folder of a saved one; None takes what `folder` holds.
         search: The same of a search.
-        images: The largest number of pictures to calibrate on.
+        calibration_images: The largest number of images to calibrate on.
         imgsz: Height and width, pixels; None takes the model's.
         seed: Of samples.
         folder: Where calibration, sensitivity, search and finished steps are kept.
@@ -348,19 +348,19 @@ def tuner(
     """
     from trtkit import demo
 
-    found, saved = given(calibration)
+    found, saved = resolve_calibration(calibration)
     if model is None and found is None:
         model, data = demo.model_path(), data if data is not None else demo.data_path()
     # A model from memory has no file; its name stands for one in the code to paste.
     file = getattr(model, "source", model) or getattr(model, "stem", "")
     state = TunerState(model=str(file), data=str(getattr(data, "path", data) or ""), folder=str(folder))
     if found is not None:
-        state = state.measured(Readings(found), saved=saved)
+        state = state.measured(AlgorithmComparison(found), saved=saved)
     if sensitivity is not None:
         state = state.ranked(sensitivity if isinstance(sensitivity, Sensitivity) else Sensitivity.load(sensitivity))
     if search is not None:
         state = state.searched(search if isinstance(search, Search) else Search.load(search))
-    settings = {"images": images, "imgsz": imgsz, "seed": seed, "folder": folder}
+    settings = {"images": calibration_images, "imgsz": imgsz, "seed": seed, "folder": folder}
     made = Tuner(state, model, data, settings, click=click)
     if model is not None:
         made._prepare()

@@ -14,29 +14,29 @@ import ipywidgets
 from trtkit.errors import TrtkitError
 
 __all__ = [
-    "NARROW",
-    "ROW",
-    "SHORT",
-    "Choice",
-    "ChoiceGroup",
-    "Fault",
-    "Fold",
-    "Part",
-    "button",
-    "differs",
-    "fault_html",
-    "guarded",
-    "labelled",
-    "note_html",
-    "sentence",
-    "side",
+    "NARROW_WIDTH",
+    "SHORT_LABEL",
+    "WRAPPED_ROW",
+    "Collapsible",
+    "ErrorBox",
+    "Option",
+    "OptionGroup",
+    "Panel",
+    "catch_errors",
+    "format_error",
+    "half_width",
+    "has_changed",
+    "make_button",
+    "make_control",
+    "render_error",
+    "render_note",
 ]
 
 
 # Errors in a widget: one sentence, with the traceback folded below it.
 
 
-def sentence(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What went wrong, in one sentence.
 
     Args:
@@ -49,7 +49,7 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {first[0] if first else 'no message'}"
 
 
-def fault_html(error: BaseException) -> str:
+def render_error(error: BaseException) -> str:
     """The sentence and, folded, the traceback; HTML for an `ipywidgets.HTML`.
 
     Args:
@@ -58,12 +58,12 @@ def fault_html(error: BaseException) -> str:
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return (
         "<div class='trtkit-fault' role='alert'><span class='trtkit-sign' aria-hidden='true'>✕</span>"
-        f"<div><p><b>Error.</b> {html.escape(sentence(error))}</p>"
+        f"<div><p><b>Error.</b> {html.escape(format_error(error))}</p>"
         f"<details><summary>Traceback</summary><pre>{html.escape(trace)}</pre></details></div></div>"
     )
 
 
-def guarded(show: Callable[[BaseException | None], None]) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def catch_errors(show: Callable[[BaseException | None], None]) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a callback that shows what it raises, instead of losing it in the kernel's log.
 
     Args:
@@ -89,10 +89,10 @@ def guarded(show: Callable[[BaseException | None], None]) -> Callable[[Callable[
 
 W = TypeVar("W")
 
-LABEL = "11rem"
+LABEL_WIDTH = "11rem"
 
 
-def labelled(kind: Callable[..., W], label: str, tooltip: str, *, name: str, **traits: Any) -> W:
+def make_control(kind: Callable[..., W], label: str, tooltip: str, *, name: str, **traits: Any) -> W:
     """A stock control with its label beside it.
 
     Args:
@@ -103,14 +103,14 @@ def labelled(kind: Callable[..., W], label: str, tooltip: str, *, name: str, **t
         **traits: Passed on.
     """
     traits.setdefault("layout", ipywidgets.Layout(width="min(34rem, 100%)"))
-    traits.setdefault("style", {"description_width": LABEL})
+    traits.setdefault("style", {"description_width": LABEL_WIDTH})
     control: Any = kind(description=label, tooltip=tooltip, **traits)
     control.add_class(f"trtkit-{name}")
     made: W = control
     return made
 
 
-def button(label: str, tooltip: str, clicked: Callable[[], Any], *, name: str, **traits: Any) -> ipywidgets.Button:
+def make_button(label: str, tooltip: str, clicked: Callable[[], Any], *, name: str, **traits: Any) -> ipywidgets.Button:
     """A button that calls `clicked()`.
 
     Args:
@@ -126,11 +126,11 @@ def button(label: str, tooltip: str, clicked: Callable[[], Any], *, name: str, *
     return made
 
 
-SIGNS = {"note": "i", "warning": "!", "problem": "✕", "good": "✓"}
+ICONS = {"note": "i", "warning": "!", "problem": "✕", "good": "✓"}
 
 
-def note_html(text: str, *, kind: str = "note", detail: str = "") -> str:
-    """A sentence in a box, its kind told by a sign and a colour.
+def render_note(text: str, *, kind: str = "note", detail: str = "") -> str:
+    """A sentence in a box, its kind told by a sign and a color.
 
     Args:
         text: The sentence.
@@ -139,13 +139,13 @@ def note_html(text: str, *, kind: str = "note", detail: str = "") -> str:
     """
     more = f"<p class='trtkit-soft'>{html.escape(detail)}</p>" if detail else ""
     return (
-        f"<div class='trtkit-note {kind}'><span class='trtkit-sign' title='{kind}'>{SIGNS[kind]}</span>"
+        f"<div class='trtkit-note {kind}'><span class='trtkit-sign' title='{kind}'>{ICONS[kind]}</span>"
         f"<div><p>{html.escape(text)}</p>{more}</div></div>"
     )
 
 
-class Fault(ipywidgets.HTML):
-    """Where a widget shows the last error, or nothing; `show` is what `guarded` wants."""
+class ErrorBox(ipywidgets.HTML):
+    """Where a widget shows the last error, or nothing; `show` is what `catch_errors` wants."""
 
     def __init__(self) -> None:
         super().__init__(layout=ipywidgets.Layout(display="none"))
@@ -153,17 +153,17 @@ class Fault(ipywidgets.HTML):
 
     def show(self, error: BaseException | None) -> None:
         """Show an error, or clear it."""
-        self.value = "" if error is None else fault_html(error)
+        self.value = "" if error is None else render_error(error)
         self.layout.display = "none" if error is None else ""
 
 
 # One of several as a column of buttons, which unlike a stock drop-down can show what can't be chosen, and why.
 
 
-CHOSEN, OPEN, CLOSED = "dot-circle-o", "circle-o", "ban"
+ICON_SELECTED, ICON_UNSELECTED, ICON_UNAVAILABLE = "dot-circle-o", "circle-o", "ban"
 
 
-class ChoiceGroup(ipywidgets.VBox):
+class OptionGroup(ipywidgets.VBox):
     """Buttons of which one is down; each says what it means, or why it can't be pressed.
 
     Args:
@@ -185,7 +185,7 @@ class ChoiceGroup(ipywidgets.VBox):
         self.buttons: dict[str, ipywidgets.ToggleButton] = {}
         self._words: dict[str, ipywidgets.HTML] = {}
 
-    def show(self, choices: Sequence[Choice], value: str) -> None:
+    def show(self, choices: Sequence[Option], value: str) -> None:
         """Show these choices with one of them down; the same buttons stay, so that the keyboard's place is kept."""
         if list(self.buttons) != [choice.value for choice in choices]:
             self._make(choices)
@@ -196,13 +196,13 @@ class ChoiceGroup(ipywidgets.VBox):
             button.description = choice.label
             button.disabled = not choice.possible
             button.tooltip = f"Not here: {choice.reason}" if choice.reason else choice.told
-            button.icon = CLOSED if not choice.possible else CHOSEN if here else OPEN
+            button.icon = ICON_UNAVAILABLE if not choice.possible else ICON_SELECTED if here else ICON_UNSELECTED
             if button.value != here:
                 button.value = here
             reason = f" <span class='trtkit-reason'>Not here: {html.escape(choice.reason)}.</span>"
             words.value = f"<span>{html.escape(choice.told)}{reason if choice.reason else ''}</span>"
 
-    def _make(self, choices: Sequence[Choice]) -> None:
+    def _make(self, choices: Sequence[Option]) -> None:
         self.buttons, self._words, rows = {}, {}, []
         for choice in choices:
             button = ipywidgets.ToggleButton(layout=ipywidgets.Layout(width="15.5rem", flex="0 0 auto"))
@@ -225,7 +225,7 @@ class ChoiceGroup(ipywidgets.VBox):
 # Part of a widget that is folded away until it is asked for; unlike a stock accordion, a keyboard opens it too.
 
 
-class Fold(ipywidgets.VBox):
+class Collapsible(ipywidgets.VBox):
     """A button that shows and hides what is below it.
 
     Args:
@@ -258,24 +258,24 @@ class Fold(ipywidgets.VBox):
 # A part of a widget: it shows states, and tells what its controls chose.
 
 
-ROW = {"flex_flow": "row wrap", "grid_gap": "0 1rem", "align_items": "flex-start"}
+WRAPPED_ROW = {"flex_flow": "row wrap", "grid_gap": "0 1rem", "align_items": "flex-start"}
 """Layout of things beside each other, below each other where there is no room."""
 
-NARROW = "min(26rem, 100%)"
+NARROW_WIDTH = "min(26rem, 100%)"
 """Width of a control that stands beside others."""
 
-SHORT = {"description_width": "6rem"}
+SHORT_LABEL = {"description_width": "6rem"}
 """Style of a control with a short label."""
 
 S = TypeVar("S")
 
 
-def side() -> ipywidgets.Layout:
+def half_width() -> ipywidgets.Layout:
     """The layout of one of two halves."""
     return ipywidgets.Layout(flex="1 1 24rem", min_width="0")
 
 
-class Part(ipywidgets.VBox, Generic[S]):
+class Panel(ipywidgets.VBox, Generic[S]):
     """A part that shows states; while it does, its controls tell nothing.
 
     Args:
@@ -301,7 +301,7 @@ class Part(ipywidgets.VBox, Generic[S]):
     def _render(self, state: S, before: S | None) -> None:
         raise NotImplementedError
 
-    def _told(self, call: Callable[..., Any]) -> Callable[[Any], None]:
+    def on_change(self, call: Callable[..., Any]) -> Callable[[Any], None]:
         """An observer that passes a control's new value on, unless it was set here."""
 
         def observe(change: Any) -> None:
@@ -311,13 +311,13 @@ class Part(ipywidgets.VBox, Generic[S]):
         return observe
 
 
-def differs(state: S, before: S | None, *names: str) -> bool:
+def has_changed(state: S, before: S | None, *names: str) -> bool:
     """Whether any of these attributes changed; they are compared by identity where equality would look inside."""
     return before is None or any(getattr(state, name) is not getattr(before, name) for name in names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
+class Option:
     """One of several things to choose from.
 
     Attributes:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from trtkit.plotting.notebook import bundle
-from trtkit.widgets.ui.controls import guarded
+from trtkit.plotting.notebook import mime_bundle
+from trtkit.widgets.ui.controls import catch_errors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Live", "Picture", "can_click"]
+__all__ = ["ClickableFigure", "FigureOutput", "can_click"]
 
 
 # A plotly figure in a widget.
 
 
-class Picture(ipywidgets.Output):
+class FigureOutput(ipywidgets.Output):
     """A place in a widget that shows one figure and may be given another from any thread.
 
     Attributes:
@@ -42,7 +42,7 @@ class Picture(ipywidgets.Output):
         """Show `figure`, or nothing."""
         self.figure = figure
         # A widget is not saved with its notebook, so it need not carry the library for what is.
-        data = None if figure is None else bundle(figure, library=False)
+        data = None if figure is None else mime_bundle(figure, library=False)
         shown = () if data is None else ({"output_type": "display_data", "data": data, "metadata": {}},)
         # Setting the trait, unlike `with output:`, captures no other thread's prints.
         self.outputs: tuple[Any, ...] = shown
@@ -128,13 +128,13 @@ def can_click() -> bool:
     return True
 
 
-class Live(ipywidgets.VBox):
-    """A figure whose points can be clicked; a plain picture of it where anywidget is missing.
+class ClickableFigure(ipywidgets.VBox):
+    """A figure whose points can be clicked; a plain image of it where anywidget is missing.
 
     Args:
         name: Gives the class `trtkit-<name>`.
         clicked: Receives the `customdata` of a clicked point; None for a figure that nothing follows from.
-        show: Shows what `clicked` raises, as `trtkit.widgets.ui.controls.guarded` wants it.
+        show: Shows what `clicked` raises, as `trtkit.widgets.ui.controls.catch_errors` wants it.
         click: Whether points can be clicked; None asks `can_click`.
         carry: Bring the library along; one figure of a widget does.
 
@@ -146,19 +146,21 @@ class Live(ipywidgets.VBox):
     def __init__(
         self,
         name: str,
-        clicked: Callable[[Any], Any] | None = None,
+        on_click: Callable[[Any], Any] | None = None,
         *,
-        show: Callable[[BaseException | None], None] | None = None,
-        click: bool | None = None,
-        carry: bool = False,
+        show_error: Callable[[BaseException | None], None] | None = None,
+        clickable: bool | None = None,
+        include_plotlyjs: bool = False,
     ) -> None:
         super().__init__(layout=ipywidgets.Layout(width="100%", min_width="0"))
         self.add_class(f"trtkit-{name}")
         self.name = name
-        self.clickable = can_click() if click is None else click
+        self.clickable = can_click() if clickable is None else clickable
         self.figure: go.Figure | None = None
-        self._clicked = clicked if clicked is None or show is None else guarded(show)(clicked)
-        self._place: Any = _plot()(name, self._told, carry=carry) if self.clickable else Picture()
+        self._clicked = on_click if on_click is None or show_error is None else catch_errors(show_error)(on_click)
+        self._place: Any = (
+            _figure_widget_class()(name, self._on_message, carry=include_plotlyjs) if self.clickable else FigureOutput()
+        )
         self.children = (self._place,)
 
     def draw(self, figure: go.Figure) -> None:
@@ -171,19 +173,19 @@ class Live(ipywidgets.VBox):
 
         self._place.figure = to_json(figure, validate=False)
 
-    def press(self, data: Any) -> None:
+    def click(self, data: Any) -> None:
         """Do what a click on a point with this `customdata` does."""
         if self._clicked is not None:
             self._clicked(data)
 
-    def _told(self, message: Any) -> None:
+    def _on_message(self, message: Any) -> None:
         """What the page sent."""
         if isinstance(message, dict) and message.get("kind") == "click":
-            self.press(message.get("data"))
+            self.click(message.get("data"))
 
 
 @functools.cache
-def _plot() -> Any:
+def _figure_widget_class() -> Any:
     """The widget's class, made when it is first needed: importing anywidget takes a while."""
     import anywidget
     import traitlets
@@ -205,14 +207,14 @@ def _plot() -> Any:
         host = traitlets.Unicode(f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js").tag(sync=True)
 
         def __init__(self, told: str, receive: Callable[[Any], None], *, carry: bool) -> None:
-            super().__init__(told=f"{told} figure", library=_library() if carry else b"")
+            super().__init__(told=f"{told} figure", library=_compressed_plotlyjs() if carry else b"")
             self.on_msg(lambda _, message, buffers: receive(message))
 
     return Plot
 
 
 @functools.cache
-def _library() -> bytes:
+def _compressed_plotlyjs() -> bytes:
     """plotly.js, compressed."""
     from plotly.offline import get_plotlyjs
 

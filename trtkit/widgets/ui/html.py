@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from trtkit.plotting.notebook import bundle, library_html
+from trtkit.plotting.notebook import library_html, mime_bundle
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import polars as pl
 
-__all__ = ["STYLE", "Saved", "Still", "facts_html", "sheet", "table_html"]
+__all__ = ["STYLE", "StaticOutput", "Still", "render_facts", "render_table", "style_widget"]
 
-MOST = 200
+MAX_ROWS = 200
 """Rows shown unless asked otherwise; a layer table of a large model has a few hundred."""
 
 
-def table_html(
+def render_table(
     frame: pl.DataFrame,
     *,
     caption: str = "",
     headings: Mapping[str, str] | None = None,
     digits: Mapping[str, int] | None = None,
-    most: int = MOST,
-    marked: Mapping[int, str] | None = None,
+    max_rows: int = MAX_ROWS,
+    row_classes: Mapping[int, str] | None = None,
 ) -> str:
     """A frame as one HTML table; numbers stand right, text left, nothing is cut short but the number of rows.
 
@@ -38,30 +38,30 @@ def table_html(
         caption: A line above the table.
         headings: Readable names of columns; the others keep theirs.
         digits: Decimals of a column of floats; the others show four significant digits.
-        most: Most rows shown; a line below says how many are left out.
-        marked: CSS classes of rows, by index.
+        max_rows: Most rows shown; a line below says how many are left out.
+        row_classes: CSS classes of rows, by index.
     """
-    headings, digits, marked = headings or {}, digits or {}, marked or {}
+    headings, digits, row_classes = headings or {}, digits or {}, row_classes or {}
     right = {name for name, kind in frame.schema.items() if kind.is_numeric()}
     head = "".join(
         f"<th scope='col'{_side(name, right)}>{html.escape(headings.get(name, name))}</th>" for name in frame.columns
     )
     rows = []
-    for index, row in enumerate(frame.head(most).iter_rows()):
+    for index, row in enumerate(frame.head(max_rows).iter_rows()):
         cells = "".join(
             f"<td{_side(name, right)}>{html.escape(_spelled(value, digits.get(name)))}</td>"
             for name, value in zip(frame.columns, row, strict=True)
         )
-        mark = f" class='{html.escape(marked[index], quote=True)}'" if index in marked else ""
+        mark = f" class='{html.escape(row_classes[index], quote=True)}'" if index in row_classes else ""
         rows.append(f"<tr{mark}>{cells}</tr>")
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    left = len(frame) - most
+    left = len(frame) - max_rows
     more = f"<p class='trtkit-soft'>{left} more rows</p>" if left > 0 else ""
     body = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f"<div class='trtkit-table'>{body}{more}</div>"
 
 
-def facts_html(facts: Mapping[str, Any], *, caption: str = "") -> str:
+def render_facts(facts: Mapping[str, Any], *, caption: str = "") -> str:
     """Names and values as a two-column table; None and "" are left out.
 
     Args:
@@ -95,10 +95,10 @@ def _spelled(value: Any, digits: int | None) -> str:
     return str(value)
 
 
-# The look of every widget: one ink colour taken from the page, everything else mixed from it.
+# The look of every widget: one ink color taken from the page, everything else mixed from it.
 
 
-# The ink is what the front end itself writes with: VS Code's, Colab's or JupyterLab's and Notebook's. All greys are
+# The ink is what the front end itself writes with: VS Code's, Colab's or JupyterLab's and Notebook's. All grays are
 # mixed from it, so that light and dark pages need no second sheet. The accents are Okabe and Ito's, as in the figures.
 STYLE = """
 .trtkit {
@@ -169,7 +169,7 @@ STYLE = """
 """
 
 
-def sheet() -> ipywidgets.HTML:
+def style_widget() -> ipywidgets.HTML:
     """The style, to be put first into a widget whose box has the class `trtkit`."""
     return ipywidgets.HTML(f"<style>{STYLE}</style>", layout=ipywidgets.Layout(display="none"))
 
@@ -177,11 +177,11 @@ def sheet() -> ipywidgets.HTML:
 # A widget that leaves its figures and tables in the notebook's file.
 
 
-QUIET = 1.5
+REFRESH_DELAY = 1.5
 """Seconds after a change until the output is renewed, so that a slider that is dragged renews it once."""
 
 
-class Saved(ipywidgets.VBox):
+class StaticOutput(ipywidgets.VBox):
     """A widget with an ordinary output beside it, unseen while the widget lives.
 
     A widget is nothing without its kernel; the output is part of the notebook's file. A style in the widget hides it,
@@ -195,20 +195,21 @@ class Saved(ipywidgets.VBox):
         self._name = f"trtkit-still-{uuid.uuid4().hex[:12]}"
         self._displayed = self._due = False
         style = f"<style>.{self._name} {{ display: none; }}</style>"
-        self.hidden = ipywidgets.HTML(style, layout=ipywidgets.Layout(display="none"))
+        self.hiding_style = ipywidgets.HTML(style, layout=ipywidgets.Layout(display="none"))
 
-    def still(self) -> Sequence[go.Figure | str]:
+    def static_parts(self) -> Sequence[go.Figure | str]:
         """Figures and HTML in the order to show them."""
         raise NotImplementedError
 
-    def still_html(self) -> str:
+    def static_html(self) -> str:
         """`still` as one piece of HTML; the library that draws its figures lies beside it."""
         parts = [
-            part if isinstance(part, str) else str(bundle(part, library=False)["text/html"]) for part in self.still()
+            part if isinstance(part, str) else str(mime_bundle(part, library=False)["text/html"])
+            for part in self.static_parts()
         ]
         return f"<div class='{self._name}'><style>{STYLE}</style><div class='trtkit'>{''.join(parts)}</div></div>"
 
-    def renew(self) -> None:
+    def refresh_static(self) -> None:
         """Renew the output soon, if there is one."""
         if not self._displayed or self._due:
             return
@@ -218,7 +219,7 @@ class Saved(ipywidgets.VBox):
             self._renew()
             return
         self._due = True
-        loop.call_later(QUIET, self._renew)
+        loop.call_later(REFRESH_DELAY, self._renew)
 
     def _renew(self) -> None:
         self._due = False
@@ -227,15 +228,15 @@ class Saved(ipywidgets.VBox):
     def _display(self, *, update: bool) -> None:
         from IPython.display import display
 
-        whole = {"text/html": self.still_html(), "text/plain": ""}
+        whole = {"text/html": self.static_html(), "text/plain": ""}
         display(whole, raw=True, display_id=self._name, update=update)  # type: ignore[no-untyped-call]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         from IPython.display import display
 
-        from trtkit.plotting.notebook import carried_library
+        from trtkit.plotting.notebook import library_html_once
 
-        display({"text/html": carried_library(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
+        display({"text/html": library_html_once(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
         self._display(update=False)
         self._displayed = True
         found: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
@@ -297,4 +298,4 @@ class Still:
 
 
 def _markup(figure: go.Figure) -> str:
-    return str(bundle(figure, library=False)["text/html"])
+    return str(mime_bundle(figure, library=False)["text/html"])

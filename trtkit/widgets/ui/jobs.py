@@ -18,9 +18,9 @@ import ipywidgets
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.progress import Event
-from trtkit.widgets.ui.controls import Fault, button
+from trtkit.widgets.ui.controls import ErrorBox, make_button
 
-__all__ = ["STATES", "Job", "JobView", "overheard", "watch"]
+__all__ = ["JOB_STATES", "Job", "JobView", "cancel_on_interrupt", "capture_warnings"]
 
 
 # The interrupt button while a job runs and no cell does: it cancels the job, as it would stop a cell.
@@ -28,7 +28,7 @@ __all__ = ["STATES", "Job", "JobView", "overheard", "watch"]
 
 # A kernel sets its own handler while it serves a message, and sets back the one before when it is done: ours must be
 # put in between two messages, and so is tried again until it meets such a moment.
-AGAIN = 0.2
+RETRY_SECONDS = 0.2
 
 
 class Cancellable(Protocol):
@@ -42,10 +42,10 @@ class Cancellable(Protocol):
         """Ask it to stop."""
 
 
-_watched: list[Cancellable] = []
+_interruptible_jobs: list[Cancellable] = []
 
 
-def watch(job: Cancellable) -> None:
+def cancel_on_interrupt(job: Cancellable) -> None:
     """Cancel `job` when the kernel is interrupted while no cell runs, until the job has ended.
 
     Does nothing outside a kernel.
@@ -53,13 +53,13 @@ def watch(job: Cancellable) -> None:
     Args:
         job: What to cancel.
     """
-    loop = _loop_of_cells()
+    loop = _main_event_loop()
     if loop is not None:
-        _watched.append(job)
-        loop.call_soon_threadsafe(loop.call_later, AGAIN, _arrange, loop)
+        _interruptible_jobs.append(job)
+        loop.call_soon_threadsafe(loop.call_later, RETRY_SECONDS, _install_handler, loop)
 
 
-def _loop_of_cells() -> asyncio.AbstractEventLoop | None:
+def _main_event_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop of the kernel's main thread, the one that gets signals; a widget's callbacks may run in others."""
     if "ipykernel" not in sys.modules:
         return None
@@ -70,22 +70,22 @@ def _loop_of_cells() -> asyncio.AbstractEventLoop | None:
     return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
 
 
-def _arrange(loop: asyncio.AbstractEventLoop) -> None:
+def _install_handler(loop: asyncio.AbstractEventLoop) -> None:
     """Put our handler in, or take it out, as soon as no message is being served."""
     if threading.current_thread() is not threading.main_thread():
         return
-    _watched[:] = [job for job in _watched if job.running]
+    _interruptible_jobs[:] = [job for job in _interruptible_jobs if job.running]
     now = signal.getsignal(signal.SIGINT)
-    if _watched and now is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)
-    elif not _watched and now is _interrupt:
+    if _interruptible_jobs and now is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _handle_interrupt)
+    elif not _interruptible_jobs and now is _handle_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if _watched:
-        loop.call_later(AGAIN, _arrange, loop)
+    if _interruptible_jobs:
+        loop.call_later(RETRY_SECONDS, _install_handler, loop)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    for job in _watched:
+def _handle_interrupt(number: int, frame: Any) -> None:
+    for job in _interruptible_jobs:
         # Not in the signal's own moment, where the interrupted code may hold a lock that telling it needs.
         threading.Thread(target=job.cancel).start()
 
@@ -96,12 +96,12 @@ def _interrupt(number: int, frame: Any) -> None:
 # Python's warnings belong to the whole process, so that several jobs must share one hook: the first one in puts it up
 # and the last one out takes it down. Each taking its own would leave another's behind.
 _lock = threading.Lock()
-_hearers: dict[int, Callable[[str], None]] = {}
+_receivers: dict[int, Callable[[str], None]] = {}
 _hooks: list[warnings.catch_warnings[None]] = []
 
 
 @contextmanager
-def overheard(hear: Callable[[str], None]) -> Iterator[None]:
+def capture_warnings(hear: Callable[[str], None]) -> Iterator[None]:
     """Give the text of each `UserWarning` of this thread to `hear`; its other warnings are for developers and dropped.
 
     Args:
@@ -109,7 +109,7 @@ def overheard(hear: Callable[[str], None]) -> Iterator[None]:
     """
     thread = threading.get_ident()
     with _lock:
-        if not _hearers:
+        if not _receivers:
             hook = warnings.catch_warnings()
             hook.__enter__()
             _hooks.append(hook)
@@ -117,24 +117,24 @@ def overheard(hear: Callable[[str], None]) -> Iterator[None]:
             warnings.simplefilter("default", UserWarning)
 
             def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-                mine = _hearers.get(threading.get_ident())
+                mine = _receivers.get(threading.get_ident())
                 if mine is None:
                     before(message, category, *place, **more)
                 elif issubclass(category, UserWarning):
                     mine(str(message))
 
             warnings.showwarning = show
-        _hearers[thread] = hear
+        _receivers[thread] = hear
     try:
         yield
     finally:
         with _lock:
-            del _hearers[thread]
-            if not _hearers:
+            del _receivers[thread]
+            if not _receivers:
                 _hooks.pop().__exit__(None, None, None)
 
 
-STATES = ("idle", "running", "done", "failed", "cancelled")
+JOB_STATES = ("idle", "running", "done", "failed", "cancelled")
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ class Job(Generic[T]):
             started it where an event loop runs there (a notebook), else in the job's own thread, or in that of `wait`.
 
     Attributes:
-        state: One of `STATES`.
+        state: One of `JOB_STATES`.
         event: The last event, or None.
         log: Messages of the events, and warnings that the call gave, oldest first.
         result: What the call returned; None in every state but "done".
@@ -222,7 +222,7 @@ class Job(Generic[T]):
             target=self._run, args=(bound, loop, end), name=f"trtkit {self.name}", daemon=True
         )
         self._thread.start()
-        watch(self)
+        cancel_on_interrupt(self)
 
     def cancel(self) -> None:
         """Ask the call to stop at its next step; its state is "cancelled" once it has."""
@@ -263,7 +263,7 @@ class Job(Generic[T]):
         state = "done"
         result: T | None = None
         error: BaseException | None = None
-        with overheard(self._noted):
+        with capture_warnings(self._noted):
             try:
                 result = bound()
             except (CancelledError, KeyboardInterrupt):
@@ -307,9 +307,9 @@ class Job(Generic[T]):
 
 
 # Ten frames a second are enough for a bar, and a slow connection carries them.
-REFRESH = 0.1
+REFRESH_SECONDS = 0.1
 
-LINES = 200
+MAX_LOG_LINES = 200
 
 
 class JobView(ipywidgets.VBox):
@@ -328,19 +328,21 @@ class JobView(ipywidgets.VBox):
         fault: The error of a failed job.
     """
 
-    def __init__(self, name: str = "work", ended: Callable[[Job[Any]], None] | None = None) -> None:
+    def __init__(self, name: str = "work", on_end: Callable[[Job[Any]], None] | None = None) -> None:
         self.job: Job[Any] = Job(name, on_event=self._received, on_state=self._changed)
-        self.ended = ended
+        self.ended = on_end
         self.stage = ipywidgets.HTML()
         self.stage.add_class("trtkit-stage")
         self.bar = ipywidgets.IntProgress(
             value=0, max=1, tooltip="progress of this stage", layout=ipywidgets.Layout(width="min(28rem, 60%)")
         )
         self.bar.add_class("trtkit-bar")
-        self.cancel = button("Cancel", "Stop at the next step; nothing is left half-written", self._stop, name="cancel")
+        self.cancel = make_button(
+            "Cancel", "Stop at the next step; nothing is left half-written", self._stop, name="cancel"
+        )
         self.messages = ipywidgets.HTML()
         self.messages.add_class("trtkit-messages")
-        self.fault = Fault()
+        self.fault = ErrorBox()
         self._shown = 0.0
         row = ipywidgets.HBox([self.bar, self.cancel], layout=ipywidgets.Layout(align_items="center"))
         super().__init__([self.stage, row, self.messages, self.fault], layout=ipywidgets.Layout(display="none"))
@@ -378,7 +380,7 @@ class JobView(ipywidgets.VBox):
     def _received(self, event: Event) -> None:
         now = time.perf_counter()
         last = event.total is not None and event.done >= event.total
-        if now - self._shown < REFRESH and not event.message and not last:
+        if now - self._shown < REFRESH_SECONDS and not event.message and not last:
             return
         self._shown = now
         count = f" · {event.done} of {event.total}" if event.total is not None and event.total > 1 else ""
@@ -392,7 +394,7 @@ class JobView(ipywidgets.VBox):
         if not lines:
             self.messages.value = ""
             return
-        text = html.escape("\n".join(lines[-LINES:]))
+        text = html.escape("\n".join(lines[-MAX_LOG_LINES:]))
         box = f"<div class='trtkit-log' role='log' tabindex='0'>{text}</div>"
         # Notes are warnings: they stay in sight.
         folded = folded and not any(line.startswith("note: ") for line in lines)

@@ -8,13 +8,13 @@ from typing import Any
 
 from trtkit.progress import Event
 
-__all__ = ["Line"]
+__all__ = ["ProgressLine"]
 
 # Four lines a second read as movement, and no front end is busy with them.
 REFRESH = 0.25
 
 
-class Line:
+class ProgressLine:
     """A receiver of events for a notebook: pass one as `progress` of a long call.
 
     Attributes:

@@ -6,21 +6,21 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from trtkit.errors import CapabilityError, RecipeError, TrtkitError
-from trtkit.widgets.ui.controls import Choice
+from trtkit.widgets.ui.controls import Option
 
 __all__ = [
     "Device",
     "Machine",
     "device_label",
-    "devices",
-    "look",
-    "nms_choice",
-    "precisions",
-    "targets",
+    "device_options",
+    "inspect_machine",
+    "nms_option",
+    "precision_options",
+    "target_options",
 ]
 
 # What people call the compute capabilities that TensorRT-RTX builds for; https://developer.nvidia.com/cuda-gpus.
-GPUS_OF = {
+GPU_NAMES = {
     "sm75": "GeForce RTX 20 series, T4",
     "sm80": "A100, A30",
     "sm86": "GeForce RTX 30 series, A10, A40",
@@ -80,15 +80,15 @@ class Machine:
         return f"{said} Engines don't run here; {runner} runs the same graphs, so accuracy can be judged."
 
 
-def look() -> Machine:
+def inspect_machine() -> Machine:
     """Look at this machine; on one with a GPU this imports torch and takes seconds.
 
     Returns:
         What was found. Nothing here compares versions: every answer is the backends' own.
     """
-    from trtkit.backends.capabilities import BACKENDS, INSTALL, best, describe, require_build, require_run
+    from trtkit.backends.capabilities import BACKENDS, INSTALL_HINTS, best, probe, require_build, require_run
 
-    found = {name: describe(name) for name in BACKENDS}
+    found = {name: probe(name) for name in BACKENDS}
     engines = [name for name in BACKENDS if name != "onnxruntime"]
     builds, runs = {}, {}
     for name in engines:
@@ -105,7 +105,7 @@ def look() -> Machine:
             runs[name] = error.found
     return Machine(
         titles={name: one.title for name, one in found.items() if one.present},
-        missing={name: f"{one.missing}; {INSTALL[name]}" for name, one in found.items() if not one.present},
+        missing={name: f"{one.missing}; {INSTALL_HINTS[name]}" for name, one in found.items() if not one.present},
         gpus=tuple((gpu.name, gpu.sm) for gpu in found["tensorrt"].gpus),
         best=best("build"),
         builds=builds,
@@ -116,11 +116,11 @@ def look() -> Machine:
             if found[name].present and found[name].cross_build_targets
         },
         calibrates=tuple(name for name in engines if found[name].present and found[name].has_int8_calibrator),
-        refuses=_refuses,
+        refuses=_build_problem,
     )
 
 
-def _refuses(backend: str | None, device: Device) -> str:
+def _build_problem(backend: str | None, device: Device) -> str:
     from trtkit.backends.capabilities import require_build
 
     try:
@@ -130,11 +130,11 @@ def _refuses(backend: str | None, device: Device) -> str:
     return ""
 
 
-def targets(machine: Machine) -> tuple[Choice, ...]:
+def target_options(machine: Machine) -> tuple[Option, ...]:
     """What to make: an engine by each builder, or an ONNX file."""
     best = machine.best
     if best == "onnxruntime":
-        auto = Choice(
+        auto = Option(
             value="best",
             label="Best engine here",
             told="An engine by the best builder of this machine.",
@@ -142,7 +142,7 @@ def targets(machine: Machine) -> tuple[Choice, ...]:
         )
     else:
         aim = machine.gpus[0][0] if machine.gpus else f"{device_label(None, 'best', machine)}"
-        auto = Choice(value="best", label="Best engine here", told=f"{machine.titles[best]}, for {aim}.")
+        auto = Option(value="best", label="Best engine here", told=f"{machine.titles[best]}, for {aim}.")
     return (
         auto,
         _engine("tensorrt", "TensorRT engine", "For the GPU of this machine, and only for it.", machine),
@@ -152,7 +152,7 @@ def targets(machine: Machine) -> tuple[Choice, ...]:
             "For GeForce and RTX cards; builds without one, and the user's machine finishes the work when it loads it.",
             machine,
         ),
-        Choice(
+        Option(
             value="onnx",
             label="ONNX file",
             told="The same graph, its precision included, for any runtime; needs no GPU.",
@@ -160,19 +160,19 @@ def targets(machine: Machine) -> tuple[Choice, ...]:
     )
 
 
-def _engine(backend: str, label: str, told: str, machine: Machine) -> Choice:
+def _engine(backend: str, label: str, told: str, machine: Machine) -> Option:
     reason = machine.missing.get(backend, "")
     if not reason and not machine.cross.get(backend):
         reason = machine.builds.get(backend, "")
     title = machine.titles.get(backend)
-    return Choice(value=backend, label=label, told=f"{title}. {told}" if title else told, reason=reason)
+    return Option(value=backend, label=label, told=f"{title}. {told}" if title else told, reason=reason)
 
 
-def devices(target: str, machine: Machine, asked: Device = None) -> tuple[tuple[str, Device], ...]:
+def device_options(target: str, machine: Machine, asked: Device = None) -> tuple[tuple[str, Device], ...]:
     """Labels and values of what an engine can be built for.
 
     Args:
-        target: One of `targets`' values.
+        target: One of `target_options`' values.
         machine: This one.
         asked: What a recipe asks for; it is among them even where this machine does not offer it.
     """
@@ -190,23 +190,23 @@ def devices(target: str, machine: Machine, asked: Device = None) -> tuple[tuple[
 def device_label(device: Device, target: str, machine: Machine) -> str:
     """A device as people know it."""
     from trtkit.backends.capabilities import DEFAULT_TARGET
-    from trtkit.backends.devices import device_of
+    from trtkit.backends.devices import parse_device
 
     if device is None and machine.gpus:
         return f"this machine's {machine.gpus[0][0]}"
     try:
-        wanted = device_of(device)
+        wanted = parse_device(device)
     except RecipeError:
         return str(device)
     sm = DEFAULT_TARGET if wanted.kind == "any" else wanted.sm
     if sm:
-        return f"{sm}: {GPUS_OF[sm]}" if sm in GPUS_OF else sm
+        return f"{sm}: {GPU_NAMES[sm]}" if sm in GPU_NAMES else sm
     if wanted.kind == "cuda" and wanted.index < len(machine.gpus):
         return f"GPU {wanted.index}: {machine.gpus[wanted.index][0]}"
     return str(device)
 
 
-def precisions(target: str, machine: Machine) -> tuple[Choice, ...]:
+def precision_options(target: str, machine: Machine) -> tuple[Option, ...]:
     """FP32, FP16, INT8, and INT8 by TensorRT's own calibrator, for a target."""
     builder = {"best": machine.best, "onnx": ""}.get(target, target)
     title = machine.titles.get(builder, "it")
@@ -220,14 +220,14 @@ def precisions(target: str, machine: Machine) -> tuple[Choice, ...]:
             else "TensorRT up to 10 has it, and there is none here"
         )
     return (
-        Choice(value="fp32", label="FP32", told="The model as it was trained: the yardstick for the others."),
-        Choice(value="fp16", label="FP16", told="Half the size; nearly always as accurate. Needs no pictures."),
-        Choice(
+        Option(value="fp32", label="FP32", told="The model as it was trained: the yardstick for the others."),
+        Option(value="fp16", label="FP16", told="Half the size; nearly always as accurate. Needs no images."),
+        Option(
             value="int8",
             label="INT8",
-            told="The fastest where it pays, at some accuracy. Ranges come from your pictures and go into the graph.",
+            told="The fastest where it pays, at some accuracy. Ranges come from your images and go into the graph.",
         ),
-        Choice(
+        Option(
             value="implicit",
             label="INT8, TensorRT's calibrator",
             told="TensorRT measures the ranges while it builds and chooses the layers itself.",
@@ -236,7 +236,7 @@ def precisions(target: str, machine: Machine) -> tuple[Choice, ...]:
     )
 
 
-def nms_choice(task: str | None, already: bool) -> Choice:
+def nms_option(task: str | None, already: bool) -> Option:
     """Whether suppression can be put into the graph.
 
     Args:
@@ -248,4 +248,4 @@ def nms_choice(task: str | None, already: bool) -> Choice:
         reason = "it is in the model's graph already"
     elif task == "classify":
         reason = "a classifier finds no boxes, so there are none to suppress"
-    return Choice(value="nms", label="Suppression in the graph", told="Boxes come out final.", reason=reason)
+    return Option(value="nms", label="Suppression in the graph", told="Boxes come out final.", reason=reason)

@@ -8,74 +8,74 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from trtkit.errors import TrtkitError
-from trtkit.widgets.ui.controls import ChoiceGroup, Fold, button, labelled, note_html, sentence
-from trtkit.widgets.ui.figure import Picture
-from trtkit.widgets.ui.html import facts_html, table_html
+from trtkit.widgets.ui.controls import Collapsible, OptionGroup, format_error, make_button, make_control, render_note
+from trtkit.widgets.ui.figure import FigureOutput
+from trtkit.widgets.ui.html import render_facts, render_table
 from trtkit.widgets.ui.jobs import JobView
 from trtkit.widgets.wizard.actions import (
     accuracy_frame,
-    accuracy_said,
+    accuracy_messages,
     build,
-    data_to_judge,
     engine_facts,
     latency_frame,
-    latency_said,
+    latency_messages,
     measure,
     passport_facts,
     recipe_facts,
+    resolve_eval_data,
 )
-from trtkit.widgets.wizard.input_steps import SHORT, WIDE, Desk, Step, said_html
-from trtkit.widgets.wizard.options import devices, precisions, targets
-from trtkit.widgets.wizard.state import Session
+from trtkit.widgets.wizard.input_steps import SHORT, WIDE, Step, StepHost, render_messages
+from trtkit.widgets.wizard.options import device_options, precision_options, target_options
+from trtkit.widgets.wizard.state import WizardState
 
 if TYPE_CHECKING:
-    from trtkit.widgets.wizard.actions import Measured
+    from trtkit.widgets.wizard.actions import Measurement
 
-__all__ = ["BuildStep", "ChoicesStep", "CodePanel", "EngineStep", "ResultStep", "engine_html", "result_html"]
+__all__ = ["BuildStep", "ChoicesStep", "CodePanel", "EngineStep", "ResultStep", "render_engine", "render_result"]
 
 ACCURACY = {"metric": "Metric", "rule": "Rule", "value": "Result", "change": "Change", "interval": "95 % interval",
-            "measurable": "More than chance"}  # fmt: skip
+            "significant": "More than chance"}  # fmt: skip
 LATENCY = {"label": "Precision", "runner": "Run by", "clock": "Clock", "batch": "Batch", "runs": "Runs",
            "p50_ms": "Median, ms", "p90_ms": "90 % within, ms", "p99_ms": "99 % within, ms",
-           "pictures_per_s": "Pictures a second"}  # fmt: skip
+           "images_per_s": "Images a second"}  # fmt: skip
 
 
-def result_html(measured: Measured, precision: str) -> tuple[str, str]:
+def render_result(measured: Measurement, precision: str) -> tuple[str, str]:
     """Accuracy and latency, each as sentences and a table."""
-    accuracy = said_html(*accuracy_said(measured, precision))
+    accuracy = render_messages(*accuracy_messages(measured, precision))
     if measured.evaluation is not None:
         digits = dict.fromkeys(("FP32", "value", "change"), 4)
         headings = {**ACCURACY, "value": precision.upper()}
         frame = accuracy_frame(measured)
         sure = frame.filter(frame["interval"].is_not_null()) if "interval" in frame.columns else frame
-        accuracy += table_html(sure, headings=headings, digits=digits)
+        accuracy += render_table(sure, headings=headings, digits=digits)
         if len(sure) < len(frame):
-            rest = table_html(frame.filter(frame["interval"].is_null()), headings=headings, digits=digits)
+            rest = render_table(frame.filter(frame["interval"].is_null()), headings=headings, digits=digits)
             accuracy += f"<details><summary>Metrics without an interval</summary>{rest}</details>"
-    latency = said_html(*latency_said(measured))
-    latency += table_html(
+    latency = render_messages(*latency_messages(measured))
+    latency += render_table(
         latency_frame(measured),
         headings=LATENCY,
-        digits=dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "pictures_per_s"), 2),
+        digits=dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s"), 2),
     )
     return accuracy, latency
 
 
-def engine_html(session: Session) -> str:
+def render_engine(session: WizardState) -> str:
     """The file and its passport; a line where there is none yet."""
     if session.made is None:
-        return note_html("Nothing was built yet; the code below builds it.")
+        return render_note("Nothing was built yet; the code below builds it.")
     artifact = session.made.artifact
-    whole = facts_html(engine_facts(artifact), caption="What was made")
+    whole = render_facts(engine_facts(artifact), caption="What was made")
     if artifact.passport is not None:
-        whole += facts_html(passport_facts(artifact), caption="Passport, kept in the file itself")
-    return (note_html(session.stale, kind="warning") if session.stale else "") + whole
+        whole += render_facts(passport_facts(artifact), caption="Passport, kept in the file itself")
+    return (render_note(session.stale, kind="warning") if session.stale else "") + whole
 
 
 class BuildStep(Step):
     """Build the file."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: StepHost) -> None:
         super().__init__(
             desk,
             "build",
@@ -83,7 +83,7 @@ class BuildStep(Step):
             "Other cells and steps work meanwhile. Cancel stops at the next step and leaves no file.",
         )
         self.facts = ipywidgets.HTML()
-        self.overwrite = labelled(
+        self.overwrite = make_control(
             ipywidgets.Checkbox,
             "Replace the file if it is there",
             "Otherwise a file of that name is kept and nothing built",
@@ -91,7 +91,7 @@ class BuildStep(Step):
             layout=WIDE,
         )
         self.fills(self.overwrite, "overwrite")
-        self.act = self.build = button(
+        self.act = self.build = make_button(
             "Build",
             "Calibrate and build with the choices above",
             desk.guard(self.start),
@@ -99,13 +99,13 @@ class BuildStep(Step):
             button_style="primary",
         )
         self.why = ipywidgets.HTML()
-        self.view = JobView("the build", lambda job: desk.finish(job, Session.has_built))
+        self.view = JobView("the build", lambda job: desk.finish(job, WizardState.has_built))
         self.made = ipywidgets.HTML()
         self.made.add_class("trtkit-made")
         row = ipywidgets.HBox([self.build, self.why], layout=ipywidgets.Layout(align_items="center"))
         self.children = (self.heading, self.facts, self.overwrite, row, self.view, self.made)
 
-    def show(self, session: Session) -> None:
+    def show(self, session: WizardState) -> None:
         """Show a state."""
         why = session.blocked("build")
         rewrites = not why and session.rewrites
@@ -115,13 +115,13 @@ class BuildStep(Step):
         self.why.value = f"<span class='trtkit-reason'>{html.escape(why)}</span>" if why else ""
         self.facts.value = ""
         if not why and session.model is not None:
-            self.facts.value = facts_html(
+            self.facts.value = render_facts(
                 recipe_facts(session.plan.recipe(), session.model), caption="What will be made"
             )
         self.made.value = ""
         if session.made is not None and not self.view.job.running:
             told = f"{session.made.artifact.path} · {session.made.artifact.size / 1e6:.1f} MB"
-            self.made.value = note_html(told, kind="warning" if session.stale else "good", detail=session.stale)
+            self.made.value = render_note(told, kind="warning" if session.stale else "good", detail=session.stale)
 
     def start(self) -> None:
         """Build."""
@@ -132,39 +132,39 @@ class BuildStep(Step):
 class ResultStep(Step):
     """Measure what was built."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: StepHost) -> None:
         super().__init__(
             desk,
             "result",
             "How accurate, how fast?",
-            "The pictures of val judge the result and FP32 alike, and an interval says how much of the change may be "
+            "The images of val judge the result and FP32 alike, and an interval says how much of the change may be "
             "chance. The engine is measured where it runs; elsewhere ONNX Runtime runs its graph, and says so.",
         )
-        self.images = labelled(
+        self.images = make_control(
             ipywidgets.IntText,
-            "Pictures to judge by",
+            "Images to judge by",
             "A seeded sample of val; 0 takes all",
             name="images",
             layout=SHORT,
         )
         self.fills(self.images, "images", lambda number: number if number > 0 else None)
-        self.baseline = labelled(
+        self.baseline = make_control(
             ipywidgets.Checkbox,
             "Compare with FP32",
-            "Judge and time FP32 too, on the same pictures by the same runner",
+            "Judge and time FP32 too, on the same images by the same runner",
             name="baseline",
             layout=WIDE,
         )
         self.fills(self.baseline, "baseline")
-        self.act = self.measure = button(
+        self.act = self.measure = make_button(
             "Measure", "Judge and time what was built", desk.guard(self.start), name="measure"
         )
-        self.view = JobView("the measurement", lambda job: desk.finish(job, Session.has_measured))
+        self.view = JobView("the measurement", lambda job: desk.finish(job, WizardState.has_measured))
         self.accuracy, self.latency = ipywidgets.HTML(), ipywidgets.HTML()
         self.accuracy.add_class("trtkit-accuracy")
         self.latency.add_class("trtkit-latency")
-        self.pictures = (Picture(), Picture())
-        self._drawn: Measured | None = None
+        self.figures = (FigureOutput(), FigureOutput())
+        self._drawn: Measurement | None = None
         self.children = (
             self.heading,
             self.images,
@@ -172,14 +172,14 @@ class ResultStep(Step):
             self.measure,
             self.view,
             self.accuracy,
-            self.pictures[0],
+            self.figures[0],
             self.latency,
-            self.pictures[1],
+            self.figures[1],
         )
 
-    def show(self, session: Session) -> None:
+    def show(self, session: WizardState) -> None:
         """Show a state."""
-        self.images.value = session.plan.images or 0
+        self.images.value = session.plan.eval_images or 0
         self.baseline.value = session.plan.baseline
         self.baseline.disabled = session.made is not None and session.made.artifact.precision == "fp32"
         self.measure.disabled = bool(self.desk.busy) or session.made is None
@@ -187,32 +187,32 @@ class ResultStep(Step):
         if found is None or session.made is None:
             self.accuracy.value = self.latency.value = ""
         else:
-            accuracy, latency = result_html(found, session.made.artifact.precision)
-            stale = note_html(session.stale, kind="warning") if session.stale else ""
+            accuracy, latency = render_result(found, session.made.artifact.precision)
+            stale = render_note(session.stale, kind="warning") if session.stale else ""
             self.accuracy.value, self.latency.value = (
                 f"{stale}<h4>Accuracy</h4>{accuracy}",
                 f"<h4>Latency</h4>{latency}",
             )
         if found is not self._drawn:
             self._drawn = found
-            for picture, figure in zip(self.pictures, (None, None) if found is None else found.figures, strict=True):
-                picture.draw(figure)
+            for image, figure in zip(self.figures, (None, None) if found is None else found.figures, strict=True):
+                image.draw(figure)
 
     def start(self) -> None:
         """Measure."""
         session = self.desk.session
         assert session.model is not None
-        data = data_to_judge(session.plan.data, session.model)
+        data = resolve_eval_data(session.plan.data, session.model)
         plan = session.plan
         self.desk.begin(
-            self.view, measure, session.model, session.made, data, images=plan.images, baseline=plan.baseline
+            self.view, measure, session.model, session.made, data, images=plan.eval_images, baseline=plan.baseline
         )
 
 
 class EngineStep(Step):
     """What the user leaves with."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: StepHost) -> None:
         super().__init__(
             desk,
             "engine",
@@ -223,12 +223,12 @@ class EngineStep(Step):
         self.facts.add_class("trtkit-engine-facts")
         self.children = (self.heading, self.facts)
 
-    def show(self, session: Session) -> None:
+    def show(self, session: WizardState) -> None:
         """Show a state."""
-        self.facts.value = engine_html(session)
+        self.facts.value = render_engine(session)
 
 
-class CodePanel(Fold):
+class CodePanel(Collapsible):
     """The Python and the command line that repeat the choices, below every step and always in step with them."""
 
     def __init__(self) -> None:
@@ -238,12 +238,12 @@ class CodePanel(Fold):
         title = "Python and command line that repeat these choices"
         super().__init__(title, [self.python, self.command], name="code-panel")
 
-    def show(self, session: Session) -> None:
+    def show(self, session: WizardState) -> None:
         """Show a state."""
         try:
             python, command = session.code
         except TrtkitError as error:
-            self.python.value, self.command.value = note_html(sentence(error), kind="problem"), ""
+            self.python.value, self.command.value = render_note(format_error(error), kind="problem"), ""
             return
         for widget, title, text in ((self.python, "Python", python), (self.command, "Command line", command)):
             code = f"<pre class='trtkit-code' tabindex='0'>{html.escape(text.rstrip())}</pre>"
@@ -253,7 +253,7 @@ class CodePanel(Fold):
 # The wizard's form of precision, target and settings. Callbacks only.
 
 
-FIELDS = ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "level", "isolate", "output")
+FIELDS = ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "opt_level", "isolate", "output")
 
 # A drop-down whose value is None has nothing chosen.
 NONE = "none"
@@ -262,29 +262,29 @@ NONE = "none"
 class ChoicesStep(Step):
     """Which precision, for which target, and the settings that have good defaults."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: StepHost) -> None:
         super().__init__(
             desk,
             "choices",
             "Which precision, for which target?",
             "What this machine can't make is marked, with the reason.",
         )
-        self.precision = ChoiceGroup("precision", lambda value: desk.update(lambda s: s.fill(precision=value)))
-        self.target = ChoiceGroup("target", lambda value: desk.update(lambda s: s.target(value)))
-        self.device = labelled(
+        self.precision = OptionGroup("precision", lambda value: desk.update(lambda s: s.fill(precision=value)))
+        self.target = OptionGroup("target", lambda value: desk.update(lambda s: s.target(value)))
+        self.device = make_control(
             ipywidgets.Dropdown, "Built for", "The GPU that the engine will run on", name="device", layout=WIDE
         )
         self.device.observe(self._aimed, "value")
-        self.imgsz = labelled(
+        self.imgsz = make_control(
             ipywidgets.Text,
-            "Picture size",
+            "Image size",
             "One side or height,width in pixels; empty for the model's own",
             name="imgsz",
             placeholder="the model's own",
             layout=SHORT,
         )
-        self.batch = labelled(ipywidgets.IntText, "Largest batch", "Most pictures a run", name="batch", layout=SHORT)
-        self.dynamic = labelled(
+        self.batch = make_control(ipywidgets.IntText, "Largest batch", "Most images a run", name="batch", layout=SHORT)
+        self.dynamic = make_control(
             ipywidgets.Dropdown,
             "Open shapes",
             "Whether batch, height and width may change at run time",
@@ -292,17 +292,17 @@ class ChoicesStep(Step):
             options=[("as suits the target", NONE), ("yes", True), ("no", False)],
             layout=SHORT,
         )
-        self.nms = labelled(
+        self.nms = make_control(
             ipywidgets.Checkbox,
             "Suppression in the graph",
             "Non-maximum suppression runs inside the engine",
             name="nms",
         )
         self.nms_reason = ipywidgets.HTML()
-        self.simplify = labelled(
+        self.simplify = make_control(
             ipywidgets.Checkbox, "Simplify the graph", "Run onnxslim over the graph", name="simplify"
         )
-        self.keep = labelled(
+        self.keep = make_control(
             ipywidgets.Textarea,
             "Keep in high precision",
             "Patterns of ONNX node names, one a line, such as /model.23/*",
@@ -311,7 +311,7 @@ class ChoicesStep(Step):
             rows=2,
             layout=WIDE,
         )
-        self.workspace = labelled(
+        self.workspace = make_control(
             ipywidgets.Text,
             "Workspace, GiB",
             "Memory the builder may use; empty lets TensorRT decide",
@@ -319,18 +319,18 @@ class ChoicesStep(Step):
             placeholder="as TensorRT decides",
             layout=SHORT,
         )
-        self.level = labelled(
+        self.opt_level = make_control(
             ipywidgets.Dropdown,
-            "Optimisation level",
+            "Optimization level",
             "0 builds quickly, 5 searches longest",
-            name="level",
+            name="opt_level",
             layout=SHORT,
             options=[("TensorRT's default", NONE), *((str(number), number) for number in range(6))],
         )
-        self.isolate = labelled(
+        self.isolate = make_control(
             ipywidgets.Checkbox, "Build in a child process", "A crash inside TensorRT becomes an error", name="isolate"
         )
-        self.output = labelled(
+        self.output = make_control(
             ipywidgets.Text,
             "Output file",
             "Where the file goes; empty names it after the model",
@@ -347,11 +347,11 @@ class ChoicesStep(Step):
             self.nms_reason,
             self.simplify,
             self.workspace,
-            self.level,
+            self.opt_level,
             self.isolate,
             self.output,
         ]
-        self.more = Fold("More settings", more, name="more")
+        self.more = Collapsible("More settings", more, name="more")
         self.problem = ipywidgets.HTML()
         self.problem.add_class("trtkit-problem")
         head = [ipywidgets.HTML(f"<h4>{title}</h4>") for title in ("Precision", "Target")]
@@ -376,15 +376,15 @@ class ChoicesStep(Step):
             device = None if change["new"] == NONE else change["new"]
             self.desk.update(lambda session: session.fill(devices=session.plan.aimed(device).devices))
 
-    def show(self, session: Session) -> None:
+    def show(self, session: WizardState) -> None:
         """Show a state."""
         plan, machine = session.plan, session.machine
         if machine is None:
-            self.problem.value = note_html("Looking at this machine …")
+            self.problem.value = render_note("Looking at this machine …")
             return
-        self.precision.show(precisions(plan.target, machine), plan.precision)
-        self.target.show(targets(machine), plan.target)
-        found = devices(plan.target, machine, plan.device)
+        self.precision.show(precision_options(plan.target, machine), plan.precision)
+        self.target.show(target_options(machine), plan.target)
+        found = device_options(plan.target, machine, plan.device)
         options = tuple((label, NONE if device is None else device) for label, device in found)
         if self.device.options != options:
             self.device.options = options
@@ -401,7 +401,7 @@ class ChoicesStep(Step):
             f"<p class='trtkit-reason'>Not here: {session.nms.reason}.</p>" if session.nms.reason else ""
         )
         self.keep.disabled = plan.precision not in ("fp16", "int8")
-        for control in (self.workspace, self.level, self.isolate):
+        for control in (self.workspace, self.opt_level, self.isolate):
             control.disabled = not plan.engine
         self.output.placeholder = plan.output_shown or "beside the model, its name saying the precision"
-        self.problem.value = note_html(session.problem, kind="problem") if session.problem else ""
+        self.problem.value = render_note(session.problem, kind="problem") if session.problem else ""

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 from trtkit import demo
 from trtkit.errors import RecipeError, TrtkitError
 from trtkit.recipe import Recipe
-from trtkit.widgets.ui.controls import Choice
-from trtkit.widgets.wizard.form import Plan
-from trtkit.widgets.wizard.options import Machine, nms_choice
+from trtkit.widgets.ui.controls import Option
+from trtkit.widgets.wizard.form import WizardForm
+from trtkit.widgets.wizard.options import Machine, nms_option
 
 if TYPE_CHECKING:
     from trtkit.models import Model
-    from trtkit.widgets.wizard.actions import Examined, Made, Measured
+    from trtkit.widgets.wizard.actions import BuiltArtifact, Examination, Measurement
 
-__all__ = ["STEPS", "TITLES", "Session"]
+__all__ = ["STEPS", "TITLES", "WizardState"]
 
 TITLES = {
     "model": "Model",
     "choices": "Precision and target",
-    "pictures": "Pictures",
+    "images": "Images",
     "build": "Build",
     "result": "Accuracy and latency",
     "engine": "Engine and code",
@@ -33,7 +33,7 @@ STEPS = tuple(TITLES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Session:
+class WizardState:
     """Everything the wizard knows.
 
     Attributes:
@@ -42,77 +42,77 @@ class Session:
         machine: What can be done here; None until it was looked at.
         model: The model that was read; None until then.
         read: The path it was read from.
-        examined: What the doctor said of the calibration pictures; None until asked.
+        examined: What the doctor said of the calibration images; None until asked.
         made: What was built; None until then.
         measured: Its accuracy and latency; None until then.
         written: What names each file that was built here; those may be replaced.
     """
 
-    plan: Plan
+    plan: WizardForm
     step: str = "model"
     machine: Machine | None = None
     model: Model | None = None
     read: str = ""
-    examined: Examined | None = None
-    made: Made | None = None
-    measured: Measured | None = None
+    examined: Examination | None = None
+    made: BuiltArtifact | None = None
+    measured: Measurement | None = None
     written: frozenset[tuple[str, ...]] = frozenset()
 
     @classmethod
-    def of(cls, recipe: Recipe | None, data: str = "") -> Session:
+    def of(cls, recipe: Recipe | None, data: str = "") -> WizardState:
         """The state a wizard begins in.
 
         Args:
-            recipe: What fills the form; None fills it with the embedded model and pictures.
-            data: Pictures to judge by, where the recipe names none.
+            recipe: What fills the form; None fills it with the embedded model and images.
+            data: Images to judge by, where the recipe names none.
         """
-        plan = Plan.start() if recipe is None else Plan.of(recipe)
+        plan = WizardForm.start() if recipe is None else WizardForm.of(recipe)
         return cls(plan=plan.changed(data=data) if data else plan)
 
-    def fill(self, **fields: object) -> Session:
+    def fill(self, **fields: object) -> WizardState:
         """Fill in some fields of the form."""
         return self._with(plan=self.plan.changed(**fields))
 
-    def _with(self, **changes: object) -> Session:
+    def _with(self, **changes: object) -> WizardState:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
-    def looked(self, machine: Machine) -> Session:
+    def looked(self, machine: Machine) -> WizardState:
         """The machine was looked at."""
         return self._with(machine=machine)
 
-    def target(self, target: str) -> Session:
+    def target(self, target: str) -> WizardState:
         """Choose a target; a precision that it can't have gives way to INT8 by the graph."""
         assert self.machine is not None
         plan = self.plan.targeting(target, self.machine)
-        from trtkit.widgets.wizard.options import precisions
+        from trtkit.widgets.wizard.options import precision_options
 
-        possible = {one.value for one in precisions(target, self.machine) if one.possible}
+        possible = {one.value for one in precision_options(target, self.machine) if one.possible}
         return self._with(plan=plan if plan.precision in possible else plan.changed(precision="int8"))
 
-    def has_read(self, model: Model, path: str) -> Session:
-        """A model was read: pictures of another task and suppression that it can't have are left behind."""
+    def has_read(self, model: Model, path: str) -> WizardState:
+        """A model was read: images of another task and suppression that it can't have are left behind."""
         plan = self.plan.changed(model=path).fitting(model.task)
-        if not nms_choice(model.task, model.nms).possible:
+        if not nms_option(model.task, model.nms).possible:
             plan = plan.changed(nms=False)
         return self._with(plan=plan, model=model, read=path)
 
-    def has_examined(self, examined: Examined) -> Session:
+    def has_examined(self, examined: Examination) -> WizardState:
         """The doctor has answered."""
         return self._with(examined=examined)
 
-    def has_built(self, made: Made) -> Session:
+    def has_built(self, made: BuiltArtifact) -> WizardState:
         """A file was made; making it again may replace it."""
         written = self.written | {_name(made.artifact.recipe)}
         return self._with(made=made, measured=None, written=written)
 
-    def has_measured(self, measured: Measured) -> Session:
+    def has_measured(self, measured: Measurement) -> WizardState:
         """The file was measured."""
         return self._with(measured=measured)
 
     @property
-    def nms(self) -> Choice:
+    def nms(self) -> Option:
         """Whether suppression can be put into the graph."""
-        return nms_choice(self.model.task if self.model else None, self.model.nms if self.model else False)
+        return nms_option(self.model.task if self.model else None, self.model.nms if self.model else False)
 
     @property
     def rewrites(self) -> bool:
@@ -167,18 +167,18 @@ class Session:
         if self.unread:
             return self.unread
         if not self.plan.int8:
-            return f"{self.plan.precision.upper()} is not calibrated: there are no calibration pictures to examine."
+            return f"{self.plan.precision.upper()} is not calibrated: there are no calibration images to examine."
         if not self.plan.calibrates:
-            return "The ranges come from a saved calibration: no pictures are measured."
+            return "The ranges come from a saved calibration: no images are measured."
         return ""
 
     @property
     def out_of_date(self) -> bool:
-        """Whether the doctor spoke of other pictures than are chosen now."""
+        """Whether the doctor spoke of other images than are chosen now."""
         if self.examined is None:
             return False
-        settings = self.examined.diagnosis.origin.settings
-        data = self.plan.data or (demo.data_path(settings["task"]) if settings["task"] in demo.TASKS else "")
+        settings = self.examined.diagnosis.provenance.settings
+        data = self.plan.data or (demo.data_path(settings["task"]) if settings["task"] in demo.EMBEDDED_TASKS else "")
         same = Path(settings["data"]).absolute() == Path(data).expanduser().absolute()
         return not same or settings["fraction"] != self.plan.fraction
 
@@ -198,7 +198,7 @@ class Session:
             return "Build the file first."
         return ""
 
-    def go(self, step: str) -> Session:
+    def go(self, step: str) -> WizardState:
         """Enter a step.
 
         Raises:
@@ -230,7 +230,7 @@ class Session:
             if self.machine is not None and not self.problem:
                 done.add("choices")
         if self.examined is not None and not self.out_of_date:
-            done.add("pictures")
+            done.add("images")
         if self.made is not None and not self.stale:
             done |= {"build", "engine"} | ({"result"} if self.measured is not None else set())
         return frozenset(done)

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from trtkit.errors import CancelledError, TrtkitError
-from trtkit.progress import Cancel, Progress
+from trtkit.progress import CancelToken, Progress
 from trtkit.recipe import Recipe
-from trtkit.widgets.ui.controls import Fault, button, guarded
-from trtkit.widgets.ui.html import Still, sheet
+from trtkit.widgets.ui.controls import ErrorBox, catch_errors, make_button
+from trtkit.widgets.ui.html import Still, style_widget
 from trtkit.widgets.ui.jobs import Job, JobView
-from trtkit.widgets.wizard.actions import Outcome
-from trtkit.widgets.wizard.input_steps import Desk, ModelStep, PicturesStep, Step
-from trtkit.widgets.wizard.options import Machine, look
+from trtkit.widgets.wizard.actions import WizardResult
+from trtkit.widgets.wizard.input_steps import ImagesStep, ModelStep, Step, StepHost
+from trtkit.widgets.wizard.options import Machine, inspect_machine
 from trtkit.widgets.wizard.output_steps import (
     BuildStep,
     ChoicesStep,
     CodePanel,
     EngineStep,
     ResultStep,
-    engine_html,
-    result_html,
+    render_engine,
+    render_result,
 )
-from trtkit.widgets.wizard.state import TITLES, Session
+from trtkit.widgets.wizard.state import TITLES, WizardState
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -38,10 +38,10 @@ __all__ = ["Wizard", "wizard"]
 PAUSE = 0.7
 """How long the look at this machine lets the page come up first, s."""
 
-PAGES: dict[str, Callable[[Desk], Step]] = {
+PAGES: dict[str, Callable[[StepHost], Step]] = {
     "model": ModelStep,
     "choices": ChoicesStep,
-    "pictures": PicturesStep,
+    "images": ImagesStep,
     "build": BuildStep,
     "result": ResultStep,
     "engine": EngineStep,
@@ -54,7 +54,7 @@ def wizard(recipe: Recipe | None = None, *, data: str | Path | None = None) -> W
     Display the result in a notebook to click through it, or call its `run` to do the whole thing at once.
 
     Args:
-        recipe: Fills in the form; None fills it in with the embedded model and pictures.
+        recipe: Fills in the form; None fills it in with the embedded model and images.
         data: A data set that judges, where the recipe names none: a `data.yaml`, or a folder for classify.
 
     Returns:
@@ -82,23 +82,23 @@ class Wizard(ipywidgets.VBox):
         super().__init__()
         for name in ("trtkit", "trtkit-wizard"):
             self.add_class(name)
-        self.session = Session.of(recipe, data)
+        self.session = WizardState.of(recipe, data)
         self.showing = False
-        self.fault = Fault()
-        self.guard = guarded(self.fault.show)
+        self.fault = ErrorBox()
+        self.guard = catch_errors(self.fault.show)
         # Without an event loop a job ends in its own thread.
         self._lock = threading.RLock()
         self.tabs = {
-            name: button(f"{number} {title}", title, self.guard(lambda name=name: self.go(name)), name=f"step-{name}",
+            name: make_button(f"{number} {title}", title, self.guard(lambda name=name: self.go(name)), name=f"step-{name}",
                          layout=ipywidgets.Layout(width="auto"))
             for number, (name, title) in enumerate(TITLES.items(), 1)
         }  # fmt: skip
         self.steps: dict[str, Step] = {}
         self.code = CodePanel()
-        self.back = button(
+        self.back = make_button(
             "Back", "The step before; nothing is lost", self.guard(self._back), name="back", icon="arrow-left"
         )
-        self.next = button("Next", "The next step", self.guard(self._next), name="next", icon="arrow-right")
+        self.next = make_button("Next", "The next step", self.guard(self._next), name="next", icon="arrow-right")
         self.why = ipywidgets.HTML()
         self.why.add_class("trtkit-why")
         self._still = Still(self.still)
@@ -107,22 +107,22 @@ class Wizard(ipywidgets.VBox):
         bar = ipywidgets.HBox(list(self.tabs.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
         bar.add_class("trtkit-steps")
         foot = ipywidgets.HBox([self.back, self.next, self.why], layout=ipywidgets.Layout(align_items="center"))
-        self.children = (sheet(), self._still.hidden, bar, self._page, self.fault, foot, self.code)
+        self.children = (style_widget(), self._still.hidden, bar, self._page, self.fault, foot, self.code)
         self.render()
         self._looking: Job[Machine] = Job("looking at this machine", on_state=self._looked)
         self._hurry = threading.Event()
-        self._looking.start(_look, self._hurry)
+        self._looking.start(_inspect_machine_later, self._hurry)
 
-    def update(self, change: Callable[[Session], Session]) -> None:
+    def update(self, change: Callable[[WizardState], WizardState]) -> None:
         """Replace the state and show the new one; what goes wrong is shown, and the old state stays."""
         self.guard(self._update)(change)
 
-    def _update(self, change: Callable[[Session], Session]) -> None:
+    def _update(self, change: Callable[[WizardState], WizardState]) -> None:
         with self._lock:
             self.session = change(self.session)
             self.render()
 
-    def finish(self, job: Job[Any], change: Callable[[Session, Any], Session]) -> None:
+    def finish(self, job: Job[Any], change: Callable[[WizardState, Any], WizardState]) -> None:
         """Take in what a job ended with: its result changes the state, an error is shown where it ran."""
         self.update(lambda session: change(session, job.result) if job.state == "done" else session)
         if job.state == "done":
@@ -198,7 +198,7 @@ class Wizard(ipywidgets.VBox):
             finally:
                 self.showing = False
 
-    def _render(self, session: Session) -> None:
+    def _render(self, session: WizardState) -> None:
         for number, (name, title) in enumerate(TITLES.items(), 1):
             tab, reason = self.tabs[name], session.blocked(name)
             here = name == session.step
@@ -236,7 +236,7 @@ class Wizard(ipywidgets.VBox):
         self._hurry.set()
         self._looking.wait()
 
-    def run(self) -> Outcome:
+    def run(self) -> WizardResult:
         """Do all of it at once, with no clicking: read, examine, build, measure.
 
         The widget shows the same meanwhile, where it is displayed.
@@ -250,8 +250,8 @@ class Wizard(ipywidgets.VBox):
             KeyboardInterrupt: The interrupt button was; the step that ran was cancelled first.
         """
         self.ready()
-        for name in ("model", "pictures", "build", "result"):
-            if name == "pictures" and self.session.unexaminable:
+        for name in ("model", "images", "build", "result"):
+            if name == "images" and self.session.unexaminable:
                 continue
             self.go(name)
             step: Any = self.page(name)
@@ -266,7 +266,7 @@ class Wizard(ipywidgets.VBox):
         made, measured, examined = self.session.made, self.session.measured, self.session.examined
         assert made is not None
         assert measured is not None
-        return Outcome(
+        return WizardResult(
             artifact=made.artifact,
             measured=measured,
             diagnosis=None if examined is None or self.session.unexaminable else examined.diagnosis,
@@ -275,9 +275,9 @@ class Wizard(ipywidgets.VBox):
     def still(self) -> Sequence[Figure | str]:
         """What a saved notebook keeps: the code, the file with its passport, the measurements and their figures."""
         session = self.session
-        parts: list[Figure | str] = ["<h3>Export wizard</h3>", engine_html(session)]
+        parts: list[Figure | str] = ["<h3>Export wizard</h3>", render_engine(session)]
         if session.made is not None and session.measured is not None:
-            accuracy, latency = result_html(session.measured, session.made.artifact.precision)
+            accuracy, latency = render_result(session.measured, session.made.artifact.precision)
             first, second = session.measured.figures
             parts += [accuracy, *([first] if first is not None else []), latency, second]
         return [*parts, self.code.python.value, self.code.command.value]
@@ -287,7 +287,7 @@ class Wizard(ipywidgets.VBox):
         return dict(super()._repr_mimebundle_(**kwargs) or {})
 
 
-def _look(hurry: threading.Event, *, progress: Progress, cancel: Cancel) -> Machine:
+def _inspect_machine_later(hurry: threading.Event, *, progress: Progress, cancel: CancelToken) -> Machine:
     # Importing what builds engines would hold up the page, which needs none of it yet.
     hurry.wait(PAUSE)
-    return look()
+    return inspect_machine()

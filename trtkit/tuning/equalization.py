@@ -1,9 +1,9 @@
-"""Cross-layer equalisation: channels of neighbouring layers brought to one size, where the maths allows it.
+"""Cross-layer equalization: channels of neighboring layers brought to one size, where the maths allows it.
 
 Two layers in a row compute the same after one's output channels are divided by a number and the next one's input
 channels are multiplied by it, if whatever lies between commutes with a positive factor: nothing, ReLU, LeakyReLU,
 PReLU, poolings and plain moves. SiLU, the activation of YOLOv8 and YOLO11, does not (SiLU(x / s) is not SiLU(x) / s),
-nor do Sigmoid and Clip, so that most of their layers have no such neighbour.
+nor do Sigmoid and Clip, so that most of their layers have no such neighbor.
 
 Source: M. Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019, section 4.1.
 """
@@ -20,50 +20,50 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from trtkit.graph.analysis import View
+from trtkit.graph.analysis import GraphIndex
 
-__all__ = ["Equalised", "equalised"]
+__all__ = ["Equalization", "equalize"]
 
 COMMUTING = ("Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout")
 """Operators that give s f(x) for s x, channel by channel, whenever s is positive."""
 
-ROUNDS = 8
-"""Passes over all pairs: each pair changes its neighbours', and a few rounds settle them."""
+ITERATIONS = 8
+"""Passes over all pairs: each pair changes its neighbors', and a few rounds settle them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Equalised:
-    """What equalisation did.
+class Equalization:
+    """What equalization did.
 
     Attributes:
         graph: The graph with other weights that computes the same in FP32; the one given where no pair was found.
-        pairs: Names of the layers that were equalised, first and second.
+        pairs: Names of the layers that were equalized, first and second.
         refused: How many layers were not, by the reason.
     """
 
     graph: onnx.ModelProto
     pairs: tuple[tuple[str, str], ...]
-    refused: Mapping[str, int]
+    skipped: Mapping[str, int]
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.refused.items())
-        return f"cross-layer equalisation: {len(self.pairs)} pairs of layers; the others can't be: {reasons or 'none'}"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+        return f"cross-layer equalization: {len(self.pairs)} pairs of layers; the others can't be: {reasons or 'none'}"
 
 
-def equalised(graph: onnx.ModelProto, rounds: int = ROUNDS) -> Equalised:
-    """Equalise every pair of convolutions that allows it; the caller's graph is left alone.
+def equalize(graph: onnx.ModelProto, iterations: int = ITERATIONS) -> Equalization:
+    """Equalize every pair of convolutions that allows it; the caller's graph is left alone.
 
     Args:
         graph: FP32 graph with unique node names.
-        rounds: Passes over all pairs.
+        iterations: Passes over all pairs.
     """
     result = copy.deepcopy(graph)
-    view = View(result)
+    view = GraphIndex(result)
     outputs = {value.name for value in result.graph.output}
     pairs: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
     refused: Counter[str] = Counter()
     for node in view.weighted:
-        second = _neighbour(node, view, outputs)
+        second = _find_next_layer(node, view, outputs)
         if isinstance(second, str):
             refused[second] += 1
         else:
@@ -73,24 +73,24 @@ def equalised(graph: onnx.ModelProto, rounds: int = ROUNDS) -> Equalised:
         for name in node.input[1:]:
             if name:
                 weights[name] = view.array(name).astype(np.float32).copy()
-    for _ in range(rounds if pairs else 0):
+    for _ in range(iterations if pairs else 0):
         for first, second in pairs:
-            _balance(first, second, weights)
+            _balance_channels(first, second, weights)
     for tensor in result.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
-    return Equalised(
+    return Equalization(
         graph=result if pairs else graph,
         pairs=tuple((first.name, second.name) for first, second in pairs),
-        refused=dict(refused.most_common()),
+        skipped=dict(refused.most_common()),
     )
 
 
-def _neighbour(node: onnx.NodeProto, view: View, outputs: set[str]) -> onnx.NodeProto | str:
+def _find_next_layer(node: onnx.NodeProto, view: GraphIndex, outputs: set[str]) -> onnx.NodeProto | str:
     """The layer that alone reads this one's output through what commutes, or why there is none."""
     if node.op_type != "Conv":
         return "are no convolution"
-    if any(not _private(name, node, view) for name in node.input[1:] if name):
+    if any(not _has_single_reader(name, node, view) for name in node.input[1:] if name):
         return "share their weights"
     at = node
     while True:
@@ -100,19 +100,19 @@ def _neighbour(node: onnx.NodeProto, view: View, outputs: set[str]) -> onnx.Node
             return "feed several readers or an output"
         at = readers[0]
         if at.op_type == "Conv" and at.input[0] == name:
-            if view.group(at) != 1 or view.weight(at) is None or not _private(at.input[1], at, view):
+            if view.group(at) != 1 or view.weight(at) is None or not _has_single_reader(at.input[1], at, view):
                 return "feed a grouped convolution"
             return at
         if at.op_type not in COMMUTING:
             return f"feed {at.op_type}"
 
 
-def _private(name: str, node: onnx.NodeProto, view: View) -> bool:
+def _has_single_reader(name: str, node: onnx.NodeProto, view: GraphIndex) -> bool:
     stored = any(tensor.name == name for tensor in view.graph.initializer)
     return stored and [reader.name for reader in view.consumers[name]] == [node.name]
 
 
-def _balance(first: onnx.NodeProto, second: onnx.NodeProto, weights: dict[str, NDArray[np.float32]]) -> None:
+def _balance_channels(first: onnx.NodeProto, second: onnx.NodeProto, weights: dict[str, NDArray[np.float32]]) -> None:
     """Give both layers' channels the geometric mean of their ranges."""
     one, two = weights[first.input[1]], weights[second.input[1]]
     given = np.abs(one).reshape(len(one), -1).max(axis=1)

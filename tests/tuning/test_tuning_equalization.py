@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.tuning.equalise import equalised
+from trtkit.tuning.equalization import equalize
 
 
 def chain(activation: str | None, seed: int = 0, group: int = 1) -> onnx.ModelProto:
@@ -57,12 +57,12 @@ def weights_of(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([None, "Relu", "LeakyRelu"]), st.integers(0, 100))
-def test_equalised_layers_compute_the_same_with_channels_of_one_size(activation: str | None, seed: int) -> None:
+def test_equalized_layers_compute_the_same_with_channels_of_one_size(activation: str | None, seed: int) -> None:
     proto = chain(activation, seed)
-    found = equalised(proto)
+    found = equalize(proto)
     assert found.pairs == (("a", "b"),)
-    pictures = np.random.default_rng(seed).random((1, 3, 8, 8), np.float32)
-    before, after = run(proto, pictures)[0], run(found.graph, pictures)[0]
+    images = np.random.default_rng(seed).random((1, 3, 8, 8), np.float32)
+    before, after = run(proto, images)[0], run(found.graph, images)[0]
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3 * np.abs(before).max())
     old, new = weights_of(proto), weights_of(found.graph)
     assert np.ptp(np.log(np.abs(old["a.weight"]).max(axis=(1, 2, 3)))) > 1
@@ -80,14 +80,14 @@ def test_what_does_not_allow_it_is_left_and_said() -> None:
         (chain("Residual"), "feed several readers or an output"),
         (chain("Relu", group=8), "feed a grouped convolution"),
     ):
-        found = equalised(proto)
+        found = equalize(proto)
         assert not found.pairs
-        assert reason in found.refused, found.refused
+        assert reason in found.skipped, found.skipped
         assert found.graph is proto
         assert reason in str(found)
 
 
 def test_a_model_with_silu_has_no_pairs() -> None:
-    found = equalised(detector())
+    found = equalize(detector())
     assert found.pairs == ()
-    assert sum(found.refused.values()) == 11
+    assert sum(found.skipped.values()) == 11
