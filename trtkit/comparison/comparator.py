@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trtkit.exporter import Artifact
     from trtkit.models import Model
 
-__all__ = ["PRECISIONS", "compare"]
+__all__ = ["PRECISIONS", "compare", "join_comparison"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -148,17 +148,20 @@ def compare(
             for label, runner in opened.items()
         }
         timing = benchmark(opened, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
-    replayed = _plain_arguments(loaded, settings)
-    about = {
-        **comparison_facts(loaded, made, judged, ranges, imgsz),
-        **{name: replayed[name] for name in ("data", "split")},
-        "builder": builder.title if builder else None,
-        "why_not_built": why_not,
-        "why_not_run": why_not_run,
-        "python": render_python("compare", compare, replayed),
-        "command": render_command("compare", compare, replayed),
-    }
-    comparison = _assemble(loaded, made, judged, timing, about, replayed)
+    plain = _plain_arguments(loaded, settings)
+    comparison = join_comparison(
+        loaded,
+        made,
+        judged,
+        timing,
+        settings=plain,
+        calibration=ranges,
+        builder=builder.title if builder else None,
+        why_not_built=why_not,
+        why_not_run=why_not_run,
+        python=render_python("compare", compare, plain),
+        command=render_command("compare", compare, plain),
+    )
     _write_files(comparison, folder)
     reporter.step("done", 1, 1, f"wrote {folder}")
     return comparison
@@ -270,38 +273,65 @@ def _check_run(builder: Capabilities | None, device: int | str | None) -> tuple[
     return True, device, ""
 
 
-def _assemble(
+def join_comparison(
     model: Model,
-    made: Mapping[str, Mapping[str, Artifact]],
-    judged: Mapping[str, Evaluation],
+    artifacts: Mapping[str, Mapping[str, Artifact]],
+    evaluations: Mapping[str, Evaluation],
     timing: Timing,
-    about: Mapping[str, Any],
+    *,
     settings: Mapping[str, Any],
+    calibration: Calibration | None = None,
+    builder: str | None = None,
+    why_not_built: str = "",
+    why_not_run: str = "",
+    python: str = "",
+    command: str = "",
 ) -> Comparison:
-    """Everything the steps found, as one result."""
-    shaping = {
-        name: value
-        for name, value in _plain_arguments(model, settings).items()
-        if name not in ("model", "data", "seed")
+    """Join the evaluations, the latency and the files of several precisions into a comparison.
+
+    Args:
+        model: The compared model.
+        artifacts: Files by precision and format; each precision has an ONNX file.
+        evaluations: Accuracy by precision, on the same images.
+        timing: Latency, labelled by precision.
+        settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed".
+        calibration: The calibration of INT8, if there is one.
+        builder: Name and version of the engine builder; None where no engine was built.
+        why_not_built: Why no engine was built.
+        why_not_run: Why the engines do not run here.
+        python: Python that repeats the comparison.
+        command: The command line that repeats it.
+
+    Returns:
+        The comparison; nothing is written.
+    """
+    about = {
+        **comparison_facts(model, artifacts, evaluations, calibration, settings["imgsz"]),
+        **{name: settings[name] for name in ("data", "split")},
+        "builder": builder,
+        "why_not_built": why_not_built,
+        "why_not_run": why_not_run,
+        "python": python,
+        "command": command,
     }
-    changed = compute_all_differences(judged, about["reference"], seed=settings["seed"])
+    reference = about["reference"]
+    differences = compute_all_differences(evaluations, reference, seed=settings["seed"])
+    primary = [column for column, _ in about["metrics"]]
     return Comparison(
-        rows=comparison_frame(
-            made, judged, timing, about["reference"], [column for column, _ in about["metrics"]], changed
-        ),
-        differences=changed,
-        classes=concat_by_precision({label: one.per_class for label, one in judged.items()}),
-        images=concat_by_precision({label: one.per_image for label, one in judged.items()}),
-        detections=concat_by_precision({label: one.detections for label, one in judged.items()}),
-        labels=concat_by_precision({label: one.labels for label, one in judged.items()}),
+        rows=comparison_frame(artifacts, evaluations, timing, reference, primary, differences),
+        differences=differences,
+        classes=concat_by_precision({label: one.per_class for label, one in evaluations.items()}),
+        images=concat_by_precision({label: one.per_image for label, one in evaluations.items()}),
+        detections=concat_by_precision({label: one.detections for label, one in evaluations.items()}),
+        labels=concat_by_precision({label: one.labels for label, one in evaluations.items()}),
         samples=timing.samples,
         runners=timing.runners,
         about=about,
         provenance=dataclasses.replace(
             timing.provenance,
             model_hash=model.hash,
-            data_hash=judged[about["reference"]].provenance.data_hash,
-            settings=shaping,
+            data_hash=evaluations[reference].provenance.data_hash,
+            settings={name: value for name, value in settings.items() if name not in ("model", "data", "seed")},
         ),
     )
 
