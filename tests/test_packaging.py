@@ -105,9 +105,24 @@ def test_importing_the_package_takes_under_300_ms():
 
 
 def test_every_public_name_is_there():
-    assert sorted(trtkit.__all__) == trtkit.__dir__()
-    for name in trtkit.__all__:
+    for name in dir(trtkit):
         assert getattr(trtkit, name) is not None, name
+
+
+def test_a_star_import_keeps_the_builtin_open():
+    scope = {}
+    exec("from trtkit import *", scope)
+    assert "open" not in scope
+    assert set(dir(trtkit)) - set(trtkit.__all__) == {"open"}
+    assert set(trtkit.__all__) <= set(scope)
+    assert trtkit.open is trtkit.backends.open
+
+
+def test_names_for_type_checkers_are_those_that_are_fetched_lazily():
+    tree = ast.parse(Path(trtkit.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {alias.asname: statement.module for statement in block.body for alias in statement.names}
+    assert typed == {name: home or "trtkit" for name, home in trtkit._HOMES.items()}
 
 
 def test_verbs_are_functions_and_not_the_modules_they_live_in():

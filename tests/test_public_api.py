@@ -44,7 +44,7 @@ def _members(kind: type) -> list[str]:
 def describe() -> str:
     """Every public name with its signature, fields and methods, a line each."""
     lines = []
-    for name in sorted(trtkit.__all__):
+    for name in dir(trtkit):
         value = getattr(trtkit, name)
         if inspect.isclass(value):
             lines += [f"class {name}", *_members(value)]

@@ -19,23 +19,32 @@ if TYPE_CHECKING:
     from trtkit import backends as backends
     from trtkit import demo as demo
     from trtkit.backends import open as open
+    from trtkit.backends.base import Runner as Runner
     from trtkit.backends.capabilities import capabilities as capabilities
+    from trtkit.backends.engine_file import Passport as Passport
     from trtkit.calibration import Calibration as Calibration
     from trtkit.calibration import calibrate as calibrate
     from trtkit.calibration.diagnosis import Diagnosis as Diagnosis
     from trtkit.calibration.diagnosis import examine as examine
     from trtkit.comparison.comparator import compare as compare
     from trtkit.comparison.comparison import Comparison as Comparison
+    from trtkit.data import Dataset as Dataset
     from trtkit.evaluation.evaluation import Evaluation as Evaluation
     from trtkit.evaluation.evaluator import evaluate as evaluate
     from trtkit.evaluation.latency import Timing as Timing
     from trtkit.evaluation.latency import benchmark as benchmark
     from trtkit.exporter import Artifact as Artifact
     from trtkit.exporter import export as export
+    from trtkit.inspection.engine_diff import summarize_layers as summarize_layers
+    from trtkit.inspection.layer_table import LayerTable as LayerTable
+    from trtkit.inspection.layer_table import read_layers as read_layers
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
+    from trtkit.plotting.engine import precision_shares_figure as precision_shares_figure
+    from trtkit.plotting.evaluation import losses_figure as losses_figure
     from trtkit.progress import Event as Event
     from trtkit.recipe import Recipe as Recipe
+    from trtkit.tasks.base import Detections as Detections
     from trtkit.tuning.search import Search as Search
     from trtkit.tuning.search_loop import search as search
     from trtkit.tuning.sensitivity import Sensitivity as Sensitivity
@@ -46,52 +55,70 @@ if TYPE_CHECKING:
     from trtkit.widgets.comparison.gallery import gallery as gallery
     from trtkit.widgets.explorer.explorer import explorer as explorer
     from trtkit.widgets.tuner.tuner import tuner as tuner
+    from trtkit.widgets.ui.progress_line import ProgressLine as ProgressLine
     from trtkit.widgets.wizard.wizard import wizard as wizard
 
 # Names of the public interface and the module each lives in; None for a module that is itself the name.
 _HOMES: dict[str, str | None] = {
     "Artifact": "trtkit.exporter",
     "Calibration": "trtkit.calibration",
+    "Comparison": "trtkit.comparison.comparison",
+    "Dataset": "trtkit.data",
+    "Detections": "trtkit.tasks.base",
     "Diagnosis": "trtkit.calibration.diagnosis",
+    "Evaluation": "trtkit.evaluation.evaluation",
+    "Event": "trtkit.progress",
+    "LayerTable": "trtkit.inspection.layer_table",
+    "Model": "trtkit.models.model",
+    "Passport": "trtkit.backends.engine_file",
+    "ProgressLine": "trtkit.widgets.ui.progress_line",
+    "Recipe": "trtkit.recipe",
+    "Runner": "trtkit.backends.base",
     "Search": "trtkit.tuning.search",
     "Sensitivity": "trtkit.tuning.sensitivity",
     "Sweep": "trtkit.tuning.sweep",
-    "examine": "trtkit.calibration.diagnosis",
-    "search": "trtkit.tuning.search_loop",
-    "sensitivity": "trtkit.tuning.sensitivity",
-    "sweep": "trtkit.tuning.sweep",
-    "Comparison": "trtkit.comparison.comparison",
-    "Evaluation": "trtkit.evaluation.evaluation",
-    "Event": "trtkit.progress",
-    "Model": "trtkit.models.model",
-    "Recipe": "trtkit.recipe",
     "Timing": "trtkit.evaluation.latency",
     "backends": None,
     "benchmark": "trtkit.evaluation.latency",
     "calibrate": "trtkit.calibration",
     "capabilities": "trtkit.backends.capabilities",
     "compare": "trtkit.comparison.comparator",
+    "dashboard": "trtkit.widgets.comparison.dashboard",
     "demo": None,
     "evaluate": "trtkit.evaluation.evaluator",
-    "export": "trtkit.exporter",
-    "load": "trtkit.models",
-    "open": "trtkit.backends",
-    "dashboard": "trtkit.widgets.comparison.dashboard",
+    "examine": "trtkit.calibration.diagnosis",
     "explorer": "trtkit.widgets.explorer.explorer",
+    "export": "trtkit.exporter",
     "gallery": "trtkit.widgets.comparison.gallery",
+    "load": "trtkit.models",
+    "losses_figure": "trtkit.plotting.evaluation",
+    "open": "trtkit.backends",
+    "precision_shares_figure": "trtkit.plotting.engine",
+    "read_layers": "trtkit.inspection.layer_table",
+    "search": "trtkit.tuning.search_loop",
+    "sensitivity": "trtkit.tuning.sensitivity",
+    "summarize_layers": "trtkit.inspection.engine_diff",
+    "sweep": "trtkit.tuning.sweep",
     "tuner": "trtkit.widgets.tuner.tuner",
     "wizard": "trtkit.widgets.wizard.wizard",
 }
 
+# Without `open`, so that `from trtkit import *` does not shadow the builtin; `trtkit.open` is public all the same.
 __all__ = [
     "Artifact",
     "Calibration",
     "Comparison",
+    "Dataset",
+    "Detections",
     "Diagnosis",
     "Evaluation",
     "Event",
+    "LayerTable",
     "Model",
+    "Passport",
+    "ProgressLine",
     "Recipe",
+    "Runner",
     "Search",
     "Sensitivity",
     "Sweep",
@@ -111,9 +138,12 @@ __all__ = [
     "export",
     "gallery",
     "load",
-    "open",
+    "losses_figure",
+    "precision_shares_figure",
+    "read_layers",
     "search",
     "sensitivity",
+    "summarize_layers",
     "sweep",
     "tuner",
     "wizard",
@@ -130,4 +160,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "open"])
