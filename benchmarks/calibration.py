@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --model yolo11n.pt --data detect/data.yaml
 
 Each measurement runs in a process of its own, so that its peak memory is its own; onnxruntime.quantization reads the
-same prepared images in the same run. What calibrations lose is `losses.py`.
+same prepared images in the same run. What calibrations lose is `calibration_losses.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/engines.py run --models MODELS --scenes SCENES --out engines --level 2 --jobs 5
     python benchmarks/engines.py write engines
 
-`run` exports every engine (several at a time, each in a process with its share of the cores), judges it on the
+`run` exports every engine (several at a time, each in a process with its share of the cores), evaluates it on the
 images of `val`, and then times them one at a time on each GPU, each in a process of its own as where it is deployed.
 It can be called again to go on where it stopped. `write` puts what is there into `results/engines-GPU.json` and `.md`.
 Needs a GPU and TensorRT; several GPUs are all used.
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lanes import Program, drive, gpus_here
+from parallel_builds import Program, drive, gpus_here
 
 import trtkit as tk
 from trtkit.files import write_json
@@ -77,7 +77,7 @@ def data_of(task: str, scenes: Path) -> Path:
 
 
 def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
-    """Export one engine and judge it; leaves `<name>.engine` and `<name>.json`."""
+    """Export one engine and evaluate it; leaves `<name>.engine` and `<name>.json`."""
     file, imgsz = MODELS[job.task]
     data = data_of(job.task, scenes)
     calibrated = out / f"calibration-{job.task}"
@@ -106,8 +106,8 @@ def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
         "passport": None if artifact.passport is None else artifact.passport.to_dict(),
     }
     facts["passport"].pop("layers", None)
-    judged = tk.evaluate(artifact, data)
-    facts["metrics"] = dict(judged.metrics)
+    evaluated = tk.evaluate(artifact, data)
+    facts["metrics"] = dict(evaluated.metrics)
     write_json(out / f"{job.name}.json", facts)
     print(f"{job.name}: built in {artifact.build_seconds:.0f} s", flush=True)
 

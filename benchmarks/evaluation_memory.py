@@ -1,4 +1,4 @@
-"""Peak memory of judging segmentation, the heaviest task to judge: 300 detections with a mask in each image.
+"""Peak memory of evaluating segmentation, the heaviest task to evaluate: 300 detections with a mask in each image.
 
     python benchmarks/evaluation_memory.py MODEL DATA [IMAGES]
 

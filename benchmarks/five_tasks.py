@@ -22,7 +22,7 @@ REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "evaluation" / "
 MODELS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 WHAT = (
     "`trtkit compare MODEL DATA --device sm89` with nothing else said: INT8 is calibrated on `train` as an export does "
-    "by itself, ONNX Runtime judges the Q/DQ graphs on all images of `val`. In brackets the 95 % interval of the "
+    "by itself, ONNX Runtime evaluates the Q/DQ graphs on all images of `val`. In brackets the 95 % interval of the "
     "change by a paired bootstrap over images (1,000 resamples, seed 0); * where it leaves out 0."
 )
 
@@ -49,7 +49,7 @@ def found(comparison: tk.Comparison) -> dict[str, Any]:
     }
     names = dict(told["metrics"])
     theirs = json.loads((REFERENCES / f"{told['task']}.json").read_text(encoding="utf-8"))
-    ours = comparison.judged("fp32").metrics
+    ours = comparison.evaluated("fp32").metrics
     apart = {
         name: abs(ours[name.removeprefix("accuracy_")] - value)
         for name, value in theirs["metrics"].items()
@@ -101,12 +101,15 @@ def lines(content: dict[str, Any]) -> list[str]:
         name = theirs["worst"].removeprefix("accuracy_")
         beside.append([task, str(theirs["metrics"]), f"{theirs['difference']:.4f} ({name})"])
         for label, counts in one["objects"].items():
-            told = [str(counts.get(name, 0)) for name in ("lost", "won", "new error", "error gone")]
+            told = [
+                str(counts.get(name, 0))
+                for name in ("lost", "gained", "false positive added", "false positive removed")
+            ]
             objects.append([task, label.upper(), *told])
     return [
         "# Five tasks: what each precision loses by default", "", f"`{content['command']}`", "", WHAT, "",
         *table(head, rows), "", "The metric that decides a task is bold.", "", "Objects at confidence 0.25:", "",
-        *table(["task", "precision", "lost", "won", "new errors", "errors gone"], objects), "",
+        *table(["task", "precision", "lost", "gained", "false positives added", "false positives removed"], objects), "",
         "FP32 beside Ultralytics' own `val` (rect=False, same imgsz; numbers in `tests/evaluation/references`):", "",
         *table(["task", "metrics", "largest difference"], beside), "", line_of(content),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
     python benchmarks/search.py --model yolo11n.pt --data detect/data.yaml --max-drop 0.001
 
 One task a call; the results of the others stay in `benchmarks/results/search.{json,md}`. Costs come from the cost
-model, so that the same mixes are judged on every machine. With --state a search that was stopped goes on where it was.
+model, so that the same assignments are evaluated on every machine. With --cache-dir an interrupted search resumes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from trtkit.models import load
 from trtkit.models.model import TASKS
 
 
-def found(model: str, data: str, max_drop: float, state: str | None) -> dict[str, Any]:
-    result = tk.search(model, data, max_drop, cache_dir=state, backend="onnxruntime", progress=show)
+def found(model: str, data: str, max_drop: float, cache_dir: str | None) -> dict[str, Any]:
+    result = tk.search(model, data, max_drop, cache_dir=cache_dir, backend="onnxruntime", progress=show)
     best = result.best
     print(result)
     return {
@@ -30,7 +30,9 @@ def found(model: str, data: str, max_drop: float, state: str | None) -> dict[str
         "fp32": result.value_float,
         "max_drop": max_drop,
         "reached": result.reached,
-        "best": {name: best[name] for name in ("mix", "int8_share", "kept", "metric", "loss", "loss_low", "loss_high")},
+        "best": {
+            name: best[name] for name in ("assignment", "int8_share", "kept", "metric", "loss", "loss_low", "loss_high")
+        },
         "keep": list(result.keep),
         "cost": result.cost_source,
         "notes": list(result.notes),
@@ -49,7 +51,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
             task,
             f"{one['metric']} {one['fp32']:.4f}",
             f"{one['max_drop']:g}",
-            one["best"]["mix"],
+            one["best"]["assignment"],
             f"{one['best']['loss']:+.4f} ({spans(one['best'])})",
             f"{one['best']['int8_share']:.1%}",
             "yes" if one["reached"] else "no",
@@ -63,18 +65,18 @@ def page(tasks: dict[str, Any]) -> list[str]:
             ["task", "FP32", "allowed", "found", "loss (95 % interval)", "multiply-accumulates in INT8", "ok"], rows
         ),
         "",
-        "Every mix is judged by ONNX Runtime on all images of `val`; intervals are bootstraps over images, paired "
-        "with FP32. Several mixes were judged on the same images and the cheapest allowed one was taken, which "
+        "Every assignment is evaluated by ONNX Runtime on all images of `val`; intervals are bootstraps over images, paired "
+        "with FP32. Several assignments were evaluated on the same images and the cheapest allowed one was taken, which "
         "flatters it: read its interval beside its loss.",
     ]
     for task, one in tasks.items():
         side = "x".join(map(str, one["imgsz"]))
         lines += ["", f"## {task}: {one['model']} at {side}", "", f"`{one['origin']['command']}`", ""]
         lines += table(
-            ["mix", "in INT8", "SQNR, dB", one["metric"], "loss", "95 % interval", "cost", "Pareto", "found"],
+            ["assignment", "in INT8", "SQNR, dB", one["metric"], "loss", "95 % interval", "cost", "Pareto", "found"],
             [
                 [
-                    row["mix"],
+                    row["assignment"],
                     f"{row['int8_share']:.1%}",
                     "" if row["sqnr"] is None else f"{row['sqnr']:.1f}",
                     f"{row['metric']:.4f}",
@@ -89,8 +91,11 @@ def page(tasks: dict[str, Any]) -> list[str]:
         )
         lines += ["", f"Cost: {one['cost']}.", "", "Layers that make most of the noise when all is repaired:", ""]
         lines += [f"- `{row['node']}` ({row['noise']:.1%} of it)" for row in one["worst"]]
-        lines += ["", "Kept high beyond the default: " + (", ".join(f"`{name}`" for name in one["keep"]) or "nothing")]
-        lines += ["", *(f"{note[0].upper()}{note[1:]}." for note in one["notes"]), "", line_of(one["origin"])]
+        lines += [
+            "",
+            "Excluded from INT8 beyond the default: " + (", ".join(f"`{name}`" for name in one["keep"]) or "nothing"),
+        ]
+        lines += ["", *(f"{note[0].upper()}{note[1:]}." for note in one["notes"]), "", line_of(one["provenance"])]
     return lines
 
 
@@ -99,12 +104,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
     parser.add_argument("--data", required=True, help="a labeled data set of its task")
     parser.add_argument("--max-drop", type=float, default=0.001, help="the largest loss of the metric")
-    parser.add_argument("--state", help="a folder that remembers finished steps")
+    parser.add_argument("--cache-dir", help="cache directory; an interrupted run resumes from it")
     values = parser.parse_args()
     task = load(values.model).task
     shown = f"{task}/{Path(values.data).name}" if Path(values.data).suffix else task
-    one = found(values.model, values.data, values.max_drop, values.state)
-    one["origin"] = about(f"--model {Path(values.model).name} --data {shown} --max-drop {values.max_drop:g}")
+    one = found(values.model, values.data, values.max_drop, values.cache_dir)
+    one["provenance"] = about(f"--model {Path(values.model).name} --data {shown} --max-drop {values.max_drop:g}")
     tasks = {**earlier("search").get("tasks", {}), task: one}
     tasks = {known: tasks[known] for known in TASKS if known in tasks}
     write("search", {"tasks": tasks}, page(tasks))

@@ -89,7 +89,7 @@ def measure(model: str, data: str, images: int, folder: Path) -> dict[str, Any]:
     nodes = [node for _, node in layers.keep.options]
     for place in range(ROUNDS):
         keep = lambda place=place: setattr(layers.keep, "value", tuple(nodes[: place + 1]))  # noqa: E731
-        changes.setdefault("a layer kept high", []).append(timed(keep, lambda: str(layers.ranking._place.figure)))
+        changes.setdefault("a layer kept in FP16", []).append(timed(keep, lambda: str(layers.ranking._place.figure)))
     return {
         "model": loaded.stem,
         "imgsz": list(loaded.imgsz),

@@ -1,9 +1,9 @@
 """What each calibration algorithm loses against FP32, on each number of images, with intervals; run by hand.
 
-    python benchmarks/losses.py --model yolo11n.pt --data detect/data.yaml
+    python benchmarks/calibration_losses.py --model yolo11n.pt --data detect/data.yaml
 
-One task a call; the results of the other tasks stay in `benchmarks/results/losses.{json,md}`. Every graph is judged by
-ONNX Runtime on the same images. With --state a run that was stopped goes on where it was.
+One task a call; the results of the other tasks stay in `benchmarks/results/calibration_losses.{json,md}`. Every graph is evaluated by
+ONNX Runtime on the same images. With --cache-dir an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ COUNTS = (8, 32, 128, 512)
 PERCENTILES = (99.9, 99.99, PERCENTILE, 99.9999)
 
 
-def found(model: str, data: str, counts: list[int], state: str | None) -> dict[str, Any]:
-    swept = tk.sweep(model, data, percentiles=PERCENTILES, calibration_images=counts, cache_dir=state, progress=show)
+def found(model: str, data: str, counts: list[int], cache_dir: str | None) -> dict[str, Any]:
+    swept = tk.sweep(
+        model, data, percentiles=PERCENTILES, calibration_images=counts, cache_dir=cache_dir, progress=show
+    )
     return {
         "model": Path(model).name,
         "imgsz": swept.provenance.settings["imgsz"],
@@ -77,9 +79,9 @@ def page(tasks: dict[str, Any]) -> list[str]:
     lines = [
         "# What each calibration loses",
         "",
-        "Loss of the metric that decides against FP32, judged by ONNX Runtime on the same images; in brackets the "
+        "Loss of the metric that decides against FP32, evaluated by ONNX Runtime on the same images; in brackets the "
         "middle 95 % of a bootstrap over images, paired with FP32. A negative loss is a gain by chance. Layers that "
-        "stay high by default stay high in all of them.",
+        "are excluded from INT8 by default are excluded in all of them.",
         "",
         *summary(tasks),
         "",
@@ -101,7 +103,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
             for row in one["rows"]
         ]
         lines += table(["algorithm", "images", one["metric"], "loss", "95 % interval of the loss", "enough"], rows)
-        lines += ["", line_of(one["origin"])]
+        lines += ["", line_of(one["provenance"])]
     return lines
 
 
@@ -110,14 +112,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a YOLO checkpoint")
     parser.add_argument("--data", required=True, help="a labeled data set of its task")
     parser.add_argument("--images", type=int, nargs="+", default=COUNTS, help="images to calibrate on")
-    parser.add_argument("--state", help="a folder that remembers finished steps")
+    parser.add_argument("--cache-dir", help="cache directory; an interrupted run resumes from it")
     values = parser.parse_args()
     task = load(values.model).task
     name = Path(values.data).name
     shown = f"{task}/{name}" if Path(values.data).suffix else task
-    one = found(values.model, values.data, list(values.images), values.state)
+    one = found(values.model, values.data, list(values.images), values.cache_dir)
     counts = " ".join(map(str, values.images))
-    one["origin"] = about(f"--model {Path(values.model).name} --data {shown} --images {counts}")
+    one["provenance"] = about(f"--model {Path(values.model).name} --data {shown} --images {counts}")
     tasks = {**earlier("losses").get("tasks", {}), task: one}
     tasks = {known: tasks[known] for known in TASKS if known in tasks}
     write("losses", {"tasks": tasks}, page(tasks))

@@ -1,7 +1,7 @@
 """What processes that share a GPU cost each other, by turns and by NVIDIA's Multi-Process Service.
 
-    python benchmarks/sharing.py
-    nvidia-cuda-mps-control -d && python benchmarks/sharing.py; echo quit | nvidia-cuda-mps-control
+    python benchmarks/gpu_sharing.py
+    nvidia-cuda-mps-control -d && python benchmarks/gpu_sharing.py; echo quit | nvidia-cuda-mps-control
 
 Each process stands in for a build by TensorRT, which prepares a kernel on one core and times it: 0.4 ms of a core's
 work, then ten products of 512 x 512 halves between two events. Prints a line for each number of processes.

@@ -1,12 +1,12 @@
-"""Mixes of INT8 and FP16 as TensorRT engines: what repaired calibrations and layers kept high cost and buy on a GPU.
+"""Mixed-precision assignments as TensorRT engines: accuracy and latency of corrected calibrations and of layers kept in FP16.
 
-    python benchmarks/mixes.py prepare --model yolo11n.pt --data detect/data.yaml --out mixes
-    python benchmarks/mixes.py run --model yolo11n.pt --data detect/data.yaml --out mixes --level 2
-    python benchmarks/mixes.py write mixes
+    python benchmarks/mixed_precision.py prepare --model yolo11n.pt --data detect/data.yaml --out assignments
+    python benchmarks/mixed_precision.py run --model yolo11n.pt --data detect/data.yaml --out assignments --level 2
+    python benchmarks/mixed_precision.py write assignments
 
-`prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, judges and then times what is not
+`prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, evaluates and then times what is not
 there yet; with names it does only those. `--jobs` builds several at once, which disturbs TensorRT's choice of
-kernels. `write` puts what is there into `results/mixes-GPU.json` and `.md`.
+kernels. `write` puts what is there into `results/mixed-precision-GPU.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import engines
-from lanes import Program, drive, gpus_here
+from parallel_builds import Program, drive, gpus_here
 from records import about_engines, line_of, of_gpu, show, table
 from records import write as write_record
 
@@ -42,9 +42,9 @@ BATCH = 8
 METRIC = "mAP50-95(B)"
 BOX = "/model.23/cv2.?/cv2.?.2*"
 REWRITINGS = {
-    "without_copies": "trtkit.graph.torch_export.without_copies",
-    "boxes_in_one_layer": "trtkit.graph.torch_export.boxes_in_one_layer",
-    "aligned": "trtkit.graph.pad_channels.pad_channels",
+    "remove_copies": "trtkit.graph.torch_export.remove_copies",
+    "fuse_box_decoding": "trtkit.graph.torch_export.fuse_box_decoding",
+    "pad_channels": "trtkit.graph.pad_channels.pad_channels",
 }
 RANGES = {
     "percentile": "percentile 99.999",
@@ -54,7 +54,7 @@ RANGES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mix:
+class Assignment:
     """One engine of the table."""
 
     precision: str = "int8"
@@ -67,7 +67,7 @@ class Mix:
     def label(self) -> str:
         parts = [f"INT8, {RANGES[self.calibration]}" if self.precision == "int8" else self.precision.upper()]
         if self.keep:
-            parts.append(", ".join(f"`{pattern}`" for pattern in self.keep) + " high")
+            parts.append(", ".join(f"`{pattern}`" for pattern in self.keep) + " in FP16")
         parts += [f"`{name}` left out" for name in self.skipped]
         return "; ".join(parts)
 
@@ -79,19 +79,19 @@ class Mix:
         return stack
 
 
-def corrected(*keep: str) -> Mix:
-    return Mix(calibration="corrected", keep=keep)
+def corrected(*keep: str) -> Assignment:
+    return Assignment(calibration="corrected", keep=keep)
 
 
-MIXES = {
-    "fp32": Mix(precision="fp32"),
-    "fp16": Mix(precision="fp16"),
-    "default": Mix(),
-    "fp16-plain": Mix(precision="fp16", skipped=tuple(REWRITINGS)),
-    "default-plain": Mix(skipped=tuple(REWRITINGS)),
-    "default-unaligned": Mix(skipped=("aligned",)),
-    "default-box-2": Mix(keep=(BOX, "/model.2/*")),
-    "default-box-9": Mix(keep=(BOX, "/model.9/*")),
+ASSIGNMENTS = {
+    "fp32": Assignment(precision="fp32"),
+    "fp16": Assignment(precision="fp16"),
+    "default": Assignment(),
+    "fp16-plain": Assignment(precision="fp16", skipped=tuple(REWRITINGS)),
+    "default-plain": Assignment(skipped=tuple(REWRITINGS)),
+    "default-unpadded": Assignment(skipped=("pad_channels",)),
+    "default-box-2": Assignment(keep=(BOX, "/model.2/*")),
+    "default-box-9": Assignment(keep=(BOX, "/model.9/*")),
     "corrected-8": corrected("/model.8/*"),
     "corrected-box": corrected(BOX),
     "corrected-box-6": corrected(BOX, "/model.6/*"),
@@ -104,7 +104,7 @@ MIXES = {
     "corrected-box-20": corrected(BOX, "/model.20/*"),
     "corrected-box-22": corrected(BOX, "/model.22/*"),
     "corrected-box0-8": corrected("/model.23/cv2.0/cv2.0.2*", "/model.8/*"),
-    "default-box0": Mix(keep=("/model.23/cv2.0/cv2.0.2*",)),
+    "default-box0": Assignment(keep=("/model.23/cv2.0/cv2.0.2*",)),
     "corrected": corrected(),
     "corrected-box0": corrected("/model.23/cv2.0/cv2.0.2*"),
     "corrected-wide0": corrected("/model.23/cv2.0/cv2.0.[12]*"),
@@ -112,7 +112,7 @@ MIXES = {
     "corrected-wide": corrected("/model.23/cv2.?/cv2.?.[12]*"),
     "corrected-box0-9.cv1": corrected("/model.23/cv2.0/cv2.0.2*", "/model.9/cv1/*"),
     "corrected-box0-6.cv1": corrected("/model.23/cv2.0/cv2.0.2*", "/model.6/cv1/*"),
-    "default-10.cv2": Mix(keep=("/model.10/cv2/*",)),
+    "default-10.cv2": Assignment(keep=("/model.10/cv2/*",)),
     "corrected-10.cv2": corrected("/model.10/cv2/*"),
     "corrected-9.cv1": corrected("/model.9/cv1/*"),
     "corrected-6.cv1": corrected("/model.6/cv1/*"),
@@ -121,7 +121,7 @@ MIXES = {
     "corrected-box-10.cv2": corrected(BOX, "/model.10/cv2/*"),
     "corrected-box0-10.cv2": corrected("/model.23/cv2.0/cv2.0.2*", "/model.10/cv2/*"),
 }
-"""What ONNX Runtime judged best of about a hundred, with the box branch's last layers as `BOX`, and what to hold it
+"""What ONNX Runtime ranked best of about a hundred, with the box branch's last layers as `BOX`, and what to hold it
 against: other precisions, the default, and graphs that a rewriting did not touch."""
 
 
@@ -132,35 +132,35 @@ def prepare(options: argparse.Namespace) -> None:
     dataset = open_dataset(options.data, task=model.task)
     size = (IMGSZ, IMGSZ)
     # Graphs with their copies have tensors that those without lack: measured with, a calibration serves both.
-    with Mix(skipped=("without_copies",)).as_built():
+    with Assignment(skipped=("remove_copies",)).as_built():
         tk.calibrate(model, dataset, imgsz=IMGSZ, algorithm="percentile", calibration_images=512, progress=show).save(
             out / "percentile"
         )
         measured = tk.calibrate(model, dataset, imgsz=IMGSZ, calibration_images=128, histograms=True, progress=show)
         lab = LayerNoise(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
         bench = NoiseProbe(
-            lab, dataset, measured, model.task, size, split="val", probe_paths=8, seed=0, keep=(), threads=None,
-            work=Reporter(show, None),
+            lab, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
+            reporter=Reporter(show, None),
         )  # fmt: skip
-        mixes, _ = repair_ranges(bench, measured, ResultCache(None))
-    found = {mix.label: mix.calibration for mix in mixes}
+        assignments, _ = repair_ranges(bench, measured, ResultCache(None))
+    found = {assignment.label: assignment.calibration for assignment in assignments}
     for name in ("best", "corrected"):
         found[RANGES[name]].save(out / name)
 
 
 def build(name: str, options: argparse.Namespace) -> None:
-    """Export one engine and judge it on both splits; leaves `<name>.engine` and `<name>.json`."""
-    mix, out = MIXES[name], Path(options.out)
-    int8 = mix.precision == "int8"
-    with mix.as_built():
+    """Export one engine and evaluate it on both splits; leaves `<name>.engine` and `<name>.json`."""
+    assignment, out = ASSIGNMENTS[name], Path(options.out)
+    int8 = assignment.precision == "int8"
+    with assignment.as_built():
         artifact = tk.export(
             options.model,
             imgsz=IMGSZ,
             batch=BATCH,
-            half=mix.precision == "fp16",
+            half=assignment.precision == "fp16",
             int8=int8,
-            calibration=Calibration.load(out / mix.calibration) if int8 else None,
-            keep=list(mix.keep),
+            calibration=Calibration.load(out / assignment.calibration) if int8 else None,
+            keep=list(assignment.keep),
             dynamic=False,
             opt_level=options.level,
             output=out / f"{name}.engine",
@@ -169,8 +169,8 @@ def build(name: str, options: argparse.Namespace) -> None:
     passport: dict[str, Any] = {} if artifact.passport is None else artifact.passport.to_dict()
     passport.pop("layers", None)
     facts: dict[str, Any] = {
-        "mix": name,
-        **dataclasses.asdict(mix),
+        "assignment": name,
+        **dataclasses.asdict(assignment),
         "level": options.level,
         "cores": os.cpu_count(),
         "build_seconds": artifact.build_seconds,
@@ -186,7 +186,7 @@ def build(name: str, options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Build what is not there, then time what was not timed, all on the first GPU."""
     out, here = Path(options.out), str(Path(__file__).resolve())
-    names, gpus = options.names or list(MIXES), gpus_here()
+    names, gpus = options.names or list(ASSIGNMENTS), gpus_here()
     paths = ["--model", options.model, "--data", options.data, "--out", options.out, "--level", str(options.level)]
     builds = [
         Program(name=name, words=[sys.executable, here, "build", *paths, name], log=out / f"{name}.log")
@@ -216,7 +216,7 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[s
     ]  # fmt: skip
     body = [
         [
-            MIXES[row["mix"]].label,
+            ASSIGNMENTS[row["assignment"]].label,
             *([f"{row['p50_ms']:.3f}", f"{row['p50_ms'] / half['p50_ms']:.3f}"] if "p50_ms" in row else ["", ""]),
             *(
                 text
@@ -228,7 +228,7 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[s
         for row in rows
     ]
     return [
-        "# Mixes of INT8 and FP16 on TensorRT",
+        "# Mixed-precision assignments on TensorRT",
         "",
         f"`{about['command']}`",
         "",
@@ -238,7 +238,7 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[s
         "",
         *table(heads, body),
         "",
-        "`val` chose these mixes out of many, which flatters them there; no label of `train` was looked at, but the "
+        "`val` chose these assignments out of many, which flatters them there; no label of `train` was looked at, but the "
         "model was trained on its images.",
         *(["", note] if note else []),
     ]
@@ -247,14 +247,16 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[s
 def write(folder: Path, note: str) -> None:
     """Gather what `run` left into `results/`; `note` says what its reader should know of the run."""
     rows = []
-    for name in MIXES:
+    for name in ASSIGNMENTS:
         if (folder / f"{name}.json").is_file():
             times = folder / f"{name}.times.json"
             timed = json.loads(times.read_text()) if times.is_file() else {}
             rows.append({**json.loads((folder / f"{name}.json").read_text()), **timed})
-    words = "--model yolo11n.pt --data detect/data.yaml --out mixes"
-    about = about_engines(f"python benchmarks/mixes.py run {words} --level {rows[0]['level']}", rows[0])
-    write_record(of_gpu("mixes", rows[0]), {"about": about, "note": note, "rows": rows}, page(about, rows, note))
+    words = "--model yolo11n.pt --data detect/data.yaml --out assignments"
+    about = about_engines(f"python benchmarks/mixed_precision.py run {words} --level {rows[0]['level']}", rows[0])
+    write_record(
+        of_gpu("mixed-precision", rows[0]), {"about": about, "note": note, "rows": rows}, page(about, rows, note)
+    )
 
 
 def main() -> None:
@@ -266,7 +268,7 @@ def main() -> None:
             verb.add_argument(flag, required=True)
         if name != "prepare":
             verb.add_argument("--level", type=int, default=2)
-            verb.add_argument("names", nargs="*", help=f"of {', '.join(MIXES)}; all without one")
+            verb.add_argument("names", nargs="*", help=f"of {', '.join(ASSIGNMENTS)}; all without one")
         if name == "run":
             verb.add_argument("--jobs", type=int, default=1, help="engines built at once on each GPU")
             verb.add_argument("--seconds", type=float, help="stop building after so long")
@@ -274,9 +276,9 @@ def main() -> None:
     writing.add_argument("folder", type=Path)
     writing.add_argument("--note", default="")
     options = parser.parse_args()
-    unknown = sorted(set(getattr(options, "names", ())) - set(MIXES))
+    unknown = sorted(set(getattr(options, "names", ())) - set(ASSIGNMENTS))
     if unknown:
-        parser.error(f"no mix is called {', '.join(unknown)}; there are {', '.join(MIXES)}")
+        parser.error(f"no assignment is called {', '.join(unknown)}; there are {', '.join(ASSIGNMENTS)}")
     if options.verb == "prepare":
         prepare(options)
     elif options.verb == "run":
