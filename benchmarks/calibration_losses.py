@@ -2,8 +2,8 @@
 
     python benchmarks/calibration_losses.py --model yolo11n.pt --data detect/data.yaml
 
-One task a call; the results of the other tasks stay in `benchmarks/results/calibration_losses.{json,md}`. Every graph is evaluated by
-ONNX Runtime on the same images. With --cache-dir an interrupted run resumes.
+One task per call; rows of the other tasks stay in `benchmarks/results/calibration_losses.{json,md}`. ONNX Runtime
+evaluates every graph on the same images. With --cache-dir an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COUNTS = (8, 32, 128, 512)
 PERCENTILES = (99.9, 99.99, PERCENTILE, 99.9999)
 
 
-def found(model: str, data: str, counts: list[int], cache_dir: str | None) -> dict[str, Any]:
+def measure_losses(model: str, data: str, counts: list[int], cache_dir: str | None) -> dict[str, Any]:
     swept = tk.sweep(
         model, data, percentiles=PERCENTILES, calibration_images=counts, cache_dir=cache_dir, progress=show
     )
@@ -39,7 +39,7 @@ def found(model: str, data: str, counts: list[int], cache_dir: str | None) -> di
     }
 
 
-def named(row: dict[str, Any]) -> str:
+def format_setting(row: dict[str, Any]) -> str:
     return row["algorithm"] if row["percentile"] is None else f"percentile {row['percentile']:g}"
 
 
@@ -49,12 +49,12 @@ def spans(low: float, high: float) -> str:
 
 def summary(tasks: dict[str, Any]) -> list[str]:
     """Each algorithm's loss on the most images, task by task."""
-    settings = [named(row) for row in most(next(iter(tasks.values())))]
+    settings = [format_setting(row) for row in most(next(iter(tasks.values())))]
     rows = []
     for setting in settings:
         cells = []
         for one in tasks.values():
-            row = next(row for row in most(one) if named(row) == setting)
+            row = next(row for row in most(one) if format_setting(row) == setting)
             cells.append(f"{row['loss']:+.4f} ({spans(row['loss_low'], row['loss_high'])})")
         rows.append([setting, *cells])
     heads = [f"{task}, {one['metric']}" for task, one in tasks.items()]
@@ -69,7 +69,8 @@ def most(one: dict[str, Any]) -> list[dict[str, Any]]:
 def default(task: str, one: dict[str, Any]) -> str:
     row = next(row for row in most(one) if row["algorithm"] == INT8_ALGORITHM and row["percentile"] == PERCENTILE)
     return (
-        f"- {task}: `export(int8=True)` by itself ({named(row)}, {row['images']} images) loses {row['loss']:.4f} "
+        f"- {task}: the default of `export(int8=True)` ({format_setting(row)}, {row['images']} images) loses "
+        f"{row['loss']:.4f} "
         f"({spans(row['loss_low'], row['loss_high'])}) of {one['metric']} {one['fp32']:.4f} on {one['images']} "
         "images."
     )
@@ -93,7 +94,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
         lines += [f"FP32: {one['metric']} {one['fp32']:.4f} on {one['images']} images. {one['verdict']}", ""]
         rows = [
             [
-                named(row),
+                format_setting(row),
                 str(row["images"]),
                 f"{row['metric']:.4f}",
                 f"{row['loss']:+.4f}",
@@ -117,7 +118,7 @@ def main() -> None:
     task = load(values.model).task
     name = Path(values.data).name
     shown = f"{task}/{name}" if Path(values.data).suffix else task
-    one = found(values.model, values.data, list(values.images), values.cache_dir)
+    one = measure_losses(values.model, values.data, list(values.images), values.cache_dir)
     counts = " ".join(map(str, values.images))
     one["provenance"] = about(f"--model {Path(values.model).name} --data {shown} --images {counts}")
     tasks = {**earlier("losses").get("tasks", {}), task: one}

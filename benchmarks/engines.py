@@ -106,8 +106,8 @@ def build(job: Job, models: Path, scenes: Path, out: Path) -> None:
         "passport": None if artifact.passport is None else artifact.passport.to_dict(),
     }
     facts["passport"].pop("layers", None)
-    evaluated = tk.evaluate(artifact, data)
-    facts["metrics"] = dict(evaluated.metrics)
+    evaluation = tk.evaluate(artifact, data)
+    facts["metrics"] = dict(evaluation.metrics)
     write_json(out / f"{job.name}.json", facts)
     print(f"{job.name}: built in {artifact.build_seconds:.0f} s", flush=True)
 
@@ -133,9 +133,9 @@ def clock(path: Path) -> None:
         raise SystemExit(alone.returncode)
     facts["bare"] = json.loads(alone.stdout)
     write_json(path.with_suffix(".times.json"), facts)
-    told = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
+    rounded = {name: round(value, 4) for name, value in facts.items() if isinstance(value, float)}
     copies = f"{facts['reformats']} reformats of {facts['layers']}"
-    print(f"{path.stem}: {told}, bare {facts['bare']}, {copies}", flush=True)
+    print(f"{path.stem}: {rounded}, bare {facts['bare']}, {copies}", flush=True)
 
 
 def bare(path: Path) -> None:
@@ -228,7 +228,8 @@ def write(folder: Path, note: str) -> None:
             continue
         shown = [
             name for name in mine[0]["metrics"]
-            if name.startswith(("mAP50", "top", "pycocotools/AP")) and not name.startswith(("pycocotools/AP_", "pycocotools/APs"))
+            if name.startswith(("mAP50", "top", "pycocotools/AP"))
+            and not name.startswith(("pycocotools/AP_", "pycocotools/APs"))
         ]  # fmt: skip
         lines += [f"## {task}: {file} at {imgsz}", ""]
         heads = ["precision", "batch", "mean ms", "min", "max", "p50", "p99", *shown, "MB", "device MB", "build s"]

@@ -21,7 +21,7 @@ ALLOWED = 0.005
 REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "evaluation" / "references"
 MODELS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 WHAT = (
-    "`trtkit compare MODEL DATA --device sm89` with nothing else said: INT8 is calibrated on `train` as an export does "
+    "`trtkit compare MODEL DATA --device sm89` with its defaults: INT8 is calibrated on `train` as an export does "
     "by itself, ONNX Runtime evaluates the Q/DQ graphs on all images of `val`. In brackets the 95 % interval of the "
     "change by a paired bootstrap over images (1,000 resamples, seed 0); * where it leaves out 0."
 )
@@ -40,15 +40,15 @@ def compared(shared: Path, task: str, folder: Path) -> tk.Comparison:
     )
 
 
-def found(comparison: tk.Comparison) -> dict[str, Any]:
-    told, provenance = comparison.about, comparison.provenance.to_dict()
+def collect_facts(comparison: tk.Comparison) -> dict[str, Any]:
+    about, provenance = comparison.about, comparison.provenance.to_dict()
     changes = {
         label: dict(comparison.changes(label).group_by("change").len().iter_rows())
         for label in comparison.rows["precision"].unique(maintain_order=True)
-        if label != told["reference"]
+        if label != about["reference"]
     }
-    names = dict(told["metrics"])
-    theirs = json.loads((REFERENCES / f"{told['task']}.json").read_text(encoding="utf-8"))
+    names = dict(about["metrics"])
+    theirs = json.loads((REFERENCES / f"{about['task']}.json").read_text(encoding="utf-8"))
     ours = comparison.evaluated("fp32").metrics
     apart = {
         name: abs(ours[name.removeprefix("accuracy_")] - value)
@@ -58,12 +58,12 @@ def found(comparison: tk.Comparison) -> dict[str, Any]:
     worst = max(apart, key=lambda name: apart[name])
     rows = comparison.differences.filter(comparison.differences["scope"] == "all").drop("scope", "name").to_dicts()
     return {
-        "model": f"{told['model']}.pt",
-        "imgsz": told["imgsz"],
-        "images": told["images"],
-        "metric": told["metrics"][0][0],
+        "model": f"{about['model']}.pt",
+        "imgsz": about["imgsz"],
+        "images": about["images"],
+        "metric": about["metrics"][0][0],
         "deciding": names,
-        "calibration": told["calibration"],
+        "calibration": about["calibration"],
         "changes": rows,
         "objects": changes,
         "beside_ultralytics": {
@@ -101,15 +101,15 @@ def lines(content: dict[str, Any]) -> list[str]:
         name = theirs["worst"].removeprefix("accuracy_")
         beside.append([task, str(theirs["metrics"]), f"{theirs['difference']:.4f} ({name})"])
         for label, counts in one["objects"].items():
-            told = [
+            cells = [
                 str(counts.get(name, 0))
                 for name in ("lost", "gained", "false positive added", "false positive removed")
             ]
-            objects.append([task, label.upper(), *told])
+            objects.append([task, label.upper(), *cells])
     return [
         "# Five tasks: what each precision loses by default", "", f"`{content['command']}`", "", WHAT, "",
         *table(head, rows), "", "The metric that decides a task is bold.", "", "Objects at confidence 0.25:", "",
-        *table(["task", "precision", "lost", "gained", "false positives added", "false positives removed"], objects), "",
+        *table(["task", "precision", "lost", "gained", "false positives: added", "removed"], objects), "",
         "FP32 beside Ultralytics' own `val` (rect=False, same imgsz; numbers in `tests/evaluation/references`):", "",
         *table(["task", "metrics", "largest difference"], beside), "", line_of(content),
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/five"))
     options = parser.parse_args()
-    tasks = {task: found(compared(options.shared, task, options.output / task)) for task in MODELS}
+    tasks = {task: collect_facts(compared(options.shared, task, options.output / task)) for task in MODELS}
     content = {**about("SHARED"), "tasks": tasks}
     write("five_tasks", content, lines(content))
 

@@ -20,7 +20,7 @@ KERNELS = 10
 SECONDS = 3.0
 
 
-def work(place: int, turn: SynchronizedArray[int], done: Synchronized[int], told: Any) -> None:
+def work(place: int, turn: SynchronizedArray[int], done: Synchronized[int], times_queue: Any) -> None:
     """Do rounds while `turn` (how many take part, the number of the trial) says so; put their times when it changes."""
     import torch
 
@@ -30,13 +30,13 @@ def work(place: int, turn: SynchronizedArray[int], done: Synchronized[int], told
         for _ in range(20):
             matrix @ matrix
     stream.synchronize()
-    told.put([])
+    times_queue.put([])
     seen, times = 0, []
     while not done.value:
         count, trial = turn[0], turn[1]
         if trial != seen:
             if times:
-                told.put(times)
+                times_queue.put(times)
             times, seen = [], trial
         if place >= count:
             time.sleep(0.01)
@@ -55,18 +55,18 @@ def work(place: int, turn: SynchronizedArray[int], done: Synchronized[int], told
 
 def main() -> None:
     context = multiprocessing.get_context("spawn")
-    turn, done, told = context.Array("i", [0, 0]), context.Value("i", 0), context.Queue()
-    processes = [context.Process(target=work, args=(place, turn, done, told)) for place in range(max(COUNTS))]
+    turn, done, times_queue = context.Array("i", [0, 0]), context.Value("i", 0), context.Queue()
+    processes = [context.Process(target=work, args=(place, turn, done, times_queue)) for place in range(max(COUNTS))]
     for process in processes:
         process.start()
     for _ in processes:
-        told.get(timeout=120)
+        times_queue.get(timeout=120)
     print("| processes | rounds a second, each | together | ten kernels, us: p10 | p50 | p90 | mean |\n|" + "---|" * 7)
     for number, count in enumerate(COUNTS):
         turn[:] = [count, 2 * number + 1]
         time.sleep(SECONDS)
         turn[:] = [0, 2 * number + 2]
-        times = sorted(1000 * one for _ in range(count) for one in told.get(timeout=60))
+        times = sorted(1000 * one for _ in range(count) for one in times_queue.get(timeout=60))
         low, middle, high = (times[int(part * (len(times) - 1))] for part in (0.1, 0.5, 0.9))
         together = len(times) / SECONDS
         values = (together / count, together, low, middle, high, sum(times) / len(times))

@@ -1,12 +1,12 @@
-"""Mixed-precision assignments as TensorRT engines: accuracy and latency of corrected calibrations and of layers kept in FP16.
+"""Mixed-precision engines: accuracy and latency of corrected calibrations and of layers kept in FP16.
 
     python benchmarks/mixed_precision.py prepare --model yolo11n.pt --data detect/data.yaml --out assignments
     python benchmarks/mixed_precision.py run --model yolo11n.pt --data detect/data.yaml --out assignments --level 2
     python benchmarks/mixed_precision.py write assignments
 
-`prepare` calibrates and repairs, as `search()` does, and needs no GPU. `run` builds, evaluates and then times what is not
-there yet; with names it does only those. `--jobs` builds several at once, which disturbs TensorRT's choice of
-kernels. `write` puts what is there into `results/mixed-precision-GPU.json` and `.md`.
+`prepare` calibrates and corrects, as `search()` does, and needs no GPU. `run` builds, evaluates and then times what is
+missing; with names only those. `--jobs` builds several at once, which disturbs TensorRT's choice of tactics.
+`write` puts what is there into `results/mixed-precision-GPU.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -137,15 +137,15 @@ def prepare(options: argparse.Namespace) -> None:
             out / "percentile"
         )
         measured = tk.calibrate(model, dataset, imgsz=IMGSZ, calibration_images=128, histograms=True, progress=show)
-        lab = LayerNoise(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
-        bench = NoiseProbe(
-            lab, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
+        layer_noise = LayerNoise(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
+        probe = NoiseProbe(
+            layer_noise, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
             reporter=Reporter(show, None),
         )  # fmt: skip
-        assignments, _ = repair_ranges(bench, measured, ResultCache(None))
-    found = {assignment.label: assignment.calibration for assignment in assignments}
+        assignments, _ = repair_ranges(probe, measured, ResultCache(None))
+    calibrations = {assignment.label: assignment.calibration for assignment in assignments}
     for name in ("best", "corrected"):
-        found[RANGES[name]].save(out / name)
+        calibrations[RANGES[name]].save(out / name)
 
 
 def build(name: str, options: argparse.Namespace) -> None:
@@ -238,8 +238,8 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]], note: str) -> list[s
         "",
         *table(heads, body),
         "",
-        "`val` chose these assignments out of many, which flatters them there; no label of `train` was looked at, but the "
-        "model was trained on its images.",
+        "These assignments were chosen on `val`, so their accuracy there is optimistic; no label of `train` was used, "
+        "but the model was trained on its images.",
         *(["", note] if note else []),
     ]
 

@@ -60,10 +60,8 @@ def gpus_here() -> list[str]:
 def _shared_gpus() -> Iterator[dict[str, str]]:
     """NVIDIA's Multi-Process Service: programs in whose environment what is yielded stands use a GPU at the same time.
 
-    Without it a GPU takes turns among processes, and each waits out the others' turns however little they do: three
-    fill an H100, with the service twelve run at 93 % of one's pace (`gpu_sharing.py`). Of ten engines of TensorRT 8.6 built
-    beside each other by turns, on a GPU that was 99 % busy, one ended in 1060 s; with the service, twelve at a time, 38
-    ended in 1020 s.
+    Without it processes take turns on a GPU, and each waits for the others' turns however little they do
+    (`gpu_sharing.py` measures both).
     """
     control = shutil.which("nvidia-cuda-mps-control")
     with tempfile.TemporaryDirectory(prefix="trtkit-mps-", ignore_cleanup_errors=True) as folder:

@@ -19,7 +19,7 @@ from trtkit.models import load
 from trtkit.models.model import TASKS
 
 
-def found(model: str, data: str, max_drop: float, cache_dir: str | None) -> dict[str, Any]:
+def run_search(model: str, data: str, max_drop: float, cache_dir: str | None) -> dict[str, Any]:
     result = tk.search(model, data, max_drop, cache_dir=cache_dir, backend="onnxruntime", progress=show)
     best = result.best
     print(result)
@@ -65,9 +65,9 @@ def page(tasks: dict[str, Any]) -> list[str]:
             ["task", "FP32", "allowed", "found", "loss (95 % interval)", "multiply-accumulates in INT8", "ok"], rows
         ),
         "",
-        "Every assignment is evaluated by ONNX Runtime on all images of `val`; intervals are bootstraps over images, paired "
-        "with FP32. Several assignments were evaluated on the same images and the cheapest allowed one was taken, which "
-        "flatters it: read its interval beside its loss.",
+        "ONNX Runtime evaluates every assignment on all images of `val`; intervals are bootstraps over images, paired "
+        "with FP32. The cheapest allowed assignment was chosen on the same images, so its loss is optimistic: read its "
+        "interval beside it.",
     ]
     for task, one in tasks.items():
         side = "x".join(map(str, one["imgsz"]))
@@ -108,7 +108,7 @@ def main() -> None:
     values = parser.parse_args()
     task = load(values.model).task
     shown = f"{task}/{Path(values.data).name}" if Path(values.data).suffix else task
-    one = found(values.model, values.data, values.max_drop, values.cache_dir)
+    one = run_search(values.model, values.data, values.max_drop, values.cache_dir)
     one["provenance"] = about(f"--model {Path(values.model).name} --data {shown} --max-drop {values.max_drop:g}")
     tasks = {**earlier("search").get("tasks", {}), task: one}
     tasks = {known: tasks[known] for known in TASKS if known in tasks}
