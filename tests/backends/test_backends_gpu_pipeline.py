@@ -18,7 +18,7 @@ from trtkit.backends.trt.gpu_pipeline import (
     postprocess,
 )
 from trtkit.data import letterbox, to_input
-from trtkit.tasks import get_task
+from trtkit.tasks import PostprocessSettings, get_task
 from trtkit.tasks import nms as cpu
 
 CPU = torch.device("cpu")
@@ -88,10 +88,9 @@ def test_decoding_is_the_cpu_s(anchors: int, conf: float, max_det: int) -> None:
     # An image with nothing in it.
     output[1, 4:] = 0
     fits = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(3)]
-    found = postprocess(torch.from_numpy(output), 3, fits, conf=conf, iou=0.6, max_det=max_det)
-    expected = get_task("detect").postprocess(
-        {"output0": output}, tiny_graphs.info(), fits, conf=conf, iou=0.6, max_det=max_det
-    )
+    settings = PostprocessSettings(conf=conf, iou=0.6, max_det=max_det)
+    found = postprocess(torch.from_numpy(output), 3, fits, settings)
+    expected = get_task("detect").postprocess({"output0": output}, tiny_graphs.info(), fits, settings)
     assert [len(one) for one in found] == [len(one) for one in expected]
     assert len(found[1]) == 0
     for one, two in zip(found, expected, strict=True):
@@ -105,4 +104,4 @@ def test_decoding_is_the_cpu_s(anchors: int, conf: float, max_det: int) -> None:
 def test_rows_that_only_fill_the_batch_are_not_decoded() -> None:
     output = torch.rand(4, 7, 50)
     fits = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(2)]
-    assert len(postprocess(output, 3, fits, conf=0.5, iou=0.6, max_det=10)) == 2
+    assert len(postprocess(output, 3, fits, PostprocessSettings(conf=0.5, iou=0.6, max_det=10))) == 2

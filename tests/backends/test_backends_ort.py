@@ -121,14 +121,16 @@ def test_an_open_graph_takes_any_batch_and_size() -> None:
 
 def test_predict_equals_infer_and_decode() -> None:
     from trtkit.data import letterbox, to_input
-    from trtkit.tasks import get_task
+    from trtkit.tasks import PostprocessSettings, get_task
 
     images = tiny_graphs.images(3)
     with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
         found = runner.predict(images, conf=0.5, iou=0.6, max_det=7)
         prepared, fits = zip(*(letterbox(image, (32, 32)) for image in images), strict=True)
         outputs = runner.infer(to_input(list(prepared)))
-        expected = get_task("detect").postprocess(outputs, runner.info, list(fits), conf=0.5, iou=0.6, max_det=7)
+        expected = get_task("detect").postprocess(
+            outputs, runner.info, list(fits), PostprocessSettings(conf=0.5, iou=0.6, max_det=7)
+        )
     for one, two, image in zip(found, expected, images, strict=True):
         assert one.shape == image.shape[:2]
         assert np.array_equal(one.boxes, two.boxes)

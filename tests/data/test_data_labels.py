@@ -20,7 +20,7 @@ def read(tmp_path, text, **options):
     [
         ("a/images/val/1.jpg", "a/labels/val/1.txt"),
         ("images/x/images/1.b.png", "images/x/labels/1.b.txt"),
-        ("a/images/1.jpg", "a/images/1.txt"),
+        ("a/photos/1.jpg", "a/photos/1.txt"),
         ("a/images.jpg", "a/images.txt"),
     ],
 )
@@ -29,7 +29,7 @@ def test_label_path(image, label):
 
 
 def test_boxes(tmp_path):
-    labels = read(tmp_path, "2 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.2 0.4\n").scaled((100, 200))
+    labels = read(tmp_path, "2 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.2 0.4\n").to_pixels((100, 200))
     assert labels.classes.tolist() == [2, 0]
     np.testing.assert_allclose(labels.boxes, [[80, 30, 120, 70], [0, 0, 40, 40]], atol=1e-4)
     assert labels.keypoints is None
@@ -42,13 +42,13 @@ def test_polygon_in_a_detect_set_gives_its_box(tmp_path):
 
 
 def test_segments(tmp_path):
-    labels = read(tmp_path, "1 0.1 0.2 0.5 0.3 0.3 0.9\n", task="segment").scaled((10, 20))
+    labels = read(tmp_path, "1 0.1 0.2 0.5 0.3 0.3 0.9\n", task="segment").to_pixels((10, 20))
     np.testing.assert_allclose(labels.segments[0], [[2, 2], [10, 3], [6, 9]], atol=1e-5)
     np.testing.assert_allclose(labels.boxes, [[2, 2, 10, 9]], atol=1e-5)
 
 
 def test_keypoints_with_visibility(tmp_path):
-    labels = read(tmp_path, "0 .5 .5 .2 .2 .4 .4 2 .6 .6 0\n", task="pose", kpt_shape=(2, 3)).scaled((100, 10))
+    labels = read(tmp_path, "0 .5 .5 .2 .2 .4 .4 2 .6 .6 0\n", task="pose", kpt_shape=(2, 3)).to_pixels((100, 10))
     np.testing.assert_allclose(labels.keypoints, [[[4, 40, 2], [6, 60, 0]]], atol=1e-5)
     np.testing.assert_allclose(labels.boxes, [[4, 40, 6, 60]], atol=1e-5)
 
@@ -64,7 +64,7 @@ def test_detect_reads_the_boxes_of_a_pose_set(tmp_path):
 
 
 def test_corners(tmp_path):
-    labels = read(tmp_path, "1 .2 .1 .4 .2 .3 .4 .1 .3\n", task="obb").scaled((10, 10))
+    labels = read(tmp_path, "1 .2 .1 .4 .2 .3 .4 .1 .3\n", task="obb").to_pixels((10, 10))
     np.testing.assert_allclose(labels.corners, [[[2, 1], [4, 2], [3, 4], [1, 3]]], atol=1e-5)
     np.testing.assert_allclose(labels.boxes, [[1, 1, 4, 4]], atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_missing_and_empty_files_mean_no_objects(tmp_path, task, shape):
         read(tmp_path, "", task=task, kpt_shape=shape),
     ):
         assert len(labels) == 0
-        assert labels.scaled((5, 5)).boxes.shape == (0, 4)
+        assert labels.to_pixels((5, 5)).boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def evaluation(dataset, stored):
 def truth_of(dataset, path, score=0.9):
     """An image's labels as detections in input pixels."""
     shape = read_image(path).shape[:2]
-    labels = dataset.labels(path).scaled(shape)
+    labels = dataset.labels(path).to_pixels(shape)
     boxes = compute_letterbox(shape, (640, 640)).to_network(labels.boxes)
     return np.column_stack((boxes, np.full(len(labels), score), labels.classes)).astype(np.float32)
 
@@ -62,13 +62,13 @@ def test_matches_equal_ultralytics(evaluation):
 
 
 def test_frames_agree(evaluation):
-    assert evaluation.images == 40
+    assert evaluation.image_count == 40
     totals = evaluation.per_image.select(pl.col("labels", "detections").sum()).row(0)
-    assert totals == (len(evaluation.truths), len(evaluation.detections))
-    assert evaluation.per_class["instances"].sum() == len(evaluation.truths)
-    claimed = (evaluation.truths["matched(B)"] & 1).sum()
+    assert totals == (len(evaluation.labels), len(evaluation.detections))
+    assert evaluation.per_class["instances"].sum() == len(evaluation.labels)
+    claimed = (evaluation.labels["matched(B)"] & 1).sum()
     assert claimed == (evaluation.detections["matched(B)"] & 1).sum()
-    assert claimed == evaluation.truths["score(B)"].count()
+    assert claimed == evaluation.labels["score(B)"].count()
     counted = evaluation.per_image
     assert (counted["tp"] + counted["fn"]).to_list() == counted["labels"].to_list()
     sure = evaluation.detections.filter(pl.col("score") >= evaluation.confidence)
@@ -206,7 +206,7 @@ def test_other_names_are_told(dataset):
     assert "class 4 is 'four' to the model and '4' in the data set" in found.notes
 
 
-@pytest.mark.parametrize("options", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}, {"batch": 0}, {"images": 0}])
+@pytest.mark.parametrize("options", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}, {"batch": 0}, {"eval_images": 0}])
 def test_settings_out_of_range(dataset, options):
     with pytest.raises(RecipeError):
         evaluate(ReplayRunner([], dataset.names), dataset, **options)

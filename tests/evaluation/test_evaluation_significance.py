@@ -47,13 +47,13 @@ def repeated(frame, copies):
 
 @pytest.mark.parametrize("column", range(5))
 def test_resampled_precisions_are_those_of_repeated_images(fair, column):
-    copies = draw_resamples(fair.images, 4, seed=1)
-    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.truths))
+    copies = draw_resamples(fair.image_count, 4, seed=1)
+    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.labels))
     scores = score_classes(
         unpack_thresholds(detections["matched(B)"].to_numpy()), detections["score"].to_numpy(),
         detections["class"].to_numpy(), truths["class"].to_numpy(),
     )  # fmt: skip
-    found = dict(build_class_curves(fair.detections, fair.truths, "B", fair.images))
+    found = dict(build_class_curves(fair.detections, fair.labels, "B", fair.image_count))
     for number, expected in zip(scores.classes.tolist(), scores.ap, strict=True):
         ours = resample_average_precision(found[number], copies)[:, column]
         # A recall that rounding puts beside a grid place may be read one place on; the images as they are never are.
@@ -62,8 +62,8 @@ def test_resampled_precisions_are_those_of_repeated_images(fair, column):
 
 @pytest.mark.parametrize("column", range(3))
 def test_resampled_coco_precisions_too(fair, column):
-    copies = draw_resamples(fair.images, 4, seed=2)
-    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.truths))
+    copies = draw_resamples(fair.image_count, 4, seed=2)
+    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.labels))
     rows = [
         [
             {"image_id": row["image"], "category_id": row["class"], "score": row.get("score"),
@@ -78,7 +78,7 @@ def test_resampled_coco_precisions_too(fair, column):
     )
     ours = [
         resample_average_precision(curve, copies, pycocotools=True)[:, column].mean()
-        for _, curve in build_class_curves(fair.detections, fair.truths, "B", fair.images, max_det=100)
+        for _, curve in build_class_curves(fair.detections, fair.labels, "B", fair.image_count, max_det=100)
     ]
     assert np.mean(ours) == pytest.approx(expected["pycocotools/AP"], abs=0.003)
 
@@ -139,7 +139,7 @@ def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
         per_class = pl.DataFrame({"class": [0], "name": ["a"]})
 
         def __init__(self, rank):
-            self.truths = pl.DataFrame({"image": range(400), "class": [0] * 400, "rank": rank})
+            self.labels = pl.DataFrame({"image": range(400), "class": [0] * 400, "rank": rank})
             self.metrics = {"top1": float((rank == 1).mean()), "top5": 1.0}
 
     found = compute_differences(Ranked(ranks[0]), Ranked(ranks[1]), resamples=4000)
@@ -155,7 +155,7 @@ def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
 def test_changes_are_counted_as_the_frames_tell(fair, worse):
     found = find_object_changes(fair, worse, conf=0.3)
     # "score(B)" of the truths is that of the claim at similarity 0.5.
-    before, after = (one.truths["score(B)"].fill_null(0) >= 0.3 for one in (fair, worse))
+    before, after = (one.labels["score(B)"].fill_null(0) >= 0.3 for one in (fair, worse))
     assert len(found.filter(change="lost")) == (before & ~after).sum()
     assert len(found.filter(change="gained")) == (~before & after).sum()
     assert found["score_drop"].is_sorted(descending=True)
@@ -168,10 +168,10 @@ def test_changes_are_counted_as_the_frames_tell(fair, worse):
 
 def test_gallery_draws_and_survives_a_image_that_is_gone(fair, worse):
     found = find_object_changes(fair, worse)
-    drawn = draw_object_changes(found, fair, worse, most=3)
+    drawn = draw_object_changes(found, fair, worse, max_images=3)
     assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
     gone = found.with_columns(path=pl.lit("nowhere.png"))
-    assert draw_object_changes(gone, fair, worse, most=1)["png"].to_list() == [None]
+    assert draw_object_changes(gone, fair, worse, max_images=1)["png"].to_list() == [None]
 
 
 def test_an_error_tells_the_label_it_lies_on(fair, worse):
@@ -179,7 +179,7 @@ def test_an_error_tells_the_label_it_lies_on(fair, worse):
     names = dict(fair.per_class.select("class", "name").iter_rows())
     assert found["label_class"].null_count() < len(found)
     for row in found.iter_rows(named=True):
-        labels = fair.truths.filter(image=row["image"])
+        labels = fair.labels.filter(image=row["image"])
         overlap = box_iou(
             np.array([[row[name] for name in ("x1", "y1", "x2", "y2")]], np.float32),
             labels.select("x1", "y1", "x2", "y2").to_numpy().astype(np.float32),
@@ -196,7 +196,7 @@ def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_color(tmp_pat
     class Side:
         per_class = pl.DataFrame({"class": [0], "name": ["bar"]}, schema={"class": pl.Int32, "name": pl.String})
         per_image = pl.DataFrame({"image": [0], "path": [str(tmp_path / "a.png")]})
-        truths = pl.DataFrame(
+        labels = pl.DataFrame(
             {"image": [0], "class": [0], "x1": [80.0], "y1": [80.0], "x2": [120.0], "y2": [120.0]},
             schema_overrides=kinds,
         )

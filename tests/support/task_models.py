@@ -139,7 +139,7 @@ def noisy_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: i
     answers = []
     for path in dataset.images("val"):
         shape = read_image(path).shape[:2]
-        fit, labels = compute_letterbox(shape, (size, size)), dataset.labels(path).scaled(shape)
+        fit, labels = compute_letterbox(shape, (size, size)), dataset.labels(path).to_pixels(shape)
         boxes = fit.to_network(labels.boxes)
         rows, masks = [], []
         for place, (number, box) in enumerate(zip(labels.classes, boxes, strict=True)):

@@ -9,7 +9,7 @@ from trtkit.data.images import compute_letterbox
 from trtkit.data.labels import Labels
 from trtkit.errors import ModelError
 from trtkit.models.model import ModelInfo
-from trtkit.tasks import Detections, get_task
+from trtkit.tasks import Detections, PostprocessSettings, get_task
 from trtkit.tasks.detect import filter_anchors
 
 REFERENCES = Path(__file__).parent.parent / "evaluation" / "references"
@@ -21,8 +21,8 @@ def info(classes=3, **options):
 
 
 def decoded(output, *, classes=3, fit=SAME, **options):
-    settings = {"conf": 0.25, "iou": 0.7, "max_det": 300, **options}
-    return get_task("detect").postprocess({"output0": output}, info(classes), [fit] * len(output), **settings)
+    settings = PostprocessSettings(**options)
+    return get_task("detect").postprocess({"output0": output}, info(classes), [fit] * len(output), settings)
 
 
 def rows(found):
@@ -95,7 +95,7 @@ def test_threshold_is_exclusive():
     output[4, 0] = 0.25
     output[4, 1] = np.nextafter(np.float32(0.25), np.float32(1))
     for multi_label in (False, True):
-        assert filter_anchors(output, 3, conf=0.25, multi_label=multi_label)[3].tolist() == [1]
+        assert filter_anchors(output, 3, PostprocessSettings(multi_label=multi_label))[3].tolist() == [1]
 
 
 def test_graph_with_suppression_inside():
@@ -103,11 +103,14 @@ def test_graph_with_suppression_inside():
     output[0, 0] = [320, 330, 340, 350, 0.5, 2]
     output[0, 1] = [1, 2, 3, 4, 0.9, 0]
     output[0, 2] = [1, 2, 3, 4, 0.1, 1]
-    settings = {"conf": 0.25, "iou": 0.7, "max_det": 300}
-    (found,) = get_task("detect").postprocess({"output0": output}, info(nms=True), [SAME], **settings)
+    settings = PostprocessSettings()
+    (found,) = get_task("detect").postprocess({"output0": output}, info(nms=True), [SAME], settings)
     assert found.classes.tolist() == [0, 2]
     np.testing.assert_allclose(found.boxes, [[1, 2, 3, 4], [320, 330, 340, 350]])
-    (found,) = get_task("detect").postprocess({"output0": output}, info(nms=True), [SAME], **{**settings, "max_det": 1})
+    settings = PostprocessSettings(max_det=1)
+    (found,) = get_task("detect").postprocess(
+        {"output0": output}, info(nms=True), [SAME], PostprocessSettings(max_det=1)
+    )
     assert found.classes.tolist() == [0]
 
 

@@ -10,7 +10,7 @@ import trtkit
 from trtkit.data import open_dataset, read_image
 from trtkit.errors import ModelError, RecipeError
 from trtkit.models.model import ModelInfo
-from trtkit.tasks import get_task
+from trtkit.tasks import PostprocessSettings, get_task
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
@@ -56,4 +56,4 @@ def test_outputs_of_another_task_are_refused(task, shapes, match):
     info = ModelInfo(task=task, names={0: "a", 1: "b"}, kpt_shape=(3, 3) if task == "pose" else None)
     outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     with pytest.raises(ModelError, match=match):
-        get_task(task).postprocess(outputs, info, [], conf=0.1, iou=0.7, max_det=10)
+        get_task(task).postprocess(outputs, info, [], PostprocessSettings())

@@ -72,7 +72,7 @@ def made(fit=PLAIN, box=(16, 8, 48, 40)):
 
 
 def test_coarse_masks_end_at_their_box():
-    mask = made().coarse()[0]
+    mask = made().low_resolution()[0]
     assert (np.flatnonzero(mask.any(0)).tolist(), np.flatnonzero(mask.any(1)).tolist()) == (
         [4, 5, 6, 7],
         list(range(2, 10)),
@@ -80,7 +80,7 @@ def test_coarse_masks_end_at_their_box():
 
 
 def test_whole_masks_are_interpolated_between_pixel_centers():
-    mask = made().whole(0)
+    mask = made().full_resolution(0)
     assert mask.shape == (64, 64)
     # Prototype pixels 7 and 8 have their centers at 30 and 34; the value passes 0 at 32.
     assert np.flatnonzero(mask.any(0)).tolist() == list(range(16, 32))
@@ -90,22 +90,22 @@ def test_whole_masks_are_interpolated_between_pixel_centers():
 def test_whole_masks_follow_the_letterbox():
     # An image of 32 x 64 doubled in neither direction: 16 rows of padding above.
     fit = ImageTransform(shape=(32, 64), resized=(32, 64), pad=(16, 0), size=(64, 64))
-    mask = made(fit).whole(0)
+    mask = made(fit).full_resolution(0)
     assert mask.shape == (32, 64)
     assert np.flatnonzero(mask.any(1)).tolist() == list(range(24))
     # The same, the image being twice the size of what the network saw.
     large = ImageTransform(shape=(64, 128), resized=(32, 64), pad=(16, 0), size=(64, 64))
-    assert made(large).whole(0).sum() == 4 * mask.sum()
+    assert made(large).full_resolution(0).sum() == 4 * mask.sum()
 
 
 def test_boxes_outside_or_without_size_have_empty_masks():
-    assert made(box=(30, 30, 30, 50)).whole(0).sum() == 0
+    assert made(box=(30, 30, 30, 50)).full_resolution(0).sum() == 0
     assert made(box=(70, 70, 90, 90)).rles[0]["size"] == [64, 64]
 
 
 def test_masks_are_encoded_as_they_are_drawn():
     masks = made()
-    expected = coder.encode(np.asfortranarray(masks.whole(0), np.uint8))["counts"].decode()
+    expected = coder.encode(np.asfortranarray(masks.full_resolution(0), np.uint8))["counts"].decode()
     assert masks.rles[0]["counts"] == expected
 
 

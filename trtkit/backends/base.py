@@ -98,14 +98,15 @@ class Runner(abc.ABC):
             EngineError: The run failed.
         """
         from trtkit.data import to_input
-        from trtkit.tasks import get_task
+        from trtkit.tasks import PostprocessSettings, get_task
 
+        settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
         judge = get_task(self.info.task)
         found: list[Prediction] = []
         for batch in self.read_batches(images):
             prepared, fits = zip(*(judge.preprocess(image, self.imgsz) for image in batch), strict=True)
             outputs = self.infer(to_input(list(prepared)))
-            found += judge.postprocess(outputs, self.info, list(fits), conf=conf, iou=iou, max_det=max_det)
+            found += judge.postprocess(outputs, self.info, list(fits), settings)
         return found
 
     def draw(

@@ -19,7 +19,7 @@ from trtkit.evaluation.evaluation import Evaluation
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance
-from trtkit.tasks import get_task
+from trtkit.tasks import PostprocessSettings, get_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,7 +234,7 @@ def _run_batches(
     Returns:
         Seconds by stage, and the paths that could not be read.
     """
-    limits: dict[str, Any] = {"conf": settings.conf, "iou": settings.iou, "max_det": settings.max_det}
+    thresholds = PostprocessSettings(conf=settings.conf, iou=settings.iou, max_det=settings.max_det, multi_label=True)
     clock = dict.fromkeys(STAGES, 0.0)
     skipped: list[str] = []
     done = 0
@@ -251,7 +251,7 @@ def _run_batches(
                 outputs = runner.infer(inputs)
                 inferred = time.perf_counter()
                 fits = [ready.fit for _, ready in good]
-                found = task.postprocess(outputs, runner.info, fits, multi_label=True, **limits)
+                found = task.postprocess(outputs, runner.info, fits, thresholds)
                 decoded = time.perf_counter()
                 for (path, ready), prediction in zip(good, found, strict=True):
                     judge.add(path, ready.labels, prediction)

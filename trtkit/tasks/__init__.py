@@ -6,9 +6,9 @@ import importlib
 
 from trtkit.errors import ModelError
 from trtkit.models.model import TASKS
-from trtkit.tasks.base import Detections, Prediction, Task
+from trtkit.tasks.base import Detections, PostprocessSettings, Prediction, Task
 
-__all__ = ["Detections", "Prediction", "Task", "get_task"]
+__all__ = ["Detections", "PostprocessSettings", "Prediction", "Task", "get_task"]
 
 # A task is one module here, loaded when first asked for.
 _PLACES = {name: (f"trtkit.tasks.{name}", name.capitalize()) for name in TASKS}

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from trtkit.errors import RecipeError
+
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
     from numpy.typing import NDArray
 
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import ModelInfo
 
-__all__ = ["Detections", "Prediction", "Task", "predictions_to_frame"]
+__all__ = ["Detections", "PostprocessSettings", "Prediction", "Task", "predictions_to_frame"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +56,45 @@ class Detections(Prediction):
         return f"{type(self).__name__}({len(self)} in {self.shape[1]}x{self.shape[0]}{more})"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PostprocessSettings:
+    """Thresholds of postprocessing.
+
+    Attributes:
+        conf: Smallest score, exclusive, in 0..1.
+        iou: IoU above which class-wise NMS drops the lower-scoring of two objects, in 0..1.
+        max_det: Maximum number of objects per image.
+        multi_label: Whether a box yields one object for every class above `conf` (evaluation) or only for its
+            highest-scoring class (prediction).
+    """
+
+    conf: float = 0.25
+    iou: float = 0.7
+    max_det: int = 300
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise RecipeError(
+                    f"postprocess with {name}={value}",
+                    f"{name} is not in 0..1",
+                    f"pass {name} between 0 and 1",
+                    code="postprocess-threshold-out-of-range",
+                    name=name,
+                    value=value,
+                )
+        if self.max_det < 1:
+            raise RecipeError(
+                f"postprocess with max_det={self.max_det}",
+                "max_det is less than 1",
+                "pass max_det=1 or more",
+                code="postprocess-max-det-too-small",
+                value=self.max_det,
+            )
+
+
 class Task(Protocol):
     """One of detect, segment, classify, pose, obb. A task holds no state.
 
@@ -83,11 +123,7 @@ class Task(Protocol):
         outputs: Mapping[str, NDArray[np.float32]],
         info: ModelInfo,
         transforms: Sequence[ImageTransform],
-        *,
-        conf: float,
-        iou: float,
-        max_det: int,
-        multi_label: bool = False,
+        settings: PostprocessSettings,
     ) -> list[Any]:
         """Turn a batch's outputs into one prediction an image.
 
@@ -95,10 +131,7 @@ class Task(Protocol):
             outputs: `Runner.infer`'s arrays by name, one row an image.
             info: The model's description; `card.nms` says that suppression is in the graph.
             transforms: Where each image lies in its input.
-            conf: Smallest score, exclusive.
-            iou: Overlap above which the weaker of two objects of a class goes.
-            max_det: Most objects an image.
-            multi_label: Whether a box counts for every class above `conf` (judging) or its best only (predicting).
+            settings: Thresholds.
 
         Returns:
             Predictions in pixels of the original images, objects by falling score.

@@ -10,7 +10,7 @@ import numpy as np
 
 from trtkit.data.images import center_crop
 from trtkit.errors import ModelError
-from trtkit.tasks.base import Prediction
+from trtkit.tasks.base import PostprocessSettings, Prediction
 from trtkit.tasks.drawing import draw_box
 
 if TYPE_CHECKING:
@@ -67,11 +67,7 @@ class Classify:
         outputs: Mapping[str, NDArray[np.float32]],
         info: ModelInfo,
         transforms: Sequence[ImageTransform],
-        *,
-        conf: float,
-        iou: float,
-        max_det: int,
-        multi_label: bool = False,
+        settings: PostprocessSettings,
     ) -> list[Classification]:
         """Probabilities from `output0`, (batch, classes); thresholds mean nothing here.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from trtkit.data.images import letterbox
 from trtkit.errors import ModelError
-from trtkit.tasks.base import Detections
+from trtkit.tasks.base import Detections, PostprocessSettings
 from trtkit.tasks.drawing import draw_box
 from trtkit.tasks.nms import box_iou, nms, xywh_to_xyxy
 
@@ -50,11 +50,7 @@ class Detect:
         outputs: Mapping[str, NDArray[np.float32]],
         info: ModelInfo,
         transforms: Sequence[ImageTransform],
-        *,
-        conf: float,
-        iou: float,
-        max_det: int,
-        multi_label: bool = False,
+        settings: PostprocessSettings,
     ) -> list[Detections]:
         """Boxes from `output0`: (batch, 4 + classes, anchors), or (batch, rows, 6) with NMS in the graph.
 
@@ -64,9 +60,7 @@ class Detect:
         rows = get_main_output(outputs, info, count_columns(info))
         found = []
         for row, fit in zip(rows, transforms, strict=False):
-            boxes, scores, classes, _ = decode_image(
-                row, info, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
-            )
+            boxes, scores, classes, _ = decode_image(row, info, settings)
             found.append(Detections(shape=fit.shape, boxes=fit.to_image(boxes), scores=scores, classes=classes))
         return found
 
@@ -120,47 +114,41 @@ def get_main_output(outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo,
     return array
 
 
-def decode_image(
-    row: NDArray[np.float32], info: ModelInfo, *, conf: float, iou: float, max_det: int, multi_label: bool
-) -> RawDetections:
+def decode_image(row: NDArray[np.float32], info: ModelInfo, settings: PostprocessSettings) -> RawDetections:
     """The objects of one image's output, by falling score.
 
     Args:
         row: One image of `get_main_output`.
         info: `card.nms` says that suppression is in the graph.
-        conf: Smallest score, exclusive.
-        iou: Overlap above which the weaker of two boxes of a class goes.
-        max_det: Most objects.
-        multi_label: Whether a box counts for every class above `conf`.
+        settings: Thresholds.
     """
     if info.nms:
-        kept = filter_rows(row, conf=conf, max_det=max_det)
+        kept = filter_rows(row, settings)
         return kept[:, :4], kept[:, 4], kept[:, 5].astype(np.int64), kept[:, 6:]
-    boxes, scores, classes, anchors = filter_anchors(row, len(info.names), conf=conf, multi_label=multi_label)
-    keep = nms(boxes, scores, classes, iou=iou, max_det=max_det)
+    boxes, scores, classes, anchors = filter_anchors(row, len(info.names), settings)
+    keep = nms(boxes, scores, classes, iou=settings.iou, max_det=settings.max_det)
     extra = np.ascontiguousarray(row[4 + len(info.names) :, anchors[keep]].T)
     return boxes[keep], scores[keep], classes[keep], extra
 
 
 def filter_anchors(
-    output: NDArray[np.float32], classes: int, *, conf: float, multi_label: bool
+    output: NDArray[np.float32], classes: int, settings: PostprocessSettings
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.intp]]:
     """What an image's raw output offers to suppression, anchor by anchor.
 
     Args:
         output: Shape (4 + classes + extra, anchors): x, y, w, h in input pixels, scores, whatever follows.
         classes: Number of classes.
-        conf: Smallest score, exclusive.
-        multi_label: Every class above `conf` of an anchor, or its best only.
+        settings: Thresholds.
 
     Returns:
         Boxes x1, y1, x2, y2 (n, 4), scores (n,), classes (n,), and the anchor of each (n,).
     """
     scores = output[4 : 4 + classes]
-    anchors = np.flatnonzero(scores.max(0) > conf)
+    anchors = np.flatnonzero(scores.max(0) > settings.conf)
     scores = np.ascontiguousarray(scores[:, anchors].T)
-    if multi_label:
-        rows, numbers = np.nonzero(scores > conf)
+    if settings.multi_label:
+        rows, numbers = np.nonzero(scores > settings.conf)
     else:
         rows, numbers = np.arange(len(anchors)), scores.argmax(1)
     anchors = anchors[rows]
@@ -168,8 +156,8 @@ def filter_anchors(
     return boxes, scores[rows, numbers], numbers.astype(np.int64), anchors
 
 
-def filter_rows(rows: NDArray[np.float32], *, conf: float, max_det: int) -> NDArray[np.float32]:
+def filter_rows(rows: NDArray[np.float32], settings: PostprocessSettings) -> NDArray[np.float32]:
     """Rows x1, y1, x2, y2, score, class, ... above `conf` by falling score; a graph with NMS pads with zeros."""
-    kept = rows[rows[:, 4] > conf]
-    ordered: NDArray[np.float32] = kept[np.argsort(-kept[:, 4], kind="stable")[:max_det]]
+    kept = rows[rows[:, 4] > settings.conf]
+    ordered: NDArray[np.float32] = kept[np.argsort(-kept[:, 4], kind="stable")[: settings.max_det]]
     return ordered

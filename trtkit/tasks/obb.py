@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import cv2
 import numpy as np
 
-from trtkit.tasks.base import Detections
+from trtkit.tasks.base import Detections, PostprocessSettings
 from trtkit.tasks.detect import Detect, count_columns, filter_rows, get_main_output
 from trtkit.tasks.drawing import class_color, draw_box, line_width
 from trtkit.tasks.nms import MAX_CANDIDATES, box_iou
@@ -256,11 +256,7 @@ class Obb(Detect):
         outputs: Mapping[str, NDArray[np.float32]],
         info: ModelInfo,
         transforms: Sequence[ImageTransform],
-        *,
-        conf: float,
-        iou: float,
-        max_det: int,
-        multi_label: bool = False,
+        settings: PostprocessSettings,
     ) -> list[Detections]:
         """Rotated boxes from rows (batch, 4 + classes + 1, anchors), or (batch, rows, 7) with NMS in the graph.
 
@@ -272,12 +268,10 @@ class Obb(Detect):
         for row, fit in zip(rows, transforms, strict=False):
             if info.nms:
                 # x, y, width, height, score, class, angle: Ultralytics' order.
-                kept = filter_rows(row, conf=conf, max_det=max_det)
+                kept = filter_rows(row, settings)
                 boxes, scores, classes = kept[:, [0, 1, 2, 3, 6]], kept[:, 4], kept[:, 5].astype(np.int64)
             else:
-                boxes, scores, classes = _select_boxes(
-                    row, len(info.names), conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
-                )
+                boxes, scores, classes = _select_boxes(row, len(info.names), settings)
             rotated = _map_to_image(boxes, fit)
             upright = xywhr_to_xyxy(rotated)
             np.clip(upright, 0, np.tile(np.array([fit.shape[1], fit.shape[0]], np.float32), 2), out=upright)
@@ -320,18 +314,18 @@ class Obb(Detect):
 
 
 def _select_boxes(
-    row: NDArray[np.float32], classes: int, *, conf: float, iou: float, max_det: int, multi_label: bool
+    row: NDArray[np.float32], classes: int, settings: PostprocessSettings
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Rotated boxes in input pixels (n, 5), scores and classes of one image's raw output, by falling score."""
     scores = row[4 : 4 + classes]
-    anchors = np.flatnonzero(scores.max(0) > conf)
+    anchors = np.flatnonzero(scores.max(0) > settings.conf)
     scores = np.ascontiguousarray(scores[:, anchors].T)
-    if multi_label:
-        rows, numbers = np.nonzero(scores > conf)
+    if settings.multi_label:
+        rows, numbers = np.nonzero(scores > settings.conf)
     else:
         rows, numbers = np.arange(len(anchors)), scores.argmax(1)
     boxes = np.ascontiguousarray(np.concatenate((row[:4, anchors[rows]], row[-1:, anchors[rows]])).T)
-    chosen = nms_rotated(boxes, scores[rows, numbers], numbers, iou=iou, max_det=max_det)
+    chosen = nms_rotated(boxes, scores[rows, numbers], numbers, iou=settings.iou, max_det=settings.max_det)
     return boxes[chosen], scores[rows, numbers][chosen], numbers[chosen].astype(np.int64)
 
 

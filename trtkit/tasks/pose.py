@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from trtkit.errors import ModelError
-from trtkit.tasks.base import Detections
+from trtkit.tasks.base import Detections, PostprocessSettings
 from trtkit.tasks.detect import Detect, count_columns, decode_image, get_main_output
 from trtkit.tasks.drawing import class_color, line_width
 
@@ -102,11 +102,7 @@ class Pose(Detect):
         outputs: Mapping[str, NDArray[np.float32]],
         info: ModelInfo,
         transforms: Sequence[ImageTransform],
-        *,
-        conf: float,
-        iou: float,
-        max_det: int,
-        multi_label: bool = False,
+        settings: PostprocessSettings,
     ) -> list[Detections]:
         """Boxes and keypoints from rows (batch, 4 + classes + points * values, anchors).
 
@@ -119,9 +115,7 @@ class Pose(Detect):
         rows = get_main_output(outputs, info, count_columns(info, points * values))
         found: list[Detections] = []
         for row, fit in zip(rows, transforms, strict=False):
-            boxes, scores, classes, extra = decode_image(
-                row, info, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
-            )
+            boxes, scores, classes, extra = decode_image(row, info, settings)
             keypoints = extra.reshape(-1, points, values).copy()
             keypoints[..., :2] = fit.to_image(keypoints[..., :2], clip=False)
             found.append(

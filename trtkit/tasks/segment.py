@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from trtkit.errors import ModelError
-from trtkit.tasks.base import Detections
+from trtkit.tasks.base import Detections, PostprocessSettings
 from trtkit.tasks.detect import Detect, count_columns, decode_image, get_main_output
 from trtkit.tasks.drawing import class_color
 
@@ -239,11 +239,7 @@ class Segment(Detect):
         outputs: Mapping[str, NDArray[np.float32]],
         info: ModelInfo,
         transforms: Sequence[ImageTransform],
-        *,
-        conf: float,
-        iou: float,
-        max_det: int,
-        multi_label: bool = False,
+        settings: PostprocessSettings,
     ) -> list[Detections]:
         """Boxes and masks from rows (batch, 4 + classes + k, anchors) and prototypes (batch, k, height, width).
 
@@ -260,9 +256,7 @@ class Segment(Detect):
         rows = get_main_output(flat, info, count_columns(info, prototypes.shape[1]))
         found: list[Detections] = []
         for row, prototype, fit in zip(rows, prototypes, transforms, strict=False):
-            boxes, scores, classes, extra = decode_image(
-                row, info, conf=conf, iou=iou, max_det=max_det, multi_label=multi_label
-            )
+            boxes, scores, classes, extra = decode_image(row, info, settings)
             masks = Masks(prototypes=prototype, coefficients=extra, boxes=boxes, transform=fit)
             found.append(
                 SegmentDetections(

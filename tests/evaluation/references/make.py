@@ -110,7 +110,7 @@ def keep_detections(model: Path, data: Path) -> None:
     np.savez_compressed(
         HERE / "demo-detect.npz",
         detections=np.concatenate(rows),
-        pictures=np.array(names),
+        images=np.array(names),
         output0=np.concatenate(raw, 1),
         anchors=np.array([output.shape[1] for output in raw]),
         kept=np.concatenate(kept),

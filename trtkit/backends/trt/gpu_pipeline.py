@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
-from trtkit.tasks import Detections
+from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
 
 __all__ = ["Uploader", "iou_matrix", "letterbox_into", "nms", "postprocess"]
@@ -94,7 +94,7 @@ def letterbox_into(images: Sequence[torch.Tensor], target: torch.Tensor) -> list
 
 
 def postprocess(
-    output: torch.Tensor, classes: int, fits: Sequence[ImageTransform], *, conf: float, iou: float, max_det: int
+    output: torch.Tensor, classes: int, fits: Sequence[ImageTransform], settings: PostprocessSettings
 ) -> list[Detections]:
     """Detections of a batch from raw outputs, one class a box, as `Detect.decode` finds them.
 
@@ -102,23 +102,21 @@ def postprocess(
         output: Shape (batch, 4 + classes + extra, anchors): x, y, w, h in input pixels, then scores.
         classes: Number of classes.
         fits: Where each image lies.
-        conf: Smallest score, exclusive.
-        iou: Overlap above which the weaker of two boxes of a class goes.
-        max_det: Most boxes an image.
+        settings: Thresholds; `multi_label` does not apply.
     """
     output = output[: len(fits)].float()
     best, numbers = output[:, 4 : 4 + classes].max(1)
-    rows, anchors = torch.nonzero(best > conf, as_tuple=True)
+    rows, anchors = torch.nonzero(best > settings.conf, as_tuple=True)
     scores, classed = best[rows, anchors], numbers[rows, anchors]
     centers = output[rows, :4, anchors]
     half = centers[:, 2:4] / 2
     boxes = torch.cat((centers[:, :2] - half, centers[:, :2] + half), 1)
     if len(rows) <= MAX_BATCHED_CANDIDATES:
-        chosen = _batched_nms(boxes, scores, classed, rows, iou=iou)
+        chosen = _batched_nms(boxes, scores, classed, rows, iou=settings.iou)
     else:
         chosen = torch.cat(
             [
-                own[nms(boxes[own], scores[own], classed[own], iou=iou, max_det=max_det)]
+                own[nms(boxes[own], scores[own], classed[own], iou=settings.iou, max_det=settings.max_det)]
                 for own in (torch.nonzero(rows == row).flatten() for row in range(len(fits)))
             ]
         )
@@ -126,7 +124,7 @@ def postprocess(
     # One transfer for the batch: each would wait for the GPU.
     table = found.cpu().numpy()
     starts = np.searchsorted(table[:, 6], np.arange(len(fits)))
-    ends = np.minimum(np.searchsorted(table[:, 6], np.arange(len(fits)), side="right"), starts + max_det)
+    ends = np.minimum(np.searchsorted(table[:, 6], np.arange(len(fits)), side="right"), starts + settings.max_det)
     return [
         Detections(
             shape=fit.shape,

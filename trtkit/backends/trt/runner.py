@@ -218,8 +218,9 @@ class TensorRTRunner(Runner):
         if self.info.task == "classify":
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)
         from trtkit.backends.trt import gpu_pipeline as cuda_images
-        from trtkit.tasks import get_task
+        from trtkit.tasks import PostprocessSettings, get_task
 
+        settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
         judge = get_task(self.info.task)
         found: list[Prediction] = []
         for batch in self.read_batches(images):
@@ -236,12 +237,10 @@ class TensorRTRunner(Runner):
                 self._execution.run({self.input_name: padded})
                 if self.info.task == "detect" and not self.info.nms:
                     raw = self._main_output()
-                    found += cuda_images.postprocess(
-                        raw, len(self.info.names), fits, conf=conf, iou=iou, max_det=max_det
-                    )
+                    found += cuda_images.postprocess(raw, len(self.info.names), fits, settings)
                     continue
                 outputs = self._fetch_outputs(count, padded[0])
-            found += judge.postprocess(outputs, self.info, fits, conf=conf, iou=iou, max_det=max_det)
+            found += judge.postprocess(outputs, self.info, fits, settings)
         return found
 
     def measure_gpu_times(self, feeds: np.ndarray, runs: int) -> list[float]:
