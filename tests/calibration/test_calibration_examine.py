@@ -60,7 +60,7 @@ def change(data: Path, split: str, picks: slice, how: Callable[[np.ndarray], np.
 
 
 def test_silent_on_a_healthy_set(pristine: Path) -> None:
-    for drawn in ({}, {"images": 80}, {"images": 80, "stratify": True}, {"fraction": 0.6, "seed": 3}):
+    for drawn in ({}, {"calibration_images": 80}, {"calibration_images": 80, "stratify": True}, {"fraction": 0.6, "seed": 3}):
         diagnosis = examine(pristine, **drawn)  # type: ignore[arg-type]
         assert diagnosis.healthy, diagnosis
         assert codes(diagnosis, "note") == {"few"}

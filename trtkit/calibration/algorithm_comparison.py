@@ -7,21 +7,13 @@ import math
 import numpy as np
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, TensorStats
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILES, TensorStats, get_algorithm, resolve_percentile
 from trtkit.calibration.calibration import Calibration
+from trtkit.calibration.histogram import Histogram
 from trtkit.errors import CalibrationError
 from trtkit.progress import CancelToken, Progress, Reporter
 
 __all__ = ["PERCENTILES", "AlgorithmComparison", "clipped_share"]
-
-PERCENTILES = (99.0, 99.5, 99.9, 99.95, 99.99, 99.995, PERCENTILE, 99.9999, 100.0)
-"""Percentiles worth a try, percent; 100 is the largest value rounded up to a bin."""
-
-SEARCHED = ("mse", "entropy")
-"""Algorithms that search every histogram, which takes seconds over a whole model."""
-
-FREE = ("minmax", "moving_average")
-"""Algorithms that need no histograms."""
 
 
 class AlgorithmComparison:
@@ -48,8 +40,8 @@ class AlgorithmComparison:
         Raises:
             CalibrationError: There is no such algorithm, or what it needs was not kept.
         """
-        if algorithm == "percentile":
-            percentile = PERCENTILE if percentile is None else percentile
+        if algorithm in ALGORITHMS and percentile is None:
+            percentile = resolve_percentile(algorithm)
         key = (algorithm, percentile)
         if key not in self._read:
             self._read[key] = self.calibration.with_algorithm(algorithm, percentile=percentile)
@@ -59,7 +51,8 @@ class AlgorithmComparison:
         """Whether `using` answers without searching every histogram."""
         if self._refusal(algorithm):
             return False
-        return algorithm not in SEARCHED or (algorithm, percentile) in self._read
+        entry = ALGORITHMS.get(algorithm)
+        return entry is None or not entry.is_search or (algorithm, percentile) in self._read
 
     def compute_all(
         self, *, progress: Progress | None = None, cancel: CancelToken | None = None
@@ -74,7 +67,7 @@ class AlgorithmComparison:
             CancelledError: The caller cancelled; what was read stays.
         """
         reporter = Reporter(progress, cancel)
-        names = [name for name in SEARCHED if not self._refusal(name)]
+        names = [name for name, entry in ALGORITHMS.items() if entry.is_search and not self._refusal(name)]
         for done, name in enumerate(names):
             reporter.step("read every algorithm off the pass", done, len(names))
             self.with_algorithm(name)
@@ -137,7 +130,7 @@ class AlgorithmComparison:
             return ""
         if not self.calibration.stats:
             return "the calibration holds scales only, as a cache of TensorRT's does"
-        if algorithm not in FREE and not self.calibration.histograms:
+        if get_algorithm(algorithm).needs_histogram and not self.calibration.histograms:
             return "no histograms were kept; calibrate with histograms=True"
         return ""
 

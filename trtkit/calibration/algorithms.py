@@ -1,7 +1,7 @@
-"""From what one pass saw of a tensor to the magnitude its INT8 scale shall reach.
+"""Calibration algorithms: each maps the statistics of a tensor to the range that its INT8 scale covers.
 
-Each algorithm is a function of the histogram and of the exact extremes, so that any of them can be asked afterwards.
-What lies beyond the chosen magnitude is clipped; a scale is that magnitude over 127.
+A scale is the covered magnitude over 127; values beyond it are clipped. An algorithm is a function decorated with
+`register`; calibrate, sweep, the tuner, the command line and the figures read the registry, `ALGORITHMS`.
 """
 
 from __future__ import annotations
@@ -9,173 +9,82 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from trtkit.calibration.histogram import BINS, Histogram
 from trtkit.errors import CalibrationError
 
 __all__ = [
     "ALGORITHMS",
     "BINS",
+    "DEFAULTS",
     "PERCENTILE",
-    "CountingBuffer",
+    "PERCENTILES",
+    "CalibrationAlgorithm",
+    "CalibrationDefaults",
     "Histogram",
     "TensorStats",
+    "compute_entropy_magnitude",
     "compute_magnitude",
-    "entropy",
-    "mean_squared_error",
-    "percentile_of",
+    "compute_mse_magnitude",
+    "compute_percentile_magnitude",
+    "compute_range",
+    "get_algorithm",
+    "register",
+    "resolve_percentile",
+    "unregister",
 ]
 
-
-# How often a tensor's magnitudes fall where, counted in one pass over any number of batches.
-
-
-BINS = 4096
-
-# Values a step. Smaller steps would stay in nearer caches, but then the threads that count wait for each other at every
-# call: measured on two cores, 2^19 was a third faster than 2^17. OpenCV's float32 counts are exact up to 2^24.
-_STEP = 1 << 19
-
-# Beyond these a power of two times BINS leaves float32.
-_SMALLEST, _LARGEST = -100, 128
-
-
-class CountingBuffer:
-    """Room to count in, for one thread; taken once, since memory fresh from the system costs more than the counting."""
-
-    def __init__(self) -> None:
-        self.bins = np.empty(_STEP, np.int16)
-
-
-class Histogram:
-    """Counts of |x| in `BINS` equal bins over [0, 2^exponent), the power of two just above the largest |x| so far.
-
-    Powers of two make growing exact: the edges of the wider bins are edges of the narrower ones, and scaling a float32
-    by them does not round. So the counts depend on the values alone, not on their order nor on how they were batched,
-    and equal those of a second pass over the final range.
-
-    Args:
-        counts: (BINS,) counts to start from; None starts empty.
-        exponent: Of the range's end; None as long as nothing but zeros was seen.
-    """
-
-    def __init__(self, counts: NDArray[np.int64] | None = None, exponent: int | None = None) -> None:
-        self.counts = np.zeros(BINS, np.int64) if counts is None else np.asarray(counts, np.int64)
-        self.exponent = exponent
-
-    @property
-    def width(self) -> float:
-        """Width of a bin; 0 where only zeros were seen."""
-        return 0.0 if self.exponent is None else math.ldexp(1.0, self.exponent) / BINS
-
-    @property
-    def total(self) -> int:
-        """Values counted."""
-        return int(self.counts.sum())
-
-    def edges(self) -> NDArray[np.float64]:
-        """(BINS + 1,) edges of the bins."""
-        return np.arange(BINS + 1, dtype=np.float64) * self.width
-
-    def add(
-        self, values: NDArray[np.float32], buffer: CountingBuffer | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Count the values of a tensor.
-
-        Args:
-            values: Float32 of shape (n, ...), none of it 0.
-            buffer: To count in; None takes new room.
-
-        Returns:
-            The lowest and the highest of each of the n parts; where a part holds NaN or an infinity, one of the two is
-            not finite, and not all values were counted.
-        """
-        rows = np.ascontiguousarray(values).reshape(len(values), -1)
-        buffer = buffer or CountingBuffer()
-        if rows.size <= _STEP:
-            low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
-            self._count(rows.reshape(-1), low.min(), high.max(), buffer)
-            return low, high
-        low, high = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
-        for index, row in enumerate(rows):
-            for start in range(0, row.size, _STEP):
-                part = row[start : start + _STEP]
-                lowest, highest = float(part.min()), float(part.max())
-                # np.minimum, unlike min, keeps a NaN.
-                low[index], high[index] = np.minimum(low[index], lowest), np.maximum(high[index], highest)
-                self._count(part, lowest, highest, buffer)
-        return low, high
-
-    def _count(self, part: NDArray[np.float32], low: float, high: float, room: CountingBuffer) -> None:
-        """Count values between `low` and `high`."""
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return
-        largest = max(-low, high)
-        if largest > 0:
-            self.widen(exponent_above(largest))
-        if self.exponent is None:
-            self.counts[0] += part.size
-            return
-        bins = room.bins[: part.size]
-        # Cutting off towards zero puts x and -x into the same bin; a product never leaves the nearest cache as float32.
-        np.multiply(part, np.float32(math.ldexp(BINS, -self.exponent)), out=bins, casting="unsafe")
-        np.abs(bins, out=bins)
-        counts = cv2.calcHist([bins.view(np.uint16).reshape(1, -1)], [0], None, [BINS], [0, BINS])
-        self.counts += counts.reshape(-1).astype(np.int64)
-
-    def widen(self, exponent: int) -> None:
-        """Make the range reach at least to 2^exponent, merging bins pairwise."""
-        if self.exponent is None:
-            self.exponent = exponent
-        elif exponent > self.exponent:
-            # Beyond log2(BINS) doublings everything lies in the first bin.
-            merged = 1 << min(exponent - self.exponent, BINS.bit_length() - 1)
-            narrow = self.counts.reshape(-1, merged).sum(axis=1)
-            self.counts = np.zeros(BINS, np.int64)
-            self.counts[: narrow.size] = narrow
-            self.exponent = exponent
-
-    def merge(self, other: Histogram) -> Histogram:
-        """Both counted together, as a new histogram."""
-        result = Histogram(self.counts.copy(), self.exponent)
-        if other.exponent is None:
-            result.counts[0] += other.total
-            return result
-        result.widen(other.exponent)
-        added = Histogram(other.counts, other.exponent)
-        assert result.exponent is not None
-        added.widen(result.exponent)
-        result.counts = result.counts + added.counts
-        return result
-
-
-def exponent_above(largest: float) -> int:
-    """The smallest exponent whose power of two lies above a magnitude, within float32's reach."""
-    return min(max(math.frexp(largest)[1], _SMALLEST), _LARGEST)
-
-
-ALGORITHMS = ("minmax", "moving_average", "entropy", "percentile", "mse")
-"""`minmax` and `moving_average` need no histograms, the others do."""
-
 PERCENTILE = 99.999
+"""Default percentile: the share of values that are not clipped, percent."""
+
+PERCENTILES = (99.0, 99.5, 99.9, 99.95, 99.99, 99.995, PERCENTILE, 99.9999, 100.0)
+"""Percentiles that the tuner offers, percent; 100 is the largest value rounded up to a bin."""
 
 LEVELS = 128
-"""Magnitudes that signed INT8 tells apart, -128 left out."""
+"""Magnitudes of symmetric INT8, -128 excluded."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationDefaults:
+    """The calibration settings that every verb starts from.
+
+    Attributes:
+        algorithm: Calibration algorithm.
+        percentile: Percentile of the algorithm "percentile", percent.
+        calibration_images: Maximum number of calibration images.
+        fraction: Share of the split that images are drawn from, in (0, 1].
+        seed: Seed of the sample.
+        batch: Images per run of the calibration pass.
+    """
+
+    algorithm: str = "percentile"
+    percentile: float = PERCENTILE
+    calibration_images: int = 512
+    fraction: float = 1.0
+    seed: int = 0
+    batch: int = 2
+
+
+DEFAULTS = CalibrationDefaults()
+"""Defaults of calibrate, export, compare, sensitivity, search, the wizard and the tuner."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorStats:
-    """What one pass saw of a tensor.
+    """Statistics of a tensor over the calibration images.
 
     Attributes:
-        low: Its lowest value.
-        high: Its highest value.
-        average_low: The moving average of the images' lowest values.
-        average_high: The moving average of their highest.
-        histogram: Counts of |x|, or None where only the extremes were taken.
+        low: Minimum.
+        high: Maximum.
+        average_low: Moving average of the images' minima.
+        average_high: Moving average of the images' maxima.
+        histogram: Histogram of the values, or None where only extremes were collected.
     """
 
     low: float
@@ -184,71 +93,317 @@ class TensorStats:
     average_high: float
     histogram: Histogram | None = None
 
+    @property
+    def largest(self) -> float:
+        """Largest magnitude."""
+        return max(abs(self.low), abs(self.high))
 
-def compute_magnitude(stats: TensorStats, algorithm: str, *, percentile: float = PERCENTILE, tensor: str = "") -> float:
-    """The magnitude that a tensor's INT8 scale reaches, by an algorithm.
+
+# The registry.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationAlgorithm:
+    """A calibration algorithm.
+
+    Attributes:
+        name: Identifier, as in `calibrate(algorithm=...)`.
+        title: One line that says what it does.
+        function: Maps `TensorStats` (and a percentile, where `takes_percentile`) to the magnitude that the scale
+            covers, or to a range (low, high). A magnitude is limited to the tensor's largest one.
+        needs_histogram: Whether it reads `TensorStats.histogram`. The function is not called for tensors that hold
+            nothing but zeros.
+        takes_percentile: Whether the function takes a percentile.
+        percentiles: Percentiles that the tuner offers, percent; empty for an algorithm without one.
+        is_search: Whether it searches every histogram, which takes seconds over a whole model.
+        look: Index of its color, dash and symbol in figures; None takes its place in the registry.
+    """
+
+    name: str
+    title: str
+    function: Callable[..., float | tuple[float, float]]
+    needs_histogram: bool = True
+    takes_percentile: bool = False
+    percentiles: tuple[float, ...] = ()
+    is_search: bool = False
+    look: int | None = None
+
+    def label(self, percentile: float | None = None) -> str:
+        """Name with its percentile, e.g. "percentile 99.9"."""
+        return self.name if percentile is None else f"{self.name} {percentile:g}"
+
+
+_registry: dict[str, CalibrationAlgorithm] = {}
+
+ALGORITHMS: Mapping[str, CalibrationAlgorithm] = types.MappingProxyType(_registry)
+"""Registered algorithms by name, in the order of registration; a live, read-only view."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def register(
+    name: str,
+    *,
+    title: str,
+    needs_histogram: bool = True,
+    takes_percentile: bool = False,
+    percentiles: tuple[float, ...] = (),
+    is_search: bool = False,
+    look: int | None = None,
+) -> Callable[[Function], Function]:
+    """Register the decorated function as a calibration algorithm.
 
     Args:
-        stats: What was seen of the tensor.
-        algorithm: One of `ALGORITHMS`.
-        percentile: For "percentile": the share of values that are not clipped, percent.
-        tensor: Its name, for the error.
+        name: Identifier: letters, digits, "_" and "-".
+        title: One line that says what it does.
+        needs_histogram: Whether it reads `TensorStats.histogram`.
+        takes_percentile: Whether the function takes a percentile as its second argument.
+        percentiles: Percentiles that the tuner offers, percent.
+        is_search: Whether it takes seconds over a whole model.
+        look: Index of its color, dash and symbol in figures; None takes its place in the registry.
+
+    Returns:
+        A decorator that leaves the function as it is.
 
     Raises:
-        CalibrationError: The algorithm needs a histogram and none was kept, or there is no such algorithm.
+        CalibrationError: The name is taken or holds other characters.
     """
-    largest = max(abs(stats.low), abs(stats.high))
-    if algorithm == "minmax":
-        return largest
-    if algorithm == "moving_average":
-        return max(abs(stats.average_low), abs(stats.average_high))
-    if algorithm not in ALGORITHMS:
+    asked = f"register the calibration algorithm {name!r}"
+    if name in _registry:
         raise CalibrationError(
-            f"calibrate with {algorithm!r}", "there is no such algorithm", f"use one of {', '.join(ALGORITHMS)}"
+            asked,
+            "the name is taken",
+            "choose another name",
+            code="calibration-algorithm-exists",
+            value=name,
         )
-    histogram = stats.histogram
-    if histogram is None:
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
         raise CalibrationError(
-            f"read ranges by {algorithm} off a calibration",
-            f"it holds no histogram{f' of {tensor!r}' if tensor else ''}",
-            "calibrate with histograms=True, or with this algorithm from the start",
+            asked,
+            "a name holds letters, digits, '_' and '-' only",
+            "choose another name",
+            code="calibration-algorithm-name",
+            value=name,
         )
-    if histogram.exponent is None:
-        return 0.0
-    if algorithm == "percentile":
-        chosen = percentile_of(histogram, percentile)
-    elif algorithm == "entropy":
-        chosen = entropy(histogram)
-    else:
-        chosen = mean_squared_error(histogram)
-    # The last bin reaches beyond the largest value.
-    return min(chosen, largest)
+
+    def add(function: Function) -> Function:
+        _registry[name] = CalibrationAlgorithm(
+            name=name,
+            title=title,
+            function=function,
+            needs_histogram=needs_histogram,
+            takes_percentile=takes_percentile,
+            percentiles=percentiles,
+            is_search=is_search,
+            look=look,
+        )
+        return function
+
+    return add
 
 
-def percentile_of(histogram: Histogram, percentile: float) -> float:
+def unregister(name: str) -> None:
+    """Remove an algorithm from the registry.
+
+    Raises:
+        CalibrationError: There is no such algorithm.
+    """
+    get_algorithm(name)
+    del _registry[name]
+
+
+def get_algorithm(name: str) -> CalibrationAlgorithm:
+    """Look up an algorithm by name.
+
+    Raises:
+        CalibrationError: There is no such algorithm.
+    """
+    if name not in _registry:
+        raise CalibrationError(
+            f"calibrate with algorithm={name!r}",
+            "there is no such algorithm",
+            f"use one of {', '.join(ALGORITHMS)}",
+            code="calibration-algorithm-unknown",
+            value=name,
+            names=tuple(ALGORITHMS),
+        )
+    return _registry[name]
+
+
+def resolve_percentile(algorithm: str, percentile: float | None = None) -> float | None:
+    """The percentile that an algorithm uses.
+
+    Args:
+        algorithm: Name of an algorithm.
+        percentile: Percent; None takes the default.
+
+    Returns:
+        The percentile, or None for an algorithm without one.
+
+    Raises:
+        CalibrationError: There is no such algorithm, it takes no percentile, or the percentile is not in (0, 100].
+    """
+    if not get_algorithm(algorithm).takes_percentile:
+        if percentile is not None:
+            names = tuple(name for name, entry in ALGORITHMS.items() if entry.takes_percentile)
+            raise CalibrationError(
+                f"calibrate with algorithm={algorithm!r} and percentile={percentile}",
+                f"{algorithm} takes no percentile",
+                f"omit percentile, or use algorithm={' or '.join(map(repr, names))}",
+                code="calibration-percentile-unused",
+                value=percentile,
+                names=names,
+            )
+        return None
+    percentile = DEFAULTS.percentile if percentile is None else percentile
+    _check_percentile(percentile)
+    return percentile
+
+
+def _check_percentile(percentile: float) -> None:
+    if not 0 < percentile <= 100:
+        raise CalibrationError(
+            f"calibrate with percentile={percentile}",
+            "it is not in (0, 100]",
+            "use e.g. 99.99",
+            code="calibration-percentile-out-of-range",
+            value=percentile,
+        )
+
+
+def compute_magnitude(
+    stats: TensorStats,
+    algorithm: str,
+    *,
+    percentile: float | None = None,
+    tensor: str = "",
+) -> float:
+    """The magnitude that a tensor's INT8 scale covers.
+
+    Args:
+        stats: Statistics of the tensor.
+        algorithm: Name of an algorithm.
+        percentile: For an algorithm that takes one, percent; None takes the default.
+        tensor: Name of the tensor, for the error.
+
+    Raises:
+        CalibrationError: There is no such algorithm, or it needs a histogram and `stats` has none.
+    """
+    result = _apply(stats, get_algorithm(algorithm), percentile, tensor)
+    return max(map(abs, result)) if isinstance(result, tuple) else min(result, stats.largest)
+
+
+def compute_range(
+    stats: TensorStats,
+    algorithm: str,
+    *,
+    percentile: float | None = None,
+    tensor: str = "",
+) -> tuple[float, float]:
+    """The range of a tensor: its exact minimum and maximum, limited to the magnitude that the algorithm covers.
+
+    Args:
+        stats: As for `compute_magnitude`.
+        algorithm: As for `compute_magnitude`.
+        percentile: As for `compute_magnitude`.
+        tensor: As for `compute_magnitude`.
+
+    Returns:
+        Low and high.
+
+    Raises:
+        CalibrationError: As for `compute_magnitude`.
+    """
+    result = _apply(stats, get_algorithm(algorithm), percentile, tensor)
+    if isinstance(result, tuple):
+        return result
+    magnitude = min(result, stats.largest)
+    return max(stats.low, -magnitude), min(stats.high, magnitude)
+
+
+def _apply(
+    stats: TensorStats,
+    algorithm: CalibrationAlgorithm,
+    percentile: float | None,
+    tensor: str,
+) -> float | tuple[float, float]:
+    if algorithm.needs_histogram:
+        if stats.histogram is None:
+            raise CalibrationError(
+                f"compute ranges with algorithm={algorithm.name!r}",
+                f"the calibration has no histogram{f' of tensor {tensor!r}' if tensor else ''}",
+                "calibrate with histograms=True, or with this algorithm",
+                code="calibration-histogram-missing",
+                value=algorithm.name,
+                tensor=tensor,
+            )
+        if stats.histogram.exponent is None:
+            return 0.0
+    if algorithm.takes_percentile:
+        return algorithm.function(stats, DEFAULTS.percentile if percentile is None else percentile)
+    return algorithm.function(stats)
+
+
+# The algorithms.
+
+
+@register("minmax", title="full range of the values; clips nothing", needs_histogram=False)
+def _minmax(stats: TensorStats) -> tuple[float, float]:
+    return stats.low, stats.high
+
+
+@register(
+    "moving_average",
+    title="moving average of the images' minima and maxima",
+    needs_histogram=False,
+)
+def _moving_average(stats: TensorStats) -> tuple[float, float]:
+    return stats.average_low, stats.average_high
+
+
+@register("entropy", title="TensorRT's search for the smallest KL divergence", is_search=True)
+def _entropy(stats: TensorStats) -> float:
+    assert stats.histogram is not None
+    return compute_entropy_magnitude(stats.histogram)
+
+
+@register(
+    "percentile",
+    title="clips the largest values beyond a percentile",
+    takes_percentile=True,
+    percentiles=PERCENTILES,
+)
+def _percentile(stats: TensorStats, percentile: float) -> float:
+    assert stats.histogram is not None
+    return compute_percentile_magnitude(stats.histogram, percentile)
+
+
+@register("mse", title="minimizes the squared error of rounding and clipping", is_search=True)
+def _mse(stats: TensorStats) -> float:
+    assert stats.histogram is not None
+    return compute_mse_magnitude(stats.histogram)
+
+
+def compute_percentile_magnitude(histogram: Histogram, percentile: float) -> float:
     """The smallest bin edge below which at least `percentile` percent of the magnitudes lie.
 
     Raises:
         CalibrationError: The percentile is not in (0, 100].
     """
-    if not 0 < percentile <= 100:
-        raise CalibrationError(
-            f"calibrate with percentile={percentile}", "a percentile lies above 0 and at most at 100", "use e.g. 99.99"
-        )
-    reached = np.cumsum(histogram.counts)
-    # A count is an integer: what rounding adds to the product must not ask for one value more.
-    wanted = math.ceil(round(percentile / 100 * reached[-1], 6))
-    return float((np.searchsorted(reached, wanted) + 1) * histogram.width)
+    _check_percentile(percentile)
+    cumulative = np.cumsum(histogram.counts)
+    # The rank is an integer; rounding removes the float error of the product, which could add one.
+    rank = math.ceil(round(percentile / 100 * cumulative[-1], 6))
+    return float((np.searchsorted(cumulative, rank) + 1) * histogram.width)
 
 
-def entropy(histogram: Histogram) -> float:
-    """The magnitude at which 128 levels tell most about the distribution: TensorRT's search.
+def compute_entropy_magnitude(histogram: Histogram) -> float:
+    """The magnitude with the smallest KL divergence between the values and their 128 levels: TensorRT's search.
 
-    For every `i` from 128 bins on, the reference P is the first `i` bins with all that lies beyond added to the last
-    one, and Q is the same bins without it, put into 128 groups and spread evenly over each group's bins that are not
-    empty. The `i` with the smallest divergence sum(P log(P / Q)) wins, the largest of equals; where Q is 0 and P is
-    not, it is infinite. As in NVIDIA's own code the first bin counts as much as the second, since exact zeros and what
-    is next to them need no scale.
+    For each candidate of `i` bins, i >= 128, the reference P is the first `i` bins with the outliers added to the last
+    one; Q is the same bins without outliers, put into 128 groups, each group's sum spread evenly over its bins that are
+    not empty. The candidate with the smallest sum(P log(P / Q)) is chosen, the largest of equals; it is infinite where
+    Q is 0 and P is not. As in NVIDIA's code, the first bin counts as much as the second one: zeros need no scale.
 
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017; pytorch-quantization, `_compute_amax_entropy`.
     """
@@ -259,56 +414,61 @@ def entropy(histogram: Histogram) -> float:
         return float(max(stop, 1) * histogram.width)
     sizes = np.arange(LEVELS, stop + 1)  # (C,) candidates, in bins
     total = counts.sum()
-    mass, filled = _prefix(counts), _prefix(counts > 0)
+    mass, nonempty = _prefix_sums(counts), _prefix_sums(counts > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = _prefix(np.where(counts > 0, counts * np.log(counts), 0.0))
-        bounds = _groups()[: len(sizes)]
+        logs = _prefix_sums(np.where(counts > 0, counts * np.log(counts), 0.0))
+        bounds = _group_bounds()[: len(sizes)]
         group = np.diff(mass.take(bounds), axis=1)
-        spread = np.log(group / np.diff(filled.take(bounds), axis=1))
-        # sum(P log Q) without the outliers: each bin of a group has the same Q.
+        spread = np.log(group / np.diff(nonempty.take(bounds), axis=1))
+        # sum(P log Q) without the outliers: all bins of a group have the same Q.
         cross = np.where(group > 0, group * spread, 0.0).sum(axis=1)
         last = counts[sizes - 1]
         outliers = total - mass[sizes]
         cross += np.where(outliers > 0, outliers * np.where(last > 0, spread[:, -1], -np.inf), 0.0)
-        together = last + outliers
-        own = logs[sizes - 1] + np.where(together > 0, together * np.log(together), 0.0)
-        # P sums to the total, Q to what is inside: the logarithm of the shares' quotient.
-        divergence = (own - cross) / total - math.log(total) + np.log(mass[sizes])
+        last_with_outliers = last + outliers
+        self_term = logs[sizes - 1] + np.where(
+            last_with_outliers > 0, last_with_outliers * np.log(last_with_outliers), 0.0
+        )
+        # P sums to `total` and Q to `mass`: normalizing adds the logarithm of their quotient.
+        divergence = (self_term - cross) / total - math.log(total) + np.log(mass[sizes])
     divergence[np.isnan(divergence)] = np.inf
     best = len(sizes) - 1 - int(np.argmin(divergence[::-1]))
     return float(sizes[best] * histogram.width)
 
 
-def mean_squared_error(histogram: Histogram) -> float:
-    """The bin edge at which rounding and clipping together cost least, every bin standing for its middle."""
+def compute_mse_magnitude(histogram: Histogram) -> float:
+    """The bin edge with the smallest squared error of rounding and clipping; each bin stands for its center."""
     counts = histogram.counts.astype(np.float64)
     stop = int(np.flatnonzero(counts)[-1]) + 1
     if stop < LEVELS:
         return float(stop * histogram.width)
     sizes = np.arange(LEVELS, stop + 1)
-    middles = np.arange(BINS) + 0.5  # in bins
-    zeroth, second = _prefix(counts), _prefix(counts * middles**2)
-    once = _prefix(counts * middles)
+    centers = np.arange(BINS) + 0.5  # in bins
+    zeroth, first, second = (
+        _prefix_sums(counts),
+        _prefix_sums(counts * centers),
+        _prefix_sums(counts * centers**2),
+    )
     scale = sizes / (LEVELS - 1)
-    bounds = _roundings()[: len(sizes)]
+    bounds = _rounding_bounds()[: len(sizes)]
     levels = np.arange(LEVELS) * scale[:, None]
-    error = second[-1] - 2 * (levels * np.diff(once.take(bounds), axis=1)).sum(axis=1)
+    error = second[-1] - 2 * (levels * np.diff(first.take(bounds), axis=1)).sum(axis=1)
     error += (levels**2 * np.diff(zeroth.take(bounds), axis=1)).sum(axis=1)
     return float(sizes[int(np.argmin(error))] * histogram.width)
 
 
 @functools.lru_cache(maxsize=1)
-def _groups() -> NDArray[np.int64]:
-    """(candidates, 129) first bins of the 128 groups of the first `i` bins: group g starts at ceil(g i / 128)."""
+def _group_bounds() -> NDArray[np.int64]:
+    """(candidates, 129) first bin of each of 128 groups of `i` bins: group g starts at ceil(g i / 128)."""
     sizes = np.arange(LEVELS, BINS + 1)
     return -(-np.arange(LEVELS + 1) * sizes[:, None] // LEVELS)
 
 
 @functools.lru_cache(maxsize=1)
-def _roundings() -> NDArray[np.int64]:
-    """(candidates, 129) first bins whose middles round to each of 128 levels when the scale is `i` bins over 127.
+def _rounding_bounds() -> NDArray[np.int64]:
+    """(candidates, 129) first bins whose centers round to each of 128 levels when the scale is `i` bins over 127.
 
-    Level k takes the middles in [(k - 1/2) scale, (k + 1/2) scale), the last level all above.
+    Level k takes centers in [(k - 1/2) scale, (k + 1/2) scale); the last level takes all above.
     """
     scale = np.arange(LEVELS, BINS + 1)[:, None] / (LEVELS - 1)
     bounds = np.ceil((np.arange(LEVELS + 1) - 0.5) * scale - 0.5).astype(np.int64)
@@ -316,6 +476,8 @@ def _roundings() -> NDArray[np.int64]:
     return np.clip(bounds, 0, BINS)
 
 
-def _prefix(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+def _prefix_sums(
+    values: NDArray[np.float64] | NDArray[np.bool_],
+) -> NDArray[np.float64]:
     """(n + 1,) sums of the first 0, 1, ..., n values."""
     return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

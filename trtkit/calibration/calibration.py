@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, Histogram, TensorStats, compute_magnitude
+from trtkit.calibration.algorithms import (
+    ALGORITHMS,
+    PERCENTILE,
+    TensorStats,
+    compute_magnitude,
+    compute_range,
+    get_algorithm,
+    resolve_percentile,
+)
 from trtkit.calibration.collector import propagate_ranges
+from trtkit.calibration.histogram import Histogram
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
 from trtkit.results import Provenance, Result
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
 
     from trtkit.models import Model
 
-__all__ = ["Calibration", "compute_ranges"]
+__all__ = ["Calibration", "check_fits", "compute_ranges"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -78,15 +87,8 @@ class Calibration(Result):
         Raises:
             CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
         """
-        settings = {**self.provenance.settings, "algorithm": algorithm, "percentile": None}
-        if algorithm == "percentile":
-            settings["percentile"] = percentile = PERCENTILE if percentile is None else percentile
-        elif percentile is not None:
-            raise CalibrationError(
-                f"calibrate with {algorithm!r} and percentile={percentile}",
-                "only the algorithm 'percentile' has one",
-                "leave it out, or use algorithm='percentile'",
-            )
+        percentile = resolve_percentile(algorithm, percentile)
+        settings = {**self.provenance.settings, "algorithm": algorithm, "percentile": percentile}
         return dataclasses.replace(
             self,
             ranges=compute_ranges(self.stats, self.sources, tuple(self.ranges), algorithm, percentile),
@@ -118,12 +120,14 @@ class Calibration(Result):
             One row a tensor: `tensor`, and a column with the magnitude that each algorithm covers (`minmax`,
             `moving_average`, `entropy`, `mse`, `percentile 99.9`, ...); histograms missing, only the first two.
         """
-        asked: dict[str, tuple[str, float]] = {name: (name, PERCENTILE) for name in ("minmax", "moving_average")}
-        if self.histograms:
-            asked.update({name: (name, PERCENTILE) for name in ("entropy", "mse")})
-            asked.update({f"percentile {value:g}": ("percentile", value) for value in percentiles})
+        columns_of: dict[str, tuple[str, float | None]] = {}
+        for name, entry in ALGORITHMS.items():
+            if entry.needs_histogram and not self.histograms:
+                continue
+            for value in percentiles if entry.takes_percentile else (None,):
+                columns_of[entry.label(value)] = (name, value)
         columns: dict[str, Any] = {"tensor": list(self.stats)}
-        for column, (algorithm, value) in asked.items():
+        for column, (algorithm, value) in columns_of.items():
             columns[column] = [
                 compute_magnitude(seen, algorithm, percentile=value, tensor=name) for name, seen in self.stats.items()
             ]
@@ -282,24 +286,40 @@ def compute_ranges(
     Raises:
         CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
     """
-    if algorithm not in ALGORITHMS:
-        raise CalibrationError(
-            f"calibrate with {algorithm!r}", "there is no such algorithm", f"use one of {', '.join(ALGORITHMS)}"
-        )
+    get_algorithm(algorithm)
     if not stats:
         raise CalibrationError(
-            f"read ranges by {algorithm} off a calibration",
-            "it holds scales only, as a cache of TensorRT's does",
+            f"compute ranges with algorithm={algorithm!r}",
+            "the calibration holds scales only, as a TensorRT calibration cache does",
             "calibrate the model with trtkit",
+            code="calibration-scales-only",
+            value=algorithm,
         )
-    share = PERCENTILE if percentile is None else percentile
 
-    def read(name: str) -> tuple[float, float]:
-        one = stats[name]
-        if algorithm == "moving_average":
-            return one.average_low, one.average_high
-        reach = compute_magnitude(one, algorithm, percentile=share, tensor=name)
-        return max(one.low, -reach), min(one.high, reach)
+    def compute(name: str) -> tuple[float, float]:
+        return compute_range(stats[name], algorithm, percentile=percentile, tensor=name)
 
     # The searches of entropy and MSE spend their time in numpy, which lets other threads run.
-    return propagate_ranges(dict(zip(stats, parallel_map(read, stats), strict=True)), sources, names)
+    return propagate_ranges(dict(zip(stats, parallel_map(compute, stats), strict=True)), sources, names)
+
+
+def check_fits(calibration: Calibration, model: Model) -> None:
+    """Check that a calibration was measured on a model.
+
+    Args:
+        calibration: A calibration.
+        model: The model that it is used for.
+
+    Raises:
+        CalibrationError: It was measured on other weights or another architecture.
+    """
+    measured_on = calibration.provenance.model_hash
+    if measured_on != model.hash:
+        raise CalibrationError(
+            f"use a calibration for {model.stem}",
+            f"it was measured on another model (hash {measured_on[:12]}, not {model.hash[:12]})",
+            "calibrate this model",
+            code="calibration-model-mismatch",
+            value=measured_on,
+            expected=model.hash,
+        )

@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE
-from trtkit.calibration.calibration import Calibration, compute_ranges
+from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, resolve_percentile
+from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
 from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
@@ -36,8 +36,6 @@ __all__ = [
     "select_calibration_images",
 ]
 
-EXTREMES_ONLY = ("minmax", "moving_average")
-
 IMAGES_PER_PASS = 4
 """Images that are handed over together where histograms are kept: two run at a time, and none waits for long."""
 
@@ -46,11 +44,11 @@ def calibrate(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset | None = None,
     split: str | None = None,
-    algorithm: str = "minmax",
-    calibration_images: int = 512,
-    fraction: float = 1.0,
+    algorithm: str = DEFAULTS.algorithm,
+    calibration_images: int = DEFAULTS.calibration_images,
+    fraction: float = DEFAULTS.fraction,
     batch: int | None = None,
-    seed: int = 0,
+    seed: int = DEFAULTS.seed,
     *,
     percentile: float | None = None,
     histograms: bool | None = None,
@@ -100,10 +98,10 @@ def calibrate(
 
     reporter = Reporter(progress, cancel)
     percentile = _checked(algorithm, percentile, histograms, calibration_images, fraction, batch)
-    counting = algorithm not in EXTREMES_ONLY if histograms is None else histograms
+    counting = get_algorithm(algorithm).needs_histogram if histograms is None else histograms
     loaded = load(model)
     size = round_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
-    count = batch or 2
+    count = batch or DEFAULTS.batch
     dataset, chosen, paths = select_calibration_images(
         data,
         task=loaded.task,
@@ -118,7 +116,7 @@ def calibrate(
         "percentile": percentile,
         "histograms": counting,
         "split": chosen,
-        "images": calibration_images,
+        "calibration_images": calibration_images,
         "fraction": fraction,
         "stratify": stratify,
         "batch": count,
@@ -184,36 +182,24 @@ def _checked(
     Raises:
         CalibrationError: The settings are out of range or at odds.
     """
-    if algorithm not in ALGORITHMS:
-        raise CalibrationError(
-            f"calibrate with {algorithm!r}", "there is no such algorithm", f"use one of {', '.join(ALGORITHMS)}"
-        )
+    entry = get_algorithm(algorithm)
     if images < 1 or not 0 < fraction <= 1 or (batch is not None and batch < 1):
         raise CalibrationError(
             f"calibrate with images={images}, fraction={fraction}, batch={batch}",
             "there would be nothing to measure",
             "use images >= 1, 0 < fraction <= 1 and batch >= 1",
         )
-    if histograms is False and algorithm not in EXTREMES_ONLY:
+    if histograms is False and entry.needs_histogram:
+        names = tuple(name for name, other in ALGORITHMS.items() if not other.needs_histogram)
         raise CalibrationError(
             f"calibrate with algorithm={algorithm!r} and histograms=False",
-            "this algorithm reads histograms",
-            f"leave histograms out, or use one of {', '.join(EXTREMES_ONLY)}",
+            f"{algorithm} needs histograms",
+            f"omit histograms, or use one of {', '.join(names)}",
+            code="calibration-histograms-needed",
+            value=algorithm,
+            names=names,
         )
-    if algorithm != "percentile":
-        if percentile is not None:
-            raise CalibrationError(
-                f"calibrate with {algorithm!r} and percentile={percentile}",
-                "only the algorithm 'percentile' has one",
-                "leave it out, or use algorithm='percentile'",
-            )
-        return None
-    percentile = PERCENTILE if percentile is None else percentile
-    if not 0 < percentile <= 100:
-        raise CalibrationError(
-            f"calibrate with percentile={percentile}", "a percentile lies above 0 and at most at 100", "use e.g. 99.99"
-        )
-    return percentile
+    return resolve_percentile(algorithm, percentile)
 
 
 def _collector(
@@ -249,7 +235,7 @@ def _runner(device: int | str | None) -> str:
 # What an export measures on images: INT8's ranges, FP16's overflow, and what TensorRT's own calibrator is fed.
 
 
-INT8_ALGORITHM = "percentile"
+INT8_ALGORITHM = DEFAULTS.algorithm
 """How an export calibrates by itself: of all algorithms, percentile 99.999 lost least where it lost most, over the five
 tasks' checkpoints (0.0013 to 0.0028 of the main metric, where min-max lost 0.0027 to 0.0218; benchmarks/results)."""
 
@@ -275,7 +261,6 @@ def resolve_calibration(
         return calibrate(
             model,
             data,
-            algorithm=INT8_ALGORITHM,
             fraction=recipe.fraction,
             batch=2 * recipe.batch,
             imgsz=size,
@@ -289,12 +274,7 @@ def resolve_calibration(
         warnings.warn(f"{given}: {'; '.join(found.notes)}", stacklevel=3)
     else:
         found = Calibration.load(given)
-    if found.provenance.model_hash != model.hash:
-        raise CalibrationError(
-            f"quantize {model.stem} with a given calibration",
-            f"it was measured on another model ({found.provenance.model_hash[:12]}, not {model.hash[:12]})",
-            "calibrate this model",
-        )
+    check_fits(found, model)
     return found
 
 
@@ -333,7 +313,12 @@ def prepare_implicit_calibration(
     from trtkit import backends
 
     dataset, split, paths = select_calibration_images(
-        data, task=model.task, split=None, calibration_images=512, fraction=recipe.fraction, seed=0
+        data,
+        task=model.task,
+        split=None,
+        calibration_images=DEFAULTS.calibration_images,
+        fraction=recipe.fraction,
+        seed=DEFAULTS.seed,
     )
     batch = 2 * recipe.batch
     version = backends.capabilities(builder).version

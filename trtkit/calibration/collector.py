@@ -15,8 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.calibration.algorithms import CountingBuffer, Histogram, TensorStats
+from trtkit.calibration.algorithms import TensorStats
 from trtkit.calibration.graph_outputs import BoundOutputs, find_fixed_shapes
+from trtkit.calibration.histogram import CountingBuffer, Histogram
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.qdq import passes_int8, quantizable_tensors

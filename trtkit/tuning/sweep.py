@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -104,7 +104,7 @@ def sweep(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
     *,
-    algorithms: Sequence[str] = ALGORITHMS,
+    algorithms: Collection[str] = ALGORITHMS,
     percentiles: Sequence[float] = (PERCENTILE,),
     calibration_images: Sequence[int] = (8, 32, 128),
     split: str = "val",
