@@ -28,7 +28,9 @@ def model() -> tk.Model:
 
 @pytest.fixture(scope="session")
 def calibration(model: tk.Model) -> Calibration:
-    return tk.calibrate(model, demo.data_path(), calibration_images=4, imgsz=SIDE, histograms=True, device="cpu")
+    return tk.calibrate(
+        model, demo.data_path(), calibration_images=4, imgsz=SIDE, algorithm="minmax", histograms=True, device="cpu"
+    )
 
 
 @pytest.fixture(scope="session")

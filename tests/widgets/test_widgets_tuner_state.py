@@ -187,7 +187,8 @@ def test_the_code_repeats_what_is_chosen(state: TunerState, layout: QuantizableL
     exec(code, {"tk": _Recorder(calls)}, scope)
     assert [name for name, _, _ in calls] == ["calibrate", "export"]
     measured = calls[0][2]
-    assert (measured["algorithm"], measured["percentile"], measured["images"]) == ("percentile", 99.99, 4)
+    assert "algorithm" not in measured  # the default
+    assert (measured["percentile"], measured["calibration_images"]) == (99.99, 4)
     assert measured["imgsz"] == (160, 160)
     exported = calls[1][2]
     assert exported["keep"] == [layout.quantizable[4]]
@@ -223,7 +224,7 @@ def test_a_saved_calibration_is_named_by_its_folder(readings: AlgorithmCompariso
 def test_without_histograms_only_extremes_can_be_chosen(model: tk.Model) -> None:
     from trtkit import demo
 
-    plain = tk.calibrate(model, demo.data_path(), calibration_images=2, imgsz=160, device="cpu")
+    plain = tk.calibrate(model, demo.data_path(), calibration_images=2, imgsz=160, algorithm="minmax", device="cpu")
     state = TunerState(model="m.pt", data="d.yaml").measured(AlgorithmComparison(plain))
     refusals = state.refusals()
     assert refusals["minmax"] == refusals["moving_average"] == ""
