@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import OutputExistsError
 from trtkit.files import atomic_write, hash_parts
-from trtkit.models.model import ModelInfo
+from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe, round_imgsz
 
@@ -213,7 +213,7 @@ def export_with_graph(
         overflow = measurements.check_fp16_overflow(loaded, recipe, data, size, reporter)
     graph = build_graph(loaded, recipe, ranges, imgsz=size, overflow=overflow)
     calibration_hash = ranges.hash if ranges is not None else None
-    info = dataclasses.replace(loaded.info, imgsz=size, nms=recipe.nms or loaded.nms)
+    info = dataclasses.replace(loaded.info, imgsz=size, output_format=NMS_ROWS if recipe.nms else loaded.output_format)
     build_seconds, passport = None, None
     if builder is None:
         import onnx

@@ -24,6 +24,7 @@ import tiny_graphs
 import trtkit
 from trtkit import backends, demo
 from trtkit.backends import BuildSettings, Passport
+from trtkit.models.model import NMS_ROWS
 
 SIZE = (160, 160)
 BATCH = 2
@@ -121,7 +122,9 @@ def build_engine_file(proto: Any, settings: BuildSettings, path: Path, *, nms: b
     size = len(built.plan) / 1e6
     print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {kinds}, {reformats} reformats")
     passport = Passport.from_build(built, settings, backend="tensorrt", model_hash="ab" * 32)
-    info = dataclasses.replace(backends.open(proto).info, nms=nms)
+    info = backends.open(proto).info
+    if nms:
+        info = dataclasses.replace(info, output_format=NMS_ROWS)
     metadata = info.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)
     return backends.write_engine(path, built.plan, metadata, passport), built
 

@@ -52,6 +52,7 @@ from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.backends.base import Runner
 from trtkit.data import to_input
 from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
+from trtkit.models.model import DENSE
 from trtkit.tasks import get_task
 
 
@@ -216,7 +217,7 @@ def test_suppression_in_the_graph_finds_the_same() -> None:
         path, _ = build_engine_file(both, settings, folder() / f"nms-both-{precision}.engine", nms=True)
         judge, compared = get_task("detect"), 0
         with backends.open(path) as runner:
-            info = dataclasses.replace(runner.info, nms=False)
+            info = dataclasses.replace(runner.info, output_format=DENSE)
             for start in range(0, 12, BATCH):
                 some = images()[start : start + BATCH]
                 prepared, fits = zip(*(judge.prepare(one, SIZE) for one in some), strict=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trtkit.errors import CheckpointError, ModelError
-from trtkit.models import TASKS, ModelInfo, load
+from trtkit.models import TASKS, ModelInfo, OutputFormat, Preprocess, load
+from trtkit.models.model import CLASS_SCORES, DENSE, NMS_ROWS
 from trtkit.models.torch_model import parse_imgsz
 
 ROOT = Path(__file__).parents[2]
@@ -184,20 +186,62 @@ def test_one_error_type_catches_all(tmp_path: Path) -> None:
     assert issubclass(CheckpointError, ModelError)
 
 
+PREPROCESS = st.builds(
+    Preprocess,
+    kind=st.sampled_from(["letterbox", "stretch", "center_crop"]),
+    color=st.sampled_from(["rgb", "bgr"]),
+    scale=st.floats(1e-6, 1e6),
+    mean=st.just(()) | st.tuples(*[st.floats(-1e3, 1e3)] * 3),
+    std=st.just(()) | st.tuples(*[st.floats(1e-3, 1e3)] * 3),
+)
+FORMATS = st.sampled_from([DENSE, NMS_ROWS, CLASS_SCORES, OutputFormat(name="queries")])
+
+
 @given(
     task=st.sampled_from(TASKS),
     names=st.dictionaries(st.integers(0, 999), st.text(max_size=12), min_size=1, max_size=5),
     stride=st.sampled_from([1, 16, 32, 64]),
     imgsz=st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
     kpt_shape=st.none() | st.tuples(st.integers(1, 133), st.integers(2, 3)),
-    nms=st.booleans(),
+    preprocess=PREPROCESS,
+    output_format=FORMATS,
 )
-def test_a_card_survives_metadata_as_text(
-    task: str, names: dict[int, str], stride: int, imgsz: tuple[int, int], kpt_shape: tuple[int, int] | None, nms: bool
-) -> None:
-    info = ModelInfo(
-        task=task, names=names, stride=stride, imgsz=imgsz, kpt_shape=kpt_shape, nms=nms, architecture="yolo11n",
-        notes={"version": "8.4.190", "date": "2026-01-02"},
-    )  # fmt: skip
-    assert ModelInfo.from_metadata(info.to_metadata()) == info
-    assert ModelInfo.from_metadata({key: str(value) for key, value in info.to_metadata().items()}) == info
+def test_model_info_survives_metadata_as_json_and_as_text(preprocess: Preprocess, **values: Any) -> None:
+    notes = {"version": "8.4.190", "date": "2026-01-02"}
+    info = ModelInfo(**values, preprocess=preprocess, architecture="yolo11n", notes=notes)
+    metadata = info.to_metadata()
+    assert metadata["trtkit"]["format_version"] == 2
+    assert ModelInfo.from_metadata(metadata) == info
+    assert ModelInfo.from_metadata({**metadata, "trtkit": json.dumps(metadata["trtkit"])}) == info
+    assert ModelInfo.from_metadata({key: str(value) for key, value in metadata.items()}) == info
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("nms", [False, True])
+def test_files_without_formats_get_the_defaults_of_their_task(task: str, nms: bool) -> None:
+    """What trtkit 0.1.0 and Ultralytics wrote."""
+    metadata = {**ModelInfo(task=task, names={0: "a"}).to_metadata(), "args": {"nms": nms}, "channels": 1}
+    metadata["trtkit"] = {"precision": "int8"}
+    info = ModelInfo.from_metadata(metadata)
+    classify = task == "classify"
+    assert info.preprocess == Preprocess(kind="center_crop" if classify else "letterbox", channels=1)
+    assert info.output_format == (CLASS_SCORES if classify else NMS_ROWS if nms else DENSE)
+    assert info.nms == (nms and not classify)
+    assert info.channels == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "crop"},
+        {"color": "gray"},
+        {"scale": 0.0},
+        {"scale": float("nan")},
+        {"mean": (0.5,)},
+        {"std": (1.0, 0.0, 1.0)},
+        {"channels": 0},
+    ],
+)
+def test_preprocess_rejects_impossible_values(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        Preprocess(**values)

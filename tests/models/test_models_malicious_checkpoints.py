@@ -218,7 +218,7 @@ def test_ordered_dictionary_keeps_no_attributes() -> None:
 
 def test_getattr_reaches_members_of_stand_ins_only() -> None:
     program = b"\x80\x02cbuiltins\ngetattr\n(ctorchvision.transforms\nInterpolationMode\nX\x08\x00\x00\x00BILINEARtR."
-    assert run(program).origin == "torchvision.transforms.InterpolationMode.BILINEAR"
+    assert run(program).qualified_name == "torchvision.transforms.InterpolationMode.BILINEAR"
     with pytest.raises(UnsafeCheckpointError, match=r"builtins\.getattr"):
         run(b"\x80\x02cbuiltins\ngetattr\n(ccollections\nOrderedDict\nX\x08\x00\x00\x00fromkeystR.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trtkit.backends.base import Runner
-from trtkit.models.model import ModelInfo
+from trtkit.models.model import NMS_ROWS, ModelInfo
 
 ROWS = 300
 
@@ -31,7 +31,7 @@ class ReplayRunner(Runner):
     path: Path | None = None
 
     def __init__(self, detections: Sequence[np.ndarray], names: dict[int, str], batch: int | None = 1) -> None:
-        self.info = ModelInfo(task="detect", names=names, nms=True)
+        self.info = ModelInfo(task="detect", names=names, output_format=NMS_ROWS)
         self.imgsz = (640, 640)
         self.batch = batch
         self.waiting = list(detections)

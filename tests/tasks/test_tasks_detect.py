@@ -8,7 +8,7 @@ import pytest
 from trtkit.data.images import compute_letterbox
 from trtkit.data.labels import Labels
 from trtkit.errors import ModelError
-from trtkit.models.model import ModelInfo
+from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.tasks import Detections, PostprocessSettings, get_task
 from trtkit.tasks.detect import filter_anchors
 
@@ -104,12 +104,12 @@ def test_graph_with_suppression_inside():
     output[0, 1] = [1, 2, 3, 4, 0.9, 0]
     output[0, 2] = [1, 2, 3, 4, 0.1, 1]
     settings = PostprocessSettings()
-    (found,) = get_task("detect").postprocess({"output0": output}, info(nms=True), [SAME], settings)
+    (found,) = get_task("detect").postprocess({"output0": output}, info(output_format=NMS_ROWS), [SAME], settings)
     assert found.classes.tolist() == [0, 2]
     np.testing.assert_allclose(found.boxes, [[1, 2, 3, 4], [320, 330, 340, 350]])
     settings = PostprocessSettings(max_det=1)
     (found,) = get_task("detect").postprocess(
-        {"output0": output}, info(nms=True), [SAME], PostprocessSettings(max_det=1)
+        {"output0": output}, info(output_format=NMS_ROWS), [SAME], PostprocessSettings(max_det=1)
     )
     assert found.classes.tolist() == [0]
 

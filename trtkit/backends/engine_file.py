@@ -14,7 +14,7 @@ from trtkit.backends.capabilities import TITLES, Capabilities, same_release
 from trtkit.backends.devices import Device, parse_device
 from trtkit.errors import EngineError
 from trtkit.files import atomic_write, hash_parts, write_bytes
-from trtkit.models.model import ModelInfo
+from trtkit.models.model import DESCRIPTION_KEYS, ModelInfo
 from trtkit.results import package_versions
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class EngineFile:
         Raises:
             EngineError: The task is unknown, or the metadata does not parse.
         """
-        known = {key: value for key, value in self.metadata.items() if key != METADATA_KEY}
+        known = dict(self.metadata)
         if task is not None:
             known["task"] = task
         if names is not None:
@@ -284,7 +284,7 @@ def write_engine(
     """
     header = dict(metadata.to_metadata() if isinstance(metadata, ModelInfo) else metadata)
     if passport is not None:
-        header[METADATA_KEY] = passport.to_dict()
+        header[METADATA_KEY] = {**header.get(METADATA_KEY, {}), **passport.to_dict()}
         if passport.dla is not None:
             # Ultralytics' loader picks the core by this key.
             header["dla"] = str(passport.dla)
@@ -319,7 +319,7 @@ def read_engine(path: str | Path) -> EngineFile:
         metadata = _read_header(file, start, size, asked)
         plan = file.read()
     passport = None
-    if METADATA_KEY in metadata:
+    if METADATA_KEY in metadata and not _is_description(metadata[METADATA_KEY]):
         try:
             passport = Passport.from_dict(metadata[METADATA_KEY])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -403,3 +403,8 @@ def _read_header(file: BinaryIO, start: bytes, size: int, asked: str) -> dict[st
         if isinstance(value, dict):
             return value
     raise foreign
+
+
+def _is_description(value: Any) -> bool:
+    """Whether a file's own key holds the model's description alone, without a passport."""
+    return isinstance(value, dict) and set(value) <= DESCRIPTION_KEYS

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from trtkit.errors import RecipeError
 from trtkit.graph.builder import GraphBuilder
 from trtkit.graph.torch_export import update_metadata
-from trtkit.models.model import ModelInfo
+from trtkit.models.model import DENSE, NMS_ROWS, ModelInfo
 
 __all__ = [
     "DEFAULT_CONF",
@@ -131,9 +131,6 @@ NMS_ROUNDS = 8
 """How often upright boxes are decided anew: a box falls, what it had removed stands again, and so on. Two or three
 rounds end it in practice (Zheng et al. 2020, arXiv:2005.03572, Cluster-NMS)."""
 
-BOX_TASKS = ("detect", "segment", "pose", "obb")
-"""Tasks that have boxes."""
-
 
 def add_nms(
     proto: onnx.ModelProto,
@@ -162,13 +159,16 @@ def add_nms(
         detections found are zero. Further outputs stay as they are.
 
     Raises:
-        RecipeError: The task has no boxes.
+        RecipeError: The model does not return dense boxes.
     """
-    if info.task not in BOX_TASKS:
+    if info.output_format != DENSE:
         raise RecipeError(
             f"export a model for {info.task} with nms=True",
-            "it finds no boxes, so there are none to suppress",
+            f"its output format is {info.output_format.name}, which NMS does not apply to",
             "leave nms out",
+            code="nms-not-applicable",
+            task=info.task,
+            output_format=info.output_format.name,
         )
     result = copy.deepcopy(proto)
     graph = result.graph
@@ -209,7 +209,8 @@ def add_nms(
             value.CopyFrom(new)
     del graph.value_info[:]
     metadata = {"args": {"nms": True, "conf": conf, "iou": iou, "max_det": max_det}}
-    return update_metadata(result, metadata, {"nms": {"conf": conf, "iou": iou, "max_det": max_det}})
+    settings = {"conf": conf, "iou": iou, "max_det": max_det}
+    return update_metadata(result, metadata, {"nms": settings, "output_format": NMS_ROWS.to_dict()})
 
 
 def _select_top_k(writer: GraphBuilder, raw: str, classes: int, most: int) -> tuple[str, str]:

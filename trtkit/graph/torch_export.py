@@ -75,8 +75,8 @@ def trace(
 def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit: Mapping[str, Any]) -> onnx.ModelProto:
     """Set `metadata_props`: Ultralytics' keys as text, ours as JSON under `trtkit`, merged over what is there."""
     texts = {entry.key: entry.value for entry in proto.metadata_props}
-    mine = {**json.loads(texts.get("trtkit", "{}")), **trtkit}
-    texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(mine, sort_keys=True))
+    ours = {**json.loads(texts.get("trtkit", "{}")), **metadata.get("trtkit", {}), **trtkit}
+    texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(ours, sort_keys=True))
     del proto.metadata_props[:]
     for key, value in texts.items():
         proto.metadata_props.add(key=key, value=value)

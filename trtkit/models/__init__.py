@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.errors import ModelError
-from trtkit.models.model import TASKS, Model, ModelInfo
+from trtkit.models.model import TASKS, Model, ModelInfo, OutputFormat, Preprocess
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["TASKS", "Model", "ModelInfo", "load"]
+__all__ = ["TASKS", "Model", "ModelInfo", "OutputFormat", "Preprocess", "load"]
 
 
 def load(

@@ -1,9 +1,11 @@
-"""A model, whatever it was read from."""
+"""Models and their descriptions: task, class names, input preprocessing and output format."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,47 +16,198 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-__all__ = ["TASKS", "Model", "ModelInfo", "count_classes", "resolve_class_names", "resolve_task"]
-
-
-# What a file says about the model in it, whichever file that is.
-
+__all__ = [
+    "CLASS_SCORES",
+    "DENSE",
+    "DESCRIPTION_KEYS",
+    "FORMAT_VERSION",
+    "NMS_ROWS",
+    "TASKS",
+    "Model",
+    "ModelInfo",
+    "OutputFormat",
+    "Preprocess",
+    "count_classes",
+    "default_output_format",
+    "default_preprocess",
+    "parse_trtkit_entry",
+    "resolve_class_names",
+    "resolve_task",
+]
 
 TASKS = ("detect", "segment", "classify", "pose", "obb")
+
+FORMAT_VERSION = 2
+"""Version of what trtkit adds to a file's metadata; files without a version are of version 1."""
+
+DESCRIPTION_KEYS = frozenset({"format_version", "preprocess", "output_format"})
+"""Keys of `ModelInfo.to_metadata()["trtkit"]`."""
+
+
+# What a model needs before it, and what comes out of it.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes the model's input: `(resized * scale - mean) / std`, planes in `color` order.
+
+    Attributes:
+        kind: "letterbox" (aspect ratio kept, padded), "stretch" (resized to the input, aspect ratio ignored) or
+            "center_crop" (shorter side resized, middle cut out).
+        channels: Channels of the input.
+        color: Order of the channels, "rgb" or "bgr".
+        scale: Factor on pixel values 0..255.
+        mean: What is subtracted after scaling, one value a channel; () subtracts nothing.
+        std: What is divided by after subtracting, one value a channel; () divides by nothing.
+
+    Raises:
+        ValueError: A value is unknown or out of range.
+    """
+
+    kind: str = "letterbox"
+    channels: int = 3
+    color: str = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("letterbox", "stretch", "center_crop"):
+            raise ValueError(f"preprocessing kind {self.kind!r} is none of letterbox, stretch, center_crop")
+        if self.color not in ("rgb", "bgr"):
+            raise ValueError(f"color order {self.color!r} is neither rgb nor bgr")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (0, self.channels):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
+        if not all(math.isfinite(value) for value in (self.scale, *self.mean, *self.std)):
+            raise ValueError("scale, mean and std are finite")
+        if self.channels < 1 or min(self.scale, *self.std, 1.0) <= 0:
+            raise ValueError("channels, scale and std are positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`; keys of later versions are ignored."""
+        return cls(
+            kind=str(value["kind"]),
+            channels=int(value["channels"]),
+            color=str(value["color"]),
+            scale=float(value["scale"]),
+            mean=tuple(float(number) for number in value["mean"]),
+            std=tuple(float(number) for number in value["std"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputFormat:
+    """What a model returns.
+
+    The formats of YOLO exports are `DENSE`, `NMS_ROWS` and `CLASS_SCORES`. Any other name is possible: the decoder
+    registered under it (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
+
+    Attributes:
+        name: The decoder's name.
+        needs_nms: Whether overlapping boxes of one object remain, so that NMS comes after the model.
+    """
+
+    name: str
+    needs_nms: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> OutputFormat:
+        """The inverse of `to_dict`; keys of later versions are ignored."""
+        return cls(name=str(value["name"]), needs_nms=bool(value["needs_nms"]))
+
+
+DENSE = OutputFormat(name="dense", needs_nms=True)
+"""`output0` of shape (N, 4 + classes + extra, anchors): center x, center y, width and height in input pixels, class
+scores, then mask coefficients, keypoints or an angle; mask prototypes in `output1`."""
+
+NMS_ROWS = OutputFormat(name="nms_rows")
+"""`output0` of shape (N, max_det, 6 + extra): x1, y1, x2, y2 in input pixels, score, class, then the task's extra
+values; for obb x, y, width, height, score, class, angle. Unused rows are zero."""
+
+CLASS_SCORES = OutputFormat(name="class_scores")
+"""`output0` of shape (N, classes): class probabilities."""
+
+
+def default_preprocess(task: str, *, channels: int = 3) -> Preprocess:
+    """The preprocessing of YOLO models: center crop for classify, letterbox for the other tasks.
+
+    Args:
+        task: One of `TASKS`.
+        channels: Channels of the input.
+    """
+    return Preprocess(kind="center_crop" if task == "classify" else "letterbox", channels=channels)
+
+
+def default_output_format(task: str, *, nms: bool = False) -> OutputFormat:
+    """The output format of YOLO exports.
+
+    Args:
+        task: One of `TASKS`.
+        nms: Whether the graph ends in NMS.
+    """
+    if task == "classify":
+        return CLASS_SCORES
+    return NMS_ROWS if nms else DENSE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """A model's description: what it does and how its images go in.
+    """A model's description: task, class names, input and output.
 
     Attributes:
         task: One of `TASKS`.
         names: Class names by class index.
         stride: The largest stride, pixels; image sides are multiples of it. 1 for classify.
         imgsz: Height and width the model was trained or exported at, pixels.
-        channels: Image channels, 3 for color.
-        kpt_shape: Keypoints a box and values a keypoint (2: x, y; 3: x, y, visibility), for pose; None otherwise.
+        kpt_shape: Keypoints per box and values per keypoint (2: x, y; 3: x, y, visibility) for pose; None otherwise.
         architecture: Such as "yolo11n"; "" where the file does not say.
-        nms: Whether the graph itself ends in non-maximum suppression.
-        notes: Whatever else the file told (author, license, date), kept as it was.
+        preprocess: How an image becomes the input; None takes the task's default.
+        output_format: What the model returns; None takes the task's default, without NMS.
+        notes: Further entries of the file (author, license, date), unchanged.
     """
 
     task: str
     names: Mapping[int, str]
     stride: int = 32
     imgsz: tuple[int, int] = (640, 640)
-    channels: int = 3
     kpt_shape: tuple[int, int] | None = None
     architecture: str = ""
-    nms: bool = False
+    preprocess: Preprocess = None  # type: ignore[assignment]
+    output_format: OutputFormat = None  # type: ignore[assignment]
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        defaults = {"preprocess": default_preprocess(self.task), "output_format": default_output_format(self.task)}
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input, 3 for color."""
+        return self.preprocess.channels
+
+    @property
+    def nms(self) -> bool:
+        """Whether the graph ends in NMS."""
+        return self.output_format == NMS_ROWS
+
     def to_metadata(self, *, batch: int = 1, imgsz: tuple[int, int] | None = None, **args: Any) -> dict[str, Any]:
-        """The keys that Ultralytics writes into its exports, so that its loader opens ours.
+        """The keys that Ultralytics writes into its exports, so that its loader opens ours, and ours under "trtkit".
 
         Args:
             batch: The largest batch of the export.
-            imgsz: Height and width of the export, pixels; None takes the card's.
+            imgsz: Height and width of the export, pixels; None takes the model's own.
             **args: Export settings, kept under `args`.
         """
         metadata: dict[str, Any] = {
@@ -73,6 +226,11 @@ class ModelInfo:
             "channels": self.channels,
             "end2end": False,
             "architecture": self.architecture,
+            "trtkit": {
+                "format_version": FORMAT_VERSION,
+                "preprocess": self.preprocess.to_dict(),
+                "output_format": self.output_format.to_dict(),
+            },
         }
         if self.kpt_shape is not None:
             metadata["kpt_shape"] = list(self.kpt_shape)
@@ -82,11 +240,15 @@ class ModelInfo:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> ModelInfo:
         """The inverse of `to_metadata`, for values as JSON (engines) or as strings (ONNX `metadata_props`).
 
+        A file without preprocessing and output format (of Ultralytics or of trtkit 0.1.0) gets the task's defaults,
+        with NMS where its `args` say so.
+
         Raises:
             KeyError: `task` or `names` is missing.
+            TypeError: A value is of the wrong type.
             ValueError: A value does not parse.
         """
-        values = {key: _parse_literal(value) for key, value in metadata.items()}
+        values = {key: _parse_literal(value) for key, value in metadata.items() if key != "trtkit"}
         names = values["names"]
         if isinstance(names, str):
             raise ValueError(f"names are {names[:40]!r}")
@@ -96,17 +258,32 @@ class ModelInfo:
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
         kpt_shape = values.get("kpt_shape")
         arguments = values.get("args")
+        task = str(values["task"])
+        nms = isinstance(arguments, Mapping) and bool(arguments.get("nms", False))
+        ours = parse_trtkit_entry(metadata.get("trtkit"))
         return cls(
-            task=str(values["task"]),
+            task=task,
             names={int(index): str(name) for index, name in names.items()},
             stride=int(values.get("stride", 32)),
             imgsz=(int(height), int(width)),
-            channels=int(values.get("channels", 3)),
             kpt_shape=(int(kpt_shape[0]), int(kpt_shape[1])) if kpt_shape else None,
             architecture=str(values.get("architecture", "")),
-            nms=isinstance(arguments, Mapping) and bool(arguments.get("nms", False)),
+            preprocess=Preprocess.from_dict(ours["preprocess"])
+            if "preprocess" in ours
+            else default_preprocess(task, channels=int(values.get("channels", 3))),
+            output_format=OutputFormat.from_dict(ours["output_format"])
+            if "output_format" in ours
+            else default_output_format(task, nms=nms),
             notes={key: values[key] for key in ("author", "date", "version", "license", "docs") if values.get(key)},
         )
+
+
+def parse_trtkit_entry(value: Any) -> Mapping[str, Any]:
+    """What trtkit wrote under its own key: a mapping, as such or as text; {} where there is none."""
+    if isinstance(value, str):
+        literal = _parse_literal(value)
+        value = literal if isinstance(literal, Mapping) else json.loads(value)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _parse_literal(value: Any) -> Any:
@@ -121,7 +298,7 @@ def _parse_literal(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Model(ModelInfo):
-    """A card with the weights: either a torch module or an ONNX graph.
+    """A description with the weights: either a torch module or an ONNX graph.
 
     Attributes:
         hash: SHA-256 of architecture and weights, 64 hex digits.

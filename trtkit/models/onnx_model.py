@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,15 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 
 from trtkit.errors import OnnxError
 from trtkit.files import hash_parts
-from trtkit.models.model import Model, ModelInfo, count_classes, resolve_class_names, resolve_task
+from trtkit.models.model import (
+    Model,
+    ModelInfo,
+    Preprocess,
+    count_classes,
+    parse_trtkit_entry,
+    resolve_class_names,
+    resolve_task,
+)
 
 __all__ = ["from_proto", "read_onnx"]
 
@@ -96,7 +103,7 @@ def from_proto(
         )
     values = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
     values["imgsz"] = (size[0] or info.imgsz[0], size[1] or info.imgsz[1])
-    values["channels"] = shape[1] or info.channels
+    values["preprocess"] = _with_channels(info.preprocess, shape[1] or info.channels, asked)
     return Model(
         **values,
         hash=_hash_graph(proto),
@@ -106,13 +113,27 @@ def from_proto(
     )
 
 
+def _with_channels(preprocess: Preprocess, channels: int, asked: str) -> Preprocess:
+    """The preprocessing with the graph's own number of channels."""
+    try:
+        return dataclasses.replace(preprocess, channels=channels)
+    except ValueError as error:
+        raise OnnxError(
+            asked,
+            f"its preprocessing does not fit its input ({error})",
+            "export it again",
+            code="onnx-preprocess-mismatch",
+            channels=channels,
+        ) from error
+
+
 def _read_info(metadata: Mapping[str, str], asked: str) -> ModelInfo:
     """The card in `metadata_props`, with what Ultralytics' keys and ours say beyond it in its notes."""
     try:
         info = ModelInfo.from_metadata(metadata)
         extra: dict[str, Any] = {"batch": int(metadata["batch"])} if "batch" in metadata else {}
         if "trtkit" in metadata:
-            extra["trtkit"] = json.loads(metadata["trtkit"])
+            extra["trtkit"] = parse_trtkit_entry(metadata["trtkit"])
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise OnnxError(asked, f"its metadata does not parse ({error})", "export it again") from error
     return dataclasses.replace(info, notes={**info.notes, **extra})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from trtkit.errors import CheckpointError, ModelError, UnknownLayerError
 from trtkit.files import hash_parts
 from trtkit.models import heads
 from trtkit.models.checkpoint import Checkpoint
-from trtkit.models.model import Model, count_classes, resolve_class_names, resolve_task
+from trtkit.models.model import (
+    Model,
+    Preprocess,
+    count_classes,
+    default_preprocess,
+    resolve_class_names,
+    resolve_task,
+)
 from trtkit.models.yolo import Yolo, build_model, load_weights
 
 __all__ = ["from_checkpoint", "from_module", "parse_imgsz"]
@@ -44,18 +52,16 @@ def from_checkpoint(
     head = module.model[-1]
     classes = head.linear.out_features if isinstance(head, heads.Classify) else int(head.nc)  # type: ignore[arg-type]
     size = imgsz if imgsz is not None else checkpoint.args.get("imgsz", 640)
-    notes = dict(checkpoint.notes)
-    if checkpoint.transforms not in (None, {"mean": [0.0] * 3, "std": [1.0] * 3}):
-        notes.update(checkpoint.transforms or {})
+    task = resolve_task(task, module.task, asked, ModelError)
     return Model(
-        task=resolve_task(task, module.task, asked, ModelError),
+        task=task,
         names=_merge_names(names, checkpoint.names, classes, asked),
         stride=max(module.strides),
         imgsz=parse_imgsz(size, asked),
-        channels=int(yaml.get("channels") or yaml.get("ch") or 3),
         kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
         architecture=_architecture_name(yaml),
-        notes=notes,
+        preprocess=_read_preprocess(checkpoint, task, asked),
+        notes=dict(checkpoint.notes),
         hash=_hash_weights(
             _canonical_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights
         ),
@@ -111,9 +117,9 @@ def from_module(
         names=resolve_class_names(names, classes, asked, ModelError),
         stride=1 if task == "classify" else 32,
         imgsz=parse_imgsz(imgsz, asked) if imgsz is not None else (example.shape[2], example.shape[3]),
-        channels=example.shape[1],
         kpt_shape=kpt_shape,
         architecture=type(module).__name__,
+        preprocess=default_preprocess(task, channels=example.shape[1]),
         hash=_hash_weights(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", held.state_dict()),
         module=held,
         example=example,
@@ -164,6 +170,24 @@ def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo,
             f"it claims strides {checkpoint.stride} where its layers have {module.strides}",
             "use a checkpoint as Ultralytics wrote it",
         )
+
+
+def _read_preprocess(checkpoint: Checkpoint, task: str, asked: str) -> Preprocess:
+    """The task's preprocessing, with the mean and standard deviation that a classifier keeps in its transforms."""
+    channels = int(checkpoint.yaml.get("channels") or checkpoint.yaml.get("ch") or 3)
+    preprocess = default_preprocess(task, channels=channels)
+    if checkpoint.transforms in (None, {"mean": [0.0] * channels, "std": [1.0] * channels}):
+        return preprocess
+    try:
+        mean, std = (tuple(float(value) for value in checkpoint.transforms[key]) for key in ("mean", "std"))
+        return dataclasses.replace(preprocess, mean=mean, std=std)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            asked,
+            f"its normalization makes no sense ({error})",
+            "use a checkpoint as Ultralytics wrote it",
+            code="checkpoint-normalization",
+        ) from error
 
 
 def _merge_names(names: Names, found: Any, classes: int, asked: str) -> dict[int, str]:
