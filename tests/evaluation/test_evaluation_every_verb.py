@@ -83,7 +83,7 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
         assert main([str(word) for word in words]) == 0
         return capsys.readouterr().out
 
-    assert "Calibration" in say("calibrate", model, data, "--images", 4, "--imgsz", size)
+    assert "Calibration" in say("calibrate", model, data, "--calibration-images", 4, "--imgsz", size)
     nms = () if task == "classify" else ("--nms",)
     assert "fp16 onnx" in say("export", model, "--format=onnx", "--imgsz", size, "--half", *nms, "--output=nms.onnx")
     if BUILDS:
@@ -91,7 +91,7 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
         assert "int8 engine" in say("export", model, *words, "--output=int8.engine")
         assert task in say("engine", "show", "int8.engine")
     out = say(
-        "compare", model, data, "--imgsz", size, "--images=8", "--calibration=runs/calibrate", "--no-build", "--runs=2",
+        "compare", model, data, "--imgsz", size, "--eval-images=8", "--calibration=runs/calibrate", "--no-build", "--runs=2",
         "--seconds=0.01",
     )  # fmt: skip
     assert metric in out
@@ -113,7 +113,7 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
         assert {"path", "class", "name", "score"} | (OWN.get(task, set()) if len(frame) else set()) <= set(
             frame.columns
         )
-    assert metric in say("evaluate", files[-1], data, "--images=8")
+    assert metric in say("evaluate", files[-1], data, "--eval-images=8")
     assert "mean_ms" in say("benchmark", *files, "--runs=2", "--seconds=0.01")
 
 
@@ -122,10 +122,10 @@ def test_the_lab_on_the_command_line(task, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = drawn_set(tmp_path / "set", task)
     trtkit.export(untrained(task), "onnx", output="model.onnx")
-    few = ("--images=4", "--draws=20")
+    few = ("--eval-images=4", "--resamples=20")
     for words in (
-        ("sensitivity", "model.onnx", data, "--images=2", "--worst=1"),
-        ("search", "model.onnx", data, *few, "--trials=3", "--probe=2", "--calibration-images=4"),
+        ("sensitivity", "model.onnx", data, "--probe-images=2", "--worst=1"),
+        ("search", "model.onnx", data, *few, "--trials=3", "--probe-images=2", "--calibration-images=4"),
     ):
         capsys.readouterr()
         assert main([str(word) for word in words]) == 0

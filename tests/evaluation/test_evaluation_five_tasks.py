@@ -39,7 +39,7 @@ def test_compare_and_report(task, tmp_path):
     assert f"{task} at" in page
     again = Comparison.load(tmp_path / "out")
     assert again.changes("int8").equals(found.changes("int8"))
-    for row in found.gallery("int8", max_images=2).iter_rows(named=True):
+    for row in found.gallery("int8", limit=2).iter_rows(named=True):
         assert row["png"].startswith(b"\x89PNG")
 
 

@@ -53,7 +53,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> Command:
         for row in found.frame().iter_rows(named=True):
             table.add_row(row["metric"], row["rule"], f"{row['value']:.4f}")
         print_table(table)
-        print(f"\n{found.images} images, {len(found.skipped)} left out, by {found.origin.runner}")
+        print(f"\n{found.image_count} images, {len(found.skipped)} skipped, by {found.provenance.runner}")
         if values.output:
             print(found.save(values.output))
 

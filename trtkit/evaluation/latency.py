@@ -282,7 +282,7 @@ def _time_block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[f
     """Milliseconds of `runs` runs in a row, after one that is thrown away."""
     runner.infer(feed)
     if _has_gpu_clock(runner):
-        return [float(ms) for ms in runner.gpu_times(feed, runs)]  # type: ignore[attr-defined]
+        return [float(ms) for ms in runner.measure_gpu_times(feed, runs)]  # type: ignore[attr-defined]
     times = []
     for _ in range(runs):
         begun = time.perf_counter_ns()
