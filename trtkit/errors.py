@@ -1,4 +1,4 @@
-"""Errors that teach: each says what was asked, what was found and what to do, in one sentence."""
+"""Errors: each states what was asked, what was found and what to do, with a code and fields for programs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "OutputError",
     "OutputExistsError",
     "RecipeError",
+    "ResultError",
     "TrtkitError",
     "UnknownLayerError",
     "UnsafeCheckpointError",
@@ -25,14 +26,14 @@ __all__ = [
 
 
 class TrtkitError(Exception):
-    """Base of every error trtkit raises on purpose.
+    """Base of trtkit's errors.
 
     Args:
-        asked: What was asked for, as a noun phrase or clause without a full stop.
+        asked: What was asked for, without a full stop.
         found: What was found instead.
         do: What to do about it, in the imperative.
-        code: The situation in kebab-case, stable across rewordings, e.g. "data-split-missing"; None for the type's own.
-        **fields: The values behind the sentence, such as `path`, `line` or `value`.
+        code: The situation in kebab-case, stable across rewordings, e.g. "data-split-missing"; None takes the type's.
+        **fields: The values in the sentence, such as `path`, `line` or `value`.
     """
 
     default_code = "error"
@@ -68,13 +69,13 @@ class CheckpointError(ModelError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A `.pt` file's pickle asks for something beyond tensors and module records."""
+    """A `.pt` file's pickle names something other than tensors and modules."""
 
     default_code = "unsafe-checkpoint"
 
 
 class UnknownLayerError(CheckpointError):
-    """A checkpoint's architecture names a layer trtkit does not build."""
+    """A checkpoint's architecture has a layer that trtkit does not implement."""
 
     default_code = "unknown-layer"
 
@@ -91,8 +92,14 @@ class DataError(TrtkitError):
     default_code = "data"
 
 
+class ResultError(DataError):
+    """A saved result is missing, damaged or changed, or a newer trtkit wrote it."""
+
+    default_code = "result"
+
+
 class CalibrationError(TrtkitError):
-    """Ranges can't be measured, or a stored calibration does not fit."""
+    """Ranges can't be computed, or a saved calibration does not fit the model."""
 
     default_code = "calibration"
 
@@ -122,19 +129,19 @@ class OutputError(TrtkitError):
 
 
 class OutputExistsError(OutputError):
-    """The output is already there and was kept."""
+    """The output exists and was kept."""
 
     default_code = "output-exists"
 
 
 class DiskFullError(OutputError):
-    """The disk ran full; nothing was left half-written."""
+    """The disk is full; no partial file is left."""
 
     default_code = "disk-full"
 
 
 class CancelledError(TrtkitError):
-    """The caller cancelled the work; nothing was left half-written."""
+    """The caller cancelled; no partial file is left."""
 
     default_code = "cancelled"
 

@@ -1,32 +1,39 @@
-"""What every result object can do: show itself as a frame and a figure, and be saved and loaded whole."""
+"""Base of what verbs return: a frame, a figure, provenance, and files with a format version and hashes."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import datetime
-import html
 import importlib.metadata
-import os
+import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtkit.errors import DataError
-from trtkit.files import atomic_write, read_json, write_json
-from trtkit.version import __version__
+from trtkit.errors import ResultError
+from trtkit.files import atomic_write, hash_file, read_json, write_json
+from trtkit.html import render
+from trtkit.threads import available_cores
+from trtkit.version import FORMAT_VERSION, __version__
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import polars as pl
     from typing_extensions import Self
 
-__all__ = ["Provenance", "Result", "package_versions"]
-
-
-# Where a number comes from: the model, the data, the machine, the versions and the settings behind it.
-
+__all__ = [
+    "Provenance",
+    "Result",
+    "SavedResult",
+    "describe_machine",
+    "package_versions",
+    "processor_name",
+    "rename_version_1",
+    "rename_version_1_keys",
+]
 
 VERSIONED_PACKAGES = (
     "tensorrt",
@@ -39,17 +46,35 @@ VERSIONED_PACKAGES = (
     "opencv-python",
     "polars",
 )
+"""Packages whose versions a result records: they can change its numbers."""
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of trtkit, Python and the packages that shape a result, by package name; absent ones are left out."""
-    found = {"trtkit": __version__, "python": platform.python_version()}
+    """Versions of trtkit, Python and `VERSIONED_PACKAGES` by package name; packages not installed are left out."""
+    versions = {"trtkit": __version__, "python": platform.python_version()}
     for name in VERSIONED_PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Operating system, processor and cores; a runner on a GPU adds the GPU's name, driver and clocks."""
+    return {"system": platform.platform(), "processor": processor_name(), "cores": available_cores()}
+
+
+def processor_name() -> str:
+    """The processor's model name if the system tells it, else its architecture."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,12 +83,12 @@ class Provenance:
 
     Attributes:
         model_hash: SHA-256 of the weights and architecture, or of the file that ran.
-        data_hash: SHA-256 of the images and labels, or None where no data was used.
-        runner: The name of what ran, e.g. "ONNX Runtime 1.32.0 CPU" or "TensorRT 8.6.0 NVIDIA H100".
+        data_hash: SHA-256 of the images and labels, or None if no data was used.
+        runner: Name of the runner, e.g. "ONNX Runtime 1.32.0 CPU" or "TensorRT 8.6.0 NVIDIA H100".
         versions: Package versions by name.
         machine: CPU, cores, GPU, driver and clocks as far as they are known.
         settings: Every argument that shaped the result.
-        seed: The seed of whatever was random, or None.
+        seed: Seed of all random choices, or None.
         created: UTC time, ISO 8601.
     """
 
@@ -71,7 +96,7 @@ class Provenance:
     data_hash: str | None = None
     runner: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=package_versions)
-    machine: Mapping[str, Any] = dataclasses.field(default_factory=lambda: describe_machine())
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=describe_machine)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int | None = None
     created: str = dataclasses.field(
@@ -88,32 +113,28 @@ class Provenance:
         return cls(**value)
 
 
-def describe_machine() -> dict[str, Any]:
-    """This machine's processor and cores; a runner on a GPU adds the GPU's name, driver and clocks."""
-    return {
-        "system": platform.platform(),
-        "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
+@dataclasses.dataclass(kw_only=True)
+class SavedResult:
+    """The content of a saved result, as its files have it.
 
+    Attributes:
+        version: Format version; 1 is what trtkit 0.1.0 wrote.
+        tables: Frames by name.
+        facts: As `Result.facts`.
+        provenance: As `Provenance.to_dict`.
+    """
 
-def processor_name() -> str:
-    """The processor's model name where the system tells it, its architecture otherwise."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
+    version: int
+    tables: dict[str, pl.DataFrame]
+    facts: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 class Result(abc.ABC):
     """Base of the frozen dataclasses that verbs return.
 
-    A subclass names its `kind`, keeps an `provenance`, and says which polars frames (`tables`) and which JSON facts make it
-    up; saving and loading follow from these.
+    A subclass sets its `kind`, has a `provenance`, and splits into polars frames (`tables`) and JSON-ready `facts`;
+    saving and loading follow from these.
     """
 
     kind: ClassVar[str]
@@ -133,17 +154,36 @@ class Result(abc.ABC):
 
     @abc.abstractmethod
     def facts(self) -> Mapping[str, Any]:
-        """What no frame holds, JSON-ready; the origin is added by `save`."""
+        """What no frame holds, JSON-ready; `save` adds the provenance."""
 
     @classmethod
     @abc.abstractmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """The inverse of `tables` and `facts`."""
 
+    @classmethod
+    def upgrade(cls, saved: SavedResult) -> SavedResult:
+        """Convert what an older version of trtkit saved to the present names.
+
+        A subclass calls this and then renames what is its own; `SavedResult.version` says which version wrote it.
+
+        Args:
+            saved: A result of a format version before `FORMAT_VERSION`; may be changed in place.
+
+        Returns:
+            What `restore` and `Provenance.from_dict` take.
+        """
+        saved.tables = {rename_version_1(name): _rename_columns(table) for name, table in saved.tables.items()}
+        saved.facts = {rename_version_1(name): value for name, value in saved.facts.items()}
+        for name in ("metric", "metrics", "all_metrics"):
+            if name in saved.facts:
+                saved.facts[name] = _rename_metrics(saved.facts[name])
+        return saved
+
     def save(self, folder: str | Path) -> Path:
         """Write `<kind>.json` and one `<kind>.<table>.parquet` for each table into `folder`.
 
-        A table that has the kind's own name is `<kind>.parquet`.
+        A table with the name of the kind is `<kind>.parquet`. The JSON has `format_version` and every table's SHA-256.
 
         Returns:
             The folder.
@@ -152,48 +192,129 @@ class Result(abc.ABC):
             OutputError: The folder can't be written, or the disk is full.
         """
         folder = Path(folder)
-        tables = self.tables()
-        for name, table in tables.items():
-            with atomic_write(folder / self._file(name)) as temporary:
+        hashes = {}
+        for name, table in self.tables().items():
+            with atomic_write(folder / self._table_file(name)) as temporary:
                 table.write_parquet(temporary)
+                hashes[name] = hash_file(temporary)
         # The JSON comes last: a folder that has it has everything.
         write_json(
             folder / f"{self.kind}.json",
             {
+                "format_version": FORMAT_VERSION,
                 "kind": self.kind,
-                "tables": list(tables),
+                "tables": hashes,
                 "facts": dict(self.facts()),
-                "origin": self.provenance.to_dict(),
+                "provenance": self.provenance.to_dict(),
             },
         )
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read what `save` wrote, in this version of trtkit or an older one.
 
         Raises:
-            DataError: The folder holds no result of this kind.
+            ResultError: The folder has no result of this kind, a table is missing or changed, or a newer version of
+                trtkit wrote it.
         """
-        import polars as pl
-
-        path = Path(folder) / f"{cls.kind}.json"
-        if not path.is_file():
-            raise DataError(
-                f"load a {cls.kind} from {folder}", f"there is no {path.name}", "name a folder that .save() wrote"
-            )
-        whole = read_json(path)
-        tables = {name: pl.read_parquet(Path(folder) / cls._file(name)) for name in whole["tables"]}
-        return cls.restore(tables, whole["facts"], Provenance.from_dict(whole["origin"]))
+        saved = cls._read(Path(folder))
+        if saved.version < FORMAT_VERSION:
+            saved = cls.upgrade(saved)
+        return cls.restore(saved.tables, saved.facts, Provenance.from_dict(saved.provenance))
 
     @classmethod
-    def _file(cls, table: str) -> str:
+    def load_provenance(cls, folder: str | Path) -> Provenance:
+        """Read the provenance alone, without the tables.
+
+        Raises:
+            ResultError: As `load`, tables apart.
+        """
+        saved = cls._read(Path(folder), tables=False)
+        if saved.version < FORMAT_VERSION:
+            saved = cls.upgrade(saved)
+        return Provenance.from_dict(saved.provenance)
+
+    @classmethod
+    def _read(cls, folder: Path, *, tables: bool = True) -> SavedResult:
+        path = folder / f"{cls.kind}.json"
+        asked = f"load a {cls.kind} from {folder}"
+        if not path.is_file():
+            raise ResultError(
+                asked,
+                f"there is no {path.name}",
+                "pass a folder that .save() wrote",
+                code="result-missing",
+                path=str(path),
+            )
+        try:
+            content = read_json(path)
+            version = int(content.get("format_version", 1))
+            hashes = content["tables"] if version > 1 else dict.fromkeys(content["tables"])
+            saved = SavedResult(
+                version=version,
+                tables={},
+                facts=dict(content["facts"]),
+                provenance=dict(content["provenance" if version > 1 else "origin"]),
+            )
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultError(
+                asked,
+                f"{path.name} is damaged ({type(error).__name__}: {error})",
+                "save the result again",
+                code="result-damaged",
+                path=str(path),
+            ) from error
+        if version > FORMAT_VERSION:
+            raise ResultError(
+                asked,
+                f"it has format version {version}, this trtkit reads up to {FORMAT_VERSION}",
+                "update trtkit",
+                code="result-newer",
+                path=str(path),
+                version=version,
+            )
+        if tables:
+            saved.tables = {name: cls._read_table(folder, name, sha256, asked) for name, sha256 in hashes.items()}
+        return saved
+
+    @classmethod
+    def _read_table(cls, folder: Path, name: str, sha256: str | None, asked: str) -> pl.DataFrame:
+        import polars as pl
+
+        path = folder / cls._table_file(name)
+        fields = {"path": str(path), "table": name}
+        if not path.is_file():
+            raise ResultError(
+                asked,
+                f"its table {path.name} is missing",
+                "save the result again",
+                code="result-table-missing",
+                **fields,
+            )
+        if sha256 is not None and hash_file(path) != sha256:
+            raise ResultError(
+                asked,
+                f"{path.name} is not the table that was saved (its SHA-256 differs)",
+                "restore the file, or compute the result again",
+                code="result-table-changed",
+                **fields,
+            )
+        try:
+            return pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise ResultError(
+                asked, f"{path.name} is damaged ({error})", "save the result again", code="result-damaged", **fields
+            ) from error
+
+    @classmethod
+    def _table_file(cls, table: str) -> str:
         return f"{cls.kind}.parquet" if table == cls.kind else f"{cls.kind}.{table}.parquet"
 
     def _repr_html_(self) -> str:
         import polars as pl
+        from markupsafe import Markup
 
-        said = "".join(f"<p>{html.escape(line.strip())}</p>" for line in repr(self).splitlines())
         with pl.Config(
             float_precision=4,
             fmt_str_lengths=60,
@@ -203,9 +324,57 @@ class Result(abc.ABC):
             tbl_hide_dataframe_shape=True,
         ):
             table = self.frame()._repr_html_()
-        # polars quotes every string, which says nothing in a column of names.
-        table = (
-            table.replace("<td>&quot;", "<td>").replace("&quot;</td>", "</td>").replace("<td>null</td>", "<td>–</td>")
+        # polars puts strings into quotes and writes null; a table for reading has neither.
+        for old, new in (("<td>&quot;", "<td>"), ("&quot;</td>", "</td>"), ("<td>null</td>", "<td>–</td>")):
+            table = table.replace(old, new)
+        return render(
+            "templates/result.html.j2",
+            lines=[line.strip() for line in repr(self).splitlines()],
+            table=Markup(table),
+            kind=self.kind,
+            runner=self.provenance.runner,
+            created=self.provenance.created[:10],
         )
-        ran = html.escape(f"{self.kind} by {self.provenance.runner}, {self.provenance.created[:10]}")
-        return f"<div>{said}<div style='overflow-x:auto'>{table}</div><p><small>{ran}</small></p></div>"
+
+
+# Names of format version 1, in what trtkit 0.1.0 saved.
+
+_VERSION_1 = {
+    "beneath": "label_class",
+    "hurt": "score_drop",
+    "measurable": "significant",
+    "truths": "labels",
+}
+
+
+def rename_version_1(name: str) -> str:
+    """The present name of a table, column, metric or fact of format version 1."""
+    name = _VERSION_1.get(name, name).replace("picture", "image")
+    return re.sub(r"\bcoco/(?=A[PR])", "pycocotools/", name)
+
+
+def rename_version_1_keys(values: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
+    """A mapping with some keys renamed, in the same order.
+
+    Args:
+        values: Facts or settings.
+        renames: New names by old name; keys that are not there are ignored.
+    """
+    return {renames.get(name, name): value for name, value in values.items()}
+
+
+def _rename_columns(table: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    table = table.rename({name: rename_version_1(name) for name in table.columns})
+    if table.schema.get("metric") == pl.String:
+        table = table.with_columns(pl.col("metric").map_elements(rename_version_1, return_dtype=pl.String))
+    return table
+
+
+def _rename_metrics(value: Any) -> Any:
+    if isinstance(value, str):
+        return rename_version_1(value)
+    if isinstance(value, Mapping):
+        return {rename_version_1(name): inner for name, inner in value.items()}
+    return [_rename_metrics(inner) for inner in value] if isinstance(value, (list, tuple)) else value

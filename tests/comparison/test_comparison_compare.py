@@ -10,7 +10,7 @@ import trtkit
 from trtkit.backends.capabilities import probe
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
-from trtkit.plotting.evaluation import losses_figure
+from trtkit.plotting.comparison import losses_figure
 
 SMALL = {"imgsz": 160, "images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
 CAN_BUILD = probe("tensorrt_rtx").present

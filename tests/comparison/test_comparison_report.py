@@ -4,9 +4,9 @@ import html.parser
 import re
 
 import pytest
-from example_comparison import ACCURACY, staged_comparison
+from example_comparison import ACCURACY, example_comparison
 
-from trtkit.comparison.report import page, summary, write_report
+from trtkit.comparison.report import page, render_summary, write_report
 
 
 class Outline(html.parser.HTMLParser):
@@ -37,7 +37,7 @@ class Outline(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole():
-    return page(staged_comparison(batches=(1, 8)))
+    return page(example_comparison(batches=(1, 8)))
 
 
 def test_every_tag_is_closed_and_nothing_is_fetched(whole):
@@ -54,7 +54,7 @@ def test_plotly_is_in_it_once(whole):
 
 def test_verdict_numbers_code_and_origin_are_in_it(whole):
     text = Outline(whole).text
-    comparison = staged_comparison(batches=(1, 8))
+    comparison = example_comparison(batches=(1, 8))
     for said in comparison.verdict():
         assert said in text
     for ultralytics, coco in ACCURACY.values():
@@ -72,13 +72,13 @@ def test_both_themes_are_there(whole):
 
 
 def test_names_are_text_and_never_markup():
-    comparison = staged_comparison(model="</script><img src=x onerror=alert(1)>")
+    comparison = example_comparison(model="</script><img src=x onerror=alert(1)>")
     outline = Outline(page(comparison))
     assert "img" not in outline.tags
 
 
 def test_a_comparison_without_engines_and_classes_still_has_a_report():
-    comparison = staged_comparison(built=False)
+    comparison = example_comparison(built=False)
     text = Outline(page(comparison)).text
     assert "The engines" not in text
     assert "No TensorRT engine was built" in text
@@ -86,16 +86,16 @@ def test_a_comparison_without_engines_and_classes_still_has_a_report():
 
 def test_writing_replaces_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "deep" / "report.html"
-    write_report(staged_comparison(), path)
-    assert write_report(staged_comparison(), path) == path
+    write_report(example_comparison(), path)
+    assert write_report(example_comparison(), path) == path
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_a_notebook_shows_the_verdict_and_the_deciding_numbers():
-    comparison = staged_comparison()
-    shown = Outline(summary(comparison))
-    assert comparison._repr_html_() == summary(comparison)
+    comparison = example_comparison()
+    shown = Outline(render_summary(comparison))
+    assert comparison._repr_html_() == render_summary(comparison)
     assert shown.tags.count("li") == len(comparison.verdict())
     for sentence in comparison.verdict():
         assert sentence in shown.text

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
-from example_comparison import staged_comparison
+from example_comparison import example_comparison
 
 from trtkit.comparison.tables import comparison_frame, concat_by_precision, leading_metrics, primary_metrics
 
@@ -54,7 +54,7 @@ class File:
 
 
 def test_accuracy_times_and_files_meet_in_one_row_each():
-    timing = staged_comparison(batches=(1, 8)).timing()
+    timing = example_comparison(batches=(1, 8)).timing()
     judged = {
         "fp32": SimpleNamespace(metrics=METRICS),
         "fp16": SimpleNamespace(metrics=METRICS),

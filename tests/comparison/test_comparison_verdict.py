@@ -1,15 +1,15 @@
 import polars as pl
-from example_comparison import COCO, ULTRALYTICS, staged_comparison
+from example_comparison import PYCOCOTOOLS, ULTRALYTICS, example_comparison
 
 from trtkit.comparison.verdict import verdict_sentences
 
 
 def text(**about):
-    return " ".join(staged_comparison(**about).verdict())
+    return " ".join(example_comparison(**about).verdict())
 
 
 def test_losses_are_told_by_both_definitions_with_both_values():
-    said = staged_comparison().verdict()[1]
+    said = example_comparison().verdict()[1]
     assert said == (
         "INT8 loses 0.0041 mAP50-95 by Ultralytics' rule (0.7612 to 0.7571) "
         "and loses 0.0051 pycocotools/AP by pycocotools' rule (0.7421 to 0.7370)."
@@ -17,7 +17,7 @@ def test_losses_are_told_by_both_definitions_with_both_values():
 
 
 def test_no_change_is_told_as_none():
-    assert staged_comparison().verdict()[0].startswith("FP16 keeps mAP50-95 by Ultralytics' rule (0.7612 to 0.7612)")
+    assert example_comparison().verdict()[0].startswith("FP16 keeps mAP50-95 by Ultralytics' rule (0.7612 to 0.7612)")
 
 
 def test_times_of_onnx_runtime_are_never_called_tensorrt_s():
@@ -29,7 +29,7 @@ def test_times_of_onnx_runtime_are_never_called_tensorrt_s():
 
 def test_unsteady_times_are_called_so():
     assert "scatter" not in text()
-    comparison = staged_comparison()
+    comparison = example_comparison()
     rows = comparison.rows.with_columns(std_ms=comparison.rows["mean_ms"] * 0.25)
     assert "scatter by up to 25% of their mean" in " ".join(verdict_sentences(rows, comparison.about))
 
@@ -41,8 +41,8 @@ def test_each_batch_has_its_times():
 
 
 def test_few_images_are_called_few():
-    assert "can be chance" in text(images=40)
-    assert "can be chance" not in text(images=5000)
+    assert "can be chance" in text(eval_images=40)
+    assert "can be chance" not in text(eval_images=5000)
 
 
 def test_skipped_images_are_counted():
@@ -82,12 +82,14 @@ def test_sizes_are_told():
 
 
 def test_a_gain_is_a_gain():
-    comparison = staged_comparison(reference="int8", metrics=[[ULTRALYTICS, "mAP50-95"], [COCO, "pycocotools/AP"]])
+    comparison = example_comparison(
+        reference="int8", metrics=[[ULTRALYTICS, "mAP50-95"], [PYCOCOTOOLS, "pycocotools/AP"]]
+    )
     assert comparison.verdict()[0].startswith("FP32 gains 0.0041 mAP50-95 (0.7571 to 0.7612)")
 
 
 def bounded(low, high):
-    comparison = staged_comparison()
+    comparison = example_comparison()
     ends = {f"delta {ULTRALYTICS} low": low, f"delta {ULTRALYTICS} high": high}
     rows = comparison.rows.with_columns(**{name: pl.lit(value) for name, value in ends.items()})
     return verdict_sentences(rows, comparison.about)[1]

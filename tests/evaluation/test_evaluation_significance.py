@@ -168,10 +168,10 @@ def test_changes_are_counted_as_the_frames_tell(fair, worse):
 
 def test_gallery_draws_and_survives_a_image_that_is_gone(fair, worse):
     found = find_object_changes(fair, worse)
-    drawn = draw_object_changes(found, fair, worse, most=3)
+    drawn = draw_object_changes(found, fair, worse, limit=3)
     assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
     gone = found.with_columns(path=pl.lit("nowhere.png"))
-    assert draw_object_changes(gone, fair, worse, most=1)["png"].to_list() == [None]
+    assert draw_object_changes(gone, fair, worse, limit=1)["png"].to_list() == [None]
 
 
 def test_an_error_tells_the_label_it_lies_on(fair, worse):

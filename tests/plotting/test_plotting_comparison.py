@@ -1,8 +1,9 @@
 import polars as pl
 import pytest
-from example_comparison import ACCURACY, SIZE, ULTRALYTICS, staged_comparison
+from example_comparison import ACCURACY, SIZE, ULTRALYTICS, example_comparison
 
-from trtkit.plotting.theme import classes_figure, template, trace_style
+from trtkit.plotting.comparison import classes_figure
+from trtkit.plotting.theme import template, trace_style
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -40,7 +41,7 @@ def test_words_can_be_read_on_light_and_dark_pages():
 
 
 def test_the_comparison_shows_every_accuracy_time_and_size():
-    figure = staged_comparison(batches=(1, 8)).plot()
+    figure = example_comparison(batches=(1, 8)).plot()
     traces = {trace.name: trace for trace in figure.data}
     accuracy = traces["mAP50-95 by Ultralytics' rule"]
     assert tuple(accuracy.x) == PRECISIONS
@@ -48,7 +49,7 @@ def test_the_comparison_shows_every_accuracy_time_and_size():
     assert tuple(traces["pycocotools/AP by pycocotools' rule"].y) == tuple(ACCURACY[label][1] for label in PRECISIONS)
     assert tuple(traces["ONNX file"].y) == tuple(SIZE[label][0] for label in PRECISIONS)
     assert tuple(traces["engine file"].y) == tuple(SIZE[label][1] for label in PRECISIONS)
-    rows = staged_comparison(batches=(1, 8)).rows
+    rows = example_comparison(batches=(1, 8)).rows
     for size in (1, 8):
         expected = (rows.filter(batch=size)["p50_ms"] / size).to_list()
         assert list(traces[f"batch {size}"].y) == expected
@@ -56,17 +57,17 @@ def test_the_comparison_shows_every_accuracy_time_and_size():
 
 @pytest.mark.parametrize(("where", "words"), [("cpu", "not TensorRT"), ("gpu", "TensorRT 8.6.0 NVIDIA H100")])
 def test_the_comparison_says_whose_times_it_shows(where, words):
-    titles = " ".join(annotation.text for annotation in staged_comparison(where=where).plot().layout.annotations)
+    titles = " ".join(annotation.text for annotation in example_comparison(where=where).plot().layout.annotations)
     assert words in titles
     assert ("not TensorRT" in titles) == (where == "cpu")
 
 
 def test_without_engines_there_is_no_empty_bar():
-    assert "engine file" not in {trace.name for trace in staged_comparison(built=False).plot().data}
+    assert "engine file" not in {trace.name for trace in example_comparison(built=False).plot().data}
 
 
 def test_the_class_that_loses_most_is_on_top():
-    comparison = staged_comparison()
+    comparison = example_comparison()
     figure = comparison.plot_classes()
     # Class 9 loses 0.018 and class 0 nothing; plotly draws the last category on top.
     assert figure.layout.yaxis.categoryarray[-1] == "9"

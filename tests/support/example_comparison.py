@@ -9,13 +9,13 @@ from trtkit.evaluation.latency import summarize_runs
 from trtkit.results import Provenance
 
 RUNNERS = {"cpu": ("ONNX Runtime 1.32.0 CPU", False, "wall"), "gpu": ("TensorRT 8.6.0 NVIDIA H100", True, "gpu")}
-ULTRALYTICS, COCO = "mAP50-95(B)", "pycocotools/AP"
+ULTRALYTICS, PYCOCOTOOLS = "mAP50-95(B)", "pycocotools/AP"
 ACCURACY = {"fp32": (0.7612, 0.7421), "fp16": (0.7612, 0.7420), "int8": (0.7571, 0.7370)}
 SPEED = {"fp32": 34.0, "fp16": 41.0, "int8": 71.0}
 SIZE = {"fp32": (10.6, 11.9), "fp16": (5.4, 6.8), "int8": (3.2, 4.9)}
 
 
-def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", **about):
+def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", **about):
     """A comparison of three precisions.
 
     Args:
@@ -48,9 +48,9 @@ def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", *
             {
                 "label": label,
                 ULTRALYTICS: ACCURACY[label][0],
-                COCO: ACCURACY[label][1],
+                PYCOCOTOOLS: ACCURACY[label][1],
                 f"delta {ULTRALYTICS}": ACCURACY[label][0] - ACCURACY["fp32"][0],
-                f"delta {COCO}": ACCURACY[label][1] - ACCURACY["fp32"][1],
+                f"delta {PYCOCOTOOLS}": ACCURACY[label][1] - ACCURACY["fp32"][1],
                 "onnx_mb": SIZE[label][0],
                 "engine_mb": SIZE[label][1] if built else None,
                 "build_s": 3.25 if built else None,
@@ -79,11 +79,14 @@ def staged_comparison(*, where="cpu", batches=(1,), built=True, split="train", *
         "data": "scenes/data.yaml",
         "split": "val",
         "imgsz": [640, 640],
-        "images": 40,
+        "eval_images": 40,
         "skipped": [],
         "reference": "fp32",
-        "metrics": [[ULTRALYTICS, "mAP50-95 by Ultralytics' rule"], [COCO, "pycocotools/AP by pycocotools' rule"]],
-        "all_metrics": [ULTRALYTICS, COCO],
+        "metrics": [
+            [ULTRALYTICS, "mAP50-95 by Ultralytics' rule"],
+            [PYCOCOTOOLS, "pycocotools/AP by pycocotools' rule"],
+        ],
+        "all_metrics": [ULTRALYTICS, PYCOCOTOOLS],
         "builder": "TensorRT-RTX 1.7.1.116" if built else None,
         "target": "sm89",
         "why_not_built": "" if built else "neither TensorRT nor TensorRT-RTX works here",

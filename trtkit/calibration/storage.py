@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import TrtkitError
-from trtkit.files import hash_parts, read_json
+from trtkit.files import hash_parts
 from trtkit.results import Provenance
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def find_calibration(folder: str | Path, key: CalibrationKey) -> tuple[Calibrati
     reasons: list[tuple[str, ...]] = []
     for path in sorted(folder.glob(f"*/{Calibration.kind}.json")):
         try:
-            stored = CalibrationKey.from_provenance(Provenance.from_dict(read_json(path)["origin"]))
+            stored = CalibrationKey.from_provenance(Calibration.load_provenance(path.parent))
             reason = key.differences(stored)
             if not reason and path.parent == place:
                 return Calibration.load(place), ""

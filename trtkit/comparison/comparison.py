@@ -1,8 +1,9 @@
-"""What several precisions of one model cost and buy, as one result."""
+"""Comparison: accuracy, latency, size and build facts of several precisions of one model."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ import polars as pl
 from trtkit.comparison.tables import leading_metrics
 from trtkit.errors import RecipeError
 from trtkit.evaluation.latency import Timing
-from trtkit.results import Provenance, Result
+from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,14 +27,14 @@ __all__ = ["Comparison", "PrecisionEvaluation"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PrecisionEvaluation:
-    """What one precision found: the frames of an `Evaluation`.
+    """The evaluation of one precision: the frames of an `Evaluation`.
 
     Attributes:
         metrics: As `Evaluation.metrics`.
         per_class: As `Evaluation.per_class`.
         per_image: As `Evaluation.per_image`.
         detections: As `Evaluation.detections`.
-        truths: As `Evaluation.truths`.
+        labels: As `Evaluation.labels`.
     """
 
     metrics: Mapping[str, float]
@@ -45,23 +46,23 @@ class PrecisionEvaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison(Result):
-    """Accuracy, time, size and build facts of several precisions.
+    """Accuracy, latency, size and build facts of several precisions.
 
     Attributes:
-        rows: One row a precision and batch: what ran, every metric, `delta <metric>` against the reference (negative is
-            a loss) with the ends of its 95 % interval (`delta <metric> low`, `... high`), the times of
-            `Timing.frame()`, `onnx_mb` and `engine_mb` (10^6 bytes), and `build_s`.
-        classes: Metrics of each class by precision.
-        images: What each image gave, by precision.
-        detections: What was found, by precision, as `Evaluation.detections`.
-        truths: What should have been found and whether it was, by precision, as `Evaluation.truths`.
-        differences: Every metric's change against the reference with its 95 % interval, of all, by class and by size of
-            the objects, as `trtkit.evaluation.significance.compute_differences` tells them, by precision.
-        samples: Every measured run, as `Timing.samples`.
-        runners: What ran, as `Timing.runners`.
-        about: Everything else, JSON-ready: model, task, data, split, images, skipped, reference, metrics (column and
-            readable name of the accuracies that decide), engines, files, calibration, recipes, python, command, notes,
-            and why nothing was built or run where that is so.
+        rows: One row per precision and batch: the runner, every metric, `delta <metric>` against the reference
+            (negative is a loss) with its 95 % confidence interval (`delta <metric> low`, `... high`), the latencies of
+            `Timing.frame()` (ms), `onnx_mb` and `engine_mb` (10^6 bytes), and `build_s`.
+        classes: Metrics per class and precision.
+        images: Counts per image and precision, as `Evaluation.per_image`.
+        detections: Detections per precision, as `Evaluation.detections`.
+        labels: Labels and what matched them, per precision, as `Evaluation.labels`.
+        differences: The change of every metric against the reference with its 95 % confidence interval, over all
+            objects, per class and per object size, as `trtkit.evaluation.significance.compute_differences` has it.
+        samples: Every timed run, as `Timing.samples`.
+        runners: The runners, as `Timing.runners`.
+        about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, metrics (column
+            and readable name of the primary ones), engines, files, calibration, recipes, python, command, notes, and
+            why no engine was built or run.
         provenance: Model, data, machine, versions, settings.
     """
 
@@ -83,36 +84,47 @@ class Comparison(Result):
         return self.rows
 
     def timing(self) -> Timing:
-        """The times alone."""
+        """The latencies alone."""
         return Timing(samples=self.samples, runners=self.runners, provenance=self.provenance)
 
     def verdict(self) -> tuple[str, ...]:
-        """What the numbers say, in sentences."""
+        """The conclusions in sentences, the most important first."""
         from trtkit.comparison.verdict import verdict_sentences
 
         return verdict_sentences(self.rows, self.about)
 
     def evaluation(self, precision: str) -> PrecisionEvaluation:
-        """What one precision found.
+        """The evaluation of one precision.
 
         Raises:
-            RecipeError: It was not compared.
+            RecipeError: The precision was not compared.
         """
-        known = self.rows["precision"].unique(maintain_order=True).to_list()
-        if precision not in known:
-            raise RecipeError(f"look at {precision!r}", "it was not compared", f"choose from {', '.join(known)}")
-        mine = pl.col("precision") == precision
-        row = self.rows.row(by_predicate=mine & (pl.col("batch") == pl.col("batch").first()), named=True)
+        precisions = self.rows["precision"].unique(maintain_order=True).to_list()
+        if precision not in precisions:
+            raise RecipeError(
+                f"read the evaluation of {precision!r}",
+                "it was not compared",
+                f"choose from {', '.join(precisions)}",
+                code="comparison-precision-unknown",
+                value=precision,
+                names=precisions,
+            )
+        of_precision = pl.col("precision") == precision
+        row = self.rows.row(by_predicate=of_precision & (pl.col("batch") == pl.col("batch").first()), named=True)
         return PrecisionEvaluation(
             metrics={name: row[name] for name in self.about["all_metrics"]},
-            per_class=self.classes.filter(mine),
-            per_image=self.images.filter(mine),
-            detections=self.detections.filter(mine),
-            labels=self.labels.filter(mine),
+            per_class=self.classes.filter(of_precision),
+            per_image=self.images.filter(of_precision),
+            detections=self.detections.filter(of_precision),
+            labels=self.labels.filter(of_precision),
         )
 
     def changes(self, precision: str, *, conf: float = 0.25) -> pl.DataFrame:
-        """The objects that a precision wins and loses against the reference, the worst first.
+        """Gained and lost objects and false positives of a precision against the reference, the worst first.
+
+        Args:
+            precision: A compared precision.
+            conf: Score threshold of detections.
 
         Raises:
             RecipeError: The precision was not compared.
@@ -122,82 +134,93 @@ class Comparison(Result):
         return find_object_changes(self.evaluation(self.about["reference"]), self.evaluation(precision), conf=conf)
 
     def gallery(self, precision: str, *, limit: int = 12, conf: float = 0.25) -> pl.DataFrame:
-        """The worst of `changes`, drawn; `png` holds the images.
+        """The first rows of `changes` with column `png`: reference and precision side by side.
+
+        Args:
+            precision: A compared precision.
+            limit: Largest number of rows.
+            conf: Score threshold of detections.
 
         Raises:
             RecipeError: The precision was not compared.
         """
         from trtkit.comparison.object_changes import draw_object_changes
 
-        told = self.changes(precision, conf=conf)
         return draw_object_changes(
-            told, self.evaluation(self.about["reference"]), self.evaluation(precision), most=limit, conf=conf
+            self.changes(precision, conf=conf),
+            self.evaluation(self.about["reference"]),
+            self.evaluation(precision),
+            limit=limit,
+            conf=conf,
         )
 
     def losses(self) -> pl.DataFrame:
-        """What each precision costs by the metrics that decide, in a form that rows of other comparisons fit below.
+        """The change of each primary metric; frames of several comparisons can be concatenated.
 
         Returns:
-            One row a precision and deciding metric: task, metric, precision, value, delta (against the reference;
-            negative is a loss), low and high (ends of its 95 % interval), and measurable, false where the interval
-            holds zero.
+            One row per precision and primary metric: task, metric, precision, value, delta (against the reference;
+            negative is a loss), low and high (95 % confidence interval of delta), and significant (the interval
+            excludes zero).
         """
-        told = [
+        changes = [
             self.differences.filter((pl.col("metric") == column) & (pl.col("scope") == "all")).with_columns(
                 task=pl.lit(self.about["task"])
             )
             for column, _ in self.about["metrics"]
         ]
-        return pl.concat(told).select("task", "metric", "precision", "value", "delta", "low", "high", "significant")
+        return pl.concat(changes).select("task", "metric", "precision", "value", "delta", "low", "high", "significant")
 
     def open(self, precision: str) -> Runner:
-        """Open the file that was judged: the engine where it ran here, else the ONNX file.
+        """Open the file that was evaluated: the engine if engines ran, else the ONNX file.
 
         Raises:
             RecipeError: The precision was not compared.
-            EngineError, OnnxError, CapabilityError: As `trtkit.open` raises them, the file being gone included.
+            EngineError, OnnxError, CapabilityError: As `trtkit.open` raises them, a missing file included.
         """
         from trtkit import backends
 
         self.evaluation(precision)
-        ran = self.rows.filter(pl.col("precision") == precision)["engine"].all()
-        return backends.open(self.about["files"][precision]["engine" if ran else "onnx"])
+        engines_ran = self.rows.filter(pl.col("precision") == precision)["engine"].all()
+        return backends.open(self.about["files"][precision]["engine" if engines_ran else "onnx"])
 
     def draw(self, precision: str, count: int = 3) -> ImageGrid:
-        """Run what was judged on the first images it was judged on, and draw what it finds.
+        """Run the evaluated file on the first eval images and draw the detections.
 
         Args:
-            precision: One that was compared.
-            count: How many.
+            precision: A compared precision.
+            count: Number of images.
 
         Raises:
             RecipeError: The precision was not compared.
-            DataError: An image is no longer there.
+            DataError: An image no longer exists.
             EngineError, OnnxError, CapabilityError: As `open` raises them.
         """
         with self.open(precision) as runner:
             return runner.draw(self.evaluation(precision).per_image["path"].head(count).to_list())
 
     def plot(self) -> go.Figure:
-        """Accuracy, time and size side by side."""
-        from trtkit.plotting.theme import comparison_figure
+        """Accuracy, latency and file size side by side."""
+        from trtkit.plotting.comparison import comparison_figure
 
         return comparison_figure(self.rows, leading_metrics(self.about["metrics"]))
 
     def plot_losses(self) -> go.Figure:
-        """The change of each deciding metric by precision, with its interval."""
-        from trtkit.plotting.evaluation import losses_figure
+        """The change of each primary metric per precision, with its confidence interval."""
+        from trtkit.plotting.comparison import losses_figure
 
         return losses_figure(self.losses())
 
     def plot_classes(self) -> go.Figure:
-        """Accuracy of each class by precision."""
-        from trtkit.plotting.theme import classes_figure
+        """Accuracy of each class per precision."""
+        from trtkit.plotting.comparison import classes_figure
 
         return classes_figure(self.classes, self.about["metrics"][0][0])
 
     def report(self, path: str | Path) -> Path:
-        """Write one HTML file that shows everything and needs nothing else.
+        """Write one self-contained HTML file.
+
+        Returns:
+            The file.
 
         Raises:
             OutputError: The file can't be written.
@@ -207,7 +230,7 @@ class Comparison(Result):
         return write_report(self, path)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """Every frame."""
+        """Every frame by name."""
         names = ("classes", "images", "detections", "labels", "samples", "runners", "differences")
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 
@@ -221,10 +244,27 @@ class Comparison(Result):
         frames = {name: table for name, table in tables.items() if name != "comparison"}
         return cls(rows=tables["comparison"], **frames, about=facts, provenance=provenance)
 
-    def _repr_html_(self) -> str:
-        from trtkit.comparison.report import summary
+    @classmethod
+    def upgrade(cls, saved: SavedResult) -> SavedResult:
+        """Convert a comparison of format version 1, its recipes, settings and replay code included."""
+        saved = super().upgrade(saved)
+        facts = rename_version_1_keys(saved.facts, {"images": "eval_images"})
+        facts["metrics"] = [[column, rename_version_1(name)] for column, name in facts["metrics"]]
+        facts["recipes"] = {
+            precision: {kind: rename_version_1_keys(recipe, {"level": "opt_level"}) for kind, recipe in recipes.items()}
+            for precision, recipes in facts["recipes"].items()
+        }
+        facts["python"] = re.sub(r"^    images=", "    eval_images=", facts["python"], flags=re.MULTILINE)
+        facts["command"] = facts["command"].replace(" --images=", " --eval-images=")
+        saved.facts = facts
+        settings = rename_version_1_keys(saved.provenance["settings"], {"images": "eval_images"})
+        saved.provenance = {**saved.provenance, "settings": settings}
+        return saved
 
-        return summary(self)
+    def _repr_html_(self) -> str:
+        from trtkit.comparison.report import render_summary
+
+        return render_summary(self)
 
     def __repr__(self) -> str:
-        return "\n".join((f"Comparison of {self.about['model']}", *(f"  {said}" for said in self.verdict())))
+        return "\n".join((f"Comparison of {self.about['model']}", *(f"  {line}" for line in self.verdict())))

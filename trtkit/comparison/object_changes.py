@@ -34,7 +34,7 @@ WHITE = (255, 255, 255)
 
 
 def draw_object_changes(
-    changed: pl.DataFrame, reference: EvaluationLike, other: EvaluationLike, *, most: int = 12, conf: float = 0.25
+    changed: pl.DataFrame, reference: EvaluationLike, other: EvaluationLike, *, limit: int = 12, conf: float = 0.25
 ) -> pl.DataFrame:
     """Draw changes: what changed in thick lines, what else each runner found around it in thin ones.
 
@@ -42,16 +42,16 @@ def draw_object_changes(
         changed: From `find_object_changes`, the rows to draw first.
         reference: The evaluation the changes are told against.
         other: The other one.
-        most: Most rows drawn.
+        limit: Largest number of rows.
         conf: Smallest score of what else is drawn.
 
     Returns:
-        The first `most` rows with `png`: a PNG file's bytes, two images side by side. An image that is no longer
+        The first `limit` rows with `png`: a PNG file's bytes, two images side by side. An image that is no longer
         there gives null.
     """
     names = dict(reference.per_class.select("class", "name").iter_rows())
-    images = [_draw_change(row, reference, other, names, conf) for row in changed.head(most).iter_rows(named=True)]
-    return changed.head(most).with_columns(pl.Series("png", images, dtype=pl.Binary))
+    images = [_draw_change(row, reference, other, names, conf) for row in changed.head(limit).iter_rows(named=True)]
+    return changed.head(limit).with_columns(pl.Series("png", images, dtype=pl.Binary))
 
 
 def _draw_change(

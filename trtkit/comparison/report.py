@@ -31,7 +31,7 @@ __all__ = [
     "metrics",
     "page",
     "plain",
-    "summary",
+    "render_summary",
     "table",
     "times",
     "what_changed",
@@ -317,7 +317,7 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def summary(comparison: Comparison) -> str:
+def render_summary(comparison: Comparison) -> str:
     """The verdict and the numbers that decide as a piece of HTML, for a notebook's cell: light or dark."""
     said = "".join(f"<li>{_text(sentence)}</li>" for sentence in comparison.verdict())
     # The page's own ink and lines: a notebook's theme, light or dark, decides them.
@@ -330,7 +330,7 @@ def _lead(comparison: Comparison) -> str:
     about = comparison.about
     size = "x".join(str(side) for side in about["imgsz"])
     return (
-        f"{about['task']} at {size}, judged on {about['images']} images of {about['split']} "
+        f"{about['task']} at {size}, judged on {about['eval_images']} images of {about['split']} "
         f"({Path(about['data']).name}) by {comparison.provenance.runner}, {comparison.provenance.created[:10]}"
     )
 

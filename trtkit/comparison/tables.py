@@ -184,7 +184,7 @@ def comparison_facts(
         "model": model.stem,
         "task": model.task,
         "imgsz": list(artifacts[reference]["onnx"].info.imgsz),
-        "images": first.image_count,
+        "eval_images": first.image_count,
         "skipped": list(first.skipped),
         "reference": reference,
         "metrics": [list(pair) for pair in primary_metrics(first.metrics)],

@@ -68,7 +68,7 @@ def _accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], metrics: Seq
 
 def _evidence(about: Mapping[str, Any]) -> list[str]:
     """How much the accuracy rests on."""
-    images, skipped = about["images"], len(about["skipped"])
+    images, skipped = about["eval_images"], len(about["skipped"])
     told = f"Accuracy is judged on {_count_of(images, 'image')} of {about['split']}"
     if images < 500:
         told += "; on so few, differences of a few thousandths can be chance"

@@ -6,18 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 import polars as pl
+from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import INK, LINE, TraceStyle, template, trace_style
+from trtkit.plotting.theme import INK, LINE, TraceStyle, hatch, template, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["accuracy_figure", "classes_change_figure", "latency_figure", "size_figure"]
+__all__ = [
+    "accuracy_figure",
+    "classes_change_figure",
+    "classes_figure",
+    "comparison_figure",
+    "latency_figure",
+    "losses_figure",
+    "size_figure",
+]
 
 FAINT = 0.45
 """Opacity of what does not stand out: still readable, and told apart by its shape."""
 
 MOST_CLASSES = 40
+
+HATCHES = ("", "/", "x", "-")
+"""Patterns of the bars of several batch sizes."""
 
 LEGEND = {"y": 1.02, "yanchor": "bottom"}
 
@@ -214,3 +226,217 @@ def _hover_text(row: dict[str, Any]) -> str:
 def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
     """The focus drawn last, so that it lies on top."""
     return [label for label in labels if label != focus] + [label for label in labels if label == focus]
+
+
+def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> go.Figure:
+    """What each precision costs and buys: accuracy, time and size side by side.
+
+    Args:
+        rows: `Comparison.frame()`.
+        metrics: Column and readable name of the accuracies to show, the first one filled, the others open.
+    """
+    once = rows.unique("precision", keep="first", maintain_order=True)
+    order = once["precision"].to_list()
+    names = ", ".join(once["runner"].unique(maintain_order=True))
+    clock = names if once["engine"].all() else f"{names}, not TensorRT"
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        subplot_titles=[
+            _titled("Accuracy", "higher is better; the axis does not begin at 0"),
+            _titled("Time an image", f"median; {clock}"),
+            _titled("File size", "ONNX beside engine" if once["engine_mb"].null_count() == 0 else "ONNX"),
+        ],
+        horizontal_spacing=0.09,
+    )
+    _add_accuracy(figure, once, metrics)
+    _add_times(figure, rows, order)
+    _add_sizes(figure, once)
+    ranked = bool(metrics) and metrics[0][0].startswith("top")
+    figure.update_yaxes(title_text="share of images" if ranked else "AP", row=1, col=1)
+    figure.update_yaxes(title_text="ms", rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(title_text="MB", rangemode="tozero", row=1, col=3)
+    figure.update_xaxes(type="category", tickfont={"size": 14}, range=[-0.5, len(order) - 0.5])
+    figure.update_layout(
+        template=template(),
+        height=430,
+        barmode="group",
+        bargap=0.35,
+        scattermode="group",
+        scattergap=0.6,
+        margin={"t": 80},
+    )
+    return figure
+
+
+def _titled(title: str, below: str) -> str:
+    return f"<b>{title}</b><br><span style='font-size:0.75em'>{below}</span>"
+
+
+def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> None:
+    order = once["precision"].to_list()
+    shown: list[float] = []
+    for place, (column, name) in enumerate(metrics):
+        values = once[column].to_list()
+        shown += [value for value in values if value is not None]
+        figure.add_scatter(
+            x=order,
+            y=values,
+            name=name,
+            offsetgroup=str(place),
+            mode="lines+markers+text",
+            line={"color": LINE, "width": 1},
+            marker={
+                "symbol": [trace_style(label, order).symbol + ("-open" if place else "") for label in order],
+                "color": [trace_style(label, order).color for label in order],
+                "size": 13,
+                "line": {"width": 2, "color": [trace_style(label, order).color for label in order]},
+            },
+            text=["" if value is None else f"{value:.4f}" for value in values],
+            textposition="bottom center" if place else "top center",
+            hovertemplate=f"%{{x}}: %{{y:.4f}}<extra>{name}</extra>",
+            row=1,
+            col=1,
+        )
+    if shown:
+        # At least two points of AP are shown, so that a loss of nothing looks like nothing.
+        middle, half = (max(shown) + min(shown)) / 2, max(0.01, 0.75 * (max(shown) - min(shown)))
+        figure.update_yaxes(range=[middle - half, middle + half], row=1, col=1)
+
+
+def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> None:
+    batches = rows["batch"].unique(maintain_order=True).to_list()
+    for place, size in enumerate(batches):
+        part = rows.filter(pl.col("batch") == size)
+        half = part["p50_ms"] / size
+        figure.add_bar(
+            x=part["precision"],
+            y=half,
+            name=f"batch {size}",
+            showlegend=len(batches) > 1,
+            marker={
+                "color": [trace_style(label, order).color for label in part["precision"]],
+                "pattern": hatch(HATCHES[place % len(HATCHES)]),
+            },
+            text=[f"{value:.3g}" for value in half],
+            textposition="outside",
+            cliponaxis=False,
+            customdata=part["p99_ms"] / size,
+            hovertemplate=(
+                f"%{{x}}: half within %{{y:.3f}} ms, 99 % within %{{customdata:.3f}} ms<extra>batch {size}</extra>"
+            ),
+            row=1,
+            col=2,
+        )
+
+
+def _add_sizes(figure: go.Figure, once: pl.DataFrame) -> None:
+    order = once["precision"].to_list()
+    for column, name, solid in (("onnx_mb", "ONNX file", False), ("engine_mb", "engine file", True)):
+        values = once[column].to_list()
+        if all(value is None for value in values):
+            continue
+        figure.add_bar(
+            x=order,
+            y=values,
+            name=name,
+            marker={
+                "color": [trace_style(label, order).color for label in order],
+                "pattern": hatch("" if solid else "."),
+            },
+            text=["" if value is None else f"{value:.1f}" for value in values],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate=f"%{{x}}: %{{y:.2f}} MB<extra>{name}</extra>",
+            row=1,
+            col=3,
+        )
+
+
+def classes_figure(classes: pl.DataFrame, column: str, *, most: int = 30) -> go.Figure:
+    """Accuracy of each class by precision, the class that loses most on top.
+
+    Args:
+        classes: Columns precision, name and `column`.
+        column: The accuracy to show.
+        most: Most classes shown.
+    """
+    order = classes["precision"].unique(maintain_order=True).to_list()
+    spread = (
+        classes.group_by("name", maintain_order=True)
+        .agg(loss=pl.col(column).first() - pl.col(column).min())
+        .sort("loss", maintain_order=True)
+        .tail(most)
+    )
+    names = spread["name"].to_list()
+    figure = go.Figure()
+    for name in names:
+        values = classes.filter(pl.col("name") == name)[column]
+        span: list[Any] = [values.min(), values.max()]
+        figure.add_scatter(
+            x=span, y=[name, name], mode="lines", line={"color": LINE, "width": 3}, showlegend=False, hoverinfo="skip"
+        )
+    for place, label in enumerate(order):
+        part = classes.filter((pl.col("precision") == label) & pl.col("name").is_in(names))
+        look = trace_style(label, order)
+        figure.add_scatter(
+            x=part[column],
+            y=part["name"],
+            name=label,
+            mode="markers",
+            # The first lies lowest and is largest, so that equal values still show every precision.
+            marker={"color": look.color, "symbol": look.symbol, "size": max(9, 17 - 4 * place)},
+            hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{label}</extra>",
+        )
+    figure.update_xaxes(title_text=column)
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=names)
+    figure.update_layout(template=template(), height=130 + 26 * len(names))
+    figure.update_layout(legend={"y": 1.02, "yanchor": "bottom"})
+    return figure
+
+
+def losses_figure(losses: pl.DataFrame) -> go.Figure:
+    """What each precision changes of each task's metrics, with the 95 % interval of each change.
+
+    Args:
+        losses: `Comparison.losses()`, of one comparison or of several below each other.
+    """
+    shown = losses.with_columns(row=pl.format("{}: {}", "task", "metric"))
+    rows = shown["row"].unique(maintain_order=True).to_list()
+    precisions = shown["precision"].unique(maintain_order=True).to_list()
+    figure = go.Figure()
+    for precision in precisions:
+        look = trace_style(precision, precisions)
+        mine = shown.filter(pl.col("precision") == precision)
+        figure.add_scatter(
+            x=mine["delta"],
+            y=mine["row"],
+            name=precision.upper(),
+            orientation="h",
+            mode="markers",
+            marker={"color": look.color, "symbol": look.symbol, "size": 11},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": mine["high"] - mine["delta"],
+                "arrayminus": mine["delta"] - mine["low"],
+                "color": look.color,
+                "width": 6,
+            },
+            customdata=mine.select("value", "low", "high").rows(),
+            hovertemplate="%{x:+.4f} to %{customdata[0]:.4f}, 95 % interval %{customdata[1]:+.4f} to "
+            "%{customdata[2]:+.4f}",
+        )
+    figure.add_vline(x=0, line={"color": INK, "width": 1})
+    figure.update_xaxes(title_text="change against the reference (left is a loss)", tickformat="+.3f")
+    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
+    height = 210 + 46 * len(rows)
+    figure.update_layout(
+        template=template(),
+        title={"text": "What each precision changes", "x": 0},
+        height=height,
+        legend={"y": -75 / (height - 120)},
+        scattermode="group",
+        scattergap=0.5,
+    )
+    return figure

@@ -9,14 +9,14 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import INK, template, trace_style
+from trtkit.plotting.theme import template, trace_style
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtkit.evaluation.evaluation import Evaluation
 
-__all__ = ["classification_figure", "evaluation_figure", "losses_figure", "precision_recall_curve"]
+__all__ = ["classification_figure", "evaluation_figure", "precision_recall_curve", "timing_figure"]
 
 MOST_CLASSES = 30
 
@@ -100,53 +100,6 @@ def classification_figure(evaluation: Evaluation) -> go.Figure:
     return figure
 
 
-def losses_figure(losses: pl.DataFrame) -> go.Figure:
-    """What each precision changes of each task's metrics, with the 95 % interval of each change.
-
-    Args:
-        losses: `Comparison.losses()`, of one comparison or of several below each other.
-    """
-    shown = losses.with_columns(row=pl.format("{}: {}", "task", "metric"))
-    rows = shown["row"].unique(maintain_order=True).to_list()
-    precisions = shown["precision"].unique(maintain_order=True).to_list()
-    figure = go.Figure()
-    for precision in precisions:
-        look = trace_style(precision, precisions)
-        mine = shown.filter(pl.col("precision") == precision)
-        figure.add_scatter(
-            x=mine["delta"],
-            y=mine["row"],
-            name=precision.upper(),
-            orientation="h",
-            mode="markers",
-            marker={"color": look.color, "symbol": look.symbol, "size": 11},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": mine["high"] - mine["delta"],
-                "arrayminus": mine["delta"] - mine["low"],
-                "color": look.color,
-                "width": 6,
-            },
-            customdata=mine.select("value", "low", "high").rows(),
-            hovertemplate="%{x:+.4f} to %{customdata[0]:.4f}, 95 % interval %{customdata[1]:+.4f} to "
-            "%{customdata[2]:+.4f}",
-        )
-    figure.add_vline(x=0, line={"color": INK, "width": 1})
-    figure.update_xaxes(title_text="change against the reference (left is a loss)", tickformat="+.3f")
-    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
-    height = 210 + 46 * len(rows)
-    figure.update_layout(
-        template=template(),
-        title={"text": "What each precision changes", "x": 0},
-        height=height,
-        legend={"y": -75 / (height - 120)},
-        scattermode="group",
-        scattergap=0.5,
-    )
-    return figure
-
-
 def precision_recall_curve(
     detections: pl.DataFrame, truths: pl.DataFrame, kind: str, grid: NDArray[np.float64], *, threshold: int = 0
 ) -> NDArray[np.float64]:
@@ -172,3 +125,38 @@ def precision_recall_curve(
         envelope = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
         total += np.interp(grid, right / labels, envelope, right=0)
     return total / max(1, len(counts))
+
+
+def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
+    """The share of runs that took at most so long, by runner, one panel a batch size.
+
+    Args:
+        samples: `Timing.samples`.
+        runners: `Timing.runners`.
+    """
+    labels = runners["label"].to_list()
+    names = dict(zip(labels, runners["runner"].to_list(), strict=True))
+    batches = samples["batch"].unique(maintain_order=True).to_list()
+    figure = make_subplots(rows=1, cols=len(batches), subplot_titles=[f"batch {size}" for size in batches])
+    for column, size in enumerate(batches, start=1):
+        for label in labels:
+            times = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
+            look = trace_style(label, labels)
+            figure.add_scatter(
+                x=times,
+                y=[(place + 1) / len(times) for place in range(len(times))],
+                name=label if names[label] == label else f"{label}: {names[label]}",
+                legendgroup=label,
+                showlegend=column == 1,
+                mode="lines",
+                line={"color": look.color, "dash": look.dash, "shape": "hv", "width": 2.5},
+                hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title_text="ms a batch", rangemode="tozero")
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
+    figure.update_yaxes(title_text="runs done within", col=1)
+    figure.update_layout(template=template(), height=380)
+    figure.update_layout(legend={"y": -0.25})
+    return figure

@@ -325,7 +325,7 @@ class GalleryState:
         from trtkit.comparison.object_changes import draw_object_changes
 
         reference, other = (self.comparison.evaluation(name) for name in (self.reference, self.precision))
-        return draw_object_changes(self.chosen().slice(self.page * PER_PAGE, PER_PAGE), reference, other, most=PER_PAGE)
+        return draw_object_changes(self.chosen().slice(self.page * PER_PAGE, PER_PAGE), reference, other, limit=PER_PAGE)
 
 
 def _matches_metric(metric: str, start: str) -> bool:
