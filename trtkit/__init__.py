@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
     from trtkit.plotting.engine import precision_shares_figure as precision_shares_figure
-    from trtkit.plotting.evaluation import losses_figure as losses_figure
+    from trtkit.plotting.comparison import losses_figure as losses_figure
     from trtkit.progress import Event as Event
     from trtkit.recipe import Recipe as Recipe
     from trtkit.tasks.base import Detections as Detections
@@ -91,7 +91,7 @@ _HOMES: dict[str, str | None] = {
     "export": "trtkit.exporter",
     "gallery": "trtkit.widgets.comparison.gallery",
     "load": "trtkit.models",
-    "losses_figure": "trtkit.plotting.evaluation",
+    "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",
     "precision_shares_figure": "trtkit.plotting.engine",
     "read_layers": "trtkit.inspection.layer_table",

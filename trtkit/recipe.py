@@ -198,9 +198,9 @@ class Recipe:
         """The command line that does the same, quoted for a POSIX shell."""
         words = ["trtkit", "export", f"--model={self.model}"]
         for name, value in self.non_default_settings().items():
-            flag = f"--{name}"
+            flag = "--" + name.replace("_", "-")
             if isinstance(value, bool):
-                words.append(flag if value else f"--no-{name}")
+                words.append(flag if value else f"--no-{flag[2:]}")
             elif name == "keep":
                 words += [f"{flag}={pattern}" for pattern in value]
             elif isinstance(value, tuple):
