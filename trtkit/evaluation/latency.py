@@ -64,7 +64,7 @@ class Timing(Result):
 
     def plot(self) -> go.Figure:
         """The distribution of times by runner, one panel a batch size."""
-        from trtkit.plotting.theme import timing_figure
+        from trtkit.plotting.evaluation import timing_figure
 
         return timing_figure(self.samples, self.runners)
 
