@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ def parallel_map(
     threads: int | None = None,
     *,
     max_pending: int | None = None,
-) -> Iterator[Output]:
+) -> Generator[Output, None, None]:
     """Apply a function to items, several at a time.
 
     Args:
@@ -40,7 +40,7 @@ def parallel_map(
     count = threads or available_cores()
     room = max(count, max_pending or 0)
     waiting: collections.deque[Future[Output]] = collections.deque()
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(count, thread_name_prefix="trtkit") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

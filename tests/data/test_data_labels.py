@@ -86,32 +86,34 @@ def test_missing_and_empty_files_mean_no_objects(tmp_path, task, shape):
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "message"),
+    ("text", "options", "code", "fields"),
     [
-        ("3 .5 .5 .1 .1", {}, "line 1: class 3, but the data set's classes are 0 to 2"),
-        ("-1 .5 .5 .1 .1", {}, "class -1"),
-        ("0.5 .5 .5 .1 .1", {}, "class 0.5"),
-        ("0 .5 .5 .1 .1\n0 .5 .5 .1", {}, "line 2: 4 columns where detect needs class and 4 numbers"),
-        ("0 .5 .5 .1 .1 .1", {}, "6 columns"),
-        ("0 .5 .5 .1 .1", {"task": "segment"}, "segment needs class and a polygon"),
-        ("0 .5 .5 .1 .1", {"task": "obb"}, "obb needs class and four corners"),
-        ("0 .5 .5 .1 .1", {"task": "pose", "kpt_shape": (4, 3)}, "pose needs 17 columns"),
-        ("0 a .5 .1 .1", {}, "is not a row of numbers"),
-        ("0 nan .5 .1 .1", {}, "not finite"),
-        ("0 320 240 64 64", {}, "outside the image"),
-        ("0 .5 .5 -.1 .1", {}, "outside the image"),
-        ("0 .1 .1 1.2 .5 .3 .3", {"task": "segment"}, "outside the image"),
+        ("3 .5 .5 .1 .1", {}, "class-unknown", {"line": 1, "value": 3, "classes": 3}),
+        ("-1 .5 .5 .1 .1", {}, "class-unknown", {"value": -1}),
+        ("0.5 .5 .5 .1 .1", {}, "class-unknown", {"value": 0.5}),
+        ("0 .5 .5 .1 .1\n0 .5 .5 .1", {}, "columns", {"line": 2, "columns": 4, "task": "detect"}),
+        ("0 .5 .5 .1 .1 .1", {}, "columns", {"columns": 6}),
+        ("0 .5 .5 .1 .1", {"task": "segment"}, "columns", {"columns": 5, "task": "segment"}),
+        ("0 .5 .5 .1 .1", {"task": "obb"}, "columns", {"columns": 5, "task": "obb"}),
+        ("0 .5 .5 .1 .1", {"task": "pose", "kpt_shape": (4, 3)}, "columns", {"columns": 5, "task": "pose"}),
+        ("0 a .5 .1 .1", {}, "not-numeric", {"line": 1}),
+        ("0 nan .5 .1 .1", {}, "not-finite", {"line": 1}),
+        ("0 320 240 64 64", {}, "outside-image", {"line": 1}),
+        ("0 .5 .5 -.1 .1", {}, "outside-image", {"line": 1}),
+        ("0 .1 .1 1.2 .5 .3 .3", {"task": "segment"}, "outside-image", {"line": 1}),
     ],
 )
-def test_bad_rows_are_told_apart(tmp_path, text, options, message):
+def test_bad_rows_are_told_apart(tmp_path, text, options, code, fields):
     with pytest.raises(DataError) as caught:
         read(tmp_path, text, **options)
-    assert message in str(caught.value)
-    assert "0.txt" in str(caught.value)
+    assert caught.value.code == f"data-label-{code}"
+    assert caught.value.fields["path"].name == "0.txt"
+    assert fields.items() <= caught.value.fields.items()
 
 
 def test_text_that_is_no_text(tmp_path):
     path = tmp_path / "0.txt"
     path.write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match="plain text"):
+    with pytest.raises(DataError) as caught:
         read_labels(path, task="detect", classes=1)
+    assert caught.value.code == "data-labels-unreadable"

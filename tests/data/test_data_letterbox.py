@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtkit.data import letterbox, to_input
+from trtkit.data import images, letterbox, resize_to_input, to_input
 from trtkit.data.images import PADDING, compute_letterbox
+from trtkit.models import Preprocess
 
 SIDES = st.integers(2, 2000)
 
@@ -47,11 +48,11 @@ def test_image_of_the_right_size_is_unchanged():
 
 
 def test_input_is_rgb_by_255_exactly():
-    images = list(np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), np.uint8))
-    batch = to_input(images)
+    some = list(np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), np.uint8))
+    batch = to_input(some)
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
-    expected = np.stack(images)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    expected = np.stack(some)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch, expected)
 
 
@@ -78,3 +79,27 @@ def test_points_outside_move_to_the_edge():
     boxes = np.array([[-5, 10, 70, 60]], np.float32)
     np.testing.assert_array_equal(fit.to_image(boxes), [[0, 0, 200, 100]])
     assert fit.to_image(boxes, clip=False)[0, 0] < 0
+
+
+def test_stretch_ignores_the_aspect_ratio():
+    image = np.full((100, 200, 3), 7, np.uint8)
+    resized, transform = resize_to_input(image, (64, 32), Preprocess(kind="stretch"))
+    assert resized.shape == (64, 32, 3)
+    assert (resized == 7).all()
+    np.testing.assert_allclose(transform.to_image(np.array([[0, 0, 32, 64]], np.float32)), [[0, 0, 200, 100]])
+
+
+def test_the_kind_of_preprocessing_selects_the_resizing():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for kind, resize in (("letterbox", images.letterbox), ("center_crop", images.center_crop)):
+        found, transform = resize_to_input(image, (32, 32), Preprocess(kind=kind))
+        expected, other = resize(image, (32, 32))
+        np.testing.assert_array_equal(found, expected)
+        assert transform == other
+
+
+def test_color_order_scale_mean_and_standard_deviation():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    preprocess = Preprocess(color="bgr", scale=1.0, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0))
+    expected = (image.astype(np.float32) - (1, 2, 3)) / (2, 4, 8)
+    np.testing.assert_allclose(to_input([image], preprocess)[0], expected.transpose(2, 0, 1), rtol=1e-6)

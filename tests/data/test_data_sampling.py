@@ -29,7 +29,15 @@ def test_seeds_differ_and_small_draws_lie_in_large_ones():
     assert set(sample_images(PATHS, count=10)) < set(sample_images(PATHS, count=30))
 
 
-@pytest.mark.parametrize("options", [{"fraction": 0}, {"fraction": 1.1}, {"count": 0}])
-def test_out_of_range(options):
-    with pytest.raises(RecipeError):
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"fraction": 0}, "sample-fraction-out-of-range"),
+        ({"fraction": 1.1}, "sample-fraction-out-of-range"),
+        ({"count": 0}, "sample-count-too-small"),
+    ],
+)
+def test_out_of_range(options, code):
+    with pytest.raises(RecipeError) as caught:
         sample_images(PATHS, **options)
+    assert caught.value.code == code

@@ -175,4 +175,4 @@ def test_classify_counts_by_hand(tmp_path):
     assert found.metrics == {"top1": 0.5, "top5": 1.0}
     assert found.per_class.select("class", "images", "top1").rows() == [(0, 2, 1.0), (1, 2, 0.0)]
     assert found.labels["rank"].to_list() == [1, 1, 2, 2]
-    assert found.detections.filter(pl.col("rank") == 1)["right"].to_list() == [True, True, False, False]
+    assert found.detections.filter(pl.col("rank") == 1)["correct"].to_list() == [True, True, False, False]

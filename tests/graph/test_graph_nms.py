@@ -12,7 +12,7 @@ from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.nms import add_nms
 from trtkit.graph.qdq import plan_qdq
 from trtkit.models.model import ModelInfo
-from trtkit.tasks.obb import nms_rotated
+from trtkit.tasks.nms import nms_rotated
 
 CARD = ModelInfo(task="detect", names={0: "a", 1: "b"})
 

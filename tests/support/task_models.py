@@ -133,7 +133,7 @@ def noisy_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: i
     """What a fair model would answer: every label somewhere near its place, some missed, some made up."""
     from trtkit.data import read_image
     from trtkit.data.images import compute_letterbox
-    from trtkit.tasks.obb import corners_to_xywhr
+    from trtkit.tasks.nms import corners_to_xywhr
 
     dice = np.random.default_rng(seed)
     answers = []

@@ -7,10 +7,10 @@ import pytest
 
 from trtkit.data.images import compute_letterbox
 from trtkit.data.labels import Labels
-from trtkit.errors import ModelError
-from trtkit.models.model import NMS_ROWS, ModelInfo
+from trtkit.errors import ModelError, RecipeError
+from trtkit.models.model import NMS_ROWS, TASKS, ModelInfo
 from trtkit.tasks import Detections, PostprocessSettings, get_task
-from trtkit.tasks.detect import filter_anchors
+from trtkit.tasks.detect import select_candidates
 
 REFERENCES = Path(__file__).parent.parent / "evaluation" / "references"
 SAME = compute_letterbox((640, 640), (640, 640))
@@ -91,11 +91,11 @@ def test_nothing_found():
 
 
 def test_threshold_is_exclusive():
-    output = np.zeros((7, 2), np.float32)
-    output[4, 0] = 0.25
-    output[4, 1] = np.nextafter(np.float32(0.25), np.float32(1))
+    scores = np.zeros((3, 2), np.float32)
+    scores[0, 0] = 0.25
+    scores[0, 1] = np.nextafter(np.float32(0.25), np.float32(1))
     for multi_label in (False, True):
-        assert filter_anchors(output, 3, PostprocessSettings(multi_label=multi_label))[3].tolist() == [1]
+        assert select_candidates(scores, PostprocessSettings(multi_label=multi_label))[2].tolist() == [1]
 
 
 def test_graph_with_suppression_inside():
@@ -116,13 +116,31 @@ def test_graph_with_suppression_inside():
 
 @pytest.mark.parametrize("shape", [(1, 84, 8400), (1, 7), (1, 8400, 7)])
 def test_other_outputs_are_refused(shape):
-    with pytest.raises(ModelError, match="where 3 classes need 7 columns"):
+    with pytest.raises(ModelError) as caught:
         decoded(np.zeros(shape, np.float32))
+    assert caught.value.code == "task-output-shape"
+    assert caught.value.fields == {"shape": shape, "columns": 7}
 
 
 def test_unknown_task():
-    with pytest.raises(ModelError, match="use one of"):
+    with pytest.raises(ModelError) as caught:
         get_task("depth")
+    assert caught.value.code == "task-unknown"
+    assert set(TASKS) <= set(caught.value.fields["names"])
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"conf": 1.5}, "postprocess-threshold-out-of-range"),
+        ({"iou": -0.1}, "postprocess-threshold-out-of-range"),
+        ({"max_det": 0}, "postprocess-max-det-too-small"),
+    ],
+)
+def test_settings_out_of_range(options, code):
+    with pytest.raises(RecipeError) as caught:
+        PostprocessSettings(**options)
+    assert caught.value.code == code
 
 
 def test_coco_boxes():

@@ -44,17 +44,19 @@ def test_classify_refuses_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "shapes", "match"),
+    ("task", "shapes", "code", "columns"),
     [
-        ("segment", {"output0": (1, 38, 9)}, "no prototypes"),
-        ("segment", {"output0": (1, 38, 9), "output1": (1, 16, 4, 4)}, "need 22 columns"),
-        ("pose", {"output0": (1, 11, 9)}, "need 15 columns"),
-        ("obb", {"output0": (1, 6, 9)}, "need 7 columns"),
-        ("classify", {"output0": (1, 5)}, "names 2 classes"),
+        ("segment", {"output0": (1, 38, 9)}, "task-prototypes-missing", None),
+        ("segment", {"output0": (1, 38, 9), "output1": (1, 16, 4, 4)}, "task-output-shape", 22),
+        ("pose", {"output0": (1, 11, 9)}, "task-output-shape", 15),
+        ("obb", {"output0": (1, 6, 9)}, "task-output-shape", 7),
+        ("classify", {"output0": (1, 5)}, "task-output-shape", 2),
     ],
 )
-def test_outputs_of_another_task_are_refused(task, shapes, match):
+def test_outputs_of_another_task_are_refused(task, shapes, code, columns):
     info = ModelInfo(task=task, names={0: "a", 1: "b"}, kpt_shape=(3, 3) if task == "pose" else None)
     outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    with pytest.raises(ModelError, match=match):
+    with pytest.raises(ModelError) as caught:
         get_task(task).postprocess(outputs, info, [], PostprocessSettings())
+    assert caught.value.code == code
+    assert caught.value.fields.get("columns") == columns

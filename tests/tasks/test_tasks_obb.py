@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit.tasks.obb import corners_to_xywhr, nms_rotated, prob_iou, rotated_iou, xywhr_to_corners, xywhr_to_xyxy
+from trtkit.tasks.nms import corners_to_xywhr, nms_rotated, prob_iou, rotated_iou, xywhr_to_corners, xywhr_to_xyxy
 
 NUMBERS = {"allow_nan": False, "width": 32}
 BOX = st.tuples(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from trtkit.data import Dataset
-from trtkit.tasks.pose import COCO_SIGMAS, compute_oks, get_sigmas
+from trtkit.tasks import get_task
+from trtkit.tasks.pose import COCO_SIGMAS, compute_oks
 
 
 def test_by_hand():
@@ -46,6 +47,6 @@ def test_symmetry_identity_and_translation(places, right, down):
 
 def test_sigmas():
     plain = {"path": Path("a"), "task": "pose", "names": {0: "a"}, "splits": {}}
-    assert get_sigmas(Dataset(**plain, kpt_shape=(4, 3))) == (0.25,) * 4
-    assert get_sigmas(Dataset(**plain, kpt_shape=(17, 3))) == COCO_SIGMAS
-    assert get_sigmas(Dataset(**plain, kpt_shape=(2, 3), sigmas=(0.5, 0.7))) == (0.5, 0.7)
+    assert get_task("pose").get_sigmas(Dataset(**plain, kpt_shape=(4, 3))) == (0.25,) * 4
+    assert get_task("pose").get_sigmas(Dataset(**plain, kpt_shape=(17, 3))) == COCO_SIGMAS
+    assert get_task("pose").get_sigmas(Dataset(**plain, kpt_shape=(2, 3), sigmas=(0.5, 0.7))) == (0.5, 0.7)

@@ -97,16 +97,16 @@ class Runner(abc.ABC):
             DataError: An image can't be read.
             EngineError: The run failed.
         """
-        from trtkit.data import to_input
+        from trtkit.data import resize_to_input, to_input
         from trtkit.tasks import PostprocessSettings, get_task
 
         settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
         judge = get_task(self.info.task)
         found: list[Prediction] = []
         for batch in self.read_batches(images):
-            prepared, fits = zip(*(judge.preprocess(image, self.imgsz) for image in batch), strict=True)
-            outputs = self.infer(to_input(list(prepared)))
-            found += judge.postprocess(outputs, self.info, list(fits), settings)
+            resized = [resize_to_input(image, self.imgsz, self.info.preprocess) for image in batch]
+            outputs = self.infer(to_input([image for image, _ in resized], self.info.preprocess))
+            found += judge.postprocess(outputs, self.info, [transform for _, transform in resized], settings)
         return found
 
     def draw(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trtkit.errors import DataError
 from trtkit.files import hash_parts
-from trtkit.tasks import get_task
+from trtkit.models.model import default_preprocess
 from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
@@ -142,13 +142,13 @@ def load_input_batches(
     Yields:
         (N, 3, H, W) float32 in [0, 1], RGB.
     """
-    from trtkit.data import read_image, to_input
+    from trtkit.data import read_image, resize_to_input, to_input
 
-    prepare = get_task(task).preprocess
+    preprocess = default_preprocess(task)
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return prepare(read_image(path), size)[0]
+            return resize_to_input(read_image(path), size, preprocess)[0]
         except DataError:
             return None
 
@@ -160,10 +160,10 @@ def load_input_batches(
             continue
         waiting.append(image)
         if len(waiting) == batch:
-            yield to_input(waiting)
+            yield to_input(waiting, preprocess)
             waiting.clear()
     if waiting:
-        yield to_input(waiting)
+        yield to_input(waiting, preprocess)
 
 
 def hash_preprocessing(task: str, size: tuple[int, int]) -> str:
@@ -176,12 +176,12 @@ def hash_preprocessing(task: str, size: tuple[int, int]) -> str:
         task: The task, which decides between letterbox and center crop.
         size: Height and width, pixels.
     """
-    from trtkit.data import to_input
+    from trtkit.data import resize_to_input, to_input
 
-    prepare = get_task(task).preprocess
+    preprocess = default_preprocess(task)
     random_state = np.random.default_rng(0)
     # One wider and one taller than the input, so that both directions of resizing and padding take part.
     shapes = [(size[0] // 2 + 3, size[1] + 17), (size[0] + 29, size[1] // 2 + 5)]
     images = [random_state.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
-    inputs = [to_input([prepare(image, size)[0]]) for image in images]
+    inputs = [to_input([resize_to_input(image, size, preprocess)[0]], preprocess) for image in images]
     return hash_parts(*(array.tobytes() for array in inputs), str(inputs[0].shape))

@@ -12,7 +12,7 @@ from trtkit.data import read_image
 from trtkit.errors import DataError
 from trtkit.tasks.drawing import class_color
 from trtkit.tasks.nms import box_iou
-from trtkit.tasks.obb import xywhr_to_corners
+from trtkit.tasks.nms import xywhr_to_corners
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,9 +1,17 @@
-"""Images and labels: data sets, letterboxing, sampling."""
+"""Data sets, labels, image files, preprocessing and sampling."""
 
 from __future__ import annotations
 
 from trtkit.data.dataset import Dataset, open_dataset
-from trtkit.data.images import ImageTransform, letterbox, read_image, sample_images, to_input
+from trtkit.data.images import (
+    ImageTransform,
+    letterbox,
+    list_images,
+    read_image,
+    resize_to_input,
+    sample_images,
+    to_input,
+)
 from trtkit.data.labels import Labels
 
 __all__ = [
@@ -11,8 +19,10 @@ __all__ = [
     "ImageTransform",
     "Labels",
     "letterbox",
+    "list_images",
     "open_dataset",
     "read_image",
+    "resize_to_input",
     "sample_images",
     "to_input",
 ]

@@ -1,4 +1,4 @@
-"""A labeled image set as Ultralytics writes it: a `data.yaml`, or a folder of class folders."""
+"""Data sets in Ultralytics' layout: a `data.yaml`, or a folder of class folders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from trtkit.data.images import is_image, list_images, read_image
-from trtkit.data.labels import Labels, label_path, read_labels
+from trtkit.data.images import is_image, list_images
+from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
 from trtkit.errors import DataError
-from trtkit.models.model import TASKS
 
 __all__ = [
     "SPLITS",
@@ -23,20 +22,18 @@ __all__ = [
     "open_dataset",
     "parse_names",
     "read_data_yaml",
-    "read_image",
     "resolve_images",
     "resolve_splits",
 ]
 
-
-# What a `data.yaml` says, checked and with every path made absolute.
-
-
 SPLITS = ("train", "val", "test", "minival")
 
 
+# data.yaml
+
+
 def read_data_yaml(path: Path) -> dict[str, Any]:
-    """Read a `data.yaml` as a mapping; nothing in it is run or fetched.
+    """Read a `data.yaml` as a mapping; nothing in it is executed or downloaded.
 
     Raises:
         DataError: The file is missing, no YAML, or no mapping.
@@ -48,65 +45,105 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
         raise DataError(
             asked,
             "there is no such file, and trtkit downloads no data sets",
-            "give the path of a data.yaml on this machine (fetch the set first if you only know its name)",
+            "give the path of a data.yaml on this machine (download the data set first)",
+            code="data-yaml-missing",
+            path=path,
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(asked, f"it can't be read ({error})", "check the file") from error
+        raise DataError(
+            asked, f"it can't be read ({error})", "check the file", code="data-yaml-unreadable", path=path
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark is not None else ""
-        raise DataError(asked, f"it is not valid YAML{where}", "correct the file") from error
+        line = None if mark is None else mark.line + 1
+        where = "" if line is None else f" at line {line}"
+        raise DataError(
+            asked, f"it is not valid YAML{where}", "correct the file", code="data-yaml-invalid", path=path, line=line
+        ) from error
     if not isinstance(value, dict):
-        raise DataError(asked, "it holds no mapping", "write keys such as path, train, val and names")
+        raise DataError(
+            asked,
+            "it is not a mapping",
+            "write keys such as path, train, val and names",
+            code="data-yaml-not-mapping",
+            path=path,
+        )
     return {str(key): entry for key, entry in value.items()}
 
 
 def parse_names(description: Mapping[str, Any], asked: str) -> dict[int, str]:
-    """Class names by number, from `names` as a list or a map, or from `nc` alone.
+    """Parse class names by number, from `names` as a list or a mapping, or from `nc` alone.
+
+    Args:
+        description: From `read_data_yaml`.
+        asked: The request that error messages start with.
 
     Raises:
         DataError: There are no names and no `nc`, or they contradict each other.
     """
     names, count = description.get("names"), description.get("nc")
     if names is None and count is None:
-        raise DataError(asked, "neither names nor nc is given", "add names, one for each class")
+        raise DataError(asked, "neither names nor nc is given", "add names, one per class", code="data-names-missing")
     if count is not None:
         try:
             if int(count) != float(count) or int(count) < 1:
                 raise ValueError
         except (TypeError, ValueError):
-            raise DataError(asked, f"nc is {count!r}", "write the number of classes") from None
+            raise DataError(
+                asked, f"nc is {count!r}", "write the number of classes", code="data-nc-invalid", value=count
+            ) from None
         count = int(count)
     if names is None:
         return {index: f"class_{index}" for index in range(count or 0)}
     if isinstance(names, list):
-        found = {index: str(name) for index, name in enumerate(names)}
+        parsed = {index: str(name) for index, name in enumerate(names)}
     elif isinstance(names, dict):
         try:
-            found = {int(index): str(name) for index, name in names.items()}
+            parsed = {int(index): str(name) for index, name in names.items()}
         except (TypeError, ValueError):
-            raise DataError(asked, "a key of names is no number", "number the classes from 0") from None
+            raise DataError(
+                asked, "a key of names is not a number", "number the classes from 0", code="data-names-not-numbered"
+            ) from None
     else:
-        raise DataError(asked, f"names is a {type(names).__name__}", "write a list, or a map from number to name")
-    if sorted(found) != list(range(len(found))) or not found:
-        raise DataError(asked, f"names are numbered {sorted(found)}", "number the classes from 0 without gaps")
-    if count is not None and count != len(found):
-        raise DataError(asked, f"nc is {count} but there are {len(found)} names", "make them agree")
-    return dict(sorted(found.items()))
+        raise DataError(
+            asked,
+            f"names is a {type(names).__name__}",
+            "write a list, or a mapping from number to name",
+            code="data-names-invalid",
+            value=names,
+        )
+    if sorted(parsed) != list(range(len(parsed))) or not parsed:
+        raise DataError(
+            asked,
+            f"names are numbered {sorted(parsed)}",
+            "number the classes from 0 without gaps",
+            code="data-names-not-numbered",
+            numbers=tuple(sorted(parsed)),
+        )
+    if count is not None and count != len(parsed):
+        raise DataError(
+            asked,
+            f"nc is {count} but there are {len(parsed)} names",
+            "make them agree",
+            code="data-names-count",
+            nc=count,
+            names=len(parsed),
+        )
+    return dict(sorted(parsed.items()))
 
 
 def resolve_splits(description: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, ...]]:
-    """The folders, text files and images that each split names.
+    """Resolve the folders, text files and images of each split to absolute paths.
 
     Args:
-        description: What `read_data_yaml` gave.
-        path: The YAML file; `path` in it is resolved against its folder, splits against `path`.
+        description: From `read_data_yaml`.
+        path: The YAML file; `path` in it is relative to its folder, splits are relative to `path`.
 
     Raises:
-        DataError: A split is neither text nor a list of texts.
+        DataError: A split is neither a string nor a list of strings.
     """
     root = path.parent / str(description.get("path") or ".")
-    places: dict[str, tuple[Path, ...]] = {}
+    paths: dict[str, tuple[Path, ...]] = {}
     for split in (*SPLITS, "validation"):
         value = description.get(split)
         if value is None:
@@ -114,63 +151,92 @@ def resolve_splits(description: Mapping[str, Any], path: Path) -> dict[str, tupl
         entries = value if isinstance(value, list) else [value]
         if not entries or not all(isinstance(entry, str) and entry for entry in entries):
             raise DataError(
-                f"read data set {path}", f"{split} is {value!r}", "write a folder, a text file or a list of them"
+                f"read data set {path}",
+                f"{split} is {value!r}",
+                "write a folder, a text file or a list of them",
+                code="data-split-invalid",
+                path=path,
+                split=split,
+                value=value,
             )
         name = "val" if split == "validation" else split
-        places.setdefault(name, tuple(_resolve_path(root, entry) for entry in entries))
-    return places
+        paths.setdefault(name, tuple(_resolve_path(root, entry) for entry in entries))
+    return paths
 
 
 def _resolve_path(root: Path, entry: str) -> Path:
-    place = (root / entry).resolve()
-    # Some tools write ../train/images beside the YAML file they mean to be one folder deeper.
-    if not place.exists() and entry.startswith("../") and (root / entry[3:]).exists():
+    path = (root / entry).resolve()
+    # Some tools write ../train/images into a YAML file that is meant to be one folder deeper.
+    if not path.exists() and entry.startswith("../") and (root / entry[3:]).exists():
         return (root / entry[3:]).resolve()
-    return place
+    return path
 
 
-def resolve_images(place: Path, asked: str) -> tuple[Path, ...]:
-    """The images that a folder, a text file or an image's own path names.
+def resolve_images(path: Path, asked: str) -> tuple[Path, ...]:
+    """List the images of a folder, of a text file, or the image itself.
 
     A line of a text file is absolute or relative to the text file's folder.
 
+    Args:
+        path: The folder, text file or image.
+        asked: The request that error messages start with.
+
     Raises:
-        DataError: The place is missing, or a text file names images that are.
+        DataError: The path is missing, or a text file lists images that are.
     """
-    if place.is_dir():
-        return list_images(place)
-    if not place.exists():
-        raise DataError(asked, f"{place} does not exist", "check path and the splits in the YAML file")
-    if is_image(place):
-        return (place,)
+    if path.is_dir():
+        return list_images(path)
+    if not path.exists():
+        raise DataError(
+            asked,
+            f"{path} does not exist",
+            "check path and the splits in the YAML file",
+            code="data-split-path-missing",
+            path=path,
+        )
+    if is_image(path):
+        return (path,)
     try:
-        lines = place.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(asked, f"{place} is no list of images ({error})", "write one path a line") from error
-    listed = [place.parent / line.strip() for line in lines if line.strip()]
-    images = [path for path in listed if is_image(path)]
-    missing = [path for path in images if not path.is_file()]
+        raise DataError(
+            asked,
+            f"{path} is no list of images ({error})",
+            "write one path per line",
+            code="data-list-unreadable",
+            path=path,
+        ) from error
+    listed = [path.parent / line.strip() for line in lines if line.strip()]
+    images = [image for image in listed if is_image(image)]
+    missing = [image for image in images if not image.is_file()]
     if missing:
         raise DataError(
             asked,
-            f"{len(missing)} of {len(images)} images in {place} are missing, the first is {missing[0]}",
-            "correct the list or bring the images",
+            f"{len(missing)} of {len(images)} images in {path} are missing, the first is {missing[0]}",
+            "correct the list or add the images",
+            code="data-images-missing",
+            path=path,
+            missing=tuple(missing),
+            count=len(images),
         )
     return tuple(images)
 
 
+# Data sets
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Images and labels on disk; nothing is read before it is asked for.
+    """Images and labels on disk, read on demand.
 
     Attributes:
         path: The YAML file, or the folder for classify.
-        task: What the labels are read for.
+        task: The task that labels are read for.
         names: Class names by number.
-        splits: What each split names: folders, text files or images.
+        splits: The folders, text files or images of each split.
         kpt_shape: (points, 2 or 3) for pose, None otherwise.
-        flip_idx: Which keypoint each becomes in a mirror, or ().
-        sigmas: Spread of each keypoint for OKS where the YAML file has `kpt_oks_sigmas`, or ().
+        flip_idx: The keypoint that each becomes in a mirrored image, or ().
+        sigmas: OKS sigma of each keypoint if the YAML file has `kpt_oks_sigmas`, or ().
     """
 
     path: Path
@@ -181,56 +247,78 @@ class Dataset:
     flip_idx: tuple[int, ...] = ()
     sigmas: tuple[float, ...] = ()
 
+    @property
+    def label_format(self) -> LabelFormat:
+        """How labels are read."""
+        return LABEL_FORMATS[self.task]
+
     def images(self, split: str) -> tuple[Path, ...]:
-        """The images of a split, sorted.
+        """List the images of a split, sorted.
 
         Raises:
-            DataError: There is no such split, a place it names is missing, or it holds no images.
+            DataError: There is no such split, one of its paths is missing, or it has no images.
         """
         asked = f"read split {split!r} of {self.path}"
         if split not in self.splits:
-            there = ", ".join(self.splits) or "none"
-            raise DataError(asked, f"the data set has no such split (it has: {there})", "name one of these or add it")
-        found: set[Path] = set()
-        for place in self.splits[split]:
-            found.update(resolve_images(place, asked))
-        if not found:
-            places = ", ".join(str(place) for place in self.splits[split])
-            raise DataError(asked, f"there are no images in {places}", "check the path")
-        return tuple(sorted(found, key=str))
+            raise DataError(
+                asked,
+                f"the data set has no such split (it has: {', '.join(self.splits) or 'none'})",
+                "name one of these or add it",
+                code="data-split-missing",
+                path=self.path,
+                split=split,
+                names=tuple(self.splits),
+            )
+        images: set[Path] = set()
+        for path in self.splits[split]:
+            images.update(resolve_images(path, asked))
+        if not images:
+            raise DataError(
+                asked,
+                f"there are no images in {', '.join(str(path) for path in self.splits[split])}",
+                "check the path",
+                code="data-split-empty",
+                path=self.path,
+                split=split,
+            )
+        return tuple(sorted(images, key=str))
 
     def labels(self, image: Path) -> Labels:
-        """An image's labels, coordinates as shares of its sides.
+        """Read an image's labels, coordinates as fractions of its sides.
 
         Raises:
             DataError: The label file contradicts the data set.
         """
-        if self.task == "classify":
+        if self.label_format.uses_folders:
             return Labels(classes=np.array([self._find_class(image)], np.int64), boxes=np.zeros((0, 4), np.float32))
         return read_labels(label_path(image), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
 
     def require_labels(self, images: Sequence[Path]) -> int:
-        """Make sure that there is something to judge by.
+        """Check that images have labels.
 
         Returns:
-            How many of the images have no label file; they count as images without objects.
+            Number of images without a label file; they count as images without objects.
 
         Raises:
-            DataError: None of the images has one.
+            DataError: No image has a label file.
         """
-        if self.task == "classify":
+        if self.label_format.uses_folders:
             return 0
-        bare = sum(not label_path(image).is_file() for image in images)
-        if bare == len(images):
+        unlabeled = sum(not label_path(image).is_file() for image in images)
+        if unlabeled == len(images):
             raise DataError(
-                f"judge by {self.path}",
-                f"none of {len(images)} images has labels ({label_path(images[0])} is not there)",
+                f"evaluate on {self.path}",
+                f"none of {len(images)} images has labels ({label_path(images[0])} does not exist)",
                 "put labels/.../<image>.txt beside images/.../<image>",
+                code="data-labels-missing",
+                path=self.path,
+                expected=label_path(images[0]),
+                count=len(images),
             )
-        return bare
+        return unlabeled
 
     def hash(self, split: str) -> str:
-        """SHA-256 over images, labels and class names, as 64 hex digits; kept while no file changes.
+        """Hash images, labels and class names of a split: SHA-256, 64 hex digits; cached while no file changes.
 
         Raises:
             DataError: As `images` does.
@@ -238,58 +326,84 @@ class Dataset:
         return self.hash_images(self.images(split))
 
     def hash_images(self, images: Sequence[Path]) -> str:
-        """`hash` of some images only, such as the ones a sample drew."""
-        labeled = self.task != "classify"
+        """Hash some images with their labels, such as a sample; see `hash`."""
+        has_label_files = not self.label_format.uses_folders
         stamps = tuple(
-            (str(path), *_stamp(path), *(_stamp(label_path(path)) if labeled else (self._find_class(path),)))
+            (
+                str(path),
+                *_stamp(path),
+                *(_stamp(label_path(path)) if has_label_files else (self._find_class(path),)),
+            )
             for path in images
         )
-        return _hash_content(stamps, tuple(self.names.values()), labeled)
+        return _hash_content(stamps, tuple(self.names.values()), has_label_files)
 
     def _find_class(self, image: Path) -> int:
-        for places in self.splits.values():
-            for place in places:
-                if image.is_relative_to(place):
-                    name = image.relative_to(place).parts[0]
-                    for number, known in self.names.items():
-                        if known == name:
+        for paths in self.splits.values():
+            for path in paths:
+                if image.is_relative_to(path):
+                    folder = image.relative_to(path).parts[0]
+                    for number, name in self.names.items():
+                        if name == folder:
                             return number
                     raise DataError(
                         f"read the class of {image}",
-                        f"the folder {name!r} is not among the classes of train ({', '.join(self.names.values())})",
+                        f"the folder {folder!r} is not among the classes of train ({', '.join(self.names.values())})",
                         "rename or remove it",
+                        code="data-class-unknown",
+                        path=image,
+                        value=folder,
+                        names=tuple(self.names.values()),
                     )
-        raise DataError(f"read the class of {image}", f"it lies outside {self.path}", "name an image of this data set")
+        raise DataError(
+            f"read the class of {image}",
+            f"it lies outside {self.path}",
+            "give an image of this data set",
+            code="data-image-outside",
+            path=image,
+        )
 
 
 def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
     """Open a data set for a task.
 
     Args:
-        data: A `data.yaml`, a folder with one YAML file in it, a folder of class folders below train/ and val/ for
+        data: A `data.yaml`, a folder with one YAML file, a folder with class folders below train/ and val/ for
             classify, or an open data set.
-        task: "detect", "segment", "classify", "pose" or "obb".
+        task: "detect", "segment", "classify", "pose", "obb", or the name of a registered task.
 
     Returns:
-        The data set; images and labels are read when asked for.
+        The data set; images and labels are read on demand.
 
     Raises:
         DataError: The data set is missing, or its description contradicts itself or the task.
     """
-    if task not in TASKS:
-        raise DataError(f"open data set {data} for {task!r}", "there is no such task", f"use one of {', '.join(TASKS)}")
+    if task not in LABEL_FORMATS:
+        raise DataError(
+            f"open data set {data} for {task!r}",
+            "there is no such task",
+            f"use one of {', '.join(LABEL_FORMATS)}",
+            code="data-task-unknown",
+            value=task,
+            names=tuple(LABEL_FORMATS),
+        )
     if isinstance(data, Dataset):
         return data if data.task == task else open_dataset(data.path, task=task)
     path = Path(data).expanduser()
-    if task == "classify":
-        return _open_class_folders(path)
+    if LABEL_FORMATS[task].uses_folders:
+        return _open_class_folders(path, task)
     if path.is_dir():
-        found = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
-        if len(found) != 1:
+        files = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
+        if len(files) != 1:
             raise DataError(
-                f"open data set {path}", f"the folder holds {len(found)} YAML files", "name the data.yaml itself"
+                f"open data set {path}",
+                f"the folder has {len(files)} YAML files",
+                "give the data.yaml itself",
+                code="data-yaml-ambiguous",
+                path=path,
+                count=len(files),
             )
-        path = found[0]
+        path = files[0]
     return _open_yaml(path.absolute(), task)
 
 
@@ -298,13 +412,33 @@ def _open_yaml(path: Path, task: str) -> Dataset:
     description = read_data_yaml(path)
     splits = resolve_splits(description, path)
     if not splits:
-        raise DataError(asked, f"it names no images ({', '.join(SPLITS)} are missing)", "add train and val")
-    kpt_shape = _kpt_shape(description.get("kpt_shape"), asked)
-    if task == "pose" and kpt_shape is None:
-        raise DataError(asked, "pose needs kpt_shape", "add kpt_shape: [points, 2 or 3]")
+        raise DataError(
+            asked,
+            f"it has no split ({', '.join(SPLITS)} are missing)",
+            "add train and val",
+            code="data-splits-missing",
+            path=path,
+        )
+    kpt_shape = _parse_kpt_shape(description.get("kpt_shape"), asked)
+    if LABEL_FORMATS[task].needs_kpt_shape and kpt_shape is None:
+        raise DataError(
+            asked,
+            f"{task} needs kpt_shape",
+            "add kpt_shape: [points, 2 or 3]",
+            code="data-kpt-shape-missing",
+            path=path,
+        )
     sigmas = tuple(float(value) for value in description.get("kpt_oks_sigmas") or ())
     if sigmas and kpt_shape is not None and len(sigmas) != kpt_shape[0]:
-        raise DataError(asked, f"{len(sigmas)} kpt_oks_sigmas for {kpt_shape[0]} keypoints", "give one for each")
+        raise DataError(
+            asked,
+            f"{len(sigmas)} kpt_oks_sigmas for {kpt_shape[0]} keypoints",
+            "give one for each",
+            code="data-sigmas-count",
+            path=path,
+            sigmas=len(sigmas),
+            keypoints=kpt_shape[0],
+        )
     return Dataset(
         path=path,
         task=task,
@@ -316,7 +450,7 @@ def _open_yaml(path: Path, task: str) -> Dataset:
     )
 
 
-def _kpt_shape(value: Any, asked: str) -> tuple[int, int] | None:
+def _parse_kpt_shape(value: Any, asked: str) -> tuple[int, int] | None:
     if value is None:
         return None
     if (
@@ -325,22 +459,26 @@ def _kpt_shape(value: Any, asked: str) -> tuple[int, int] | None:
         or not all(isinstance(n, int) for n in value)
         or value[1] not in (2, 3)
     ):
-        raise DataError(asked, f"kpt_shape is {value!r}", "write [points, 2 or 3]")
+        raise DataError(
+            asked, f"kpt_shape is {value!r}", "write [points, 2 or 3]", code="data-kpt-shape-invalid", value=value
+        )
     return value[0], value[1]
 
 
-def _open_class_folders(path: Path) -> Dataset:
-    """Open class folders: train/<class>/*.jpg and val/<class>/*.jpg; the class names are the sorted folders of train.
+def _open_class_folders(path: Path, task: str) -> Dataset:
+    """Open class folders: train/<class>/*.jpg and val/<class>/*.jpg; class names are the sorted folders of train.
 
     Raises:
-        DataError: The folder or its train split is missing.
+        DataError: The folder, its splits or its class folders are missing.
     """
-    asked = f"open data set {path} for classify"
+    asked = f"open data set {path} for {task}"
     if not path.is_dir():
         raise DataError(
             asked,
             "there is no such folder, and trtkit downloads no data sets",
-            "name a folder that holds train/ and val/",
+            "give a folder with train/ and val/",
+            code="data-folder-missing",
+            path=path,
         )
     path = path.absolute()
     splits = {split: (path / split,) for split in SPLITS if (path / split).is_dir()}
@@ -348,16 +486,31 @@ def _open_class_folders(path: Path) -> Dataset:
         if "val" not in splits and (path / other).is_dir():
             splits["val"] = (path / other,)
     if not splits:
-        raise DataError(asked, "it holds neither train/ nor val/", "put the class folders below train/ and val/")
-    naming = splits.get("train") or next(iter(splits.values()))
-    names = sorted(folder.name for folder in naming[0].iterdir() if folder.is_dir() and list_images(folder))
+        raise DataError(
+            asked,
+            "it has neither train/ nor val/",
+            "put the class folders below train/ and val/",
+            code="data-splits-missing",
+            path=path,
+        )
+    first = (splits.get("train") or next(iter(splits.values())))[0]
+    names = sorted(folder.name for folder in first.iterdir() if folder.is_dir() and list_images(folder))
     if not names:
-        raise DataError(asked, f"{naming[0]} holds no class folders with images", "make one folder for each class")
-    return Dataset(path=path, task="classify", names=dict(enumerate(names)), splits=splits)
+        raise DataError(
+            asked,
+            f"{first} has no class folders with images",
+            "make one folder per class",
+            code="data-class-folders-missing",
+            path=first,
+        )
+    return Dataset(path=path, task=task, names=dict(enumerate(names)), splits=splits)
+
+
+# Content hashes
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of last change; (-1, 0) where there is no file."""
+    """Return size and modification time; (-1, 0) where there is no file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -366,23 +519,19 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _hash_content(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], labeled: bool) -> str:
+def _hash_content(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], has_label_files: bool) -> str:
     digest = hashlib.sha256("\0".join(names).encode())
     for stamp in stamps:
         image = Path(stamp[0])
-        parts = [image.name.encode(), _read_bytes(image)]
-        if labeled:
-            parts.append(_read_bytes(label_path(image)))
-        else:
-            parts.append(str(stamp[3]).encode())
-        for part in parts:
+        label = _read_bytes(label_path(image)) if has_label_files else str(stamp[3]).encode()
+        for part in (image.name.encode(), _read_bytes(image), label):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
     return digest.hexdigest()
 
 
 def _read_bytes(path: Path) -> bytes:
-    """A file's bytes; none where it can't be read, since such an image is skipped and told of elsewhere."""
+    """Return a file's bytes, b"" where it can't be read: such an image is skipped and reported elsewhere."""
     try:
         return path.read_bytes()
     except OSError:

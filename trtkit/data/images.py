@@ -1,4 +1,4 @@
-"""Images to network inputs, and boxes back."""
+"""Image files, preprocessing into model inputs, and mapping of coordinates back to the image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from trtkit.errors import DataError, RecipeError
+from trtkit.models.model import Preprocess
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,22 +29,24 @@ __all__ = [
     "list_images",
     "read_image",
     "resize_antialias",
+    "resize_to_input",
     "sample_images",
+    "stretch",
     "to_input",
 ]
 
 PADDING = 114
-"""The gray that fills what the image leaves free; what YOLO is trained with."""
+"""Gray level of letterbox padding, as in YOLO training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
-    """Where an image lies in the network's input.
+    """Where an image lies in the model input.
 
     Attributes:
         shape: (height, width) of the original image.
-        resized: (height, width) of the image inside the input.
-        pad: (top, left) free pixels before it.
+        resized: (height, width) of the resized image.
+        pad: (top, left) offset of the resized image in the input; negative where edges are cropped.
         size: (height, width) of the input.
     """
 
@@ -61,34 +64,33 @@ class ImageTransform:
         """Map x, y pairs from the input to the original image.
 
         Args:
-            points: Shape (..., 2k): x and y in turn, so boxes x1, y1, x2, y2 and polygons alike.
-            clip: Whether what lies outside the image moves to its edge.
+            points: Shape (..., 2k): x and y in turn, as in boxes x1, y1, x2, y2 and polygons.
+            clip: Whether to clip points to the image.
 
         Returns:
             A new float32 array of the same shape.
         """
         pairs = points.shape[-1] // 2
         vertical, horizontal = self.ratio
-        moved = points - np.tile(np.array([self.pad[1], self.pad[0]], np.float32), pairs)
-        moved /= np.tile(np.array([horizontal, vertical], np.float32), pairs)
+        mapped = points - np.tile(np.array([self.pad[1], self.pad[0]], np.float32), pairs)
+        mapped /= np.tile(np.array([horizontal, vertical], np.float32), pairs)
         if clip:
-            np.clip(moved, 0, np.tile(np.array([self.shape[1], self.shape[0]], np.float32), pairs), out=moved)
-        return moved
+            np.clip(mapped, 0, np.tile(np.array([self.shape[1], self.shape[0]], np.float32), pairs), out=mapped)
+        return mapped
 
     def to_network(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map x, y pairs from the original image to the input; the inverse of `to_image` without clipping."""
         pairs = points.shape[-1] // 2
         vertical, horizontal = self.ratio
-        moved = points * np.tile(np.array([horizontal, vertical], np.float32), pairs)
-        return moved + np.tile(np.array([self.pad[1], self.pad[0]], np.float32), pairs)
+        mapped = points * np.tile(np.array([horizontal, vertical], np.float32), pairs)
+        return mapped + np.tile(np.array([self.pad[1], self.pad[0]], np.float32), pairs)
 
 
 def compute_letterbox(shape: tuple[int, int], size: tuple[int, int]) -> ImageTransform:
-    """How an image of `shape` lies in an input of `size`, both (height, width).
+    """Compute the letterbox of an image of `shape` in an input of `size`, both (height, width).
 
-    The image is resized, up or down, until it touches the input's sides, each length rounded up; what is left free
-    is split evenly, an odd pixel going below and to the right. This is what Ultralytics' validation does with
-    `rect=False`.
+    The image is resized, up or down, to touch two opposite sides of the input, each length rounded up; the rest is
+    split evenly, an odd pixel going to the bottom and right. As in Ultralytics' validation with `rect=False`.
     """
     ratio = min(size[0] / shape[0], size[1] / shape[1])
     height = min(math.ceil(shape[0] * ratio), size[0])
@@ -99,7 +101,7 @@ def compute_letterbox(shape: tuple[int, int], size: tuple[int, int]) -> ImageTra
 
 
 def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
-    """Resize an image to fit and pad it, centerd, with gray.
+    """Resize an image with its aspect ratio kept, and pad it with gray to the input's size.
 
     Args:
         image: BGR uint8, shape (height, width, 3).
@@ -108,53 +110,48 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[
     Returns:
         BGR uint8 of shape (*size, 3), and where the image lies in it.
     """
-    fit = compute_letterbox((image.shape[0], image.shape[1]), size)
-    height, width = fit.resized
-    if fit.shape != fit.resized:
+    transform = compute_letterbox((image.shape[0], image.shape[1]), size)
+    height, width = transform.resized
+    if transform.shape != transform.resized:
         image = cast("NDArray[np.uint8]", cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
-    if fit.resized == size:
-        return image, fit
-    top, left = fit.pad
+    if transform.resized == size:
+        return image, transform
+    top, left = transform.pad
     padded = cv2.copyMakeBorder(
         image, top, size[0] - height - top, left, size[1] - width - left, cv2.BORDER_CONSTANT, value=(PADDING,) * 3
     )
-    return cast("NDArray[np.uint8]", padded), fit
+    return cast("NDArray[np.uint8]", padded), transform
 
 
-def to_input(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Stack images of one size into a network input.
-
-    Args:
-        images: BGR uint8, each of the same shape (height, width, 3).
-
-    Returns:
-        RGB float32 in 0..1, shape (images, 3, height, width), contiguous.
-    """
-    height, width = images[0].shape[:2]
-    batch = np.empty((len(images), 3, height, width), np.float32)
-    for index, image in enumerate(images):
-        for channel, plane in enumerate(reversed(cv2.split(image))):
-            # Plane by plane, so that reading and writing are both contiguous: 8 times faster than transposing the
-            # whole.
-            np.divide(plane, np.float32(255), out=batch[index, channel])
-    return batch
-
-
-# How classification sees an image: its shorter side resized, its middle cut out.
-
-
-FIXED_POINT = 1 << 22
-
-
-def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
-    """Resize an image until its shorter side fits, and cut the middle out; what Ultralytics' validation does.
+def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
+    """Resize an image to the input, its aspect ratio ignored.
 
     Args:
         image: BGR uint8, shape (height, width, 3).
-        size: (height, width) of the input; where the two differ, the image is resized to them, its shape ignored.
+        size: (height, width) of the input.
 
     Returns:
-        BGR uint8 of shape (*size, 3), and where the image lies in it; `ImageTransform.pad` is negative, for edges are cut off.
+        BGR uint8 of shape (*size, 3), and where the image lies in it.
+    """
+    shape = (image.shape[0], image.shape[1])
+    if shape != size:
+        image = cast("NDArray[np.uint8]", cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
+    return image, ImageTransform(shape=shape, resized=size, pad=(0, 0), size=size)
+
+
+FIXED_POINT = 1 << 22
+"""Scale of Pillow's fixed-point resampling weights."""
+
+
+def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
+    """Resize an image's shorter side to the input and crop the center, as in Ultralytics' validation.
+
+    Args:
+        image: BGR uint8, shape (height, width, 3).
+        size: (height, width) of the input; if they differ, the image is stretched to them.
+
+    Returns:
+        BGR uint8 of shape (*size, 3), and where the image lies in it; `pad` is negative, as edges are cropped.
     """
     height, width = image.shape[:2]
     if size[0] != size[1]:
@@ -164,22 +161,24 @@ def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArra
     else:
         resized = int(size[1] * height / width), size[1]
     top, left = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
-    cut = resize_antialias(image, resized)[top : top + size[0], left : left + size[1]]
-    return np.ascontiguousarray(cut), ImageTransform(
-        shape=(height, width), resized=resized, pad=(-top, -left), size=size
-    )
+    cropped = resize_antialias(image, resized)[top : top + size[0], left : left + size[1]]
+    transform = ImageTransform(shape=(height, width), resized=resized, pad=(-top, -left), size=size)
+    return np.ascontiguousarray(cropped), transform
 
 
 def resize_antialias(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Bilinear resizing that averages what it shrinks, as Pillow's does; OpenCV's skips pixels there.
+    """Resize bilinearly with antialiasing, as Pillow does; OpenCV skips pixels when it downscales.
 
-    A triangle filter as wide as the pixels that make one new pixel, first along rows and then along columns, rounded to
-    whole gray levels after each: classification models are trained on exactly this. (Pillow 13 takes the columns of
-    some tall images first, which moves a sixth of their pixels by one gray level.)
+    A triangle filter as wide as the source pixels of one target pixel, along rows and then along columns, rounded to
+    integers after each: the resizing that classification models are trained with. (Pillow 13 starts with the columns of
+    some tall images, which changes a sixth of their pixels by one gray level.)
 
     Args:
         image: uint8, shape (height, width, channels).
-        size: (height, width) to make.
+        size: (height, width) of the result.
+
+    Returns:
+        uint8, shape (*size, channels).
     """
     across = _triangle_weights(image.shape[1], size[1])
     down = _triangle_weights(image.shape[0], size[0])
@@ -197,21 +196,69 @@ def _round_half_up(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _triangle_weights(before: int, after: int) -> NDArray[np.float64] | None:
-    """What each of `before` pixels gives to each of `after`, shape (after, before); None where nothing changes."""
+    """Return the weight of each of `before` pixels in each of `after`, shape (after, before); None if sizes agree."""
     if before == after:
         return None
     scale = before / after
-    reach = max(scale, 1.0)
+    radius = max(scale, 1.0)
     centers = (np.arange(after) + 0.5) * scale
-    distances = np.abs(np.arange(before) + 0.5 - centers[:, None]) / reach
+    distances = np.abs(np.arange(before) + 0.5 - centers[:, None]) / radius
     weights = np.maximum(1 - distances, 0)
     weights /= weights.sum(1, keepdims=True)
-    # Pillow's fixed point of 22 bits, so that halves round the same way.
-    shares: NDArray[np.float64] = np.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT
-    return shares
+    # Pillow's 22-bit fixed point, so that halves round the same way.
+    fixed: NDArray[np.float64] = np.floor(weights * FIXED_POINT + 0.5) / FIXED_POINT
+    return fixed
 
 
-# Image files: which there are, and reading one whole or not at all.
+_RESIZERS = {"letterbox": letterbox, "stretch": stretch, "center_crop": center_crop}
+
+
+def resize_to_input(
+    image: NDArray[np.uint8], size: tuple[int, int], preprocess: Preprocess
+) -> tuple[NDArray[np.uint8], ImageTransform]:
+    """Resize an image to the model input by the model's preprocessing.
+
+    Args:
+        image: BGR uint8, shape (height, width, 3).
+        size: (height, width) of the input.
+        preprocess: `ModelInfo.preprocess`.
+
+    Returns:
+        BGR uint8 of shape (*size, 3), and where the image lies in it.
+    """
+    return _RESIZERS[preprocess.kind](image, size)
+
+
+def to_input(images: Sequence[NDArray[np.uint8]], preprocess: Preprocess | None = None) -> NDArray[np.float32]:
+    """Stack resized images into a model input: color order, scale, mean and standard deviation.
+
+    Args:
+        images: BGR uint8, each of the same shape (height, width, 3).
+        preprocess: `ModelInfo.preprocess`; None is RGB in 0..1.
+
+    Returns:
+        Float32, shape (images, 3, height, width), contiguous.
+    """
+    preprocess = preprocess or Preprocess()
+    height, width = images[0].shape[:2]
+    batch = np.empty((len(images), 3, height, width), np.float32)
+    for index, image in enumerate(images):
+        planes = cv2.split(image)
+        for channel, plane in enumerate(reversed(planes) if preprocess.color == "rgb" else planes):
+            # Plane by plane: reading and writing are both contiguous, 8 times faster than transposing the image.
+            if preprocess.scale == 1 / 255:
+                # Division rounds correctly, multiplication by 1 / 255 would not.
+                np.divide(plane, np.float32(255), out=batch[index, channel])
+            else:
+                np.multiply(plane, np.float32(preprocess.scale), out=batch[index, channel])
+    if preprocess.mean:
+        batch -= np.array(preprocess.mean, np.float32)[:, None, None]
+    if preprocess.std:
+        batch /= np.array(preprocess.std, np.float32)[:, None, None]
+    return batch
+
+
+# Image files
 
 
 IMAGE_SUFFIXES = frozenset(
@@ -220,17 +267,17 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name says that it is an image OpenCV reads."""
+    """Return whether the suffix is that of an image format OpenCV reads."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """Every image below `folder`, sorted by its path as text, as Ultralytics sorts them."""
+    """List all images below `folder`, sorted by path as text, as Ultralytics does."""
     return tuple(sorted((path for path in folder.rglob("*") if is_image(path) and path.is_file()), key=str))
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image in color, turned as its EXIF orientation says.
+    """Read an image in color, rotated by its EXIF orientation.
 
     Args:
         path: An image file.
@@ -239,31 +286,39 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         BGR uint8, shape (height, width, 3).
 
     Raises:
-        DataError: The file is missing, empty, cut short or no image.
+        DataError: The file is missing, empty, truncated or no image.
     """
     asked = f"read image {path}"
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(asked, (error.strerror or str(error)).lower(), "check the path and its permissions") from error
+        raise DataError(
+            asked,
+            (error.strerror or str(error)).lower(),
+            "check the path and its permissions",
+            code="image-unreadable",
+            path=Path(path),
+        ) from error
     if not data:
-        raise DataError(asked, "the file is empty", "replace or remove it")
+        raise DataError(asked, "the file is empty", "replace or remove it", code="image-empty", path=Path(path))
     if _is_truncated(data):
-        raise DataError(asked, "the file is cut short", "replace or remove it")
+        raise DataError(asked, "the file is truncated", "replace or remove it", code="image-truncated", path=Path(path))
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise DataError(asked, "OpenCV can't decode it", "replace or remove it") from error
+    except cv2.error:
+        image = None
     if image is None:
-        raise DataError(asked, "OpenCV can't decode it", "replace or remove it")
+        raise DataError(
+            asked, "OpenCV can't decode it", "replace or remove it", code="image-undecodable", path=Path(path)
+        )
     return cast("NDArray[np.uint8]", image)
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end, which OpenCV fills with gray without a word.
+    """Return whether a JPEG or PNG lacks its end; OpenCV would fill it with gray without a warning.
 
-    A JPEG scan starts with FF DA and stuffs every FF inside, so a whole file has its end marker FF D9 after the last
-    scan's start (thumbnails in the header come before it, whatever a camera appended may follow it). ITU-T T.81, B.1.1.
+    A JPEG scan starts with FF DA and escapes every FF inside, so a complete file has its end marker FF D9 after the
+    start of the last scan. Thumbnails in the header come before it, appended data may follow. ITU-T T.81, B.1.1.
     """
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
@@ -272,40 +327,50 @@ def _is_truncated(data: bytes) -> bool:
     return False
 
 
-# Some of many images, the same ones every time.
+# Sampling
 
 
 def sample_images(
     paths: Sequence[Path], *, count: int | None = None, fraction: float = 1.0, seed: int = 0
 ) -> tuple[Path, ...]:
-    """Draw images without replacement; their order is kept.
+    """Sample images without replacement.
 
-    `fraction` is taken first, then at most `count` of what it left. The same seed gives the same images on every
-    machine, and a smaller count draws from the same shuffle, so that 64 images are among the 512 of the same seed.
+    `fraction` applies before `count`. The same seed gives the same images on every machine. A smaller count takes a
+    prefix of the same shuffle: with one seed, a sample of 64 images is a subset of the sample of 512.
 
     Args:
-        paths: What to draw from.
-        count: At most so many; None = no limit.
-        fraction: Share of `paths`, in (0, 1]; at least one image is drawn.
-        seed: Of the shuffle.
+        paths: The images to sample from.
+        count: Maximum number of images; None sets no limit.
+        fraction: Fraction of `paths`, in (0, 1]; at least one image is taken.
+        seed: Seed of the shuffle.
 
     Returns:
-        The drawn paths in the order of `paths`.
+        The sampled paths, in the order of `paths`.
 
     Raises:
         RecipeError: `fraction` or `count` is out of range.
     """
     if not 0 < fraction <= 1:
         raise RecipeError(
-            f"draw a fraction of {fraction} of the images", "it is not in (0, 1]", "pass a share such as 0.5"
+            f"sample a fraction of {fraction} of the images",
+            "it is not in (0, 1]",
+            "pass a fraction such as 0.5",
+            code="sample-fraction-out-of-range",
+            value=fraction,
         )
     if count is not None and count < 1:
-        raise RecipeError(f"draw {count} images", "it is less than 1", "pass a positive number, or None for all")
-    wanted = min(len(paths), max(1, round(len(paths) * fraction)))
+        raise RecipeError(
+            f"sample {count} images",
+            "it is less than 1",
+            "pass a positive number, or None for all",
+            code="sample-count-too-small",
+            value=count,
+        )
+    size = min(len(paths), max(1, round(len(paths) * fraction)))
     if count is not None:
-        wanted = min(wanted, count)
-    if wanted == len(paths):
+        size = min(size, count)
+    if size == len(paths):
         return tuple(paths)
     order = list(range(len(paths)))
     random.Random(seed).shuffle(order)
-    return tuple(paths[index] for index in sorted(order[:wanted]))
+    return tuple(paths[index] for index in sorted(order[:size]))

@@ -1,10 +1,11 @@
-"""One image's labels, read from a text file of normalized rows."""
+"""Labels of one image, and the formats of label files for each task."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,15 +14,27 @@ from trtkit.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Labels", "label_path", "read_labels"]
+__all__ = [
+    "LABEL_FORMATS",
+    "BoxLabels",
+    "CornerLabels",
+    "FolderLabels",
+    "KeypointLabels",
+    "LabelFormat",
+    "Labels",
+    "PolygonLabels",
+    "label_path",
+    "read_labels",
+    "register_label_format",
+]
 
 TOLERANCE = 0.01
-"""How far outside the image a coordinate may lie, as a share of its side; as Ultralytics allows."""
+"""How far outside the image a coordinate may lie, as a fraction of the side; as in Ultralytics."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """The objects in one image. Coordinates are shares of the image's sides until `scaled` makes them pixels.
+    """The labels of one image. Coordinates are fractions of the image's sides; `to_pixels` converts them.
 
     Attributes:
         classes: Class of each object, shape (n,), int64; for classify the one class of the image.
@@ -29,7 +42,7 @@ class Labels:
         segments: For segment: one polygon of shape (k, 2) per object; empty otherwise.
         keypoints: For pose: x, y, visibility (0 = not labeled), shape (n, points, 3); None otherwise.
         corners: For obb: four corners, shape (n, 4, 2); None otherwise.
-        duplicates: Rows left out because they repeat another.
+        duplicates: Number of repeated rows that were dropped.
     """
 
     classes: NDArray[np.int64]
@@ -43,7 +56,7 @@ class Labels:
         return len(self.classes)
 
     def to_pixels(self, shape: tuple[int, int]) -> Labels:
-        """The same labels in pixels of an image of `shape` (height, width)."""
+        """Return the labels in pixels of an image of `shape` (height, width)."""
         side = np.array([shape[1], shape[0]], np.float32)
         keypoints = self.keypoints
         if keypoints is not None:
@@ -57,8 +70,200 @@ class Labels:
         )
 
 
+KeypointShape = tuple[int, int] | None
+"""(points, 2 or 3) of a data set's keypoints, or None."""
+
+
+# Label formats
+
+
+class LabelFormat(abc.ABC):
+    """The rows of label files for a task; coordinates are fractions of the image's sides.
+
+    Attributes:
+        uses_folders: Whether the class is the name of the image's folder; there are no label files then.
+        needs_kpt_shape: Whether the data set must have `kpt_shape`.
+    """
+
+    uses_folders = False
+    needs_kpt_shape = False
+
+    @abc.abstractmethod
+    def describe(self, kpt_shape: KeypointShape) -> str:
+        """Describe the columns of a row, for error messages."""
+
+    @abc.abstractmethod
+    def accepts(self, columns: int, kpt_shape: KeypointShape) -> bool:
+        """Return whether a row of so many columns is valid."""
+
+    @abc.abstractmethod
+    def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
+        """Return the fields of `Labels` beyond `classes` and `duplicates`, from rows that were checked."""
+
+    def is_outside(self, row: NDArray[np.float32], kpt_shape: KeypointShape) -> bool:
+        """Return whether a coordinate of a row lies outside the image, for a row that `accepts` takes."""
+        if len(row) == 5:
+            return _box_outside(row[1:5])
+        return bool((row[1:] > 1 + TOLERANCE).any() or (row[1:] < -TOLERANCE).any())
+
+
+class BoxLabels(LabelFormat):
+    """Detect: `class x y w h` (center and size); a polygon or a keypoint row gives its box."""
+
+    def describe(self, kpt_shape: KeypointShape) -> str:
+        """Describe the columns of a row."""
+        return "class and 4 numbers, or class and a polygon"
+
+    def accepts(self, columns: int, kpt_shape: KeypointShape) -> bool:
+        """Return whether a row of so many columns is valid."""
+        return columns in (5, _keypoint_columns(kpt_shape)) or _is_polygon(columns)
+
+    def is_outside(self, row: NDArray[np.float32], kpt_shape: KeypointShape) -> bool:
+        """Return whether a coordinate lies outside the image."""
+        if kpt_shape is not None and len(row) == _keypoint_columns(kpt_shape):
+            # Without a visibility column, unlabeled keypoints may be any negative number.
+            points = row[5:].reshape(kpt_shape)[:, :2]
+            return bool((points > 1 + TOLERANCE).any()) or _box_outside(row[1:5])
+        return super().is_outside(row, kpt_shape)
+
+    def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
+        """Return the boxes."""
+        boxes = np.zeros((len(rows), 4), np.float32)
+        for index, row in enumerate(rows):
+            if len(row) in (5, _keypoint_columns(kpt_shape)):
+                boxes[index, :2] = row[1:3] - row[3:5] / 2
+                boxes[index, 2:] = row[1:3] + row[3:5] / 2
+            else:
+                boxes[index] = _enclosing_box(row)
+        return {"boxes": boxes}
+
+
+class KeypointLabels(BoxLabels):
+    """Pose: `class x y w h`, then `x y [visibility]` of each keypoint."""
+
+    needs_kpt_shape = True
+
+    def describe(self, kpt_shape: KeypointShape) -> str:
+        """Describe the columns of a row."""
+        return f"{_keypoint_columns(kpt_shape)} columns (class, box, keypoints)"
+
+    def accepts(self, columns: int, kpt_shape: KeypointShape) -> bool:
+        """Return whether a row of so many columns is valid."""
+        return columns == _keypoint_columns(kpt_shape)
+
+    def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
+        """Return boxes and keypoints."""
+        assert kpt_shape is not None
+        keypoints = (
+            np.stack([row[5:].reshape(kpt_shape) for row in rows]) if rows else np.zeros((0, *kpt_shape), np.float32)
+        )
+        if kpt_shape[1] == 2:
+            visible = (keypoints >= 0).all(-1, keepdims=True).astype(np.float32)
+            keypoints = np.concatenate((keypoints, visible), -1)
+        return {**super().parse(rows, kpt_shape), "keypoints": keypoints}
+
+
+class PolygonLabels(LabelFormat):
+    """Segment: `class x1 y1 x2 y2 x3 y3 ...`."""
+
+    def describe(self, kpt_shape: KeypointShape) -> str:
+        """Describe the columns of a row."""
+        return "class and a polygon of at least 3 points"
+
+    def accepts(self, columns: int, kpt_shape: KeypointShape) -> bool:
+        """Return whether a row of so many columns is valid."""
+        return _is_polygon(columns)
+
+    def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
+        """Return boxes and polygons."""
+        return {"boxes": _enclosing_boxes(rows), "segments": tuple(row[1:].reshape(-1, 2) for row in rows)}
+
+
+class CornerLabels(LabelFormat):
+    """Obb: `class` and four corners."""
+
+    def describe(self, kpt_shape: KeypointShape) -> str:
+        """Describe the columns of a row."""
+        return "class and four corners (9 columns)"
+
+    def accepts(self, columns: int, kpt_shape: KeypointShape) -> bool:
+        """Return whether a row of so many columns is valid."""
+        return columns == 9
+
+    def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
+        """Return boxes and corners."""
+        corners = np.stack([row[1:].reshape(4, 2) for row in rows]) if rows else np.zeros((0, 4, 2), np.float32)
+        return {"boxes": _enclosing_boxes(rows), "corners": corners}
+
+
+class FolderLabels(LabelFormat):
+    """Classify: the class is the name of the image's folder."""
+
+    uses_folders = True
+
+    def describe(self, kpt_shape: KeypointShape) -> str:
+        """Describe the columns of a row."""
+        return "no label files, but one folder per class"
+
+    def accepts(self, columns: int, kpt_shape: KeypointShape) -> bool:
+        """Return False: there are no rows."""
+        return False
+
+    def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
+        """Return no boxes."""
+        return {"boxes": np.zeros((0, 4), np.float32)}
+
+
+LABEL_FORMATS: dict[str, LabelFormat] = {
+    "detect": BoxLabels(),
+    "segment": PolygonLabels(),
+    "classify": FolderLabels(),
+    "pose": KeypointLabels(),
+    "obb": CornerLabels(),
+}
+"""The label format of each task."""
+
+
+def register_label_format(task: str, label_format: LabelFormat) -> None:
+    """Register how the labels of a task are read.
+
+    Args:
+        task: The task's name.
+        label_format: Its label format.
+    """
+    LABEL_FORMATS[task] = label_format
+
+
+def _keypoint_columns(kpt_shape: KeypointShape) -> int | None:
+    """Return the columns of a row with box and keypoints."""
+    return None if kpt_shape is None else 5 + kpt_shape[0] * kpt_shape[1]
+
+
+def _is_polygon(columns: int) -> bool:
+    return columns >= 7 and columns % 2 == 1
+
+
+def _box_outside(box: NDArray[np.float32]) -> bool:
+    return bool((box > 1 + TOLERANCE).any() or (box[:2] < -TOLERANCE).any() or (box[2:] < 0).any())
+
+
+def _enclosing_box(row: NDArray[np.float32]) -> NDArray[np.float32]:
+    points = row[1:].reshape(-1, 2)
+    return np.concatenate((points.min(0), points.max(0)))
+
+
+def _enclosing_boxes(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    boxes = np.zeros((len(rows), 4), np.float32)
+    for index, row in enumerate(rows):
+        boxes[index] = _enclosing_box(row)
+    return boxes
+
+
+# Label files
+
+
 def label_path(image: Path) -> Path:
-    """Where an image's labels are: its path with the last folder named `images` changed to `labels`, and `.txt`."""
+    """Return the path of an image's label file: the last folder named `images` becomes `labels`, the suffix `.txt`."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
@@ -67,33 +272,36 @@ def label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_labels(path: Path, *, task: str, classes: int, kpt_shape: tuple[int, int] | None = None) -> Labels:
-    """Read a label file; a file that is not there means an image without objects.
-
-    Rows, all coordinates as shares of the image's sides:
-    detect `class x y w h` (center and size; a polygon or a keypoint row gives its box), segment `class x1 y1 x2 y2 x3
-    y3 ...`, pose `class x y w h` and `x y [visibility]` of each keypoint, obb `class` and four corners.
+def read_labels(path: Path, *, task: str, classes: int, kpt_shape: KeypointShape = None) -> Labels:
+    """Read a label file; a missing file is an image without objects.
 
     Args:
-        path: The text file.
-        task: What the rows are read for.
+        path: The text file, one row per object.
+        task: The task, whose `LABEL_FORMATS` entry describes the rows.
         classes: Number of classes in the data set.
         kpt_shape: (points, 2 or 3) of the data set's keypoints.
 
     Returns:
-        Labels with rows that repeat another left out.
+        Labels without repeated rows, coordinates as fractions of the image's sides.
 
     Raises:
         DataError: A row has the wrong columns, no numbers, an unknown class or coordinates outside the image.
     """
+    label_format = LABEL_FORMATS[task]
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return _build_labels(task, [], kpt_shape, 0)
+        text = ""
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"read labels {path}", str(error), "replace the file with plain text") from error
+        raise DataError(
+            f"read labels {path}",
+            str(error),
+            "replace the file with plain text",
+            code="data-labels-unreadable",
+            path=path,
+        ) from error
     rows: list[NDArray[np.float32]] = []
-    seen: set[bytes] = set()
+    keys: set[bytes] = set()
     duplicates = 0
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -103,96 +311,60 @@ def read_labels(path: Path, *, task: str, classes: int, kpt_shape: tuple[int, in
             row = np.array([float(word) for word in words], np.float32)
         except ValueError:
             raise _row_error(
-                path, number, f"{line.strip()[:60]!r} is not a row of numbers", "write numbers only"
+                path, number, f"{line.strip()[:60]!r} is not a row of numbers", "write numbers only", "not-numeric"
             ) from None
         _check_row(row, path, number, task, classes, kpt_shape)
         key = row.tobytes()
-        if key in seen:
+        if key in keys:
             duplicates += 1
             continue
-        seen.add(key)
+        keys.add(key)
         rows.append(row)
-    return _build_labels(task, rows, kpt_shape, duplicates)
+    return Labels(
+        classes=np.array([row[0] for row in rows], np.int64),
+        duplicates=duplicates,
+        **label_format.parse(rows, kpt_shape),
+    )
 
 
-def _row_error(path: Path, number: int, found: str, do: str) -> DataError:
-    return DataError(f"read labels {path}", f"line {number}: {found}", do)
+def _row_error(path: Path, line: int, found: str, do: str, problem: str, **fields: Any) -> DataError:
+    return DataError(
+        f"read labels {path}", f"line {line}: {found}", do, code=f"data-label-{problem}", path=path, line=line, **fields
+    )
 
 
 def _check_row(
-    row: NDArray[np.float32], path: Path, number: int, task: str, classes: int, kpt_shape: tuple[int, int] | None
+    row: NDArray[np.float32], path: Path, line: int, task: str, classes: int, kpt_shape: KeypointShape
 ) -> None:
-    """Refuse a row that `task` can't be read from.
-
-    Raises:
-        DataError: As `read_labels` says.
-    """
-    columns = len(row)
-    with_keypoints = 5 + kpt_shape[0] * kpt_shape[1] if kpt_shape is not None else None
-    polygon = columns >= 7 and columns % 2 == 1
-    wanted, fits = {
-        "detect": ("class and 4 numbers, or class and a polygon", columns in (5, with_keypoints) or polygon),
-        "segment": ("class and a polygon of at least 3 points", polygon),
-        "pose": (f"{with_keypoints} columns (class, box, keypoints)", columns == with_keypoints),
-        "obb": ("class and four corners (9 columns)", columns == 9),
-    }[task]
-    if not fits:
-        raise _row_error(path, number, f"{columns} columns where {task} needs {wanted}", "label the set for this task")
+    """Raise a `DataError` for a row that is invalid for `task`."""
+    label_format = LABEL_FORMATS[task]
+    if not label_format.accepts(len(row), kpt_shape):
+        raise _row_error(
+            path,
+            line,
+            f"{len(row)} columns where {task} needs {label_format.describe(kpt_shape)}",
+            "label the data set for this task",
+            "columns",
+            columns=len(row),
+            task=task,
+        )
     if not np.isfinite(row).all():
-        raise _row_error(path, number, "a number is not finite", "correct the row")
+        raise _row_error(path, line, "a number is not finite", "correct the row", "not-finite")
     if row[0] != int(row[0]) or not 0 <= row[0] < classes:
         raise _row_error(
             path,
-            number,
+            line,
             f"class {row[0]:g}, but the data set's classes are 0 to {classes - 1}",
             "correct the row, or add the name to data.yaml",
+            "class-unknown",
+            value=float(row[0]),
+            classes=classes,
         )
-    if columns == with_keypoints and kpt_shape is not None and task in ("pose", "detect"):
-        # Points that are not labeled may be written as anything below zero when there is no visibility column.
-        points = row[5:].reshape(kpt_shape)[:, :2]
-        outside = bool((points > 1 + TOLERANCE).any()) or _box_outside(row[1:5])
-    elif columns == 5:
-        outside = _box_outside(row[1:5])
-    else:
-        outside = bool((row[1:] > 1 + TOLERANCE).any() or (row[1:] < -TOLERANCE).any())
-    if outside:
-        raise _row_error(path, number, "a coordinate lies outside the image", "divide by the image's width and height")
-
-
-def _box_outside(box: NDArray[np.float32]) -> bool:
-    return bool((box > 1 + TOLERANCE).any() or (box[:2] < -TOLERANCE).any() or (box[2:] < 0).any())
-
-
-def _build_labels(
-    task: str, rows: list[NDArray[np.float32]], kpt_shape: tuple[int, int] | None, duplicates: int
-) -> Labels:
-    """Build labels from rows that were checked."""
-    with_keypoints = 5 + kpt_shape[0] * kpt_shape[1] if kpt_shape is not None else None
-    boxes = np.zeros((len(rows), 4), np.float32)
-    for index, row in enumerate(rows):
-        if len(row) == 5 or (len(row) == with_keypoints and task in ("detect", "pose")):
-            boxes[index, :2] = row[1:3] - row[3:5] / 2
-            boxes[index, 2:] = row[1:3] + row[3:5] / 2
-        else:
-            points = row[1:].reshape(-1, 2)
-            boxes[index, :2] = points.min(0)
-            boxes[index, 2:] = points.max(0)
-    keypoints = None
-    if task == "pose" and kpt_shape is not None:
-        keypoints = (
-            np.stack([row[5:].reshape(kpt_shape) for row in rows]) if rows else np.zeros((0, *kpt_shape), np.float32)
+    if label_format.is_outside(row, kpt_shape):
+        raise _row_error(
+            path,
+            line,
+            "a coordinate lies outside the image",
+            "divide coordinates by the image's width and height",
+            "outside-image",
         )
-        if kpt_shape[1] == 2:
-            visible = (keypoints >= 0).all(-1, keepdims=True).astype(np.float32)
-            keypoints = np.concatenate((keypoints, visible), -1)
-    corners = None
-    if task == "obb":
-        corners = np.stack([row[1:].reshape(4, 2) for row in rows]) if rows else np.zeros((0, 4, 2), np.float32)
-    return Labels(
-        classes=np.array([row[0] for row in rows], np.int64),
-        boxes=boxes,
-        segments=tuple(row[1:].reshape(-1, 2) for row in rows) if task == "segment" else (),
-        keypoints=keypoints,
-        corners=corners,
-        duplicates=duplicates,
-    )

@@ -70,7 +70,7 @@ class Evaluation(Result):
     @property
     def overhead(self) -> float:
         """Share of the wall time in which the model did not run."""
-        return 1 - self.speed["infer"] / self.speed["wall"]
+        return 1 - self.speed["inference"] / self.speed["wall"]
 
     def frame(self) -> pl.DataFrame:
         """One row a metric: metric, value, and the rule it follows."""

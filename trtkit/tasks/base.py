@@ -1,14 +1,15 @@
-"""What a task must offer so that every runner is fed, read and judged alike."""
+"""Tasks: predictions, postprocessing settings, and the registries of tasks and output formats."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from trtkit.errors import RecipeError
+from trtkit.data.labels import register_label_format
+from trtkit.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,12 +18,28 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import ModelInfo
 
-__all__ = ["Detections", "PostprocessSettings", "Prediction", "Task", "predictions_to_frame"]
+__all__ = [
+    "REGISTERED_TASKS",
+    "BoxLayout",
+    "Detections",
+    "OutputDecoder",
+    "PostprocessSettings",
+    "Prediction",
+    "RawDetections",
+    "Task",
+    "decode_outputs",
+    "predictions_to_frame",
+    "register_output_format",
+    "register_task",
+]
+
+
+# Predictions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What a model found in one image.
+    """The prediction for one image.
 
     Attributes:
         shape: (height, width) of the original image.
@@ -33,10 +50,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Detections(Prediction):
-    """Objects by falling score; the predictions of segment, pose and obb add a column each.
+    """Objects by falling score; segment, pose and obb add masks, keypoints and oriented boxes.
 
     Attributes:
-        boxes: x1, y1, x2, y2 in pixels of the original image, inside it; shape (n, 4), float32.
+        boxes: x1, y1, x2, y2 in pixels of the original image, clipped to it; shape (n, 4), float32.
         scores: Shape (n,), float32, in 0..1.
         classes: Shape (n,), int64.
     """
@@ -56,6 +73,43 @@ class Detections(Prediction):
         return f"{type(self).__name__}({len(self)} in {self.shape[1]}x{self.shape[0]}{more})"
 
 
+def predictions_to_frame(
+    task: Task, paths: Sequence[str], predictions: Sequence[Prediction], names: Mapping[int, str]
+) -> pl.DataFrame:
+    """Collect predictions into one frame: one row per object, or per top-5 class for classify.
+
+    Args:
+        task: The task of the predictions.
+        paths: A name for each image.
+        predictions: One prediction per image, as `Runner.predict` returns them.
+        names: Class names by number.
+
+    Returns:
+        Columns `path`, `class`, `name` and `score`, and the task's own: x1, y1, x2, y2 in pixels of the original
+        image; `mask` (COCO run-length encoding), `keypoints` (x, y, visibility in turn), or x, y, width, height and
+        angle (radians); `rank` for classify. An image without objects has no row.
+    """
+    import polars as pl
+
+    parts: list[dict[str, Any]] = []
+    for path, prediction in zip(paths, predictions, strict=True):
+        columns: dict[str, Any] = {}
+        if isinstance(prediction, Detections):
+            columns |= {"class": prediction.classes.astype(np.int32), "score": prediction.scores}
+        columns |= task.to_columns(prediction)
+        columns = {"class": columns.pop("class"), "score": columns.pop("score"), **columns}
+        parts.append({"path": [path] * len(columns["class"]), **columns})
+    types = {"path": pl.String, "class": pl.Int32, "score": pl.Float32}
+    if not any(part["path"] for part in parts):
+        return pl.DataFrame(schema={"path": pl.String, "class": pl.Int32, "name": pl.String, "score": pl.Float32})
+    frame = pl.concat([pl.DataFrame(part, schema_overrides=types) for part in parts if part["path"]])
+    name = pl.col("class").replace_strict(names, default=pl.col("class").cast(pl.String), return_dtype=pl.String)
+    return frame.select("path", "class", name.alias("name"), pl.exclude("path", "class"))
+
+
+# Output formats: what a model returns, decoded the same way for every task that has boxes
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PostprocessSettings:
     """Thresholds of postprocessing.
@@ -66,6 +120,9 @@ class PostprocessSettings:
         max_det: Maximum number of objects per image.
         multi_label: Whether a box yields one object for every class above `conf` (evaluation) or only for its
             highest-scoring class (prediction).
+
+    Raises:
+        RecipeError: A value is out of range.
     """
 
     conf: float = 0.25
@@ -95,28 +152,128 @@ class PostprocessSettings:
             )
 
 
-class Task(Protocol):
-    """One of detect, segment, classify, pose, obb. A task holds no state.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxLayout:
+    """What each object of a task consists of beside box, score and class.
 
-    A task whose `kinds` is empty is judged by ranking classes (top-1, top-5) from its prediction's `probabilities`;
-    any other is judged by matching objects: `similarity` says how alike each label and each detection are, kind by
-    kind, and the judgement room makes matches, curves and averages of that, the same way for boxes, masks and
-    keypoints.
+    Attributes:
+        extra: Number of values after the class scores: mask coefficients, keypoint values, or the angle.
+        rotated: Whether boxes are rotated; the angle is then the last of the extra values.
+    """
+
+    extra: int = 0
+    rotated: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RawDetections:
+    """One image's objects in input pixels, by falling score.
+
+    Attributes:
+        boxes: x1, y1, x2, y2, shape (n, 4); with `BoxLayout.rotated` center x, center y, width, height, angle, shape
+            (n, 5); float32.
+        scores: Shape (n,), float32.
+        classes: Shape (n,), int64.
+        extra: The task's extra values, shape (n, `BoxLayout.extra`), float32.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    extra: NDArray[np.float32]
+
+
+class OutputDecoder(Protocol):
+    """Decodes the outputs of one output format."""
+
+    def __call__(
+        self,
+        outputs: Mapping[str, NDArray[np.float32]],
+        info: ModelInfo,
+        layout: BoxLayout,
+        settings: PostprocessSettings,
+        /,
+    ) -> Iterable[Any]:
+        """Decode a batch.
+
+        Args:
+            outputs: The model's outputs by name, one row per image; without mask prototypes.
+            info: The model's description.
+            layout: What each object consists of.
+            settings: Thresholds; the decoder applies all of them, NMS included where the format needs it.
+
+        Returns:
+            One `RawDetections` per image; for classify one array of class probabilities, shape (classes,).
+
+        Raises:
+            ModelError: The outputs do not fit the format.
+        """
+
+
+Decoder = TypeVar("Decoder", bound=OutputDecoder)
+
+_DECODERS: dict[str, OutputDecoder] = {}
+
+
+def register_output_format(name: str) -> Callable[[Decoder], Decoder]:
+    """Register the decoder of an output format; every task's postprocessing then reads models of that format.
+
+    Args:
+        name: `OutputFormat.name`. A name that is already registered gets the new decoder.
+    """
+
+    def register(decoder: Decoder) -> Decoder:
+        _DECODERS[name] = decoder
+        return decoder
+
+    return register
+
+
+def decode_outputs(
+    outputs: Mapping[str, NDArray[np.float32]],
+    info: ModelInfo,
+    layout: BoxLayout,
+    settings: PostprocessSettings,
+) -> Iterable[Any]:
+    """Decode a batch by the model's output format; arguments, result and errors are `OutputDecoder`'s.
+
+    Raises:
+        ModelError: No decoder is registered for the format, or the outputs do not fit it.
+    """
+    name = info.output_format.name
+    if name not in _DECODERS:
+        raise ModelError(
+            f"decode {info.task} output",
+            f"no decoder is registered for the output format {name!r}",
+            f"use one of {', '.join(_DECODERS)}, or register a decoder with register_output_format",
+            code="output-format-unknown",
+            name=name,
+            names=tuple(_DECODERS),
+        )
+    return _DECODERS[name](outputs, info, layout, settings)
+
+
+# Tasks
+
+
+class Task(Protocol):
+    """A task: postprocessing, similarity of labels and detections, drawing. A task holds no state.
+
+    With empty `kinds` a task is evaluated by top-1 and top-5 accuracy of its prediction's `probabilities`. Otherwise
+    detections are matched to labels by `compute_similarity`, once for each kind, and average precision follows.
 
     Attributes:
         name: The task's name.
-        metric: The metric that decides, e.g. "mAP50-95(B)".
-        kinds: What objects are matched by: "B" boxes, "M" masks, "P" poses; the suffix of the metrics' names.
-        coco_iou_types: pycocotools' `iouType` of the kinds it also judges.
+        metric: The primary metric, e.g. "mAP50-95(B)".
+        kinds: Kinds of similarity: "B" boxes, "M" masks, "P" keypoints, "R" exact IoU of oriented boxes; the suffix
+            of the metrics' names.
+        coco_iou_types: pycocotools' `iouType` for the kinds that it evaluates too.
     """
 
     name: str
     metric: str
     kinds: tuple[str, ...]
     coco_iou_types: Mapping[str, str]
-
-    def preprocess(self, image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
-        """Bring a BGR image to (height, width) as the model was trained to see it, and say how."""
 
     def postprocess(
         self,
@@ -125,88 +282,76 @@ class Task(Protocol):
         transforms: Sequence[ImageTransform],
         settings: PostprocessSettings,
     ) -> list[Any]:
-        """Turn a batch's outputs into one prediction an image.
+        """Turn a batch's outputs into one prediction per image.
 
         Args:
-            outputs: `Runner.infer`'s arrays by name, one row an image.
-            info: The model's description; `card.nms` says that suppression is in the graph.
-            transforms: Where each image lies in its input.
+            outputs: `Runner.infer`'s arrays by name, one row per image.
+            info: The model's description; `info.output_format` selects the decoder.
+            transforms: Where each image lies in the model's input; rows beyond them are padding of the batch.
             settings: Thresholds.
 
         Returns:
             Predictions in pixels of the original images, objects by falling score.
 
         Raises:
-            ModelError: The outputs are not this task's.
+            ModelError: The outputs do not fit the task or the output format.
         """
 
-    def similarity(self, labels: Labels, found: Any, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
-        """How alike each label and each detection are, in 0..1, whatever their classes.
+    def compute_similarity(self, labels: Labels, prediction: Any, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
+        """Compute the similarity of each label and each detection, regardless of class.
 
         Args:
-            labels: In pixels (`Labels.scaled`).
-            found: A prediction of this task.
-            dataset: For what the set says about similarity (keypoint sigmas).
+            labels: In pixels (`Labels.to_pixels`).
+            prediction: A prediction of this task.
+            dataset: The data set of the labels, for its keypoint sigmas.
 
         Returns:
-            By kind, shape (labels, detections).
+            By kind, shape (labels, detections), in 0..1.
         """
 
-    def areas(self, labels: Labels) -> NDArray[np.float32]:
-        """The size of each labeled object in square pixels, shape (labels,), for labels in pixels."""
+    def compute_areas(self, labels: Labels) -> NDArray[np.float32]:
+        """Compute the area of each labeled object in square pixels, shape (labels,), for labels in pixels."""
+
+    def get_sigmas(self, dataset: Dataset) -> tuple[float, ...]:
+        """Return the keypoint sigmas of OKS, or () for a task without keypoints."""
 
     def to_coco(self, objects: Labels | Any, kind: str) -> list[dict[str, Any]]:
-        """Labels in pixels, or a prediction, as COCO annotations without ids, classes and scores.
+        """Convert labels in pixels, or a prediction, to COCO annotations without ids, classes and scores.
 
         Args:
-            objects: What to describe.
+            objects: The labels or the prediction.
             kind: One of `coco_iou_types`.
 
         Returns:
             For each object `area` (pixels) and `bbox` [x, y, width, height], `segmentation` for "M", or `keypoints`
-            and `num_keypoints` for "P". Predicted masks and keypoints come without `bbox`, so that pycocotools takes
-            their sizes from themselves.
+            and `num_keypoints` for "P". Predicted masks and keypoints have no `bbox`, so that pycocotools computes
+            their area from the masks and keypoints.
         """
 
-    def to_columns(self, found: Any) -> dict[str, Any]:
-        """What the detections frame keeps of a prediction beyond image, class and score: one value an object."""
+    def to_columns(self, prediction: Any) -> dict[str, Any]:
+        """Return the prediction's columns beyond image, class and score, one value per object."""
 
-    def draw(self, image: NDArray[np.uint8], found: Any, names: Mapping[int, str]) -> NDArray[np.uint8]:
-        """A copy of a BGR image with the prediction drawn on it."""
+    def to_label_columns(self, labels: Labels) -> dict[str, NDArray[np.float32]]:
+        """Return the columns of labels in pixels beyond image, class, box and area, one value per object."""
+
+    def draw(self, image: NDArray[np.uint8], prediction: Any, names: Mapping[int, str]) -> NDArray[np.uint8]:
+        """Return a copy of a BGR image with the prediction drawn on it."""
 
 
-# Predictions of several images as one frame.
+TaskClass = TypeVar("TaskClass", bound="type[Task]")
+
+REGISTERED_TASKS: dict[str, type[Task]] = {}
+"""Task classes by name; the package's own are registered when `trtkit.tasks.get_task` first asks for them."""
 
 
-def predictions_to_frame(
-    task: Task, paths: Sequence[str], found: Sequence[Prediction], names: Mapping[int, str]
-) -> pl.DataFrame:
-    """One row an object, or one of the five likeliest classes of an image.
+def register_task(task: TaskClass) -> TaskClass:
+    """Register a task class under its `name`, and its `label_format` where it has one of its own.
 
     Args:
-        task: Whose predictions they are.
-        paths: What to call each image.
-        found: One prediction an image, as `Runner.predict` gives them.
-        names: The classes' names.
-
-    Returns:
-        Columns `path`, `class`, `name` and `score`, and what the task knows beside them: x1, y1, x2, y2 in pixels of
-        the original image; `mask` (COCO's run lengths), `keypoints` (x, y, visibility in turn), or x, y, width,
-        height and angle (radians); `rank` for classify. An image without objects has no row.
+        task: A class without constructor arguments that implements `Task`.
     """
-    import polars as pl
-
-    parts: list[dict[str, Any]] = []
-    for path, one in zip(paths, found, strict=True):
-        columns: dict[str, Any] = {}
-        if isinstance(one, Detections):
-            columns |= {"class": one.classes.astype(np.int32), "score": one.scores}
-        columns |= task.to_columns(one)
-        columns = {"class": columns.pop("class"), "score": columns.pop("score"), **columns}
-        parts.append({"path": [path] * len(columns["class"]), **columns})
-    kinds = {"path": pl.String, "class": pl.Int32, "score": pl.Float32}
-    if not any(part["path"] for part in parts):
-        return pl.DataFrame(schema={"path": pl.String, "class": pl.Int32, "name": pl.String, "score": pl.Float32})
-    whole = pl.concat([pl.DataFrame(part, schema_overrides=kinds) for part in parts if part["path"]])
-    named = pl.col("class").replace_strict(names, default=pl.col("class").cast(pl.String), return_dtype=pl.String)
-    return whole.select("path", "class", named.alias("name"), pl.exclude("path", "class"))
+    REGISTERED_TASKS[task.name] = task
+    label_format = getattr(task, "label_format", None)
+    if label_format is not None:
+        register_label_format(task.name, label_format)
+    return task

@@ -1,17 +1,25 @@
-"""Detection: boxes with a class and a score."""
+"""Detection: the task, and the output formats of models with boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtkit.data.images import letterbox
 from trtkit.errors import ModelError
-from trtkit.tasks.base import Detections, PostprocessSettings
+from trtkit.models.model import DENSE, NMS_ROWS
+from trtkit.tasks.base import (
+    BoxLayout,
+    Detections,
+    PostprocessSettings,
+    RawDetections,
+    decode_outputs,
+    register_output_format,
+    register_task,
+)
 from trtkit.tasks.drawing import draw_box
-from trtkit.tasks.nms import box_iou, nms, xywh_to_xyxy
+from trtkit.tasks.nms import box_iou, nms, nms_rotated, xywh_to_xyxy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,31 +27,17 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import ModelInfo
 
-__all__ = [
-    "Detect",
-    "RawDetections",
-    "count_columns",
-    "decode_image",
-    "filter_anchors",
-    "filter_rows",
-    "get_main_output",
-]
-
-RawDetections = tuple["NDArray[np.float32]", "NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.float32]"]
-"""Boxes in input pixels, scores, classes, and what follows the classes in each row."""
+__all__ = ["Detect", "decode_dense", "decode_nms_rows", "get_main_output", "select_candidates"]
 
 
+@register_task
 class Detect:
-    """The detect task; segment and pose share its boxes, scores and classes."""
+    """Detection; segment, pose and obb build on its boxes, scores and classes."""
 
     name = "detect"
     metric = "mAP50-95(B)"
     kinds: tuple[str, ...] = ("B",)
     coco_iou_types: Mapping[str, str] = {"B": "bbox"}
-
-    def preprocess(self, image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
-        """Letterbox a BGR image to (height, width)."""
-        return letterbox(image, size)
 
     def postprocess(
         self,
@@ -52,112 +46,147 @@ class Detect:
         transforms: Sequence[ImageTransform],
         settings: PostprocessSettings,
     ) -> list[Detections]:
-        """Boxes from `output0`: (batch, 4 + classes, anchors), or (batch, rows, 6) with NMS in the graph.
+        """Decode boxes, scores and classes.
 
         Raises:
-            ModelError: The output has another shape.
+            ModelError: The outputs do not fit the output format.
         """
-        rows = get_main_output(outputs, info, count_columns(info))
-        found = []
-        for row, fit in zip(rows, transforms, strict=False):
-            boxes, scores, classes, _ = decode_image(row, info, settings)
-            found.append(Detections(shape=fit.shape, boxes=fit.to_image(boxes), scores=scores, classes=classes))
-        return found
+        decoded = decode_outputs(outputs, info, BoxLayout(), settings)
+        return [
+            Detections(
+                shape=transform.shape, boxes=transform.to_image(raw.boxes), scores=raw.scores, classes=raw.classes
+            )
+            for transform, raw in zip(transforms, decoded, strict=False)
+        ]
 
-    def similarity(self, labels: Labels, found: Detections, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
-        """Intersection over union of boxes."""
-        return {"B": box_iou(labels.boxes, found.boxes)}
+    def compute_similarity(
+        self, labels: Labels, prediction: Detections, dataset: Dataset
+    ) -> dict[str, NDArray[np.float32]]:
+        """Compute the IoU of boxes."""
+        return {"B": box_iou(labels.boxes, prediction.boxes)}
 
-    def areas(self, labels: Labels) -> NDArray[np.float32]:
-        """Width times height."""
+    def compute_areas(self, labels: Labels) -> NDArray[np.float32]:
+        """Return width times height."""
         sizes = labels.boxes[:, 2:] - labels.boxes[:, :2]
         areas: NDArray[np.float32] = sizes[:, 0] * sizes[:, 1]
         return areas
 
+    def get_sigmas(self, dataset: Dataset) -> tuple[float, ...]:
+        """Return (): boxes have no keypoints."""
+        return ()
+
     def to_coco(self, objects: Labels | Detections, kind: str) -> list[dict[str, Any]]:
-        """Boxes as x, y, width, height; a box's area is width times height, for labels are boxes here."""
+        """Return boxes as x, y, width, height, with width times height as area."""
         corners = objects.boxes.astype(np.float64)
         sizes = corners[:, 2:] - corners[:, :2]
         boxes = np.concatenate((corners[:, :2], sizes), 1).tolist()
         return [{"bbox": box, "area": box[2] * box[3]} for box in boxes]
 
-    def to_columns(self, found: Detections) -> dict[str, Any]:
-        """x1, y1, x2, y2 in pixels of the original image."""
-        return {name: found.boxes[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))}
+    def to_columns(self, prediction: Detections) -> dict[str, Any]:
+        """Return x1, y1, x2, y2 in pixels of the original image."""
+        return {name: prediction.boxes[:, column] for column, name in enumerate(("x1", "y1", "x2", "y2"))}
 
-    def draw(self, image: NDArray[np.uint8], found: Detections, names: Mapping[int, str]) -> NDArray[np.uint8]:
-        """A copy of a BGR image with boxes, names and scores, the surest on top."""
+    def to_label_columns(self, labels: Labels) -> dict[str, NDArray[np.float32]]:
+        """Return {}: a label is its box."""
+        return {}
+
+    def draw(self, image: NDArray[np.uint8], prediction: Detections, names: Mapping[int, str]) -> NDArray[np.uint8]:
+        """Return a copy of a BGR image with boxes, names and scores, the highest-scoring on top."""
         drawn = image.copy()
-        for box, score, number in reversed(list(zip(found.boxes, found.scores, found.classes.tolist(), strict=True))):
+        objects = zip(prediction.boxes, prediction.scores, prediction.classes.tolist(), strict=True)
+        for box, score, number in reversed(list(objects)):
             draw_box(drawn, box, f"{names.get(number, number)} {score:.2f}", number)
         return drawn
 
 
-def count_columns(info: ModelInfo, extra: int = 0) -> int:
-    """Values an object of `output0`, with `extra` mask coefficients, keypoint values or angles behind the scores."""
-    return (6 if info.nms else 4 + len(info.names)) + extra
+# Output formats of YOLO models with boxes
 
 
-def get_main_output(outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, columns: int) -> NDArray[np.float32]:
-    """The array `output0`, or the first: (batch, columns, anchors); with NMS inside (batch, rows, columns).
+@register_output_format(DENSE.name)
+def decode_dense(
+    outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
+) -> Iterable[RawDetections]:
+    """Decode `output0` of shape (batch, 4 + classes + extra, anchors) and apply class-wise NMS.
 
     Raises:
         ModelError: The output has another shape.
     """
-    array = outputs.get("output0", next(iter(outputs.values())))
-    if array.ndim != 3 or array.shape[2 if info.nms else 1] != columns:
-        raise ModelError(
-            f"read {info.task} output",
-            f"its shape is {tuple(array.shape)} where {len(info.names)} classes need {columns} columns",
-            "check the task and the class names given for this model",
-        )
-    return array
+    classes = len(info.names)
+    array = get_main_output(outputs, info, axis=1, columns=4 + classes + layout.extra)
+
+    def decode(image: NDArray[np.float32]) -> RawDetections:
+        scores, numbers, anchors = select_candidates(image[4 : 4 + classes], settings)
+        boxes = np.ascontiguousarray(image[:4, anchors].T)
+        if layout.rotated:
+            boxes = np.concatenate((boxes, image[-1:, anchors].T), 1)
+            keep = nms_rotated(boxes, scores, numbers, iou=settings.iou, max_det=settings.max_det)
+        else:
+            boxes = xywh_to_xyxy(boxes)
+            keep = nms(boxes, scores, numbers, iou=settings.iou, max_det=settings.max_det)
+        extra = np.ascontiguousarray(image[4 + classes :, anchors[keep]].T)
+        return RawDetections(boxes=boxes[keep], scores=scores[keep], classes=numbers[keep], extra=extra)
+
+    return map(decode, array)
 
 
-def decode_image(row: NDArray[np.float32], info: ModelInfo, settings: PostprocessSettings) -> RawDetections:
-    """The objects of one image's output, by falling score.
+@register_output_format(NMS_ROWS.name)
+def decode_nms_rows(
+    outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
+) -> Iterable[RawDetections]:
+    """Decode `output0` of shape (batch, rows, 6 + extra), boxes after NMS; unused rows are zero.
 
-    Args:
-        row: One image of `get_main_output`.
-        info: `card.nms` says that suppression is in the graph.
-        settings: Thresholds.
+    Raises:
+        ModelError: The output has another shape.
     """
-    if info.nms:
-        kept = filter_rows(row, settings)
-        return kept[:, :4], kept[:, 4], kept[:, 5].astype(np.int64), kept[:, 6:]
-    boxes, scores, classes, anchors = filter_anchors(row, len(info.names), settings)
-    keep = nms(boxes, scores, classes, iou=settings.iou, max_det=settings.max_det)
-    extra = np.ascontiguousarray(row[4 + len(info.names) :, anchors[keep]].T)
-    return boxes[keep], scores[keep], classes[keep], extra
+    array = get_main_output(outputs, info, axis=2, columns=6 + layout.extra)
+
+    def decode(image: NDArray[np.float32]) -> RawDetections:
+        rows = image[image[:, 4] > settings.conf]
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")[: settings.max_det]]
+        # Ultralytics' order for rotated boxes: x, y, width, height, score, class, angle.
+        boxes = rows[:, [0, 1, 2, 3, -1]] if layout.rotated else rows[:, :4]
+        return RawDetections(boxes=boxes, scores=rows[:, 4], classes=rows[:, 5].astype(np.int64), extra=rows[:, 6:])
+
+    return map(decode, array)
 
 
-def filter_anchors(
-    output: NDArray[np.float32], classes: int, settings: PostprocessSettings
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.intp]]:
-    """What an image's raw output offers to suppression, anchor by anchor.
+def select_candidates(
+    scores: NDArray[np.float32], settings: PostprocessSettings
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.intp]]:
+    """Select the candidates of one image that NMS considers.
 
     Args:
-        output: Shape (4 + classes + extra, anchors): x, y, w, h in input pixels, scores, whatever follows.
-        classes: Number of classes.
-        settings: Thresholds.
+        scores: Class scores of each anchor, shape (classes, anchors).
+        settings: `conf` and `multi_label`.
 
     Returns:
-        Boxes x1, y1, x2, y2 (n, 4), scores (n,), classes (n,), and the anchor of each (n,).
+        Scores above `conf`, their classes and their anchors, each of shape (n,).
     """
-    scores = output[4 : 4 + classes]
     anchors = np.flatnonzero(scores.max(0) > settings.conf)
-    scores = np.ascontiguousarray(scores[:, anchors].T)
+    candidates = np.ascontiguousarray(scores[:, anchors].T)
     if settings.multi_label:
-        rows, numbers = np.nonzero(scores > settings.conf)
+        rows, numbers = np.nonzero(candidates > settings.conf)
     else:
-        rows, numbers = np.arange(len(anchors)), scores.argmax(1)
-    anchors = anchors[rows]
-    boxes = xywh_to_xyxy(np.ascontiguousarray(output[:4, anchors].T))
-    return boxes, scores[rows, numbers], numbers.astype(np.int64), anchors
+        rows, numbers = np.arange(len(anchors)), candidates.argmax(1)
+    return candidates[rows, numbers], numbers.astype(np.int64), anchors[rows]
 
 
-def filter_rows(rows: NDArray[np.float32], settings: PostprocessSettings) -> NDArray[np.float32]:
-    """Rows x1, y1, x2, y2, score, class, ... above `conf` by falling score; a graph with NMS pads with zeros."""
-    kept = rows[rows[:, 4] > settings.conf]
-    ordered: NDArray[np.float32] = kept[np.argsort(-kept[:, 4], kind="stable")[: settings.max_det]]
-    return ordered
+def get_main_output(
+    outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, *, axis: int, columns: int
+) -> NDArray[np.float32]:
+    """Return the array `output0`, or the first.
+
+    Raises:
+        ModelError: It is not 3-dimensional with `columns` values on `axis`.
+    """
+    array = outputs.get("output0", next(iter(outputs.values())))
+    if array.ndim != 3 or array.shape[axis] != columns:
+        raise ModelError(
+            f"decode {info.task} output",
+            f"its shape is {tuple(array.shape)} where {len(info.names)} classes need {columns} columns",
+            "check the task and the class names of this model",
+            code="task-output-shape",
+            shape=tuple(array.shape),
+            columns=columns,
+        )
+    return array

@@ -20,7 +20,7 @@ from trtkit.backends.trt.execution import Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
 from trtkit.files import hash_parts
-from trtkit.models.model import ModelInfo
+from trtkit.models.model import DENSE, ModelInfo, Preprocess
 
 if TYPE_CHECKING:
     import polars as pl
@@ -212,10 +212,10 @@ class TensorRTRunner(Runner):
     ) -> list[Prediction]:
         """Find objects in images, with letterbox, colors, scaling, decoding and suppression on the GPU.
 
-        See `Runner.predict`. Classification crops instead of letterboxing, and prepares images on the CPU; segments,
-        keypoints, rotated boxes and graphs with suppression inside are decoded on the CPU.
+        See `Runner.predict`. Preprocessing other than an RGB letterbox runs on the CPU; so does the postprocessing of
+        masks, keypoints, oriented boxes and output formats other than the dense one.
         """
-        if self.info.task == "classify":
+        if self.info.preprocess != Preprocess(channels=self.info.channels):
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)
         from trtkit.backends.trt import gpu_pipeline as cuda_images
         from trtkit.tasks import PostprocessSettings, get_task
@@ -235,7 +235,7 @@ class TensorRTRunner(Runner):
                     self._uploader.upload(batch), self._execution.input(self.input_name, shape)
                 )
                 self._execution.run({self.input_name: padded})
-                if self.info.task == "detect" and not self.info.nms:
+                if judge.kinds == ("B",) and self.info.output_format == DENSE:
                     raw = self._main_output()
                     found += cuda_images.postprocess(raw, len(self.info.names), fits, settings)
                     continue
@@ -342,7 +342,9 @@ class TensorRTRunner(Runner):
         # Checked by the CPU's decoder on an empty batch, so that both say the same.
         from trtkit.tasks.detect import get_main_output
 
-        get_main_output({"output0": np.empty((0, *raw.shape[1:]), np.float32)}, self.info, 4 + len(self.info.names))
+        get_main_output(
+            {"output0": np.empty((0, *raw.shape[1:]), np.float32)}, self.info, axis=1, columns=4 + len(self.info.names)
+        )
         return raw
 
     def _add_class_names(self, info: ModelInfo) -> ModelInfo:
