@@ -91,8 +91,8 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
         assert "int8 engine" in say("export", model, *words, "--output=int8.engine")
         assert task in say("engine", "show", "int8.engine")
     out = say(
-        "compare", model, data, "--imgsz", size, "--eval-images=8", "--calibration=runs/calibrate", "--no-build", "--runs=2",
-        "--seconds=0.01",
+        "compare", model, data, "--imgsz", size, "--eval-images=8", "--calibration=runs/calibrate", "--no-build",
+        "--runs=2", "--seconds=0.01",
     )  # fmt: skip
     assert metric in out
     report = Path("runs/compare/report.html")

@@ -94,9 +94,11 @@ def detector(
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     if describe:
-        for key, value in info(size).to_metadata(batch=batch, imgsz=size).items():
+        metadata = info(size).to_metadata(batch=batch, imgsz=size)
+        entry = {**metadata.pop("trtkit"), "precision": precision, "model_hash": "ab" * 32}
+        for key, value in metadata.items():
             proto.metadata_props.add(key=key, value=str(value))
-        proto.metadata_props.add(key="trtkit", value=json.dumps({"precision": precision, "model_hash": "ab" * 32}))
+        proto.metadata_props.add(key="trtkit", value=json.dumps(entry))
     onnx.checker.check_model(proto)
     return proto
 
