@@ -14,11 +14,11 @@ from trtkit.graph.qdq import plan_qdq
 from trtkit.models.model import ModelInfo
 from trtkit.tasks.nms import nms_rotated
 
-CARD = ModelInfo(task="detect", names={0: "a", 1: "b"})
+INFO = ModelInfo(task="detect", names={0: "a", 1: "b"})
 
 
-def passing(columns: int, anchors: int, batch: int | str = "batch") -> onnx.ModelProto:
-    """A graph that hands its input through as a detector's raw output."""
+def identity_graph(columns: int, anchors: int, batch: int | str = "batch") -> onnx.ModelProto:
+    """A graph that returns its input as a detector's dense output."""
     shape = [batch, columns, anchors]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["images"], ["output0"], "identity")],
@@ -29,8 +29,8 @@ def passing(columns: int, anchors: int, batch: int | str = "batch") -> onnx.Mode
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def greedy(raw: np.ndarray, classes: int, conf: float, iou: float, max_det: int) -> list[np.ndarray]:
-    """Suppression as a textbook writes it, one image and one box at a time."""
+def greedy_nms(raw: np.ndarray, classes: int, conf: float, iou: float, max_det: int) -> list[np.ndarray]:
+    """Textbook greedy NMS, one image and one box at a time."""
     results = []
     for image in raw:
         rows = []
@@ -41,13 +41,13 @@ def greedy(raw: np.ndarray, classes: int, conf: float, iou: float, max_det: int)
         rows = sorted((row for row in rows if row[4] > conf), key=lambda row: -row[4])
         kept: list[list[float]] = []
         for row in rows:
-            if all(row[5] != other[5] or overlap(row, other) <= iou for other in kept):
+            if all(row[5] != other[5] or box_iou(row, other) <= iou for other in kept):
                 kept.append(row)
         results.append(np.array(kept[:max_det], np.float32).reshape(-1, 6 + raw.shape[1] - 4 - classes))
     return results
 
 
-def overlap(a: list[float], b: list[float]) -> float:
+def box_iou(a: list[float], b: list[float]) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -57,92 +57,92 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 @pytest.mark.parametrize("extra", [0, 5])
-def test_suppression_in_the_graph_equals_the_textbook(extra: int) -> None:
+def test_nms_in_the_graph_equals_greedy_nms(extra: int) -> None:
     random = np.random.default_rng(3)
     raw = random.random((3, 6 + extra, 200)).astype(np.float32)
     raw[:, :2] *= 100
     raw[:, 2:4] = raw[:, 2:4] * 30 + 5
-    raw[2, 4:6] = 0.0  # an image with nothing in it
-    proto = add_nms(passing(6 + extra, 200), CARD, conf=0.3, iou=0.5, max_det=40)
+    raw[2, 4:6] = 0.0  # an image without objects
+    proto = add_nms(identity_graph(6 + extra, 200), INFO, conf=0.3, iou=0.5, max_det=40)
     onnx.checker.check_model(proto, full_check=True)
-    found = run(proto, raw)[0]
-    assert found.shape == (3, 40, 6 + extra)
-    for rows, expected in zip(found, greedy(raw, 2, 0.3, 0.5, 40), strict=True):
+    output = run(proto, raw)[0]
+    assert output.shape == (3, 40, 6 + extra)
+    for rows, expected in zip(output, greedy_nms(raw, 2, 0.3, 0.5, 40), strict=True):
         count = int((rows[:, 4] > 0).sum())
         assert count == len(expected)
         np.testing.assert_allclose(rows[:count], expected, atol=1e-3)
         assert not rows[count:].any()
 
 
-def test_suppression_stays_in_fp32_when_the_model_goes_to_fp16(proto: onnx.ModelProto, images: np.ndarray) -> None:
+def test_nms_stays_in_fp32_in_an_fp16_graph(proto: onnx.ModelProto, images: np.ndarray) -> None:
     info = ModelInfo(task="detect", names={0: "a", 1: "b", 2: "c"})
-    whole = add_nms(proto, info, conf=0.5)
-    half = convert_to_fp16(whole)
-    onnx.checker.check_model(half, full_check=True)
-    suppressing = {node.name for node in half.graph.node if node.name.startswith("trtkit_nms")}
-    computing = {node.name for node in whole.graph.node if node.name.startswith("trtkit_nms")}
-    assert computing <= suppressing
-    assert {node.name for node in whole.graph.node if node.op_type in ("MatMul", "TopK")} & computing <= GraphIndex(
-        whole
-    ).decode_nodes()
-    assert run(half, images)[0].shape == run(whole, images)[0].shape == (2, 300, 6)
+    fp32 = add_nms(proto, info, conf=0.5)
+    fp16 = convert_to_fp16(fp32)
+    onnx.checker.check_model(fp16, full_check=True)
+    before, after = (
+        {node.name for node in graph.graph.node if node.name.startswith("trtkit_nms")} for graph in (fp32, fp16)
+    )
+    assert before <= after
+    arithmetic = {node.name for node in fp32.graph.node if node.op_type in ("MatMul", "TopK")}
+    assert arithmetic & before <= GraphIndex(fp32).decode_nodes()
+    assert run(fp16, images)[0].shape == run(fp32, images)[0].shape == (2, 300, 6)
 
 
 @pytest.mark.parametrize("anchors", [60, 1500])
-def test_rotated_suppression_in_the_graph_equals_the_one_outside(anchors: int) -> None:
+def test_rotated_nms_in_the_graph_equals_the_one_outside(anchors: int) -> None:
     random = np.random.default_rng(anchors)
     raw = random.random((3, 7, anchors)).astype(np.float32)
     raw[:, :2] *= 300
     raw[:, 2:4] = raw[:, 2:4] * 60 + 4
     raw[:, 6] = raw[:, 6] * 6 - 3
-    raw[2, 4:6] = 0.0  # an image with nothing in it
+    raw[2, 4:6] = 0.0  # an image without objects
     info = ModelInfo(task="obb", names={0: "a", 1: "b"})
-    proto = add_nms(passing(7, anchors), info, conf=0.7, iou=0.3, max_det=200)
+    proto = add_nms(identity_graph(7, anchors), info, conf=0.7, iou=0.3, max_det=200)
     onnx.checker.check_model(proto, full_check=True)
-    found = run(proto, raw)[0]
-    assert found.shape == (3, 200, 7)
-    for rows, image in zip(found, raw, strict=True):
+    output = run(proto, raw)[0]
+    assert output.shape == (3, 200, 7)
+    for rows, image in zip(output, raw, strict=True):
         scores, classes = image[4:6].max(0), image[4:6].argmax(0)
         boxes = np.ascontiguousarray(image[[0, 1, 2, 3, 6]].T)
-        likely = np.flatnonzero(scores > 0.7)
-        chosen = likely[nms_rotated(boxes[likely], scores[likely], classes[likely], iou=0.3, max_det=200)]
+        above = np.flatnonzero(scores > 0.7)
+        kept = above[nms_rotated(boxes[above], scores[above], classes[above], iou=0.3, max_det=200)]
         count = int((rows[:, 4] > 0).sum())
-        assert count == len(chosen)
-        assert count < len(likely) or not count
-        np.testing.assert_allclose(rows[:count, [0, 1, 2, 3, 6]], boxes[chosen], atol=1e-4)
-        np.testing.assert_array_equal(rows[:count, 4], scores[chosen])
-        np.testing.assert_array_equal(rows[:count, 5], classes[chosen])
+        assert count == len(kept)
+        assert count < len(above) or not count
+        np.testing.assert_allclose(rows[:count, [0, 1, 2, 3, 6]], boxes[kept], atol=1e-4)
+        np.testing.assert_array_equal(rows[:count, 4], scores[kept])
+        np.testing.assert_array_equal(rows[:count, 5], classes[kept])
         assert not rows[count:].any()
 
 
-def test_a_task_without_boxes_is_refused() -> None:
+def test_nms_of_class_scores_raises() -> None:
     with pytest.raises(RecipeError) as error:
-        add_nms(passing(6, 10), ModelInfo(task="classify", names={0: "a", 1: "b"}))
+        add_nms(identity_graph(6, 10), ModelInfo(task="classify", names={0: "a", 1: "b"}))
     assert error.value.code == "nms-not-applicable"
     assert error.value.fields == {"task": "classify", "output_format": "class_scores"}
 
 
 def test_a_graph_with_fewer_boxes_than_rows_keeps_its_rows() -> None:
     raw = np.array([[[10.0, 50.0], [10.0, 50.0], [8.0, 8.0], [8.0, 8.0], [0.9, 0.1], [0.2, 0.8]]], np.float32)
-    found = run(add_nms(passing(6, 2), CARD), raw)[0]
-    assert found.shape == (1, 300, 6)
-    np.testing.assert_allclose(found[0, :2], [[6, 6, 14, 14, 0.9, 0], [46, 46, 54, 54, 0.8, 1]], atol=1e-5)
-    assert not found[0, 2:].any()
+    output = run(add_nms(identity_graph(6, 2), INFO), raw)[0]
+    assert output.shape == (1, 300, 6)
+    np.testing.assert_allclose(output[0, :2], [[6, 6, 14, 14, 0.9, 0], [46, 46, 54, 54, 0.8, 1]], atol=1e-5)
+    assert not output[0, 2:].any()
 
 
-def test_what_a_fallen_box_had_removed_stands_again() -> None:
-    # Seven boxes in a row, each overlapping its neighbors alone, the surest first: every other one stays.
+def test_a_dropped_box_drops_no_others() -> None:
+    # Seven boxes in a row, each overlapping only its neighbors, highest score first: every other one is kept.
     raw = np.zeros((1, 6, 7), np.float32)
     raw[0, 0], raw[0, 1], raw[0, 2:4] = np.arange(7) * 2, 5, 10
     raw[0, 4] = np.linspace(0.9, 0.6, 7)
-    found = run(add_nms(passing(6, 7), CARD, iou=0.6), raw)[0]
-    assert (found[0, :, 4] > 0).sum() == 4
-    np.testing.assert_allclose(found[0, :4, 0], [-5, -1, 3, 7], atol=1e-5)
+    output = run(add_nms(identity_graph(6, 7), INFO, iou=0.6), raw)[0]
+    assert (output[0, :, 4] > 0).sum() == 4
+    np.testing.assert_allclose(output[0, :4, 0], [-5, -1, 3, 7], atol=1e-5)
 
 
-def test_int8_goes_where_it_goes_without_suppression(proto: onnx.ModelProto) -> None:
+def test_nms_does_not_change_the_qdq_placement(proto: onnx.ModelProto) -> None:
     info = ModelInfo(task="detect", names={0: "a", 1: "b", 2: "c"})
-    inside, outside = plan_qdq(add_nms(proto, info)), plan_qdq(proto)
-    assert inside.layers == outside.layers
-    assert inside.tensors == outside.tensors
-    assert inside.kept == outside.kept
+    with_nms, without_nms = plan_qdq(add_nms(proto, info)), plan_qdq(proto)
+    assert with_nms.layers == without_nms.layers
+    assert with_nms.tensors == without_nms.tensors
+    assert with_nms.excluded == without_nms.excluded

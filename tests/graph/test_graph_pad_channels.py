@@ -1,4 +1,4 @@
-"""Channels filled up to whole blocks, with every number as it was."""
+"""Channels padded to whole blocks, with unchanged outputs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trtkit.graph.qdq import insert_qdq, quantizable_tensors
 from trtkit.graph.torch_export import trace
 
 
-def stage(half: int, inner: int, *, residual: bool = True, whole: bool = True, tail: str = "") -> onnx.ModelProto:
-    """A C3k2 stage: a layer, its halves, a bottleneck on the second, all joined and read by a last layer."""
+def c3k2(half: int, inner: int, *, residual: bool = True, whole: bool = True, tail: str = "") -> onnx.ModelProto:
+    """A C3k2 block: a layer, its halves, a bottleneck on the second, all concatenated and read by a last layer."""
     random = np.random.default_rng(half)
     nodes: list[onnx.NodeProto] = []
     weights = [numpy_helper.from_array(np.array([half, half], np.int64), "sizes")]
@@ -49,7 +49,7 @@ def stage(half: int, inner: int, *, residual: bool = True, whole: bool = True, t
     assert last == "last/silu"
     graph = helper.make_graph(
         nodes,
-        "stage",
+        "c3k2",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 6, 6])],
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["batch", 5, 6, 6])],
         weights,
@@ -63,13 +63,13 @@ IMAGES = np.random.default_rng(3).normal(size=(2, 3, 6, 6)).astype(np.float32)
 
 
 def channels(proto: onnx.ModelProto, layer: str) -> tuple[int, int]:
-    """What a layer makes and reads, by its weight."""
-    view = GraphIndex(proto)
-    node = view.nodes[layer]
+    """Output and input channels of a layer, by its weight."""
+    index = GraphIndex(proto)
+    node = index.nodes[layer]
     name = node.input[1]
-    while name not in view.constants:
-        name = view.producer[name].input[0]
-    return int(view.constants[name].dims[0]), int(view.constants[name].dims[1])
+    while name not in index.constants:
+        name = index.producer[name].input[0]
+    return int(index.constants[name].dims[0]), int(index.constants[name].dims[1])
 
 
 @settings(deadline=None, max_examples=40)
@@ -80,42 +80,44 @@ def channels(proto: onnx.ModelProto, layer: str) -> tuple[int, int]:
     whole=st.booleans(),
     int8=st.booleans(),
 )
-def test_outputs_stay_and_blocks_are_whole(half: int, block: int, residual: bool, whole: bool, int8: bool) -> None:
-    proto = stage(half, 3, residual=residual, whole=whole)
+def test_outputs_do_not_change_and_blocks_are_whole(
+    half: int, block: int, residual: bool, whole: bool, int8: bool
+) -> None:
+    proto = c3k2(half, 3, residual=residual, whole=whole)
     if int8:
         proto = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (-3.0, 3.0)), protect=False)
     after = pad_channels(proto, block)
     onnx.checker.check_model(after, full_check=True)
-    filled = -(-half // block) * block
-    wanted = filled if filled <= 2 * half else half
-    assert channels(after, "first") == (2 * wanted, 3)
-    assert channels(after, "second") == (3, wanted)
-    # Nothing asks a branch that is not summed with a half to have a half's channels.
-    third = wanted if residual else half
+    multiple = -(-half // block) * block
+    padded = multiple if multiple <= 2 * half else half
+    assert channels(after, "first") == (2 * padded, 3)
+    assert channels(after, "second") == (3, padded)
+    # A branch that is not added to a half keeps its channels.
+    third = padded if residual else half
     assert channels(after, "third") == (third, 3)
-    assert channels(after, "last") == (5, 2 * wanted + third)
+    assert channels(after, "last") == (5, 2 * padded + third)
     np.testing.assert_allclose(run(after, IMAGES)[0], run(proto, IMAGES)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_channels_that_something_else_reads_stay() -> None:
-    """A sum over channels would count what was filled up."""
-    proto = stage(16, 8, tail="Softmax")
+def test_channels_read_by_another_operator_are_not_padded() -> None:
+    """A sum over channels would include the padding."""
+    proto = c3k2(16, 8, tail="Softmax")
     assert pad_channels(proto) == proto
 
 
-def test_a_depthwise_reader_stays(proto: onnx.ModelProto) -> None:
+def test_channels_read_by_a_depthwise_layer_are_not_padded(proto: onnx.ModelProto) -> None:
     assert pad_channels(proto, 8) == proto
 
 
-def test_the_caller_s_graph_is_left_alone() -> None:
-    proto = stage(16, 8)
+def test_the_caller_s_graph_is_not_modified() -> None:
+    proto = c3k2(16, 8)
     before = proto.SerializeToString()
     assert pad_channels(proto) != proto
     assert proto.SerializeToString() == before
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_traced_model_in_int8_gives_the_same(dynamic: bool) -> None:
+def test_padding_a_traced_int8_model_does_not_change_its_outputs(dynamic: bool) -> None:
     model = trtkit.load(trtkit.demo.model_path())
     images = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
     graph = trace(model, imgsz=(64, 64), dynamic=dynamic)

@@ -1,4 +1,4 @@
-"""Decoding boxes by one layer gives the boxes that eight nodes gave."""
+"""`fuse_box_decoding`: one layer computes the boxes of eight nodes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trtkit.graph.passes import fuse_box_decoding
 from trtkit.graph.torch_export import trace
 
 
-def decoding(
+def box_decoding(
     bins: int, positions: int, *, fixed: bool = True, split: tuple[int, int] = (2, 2), rows: int = 2
 ) -> onnx.ModelProto:
-    """From logits of bins (N, 4 x bins, positions) to boxes, as Ultralytics writes it after `without_copies`."""
+    """From logits of bins (N, 4 x bins, positions) to boxes, Ultralytics' decoding after `without_copies`."""
     random = np.random.default_rng(bins)
     constants = {
         "spread": np.array([-1, bins, 0], np.int64),
@@ -62,7 +62,7 @@ def decoding(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def inputs_of(proto: onnx.ModelProto, bins: int, positions: int) -> dict[str, np.ndarray]:
+def make_inputs(proto: onnx.ModelProto, bins: int, positions: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(7)
     given = {"logits": random.normal(0, 3, (3, 4 * bins, positions)).astype(np.float32)}
     if len(proto.graph.input) > 1:
@@ -70,20 +70,20 @@ def inputs_of(proto: onnx.ModelProto, bins: int, positions: int) -> dict[str, np
     return given
 
 
-def outputs(proto: onnx.ModelProto, given: dict[str, np.ndarray]) -> np.ndarray:
+def run_graph(proto: onnx.ModelProto, given: dict[str, np.ndarray]) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(None, given)[0]
-    return found
+    output: np.ndarray = session.run(None, given)[0]
+    return output
 
 
 @settings(deadline=None, max_examples=30)
 @given(bins=st.integers(2, 20), positions=st.integers(1, 30), fixed=st.booleans())
-def test_boxes_stay_as_they_were(bins: int, positions: int, fixed: bool) -> None:
-    proto = decoding(bins, positions, fixed=fixed)
-    given = inputs_of(proto, bins, positions)
-    before = outputs(proto, given)
+def test_boxes_do_not_change(bins: int, positions: int, fixed: bool) -> None:
+    proto = box_decoding(bins, positions, fixed=fixed)
+    given = make_inputs(proto, bins, positions)
+    before = run_graph(proto, given)
     after = fuse_box_decoding(proto)
     onnx.checker.check_model(after, full_check=True)
     kinds = [node.op_type for node in after.graph.node]
@@ -91,24 +91,24 @@ def test_boxes_stay_as_they_were(bins: int, positions: int, fixed: bool) -> None
     assert kinds.count("Conv") == 1
     read = {name for node in after.graph.node for name in node.input}
     assert {tensor.name for tensor in after.graph.initializer} <= read
-    np.testing.assert_allclose(outputs(after, given), before, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(run_graph(after, given), before, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "place", "value"),
     [
-        ("low", slice(None), ["lt", "anchors"]),  # the other way round
+        ("low", slice(None), ["lt", "anchors"]),  # operands swapped
         ("size", slice(None), ["low", "high"]),
         ("joined", slice(None), ["size", "center"]),
         ("center", 1, "stride"),
-        ("center", 1, "logits"),  # a divisor that is computed
-        ("high", 0, "other"),  # anchors of its own
+        ("center", 1, "logits"),  # a computed divisor
+        ("high", 0, "other"),  # other anchors
         ("wide", 1, "other_axis"),
         ("four", 1, "other_sides"),
     ],
 )
-def test_other_decodings_are_left_alone(name: str, place: int | slice, value: str | list[str]) -> None:
-    proto = decoding(16, 5)
+def test_other_decodings_are_not_changed(name: str, place: int | slice, value: str | list[str]) -> None:
+    proto = box_decoding(16, 5)
     other = np.ones((1, 2, 5), np.float32)
     for constant, name_ in ((other, "other"), ([3], "other_axis"), ([-1, 2, 0], "other_sides")):
         proto.graph.initializer.append(numpy_helper.from_array(np.array(constant), name_))
@@ -121,25 +121,25 @@ def test_other_decodings_are_left_alone(name: str, place: int | slice, value: st
     assert fuse_box_decoding(proto).SerializeToString() == before
 
 
-def test_a_decoding_that_something_else_reads_is_left_alone() -> None:
-    proto = decoding(16, 5)
+def test_a_decoding_with_a_second_consumer_is_not_changed() -> None:
+    proto = box_decoding(16, 5)
     proto.graph.output.append(helper.make_tensor_value_info("size", TensorProto.FLOAT, None))
     before = proto.SerializeToString()
     assert fuse_box_decoding(proto).SerializeToString() == before
-    for other in (decoding(16, 5, split=(1, 3)), decoding(16, 5, rows=1)):
+    for other in (box_decoding(16, 5, split=(1, 3)), box_decoding(16, 5, rows=1)):
         before = other.SerializeToString()
         assert fuse_box_decoding(other).SerializeToString() == before
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_traced_model_decodes_in_one_layer(dynamic: bool) -> None:
+def test_a_traced_model_decodes_boxes_in_one_layer(dynamic: bool) -> None:
     model = trtkit.load(trtkit.demo.model_path())
     images = np.random.default_rng(2).random((2, 3, 64, 64), np.float32)
-    plain, lean = (
+    plain, simplified = (
         trace(model, imgsz=(64, 64), batch=2, dynamic=dynamic, simplify=simplify) for simplify in (False, True)
     )
-    np.testing.assert_allclose(run(lean, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-3)
-    view = GraphIndex(lean)
-    (layer,) = view.dfl_layers()
-    assert list(view.constants[view.nodes[layer].input[1]].dims) == [4, 64, 1, 1]
-    assert layer in view.decode_nodes()
+    np.testing.assert_allclose(run(simplified, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-3)
+    index = GraphIndex(simplified)
+    (layer,) = index.dfl_layers()
+    assert list(index.constants[index.nodes[layer].input[1]].dims) == [4, 64, 1, 1]
+    assert layer in index.decode_nodes()

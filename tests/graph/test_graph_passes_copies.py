@@ -1,4 +1,4 @@
-"""Rewritings that leave copies out and every number as it was."""
+"""`remove_copies`: fewer copies, unchanged outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trtkit.graph.passes import remove_copies
 from trtkit.graph.torch_export import trace
 
 
-def flattened(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The detector with its positions in one axis before the bins are spread, as Ultralytics writes it."""
+def flatten_positions(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The detector with its positions in one axis before the bins get their own, as in Ultralytics' exports."""
     bins = next(node for node in proto.graph.node if node.name == "bins")
     proto.graph.initializer.append(numpy_helper.from_array(np.array([0, 16, -1], np.int64), "flat3"))
     index = list(proto.graph.node).index(bins)
@@ -24,8 +24,8 @@ def flattened(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def test_the_expectation_takes_its_bins_where_they_are(proto: onnx.ModelProto, images: np.ndarray) -> None:
-    flattened(proto)
+def test_dfl_reads_its_bins_in_place(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    flatten_positions(proto)
     before = run(proto, images)[0]
     after = remove_copies(proto)
     onnx.checker.check_model(after, full_check=True)
@@ -35,11 +35,11 @@ def test_the_expectation_takes_its_bins_where_they_are(proto: onnx.ModelProto, i
     np.testing.assert_array_equal(run(after, images)[0], before)
 
 
-def test_other_expectations_are_left_alone(proto: onnx.ModelProto) -> None:
-    """One whose positions lie in two axes, one that leaves them last, and one that something else reads."""
+def test_other_expectations_are_not_changed(proto: onnx.ModelProto) -> None:
+    """One with positions in two axes, one with positions last, and one with a second consumer."""
     before = [node.name for node in proto.graph.node]
     assert [node.name for node in remove_copies(proto).graph.node] == before
-    flattened(proto)
+    flatten_positions(proto)
     boxes = next(tensor for tensor in proto.graph.initializer if tensor.name == "boxes3")
     sides = numpy_helper.to_array(boxes)
     boxes.CopyFrom(numpy_helper.from_array(np.array([0, -1, 4], np.int64), "boxes3"))
@@ -50,7 +50,7 @@ def test_other_expectations_are_left_alone(proto: onnx.ModelProto) -> None:
 
 
 def halves(order: list[str]) -> onnx.ModelProto:
-    """A split into `left` and `right` of two channels each, and a concatenation of what `order` names."""
+    """A split into `left` and `right` of two channels each, and a concatenation of the tensors in `order`."""
     nodes = [
         helper.make_node("Split", ["images", "sizes"], ["left", "right"], "split", axis=1),
         helper.make_node("Relu", ["right"], ["third"], "third"),
@@ -66,7 +66,7 @@ def halves(order: list[str]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def test_both_halves_of_a_split_are_read_from_their_source() -> None:
+def test_both_halves_of_a_split_are_read_from_the_split_s_input() -> None:
     proto = halves(["third", "left", "right", "third"])
     images = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float32)
     before = run(proto, images)[0]
@@ -75,17 +75,17 @@ def test_both_halves_of_a_split_are_read_from_their_source() -> None:
     np.testing.assert_array_equal(run(after, images)[0], before)
 
 
-def test_halves_out_of_order_and_lone_halves_are_left_alone() -> None:
+def test_reordered_and_single_halves_are_not_changed() -> None:
     for order in (["right", "left", "third"], ["left", "third", "right"], ["third", "left"], ["left", "right"]):
         assert list(remove_copies(halves(list(order))).graph.node[-1].input) == order
 
 
-def test_a_traced_model_gives_the_same_with_fewer_copies() -> None:
+def test_a_traced_model_has_fewer_copies_and_the_same_outputs() -> None:
     model = trtkit.load(trtkit.demo.model_path())
     images = np.random.default_rng(2).random((1, 3, 64, 64), np.float32)
-    plain, lean = (trace(model, imgsz=(64, 64), simplify=simplify) for simplify in (False, True))
-    np.testing.assert_allclose(run(lean, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-4)
-    split = {node.input[0]: node for node in lean.graph.node if node.op_type == "Split"}
-    joined = [node for node in lean.graph.node if node.op_type == "Concat"]
+    plain, simplified = (trace(model, imgsz=(64, 64), simplify=simplify) for simplify in (False, True))
+    np.testing.assert_allclose(run(simplified, images)[0], run(plain, images)[0], rtol=1e-4, atol=1e-4)
+    split = {node.input[0]: node for node in simplified.graph.node if node.op_type == "Split"}
+    joined = [node for node in simplified.graph.node if node.op_type == "Concat"]
     assert sum(any(name in split for name in node.input) for node in joined) >= 8
-    assert not any("dfl/Transpose" in node.name for node in lean.graph.node)
+    assert not any("dfl/Transpose" in node.name for node in simplified.graph.node)

@@ -1,4 +1,4 @@
-"""Tracing from several threads at once, as a widget and a cell beside it do."""
+"""Tracing from several threads at once, as a widget and a notebook cell do."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,15 +7,15 @@ import trtkit
 from trtkit.graph.torch_export import trace
 
 
-def test_threads_take_turns() -> None:
+def test_concurrent_traces_do_not_interfere() -> None:
     model = trtkit.load(trtkit.demo.model_path("classify"))
-    together = threading.Barrier(2)
+    barrier = threading.Barrier(2)
 
-    def traced(_: int) -> list[str]:
-        together.wait()
+    def trace_operators(_: int) -> list[str]:
+        barrier.wait()
         return [node.op_type for node in trace(model, imgsz=(32, 32), simplify=False).graph.node]
 
     with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(traced, range(2))
-    assert one == two
-    assert "Conv" in one
+        first, second = pool.map(trace_operators, range(2))
+    assert first == second
+    assert "Conv" in first

@@ -32,8 +32,8 @@ def test_layers_are_those_that_quantizing_takes(layout: QuantizableLayers, model
     placement = plan_qdq(graph)
     assert layout.quantizable == placement.layers
     kept = layout.layers.filter(pl.col("kept").is_not_null())
-    assert dict(kept.select("node", "kept").iter_rows()) == dict(placement.kept)
-    for tensor, group in placement.scale_of.items():
+    assert dict(kept.select("node", "kept").iter_rows()) == dict(placement.excluded)
+    for tensor, group in placement.scale_groups.items():
         if tensor in layout.readers and any(node in layout.quantizable for node in layout.readers[tensor]):
             assert set(layout.scale_of(tensor)) == set(group)
     assert layout.scale_of("unknown") == ("unknown",)

@@ -1,1 +1,1 @@
-"""Model -> ONNX graph -> FP16 or Q/DQ graph."""
+"""ONNX graphs: tracing, analysis, graph passes, FP16, Q/DQ and NMS."""

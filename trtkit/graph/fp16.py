@@ -1,4 +1,7 @@
-"""FP32 graph -> typed FP16 graph, with FP32 at its inputs and outputs and where FP16 would overflow or blur."""
+"""FP32 graph -> typed FP16 graph, and FP16 emulated on processors that compute in FP32.
+
+Inputs, outputs, decoding and nodes that overflow stay in FP32, between Casts.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,10 @@ __all__ = ["FP16_MAX", "convert_qdq_to_fp16", "convert_to_fp16", "emulate_fp16",
 
 FP16_MAX = 65504.0
 
+FP16, FP32 = TensorProto.FLOAT16, TensorProto.FLOAT
+
 FP32_INPUTS = {"Resize": (1, 2), "NonMaxSuppression": (0, 1, 3, 4)}
-"""Inputs that are FP32 by the operator's definition, whatever precision surrounds it."""
+"""Inputs that are FP32 by the operator's definition, whatever the precision of the others."""
 
 FIXED_TYPE_OPS = ("Constant", "ConstantOfShape", "RandomNormal", "Range", "Shape", "Size")
 """Operators whose output type does not follow their inputs; their float results are cast."""
@@ -28,12 +33,12 @@ FIXED_TYPE_OPS = ("Constant", "ConstantOfShape", "RandomNormal", "Range", "Shape
 def convert_to_fp16(
     proto: onnx.ModelProto, keep: Iterable[str] = (), *, protect: bool = True, keep_nodes: Iterable[str] = ()
 ) -> onnx.ModelProto:
-    """Convert weights and activations to FP16; the caller's graph is left alone.
+    """Convert weights and activations to FP16; the caller's graph is not modified.
 
     Args:
         proto: FP32 graph with unique node names.
         keep: fnmatch patterns of node names that stay in FP32.
-        protect: Keep the decoding tail (coordinates in pixels) in FP32, whatever `keep` says.
+        protect: Keep decoding (coordinates in pixels) in FP32, whatever `keep` says.
         keep_nodes: Names, not patterns, of further nodes that stay in FP32, such as those that overflow.
 
     Returns:
@@ -43,126 +48,128 @@ def convert_to_fp16(
         RecipeError: A pattern matches no node.
     """
     result = copy.deepcopy(proto)
-    view = GraphIndex(result)
-    kept = match_node_names(view.nodes, keep) | set(keep_nodes) | (view.decode_nodes() if protect else set())
+    index = GraphIndex(result)
+    kept = match_node_names(index.nodes, keep) | set(keep_nodes) | (index.decode_nodes() if protect else set())
     # A weight beyond FP16's range would become infinite: its layer stays in FP32.
     for node in result.graph.node:
         for name in node.input:
-            tensor = view.constants.get(name)
-            if tensor is not None and tensor.data_type == TensorProto.FLOAT:
+            tensor = index.constants.get(name)
+            if tensor is not None and tensor.data_type == FP32:
                 values = numpy_helper.to_array(tensor)
                 if values.size and np.isfinite(values).all() and np.abs(values).max() > FP16_MAX:
                     kept.add(node.name)
-    floats = _fp32_tensors(result)
-    return update_metadata(_Fp16Converter(view, kept, floats).run(), {"half": True}, {"precision": "fp16"})
+    converted = _Fp16Converter(index, kept, _fp32_tensors(result)).run()
+    return update_metadata(converted, {"half": True}, {"precision": "fp16"})
 
 
 def convert_qdq_to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn the FP32 parts of a Q/DQ graph to FP16, for a TensorRT that takes every type from the graph.
+    """Convert the FP32 parts of a Q/DQ graph to FP16, for a TensorRT that takes every type from the graph.
 
-    Q/DQ pairs with FP16 scales exist from operator set 19 on, so the graph is raised to it; every TensorRT that is
-    strongly typed only reads that set.
+    Q/DQ with FP16 scales needs operator set 19, so the graph is raised to it; every TensorRT that is strongly typed
+    only reads that set.
 
     Args:
-        proto: From `quantized.quantize`.
+        proto: From `trtkit.graph.qdq.insert_qdq`.
     """
     raised = onnx.version_converter.convert_version(proto, 19)
-    # The converter keeps names of nodes but drops the description.
+    # The converter keeps node names but drops the metadata.
     update_metadata(
         raised,
         {entry.key: entry.value for entry in proto.metadata_props if entry.key != "trtkit"},
         read_trtkit_metadata(proto),
     )
-    # Behind pairs a weight is no constant any more, so the structure no longer tells where the decoding begins; the
-    # description still does.
-    tail = read_trtkit_metadata(proto).get("fp32", ())
-    return update_metadata(convert_to_fp16(raised, protect=False, keep_nodes=tail), {}, {"precision": "int8"})
+    # Behind Q/DQ a weight is no constant, so the decode nodes can't be found by structure; the metadata names them.
+    decode_nodes = read_trtkit_metadata(proto).get("fp32", ())
+    return update_metadata(convert_to_fp16(raised, protect=False, keep_nodes=decode_nodes), {}, {"precision": "int8"})
 
 
 def match_node_names(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     """Names that any fnmatch pattern matches.
 
+    Args:
+        names: Node names.
+        patterns: fnmatch patterns, case-sensitive.
+
     Raises:
-        RecipeError: A pattern matches nothing.
+        RecipeError: A pattern matches no name.
     """
     names = list(names)
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in patterns:
         hits = {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
             raise RecipeError(
-                f"keep {pattern!r} in high precision",
+                f"keep {pattern!r} in higher precision",
                 "no ONNX node has such a name",
-                "look the names up in the layer table",
+                "look up node names in the layer table",
+                code="keep-no-match",
+                pattern=pattern,
             )
-        found |= hits
-    return found
+        matched |= hits
+    return matched
 
 
 def _fp32_tensors(proto: onnx.ModelProto) -> set[str]:
     """Names of all FP32 tensors that nodes compute."""
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False)
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return {value.name for value in values if value.type.tensor_type.elem_type == FP32}
 
 
 class _Fp16Converter:
-    """One pass over the nodes in order, tracking in which precision each tensor is at hand."""
+    """One pass over the nodes in order that tracks in which precision each tensor is available."""
 
-    def __init__(self, view: GraphIndex, kept: set[str], floats: set[str]) -> None:
-        self.view = view
+    def __init__(self, index: GraphIndex, kept: set[str], fp32_tensors: set[str]) -> None:
+        self.index = index
         self.kept = kept
-        self.floats = floats
+        self.fp32_tensors = fp32_tensors
         self.nodes: list[onnx.NodeProto] = []
-        self.halves: set[str] = set()  # computed tensors that are FP16 under their own name
-        self.casts: dict[tuple[str, int], str] = {}  # (tensor, wanted type) -> name of the cast copy
+        self.fp16_tensors: set[str] = set()  # computed tensors that are FP16 under their own name
+        self.casts: dict[tuple[str, int], str] = {}  # (tensor, type) -> name of its cast copy
         self.constants: dict[str, str] = {}  # FP32 constant -> its FP16 copy
         self.added: list[onnx.TensorProto] = []
 
     def run(self) -> onnx.ModelProto:
-        outputs = {value.name for value in self.view.graph.output}
-        for node in self.view.graph.node:
-            high = node.name in self.kept or node.op_type in FIXED_TYPE_OPS
-            for index, name in enumerate(node.input):
-                if name and not (high and name in self.view.constants):
-                    node.input[index] = self._input(node, index, name, high)
+        outputs = {value.name for value in self.index.graph.output}
+        for node in self.index.graph.node:
+            stays_fp32 = node.name in self.kept or node.op_type in FIXED_TYPE_OPS
+            for slot, name in enumerate(node.input):
+                if name and not (stays_fp32 and name in self.index.constants):
+                    node.input[slot] = self._convert_input(node, slot, name, stays_fp32)
             if node.op_type == "Cast":
-                self._retarget_cast(node, high)
+                self._retarget_cast(node, stays_fp32)
             self.nodes.append(node)
-            for index, name in enumerate(node.output):
-                is_float = name in self.floats and node.op_type not in FIXED_TYPE_OPS
-                if not is_float or high:
+            for slot, name in enumerate(node.output):
+                if stays_fp32 or name not in self.fp32_tensors:
                     continue
                 if name in outputs:
-                    node.output[index] = f"{name}_half"
-                    self.nodes.append(
-                        helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=TensorProto.FLOAT)
-                    )
-                    self.casts[name, TensorProto.FLOAT16] = f"{name}_half"
+                    node.output[slot] = f"{name}_half"
+                    self.nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=FP32))
+                    self.casts[name, FP16] = f"{name}_half"
                 else:
-                    self.halves.add(name)
-        graph = self.view.graph
+                    self.fp16_tensors.add(name)
+        graph = self.index.graph
         del graph.node[:]
         graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
-        kept = [tensor for tensor in [*graph.initializer, *self.added] if tensor.name in used]
+        constants = [tensor for tensor in [*graph.initializer, *self.added] if tensor.name in used]
         del graph.initializer[:]
-        graph.initializer.extend(kept)
+        graph.initializer.extend(constants)
         del graph.value_info[:]
-        return self.view.proto
+        return self.index.proto
 
-    def _input(self, node: onnx.NodeProto, index: int, name: str, high: bool) -> str:
-        stays = index in FP32_INPUTS.get(node.op_type, ())
-        if name in self.view.constants:
-            tensor = self.view.constants[name]
-            return name if stays or tensor.data_type != TensorProto.FLOAT else self._half_constant(name, tensor)
-        if name not in self.floats:
+    def _convert_input(self, node: onnx.NodeProto, slot: int, name: str, stays_fp32: bool) -> str:
+        is_fp32_input = slot in FP32_INPUTS.get(node.op_type, ())
+        if name in self.index.constants:
+            tensor = self.index.constants[name]
+            return name if is_fp32_input or tensor.data_type != FP32 else self._fp16_constant(name, tensor)
+        if name not in self.fp32_tensors:
             return name
-        wanted = TensorProto.FLOAT if high or stays else TensorProto.FLOAT16
-        at_hand = TensorProto.FLOAT16 if name in self.halves else TensorProto.FLOAT
-        return name if wanted == at_hand else self._cast(name, wanted)
+        wanted = FP32 if stays_fp32 or is_fp32_input else FP16
+        available = FP16 if name in self.fp16_tensors else FP32
+        return name if wanted == available else self._cast(name, wanted)
 
-    def _half_constant(self, name: str, tensor: onnx.TensorProto) -> str:
+    def _fp16_constant(self, name: str, tensor: onnx.TensorProto) -> str:
         if name not in self.constants:
             with np.errstate(over="ignore"):
                 values = numpy_helper.to_array(tensor).astype(np.float16)
@@ -173,26 +180,24 @@ class _Fp16Converter:
     def _cast(self, name: str, wanted: int) -> str:
         key = (name, wanted)
         if key not in self.casts:
-            self.casts[key] = f"{name}_{'half' if wanted == TensorProto.FLOAT16 else 'float'}"
+            self.casts[key] = f"{name}_{'half' if wanted == FP16 else 'float'}"
             self.nodes.append(helper.make_node("Cast", [name], [self.casts[key]], f"{self.casts[key]}_cast", to=wanted))
         return self.casts[key]
 
     @staticmethod
-    def _retarget_cast(node: onnx.NodeProto, high: bool) -> None:
+    def _retarget_cast(node: onnx.NodeProto, stays_fp32: bool) -> None:
         for attribute in node.attribute:
-            if attribute.name == "to" and attribute.i == TensorProto.FLOAT and not high:
-                attribute.i = TensorProto.FLOAT16
+            if attribute.name == "to" and attribute.i == FP32 and not stays_fp32:
+                attribute.i = FP16
 
 
-# An FP16 graph as FP32 with every result rounded to FP16: what the graph says, on processors that compute in FP32.
+# Emulation: an FP16 graph as an FP32 graph that rounds every result to FP16.
 #
 # ONNX Runtime has no FP16 kernels for most operators on CPUs. It casts around each of them and then drops the casts
 # between neighbors, so results are neither rounded nor overflow: 60000 x 2 x 0.001 gives 120, where FP16 gives inf.
-# Casts that are written in the graph stay, which is what this module does.
+# Casts that are written in the graph stay.
 
 
-HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
-# What these write are values that they read, rounded already.
 VALUE_PRESERVING_OPS = frozenset(
     [
         *("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "MaxPool", "Min"),
@@ -200,6 +205,7 @@ VALUE_PRESERVING_OPS = frozenset(
         *("Unsqueeze", "Where"),
     ]
 )
+"""Operators whose outputs are values of their inputs, so that rounded inputs give rounded outputs."""
 
 
 def has_fp16(proto: onnx.ModelProto) -> bool:
@@ -210,77 +216,74 @@ def has_fp16(proto: onnx.ModelProto) -> bool:
     """
     values = [*proto.graph.input, *proto.graph.output]
     return (
-        any(tensor.data_type == HALF for tensor in proto.graph.initializer)
-        or any(value.type.tensor_type.elem_type == HALF for value in values)
+        any(tensor.data_type == FP16 for tensor in proto.graph.initializer)
+        or any(value.type.tensor_type.elem_type == FP16 for value in values)
         or any(
-            attribute.name == "to" and attribute.i == HALF for node in proto.graph.node for attribute in node.attribute
+            attribute.name == "to" and attribute.i == FP16 for node in proto.graph.node for attribute in node.attribute
         )
     )
 
 
 def emulate_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite an FP16 graph; the caller's is left alone.
+    """Rewrite an FP16 graph to FP32 with every result rounded to FP16; the caller's graph is not modified.
 
     Args:
-        proto: Any graph. One without FP16, or with graphs inside nodes (If, Loop), is handed back as it is.
+        proto: Any graph. One without FP16, or with subgraphs (If, Loop), is returned as it is.
 
     Returns:
         A graph of the same names whose inputs and outputs are FP32.
     """
-    nested = any(
+    has_subgraphs = any(
         attribute.HasField("g") or attribute.graphs for node in proto.graph.node for attribute in node.attribute
     )
-    if nested or not has_fp16(proto):
+    if has_subgraphs or not has_fp16(proto):
         return proto
-    known = onnx.shape_inference.infer_shapes(proto)
-    halves = {
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    fp16_tensors = {
         value.name
-        for value in [*known.graph.value_info, *known.graph.input, *known.graph.output]
-        if value.type.tensor_type.elem_type == HALF
+        for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+        if value.type.tensor_type.elem_type == FP16
     }
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
     nodes: list[onnx.NodeProto] = []
-    for value in graph.input:
-        if value.name in halves:
-            value.type.tensor_type.elem_type = FLOAT
-    for value in graph.output:
-        if value.type.tensor_type.elem_type == HALF:
-            value.type.tensor_type.elem_type = FLOAT
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == FP16:
+            value.type.tensor_type.elem_type = FP32
     for tensor in graph.initializer:
         _widen_constant(tensor)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _widen_constant(attribute.t)
-        to_half = node.op_type == "Cast" and any(item.name == "to" and item.i == HALF for item in node.attribute)
+        casts_to_fp16 = node.op_type == "Cast" and any(item.name == "to" and item.i == FP16 for item in node.attribute)
         nodes.append(node)
-        if to_half:
-            _insert_rounding(node, 0, nodes, cast=True)
+        if casts_to_fp16:
+            _insert_rounding(node, 0, nodes, is_cast=True)
         elif node.op_type not in VALUE_PRESERVING_OPS and not node.op_type.startswith("Constant"):
-            for index, name in enumerate(node.output):
-                if name in halves:
-                    _insert_rounding(node, index, nodes, cast=False)
+            for slot, name in enumerate(node.output):
+                if name in fp16_tensors:
+                    _insert_rounding(node, slot, nodes, is_cast=False)
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
     return result
 
 
-def _insert_rounding(node: onnx.NodeProto, index: int, nodes: list[onnx.NodeProto], *, cast: bool) -> None:
-    """Put a Cast to FP16 and one back behind an output; a Cast to FP16 needs the second only."""
-    name = node.output[index]
+def _insert_rounding(node: onnx.NodeProto, slot: int, nodes: list[onnx.NodeProto], *, is_cast: bool) -> None:
+    """Add a Cast to FP16 and one back after an output; a node that is a Cast to FP16 needs the second only."""
+    name = node.output[slot]
     narrow = f"{name}/narrow"
-    if cast:
-        node.output[index] = narrow
+    if is_cast:
+        node.output[slot] = narrow
     else:
         wide = f"{name}/wide"
-        node.output[index] = wide
-        nodes.append(helper.make_node("Cast", [wide], [narrow], f"{name}/to_half", to=HALF))
-    nodes.append(helper.make_node("Cast", [narrow], [name], f"{name}/to_float", to=FLOAT))
+        node.output[slot] = wide
+        nodes.append(helper.make_node("Cast", [wide], [narrow], f"{name}/to_half", to=FP16))
+    nodes.append(helper.make_node("Cast", [narrow], [name], f"{name}/to_float", to=FP32))
 
 
 def _widen_constant(tensor: TensorProto) -> None:
-    if tensor.data_type == HALF:
+    if tensor.data_type == FP16:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))

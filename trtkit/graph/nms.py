@@ -1,7 +1,7 @@
-"""Non-maximum suppression inside the graph, by arithmetic that every TensorRT and ONNX Runtime have.
+"""Non-maximum suppression (NMS) inside the graph, by operators that every TensorRT and ONNX Runtime have.
 
-ONNX's own operator is not used: TensorRT-RTX has no kernel for it, it knows no rotated boxes, and the number of boxes
-it gives depends on the image, which no CUDA graph can hold. Here every shape is known beforehand.
+ONNX's own NonMaxSuppression is not used: TensorRT-RTX has no kernel for it, it has no oriented boxes, and its output
+shape depends on the image, which CUDA graphs can't capture. Here every shape is static.
 """
 
 from __future__ import annotations
@@ -28,108 +28,19 @@ __all__ = [
     "find_rotated_overlaps",
 ]
 
-
-# Which boxes overlap which, as arithmetic of a graph: every pair of an image's boxes at once.
-
-
-EPSILON = 1e-7
-"""As in `tasks.rotated`."""
-
-
-def find_overlaps(writer: GraphBuilder, box: str, iou: float) -> str:
-    """Where the intersection of two upright boxes is more than `iou` of their union.
-
-    Args:
-        writer: Adds to the graph.
-        box: x, y (center), width, height; (N, K, 4).
-        iou: The limit.
-
-    Returns:
-        Booleans (N, K, K).
-    """
-    center, size = writer.slice(box, 0, 2, axis=2), writer.slice(box, 2, 4, axis=2)
-    half = writer.node("Mul", [size, writer.scalar(0.5)])
-    low, high = writer.node("Sub", [center, half]), writer.node("Add", [center, half])
-    shared = []
-    for axis in (0, 1):
-        first, last = (writer.slice(corner, axis, axis + 1, axis=2) for corner in (low, high))
-        begins = writer.node("Max", [first, _transpose(writer, first)])
-        ends = writer.node("Min", [last, _transpose(writer, last)])
-        shared.append(writer.node("Relu", [writer.node("Sub", [ends, begins])]))
-    both = writer.node("Mul", shared)
-    area = writer.node("Mul", [writer.slice(size, 0, 1, axis=2), writer.slice(size, 1, 2, axis=2)])
-    # shared / (first + second - shared) > iou, without the division.
-    share = writer.node("Mul", [area, writer.scalar(iou / (1 + iou))])
-    return writer.node("Greater", [both, writer.node("Add", [share, _transpose(writer, share)])])
-
-
-def find_rotated_overlaps(writer: GraphBuilder, box: str, angle: str, iou: float) -> str:
-    """Where the probabilistic overlap of two rotated boxes, `tasks.rotated.prob_iou`, is more than `iou`.
-
-    Args:
-        writer: Adds to the graph.
-        box: x, y (center), width, height; (N, K, 4).
-        angle: Radians; (N, K, 1).
-        iou: The limit.
-
-    Returns:
-        Booleans (N, K, K).
-    """
-
-    def column(place: int) -> str:
-        return writer.slice(box, place, place + 1, axis=2)
-
-    def times(*factors: str) -> str:
-        product = factors[0]
-        for factor in factors[1:]:
-            product = writer.node("Mul", [product, factor])
-        return product
-
-    def more(one: str, value: float) -> str:
-        return writer.node("Add", [one, writer.scalar(value)])
-
-    x, y = (writer.node("Sub", [one, _transpose(writer, one)]) for one in (column(0), column(1)))
-    width, height = column(2), column(3)
-    along, across = (times(side, side, writer.scalar(1 / 12)) for side in (width, height))
-    cos, sin = writer.node("Cos", [angle]), writer.node("Sin", [angle])
-    variances = (
-        writer.node("Add", [times(along, cos, cos), times(across, sin, sin)]),
-        writer.node("Add", [times(along, sin, sin), times(across, cos, cos)]),
-        times(writer.node("Sub", [along, across]), cos, sin),
-    )
-    a, b, c = (writer.node("Add", [one, _transpose(writer, one)]) for one in variances)
-    both = writer.node("Sub", [times(a, b), times(c, c)])
-    spread = writer.node("Add", [times(a, y, y), times(b, x, x)])
-    spread = writer.node("Sub", [spread, times(c, x, y, writer.scalar(2))])
-    far = writer.node("Div", [spread, more(both, EPSILON)])
-    # The root of a covariance's determinant is width x height / 12, whatever the angle.
-    size = times(width, height, writer.scalar(1 / 12))
-    sizes = times(size, _transpose(writer, size), writer.scalar(4))
-    unlike = writer.node("Log", [more(writer.node("Div", [both, more(sizes, EPSILON)]), EPSILON)])
-    distance = writer.node("Add", [times(far, writer.scalar(0.25)), times(unlike, writer.scalar(0.5))])
-    return writer.node("Less", [distance, writer.scalar(_distance_threshold(iou))])
-
-
-def _distance_threshold(iou: float) -> float:
-    """The Bhattacharyya distance at which the probabilistic overlap, 1 - sqrt(1 - exp(-distance)), is `iou`."""
-    return -math.log(min(1.0, 1 + EPSILON - (1 - iou) ** 2)) if iou > 0 else math.inf
-
-
-def _transpose(writer: GraphBuilder, column: str) -> str:
-    """(N, K, 1) as (N, 1, K)."""
-    return writer.node("Transpose", [column], perm=[0, 2, 1])
-
-
 DEFAULT_CONF = 0.25
 DEFAULT_IOU = 0.7
 DEFAULT_MAX_DET = 300
 
 TOP_K = 1024
-"""Boxes of an image that are compared, each with each, the surest first: the work grows with their square."""
+"""NMS considers this many boxes per image, those of the highest scores: its work grows with their square."""
 
 NMS_ROUNDS = 8
-"""How often upright boxes are decided anew: a box falls, what it had removed stands again, and so on. Two or three
-rounds end it in practice (Zheng et al. 2020, arXiv:2005.03572, Cluster-NMS)."""
+"""Iterations of class-wise NMS of upright boxes: a dropped box no longer drops others. Two or three iterations reach
+the fixed point in practice (Zheng et al. 2020, arXiv:2005.03572, Cluster-NMS)."""
+
+EPSILON = 1e-7
+"""As in `trtkit.tasks.obb`."""
 
 
 def add_nms(
@@ -140,23 +51,23 @@ def add_nms(
     iou: float = DEFAULT_IOU,
     max_det: int = DEFAULT_MAX_DET,
 ) -> onnx.ModelProto:
-    """Replace `output0` by its best boxes; the caller's graph is left alone.
+    """Append NMS to a graph: `DENSE` output becomes `NMS_ROWS`; the caller's graph is not modified.
 
-    Each box keeps its best class; boxes of one class that overlap by more than `iou` give way to the surest; the
-    `max_det` surest of all classes remain. These are the rules that `predict` applies outside the graph: greedily for
-    upright boxes, and for rotated ones the fast way, where a box goes even for one that goes too.
+    Each box keeps its highest-scoring class. Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped;
+    the `max_det` highest-scoring boxes of all classes remain. These are the rules that `predict` applies outside the
+    graph: greedy NMS for upright boxes, Fast NMS for oriented ones, where a dropped box still drops others.
 
     Args:
         proto: Graph whose `output0` is (N, 4 + classes + extra, anchors), boxes as center, width, height in pixels.
-        info: Its description.
-        conf: Lowest confidence, baked into the graph.
-        iou: Highest overlap, baked in.
+        info: The model's description.
+        conf: Lowest score, exclusive, fixed in the graph.
+        iou: Highest IoU, fixed in the graph.
         max_det: Rows of the result.
 
     Returns:
-        A graph whose `output0` is (N, max_det, 6 + extra): x1, y1, x2, y2, confidence, class, then mask coefficients or
-        keypoints; for obb x, y, width, height, confidence, class, angle, as Ultralytics has it. Rows beyond the
-        detections found are zero. Further outputs stay as they are.
+        A graph whose `output0` is (N, max_det, 6 + extra): x1, y1, x2, y2, score, class, then mask coefficients or
+        keypoints; for obb x, y, width, height, score, class, angle, as in Ultralytics' exports. Unused rows are zero.
+        Further outputs do not change.
 
     Raises:
         RecipeError: The model does not return dense boxes.
@@ -164,7 +75,7 @@ def add_nms(
     if info.output_format != DENSE:
         raise RecipeError(
             f"export a model for {info.task} with nms=True",
-            f"its output format is {info.output_format.name}, which NMS does not apply to",
+            f"NMS does not apply to its output format, {info.output_format.name}",
             "leave nms out",
             code="nms-not-applicable",
             task=info.task,
@@ -178,28 +89,30 @@ def add_nms(
             for index, name in enumerate(names):
                 if name == "output0":
                     names[index] = raw
-    writer, rotated = GraphBuilder(graph, "trtkit_nms"), info.task == "obb"
+    builder, rotated = GraphBuilder(graph, "trtkit_nms"), info.task == "obb"
     classes, extra = len(info.names), _count_columns(graph) - 4 - len(info.names)
-    most = max(TOP_K, max_det)
-    rows, top = _select_top_k(writer, raw, classes, most)
-    box, scores = writer.slice(rows, 0, 4, axis=2), writer.slice(rows, 4, 4 + classes, axis=2)
-    label = writer.node("ArgMax", [scores], axis=2, keepdims=1)
-    label = writer.node("Cast", [label], to=TensorProto.FLOAT)
-    behind = writer.slice(rows, 4 + classes, 4 + classes + extra, axis=2) if extra else None
+    top_k = max(TOP_K, max_det)
+    rows, top = _select_top_k(builder, raw, classes, top_k)
+    box, scores = builder.slice(rows, 0, 4, axis=2), builder.slice(rows, 4, 4 + classes, axis=2)
+    label = builder.node("ArgMax", [scores], axis=2, keepdims=1)
+    label = builder.node("Cast", [label], to=TensorProto.FLOAT)
+    extras = builder.slice(rows, 4 + classes, 4 + classes + extra, axis=2) if extra else None
     if rotated:
-        assert behind is not None
-        overlaps = find_rotated_overlaps(writer, box, writer.slice(behind, extra - 1, extra, axis=2), iou)
+        assert extras is not None
+        overlaps = find_rotated_overlaps(builder, box, builder.slice(extras, extra - 1, extra, axis=2), iou)
     else:
-        overlaps = find_overlaps(writer, box, iou)
-    stands = _compute_keep_mask(writer, overlaps, label, top, most=most, conf=conf, rounds=1 if rotated else NMS_ROUNDS)
-    wanted = writer.constant(np.array([max_det], np.int64))
-    last, ranks = writer.nodes("TopK", [writer.node("Mul", [top, stands]), wanted], 2, axis=1, largest=1, sorted=1)
-    chosen = writer.gather_rows(writer.node("Concat", [box, label, *([behind] if behind else [])], axis=2), ranks)
-    place = writer.slice(chosen, 0, 4, axis=2) if rotated else _to_corners(writer, chosen)
-    score = writer.unsqueeze(last, 2)
-    whole = writer.node("Concat", [place, score, writer.slice(chosen, 4, 5 + extra, axis=2)], axis=2)
-    present = writer.node("Cast", [writer.node("Greater", [score, writer.scalar(0)])], to=TensorProto.FLOAT)
-    graph.node.append(helper.make_node("Mul", [whole, present], ["output0"], "trtkit_nms_output"))
+        overlaps = find_overlaps(builder, box, iou)
+    keep = _compute_keep_mask(
+        builder, overlaps, label, top, top_k=top_k, conf=conf, rounds=1 if rotated else NMS_ROUNDS
+    )
+    count = builder.constant(np.array([max_det], np.int64))
+    scores, ranks = builder.nodes("TopK", [builder.node("Mul", [top, keep]), count], 2, axis=1, largest=1, sorted=1)
+    kept = builder.gather_rows(builder.node("Concat", [box, label, *([extras] if extras else [])], axis=2), ranks)
+    coordinates = builder.slice(kept, 0, 4, axis=2) if rotated else _to_corners(builder, kept)
+    score = builder.unsqueeze(scores, 2)
+    detections = builder.node("Concat", [coordinates, score, builder.slice(kept, 4, 5 + extra, axis=2)], axis=2)
+    used = builder.node("Cast", [builder.node("Greater", [score, builder.scalar(0)])], to=TensorProto.FLOAT)
+    graph.node.append(helper.make_node("Mul", [detections, used], ["output0"], "trtkit_nms_output"))
     for value in graph.output:
         if value.name == "output0":
             batch = value.type.tensor_type.shape.dim[0]
@@ -213,48 +126,135 @@ def add_nms(
     return update_metadata(result, metadata, {"nms": settings, "output_format": NMS_ROWS.to_dict()})
 
 
-def _select_top_k(writer: GraphBuilder, raw: str, classes: int, most: int) -> tuple[str, str]:
-    """The rows (N, most, columns) of the surest boxes by falling score, and those scores (N, most)."""
-    best = writer.node("ReduceMax", [writer.slice(raw, 4, 4 + classes, axis=1)], axes=[1], keepdims=0)
-    # Small images have fewer boxes than this: zeros behind them, which are no detections, make up the number.
-    padded = writer.node("Pad", [best, writer.constant(np.array([0, 0, 0, most], np.int64))])
-    wanted = writer.constant(np.array([most], np.int64))
-    top, places = writer.nodes("TopK", [padded, wanted], 2, axis=1, largest=1, sorted=1)
-    anchors = writer.node("Gather", [writer.node("Shape", [raw]), writer.constant(np.array(2, np.int64))], axis=0)
-    # What was padded reads some other box again, at its score of 0.
-    passed = writer.node("Mul", [writer.node("Div", [places, anchors]), anchors])
-    table = writer.node("Transpose", [raw], perm=[0, 2, 1])
-    return writer.gather_rows(table, writer.node("Sub", [places, passed])), top
+def _select_top_k(builder: GraphBuilder, raw: str, classes: int, top_k: int) -> tuple[str, str]:
+    """The rows (N, top_k, columns) of the highest-scoring boxes in descending order, and their scores (N, top_k)."""
+    best = builder.node("ReduceMax", [builder.slice(raw, 4, 4 + classes, axis=1)], axes=[1], keepdims=0)
+    # Small images have fewer than `top_k` boxes: scores are padded with zeros, which are no detections.
+    padded = builder.node("Pad", [best, builder.constant(np.array([0, 0, 0, top_k], np.int64))])
+    count = builder.constant(np.array([top_k], np.int64))
+    top, indices = builder.nodes("TopK", [padded, count], 2, axis=1, largest=1, sorted=1)
+    anchors = builder.node("Gather", [builder.node("Shape", [raw]), builder.constant(np.array(2, np.int64))], axis=0)
+    # Indices modulo the number of anchors: a padded index reads some other box, at score 0.
+    multiple = builder.node("Mul", [builder.node("Div", [indices, anchors]), anchors])
+    table = builder.node("Transpose", [raw], perm=[0, 2, 1])
+    return builder.gather_rows(table, builder.node("Sub", [indices, multiple])), top
 
 
 def _compute_keep_mask(
-    writer: GraphBuilder, overlaps: str, label: str, top: str, *, most: int, conf: float, rounds: int
+    builder: GraphBuilder, overlaps: str, label: str, top: str, *, top_k: int, conf: float, rounds: int
 ) -> str:
-    """1 for every box that no surer standing one of its class overlaps, 0 for the others; (N, K), float32."""
-    same = writer.node("Equal", [label, writer.node("Transpose", [label], perm=[0, 2, 1])])
-    # Row i can remove column j only if i comes first.
-    order = np.arange(most, dtype=np.float32)
-    surer = writer.node("Less", [writer.constant(order[None, :, None]), writer.constant(order[None, None])])
-    beats = writer.node("And", [writer.node("And", [overlaps, same]), surer])
-    beats = writer.node("Cast", [beats], to=TensorProto.FLOAT)
-    likely = writer.node("Cast", [writer.node("Greater", [top, writer.scalar(conf)])], to=TensorProto.FLOAT)
-    likely = writer.unsqueeze(likely, 1)
-    stands = likely
+    """1 for every box that no kept box of its class with a higher score overlaps, else 0; (N, K), float32."""
+    same_class = builder.node("Equal", [label, builder.node("Transpose", [label], perm=[0, 2, 1])])
+    # Boxes are in descending order: row i can drop column j only if i < j.
+    order = np.arange(top_k, dtype=np.float32)
+    higher = builder.node("Less", [builder.constant(order[None, :, None]), builder.constant(order[None, None])])
+    drops = builder.node("And", [builder.node("And", [overlaps, same_class]), higher])
+    drops = builder.node("Cast", [drops], to=TensorProto.FLOAT)
+    above = builder.node("Cast", [builder.node("Greater", [top, builder.scalar(conf)])], to=TensorProto.FLOAT)
+    above = builder.unsqueeze(above, 1)
+    keep = above
     for _ in range(rounds):
-        beaten = writer.node("Greater", [writer.node("MatMul", [stands, beats]), writer.scalar(0)])
-        free = writer.node("Cast", [writer.node("Not", [beaten])], to=TensorProto.FLOAT)
-        stands = writer.node("Mul", [likely, free])
-    return writer.node("Squeeze", [stands, writer.constant(np.array([1], np.int64))])
+        dropped = builder.node("Greater", [builder.node("MatMul", [keep, drops]), builder.scalar(0)])
+        not_dropped = builder.node("Cast", [builder.node("Not", [dropped])], to=TensorProto.FLOAT)
+        keep = builder.node("Mul", [above, not_dropped])
+    return builder.node("Squeeze", [keep, builder.constant(np.array([1], np.int64))])
 
 
-def _to_corners(writer: GraphBuilder, rows: str) -> str:
-    """x1, y1, x2, y2 of rows that begin with center, width and height."""
-    center = writer.slice(rows, 0, 2, axis=2)
-    half = writer.node("Mul", [writer.slice(rows, 2, 4, axis=2), writer.scalar(0.5)])
-    return writer.node("Concat", [writer.node("Sub", [center, half]), writer.node("Add", [center, half])], axis=2)
+def _to_corners(builder: GraphBuilder, rows: str) -> str:
+    """x1, y1, x2, y2 from rows that start with center x, center y, width and height."""
+    center = builder.slice(rows, 0, 2, axis=2)
+    half = builder.node("Mul", [builder.slice(rows, 2, 4, axis=2), builder.scalar(0.5)])
+    return builder.node("Concat", [builder.node("Sub", [center, half]), builder.node("Add", [center, half])], axis=2)
 
 
 def _count_columns(graph: onnx.GraphProto) -> int:
-    """Values a box of the raw output: the second axis of `output0`."""
+    """Values per box of the dense output: the second dimension of `output0`."""
     value = next(value for value in graph.output if value.name == "output0")
     return int(value.type.tensor_type.shape.dim[1].dim_value)
+
+
+# Pairwise overlaps of an image's boxes.
+
+
+def find_overlaps(builder: GraphBuilder, box: str, iou: float) -> str:
+    """Which pairs of upright boxes have IoU > `iou`.
+
+    Args:
+        builder: Of the graph.
+        box: Center x, center y, width, height; (N, K, 4).
+        iou: The threshold.
+
+    Returns:
+        Booleans (N, K, K).
+    """
+    center, size = builder.slice(box, 0, 2, axis=2), builder.slice(box, 2, 4, axis=2)
+    half = builder.node("Mul", [size, builder.scalar(0.5)])
+    low, high = builder.node("Sub", [center, half]), builder.node("Add", [center, half])
+    shared = []
+    for axis in (0, 1):
+        first, last = (builder.slice(corner, axis, axis + 1, axis=2) for corner in (low, high))
+        begins = builder.node("Max", [first, _transpose(builder, first)])
+        ends = builder.node("Min", [last, _transpose(builder, last)])
+        shared.append(builder.node("Relu", [builder.node("Sub", [ends, begins])]))
+    both = builder.node("Mul", shared)
+    area = builder.node("Mul", [builder.slice(size, 0, 1, axis=2), builder.slice(size, 1, 2, axis=2)])
+    # shared / (first + second - shared) > iou, without the division.
+    share = builder.node("Mul", [area, builder.scalar(iou / (1 + iou))])
+    return builder.node("Greater", [both, builder.node("Add", [share, _transpose(builder, share)])])
+
+
+def find_rotated_overlaps(builder: GraphBuilder, box: str, angle: str, iou: float) -> str:
+    """Which pairs of oriented boxes have a probabilistic IoU (`trtkit.tasks.obb`) > `iou`.
+
+    Args:
+        builder: Of the graph.
+        box: Center x, center y, width, height; (N, K, 4).
+        angle: Radians; (N, K, 1).
+        iou: The threshold.
+
+    Returns:
+        Booleans (N, K, K).
+    """
+
+    def column(place: int) -> str:
+        return builder.slice(box, place, place + 1, axis=2)
+
+    def times(*factors: str) -> str:
+        product = factors[0]
+        for factor in factors[1:]:
+            product = builder.node("Mul", [product, factor])
+        return product
+
+    def more(one: str, value: float) -> str:
+        return builder.node("Add", [one, builder.scalar(value)])
+
+    x, y = (builder.node("Sub", [one, _transpose(builder, one)]) for one in (column(0), column(1)))
+    width, height = column(2), column(3)
+    along, across = (times(side, side, builder.scalar(1 / 12)) for side in (width, height))
+    cos, sin = builder.node("Cos", [angle]), builder.node("Sin", [angle])
+    variances = (
+        builder.node("Add", [times(along, cos, cos), times(across, sin, sin)]),
+        builder.node("Add", [times(along, sin, sin), times(across, cos, cos)]),
+        times(builder.node("Sub", [along, across]), cos, sin),
+    )
+    a, b, c = (builder.node("Add", [one, _transpose(builder, one)]) for one in variances)
+    both = builder.node("Sub", [times(a, b), times(c, c)])
+    spread = builder.node("Add", [times(a, y, y), times(b, x, x)])
+    spread = builder.node("Sub", [spread, times(c, x, y, builder.scalar(2))])
+    far = builder.node("Div", [spread, more(both, EPSILON)])
+    # The root of a covariance's determinant is width x height / 12, whatever the angle.
+    size = times(width, height, builder.scalar(1 / 12))
+    sizes = times(size, _transpose(builder, size), builder.scalar(4))
+    unlike = builder.node("Log", [more(builder.node("Div", [both, more(sizes, EPSILON)]), EPSILON)])
+    distance = builder.node("Add", [times(far, builder.scalar(0.25)), times(unlike, builder.scalar(0.5))])
+    return builder.node("Less", [distance, builder.scalar(_distance_threshold(iou))])
+
+
+def _distance_threshold(iou: float) -> float:
+    """The Bhattacharyya distance at which the probabilistic overlap, 1 - sqrt(1 - exp(-distance)), is `iou`."""
+    return -math.log(min(1.0, 1 + EPSILON - (1 - iou) ** 2)) if iou > 0 else math.inf
+
+
+def _transpose(builder: GraphBuilder, column: str) -> str:
+    """(N, K, 1) as (N, 1, K)."""
+    return builder.node("Transpose", [column], perm=[0, 2, 1])

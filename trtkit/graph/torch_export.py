@@ -1,4 +1,4 @@
-"""A model as one clean ONNX graph."""
+"""A model as one FP32 ONNX graph, and the metadata in it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from trtkit.models.model import Model
 __all__ = ["OPSET", "read_trtkit_metadata", "trace", "update_metadata"]
 
 OPSET = 17
-"""The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it too."""
+"""The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it, too."""
 
+MINIMUM_OPSET = 13
+"""The first operator set whose Q/DQ has one scale for each channel."""
 
 _EXPORTER = threading.Lock()
 
@@ -34,23 +36,22 @@ def trace(
     dynamic_batch: bool = False,
     simplify: bool = True,
 ) -> onnx.ModelProto:
-    """Write a model as an FP32 ONNX graph with input `images` (N, C, H, W) in [0, 1].
+    """Trace a model to an FP32 ONNX graph with input `images`, (N, C, H, W) float32.
 
     Args:
-        model: From `trtkit.load`. A model read from an ONNX file gives its own graph, simplified.
+        model: From `trtkit.load`. A model from an ONNX file keeps its own graph, simplified.
         imgsz: Height and width, pixels; None takes the model's own.
-        batch: Images a batch of a static graph.
-        dynamic: Leave batch, height and width open.
-        dynamic_batch: Leave only the batch open.
-        simplify: Fold constants and fuse with onnxslim, leave out copies (`remove_copies`) and decode boxes in one
-            layer (`fuse_box_decoding`).
+        batch: Batch size of a static graph.
+        dynamic: Make batch, height and width dynamic.
+        dynamic_batch: Make only the batch dynamic.
+        simplify: Fold constants and fuse nodes with onnxslim, then `remove_copies` and `fuse_box_decoding`.
 
     Returns:
-        The graph, operator set 17, outputs `output0`, `output1`, ..., with the description in `metadata_props`.
+        The graph, operator set 17, outputs `output0`, `output1`, ..., with the model's metadata.
 
     Raises:
         ModelError: The module can't be traced.
-        OnnxError: An ONNX file's shape is fixed at something else than was asked.
+        OnnxError: An ONNX file has another static shape, or an operator set that can't be converted.
     """
     size = imgsz or model.imgsz
     if model.proto is not None:
@@ -73,7 +74,13 @@ def trace(
 
 
 def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit: Mapping[str, Any]) -> onnx.ModelProto:
-    """Set `metadata_props`: Ultralytics' keys as text, ours as JSON under `trtkit`, merged over what is there."""
+    """Merge keys into a graph's `metadata_props`; the graph is modified and returned.
+
+    Args:
+        proto: The graph.
+        metadata: Ultralytics' keys, written as text; trtkit's own under "trtkit" (`ModelInfo.to_metadata`).
+        trtkit: Further keys of trtkit's own, which are one JSON object.
+    """
     texts = {entry.key: entry.value for entry in proto.metadata_props}
     ours = {**json.loads(texts.get("trtkit", "{}")), **metadata.get("trtkit", {}), **trtkit}
     texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(ours, sort_keys=True))
@@ -84,23 +91,31 @@ def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit:
 
 
 def read_trtkit_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
-    """What trtkit wrote into a graph (precision, model_hash, ...); empty for graphs of others."""
+    """trtkit's own metadata of a graph (precision, model_hash, ...); {} for other exporters' graphs.
+
+    Args:
+        proto: The graph.
+    """
     for entry in proto.metadata_props:
         if entry.key == "trtkit":
-            found: dict[str, Any] = json.loads(entry.value)
-            return found
+            values: dict[str, Any] = json.loads(entry.value)
+            return values
     return {}
 
 
 def name_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every node a unique name, so that `keep=` patterns and layer tables can point at it."""
-    seen: set[str] = set()
+    """Give every node a unique name, for `keep=` patterns and layer tables; the graph is modified and returned.
+
+    Args:
+        proto: The graph.
+    """
+    used: set[str] = set()
     for index, node in enumerate(proto.graph.node):
         name = node.name or f"{node.op_type}_{index}"
-        while name in seen:
+        while name in used:
             name += "_"
         node.name = name
-        seen.add(name)
+        used.add(name)
     return proto
 
 
@@ -127,10 +142,10 @@ def _from_module(
             elif dynamic and output.ndim == 4:
                 axes[name].update({2: "mask_height", 3: "mask_width"})
     try:
-        # torch's exporter keeps its state in globals: two widgets, or a widget and a cell, take turns.
+        # torch's exporter keeps its state in globals, so threads take turns.
         with _EXPORTER, warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            # The TorchScript exporter is deprecated but gives the leanest graph at operator set 17, which the
-            # newer one does not write; its tracer also warns of every shape it turns into a constant.
+            # The TorchScript exporter is deprecated but writes the smallest graph at operator set 17, which the
+            # newer one does not write; its tracer also warns about every shape that becomes a constant.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model.module,
@@ -146,35 +161,45 @@ def _from_module(
             return onnx.load(Path(folder) / "model.onnx")
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ModelError(
-            f"trace {model.stem} to ONNX", str(error).split("\n")[0], "give a module that torch.onnx can trace"
+            f"trace {model.stem} to ONNX",
+            str(error).split("\n")[0],
+            "pass a module that torch.onnx can trace",
+            code="model-trace-failed",
+            model=model.stem,
         ) from error
 
 
 def _check_shape(proto: onnx.ModelProto, *, batch: int, size: tuple[int, int], dynamic: bool) -> None:
-    """Refuse a shape that an ONNX file can't take; its axes were fixed when it was exported."""
+    """Raise an error for a shape that an ONNX file can't take; its static axes were fixed when it was exported."""
     if not proto.graph.input:
-        raise OnnxError("read an ONNX graph", "it has no input", "export the model again")
-    dims = proto.graph.input[0].type.tensor_type.shape.dim
-    fixed = [dim.dim_value for dim in dims]
+        raise OnnxError("read an ONNX graph", "it has no input", "export the model again", code="onnx-no-input")
+    static = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
     wanted = [batch, 0, *size]
-    for index, what in ((0, "batch"), (2, "height"), (3, "width")):
-        if index < len(fixed) and fixed[index] > 0 and (dynamic or fixed[index] != wanted[index]):
-            asked = "a dynamic shape" if dynamic else f"{what} {wanted[index]}"
+    for index, axis in ((0, "batch"), (2, "height"), (3, "width")):
+        if index < len(static) and static[index] > 0 and (dynamic or static[index] != wanted[index]):
+            shape = "a dynamic shape" if dynamic else f"{axis} {wanted[index]}"
             raise OnnxError(
-                f"export an ONNX file with {asked}",
-                f"the file's {what} is fixed at {fixed[index]}",
-                "ask for the file's own shape or start from the .pt file",
+                f"export an ONNX file with {shape}",
+                f"the file's {axis} is fixed at {static[index]}",
+                "use the file's own shape or start from the .pt file",
+                code="onnx-shape-fixed",
+                axis=axis,
+                value=static[index],
             )
 
 
 def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Raise an older graph to operator set 13, the first whose Q/DQ pairs carry a scale for each channel."""
+    """Convert a graph of an older operator set to `MINIMUM_OPSET`."""
     version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if version >= 13:
+    if version >= MINIMUM_OPSET:
         return proto
     try:
-        return onnx.version_converter.convert_version(proto, 13)
+        return onnx.version_converter.convert_version(proto, MINIMUM_OPSET)
     except Exception as error:
         raise OnnxError(
-            f"raise an ONNX graph from operator set {version} to 13", str(error), "export it again with opset 17"
+            f"convert an ONNX graph from operator set {version} to {MINIMUM_OPSET}",
+            str(error),
+            f"export it again with opset {OPSET}",
+            code="onnx-opset-conversion",
+            opset=version,
         ) from error

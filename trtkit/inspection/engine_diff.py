@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from trtkit.graph.analysis import block_of
+from trtkit.graph.analysis import DisjointSets, block_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,17 +54,17 @@ def align_engines(first: LayerTable, second: LayerTable) -> pl.DataFrame:
         none), the `precision` of each ("fp16", or "fp16 + int8"), each one's `ms` and their difference (null without
         times), how many of the layers only reformat, and `differs`, whether the precisions do.
     """
-    groups = _UnionFind()
+    groups = DisjointSets[Any]()
     sides = [[_grouping_nodes(nodes) for nodes in table.frame["onnx_nodes"].to_list()] for table in (first, second)]
     for side, layers in enumerate(sides):
         for place, nodes in enumerate(layers):
             for node in nodes:
-                groups.join((side, place), node)
+                groups.union((side, place), node)
     members: dict[Any, tuple[list[int], list[int]]] = {}
     loose: tuple[list[int], list[int]] = ([], [])
     for side, layers in enumerate(sides):
         for place, nodes in enumerate(layers):
-            kept = members.setdefault(groups.root((side, place)), ([], [])) if nodes else loose
+            kept = members.setdefault(groups.find((side, place)), ([], [])) if nodes else loose
             kept[side].append(place)
     rows = [_row(group, sides, (first, second)) for group in members.values()]
     rows.sort(key=lambda row: row["order"])
@@ -131,21 +131,6 @@ def _side(places: Sequence[int], table: LayerTable) -> dict[str, Any]:
         "ms": float(rows["ms"].sum()) if table.timed else None,
         "reformats": int(rows["reformat"].sum()),
     }
-
-
-class _UnionFind:
-    """What belongs together (union-find)."""
-
-    def __init__(self) -> None:
-        self.parent: dict[Any, Any] = {}
-
-    def root(self, item: Any) -> Any:
-        while (above := self.parent.get(item, item)) != item:
-            item = above
-        return item
-
-    def join(self, one: Any, other: Any) -> None:
-        self.parent[self.root(other)] = self.root(one)
 
 
 # What stands out in an engine, in sentences that claim no more than its layer table does.

@@ -97,7 +97,7 @@ def _add_quantized_twins(
     targets: dict[str, str] = {}
 
     def rounded(name: str, source: str) -> None:
-        largest = max(max(abs(value) for value in ranges[member]) for member in placement.scale_of[name])
+        largest = max(max(abs(value) for value in ranges[member]) for member in placement.scale_groups[name])
         scale = np.array(largest / INT8_MAX if largest > 0 else 1.0, np.float32)
         constants.append(numpy_helper.from_array(scale, f"{name}/scale"))
         for operator, start, end in (
@@ -277,7 +277,7 @@ def group_tensors_by_scale(lab: LayerNoise) -> dict[tuple[str, ...], tuple[str, 
     groups: dict[tuple[str, ...], list[str]] = {}
     for layer in lab.full_int8.layers:
         for tensor in lab.plan_only([layer]).tensors:
-            members = lab.full_int8.scale_of.get(tensor)
+            members = lab.full_int8.scale_groups.get(tensor)
             if members is not None and layer not in groups.setdefault(members, []):
                 groups[members].append(layer)
     return {members: tuple(layers) for members, layers in groups.items()}

@@ -145,8 +145,8 @@ def _rows(graph: onnx.ModelProto) -> list[dict[str, Any]]:
             "operator": node.op_type,
             "macs": macs.get(node.name, 0),
             "tensor": node.input[0],
-            "scale": list(placement.scale_of.get(node.input[0], ())),
-            "kept": placement.kept.get(node.name),
+            "scale": list(placement.scale_groups.get(node.input[0], ())),
+            "kept": placement.excluded.get(node.name),
         }
         for node in view.weighted
     ]

@@ -22,7 +22,7 @@ from trtkit.graph.qdq import QDQPlacement, insert_qdq, passes_int8
 
 __all__ = ["NO_INT8", "SegmentedGraph", "Variant"]
 
-NO_INT8 = QDQPlacement(layers=(), tensors=(), scale_of={}, kept={})
+NO_INT8 = QDQPlacement(layers=(), tensors=(), scale_groups={}, excluded={})
 """Nothing in INT8."""
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -145,7 +145,9 @@ class SegmentedGraph:
         made: dict[str, int] = {}
         for index, segment in enumerate(self.segments):
             own = self._restrict_placement(segment, placement)
-            scales = (max(max(abs(v) for v in ranges[name]) for name in own.scale_of[tensor]) for tensor in own.tensors)
+            scales = (
+                max(max(abs(v) for v in ranges[name]) for name in own.scale_groups[tensor]) for tensor in own.tensors
+            )
             mine = {name: tuple((corrections or {})[name]) for name in own.layers if name in (corrections or {})}
             key = (index, own.layers, own.tensors, tuple(scales), tuple(mine.items()))
             if key not in self.sessions:
@@ -223,8 +225,8 @@ class SegmentedGraph:
         return QDQPlacement(
             layers=layers,
             tensors=tensors,
-            scale_of={name: placement.scale_of[name] for name in tensors},
-            kept={},
+            scale_groups={name: placement.scale_groups[name] for name in tensors},
+            excluded={},
         )
 
 

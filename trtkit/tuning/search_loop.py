@@ -437,7 +437,7 @@ def _build_layer_frame(
 ) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     for name in lab.full_int8.layers:
-        group = lab.full_int8.scale_of.get(lab.index.nodes[name].input[0], ())
+        group = lab.full_int8.scale_groups.get(lab.index.nodes[name].input[0], ())
         rows.append(
             {
                 "node": name,

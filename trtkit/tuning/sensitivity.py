@@ -335,7 +335,7 @@ def measure(
         sqnr=noise["int8"],
         metric_float=metrics.get("float"),
         metric_int8=metrics.get("int8"),
-        kept=dict(lab.full_int8.kept),
+        kept=dict(lab.full_int8.excluded),
         images=len(paths) - len(skipped),
         provenance=Provenance(
             model_hash=loaded.hash,
