@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from trtkit.exporter import export as export
     from trtkit.inspection.engine_diff import summarize_layers as summarize_layers
     from trtkit.inspection.layer_table import LayerTable as LayerTable
+    from trtkit.inspection.layer_table import precision_shares_figure as precision_shares_figure
     from trtkit.inspection.layer_table import read_layers as read_layers
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
-    from trtkit.plotting.engine import precision_shares_figure as precision_shares_figure
     from trtkit.plotting.comparison import losses_figure as losses_figure
     from trtkit.progress import Event as Event
     from trtkit.recipe import Recipe as Recipe
@@ -93,7 +93,7 @@ _HOMES: dict[str, str | None] = {
     "load": "trtkit.models",
     "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",
-    "precision_shares_figure": "trtkit.plotting.engine",
+    "precision_shares_figure": "trtkit.inspection.layer_table",
     "read_layers": "trtkit.inspection.layer_table",
     "search": "trtkit.tuning.search_loop",
     "sensitivity": "trtkit.tuning.sensitivity",

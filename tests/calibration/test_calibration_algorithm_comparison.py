@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from trtkit.calibration import Calibration
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison, clipped_share
-from trtkit.calibration.algorithms import ALGORITHMS, Histogram, TensorStats
+from trtkit.calibration.algorithms import ALGORITHMS, Histogram, TensorStats, figure_looks
 from trtkit.calibration.calibration import compute_ranges
 from trtkit.errors import CalibrationError, CancelledError
-from trtkit.plotting.calibration import algorithm_style, histogram_figure, magnitude_densities, overview_figure
+from trtkit.plotting.calibration import algorithm_style
 from trtkit.results import Provenance
 
 
@@ -118,20 +118,21 @@ def test_scales_alone_can_not_be_read_anew() -> None:
     assert all("scales only" in reason for reason in refusals.values())
     frame = readings.frame("tensorrt")
     assert frame.row(0, named=True)["clipped"] is None
-    figure = overview_figure(readings, frame)
+    figure = readings.plot_overview(frame)
     assert [trace.type for trace in figure.data] == ["scatter", "scatter"]
-    assert histogram_figure(readings, "a", 1.0).data[-1].x == (1.0, 1.0)
+    assert readings.plot_histogram("a", 1.0).data[-1].x == (1.0, 1.0)
 
 
 def test_bands_hold_every_value(calibration: Calibration) -> None:
-    shares = magnitude_densities(AlgorithmComparison(calibration), ("a", "b"))
+    stats = [calibration.stats[name] for name in ("a", "b")]
+    shares = np.stack([one.histogram.log_shares(max(abs(one.low), abs(one.high)), 48) for one in stats], axis=1)
     assert np.nansum(10**shares, axis=0) == pytest.approx([1, 1])
 
 
 def test_the_histogram_parts_what_is_covered_from_what_is_clipped(calibration: Calibration) -> None:
     readings = AlgorithmComparison(calibration)
     reach = readings.frame("percentile", 99.0).row(0, named=True)["reach"]
-    figure = histogram_figure(readings, "a", reach, algorithm="percentile 99", others={"minmax": 3.0})
+    figure = readings.plot_histogram("a", reach, algorithm="percentile 99", others={"minmax": 3.0})
     covered, clipped, other, chosen = figure.data
     counts = [sum(value or 0 for value in trace.y) for trace in (covered, clipped)]
     assert sum(counts) == 4000
@@ -143,7 +144,7 @@ def test_the_histogram_parts_what_is_covered_from_what_is_clipped(calibration: C
 
 
 def test_algorithms_look_different_by_more_than_color() -> None:
-    looks = [algorithm_style(name) for name in ALGORITHMS]
+    looks = [algorithm_style(name, figure_looks()) for name in ALGORITHMS]
     for trait in ("color", "dash", "symbol"):
         assert len({getattr(look, trait) for look in looks}) == len(ALGORITHMS)
-    assert algorithm_style("percentile 99.9") == algorithm_style("percentile")
+    assert algorithm_style("percentile 99.9", figure_looks()) == algorithm_style("percentile", figure_looks())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from layer_rows import HALF, LOW
+from layer_rows import FP16_LAYERS, INT8_LAYERS
 
 import trtkit as tk
 from trtkit import demo
@@ -97,7 +97,7 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
 @pytest.fixture
 def engines() -> tuple[LayerTable, LayerTable]:
     """Two small engines of one model, made by hand: FP16, and INT8 with a reformat and one layer kept high."""
-    return read_layers(HALF, name="half"), read_layers(LOW, name="low")
+    return read_layers(FP16_LAYERS, name="half"), read_layers(INT8_LAYERS, name="low")
 
 
 @pytest.fixture

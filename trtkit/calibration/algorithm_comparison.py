@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILES, TensorStats, get_algorithm, resolve_percentile
+from trtkit.calibration.algorithms import (
+    ALGORITHMS,
+    PERCENTILES,
+    TensorStats,
+    figure_looks,
+    get_algorithm,
+    resolve_percentile,
+)
 from trtkit.calibration.calibration import Calibration
 from trtkit.calibration.histogram import Histogram
 from trtkit.errors import CalibrationError
 from trtkit.progress import CancelToken, Progress, Reporter
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 __all__ = ["PERCENTILES", "AlgorithmComparison", "clipped_share"]
+
+_BANDS = 48
+"""Bands of magnitude in the overview figure."""
+
+_HISTOGRAM_BINS = 256
+"""Largest number of bins in the histogram figure."""
 
 
 class AlgorithmComparison:
@@ -124,6 +142,46 @@ class AlgorithmComparison:
             )
         numbers = ("largest", "reach", "covered", "clipped", "scale")
         return pl.DataFrame(rows, schema={"tensor": pl.String, **dict.fromkeys(numbers, pl.Float64)})
+
+    def plot_overview(self, frame: pl.DataFrame, *, selected: str = "", algorithm: str = "") -> go.Figure:
+        """The histogram of every tensor, and the share of its largest magnitude that the scale covers.
+
+        Args:
+            frame: As `frame`; `reach` may be that of a shared scale.
+            selected: The tensor to mark.
+            algorithm: The algorithm in use, for the legend.
+        """
+        from trtkit.plotting.calibration import overview_figure
+
+        shares = np.full((_BANDS, len(frame)), np.nan)
+        for column, tensor in enumerate(frame["tensor"]):
+            stats = self.stats(tensor)
+            if stats is not None and stats.histogram is not None:
+                shares[:, column] = stats.histogram.log_shares(max(abs(stats.low), abs(stats.high)), _BANDS)
+        return overview_figure(frame, shares, selected=selected, algorithm=algorithm)
+
+    def plot_histogram(
+        self, tensor: str, reach: float, *, algorithm: str = "", others: Mapping[str, float] | None = None
+    ) -> go.Figure:
+        """The histogram of a tensor with the magnitude that its scale covers, and what is clipped.
+
+        Args:
+            tensor: Name of the tensor.
+            reach: The magnitude that the scale covers.
+            algorithm: The algorithm in use, for the legend.
+            others: The magnitude that other algorithms cover, by label.
+        """
+        from trtkit.plotting.calibration import histogram_figure
+
+        stats = self.stats(tensor)
+        return histogram_figure(
+            None if stats is None or stats.histogram is None else stats.histogram.bins(_HISTOGRAM_BINS),
+            reach,
+            largest=reach if stats is None else max(abs(stats.low), abs(stats.high)),
+            algorithm=algorithm,
+            others=others,
+            looks=figure_looks(),
+        )
 
     def _refusal(self, algorithm: str) -> str:
         if algorithm == self.calibration.algorithm:

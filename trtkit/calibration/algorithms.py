@@ -34,6 +34,7 @@ __all__ = [
     "compute_mse_magnitude",
     "compute_percentile_magnitude",
     "compute_range",
+    "figure_looks",
     "get_algorithm",
     "register",
     "resolve_percentile",
@@ -210,6 +211,14 @@ def unregister(name: str) -> None:
     """
     get_algorithm(name)
     del _registry[name]
+
+
+def figure_looks() -> dict[str, int]:
+    """Index of each registered algorithm's style in figures, by name."""
+    return {
+        name: position if entry.look is None else entry.look
+        for position, (name, entry) in enumerate(ALGORITHMS.items())
+    }
 
 
 def get_algorithm(name: str) -> CalibrationAlgorithm:

@@ -15,6 +15,7 @@ from trtkit.calibration.algorithms import (
     TensorStats,
     compute_magnitude,
     compute_range,
+    figure_looks,
     get_algorithm,
     resolve_percentile,
 )
@@ -137,7 +138,8 @@ class Calibration(Result):
         """The ranges in graph order, as bars from the lowest to the highest value."""
         from trtkit.plotting.calibration import ranges_figure
 
-        return ranges_figure(self)
+        title = f"Ranges by {self.algorithm} over {self.images} images of {self.split}"
+        return ranges_figure(self.frame(), title=title)
 
     def plot_tensor(self, tensor: str) -> go.Figure:
         """A tensor's histogram, with the magnitude that each algorithm would cover.
@@ -147,7 +149,22 @@ class Calibration(Result):
         """
         from trtkit.plotting.calibration import tensor_figure
 
-        return tensor_figure(self, tensor)
+        stats = self.stats.get(tensor)
+        if stats is None or stats.histogram is None:
+            raise CalibrationError(
+                f"plot tensor {tensor!r}",
+                "the calibration has no histogram of it",
+                "calibrate with histograms=True and pass one of calibration.histograms",
+                code="calibration-histogram-missing",
+                value=tensor,
+            )
+        return tensor_figure(
+            stats.histogram.bins(512),
+            {name: compute_magnitude(stats, name, tensor=tensor) for name in ALGORITHMS},
+            tensor=tensor,
+            largest=max(abs(stats.low), abs(stats.high)),
+            looks=figure_looks(),
+        )
 
     def to_tensorrt_cache(self, version: str = "8600") -> str:
         """The scales in TensorRT's own `.cache` text.

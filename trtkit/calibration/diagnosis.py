@@ -63,7 +63,7 @@ class Diagnosis(Result):
         """Brightness, contrast and aspect of the calibration set beside validation's."""
         from trtkit.plotting.calibration import diagnosis_figure
 
-        return diagnosis_figure(self)
+        return diagnosis_figure(self.images)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["BINS", "CountingBuffer", "Histogram", "exponent_above"]
 
@@ -91,6 +95,41 @@ class Histogram:
         if self.negative is None:
             return None
         return np.concatenate([self.negative[:0:-1], self.counts - self.negative])
+
+    def bins(self, limit: int) -> pl.DataFrame:
+        """The counts of |x| in at most `limit` bins, up to the last one that is not empty.
+
+        Args:
+            limit: Largest number of bins.
+
+        Returns:
+            One row per bin: `middle`, `width` and `count`.
+        """
+        import polars as pl
+
+        used = int(np.flatnonzero(self.counts)[-1]) + 1 if self.total else 1
+        merged = -(-used // limit)
+        counts = np.add.reduceat(self.counts[:used], np.arange(0, used, merged)).astype(np.int64)
+        width = self.width * merged
+        return pl.DataFrame({"middle": (np.arange(len(counts)) + 0.5) * width, "width": width, "count": counts})
+
+    def log_shares(self, largest: float, bands: int) -> NDArray[np.float64]:
+        """Decimal logarithms of the shares of values in equal bands of |x| from 0 to `largest`.
+
+        Args:
+            largest: Largest magnitude of the values.
+            bands: Number of bands.
+
+        Returns:
+            (bands,); NaN for an empty band.
+        """
+        if not self.total or not largest or self.exponent is None:
+            return np.full(bands, np.nan)
+        middles = (np.arange(BINS) + 0.5) * self.width
+        # The last band takes the middle of the last bin, which may exceed the largest value.
+        band = np.minimum((middles / largest * bands).astype(np.int64), bands - 1)
+        counts = np.bincount(band, weights=self.counts.astype(np.float64), minlength=bands)
+        return np.where(counts > 0, np.log10(np.maximum(counts, 1) / self.total), np.nan)
 
     def add(
         self, values: NDArray[np.float32], buffer: CountingBuffer | None = None

@@ -88,7 +88,11 @@ class Evaluation(Result):
         """Accuracy of each class, and precision over recall."""
         from trtkit.plotting.evaluation import classification_figure, evaluation_figure
 
-        return classification_figure(self) if "top1" in self.metrics else evaluation_figure(self)
+        title = f"{self.task} on {self.image_count} images, {self.provenance.runner}"
+        if "top1" in self.metrics:
+            return classification_figure(self.per_class, title=title)
+        kinds = [name[len("mAP50-95(") : -1] for name in self.metrics if name.startswith("mAP50-95(")]
+        return evaluation_figure(self.per_class, self.detections, self.labels, kinds=kinds, title=title)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame."""

@@ -1,4 +1,4 @@
-"""Inside an engine: its layers as a table, what stands out in them, and two engines side by side."""
+"""Inspection of engines: layer tables, their summary, and two engines side by side."""
 
 from trtkit.inspection.engine_diff import align_engines
 from trtkit.inspection.layer_table import LayerTable, read_layers

@@ -1,4 +1,4 @@
-"""Two engines of one model side by side, joined by the ONNX nodes that their layers were made of."""
+"""Engine diff: the layers of two engines of one model aligned by their ONNX nodes, and summaries in sentences."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["NO_NODE", "WEIGHTED_NODE", "align_engines", "original_nodes", "summarize_diff", "summarize_layers"]
 
 WEIGHTED_NODE = re.compile(r"(?:^|[/_.])(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$")
-"""Names of nodes that hold weights, as exporters spell them."""
+"""Names of nodes with weights or products, as exporters spell them."""
 
 ADDED_NODE = re.compile(r"_(QuantizeLinear|DequantizeLinear)(_\d+)?$|_cast$|^trtkit_cast")
-"""Nodes that one precision's graph has and another's has not; they join nothing."""
+"""Nodes that only the graph of one precision has; alignment ignores them."""
 
 NO_NODE = "(no ONNX node)"
 
@@ -36,72 +36,84 @@ SCHEMA: dict[str, Any] = {
     "differs": pl.Boolean,
 }
 
+SLOWEST_SHARE = 0.5
+"""Share of the latency that the slowest layers are counted up to."""
+
+LISTED_LAYERS = 3
+"""Largest number of layers named in a sentence."""
+
 
 def align_engines(first: LayerTable, second: LayerTable) -> pl.DataFrame:
     """The layers of two engines in groups that compute the same ONNX nodes.
 
-    TensorRT fuses differently for each precision: one engine's layer may be three of the other's. Layers that share a
-    node, directly or through others, form one group. Layers without a node (moves, reformats, shape arithmetic) can't
-    be told apart by it: each engine's are summed in one row at the end.
+    TensorRT fuses differently in each precision: one layer of an engine may be three of the other. Layers that share a
+    node, directly or through others, form one group. Layers without a node (moves, reformats, shape arithmetic) are
+    summed in the last row.
 
     Args:
         first: An engine.
-        second: Another one of the same model.
+        second: Another engine of the same model.
 
     Returns:
-        One row a group in the order of the first engine: `node` (the weighted node it is about, else the first one),
-        `block`, `nodes`, the places of its layers in each engine (`layers`, `other_layers`; empty where an engine has
-        none), the `precision` of each ("fp16", or "fp16 + int8"), each one's `ms` and their difference (null without
-        times), how many of the layers only reformat, and `differs`, whether the precisions do.
+        One row per group in the order of the first engine: `node` (its weighted node, else its first), `block`,
+        `nodes`, the indices of its layers in each engine (`layers`, `other_layers`; may be empty), the `precision` in
+        each ("fp16", or "fp16 + int8"), the `ms` in each and their difference (null if not timed), the number of
+        reformats in each, and `differs` (the precisions differ).
     """
     groups = DisjointSets[Any]()
     sides = [[_grouping_nodes(nodes) for nodes in table.frame["onnx_nodes"].to_list()] for table in (first, second)]
     for side, layers in enumerate(sides):
-        for place, nodes in enumerate(layers):
+        for index, nodes in enumerate(layers):
             for node in nodes:
-                groups.union((side, place), node)
+                groups.union((side, index), node)
     members: dict[Any, tuple[list[int], list[int]]] = {}
-    loose: tuple[list[int], list[int]] = ([], [])
+    without_node: tuple[list[int], list[int]] = ([], [])
     for side, layers in enumerate(sides):
-        for place, nodes in enumerate(layers):
-            kept = members.setdefault(groups.find((side, place)), ([], [])) if nodes else loose
-            kept[side].append(place)
-    rows = [_row(group, sides, (first, second)) for group in members.values()]
+        for index, nodes in enumerate(layers):
+            group = members.setdefault(groups.find((side, index)), ([], [])) if nodes else without_node
+            group[side].append(index)
+    rows = [_make_row(group, sides, (first, second)) for group in members.values()]
     rows.sort(key=lambda row: row["order"])
-    if any(loose):
-        rows.append({**_row(loose, sides, (first, second)), "node": NO_NODE, "block": NO_NODE})
+    if any(without_node):
+        rows.append({**_make_row(without_node, sides, (first, second)), "node": NO_NODE, "block": NO_NODE})
     for row in rows:
         del row["order"]
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
 def original_nodes(nodes: Iterable[str] | None) -> list[str]:
-    """The nodes of the model itself, without those that a precision added."""
+    """The nodes of the model, without those that a precision added.
+
+    Args:
+        nodes: Names of ONNX nodes.
+    """
     return [node for node in nodes or () if not ADDED_NODE.search(node)]
 
 
 def _grouping_nodes(nodes: Iterable[str] | None) -> list[str]:
-    """What a layer is joined by: its weighted nodes, else all of them.
+    """The nodes that a layer is aligned by: its weighted ones, else all.
 
-    A split or a concatenation that TensorRT computes in pieces is named by every layer that holds a piece; joined by
-    these, whole blocks would run together.
+    Every layer that computes a piece of a split or a concatenation names it; aligned by these, whole blocks would
+    merge.
     """
     plain = original_nodes(nodes)
     weighted = [node for node in plain if WEIGHTED_NODE.search(node)]
     return weighted or plain
 
 
-def _row(
+def _make_row(
     group: tuple[Sequence[int], Sequence[int]], sides: Sequence[Sequence[Sequence[str]]], tables: Sequence[LayerTable]
 ) -> dict[str, Any]:
-    told = [_side(places, table) for places, table in zip(group, tables, strict=True)]
+    first, second = (_summarize_side(indices, table) for indices, table in zip(group, tables, strict=True))
     nodes = list(
-        dict.fromkeys(node for side, places in zip(sides, group, strict=True) for p in places for node in side[p])
+        dict.fromkeys(
+            node for side, indices in zip(sides, group, strict=True) for index in indices for node in side[index]
+        )
     )
     node = next((name for name in nodes if WEIGHTED_NODE.search(name)), nodes[0] if nodes else "")
-    ms, other = told[0]["ms"], told[1]["ms"]
-    precision, other_precision = told[0]["precision"], told[1]["precision"]
-    # A group that the first engine lacks stands where the second one has it, on the first one's scale.
+    ms, other_ms = first["ms"], second["ms"]
+    precision, other_precision = first["precision"], second["precision"]
+    # A group that only the second engine has is placed by its position there, scaled to the first engine.
     order = group[0][0] if group[0] else group[1][0] / max(len(sides[1]), 1) * len(sides[0]) if group[1] else 0
     return {
         "order": order,
@@ -113,38 +125,28 @@ def _row(
         "precision": precision,
         "other_precision": other_precision,
         "ms": ms,
-        "other_ms": other,
-        "delta_ms": None if ms is None or other is None else other - ms,
-        "reformats": told[0]["reformats"],
-        "other_reformats": told[1]["reformats"],
+        "other_ms": other_ms,
+        "delta_ms": None if ms is None or other_ms is None else other_ms - ms,
+        "reformats": first["reformats"],
+        "other_reformats": second["reformats"],
         "differs": bool(group[0] and group[1] and precision != other_precision),
     }
 
 
-def _side(places: Sequence[int], table: LayerTable) -> dict[str, Any]:
-    rows = table.frame[list(places)]
-    kinds = sorted(
+def _summarize_side(indices: Sequence[int], table: LayerTable) -> dict[str, Any]:
+    rows = table.frame[list(indices)]
+    precisions = sorted(
         set(rows.filter(~pl.col("reformat"))["precision"].drop_nulls()) or set(rows["precision"].drop_nulls())
     )
     return {
-        "precision": " + ".join(kinds) or None,
+        "precision": " + ".join(precisions) or None,
         "ms": float(rows["ms"].sum()) if table.timed else None,
         "reformats": int(rows["reformat"].sum()),
     }
 
 
-# What stands out in an engine, in sentences that claim no more than its layer table does.
-
-
-SLOWEST_SHARE = 0.5
-"""Share of the time whose layers are named as where the time goes."""
-
-LISTED_LAYERS = 3
-"""Most layers named in a sentence."""
-
-
 def summarize_layers(table: LayerTable) -> tuple[str, ...]:
-    """What to know of an engine.
+    """Layers by precision, reformats, layers above INT8 and the slowest layers of an engine.
 
     Args:
         table: Its layers.
@@ -152,35 +154,31 @@ def summarize_layers(table: LayerTable) -> tuple[str, ...]:
     Returns:
         Sentences, the most important first.
     """
-    said = [_sizes(table), _reformats(table)]
-    said += _layers_above_int8(table)
-    if table.timed:
-        said.append(_slowest(table))
-    else:
-        said.append(f"There are no times: {table.untimed_reason}.")
-    return tuple(line for line in said if line)
+    sentences = [_describe_precisions(table), _describe_reformats(table), *_describe_layers_above_int8(table)]
+    sentences.append(_describe_slowest(table) if table.timed else f"No latencies: {table.untimed_reason}.")
+    return tuple(sentences)
 
 
 def summarize_diff(rows: pl.DataFrame, first: LayerTable, second: LayerTable) -> tuple[str, ...]:
-    """What two aligned engines differ in.
+    """Precisions and latencies in which two engines differ.
 
     Args:
-        rows: From `trtkit.inspection.aligned`.
+        rows: From `align_engines`.
         first: An engine.
-        second: The other.
+        second: The other engine.
+
+    Returns:
+        Sentences, the most important first.
     """
-    said = []
-    both = rows.filter((pl.col("layers").list.len() > 0) & (pl.col("other_layers").list.len() > 0))
-    changed = both.filter("differs")
-    said.append(
-        f"{len(both)} groups of layers compute the same ONNX nodes in both engines, "
-        f"{len(changed)} of them in other precisions."
-    )
+    in_both = rows.filter((pl.col("layers").list.len() > 0) & (pl.col("other_layers").list.len() > 0))
+    sentences = [
+        f"{len(in_both)} groups of layers compute the same ONNX nodes in both engines, "
+        f"{len(in_both.filter('differs'))} of them in different precisions."
+    ]
     if first.timed and second.timed and first.total and second.total:
         ratio = second.total / first.total
-        said.append(
-            f"The layers of {second.name} take {second.total:.3f} ms, {ratio:.2f} times the {first.total:.3f} ms of "
-            f"{first.name}."
+        sentences.append(
+            f"Sum of the layers: {second.name} {second.total:.3f} ms, {first.name} {first.total:.3f} ms ({ratio:.2f}x)."
         )
         slower = rows.filter(pl.col("delta_ms") > 0).sort("delta_ms", descending=True)
         if len(slower):
@@ -188,57 +186,55 @@ def summarize_diff(rows: pl.DataFrame, first: LayerTable, second: LayerTable) ->
                 f"{node} (+{delta:.4f} ms)"
                 for node, delta in slower.head(LISTED_LAYERS).select("node", "delta_ms").iter_rows()
             )
-            said.append(f"{len(slower)} groups are slower in {second.name}, most of all {worst}.")
+            groups = "1 group is" if len(slower) == 1 else f"{len(slower)} groups are"
+            sentences.append(f"{groups} slower in {second.name}: {worst}.")
     elif first.timed != second.timed:
-        said.append(f"Only {(first if first.timed else second).name} was timed, so that times can't be compared.")
-    return tuple(said)
+        timed = first if first.timed else second
+        sentences.append(f"Only {timed.name} was timed: latencies can't be compared.")
+    return tuple(sentences)
 
 
-def _sizes(table: LayerTable) -> str:
+def _describe_precisions(table: LayerTable) -> str:
     parts = [f"{row['layers']} {row['precision']}" for row in table.by_precision().iter_rows(named=True)]
-    time = f", {table.total:.3f} ms together" if table.timed else ""
-    return f"{len(table.frame)} layers{time}: {', '.join(parts)}."
+    total = f", sum {table.total:.3f} ms" if table.timed else ""
+    return f"{len(table.frame)} layers{total}: {', '.join(parts)}."
 
 
-def _reformats(table: LayerTable) -> str:
-    moves = table.frame.filter("reformat")
-    if moves.is_empty():
-        return "No layer only changes layout or type."
-    time = ""
-    if table.timed and table.total:
-        time = f", {float(moves['share'].sum()):.1%} of the time"
-    return f"{len(moves)} layers only change layout or type (reformats){time}."
+def _describe_reformats(table: LayerTable) -> str:
+    reformats = table.frame.filter("reformat")
+    if reformats.is_empty():
+        return "No reformats."
+    share = f", {float(reformats['share'].sum()):.1%} of the latency" if table.timed and table.total else ""
+    count = "1 reformat" if len(reformats) == 1 else f"{len(reformats)} reformats"
+    return f"{count} (change of layout or data type only){share}."
 
 
-def _layers_above_int8(table: LayerTable) -> list[str]:
-    """Weighted layers that do not run in the engine's lowest precision."""
-    met = set(table.frame["precision"].drop_nulls())
-    if "int8" not in met:
+def _describe_layers_above_int8(table: LayerTable) -> list[str]:
+    """Weighted layers of an INT8 engine that run in a higher precision."""
+    if "int8" not in set(table.frame["precision"].drop_nulls()):
         return []
     weighted = table.frame.filter(
         pl.col("onnx_nodes").list.eval(pl.element().str.contains(WEIGHTED_NODE.pattern)).list.any()
         & ~pl.col("reformat")
     )
-    # A layer that holds the quantizing of a weighted one names its node too: the node is in INT8 if any of them is.
-    nodes: dict[str, set[str]] = {}
+    # A layer that quantizes for a weighted node names it too: the node runs in INT8 if any of its layers does.
+    precisions: dict[str, set[str]] = {}
     for names, precision in weighted.select("onnx_nodes", "precision").iter_rows():
         for name in names:
             if WEIGHTED_NODE.search(name):
-                nodes.setdefault(name, set()).add(precision or "untyped")
-    high = [name for name, kinds in nodes.items() if "int8" not in kinds]
-    if not high:
-        return ["Every layer with weights runs in INT8."]
-    named = ", ".join(high[:LISTED_LAYERS]) + (
-        f" and {len(high) - LISTED_LAYERS} more" if len(high) > LISTED_LAYERS else ""
-    )
-    return [f"{len(high)} of {len(nodes)} layers with weights or products stay above INT8: {named}."]
+                precisions.setdefault(name, set()).add(precision or "untyped")
+    above = [name for name, found in precisions.items() if "int8" not in found]
+    if not above:
+        return ["All layers with weights or products run in INT8."]
+    listed = ", ".join(above[:LISTED_LAYERS])
+    more = f" and {len(above) - LISTED_LAYERS} more" if len(above) > LISTED_LAYERS else ""
+    return [f"{len(above)} of {len(precisions)} layers with weights or products run above INT8: {listed}{more}."]
 
 
-def _slowest(table: LayerTable) -> str:
+def _describe_slowest(table: LayerTable) -> str:
     ranked = table.frame.sort("ms", descending=True)
-    running = ranked["share"].cum_sum()
-    count = int((running < SLOWEST_SHARE).sum()) + 1
-    named = ", ".join(
+    count = int((ranked["share"].cum_sum() < SLOWEST_SHARE).sum()) + 1
+    listed = ", ".join(
         f"{name} ({share:.1%})" for name, share in ranked.head(LISTED_LAYERS).select("name", "share").iter_rows()
     )
-    return f"{count} of {len(ranked)} layers take half of the time; the slowest: {named}."
+    return f"{count} of {len(ranked)} layers take half of the latency; the slowest: {listed}."

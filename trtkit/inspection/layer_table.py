@@ -1,21 +1,24 @@
-"""An engine's layers, from wherever they can be read: the engine file, an open runner, or a saved frame."""
+"""Layer tables: the layers of an engine, from its file, an open runner or a saved frame."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from trtkit.errors import DataError, EngineError
 from trtkit.files import atomic_write
 
-__all__ = ["LayerTable", "read_layers"]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["LayerTable", "layer_kinds", "precision_shares_figure", "read_layers"]
 
 NEEDED = ("name", "type", "onnx_nodes", "precision", "reformat", "ms")
-"""Columns without which a frame is no layer table; `trtkit.backends.layer_frame` names them all."""
+"""Columns that every layer frame has; `trtkit.backends.layer_frame` lists them all."""
 
 FACTS = ("tensorrt", "gpu", "sm", "precision", "batch", "imgsz", "dynamic", "build_seconds", "plan_size", "created")
 
@@ -30,10 +33,10 @@ class LayerTable:
     """The layers of one engine.
 
     Attributes:
-        name: What to call the engine.
-        frame: As `trtkit.backends.layer_frame` describes it, with `share` of the whole time, 0..1, null without times.
-        facts: What the engine's passport says of it, by name; {} where there is none.
-        untimed: Why there are no times, "" where there are.
+        name: Name of the engine.
+        frame: As `trtkit.backends.layer_frame`, with `share` of the total latency, 0..1, null if layers were not timed.
+        facts: Facts of the engine's passport by name; {} if there is none.
+        untimed_reason: Why there are no latencies, "" if there are.
     """
 
     name: str
@@ -48,26 +51,41 @@ class LayerTable:
 
     @property
     def total(self) -> float | None:
-        """Sum over the layers, ms; a run that overlaps layers takes less. None without times."""
+        """Sum of the layers' latencies, ms; a run with overlapping layers takes less. None if they were not timed."""
         return float(self.frame["ms"].sum()) if self.timed else None
 
     def by_precision(self) -> pl.DataFrame:
-        """What each precision has of the engine.
+        """The share of each precision in the engine.
 
         Returns:
-            One row a precision, reformats apart as "reformat": `precision`, `layers`, `ms`, `share` (of the time, or of
-            the layers where there are no times), the largest share first.
+            One row per precision, with reformats as "reformat": `precision`, `layers`, `ms`, `share` (of the latency,
+            or of the layers if they were not timed), the largest share first.
         """
-        kind = pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision").fill_null("untyped"))
-        rows = self.frame.group_by(precision=kind).agg(layers=pl.len().cast(pl.Int64), ms=pl.col("ms").sum())
+        rows = self.frame.with_columns(precision=layer_kinds(self.frame))
+        rows = rows.group_by("precision").agg(layers=pl.len().cast(pl.Int64), ms=pl.col("ms").sum())
         weight = pl.col("ms" if self.timed else "layers")
         rows = rows.with_columns(share=weight / weight.sum())
         if not self.timed:
             rows = rows.with_columns(ms=pl.lit(None, pl.Float64))
         return rows.sort("share", "precision", descending=[True, False])
 
+    def plot(self, *, selected: int | None = None, highlighted: pl.Series | None = None) -> go.Figure:
+        """Layers in execution order: their latency if they were timed, else their precision alone.
+
+        Args:
+            selected: `index` of the layer to mark.
+            highlighted: Which rows stand out, as booleans; None highlights all.
+        """
+        from trtkit.plotting.engine import layers_figure
+
+        frame = self.frame.with_columns(kind=layer_kinds(self.frame))
+        return layers_figure(frame, timed=self.timed, selected=selected, highlighted=highlighted)
+
     def save(self, path: str | Path) -> Path:
-        """Write the frame as parquet, so that it can be looked at where the engine can't run.
+        """Write the frame as parquet, to be read where the engine can't run.
+
+        Returns:
+            The file.
 
         Raises:
             OutputError: The file can't be written.
@@ -77,31 +95,59 @@ class LayerTable:
         return Path(path)
 
 
+def layer_kinds(frame: pl.DataFrame) -> pl.Series:
+    """The precision of each layer, "reformat" for reformats and "untyped" if TensorRT names none.
+
+    Args:
+        frame: `LayerTable.frame`.
+    """
+    kind = pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision").fill_null("untyped"))
+    return frame.select(kind=kind)["kind"]
+
+
+def precision_shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
+    """The share of each precision in each engine: of the latency if all were timed, else of the layers.
+
+    Args:
+        tables: One table per engine.
+    """
+    from trtkit.plotting.engine import shares_figure
+
+    rows = pl.concat([table.by_precision().with_columns(engine=pl.lit(table.name)) for table in tables])
+    return shares_figure(rows, timed=all(table.timed for table in tables))
+
+
 def read_layers(source: Any, *, runs: int = 0, name: str = "") -> LayerTable:
     """The layers of an engine.
 
     Args:
-        source: An engine file (read without a GPU: trtkit writes the table into it), what `export` returned, an open
-            runner, a layer frame, a parquet file of one, or a `LayerTable`, which is handed back.
-        runs: Time each layer of an open runner over so many runs; 0 reads no times. Only runners can be timed.
-        name: What to call the engine; "" takes the file's.
+        source: An engine file of trtkit (no GPU needed), an `Artifact`, an open runner, a layer frame, a parquet file
+            of one, or a `LayerTable`, which is returned.
+        runs: Runs over which each layer of an open runner is timed; 0 does not time. Only runners can be timed.
+        name: Name of the engine; "" takes the file's.
 
     Raises:
-        EngineError: The engine holds no layer table, or can't be read.
-        DataError: The frame is no layer table, or its file can't be read.
+        EngineError: The engine has no layer table, or can't be read.
+        DataError: The frame is not a layer table, or its file can't be read.
     """
     if isinstance(source, LayerTable):
         return source
     if isinstance(source, pl.DataFrame):
-        return _make_table(source, name or "layers", {}, "the frame holds none")
+        return _make_table(source, name or "layers", {}, "the frame has none")
     if callable(getattr(source, "layers", None)):
         facts = {"runner": source.name, "precision": source.precision, "batch": source.batch}
-        return _make_table(source.layers(runs=runs), name or source.name, facts, "they were not asked for (runs=0)")
+        return _make_table(source.layers(runs=runs), name or source.name, facts, "layers were not timed (runs=0)")
     path = Path(getattr(source, "path", source))
     if path.suffix == ".parquet":
-        return _make_table(_read_parquet(path), name or path.stem, {}, f"{path.name} holds none")
+        return _make_table(_read_parquet(path), name or path.stem, {}, f"{path.name} has none")
     if path.suffix.lower() in (".onnx", ".pt", ".pth"):
-        raise EngineError(f"read the layers of {path}", "it is no engine", "export it with format='engine' first")
+        raise EngineError(
+            f"read the layers of {path}",
+            "it is not an engine",
+            "export it with format='engine' first",
+            code="layers-not-an-engine",
+            path=str(path),
+        )
     return _read_engine_layers(path, name)
 
 
@@ -113,40 +159,53 @@ def _read_engine_layers(path: Path, name: str) -> LayerTable:
     if passport is None:
         raise EngineError(
             asked,
-            "it was not built by trtkit and holds no layer table",
+            "trtkit did not build it, so it has no layer table",
             "open it with trtkit.open() where it runs, and pass the runner or a saved frame of its .layers()",
+            code="layers-foreign-engine",
+            path=str(path),
         )
     if not passport.layers:
-        raise EngineError(asked, "its builder told no layer table", "open it where it runs, and pass the runner")
+        raise EngineError(
+            asked,
+            "its builder gave no layer table",
+            "open it where it runs, and pass the runner",
+            code="layers-missing",
+            path=str(path),
+        )
     facts = {key: getattr(passport, key) for key in FACTS if getattr(passport, key) not in ("", None)}
-    untimed = "the file holds the layer table only; times need a run on its GPU: open(...).layers(runs=50)"
-    return _make_table(layer_frame(passport.layers), name or path.stem, facts, untimed)
+    reason = "the file has no latencies; they need a run on its GPU: open(...).layers(runs=50)"
+    return _make_table(layer_frame(passport.layers), name or path.stem, facts, reason)
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
+    asked = f"read the layers in {path}"
     if not path.is_file():
-        raise DataError(f"read the layers in {path}", "the file does not exist", "check the path")
+        raise DataError(asked, "the file does not exist", "check the path", code="layers-file-missing", path=str(path))
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"read the layers in {path}", f"it is no parquet file ({error})", "save it again") from error
+        raise DataError(
+            asked, f"it is not a parquet file ({error})", "save it again", code="layers-file-damaged", path=str(path)
+        ) from error
 
 
-def _make_table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untimed: str) -> LayerTable:
+def _make_table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untimed_reason: str) -> LayerTable:
     missing = [column for column in NEEDED if column not in frame.columns]
     if missing or frame.is_empty():
         raise DataError(
             f"read the layers of {name}",
             f"the frame has no column {missing[0]!r}" if missing else "the frame is empty",
-            "pass what runner.layers() or trtkit.backends.layer_frame gave",
+            "pass a frame of runner.layers() or trtkit.backends.layer_frame",
+            code="layers-frame-invalid",
+            names=missing,
         )
-    whole = frame.with_columns(
+    complete = frame.with_columns(
         pl.lit(None, kind).alias(column) for column, kind in OPTIONAL.items() if column not in frame.columns
     ).drop("index", strict=False)
-    whole = whole.with_row_index("index").with_columns(pl.col("ms").cast(pl.Float64))
-    # A profiler leaves out layers that launch nothing: they take no time.
-    timed = whole["ms"].is_not_null().any()
+    complete = complete.with_row_index("index").with_columns(pl.col("ms").cast(pl.Float64))
+    # A profiler leaves out layers that launch nothing: their latency is 0.
+    timed = complete["ms"].is_not_null().any()
     if timed:
-        whole = whole.with_columns(pl.col("ms").fill_null(0.0))
-    whole = whole.with_columns(share=pl.col("ms") / pl.col("ms").sum())
-    return LayerTable(name=name, frame=whole, facts=facts, untimed_reason="" if timed else untimed)
+        complete = complete.with_columns(pl.col("ms").fill_null(0.0))
+    complete = complete.with_columns(share=pl.col("ms") / pl.col("ms").sum())
+    return LayerTable(name=name, frame=complete, facts=facts, untimed_reason="" if timed else untimed_reason)

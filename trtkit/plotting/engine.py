@@ -1,22 +1,21 @@
-"""Figures of one engine's layers, and of two engines side by side."""
+"""Figures of engines: layers in execution order, share of each precision, two engines side by side."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.plotting.theme import INK, LINE, TraceStyle, template, trace_style
+from trtkit.plotting.theme import INK, LINE, TraceStyle, hatch, template, trace_style
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
-    from trtkit.inspection.layer_table import LayerTable
+__all__ = ["engine_diff_figure", "layers_figure", "precision_style", "shares_figure"]
 
-__all__ = ["engine_diff_figure", "layers_figure", "precision_shares_figure", "precision_style"]
-
-# Looks of what is no precision of an export; the exports' own come from `plots.mark`.
+# Styles of precisions that no export has; `trace_style` has the others.
 _PRECISION_STYLES = {
     "reformat": TraceStyle(color="#D55E00", symbol="x", pattern="\\", dash="dot"),
     "bf16": TraceStyle(color="#CC79A7", symbol="pentagon", pattern="+", dash="longdash"),
@@ -25,55 +24,52 @@ _PRECISION_STYLES = {
     "int64": TraceStyle(color="#999999", symbol="triangle-down", pattern="|", dash="dash"),
     "bool": TraceStyle(color="#999999", symbol="hourglass", pattern="|", dash="dash"),
 }
-_ELSE = TraceStyle(color="#999999", symbol="circle-open", pattern="-", dash="dash")
+_OTHER_STYLE = TraceStyle(color="#999999", symbol="circle-open", pattern="-", dash="dash")
 ORDER = ("int8", "fp8", "fp16", "bf16", "fp32")
+LEGEND = {"y": 1.02, "yanchor": "bottom"}
 
 
 def precision_style(precision: str) -> TraceStyle:
-    """The look of a layer's precision, of "reformat" and of whatever else TensorRT names."""
-    return trace_style(precision) if precision in ("fp32", "fp16", "int8") else _PRECISION_STYLES.get(precision, _ELSE)
+    """The style of a layer's precision, of "reformat" and of other data types of TensorRT."""
+    if precision in ("fp32", "fp16", "int8"):
+        return trace_style(precision)
+    return _PRECISION_STYLES.get(precision, _OTHER_STYLE)
 
 
-def layer_kinds(frame: pl.DataFrame) -> pl.Series:
-    """What each layer counts as: its precision, "reformat", or "untyped"."""
-    kind = pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision").fill_null("untyped"))
-    return frame.select(kind.alias("kind"))["kind"]
-
-
-def layers_figure(table: LayerTable, *, selected: int | None = None, shown: pl.Series | None = None) -> go.Figure:
-    """Every layer in the order it runs: its time where layers were timed, else its precision alone.
+def layers_figure(
+    frame: pl.DataFrame, *, timed: bool, selected: int | None = None, highlighted: pl.Series | None = None
+) -> go.Figure:
+    """Layers in execution order: their latency if they were timed, else their precision alone.
 
     Args:
-        table: The engine.
-        selected: The `index` of a layer to mark.
-        shown: Which rows stand out, as booleans; the others are faint. None shows all alike.
+        frame: `LayerTable.frame` with the column `kind`, as `trtkit.inspection.layer_kinds` gives it.
+        timed: Whether the layers were timed.
+        selected: `index` of the layer to mark.
+        highlighted: Which rows stand out, as booleans; the others are faint. None highlights all.
     """
-    frame = table.frame.with_columns(kind=layer_kinds(table.frame), place=pl.col("index").cast(pl.Int64))
-    frame = frame.with_columns(bright=pl.lit(value=True) if shown is None else shown)
-    height = "ms" if table.timed else "unit"
-    frame = frame.with_columns(unit=pl.lit(1.0), told=_hover_text(frame, timed=table.timed))
+    frame = frame.with_columns(
+        position=pl.col("index").cast(pl.Int64),
+        highlighted=pl.lit(value=True) if highlighted is None else highlighted,
+        unit=pl.lit(1.0),
+        text=_hover_texts(frame, timed=timed),
+    )
+    height = "ms" if timed else "unit"
     figure = go.Figure()
     for name in sort_precisions(frame["kind"].unique().to_list()):
-        part, look = frame.filter(pl.col("kind") == name), precision_style(name)
+        part, style = frame.filter(pl.col("kind") == name), precision_style(name)
         figure.add_bar(
-            x=part["place"],
+            x=part["position"],
             y=part[height],
-            width=0.9 if table.timed else 1.0,
+            width=0.9 if timed else 1.0,
             name=f"{name} ({len(part)})",
             marker={
-                "color": look.color,
-                "opacity": [1.0 if bright else 0.2 for bright in part["bright"]],
-                "pattern": {
-                    "shape": look.pattern,
-                    "fillmode": "overlay",
-                    "fgcolor": "#ffffff",
-                    "fgopacity": 0.7,
-                    "size": 5,
-                },
+                "color": style.color,
+                "opacity": [1.0 if bright else 0.2 for bright in part["highlighted"]],
+                "pattern": hatch(style.pattern, size=5),
                 "line": {"width": 0},
             },
-            customdata=part["place"].to_list(),
-            text=part["told"].to_list(),
+            customdata=part["position"].to_list(),
+            text=part["text"].to_list(),
             textposition="none",
             hovertemplate="%{text}<extra></extra>",
         )
@@ -87,50 +83,45 @@ def layers_figure(table: LayerTable, *, selected: int | None = None, shown: pl.S
             name="selected",
             hoverinfo="skip",
         )
-    figure.update_xaxes(title_standoff=6, title_text="layer, in the order they run", range=[-1, len(frame)])
-    if table.timed:
+    figure.update_xaxes(title_standoff=6, title_text="layer, in execution order", range=[-1, len(frame)])
+    if timed:
         figure.update_yaxes(title_text="ms", rangemode="tozero")
     else:
         figure.update_yaxes(visible=False, range=[0, 1.15])
     return figure.update_layout(
         template=template(),
-        height=300 if table.timed else 200,
+        height=300 if timed else 200,
         barmode="overlay",
         bargap=0,
         margin={"t": 30, "b": 50},
-        legend={"y": 1.02, "yanchor": "bottom"},
+        legend=LEGEND,
     )
 
 
-def precision_shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
-    """What each precision has of each engine: of its time where all were timed, else of its layers."""
-    timed = all(table.timed for table in tables)
-    column = "ms" if timed else "layers"
+def shares_figure(rows: pl.DataFrame, *, timed: bool) -> go.Figure:
+    """The share of each precision in each engine: of the latency if all engines were timed, else of the layers.
+
+    Args:
+        rows: `LayerTable.by_precision` of each engine with the column `engine`: its name.
+        timed: Whether all engines were timed.
+    """
+    column, unit = ("ms", " ms") if timed else ("layers", " layers")
+    engines = rows["engine"].unique(maintain_order=True).to_list()
+    totals = [rows.filter(pl.col("engine") == engine)[column].sum() or 1 for engine in engines]
     figure = go.Figure()
-    rows = {table.name: dict(table.by_precision().select("precision", column).iter_rows()) for table in tables}
-    for name in sort_precisions({kind for row in rows.values() for kind in row}):
-        look = precision_style(name)
-        values = [row.get(name, 0) for row in rows.values()]
-        wholes = [sum(row.values()) or 1 for row in rows.values()]
-        unit = " ms" if timed else " layers"
+    for name in sort_precisions(rows["precision"].unique().to_list()):
+        style = precision_style(name)
+        by_engine = dict(rows.filter(pl.col("precision") == name).select("engine", column).iter_rows())
+        values = [by_engine.get(engine, 0) for engine in engines]
+        shares = [value / total for value, total in zip(values, totals, strict=True)]
         figure.add_bar(
-            y=list(rows),
-            x=[value / whole for value, whole in zip(values, wholes, strict=True)],
+            y=engines,
+            x=shares,
             orientation="h",
             name=name,
-            marker={
-                "color": look.color,
-                "pattern": {
-                    "shape": look.pattern,
-                    "fillmode": "overlay",
-                    "fgcolor": "#ffffff",
-                    "fgopacity": 0.7,
-                    "size": 7,
-                },
-            },
+            marker={"color": style.color, "pattern": hatch(style.pattern)},
             text=[
-                f"{name} {value:.3g}{unit}" if value / whole > 0.12 else ""
-                for value, whole in zip(values, wholes, strict=True)
+                f"{name} {value:.3g}{unit}" if share > 0.12 else "" for value, share in zip(values, shares, strict=True)
             ],
             textposition="inside",
             insidetextanchor="middle",
@@ -139,59 +130,59 @@ def precision_shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
             customdata=values,
             hovertemplate=f"%{{y}}: {name} %{{customdata:.4g}}{unit}, %{{x:.1%}}<extra></extra>",
         )
-    title = "share of the layers' time" if timed else "share of the layers (not of time: not all were timed)"
+    title = "share of the layers' latency" if timed else "share of the layers (not of the latency: not all were timed)"
     figure.update_xaxes(title_standoff=6, title_text=title, tickformat=".0%", range=[0, 1])
     figure.update_yaxes(autorange="reversed", type="category")
     return figure.update_layout(
         template=template(),
         barmode="stack",
-        height=130 + 46 * len(tables),
+        height=130 + 46 * len(engines),
         margin={"t": 30, "b": 50},
-        legend={"y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+        legend={**LEGEND, "traceorder": "normal"},
     )
 
 
 def engine_diff_figure(
-    rows: pl.DataFrame, names: tuple[str, str], *, most: int = 25, selected: int | None = None
+    rows: pl.DataFrame, names: tuple[str, str], *, limit: int = 25, selected: int | None = None
 ) -> go.Figure:
-    """Two engines side by side: the groups whose time changes most, or both precisions in graph order.
+    """Two engines side by side: the groups with the largest change of latency, or precisions in graph order.
 
     Args:
-        rows: From `aligned`.
-        names: Of the two engines.
-        most: Most groups shown where layers were timed.
-        selected: The row to mark.
+        rows: From `trtkit.inspection.align_engines`.
+        names: Names of the two engines.
+        limit: Largest number of groups if layers were timed.
+        selected: Row to mark.
     """
     rows = rows.with_row_index("row")
     if rows["delta_ms"].null_count() < len(rows):
-        return _dumbbells(rows, names, most, selected)
-    return _strips(rows, names, selected)
+        return _draw_dumbbells(rows, names, limit, selected)
+    return _draw_strips(rows, names, selected)
 
 
-def _dumbbells(rows: pl.DataFrame, names: tuple[str, str], most: int, selected: int | None) -> go.Figure:
-    part = rows.sort(pl.col("delta_ms").abs(), descending=True).head(most).sort("delta_ms", descending=True)
-    labels = [_short(node) for node in part["node"]]
+def _draw_dumbbells(rows: pl.DataFrame, names: tuple[str, str], limit: int, selected: int | None) -> go.Figure:
+    part = rows.sort(pl.col("delta_ms").abs(), descending=True).head(limit).sort("delta_ms", descending=True)
+    labels = [_shorten(node) for node in part["node"]]
     figure = go.Figure()
     for label, first, second in zip(labels, part["ms"], part["other_ms"], strict=True):
         figure.add_scatter(
             x=[first, second], y=[label, label], mode="lines", line={"color": LINE, "width": 4}, showlegend=False,
             hoverinfo="skip",
         )  # fmt: skip
-    for name, column, precision, open_ in (
+    for name, column, precision, variant in (
         (names[0], "ms", "precision", "-open"),
         (names[1], "other_ms", "other_precision", ""),
     ):
-        looks = [precision_style((kind or "untyped").split(" + ")[0]) for kind in part[precision]]
+        styles = [precision_style((kind or "untyped").split(" + ")[0]) for kind in part[precision]]
         figure.add_scatter(
             x=part[column],
             y=labels,
             mode="markers",
             name=name,
             marker={
-                "color": [look.color for look in looks],
-                "symbol": [look.symbol.removesuffix("-open") + open_ for look in looks],
+                "color": [style.color for style in styles],
+                "symbol": [style.symbol.removesuffix("-open") + variant for style in styles],
                 "size": 11,
-                "line": {"width": 2, "color": [look.color for look in looks]},
+                "line": {"width": 2, "color": [style.color for style in styles]},
             },
             customdata=part["row"].to_list(),
             text=[
@@ -199,53 +190,53 @@ def _dumbbells(rows: pl.DataFrame, names: tuple[str, str], most: int, selected: 
             ],
             hovertemplate="%{text}, %{x:.4f} ms<extra></extra>",
         )
-    figure.update_xaxes(title_standoff=6, title_text="ms; the largest changes, gains at the top", rangemode="tozero")
-    _mark_row(figure, part, labels, selected)
+    figure.update_xaxes(title_standoff=6, title_text="ms; largest changes, speedups at the top", rangemode="tozero")
+    if selected is not None and selected in part["row"].to_list():
+        figure.add_hline(
+            y=labels[part["row"].to_list().index(selected)], line={"color": INK, "width": 1, "dash": "dot"}
+        )
     figure.update_yaxes(type="category", autorange=True)
     return figure.update_layout(
-        template=template(),
-        height=150 + 22 * len(labels),
-        margin={"l": 260, "t": 40},
-        legend={"y": 1.02, "yanchor": "bottom"},
+        template=template(), height=150 + 22 * len(labels), margin={"l": 260, "t": 40}, legend=LEGEND
     )
 
 
-def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) -> go.Figure:
+def _draw_strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) -> go.Figure:
     figure = go.Figure()
-    met: set[str] = set()
+    in_legend: set[str] = set()
     for engine, column in zip(names, ("precision", "other_precision"), strict=True):
-        kinds_here = [kind or "no layer" for kind in rows[column]]
-        for kind in sort_precisions(set(kinds_here)):
-            part = rows.filter(pl.Series(kinds_here) == kind)
-            look = precision_style(kind.split(" + ")[0])
+        kinds = [kind or "no layer" for kind in rows[column]]
+        for kind in sort_precisions(set(kinds)):
+            part = rows.filter(pl.Series(kinds) == kind)
+            style = precision_style(kind.split(" + ")[0])
+            is_mixed = " + " in kind
             figure.add_scatter(
                 x=part["row"].cast(pl.Int64),
                 y=[engine] * len(part),
                 mode="markers",
                 name=kind,
                 legendgroup=kind,
-                showlegend=kind not in met,
+                showlegend=kind not in in_legend,
                 marker={
-                    "symbol": look.symbol + ("-open" if " + " in kind and not look.symbol.endswith("-open") else ""),
-                    "color": look.color,
+                    "symbol": style.symbol + ("-open" if is_mixed and not style.symbol.endswith("-open") else ""),
+                    "color": style.color,
                     "size": 9,
-                    "line": {"width": 2 if " + " in kind else 0, "color": look.color},
+                    "line": {"width": 2 if is_mixed else 0, "color": style.color},
                 },
                 customdata=part["row"].to_list(),
                 text=[f"{node}<br>{kind}" for node in part["node"]],
                 hovertemplate="%{text}<extra></extra>",
             )
-            met.add(kind)
+            in_legend.add(kind)
     if selected is not None and 0 <= selected < len(rows):
         figure.add_vline(x=selected, line={"color": INK, "width": 2, "dash": "dot"})
-    blocks = _spread_labels(
-        rows.group_by("block", maintain_order=True).agg(pl.col("row").first().cast(pl.Int64)), len(rows)
-    )
+    first_rows = rows.group_by("block", maintain_order=True).agg(pl.col("row").first().cast(pl.Int64))
+    ticks = _spread_labels(first_rows, len(rows))
     figure.update_xaxes(
         title_standoff=6,
         title_text="groups of layers that compute the same ONNX nodes, in graph order",
-        tickvals=blocks["row"].to_list(),
-        ticktext=[block.removeprefix("model.") for block in blocks["block"]],
+        tickvals=ticks["row"].to_list(),
+        ticktext=[block.removeprefix("model.") for block in ticks["block"]],
         tickangle=0,
         tickfont={"size": 10},
         range=[-1, len(rows)],
@@ -257,39 +248,31 @@ def _strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | None) ->
 
 
 def _spread_labels(blocks: pl.DataFrame, width: int) -> pl.DataFrame:
-    """The blocks whose names have room: none nearer to the one before than its name is long."""
-    kept, free = [], 0.0
+    """The blocks whose labels do not overlap the one before."""
+    kept, next_free = [], 0.0
     for block, row in blocks.iter_rows():
-        if row >= free:
+        if row >= next_free:
             kept.append((block, row))
-            free = row + (len(block.removeprefix("model.")) + 1) * width / 160
+            next_free = row + (len(block.removeprefix("model.")) + 1) * width / 160
     return pl.DataFrame(kept, schema=blocks.schema, orient="row")
 
 
-def _mark_row(figure: go.Figure, part: pl.DataFrame, labels: Sequence[str], selected: int | None) -> None:
-    if selected is not None and selected in part["row"].to_list():
-        figure.add_hline(
-            y=labels[part["row"].to_list().index(selected)], line={"color": INK, "width": 1, "dash": "dot"}
-        )
+def sort_precisions(names: Iterable[str]) -> list[str]:
+    """Precisions from the lowest to the highest, then other names alphabetically."""
+    order = {name: position for position, name in enumerate(ORDER)}
+    return sorted(names, key=lambda name: (order.get(name.split(" + ")[0], len(ORDER)), name))
 
 
-def sort_precisions(names: Any) -> list[str]:
-    """Precisions from the lowest to the highest, then the rest by name."""
-    known = {name: place for place, name in enumerate(ORDER)}
-    return sorted(names, key=lambda name: (known.get(name.split(" + ")[0], len(ORDER)), name))
-
-
-def _hover_text(frame: pl.DataFrame, *, timed: bool) -> pl.Series:
-    """What hovering over a layer says."""
+def _hover_texts(frame: pl.DataFrame, *, timed: bool) -> pl.Series:
     lines = []
     for row in frame.iter_rows(named=True):
         nodes = row["onnx_nodes"] or []
-        made = "<br>".join(nodes[:6]) + (f"<br>and {len(nodes) - 6} more" if len(nodes) > 6 else "")
-        kind = f"{row['input_precision'] or '?'} in, {row['output_precision'] or '?'} out"
-        time = f", {row['ms']:.4f} ms" if timed else ""
-        lines.append(f"<b>{_short(row['name'], 60)}</b><br>{row['type']}, {kind}{time}<br>{made}")
-    return pl.Series("told", lines)
+        listed = "<br>".join(nodes[:6]) + (f"<br>and {len(nodes) - 6} more" if len(nodes) > 6 else "")
+        precisions = f"{row['input_precision'] or '?'} in, {row['output_precision'] or '?'} out"
+        latency = f", {row['ms']:.4f} ms" if timed else ""
+        lines.append(f"<b>{_shorten(row['name'], 60)}</b><br>{row['type']}, {precisions}{latency}<br>{listed}")
+    return pl.Series("text", lines, pl.String)
 
 
-def _short(name: str, most: int = 38) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]
+def _shorten(name: str, limit: int = 38) -> str:
+    return name if len(name) <= limit else "…" + name[1 - limit :]

@@ -1,4 +1,4 @@
-"""An evaluation, and what precisions lose, as figures."""
+"""Figures of evaluations: accuracy per class, precision-recall curves, latency distributions."""
 
 from __future__ import annotations
 
@@ -12,50 +12,56 @@ from plotly.subplots import make_subplots
 from trtkit.plotting.theme import template, trace_style
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
-    from trtkit.evaluation.evaluation import Evaluation
+    from numpy.typing import NDArray
 
 __all__ = ["classification_figure", "evaluation_figure", "precision_recall_curve", "timing_figure"]
 
-MOST_CLASSES = 30
+MAX_CLASSES = 30
+"""Classes shown, those with the lowest accuracy."""
 
 
-def evaluation_figure(evaluation: Evaluation) -> go.Figure:
-    """Average precision of each class on the left, precision over recall at similarity 0.5 on the right.
+def evaluation_figure(
+    per_class: pl.DataFrame, detections: pl.DataFrame, labels: pl.DataFrame, *, kinds: Sequence[str], title: str
+) -> go.Figure:
+    """Average precision per class on the left, precision over recall at IoU or similarity 0.5 on the right.
 
     Args:
-        evaluation: What `evaluate` returned, of a task that finds objects.
+        per_class: `Evaluation.per_class`.
+        detections: `Evaluation.detections`.
+        labels: `Evaluation.labels`.
+        kinds: What objects are matched by: "B" (boxes), "M" (masks), "P" (poses); the first one sorts the classes.
+        title: Title of the figure.
     """
-    kinds = [name[len("mAP50-95(") : -1] for name in evaluation.metrics if name.startswith("mAP50-95(")]
     figure = make_subplots(
         rows=1,
         cols=2,
-        subplot_titles=["AP by class (Ultralytics' rule)", "Precision over recall, mean of the classes"],
+        subplot_titles=["AP per class (Ultralytics' rule)", "Precision over recall, mean over classes"],
         horizontal_spacing=0.12,
     )
-    shown = evaluation.per_class.sort(f"mAP50-95({kinds[0]})").head(MOST_CLASSES)
+    shown = per_class.sort(f"mAP50-95({kinds[0]})").head(MAX_CLASSES)
     columns = [f"{name}({kind})" for kind in kinds for name in ("mAP50-95", "mAP50")]
     for column in columns:
-        look = trace_style(column, columns)
+        style = trace_style(column, columns)
         figure.add_scatter(
             x=shown[column],
             y=shown["name"],
             name=column,
             mode="markers",
-            marker={"color": look.color, "symbol": look.symbol, "size": 11},
+            marker={"color": style.color, "symbol": style.symbol, "size": 11},
             hovertemplate="%{y}: %{x:.3f}",
             row=1,
             col=1,
         )
     grid = np.linspace(0, 1, 101)
     for kind in kinds:
-        look = trace_style(f"mAP50({kind})", columns)
+        style = trace_style(f"mAP50({kind})", columns)
         figure.add_scatter(
             x=grid,
-            y=precision_recall_curve(evaluation.detections, evaluation.labels, kind, grid),
-            name=f"at similarity 0.5 ({kind})",
-            line={"color": look.color, "dash": look.dash},
+            y=precision_recall_curve(detections, labels, kind, grid),
+            name=f"at 0.5 ({kind})",
+            line={"color": style.color, "dash": style.dash},
             hovertemplate="recall %{x:.2f}: precision %{y:.3f}",
             row=1,
             col=2,
@@ -64,71 +70,70 @@ def evaluation_figure(evaluation: Evaluation) -> go.Figure:
     figure.update_yaxes(type="category", row=1, col=1)
     figure.update_xaxes(title_text="recall", range=[-0.02, 1.02], row=1, col=2)
     figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=1, col=2)
-    title = f"{evaluation.task} on {evaluation.image_count} images, {evaluation.provenance.runner}"
-    height = 260 + 18 * len(shown)
-    # The legend stands below the titles of the axes, however tall the figure is.
-    legend = {"y": -75 / (height - 120)}
-    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=height, legend=legend)
-    return figure
+    return _set_class_layout(figure, len(shown), title)
 
 
-def classification_figure(evaluation: Evaluation) -> go.Figure:
-    """How often each class is the likeliest, and among the five likeliest, where it should be.
+def classification_figure(per_class: pl.DataFrame, *, title: str) -> go.Figure:
+    """Top-1 and top-5 accuracy per class, the lowest ones.
 
     Args:
-        evaluation: What `evaluate` returned for classify.
+        per_class: `Evaluation.per_class` of classify.
+        title: Title of the figure.
     """
-    shown = evaluation.per_class.sort("top1").head(MOST_CLASSES)
+    shown = per_class.sort("top1").head(MAX_CLASSES)
     figure = go.Figure()
-    for column, name in (("top1", "the likeliest"), ("top5", "among the five likeliest")):
-        look = trace_style(column, ["top1", "top5"])
+    for column, name in (("top1", "top-1"), ("top5", "top-5")):
+        style = trace_style(column, ["top1", "top5"])
         figure.add_scatter(
             x=shown[column],
             y=shown["name"],
             name=name,
             mode="markers",
-            marker={"color": look.color, "symbol": look.symbol, "size": 11},
+            marker={"color": style.color, "symbol": style.symbol, "size": 11},
             hovertemplate="%{y}: %{x:.3f}",
         )
     figure.update_xaxes(title_text="share of the class's images", range=[-0.02, 1.02])
     figure.update_yaxes(type="category")
-    title = f"{evaluation.task} on {evaluation.image_count} images, {evaluation.provenance.runner}"
-    height = 260 + 18 * len(shown)
-    # The legend stands below the titles of the axes, however tall the figure is.
+    return _set_class_layout(figure, len(shown), title)
+
+
+def _set_class_layout(figure: go.Figure, classes: int, title: str) -> go.Figure:
+    height = 260 + 18 * classes
+    # The legend stands below the titles of the axes, at any height.
     legend = {"y": -75 / (height - 120)}
-    figure.update_layout(template=template(), title={"text": title, "x": 0}, height=height, legend=legend)
-    return figure
+    return figure.update_layout(template=template(), title={"text": title, "x": 0}, height=height, legend=legend)
 
 
 def precision_recall_curve(
-    detections: pl.DataFrame, truths: pl.DataFrame, kind: str, grid: NDArray[np.float64], *, threshold: int = 0
+    detections: pl.DataFrame, labels: pl.DataFrame, kind: str, grid: NDArray[np.float64], *, threshold: int = 0
 ) -> NDArray[np.float64]:
     """The precision envelope over recall, averaged over the classes that have labels.
 
     Args:
         detections: `Evaluation.detections`.
-        truths: `Evaluation.truths`.
+        labels: `Evaluation.labels`.
         kind: "B", "M" or "P".
-        grid: Recalls to read it at.
-        threshold: Which similarity, 0 for 0.50 to 9 for 0.95.
+        grid: Recalls, 0..1.
+        threshold: Index of the similarity threshold, 0 for 0.50 to 9 for 0.95.
 
     Returns:
-        Shape of `grid`; 0 where a class reaches no such recall.
+        Precisions in the shape of `grid`; a class counts 0 at recalls that it does not reach.
     """
     total = np.zeros_like(grid)
-    counts = dict(truths.group_by("class").len().iter_rows())
-    for number, labels in counts.items():
-        mine = detections.filter(pl.col("class") == number).sort("score", descending=True, maintain_order=True)
-        if not len(mine):
+    counts = dict(labels.group_by("class").len().iter_rows())
+    for number, label_count in counts.items():
+        ranked = detections.filter(pl.col("class") == number).sort("score", descending=True, maintain_order=True)
+        if not len(ranked):
             continue
-        right = ((mine[f"matched({kind})"].to_numpy() >> threshold) & 1).cumsum()
-        envelope = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
-        total += np.interp(grid, right / labels, envelope, right=0)
+        true_positives = ((ranked[f"matched({kind})"].to_numpy() >> threshold) & 1).cumsum()
+        precision = true_positives / np.arange(1, len(true_positives) + 1)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        total += np.interp(grid, true_positives / label_count, envelope, right=0)
     return total / max(1, len(counts))
 
 
 def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
-    """The share of runs that took at most so long, by runner, one panel a batch size.
+    """Cumulative distribution of the latency by runner, one panel per batch size.
 
     Args:
         samples: `Timing.samples`.
@@ -140,23 +145,23 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
     figure = make_subplots(rows=1, cols=len(batches), subplot_titles=[f"batch {size}" for size in batches])
     for column, size in enumerate(batches, start=1):
         for label in labels:
-            times = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
-            look = trace_style(label, labels)
+            latencies = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
+            style = trace_style(label, labels)
             figure.add_scatter(
-                x=times,
-                y=[(place + 1) / len(times) for place in range(len(times))],
+                x=latencies,
+                y=[(index + 1) / len(latencies) for index in range(len(latencies))],
                 name=label if names[label] == label else f"{label}: {names[label]}",
                 legendgroup=label,
                 showlegend=column == 1,
                 mode="lines",
-                line={"color": look.color, "dash": look.dash, "shape": "hv", "width": 2.5},
+                line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 2.5},
                 hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title_text="ms a batch", rangemode="tozero")
+    figure.update_xaxes(title_text="latency, ms/batch", rangemode="tozero")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
-    figure.update_yaxes(title_text="runs done within", col=1)
+    figure.update_yaxes(title_text="share of runs", col=1)
     figure.update_layout(template=template(), height=380)
     figure.update_layout(legend={"y": -0.25})
     return figure

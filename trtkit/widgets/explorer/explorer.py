@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from trtkit.errors import DataError
-from trtkit.inspection.layer_table import read_layers
-from trtkit.plotting.engine import engine_diff_figure, layers_figure, precision_shares_figure
+from trtkit.inspection.layer_table import precision_shares_figure, read_layers
+from trtkit.plotting.engine import engine_diff_figure
 from trtkit.widgets.explorer.state import (
     ORDERS,
     ExplorerState,
@@ -205,7 +205,7 @@ class Explorer(StaticOutput):
             self._quiet = False
         self.head.value = _render_heading(state)
         self.shares.draw(precision_shares_figure(state.tables))
-        self.layers.draw(layers_figure(state.table, selected=state.selected, shown=state.shown))
+        self.layers.draw(state.table.plot(selected=state.selected, highlighted=state.shown))
         self.table.value = _render_layers(state)
         self.detail.value = render_facts(state.detail(), caption="The layer that stands out") if state.detail() else ""
         if len(state.tables) == 2:

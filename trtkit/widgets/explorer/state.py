@@ -11,8 +11,7 @@ import polars as pl
 
 from trtkit.errors import CapabilityError, RecipeError, TrtkitError
 from trtkit.inspection.engine_diff import WEIGHTED_NODE, align_engines, original_nodes, summarize_diff, summarize_layers
-from trtkit.inspection.layer_table import LayerTable, read_layers
-from trtkit.plotting.engine import layer_kinds
+from trtkit.inspection.layer_table import LayerTable, layer_kinds, read_layers
 from trtkit.progress import CancelToken, Progress, Reporter
 
 __all__ = ["ORDERS", "ExplorerState", "build_demo_engines", "explain_untimed", "find_demo_engines", "time_layers"]

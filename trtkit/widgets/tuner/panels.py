@@ -10,7 +10,6 @@ import polars as pl
 
 from trtkit.calibration.algorithm_comparison import PERCENTILES
 from trtkit.calibration.algorithms import PERCENTILE
-from trtkit.plotting.calibration import histogram_figure, overview_figure
 from trtkit.plotting.tuning import int8_share_figure, layer_ranking_figure
 from trtkit.widgets.tuner.state import TunerState
 from trtkit.widgets.ui.controls import (
@@ -125,11 +124,11 @@ class RangesPanel(Panel[TunerState]):
     def _draw(self, state: TunerState) -> None:
         assert state.readings is not None
         frame = state.ranges
-        self.overview.draw(overview_figure(state.readings, frame, selected=state.tensor, algorithm=state.label))
+        self.overview.draw(state.readings.plot_overview(frame, selected=state.tensor, algorithm=state.label))
         row = frame.row(by_predicate=pl.col("tensor") == state.tensor, named=True)
         others = state.others()
         self.histogram.draw(
-            histogram_figure(state.readings, state.tensor, row["reach"], algorithm=state.label, others=others)
+            state.readings.plot_histogram(state.tensor, row["reach"], algorithm=state.label, others=others)
         )
         shared = [] if state.layout is None else [n for n in state.layout.scale_of(state.tensor) if n != state.tensor]
         readers = [] if state.layout is None else state.layout.readers.get(state.tensor, [])
