@@ -33,7 +33,7 @@ def measure_losses(model: str, data: str, counts: list[int], cache_dir: str | No
         "imgsz": swept.provenance.settings["imgsz"],
         "metric": swept.metric,
         "fp32": swept.value_float,
-        "images": swept.images,
+        "images": swept.image_count,
         "verdict": swept.verdict(),
         "rows": swept.frame().to_dicts(),
     }
@@ -62,14 +62,14 @@ def summary(tasks: dict[str, Any]) -> list[str]:
 
 
 def most(one: dict[str, Any]) -> list[dict[str, Any]]:
-    count = max(row["images"] for row in one["rows"])
-    return [row for row in one["rows"] if row["images"] == count]
+    count = max(row["calibration_images"] for row in one["rows"])
+    return [row for row in one["rows"] if row["calibration_images"] == count]
 
 
 def default(task: str, one: dict[str, Any]) -> str:
     row = next(row for row in most(one) if row["algorithm"] == INT8_ALGORITHM and row["percentile"] == PERCENTILE)
     return (
-        f"- {task}: the default of `export(int8=True)` ({format_setting(row)}, {row['images']} images) loses "
+        f"- {task}: the default of `export(int8=True)` ({format_setting(row)}, {row['calibration_images']} images) loses "
         f"{row['loss']:.4f} "
         f"({spans(row['loss_low'], row['loss_high'])}) of {one['metric']} {one['fp32']:.4f} on {one['images']} "
         "images."
@@ -95,15 +95,15 @@ def page(tasks: dict[str, Any]) -> list[str]:
         rows = [
             [
                 format_setting(row),
-                str(row["images"]),
+                str(row["calibration_images"]),
                 f"{row['metric']:.4f}",
                 f"{row['loss']:+.4f}",
                 spans(row["loss_low"], row["loss_high"]),
-                "yes" if row["enough"] else "no",
+                "yes" if row["sufficient"] else "no",
             ]
             for row in one["rows"]
         ]
-        lines += table(["algorithm", "images", one["metric"], "loss", "95 % interval of the loss", "enough"], rows)
+        lines += table(["algorithm", "images", one["metric"], "loss", "95 % interval of the loss", "sufficient"], rows)
         lines += ["", line_of(one["provenance"])]
     return lines
 

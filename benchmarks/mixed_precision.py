@@ -48,8 +48,8 @@ REWRITINGS = {
 }
 RANGES = {
     "percentile": "percentile 99.999",
-    "best": "best ranges",
-    "corrected": "best ranges, biases corrected",
+    "best": "per-tensor ranges",
+    "corrected": "per-tensor ranges, bias correction",
 }
 
 
@@ -139,7 +139,7 @@ def prepare(options: argparse.Namespace) -> None:
         measured = tk.calibrate(model, dataset, imgsz=IMGSZ, calibration_images=128, histograms=True, progress=show)
         layer_noise = LayerNoise(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
         probe = NoiseProbe(
-            layer_noise, dataset, measured, model.task, size, split="val", probe=8, seed=0, keep=(), threads=None,
+            layer_noise, dataset, measured, task=model.task, imgsz=size, split="val", probe_images=8, seed=0, threads=None,
             reporter=Reporter(show, None),
         )  # fmt: skip
         assignments, _ = repair_ranges(probe, measured, ResultCache(None))

@@ -31,13 +31,13 @@ def run_search(model: str, data: str, max_drop: float, cache_dir: str | None) ->
         "max_drop": max_drop,
         "reached": result.reached,
         "best": {
-            name: best[name] for name in ("assignment", "int8_share", "kept", "metric", "loss", "loss_low", "loss_high")
+            name: best[name] for name in ("assignment", "int8_share", "kept_layers", "metric", "loss", "loss_low", "loss_high")
         },
         "keep": list(result.keep),
         "cost": result.cost_source,
         "notes": list(result.notes),
         "trials": result.trials.to_dicts(),
-        "worst": result.layers.sort("noise", descending=True).head(5).to_dicts(),
+        "worst": result.layers.sort("noise_share", descending=True).head(5).to_dicts(),
     }
 
 
@@ -90,7 +90,7 @@ def page(tasks: dict[str, Any]) -> list[str]:
             ],
         )
         lines += ["", f"Cost: {one['cost']}.", "", "Layers that make most of the noise when all is repaired:", ""]
-        lines += [f"- `{row['node']}` ({row['noise']:.1%} of it)" for row in one["worst"]]
+        lines += [f"- `{row['node']}` ({row['noise_share']:.1%} of it)" for row in one["worst"]]
         lines += [
             "",
             "Excluded from INT8 beyond the default: " + (", ".join(f"`{name}`" for name in one["keep"]) or "nothing"),

@@ -32,7 +32,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     place = Path(values.data)
     provenance = about(
-        f"--model {Path(values.model).name} --data {place.parent.name}/{place.name} --images {scan.images}"
+        f"--model {Path(values.model).name} --data {place.parent.name}/{place.name} --images {scan.image_count}"
     )
     ran = 1 + 2 * len(scan.layers) + 2 * int((scan.blocks["layers"] > 1).sum())
     content = {
@@ -40,7 +40,7 @@ def main() -> None:
         "seconds": seconds,
         "peak_gb": peak,
         "load": os.getloadavg()[0],
-        "images": scan.images,
+        "images": scan.image_count,
         "variants": ran,
         "sqnr": scan.sqnr,
         "metric": scan.metric,
@@ -69,7 +69,7 @@ def main() -> None:
         "",
         f"`{provenance['command']}`",
         "",
-        f"**{seconds:.0f} s** and {peak:.2f} GB for {ran} placements of {len(scan.layers)} layers over {scan.images} "
+        f"**{seconds:.0f} s** and {peak:.2f} GB for {ran} placements of {len(scan.layers)} layers over {scan.image_count} "
         f"images, calibration and the metric of the worst layers included (load {content['load']:.1f}). "
         f"INT8 throughout: {scan.sqnr:.1f} dB, "
         f"{scan.metric} {scan.metric_int8:.4f} against {scan.metric_float:.4f} in FP32 on these images.",

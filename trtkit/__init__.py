@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from trtkit.progress import Event as Event
     from trtkit.recipe import Recipe as Recipe
     from trtkit.tasks.base import Detections as Detections
+    from trtkit.tuning.int8_evaluation import Int8Evaluation as Int8Evaluation
+    from trtkit.tuning.int8_evaluation import evaluate_int8 as evaluate_int8
     from trtkit.tuning.search import Search as Search
     from trtkit.tuning.search_loop import search as search
     from trtkit.tuning.sensitivity import Sensitivity as Sensitivity
@@ -68,6 +70,7 @@ _HOMES: dict[str, str | None] = {
     "Diagnosis": "trtkit.calibration.diagnosis",
     "Evaluation": "trtkit.evaluation.evaluation",
     "Event": "trtkit.progress",
+    "Int8Evaluation": "trtkit.tuning.int8_evaluation",
     "LayerTable": "trtkit.inspection.layer_table",
     "Model": "trtkit.models.model",
     "Passport": "trtkit.backends.engine_file",
@@ -86,6 +89,7 @@ _HOMES: dict[str, str | None] = {
     "dashboard": "trtkit.widgets.comparison.dashboard",
     "demo": None,
     "evaluate": "trtkit.evaluation.evaluator",
+    "evaluate_int8": "trtkit.tuning.int8_evaluation",
     "examine": "trtkit.calibration.diagnosis",
     "explorer": "trtkit.widgets.explorer.explorer",
     "export": "trtkit.exporter",
@@ -113,6 +117,7 @@ __all__ = [
     "Diagnosis",
     "Evaluation",
     "Event",
+    "Int8Evaluation",
     "LayerTable",
     "Model",
     "Passport",
@@ -133,6 +138,7 @@ __all__ = [
     "dashboard",
     "demo",
     "evaluate",
+    "evaluate_int8",
     "examine",
     "explorer",
     "export",

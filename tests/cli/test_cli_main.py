@@ -206,7 +206,8 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path):
 
 
 def test_calibrate_writes_tensorrts_cache_too(tmp_path, capsys):
-    words = [str(trtkit.demo.model_path()), str(trtkit.demo.data_path()), "--images=2", "--imgsz=64", "--device=cpu"]
+    model, data = str(trtkit.demo.model_path()), str(trtkit.demo.data_path())
+    words = [model, data, "--calibration-images=2", "--imgsz=64", "--device=cpu"]
     places = ["--output", str(tmp_path / "found"), "--tensorrt-cache", str(tmp_path / "model.cache")]
     assert main(["calibrate", *words, *places]) == 0
     found = trtkit.Calibration.load(tmp_path / "found")

@@ -24,5 +24,5 @@ def calibration(model: tk.Model) -> Calibration:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
+def cache_dir(tmp_path: Path) -> Path:
+    return tmp_path / "cache"

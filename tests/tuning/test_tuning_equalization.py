@@ -11,7 +11,7 @@ from trtkit.tuning.equalization import equalize
 
 
 def chain(activation: str | None, seed: int = 0, group: int = 1) -> onnx.ModelProto:
-    """Two convolutions whose channels differ a thousandfold in size, with something in between."""
+    """Two convolutions with channel ranges that differ by a factor of 1000, and an activation between them."""
     random = np.random.default_rng(seed)
     spread = 10 ** random.uniform(-1.5, 1.5, 8)
     first = (random.normal(0, 1, (8, 3, 3, 3)) * spread[:, None, None, None]).astype(np.float32)
@@ -57,37 +57,37 @@ def weights_of(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([None, "Relu", "LeakyRelu"]), st.integers(0, 100))
-def test_equalized_layers_compute_the_same_with_channels_of_one_size(activation: str | None, seed: int) -> None:
+def test_equalized_layers_are_equivalent_with_equal_channel_ranges(activation: str | None, seed: int) -> None:
     proto = chain(activation, seed)
-    found = equalize(proto)
-    assert found.pairs == (("a", "b"),)
+    equalization = equalize(proto)
+    assert equalization.pairs == (("a", "b"),)
     images = np.random.default_rng(seed).random((1, 3, 8, 8), np.float32)
-    before, after = run(proto, images)[0], run(found.graph, images)[0]
+    before, after = run(proto, images)[0], run(equalization.graph, images)[0]
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3 * np.abs(before).max())
-    old, new = weights_of(proto), weights_of(found.graph)
+    old, new = weights_of(proto), weights_of(equalization.graph)
     assert np.ptp(np.log(np.abs(old["a.weight"]).max(axis=(1, 2, 3)))) > 1
-    given = np.abs(new["a.weight"]).max(axis=(1, 2, 3))
-    taken = np.abs(new["b.weight"]).max(axis=(0, 2, 3))
-    np.testing.assert_allclose(given, taken, rtol=1e-4)
-    # The caller's graph is as it was.
+    output_ranges = np.abs(new["a.weight"]).max(axis=(1, 2, 3))
+    input_ranges = np.abs(new["b.weight"]).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(output_ranges, input_ranges, rtol=1e-4)
+    # The caller's graph is unchanged.
     assert (weights_of(proto)["a.weight"] == old["a.weight"]).all()
 
 
-def test_what_does_not_allow_it_is_left_and_said() -> None:
+def test_other_layers_are_skipped_with_a_reason() -> None:
     for proto, reason in (
-        (chain("Silu"), "feed several readers or an output"),
-        (chain("Sigmoid"), "feed Sigmoid"),
-        (chain("Residual"), "feed several readers or an output"),
-        (chain("Relu", group=8), "feed a grouped convolution"),
+        (chain("Silu"), "several readers or a graph output"),
+        (chain("Sigmoid"), "feeds Sigmoid"),
+        (chain("Residual"), "several readers or a graph output"),
+        (chain("Relu", group=8), "feeds a grouped convolution"),
     ):
-        found = equalize(proto)
-        assert not found.pairs
-        assert reason in found.skipped, found.skipped
-        assert found.graph is proto
-        assert reason in str(found)
+        equalization = equalize(proto)
+        assert not equalization.pairs
+        assert reason in equalization.skipped, equalization.skipped
+        assert equalization.graph is proto
+        assert reason in str(equalization)
 
 
 def test_a_model_with_silu_has_no_pairs() -> None:
-    found = equalize(detector())
-    assert found.pairs == ()
-    assert sum(found.skipped.values()) == 11
+    equalization = equalize(detector())
+    assert equalization.pairs == ()
+    assert sum(equalization.skipped.values()) == 11

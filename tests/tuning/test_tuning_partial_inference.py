@@ -1,3 +1,5 @@
+"""Partial inference, layer noise and bias correction, against whole graphs run by ONNX Runtime."""
+
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
@@ -32,7 +34,7 @@ def ranges() -> dict[str, tuple[float, float]]:
 
 
 def whole(proto: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
-    """What ONNX Runtime computes without cutting the graph, by the arithmetic of its backend for Q/DQ graphs."""
+    """The output of the uncut graph, with the options of the ONNX Runtime backend for Q/DQ graphs."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -46,7 +48,7 @@ def whole(proto: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
     "kept",
     [(), ("stem",), ("wide", "head"), ("stem", "middle", "wide", "neck"), ("middle", "wide", "neck", "head")],
 )
-def test_cut_up_graphs_compute_what_whole_ones_do(
+def test_segments_equal_the_whole_graph(
     proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]], kept: tuple[str, ...]
 ) -> None:
     corrections = {"stem": tuple(np.linspace(-0.1, 0.1, 8)), "head": tuple(np.linspace(0, 1, 16))}
@@ -61,11 +63,11 @@ def test_cut_up_graphs_compute_what_whole_ones_do(
 
 
 def test_every_placement_of_one_layer(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
-    lab = LayerNoise(proto, CLASSES)
-    for name in lab.full_int8.layers:
-        keep = [other for other in lab.weighted if other != name]
-        variant = lab.prepare_variant(lab.plan_only([name]), ranges)
-        (found,) = lab.segments.run(IMAGES[:1], [variant])
+    layer_noise = LayerNoise(proto, CLASSES)
+    for name in layer_noise.full_int8.layers:
+        keep = [other for other in layer_noise.weighted if other != name]
+        variant = layer_noise.prepare_variant(layer_noise.plan_only([name]), ranges)
+        (found,) = layer_noise.segments.run(IMAGES[:1], [variant])
         np.testing.assert_allclose(
             found["output0"],
             whole(insert_qdq(proto, ranges, keep, protect=False), IMAGES[:1]),
@@ -74,19 +76,25 @@ def test_every_placement_of_one_layer(proto: onnx.ModelProto, ranges: dict[str, 
         )
 
 
-def test_what_is_the_same_is_computed_once(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
-    lab = LayerNoise(proto, CLASSES)
-    late = lab.prepare_variant(lab.plan_only(["head"]), ranges)
-    early = lab.prepare_variant(lab.plan_only(["stem"]), ranges)
-    shared = sum(a == b for a, b in zip(late.result_ids, lab.float_variant.result_ids, strict=True))
-    assert shared > sum(a == b for a, b in zip(early.result_ids, lab.float_variant.result_ids, strict=True))
-    assert late.result_ids[0] == lab.float_variant.result_ids[0] != early.result_ids[0]
-    # The same placement with another range is another computation; with another range elsewhere it is not.
-    assert lab.prepare_variant(lab.plan_only(["head"]), {**ranges, "both": (0.0, 9.0)}).result_ids != late.result_ids
-    assert lab.prepare_variant(lab.plan_only(["head"]), {**ranges, "images": (0.0, 9.0)}).result_ids == late.result_ids
+def test_equal_segments_share_results(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
+    layer_noise = LayerNoise(proto, CLASSES)
+    late = layer_noise.prepare_variant(layer_noise.plan_only(["head"]), ranges)
+    early = layer_noise.prepare_variant(layer_noise.plan_only(["stem"]), ranges)
+    shared = sum(a == b for a, b in zip(late.result_ids, layer_noise.float_variant.result_ids, strict=True))
+    assert shared > sum(a == b for a, b in zip(early.result_ids, layer_noise.float_variant.result_ids, strict=True))
+    assert late.result_ids[0] == layer_noise.float_variant.result_ids[0] != early.result_ids[0]
+    # Another range of a tensor that the segment reads changes its result; another tensor's range does not.
+    assert (
+        layer_noise.prepare_variant(layer_noise.plan_only(["head"]), {**ranges, "both": (0.0, 9.0)}).result_ids
+        != late.result_ids
+    )
+    assert (
+        layer_noise.prepare_variant(layer_noise.plan_only(["head"]), {**ranges, "images": (0.0, 9.0)}).result_ids
+        == late.result_ids
+    )
 
 
-def test_segments_hold_every_node_once_and_in_order(proto: onnx.ModelProto) -> None:
+def test_segments_have_every_node_once_and_in_order(proto: onnx.ModelProto) -> None:
     view = GraphIndex(proto)
     runs = split_into_segments(view)
     names = [node.name for run_ in runs for node in run_]
@@ -108,27 +116,31 @@ def test_blocks_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["/model.0/conv/Conv", "odd[1]*?]", "[!a]", "a*"])
-def test_patterns_match_their_name_and_no_other(name: str) -> None:
+def test_patterns_match_only_their_name(name: str) -> None:
     assert fnmatchcase(name, escape_pattern(name))
     assert not fnmatchcase("/model.0/conv/Conv_1", escape_pattern(name))
     assert not fnmatchcase("odd1xyz]", escape_pattern(name))
 
 
 def test_noise_of_one_layer_by_hand(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
-    lab = LayerNoise(proto, CLASSES)
-    assert set(lab.head_tensors) == {"sides", "classes"}
-    variant = lab.prepare_variant(lab.plan_only(["head"]), ranges)
-    found = lab.measure_sqnr({"head": variant}, lambda: [IMAGES[:1], IMAGES[1:2]], 2, stage="", reporter=Reporter())
+    layer_noise = LayerNoise(proto, CLASSES)
+    assert set(layer_noise.head_tensors) == {"sides", "classes"}
+    variant = layer_noise.prepare_variant(layer_noise.plan_only(["head"]), ranges)
+    found = layer_noise.measure_sqnr(
+        {"head": variant}, lambda: [IMAGES[:1], IMAGES[1:2]], 2, stage="", reporter=Reporter()
+    )
     plain, int8 = (
         onnx.ModelProto.FromString(one.SerializeToString())
-        for one in (proto, insert_qdq(proto, ranges, [name for name in lab.weighted if name != "head"]))
+        for one in (proto, insert_qdq(proto, ranges, [name for name in layer_noise.weighted if name != "head"]))
     )
     shares = []
     values = []
     for graph in (plain, int8):
-        graph.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in lab.head_tensors)
-        values.append([run(graph, IMAGES[i : i + 1], outputs=list(lab.head_tensors)) for i in range(2)])
-    classes = lab.head_tensors.index("classes")
+        graph.graph.output.extend(
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in layer_noise.head_tensors
+        )
+        values.append([run(graph, IMAGES[i : i + 1], outputs=list(layer_noise.head_tensors)) for i in range(2)])
+    classes = layer_noise.head_tensors.index("classes")
     sure = [1 / (1 + np.exp(-pair[classes].max(axis=1, keepdims=True))) for pair in values[0]]
     for weight in (None, sure):
         for head in range(2):
@@ -144,9 +156,7 @@ def test_noise_of_one_layer_by_hand(proto: onnx.ModelProto, ranges: dict[str, tu
     assert compute_sqnr(np.ones(2), np.zeros(2)) == 200.0
 
 
-def test_corrected_biases_take_a_layers_mean_error_away(
-    proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]
-) -> None:
+def test_bias_correction_removes_the_mean_error(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
     placement = plan_qdq(proto)
     inputs = [IMAGES[index : index + 1] for index in range(6)]
     corrections = compute_bias_corrections(proto, placement, ranges, inputs, 6, Reporter())
@@ -165,7 +175,7 @@ def test_corrected_biases_take_a_layers_mean_error_away(
         before = means(insert_qdq(proto, ranges, keep, protect=False), name) - exact
         after = means(insert_qdq(proto, ranges, keep, protect=False, corrections=corrections), name) - exact
         assert np.abs(before).max() > 1e-5
-        # Alone a layer may share its scale with fewer tensors than in the whole; most of the error goes all the same.
+        # Alone, a layer may share its scale with fewer tensors than in full INT8, so a part of the error remains.
         assert np.abs(after).sum() < 0.35 * np.abs(before).sum()
     bias = next(
         numpy_helper.to_array(tensor)

@@ -1,5 +1,8 @@
+"""search() on the demo model: trials, choice, repair, resume, and what is exported."""
+
 from __future__ import annotations
 
+import shlex
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +13,12 @@ import pytest
 import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
+from trtkit.cli import parse_command
 from trtkit.errors import CalibrationError, CancelledError, RecipeError
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
 from trtkit.progress import Event, Reporter
+from trtkit.results import SavedResult
 from trtkit.tuning.corrections import choose_ranges, group_tensors_by_scale
 from trtkit.tuning.cost_model import ArithmeticCost, EngineCost
 from trtkit.tuning.noise import LayerNoise
@@ -21,27 +26,34 @@ from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import search
 
 SIDE = 160
-SETTINGS = {"images": 8, "probe": 2, "imgsz": SIDE, "draws": 30, "calibration_images": 8, "trials": 8}
+SETTINGS = {
+    "eval_images": 8,
+    "probe_images": 2,
+    "imgsz": SIDE,
+    "resamples": 30,
+    "calibration_images": 8,
+    "trials": 8,
+}
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("search")
 
 
 @pytest.fixture(scope="module")
-def found(model: tk.Model, kept: Path) -> Search:
-    return search(model, demo.data_path(), 0.02, cache_dir=kept, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
+def found(model: tk.Model, cache: Path) -> Search:
+    return search(model, demo.data_path(), 0.02, cache_dir=cache, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
 
 
-def test_trials_say_what_they_are(found: Search) -> None:
+def test_trials(found: Search) -> None:
     trials = found.frame()
     assert trials["assignment"][:5].to_list() == [
-        "fp16 throughout",
+        "fp16",
         "minmax",
         "percentile 99.999",
-        "best ranges",
-        "best ranges, biases corrected",
+        "per-tensor ranges",
+        "per-tensor ranges, bias correction",
     ]
     assert len(trials) <= 8
     assert ((trials["metric"] + trials["loss"]) - found.value_float).abs().max() < 1e-12  # type: ignore[operator]
@@ -49,14 +61,14 @@ def test_trials_say_what_they_are(found: Search) -> None:
     assert trials["int8_share"][0] == 0.0
     assert trials["cost"][0] == 1.0
     assert set(trials["unit"]) == {"relative"}
-    assert "not a time" in found.cost_source
+    assert found.cost_source == ArithmeticCost.source
     shares = dict(zip(trials["assignment"], trials["int8_share"], strict=True))
     assert 0.95 < shares["minmax"] < 1
     for row in trials.iter_rows(named=True):
         assert row["cost"] == pytest.approx(1 - row["int8_share"] / 2)
 
 
-def test_the_found_mix_is_the_fastest_that_is_allowed(found: Search) -> None:
+def test_the_choice_is_the_fastest_accepted_trial(found: Search) -> None:
     allowed = found.trials.filter(pl.col("loss") <= 0.02)
     assert found.reached
     assert found.best["cost"] == allowed["cost"].min()
@@ -66,17 +78,15 @@ def test_the_found_mix_is_the_fastest_that_is_allowed(found: Search) -> None:
     assert front["metric"].is_sorted()
 
 
-def test_repairs_make_less_noise_than_the_usual_ranges(found: Search) -> None:
+def test_range_selection_reduces_noise(found: Search) -> None:
     noise = dict(zip(found.trials["assignment"], found.trials["sqnr"], strict=True))
-    assert noise["best ranges"] > max(noise["minmax"], noise["percentile 99.999"])
-    assert any("cross-layer equalization: 0 pairs" in note for note in found.notes)
-    assert found.layers["noise"].sum() == pytest.approx(1)
+    assert noise["per-tensor ranges"] > max(noise["minmax"], noise["percentile 99.999"])
+    assert any("cross-layer equalization: 0" in note for note in found.notes)
+    assert found.layers["noise_share"].sum() == pytest.approx(1)
     assert sorted(found.layers["exclusion_rank"]) == list(range(1, 86))
 
 
-def test_what_was_found_exports_to_the_graph_that_was_judged(
-    found: Search, model: tk.Model, kept: Path, tmp_path: Path
-) -> None:
+def test_the_choice_exports_to_the_evaluated_graph(found: Search, model: tk.Model, cache: Path, tmp_path: Path) -> None:
     folder = found.save(tmp_path / "found")
     artifact = tk.export(
         model,
@@ -89,45 +99,66 @@ def test_what_was_found_exports_to_the_graph_that_was_judged(
     )
     metric = tk.evaluate(artifact, demo.data_path(), eval_images=8).metrics[found.metric]
     assert metric == pytest.approx(found.best["metric"], abs=1e-6)
-    code = found.to_python(str(demo.model_path()), str(folder))
-    assert all(pattern in code for pattern in found.keep)
-    compile(code, "found", "exec")
+    scope: dict[str, object] = {}
+    calls: list[dict[str, object]] = []
+    code = found.to_python("my.pt", "runs/search").replace("import trtkit as tk\n", "")
+    exec(code, {"tk": SimpleNamespace(export=lambda **arguments: calls.append(arguments))}, scope)
+    assert calls[0]["model"] == "my.pt"
+    assert calls[0]["calibration"] == "runs/search/calibration"
+    assert calls[0]["imgsz"] == (SIDE, SIDE)
+    assert tuple(calls[0].get("keep", ())) == found.keep  # type: ignore[arg-type]
+    _, options = parse_command(shlex.split(found.to_command("my.pt", "runs/search"))[1:])
+    assert (options.model, options.int8, tuple(options.keep)) == ("my.pt", True, found.keep)
 
 
-def test_saved_loaded_and_shown(found: Search, tmp_path: Path) -> None:
+def test_save_load_and_plot(found: Search, tmp_path: Path) -> None:
     loaded = Search.load(found.save(tmp_path / "search"))
     assert loaded.trials.equals(found.trials)
     assert loaded.keep == found.keep
     assert loaded.calibration.hash == found.calibration.hash
     assert loaded.calibration.corrections == found.calibration.corrections
     assert repr(loaded) == repr(found)
-    assert {"found", "nothing beats these"} <= {trace_.name for trace_ in loaded.plot().data}
+    best = (found.best["cost"], found.best["metric"])
+    assert best in [(trace_.x[0], trace_.y[0]) for trace_ in loaded.plot().data if len(trace_.x) == 1]
 
 
-def test_a_second_run_does_nothing_again(
-    found: Search, model: tk.Model, kept: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_of_format_version_1_loads(found: Search) -> None:
+    tables = {
+        "trials": found.trials.rename(
+            {"assignment": "mix", "algorithm": "ranges", "bias_corrected": "corrected", "kept_layers": "kept"}
+        ),
+        "layers": found.layers.rename({"noise_share": "noise", "algorithm": "ranges", "exclusion_rank": "excluded_as"}),
+    }
+    upgraded = Search.upgrade(SavedResult(version=1, tables=tables, facts=dict(found.facts()), provenance={}))
+    restored = Search.restore(upgraded.tables, upgraded.facts, found.provenance)
+    assert restored.trials.equals(found.trials)
+    assert restored.layers.equals(found.layers)
+
+
+def test_a_second_run_uses_the_cache(
+    found: Search, model: tk.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("this was done before")
+        raise AssertionError("this step is cached")
 
-    for name in ("state.evaluate", "bench.choose_ranges", "bench.bias_corrections"):
+    for name in ("cache.evaluate", "search_loop.choose_ranges", "search_loop.compute_bias_corrections"):
         monkeypatch.setattr(f"trtkit.tuning.{name}", refuse)
-    again = search(model, demo.data_path(), 0.02, cache_dir=kept, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
+    again = search(model, demo.data_path(), 0.02, cache_dir=cache, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
     assert again.trials.drop("sqnr").equals(found.trials.drop("sqnr"))
 
 
-def test_layers_are_given_up_until_the_loss_is_allowed(model: tk.Model, kept: Path) -> None:
+def test_layers_are_excluded_until_the_loss_is_accepted(model: tk.Model, cache: Path) -> None:
     strict = search(
         model,
         demo.data_path(),
         0.0,
-        cache_dir=kept,
+        cache_dir=cache,
         backend="onnxruntime",
         **{**SETTINGS, "trials": 9},  # type: ignore[arg-type]
     )
-    counts = strict.trials.filter(pl.col("assignment").str.contains("layers kept"))["kept"]
+    counts = strict.trials.filter(pl.col("assignment").str.contains("layers in fp16"))["kept_layers"]
     assert counts.is_sorted()
-    if strict.best["kept"]:
+    if strict.best["kept_layers"]:
         assert plan_qdq(trace(model, imgsz=(SIDE, SIDE)), strict.keep).layers != ()
 
 
@@ -145,64 +176,70 @@ def test_without_repair(model: tk.Model, calibration: Calibration) -> None:
         backend="onnxruntime",
         **settings,  # type: ignore[arg-type]
     )
-    assert plain.trials["assignment"].to_list() == ["fp16 throughout", "minmax"]
+    assert plain.trials["assignment"].to_list() == ["fp16", "minmax"]
     assert plain.best["assignment"] == "minmax"
-    with pytest.raises(CalibrationError, match="no histograms"):
+    with pytest.raises(CalibrationError) as missing:
         search(model, demo.data_path(), calibration=fast, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
+    assert missing.value.code == "tuning-histograms-missing"
 
 
-def test_cancelled_while_choosing(model: tk.Model, calibration: Calibration) -> None:
+def test_cancelled_during_range_selection(model: tk.Model, calibration: Calibration) -> None:
     stop = threading.Event()
 
     def watch(event: Event) -> None:
-        if event.stage == "choose each range":
+        if event.stage == "choose ranges":
             stop.set()
 
     with pytest.raises(CancelledError):
         search(model, demo.data_path(), calibration=calibration, progress=watch, cancel=stop, **SETTINGS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [{"max_drop": -0.1}, {"probe": 0}, {"trials": 0}])
-def test_settings_out_of_range_are_refused(model: tk.Model, settings: dict[str, object]) -> None:
-    with pytest.raises(RecipeError):
+@pytest.mark.parametrize("settings", [{"max_drop": -0.1}, {"probe_images": 0}, {"trials": 0}])
+def test_settings_out_of_range_are_refused(model: tk.Model, settings: dict[str, float]) -> None:
+    with pytest.raises(RecipeError) as refused:
         search(model, demo.data_path(), **settings)  # type: ignore[arg-type]
+    ((name, value),) = settings.items()
+    assert refused.value.fields["value"] == value
+    assert refused.value.fields.get("name", "max_drop") == name
 
 
 def test_chosen_ranges_come_from_the_algorithms(model: tk.Model, calibration: Calibration) -> None:
-    lab = LayerNoise(trace(model, imgsz=(SIDE, SIDE)), len(model.names), exact=False)
-    images = [calibrating(model, index) for index in range(2)]
+    layer_noise = LayerNoise(trace(model, imgsz=(SIDE, SIDE)), len(model.names), exact=False)
+    images = list(load_inputs(model, 2))
     candidates = (("minmax", None), ("percentile", 99.0))
-    chosen = choose_ranges(lab, calibration, lambda: images, 2, Reporter(), candidates=candidates)
-    read = {
+    chosen = choose_ranges(layer_noise, calibration, lambda: images, 2, Reporter(), candidates=candidates)
+    calibrations = {
         "minmax": calibration.with_algorithm("minmax"),
         "percentile-99": calibration.with_algorithm("percentile", percentile=99.0),
     }
-    assert set(chosen.algorithms.values()) <= set(read)
-    for group in group_tensors_by_scale(lab):
-        source = read[chosen.algorithms[group[0]]]
+    assert set(chosen.algorithms.values()) <= set(calibrations)
+    for group in group_tensors_by_scale(layer_noise):
+        source = calibrations[chosen.algorithms[group[0]]]
         reach = max(max(map(abs, source.ranges[name])) for name in group)
         assert max(max(map(abs, chosen.calibration.ranges[name])) for name in group) == pytest.approx(reach)
     assert chosen.calibration.algorithm == "mixed"
     # Every scale of the placement belongs to exactly one group.
-    assert sorted(name for group in group_tensors_by_scale(lab) for name in group) == sorted(lab.full_int8.tensors)
-    insert_qdq(lab.graph, chosen.calibration.ranges, corrections=chosen.calibration.corrections)
+    assert sorted(name for group in group_tensors_by_scale(layer_noise) for name in group) == sorted(
+        layer_noise.full_int8.tensors
+    )
+    insert_qdq(layer_noise.graph, chosen.calibration.ranges, corrections=chosen.calibration.corrections)
 
 
-def calibrating(model: tk.Model, index: int):  # type: ignore[no-untyped-def]
+def load_inputs(model: tk.Model, count: int):  # type: ignore[no-untyped-def]
     from trtkit.calibration.sampling import load_input_batches
     from trtkit.data import open_dataset
 
-    paths = open_dataset(demo.data_path(), task="detect").images("train")[index : index + 1]
-    return next(iter(load_input_batches(paths, task="detect", size=(SIDE, SIDE), batch=1, skipped=[])))
+    paths = open_dataset(demo.data_path(), task="detect").images("train")[:count]
+    return load_input_batches(paths, task="detect", size=(SIDE, SIDE), batch=1, skipped=[])
 
 
-def test_costs_come_from_engines_where_a_gpu_is(
+def test_cost_is_engine_latency_on_a_gpu(
     model: tk.Model, calibration: Calibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[dict[str, object]] = []
+    exports: list[dict[str, object]] = []
 
     def export(_: tk.Model, **settings: object) -> SimpleNamespace:
-        asked.append(settings)
+        exports.append(settings)
         return SimpleNamespace(path=settings["output"])
 
     def benchmark(runners: dict[str, object], **_: object) -> SimpleNamespace:
@@ -215,27 +252,27 @@ def test_costs_come_from_engines_where_a_gpu_is(
     graph = trace(model, imgsz=(SIDE, SIDE))
     cost = engines(plan_qdq(graph), ["/model.0/*"], calibration)
     assert (cost.value, cost.unit) == (2.0, "ms")
-    assert cost.source == "median of 100 runs at batch 2, TensorRT 8.6.0 NVIDIA H100, gpu clock"
-    assert asked[0]["int8"]
-    assert not asked[0]["half"]
-    assert asked[0]["keep"] == ("/model.0/*",)
-    assert asked[0]["calibration"] is calibration
+    assert "TensorRT 8.6.0 NVIDIA H100" in cost.source
+    assert exports[0]["int8"]
+    assert not exports[0]["half"]
+    assert exports[0]["keep"] == ("/model.0/*",)
+    assert exports[0]["calibration"] is calibration
     half = engines(plan_qdq(graph), ["*"], None)
     assert half.unit == "ms"
-    assert asked[1]["half"]
-    assert not asked[1]["int8"]
+    assert exports[1]["half"]
+    assert not exports[1]["int8"]
 
 
-def test_the_cost_model_counts_int8_half(model: tk.Model) -> None:
-    lab = LayerNoise(trace(model, imgsz=(SIDE, SIDE)), len(model.names))
-    cost = ArithmeticCost(lab)(lab.full_int8, (), None)
-    total = sum(lab.macs.values())
-    inside = sum(lab.macs[name] for name in lab.full_int8.layers)
+def test_arithmetic_cost_counts_int8_half(model: tk.Model) -> None:
+    layer_noise = LayerNoise(trace(model, imgsz=(SIDE, SIDE)), len(model.names))
+    cost = ArithmeticCost(layer_noise.macs)(layer_noise.full_int8, (), None)
+    total = sum(layer_noise.macs.values())
+    inside = sum(layer_noise.macs[name] for name in layer_noise.full_int8.layers)
     assert cost.value == pytest.approx((inside / 2 + total - inside) / total)
     assert cost.unit == "relative"
 
 
-def test_classify_is_searched_by_its_own_metric() -> None:
+def test_classify_is_searched_by_top1() -> None:
     found = search(
         demo.model_path("classify"),
         demo.data_path("classify"),

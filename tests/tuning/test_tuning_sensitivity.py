@@ -1,5 +1,8 @@
+"""sensitivity() on the demo model, against evaluate() on whole graphs."""
+
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -23,7 +26,7 @@ def found(model: tk.Model, calibration: Calibration) -> Sensitivity:
     return sensitivity(model, demo.data_path(), probe_images=4, worst=1, imgsz=SIDE, calibration=calibration)
 
 
-def test_every_layer_and_every_block_is_there(found: Sensitivity) -> None:
+def test_layers_and_blocks(found: Sensitivity) -> None:
     assert len(found.layers) == 85
     assert found.layers["node"].n_unique() == 85
     assert len(found.kept) == 3
@@ -38,9 +41,9 @@ def test_every_layer_and_every_block_is_there(found: Sensitivity) -> None:
     assert types["model.23/cv2.0"] == types["model.23/cv3.2"] == "Detect"
 
 
-def test_one_layer_costs_less_than_all(found: Sensitivity) -> None:
+def test_one_layer_has_less_noise_than_all(found: Sensitivity) -> None:
     assert (found.layers["sqnr_only"] > found.sqnr).all()
-    # Noise adds up: what all layers make together is of the size of the sum of what each makes alone.
+    # Noise is nearly additive: full INT8 has about the sum of the noise of single layers.
     together = 10 ** (-found.sqnr / 10)
     alone = sum(10 ** (-value / 10) for value in found.layers["sqnr_only"])
     assert 0.3 < alone / together < 3
@@ -49,23 +52,23 @@ def test_one_layer_costs_less_than_all(found: Sensitivity) -> None:
     assert (gains - found.layers["gain"]).abs().max() < 1e-9
 
 
-def test_metrics_are_those_of_evaluate(found: Sensitivity, model: tk.Model, calibration: Calibration) -> None:
+def test_metrics_equal_evaluate(found: Sensitivity, model: tk.Model, calibration: Calibration) -> None:
     assert found.metric == "mAP50-95(B)"
-    judged = found.layers.filter(found.layers["metric_only"].is_not_null())
-    assert judged["node"].to_list() == found.worst(1)["node"].to_list()
+    measured = found.layers.filter(found.layers["metric_only"].is_not_null())
+    assert measured["node"].to_list() == found.worst(1)["node"].to_list()
     graph = trace(model, imgsz=(SIDE, SIDE))
-    # One thread, as variants run: another number of threads adds in another order, which moves values across roundings.
+    # One thread, as variants run: the order of summation decides the rounding of single values.
     for proto, value in ((graph, found.metric_float), (insert_qdq(graph, calibration.ranges), found.metric_int8)):
         with OrtRunner(proto, threads=1) as runner:
             expected = tk.evaluate(runner, demo.data_path(), eval_images=4).metrics["mAP50-95(B)"]
         assert value == pytest.approx(expected, abs=1e-3)
-    name = judged["node"][0]
+    name = measured["node"][0]
     with OrtRunner(insert_qdq(graph, calibration.ranges, [name]), threads=1) as runner:
         expected = tk.evaluate(runner, demo.data_path(), eval_images=4).metrics["mAP50-95(B)"]
-    assert judged["metric_without"][0] == pytest.approx(expected, abs=1e-3)
+    assert measured["metric_without"][0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_keep_pastes_into_export(found: Sensitivity, model: tk.Model, calibration: Calibration, tmp_path: Path) -> None:
+def test_keep_works_in_export(found: Sensitivity, model: tk.Model, calibration: Calibration, tmp_path: Path) -> None:
     keep = found.keep(3)
     assert len(keep) == 3
     artifact = tk.export(
@@ -74,7 +77,7 @@ def test_keep_pastes_into_export(found: Sensitivity, model: tk.Model, calibratio
     assert artifact.recipe.keep == keep
 
 
-def test_saved_loaded_and_shown(found: Sensitivity, tmp_path: Path) -> None:
+def test_save_load_and_plot(found: Sensitivity, tmp_path: Path) -> None:
     loaded = Sensitivity.load(found.save(tmp_path / "sensitivity"))
     assert loaded.layers.equals(found.layers)
     assert loaded.blocks.equals(found.blocks)
@@ -84,19 +87,21 @@ def test_saved_loaded_and_shown(found: Sensitivity, tmp_path: Path) -> None:
     assert [len(trace_.x) for trace_ in figure.data] == [85, 85]
 
 
-def test_settings_that_measure_nothing_are_refused(model: tk.Model, calibration: Calibration) -> None:
-    with pytest.raises(RecipeError, match="images=0"):
+def test_refusals(model: tk.Model, calibration: Calibration) -> None:
+    with pytest.raises(RecipeError) as refused:
         sensitivity(model, demo.data_path(), probe_images=0)
-    import dataclasses
+    assert refused.value.code == "tuning-count-out-of-range"
+    assert refused.value.fields["name"] == "probe_images"
 
     other = dataclasses.replace(
         calibration, provenance=dataclasses.replace(calibration.provenance, model_hash="0" * 64)
     )
-    with pytest.raises(CalibrationError, match="another model"):
+    with pytest.raises(CalibrationError) as mismatch:
         sensitivity(model, demo.data_path(), calibration=other)
+    assert mismatch.value.code == "calibration-model-mismatch"
 
 
-def test_cancelled_at_a_image(model: tk.Model, calibration: Calibration) -> None:
+def test_cancelled_at_an_image(model: tk.Model, calibration: Calibration) -> None:
     stop = threading.Event()
 
     def watch(event: Event) -> None:

@@ -1,3 +1,5 @@
+"""sweep() on the demo model: settings, verdict, resume."""
+
 from __future__ import annotations
 
 import threading
@@ -10,78 +12,81 @@ import trtkit as tk
 from trtkit import demo
 from trtkit.errors import CancelledError, RecipeError
 from trtkit.progress import Event
+from trtkit.results import SavedResult
 from trtkit.tuning.sweep import Sweep, sweep
 
 SIDE = 160
 SETTINGS = {
     "algorithms": ("minmax", "entropy", "percentile"),
     "percentiles": (99.9, 99.999),
-    "images": (2, 4),
-    "judged": 6,
+    "calibration_images": (2, 4),
+    "eval_images": 6,
     "imgsz": SIDE,
-    "draws": 30,
+    "resamples": 30,
 }
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep")
 
 
 @pytest.fixture(scope="module")
-def found(model: tk.Model, kept: Path) -> Sweep:
-    return sweep(model, demo.data_path(), cache_dir=kept, **SETTINGS)  # type: ignore[arg-type]
+def found(model: tk.Model, cache: Path) -> Sweep:
+    return sweep(model, demo.data_path(), cache_dir=cache, **SETTINGS)  # type: ignore[arg-type]
 
 
-def test_every_setting_is_judged(found: Sweep) -> None:
+def test_every_setting_is_evaluated(found: Sweep) -> None:
     rows = found.frame()
-    assert rows.select("algorithm", "percentile", "images").rows() == [
-        (algorithm, percentile, images)
-        for images in (2, 4)
+    assert rows.select("algorithm", "percentile", "calibration_images").rows() == [
+        (algorithm, percentile, count)
+        for count in (2, 4)
         for algorithm, percentile in (("minmax", None), ("entropy", None), ("percentile", 99.9), ("percentile", 99.999))
     ]
     assert found.metric == "mAP50-95(B)"
-    assert found.images == 6
+    assert found.image_count == 6
     assert ((rows["metric"] + rows["loss"]) - found.value_float).abs().max() < 1e-12  # type: ignore[operator]
     assert (rows["low"] <= rows["metric"]).all()
     assert (rows["metric"] <= rows["high"]).all()
     assert (rows["loss_low"] <= rows["loss_high"]).all()
 
 
-def test_enough_is_the_fewest_images_that_keep_up(found: Sweep) -> None:
-    best, enough = found.best, found.sufficient
-    assert best["behind"] == 0.0
-    assert best["enough"]
-    assert enough["images"] == found.frame().filter(pl.col("enough"))["images"].min()
+def test_sufficient_is_the_fewest_images_as_good_as_the_best(found: Sweep) -> None:
+    best, sufficient = found.best, found.sufficient
+    assert best["gap"] == 0.0
+    assert best["sufficient"]
+    counts = found.frame().filter(pl.col("sufficient"))["calibration_images"]
+    assert sufficient["calibration_images"] == counts.min()
     assert found.verdict() in repr(found)
-    assert "is enough" in found.verdict()
+    assert f"{sufficient['metric']:.4f}" in found.verdict()
 
 
-def test_saved_loaded_and_shown(found: Sweep, tmp_path: Path) -> None:
+def test_save_load_and_plot(found: Sweep, tmp_path: Path) -> None:
     loaded = Sweep.load(found.save(tmp_path / "sweep"))
     assert loaded.frame().equals(found.frame())
     assert loaded.verdict() == found.verdict()
-    traces = [trace for trace in loaded.plot().data if trace.name != "enough"]
+    assert loaded.image_count == found.image_count
+    traces = [trace for trace in loaded.plot().data if len(trace.x) > 1]
     assert [trace.name for trace in traces] == ["minmax", "entropy", "percentile 99.9", "percentile 99.999"]
     assert len(loaded.plot().data) == 5
-    # Told apart without color, and side by side.
+    # Distinguishable without color, and side by side.
     assert len({trace.marker.symbol for trace in traces}) == len({trace.offsetgroup for trace in traces}) == 4
 
 
-def test_a_second_run_judges_nothing_again(
-    found: Sweep, model: tk.Model, kept: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_second_run_uses_the_cache(
+    found: Sweep, model: tk.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("this was judged before")
+        raise AssertionError("this evaluation is cached")
 
     monkeypatch.setattr("trtkit.tuning.cache.evaluate", refuse)
-    again = sweep(model, demo.data_path(), cache_dir=kept, **SETTINGS)  # type: ignore[arg-type]
+    again = sweep(model, demo.data_path(), cache_dir=cache, **SETTINGS)  # type: ignore[arg-type]
     assert again.frame().equals(found.frame())
 
 
-@pytest.mark.parametrize("changed", ["image", "label", "weight", "version", "judged"])
-def test_one_change_is_enough_to_judge_again(
-    changed: str, demo_copy: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["image", "label", "weight", "version", "eval_images"])
+def test_every_change_invalidates_the_cached_evaluation(
+    changed: str, demo_copy: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trtkit.data import open_dataset
     from trtkit.graph.torch_export import trace
@@ -89,24 +94,27 @@ def test_one_change_is_enough_to_judge_again(
     from trtkit.tuning.cache import CachedEvaluator, ResultCache
 
     graph = trace(tk.load(demo.model_path()), imgsz=(64, 64), batch=1)
-    judged: list[Event] = []
+    events: list[Event] = []
 
-    def judge(images: int = 2) -> None:
-        judged.clear()
-        dataset = open_dataset(demo_copy, task="detect")
-        reporter = Reporter(judged.append, None)
+    def evaluate(eval_images: int = 2) -> None:
+        events.clear()
         CachedEvaluator(
-            dataset=dataset, split="val", images=images, seed=0, state=ResultCache(state), reporter=reporter
-        )(graph, "judge")
+            dataset=open_dataset(demo_copy, task="detect"),
+            split="val",
+            eval_images=eval_images,
+            seed=0,
+            cache=ResultCache(cache_dir),
+            reporter=Reporter(events.append, None),
+        )(graph, "evaluate")
 
-    judge()
-    assert judged
-    judge()
-    assert not judged
+    evaluate()
+    assert events
+    evaluate()
+    assert not events
     image = open_dataset(demo_copy, task="detect").images("val")[0]
     label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
     if changed == "image":
-        # One bit behind the end of the image leaves what is seen as it was: the file is another one all the same.
+        # A byte behind the end of the image changes the file and no pixel.
         image.write_bytes(image.read_bytes() + b"\0")
     elif changed == "label":
         label.write_text(label.read_text() + label.read_text().splitlines()[0][:-1] + "\n")
@@ -115,36 +123,45 @@ def test_one_change_is_enough_to_judge_again(
         tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
     elif changed == "version":
         monkeypatch.setattr("trtkit.tuning.cache.measurement_versions", lambda: "another")
-    judge(images=3 if changed == "judged" else 2)
-    assert judged
+    evaluate(eval_images=3 if changed == "eval_images" else 2)
+    assert events
 
 
-def test_a_cancelled_sweep_goes_on_where_it_was(model: tk.Model, state: Path) -> None:
+def test_a_cancelled_sweep_resumes(model: tk.Model, cache_dir: Path) -> None:
     stop = threading.Event()
     stages: list[str] = []
 
     def watch(event: Event) -> None:
         stages.append(event.stage)
-        if event.stage.startswith("judge entropy"):
+        if event.stage.startswith("evaluate entropy"):
             stop.set()
 
     with pytest.raises(CancelledError):
-        sweep(model, demo.data_path(), cache_dir=state, progress=watch, cancel=stop, **SETTINGS)  # type: ignore[arg-type]
-    assert "judge minmax, 2 images" in stages
+        sweep(model, demo.data_path(), cache_dir=cache_dir, progress=watch, cancel=stop, **SETTINGS)  # type: ignore[arg-type]
+    assert "evaluate minmax, 2 images" in stages
     stages.clear()
-    sweep(model, demo.data_path(), cache_dir=state, progress=lambda event: stages.append(event.stage), **SETTINGS)  # type: ignore[arg-type]
-    assert "judge fp32" not in stages
-    assert "judge minmax, 2 images" not in stages
-    assert "judge entropy, 2 images" in stages
+    sweep(model, demo.data_path(), cache_dir=cache_dir, progress=lambda event: stages.append(event.stage), **SETTINGS)  # type: ignore[arg-type]
+    assert "evaluate fp32" not in stages
+    assert "evaluate minmax, 2 images" not in stages
+    assert "evaluate entropy, 2 images" in stages
 
 
-@pytest.mark.parametrize("settings", [{"algorithms": ()}, {"algorithms": ("best",)}, {"images": ()}, {"images": (0,)}])
-def test_a_sweep_over_nothing_is_refused(model: tk.Model, settings: dict[str, object]) -> None:
-    with pytest.raises(RecipeError, match="nothing to sweep"):
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"algorithms": ()}, "tuning-algorithm-unknown"),
+        ({"algorithms": ("best",)}, "tuning-algorithm-unknown"),
+        ({"calibration_images": ()}, "tuning-count-out-of-range"),
+        ({"calibration_images": (0,)}, "tuning-count-out-of-range"),
+    ],
+)
+def test_refusals(model: tk.Model, settings: dict[str, object], code: str) -> None:
+    with pytest.raises(RecipeError) as refused:
         sweep(model, demo.data_path(), **settings)  # type: ignore[arg-type]
+    assert refused.value.code == code
 
 
-def test_classify_is_swept_by_its_own_metric() -> None:
+def test_classify_is_swept_by_top1() -> None:
     found = sweep(
         demo.model_path("classify"),
         demo.data_path("classify"),
@@ -155,7 +172,20 @@ def test_classify_is_swept_by_its_own_metric() -> None:
     )
     rows = found.frame()
     assert found.metric == "top1"
-    assert found.images == 40
-    # Shares of 40 images.
+    assert found.image_count == 40
+    # Accuracies on 40 images.
     assert ((rows["metric"] * 40).round(6) % 1 == 0).all()
     assert (rows["loss_low"] <= rows["loss"]).all()
+
+
+def test_a_sweep_of_format_version_1_loads(found: Sweep) -> None:
+    rows = found.rows.rename(
+        {"calibration_images": "images", "gap": "behind", "gap_low": "behind_low", "gap_high": "behind_high",
+         "sufficient": "enough"}
+    )  # fmt: skip
+    facts = {"metric": found.metric, "value_float": found.value_float, "pictures": found.image_count}
+    saved = SavedResult(version=1, tables={"sweep": rows}, facts=facts, provenance={})
+    upgraded = Sweep.upgrade(saved)
+    restored = Sweep.restore(upgraded.tables, upgraded.facts, found.provenance)
+    assert restored.rows.equals(found.rows)
+    assert repr(restored) == repr(found)

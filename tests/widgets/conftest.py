@@ -56,7 +56,7 @@ def costs(layout: QuantizableLayers, model: tk.Model) -> Sensitivity:
     provenance = Provenance(model_hash=model.hash, settings={"algorithm": "minmax"})
     return Sensitivity(
         layers=frame, blocks=frame.select("block"), metric="mAP50-95(B)", sqnr=24.0, metric_float=0.8,
-        metric_int8=0.79, kept={}, images=2, provenance=provenance,
+        metric_int8=0.79, kept={}, image_count=2, provenance=provenance,
     )  # fmt: skip
 
 
@@ -64,15 +64,15 @@ def costs(layout: QuantizableLayers, model: tk.Model) -> Sensitivity:
 def found(layout: QuantizableLayers, calibration: Calibration) -> Search:
     """A search made by hand: INT8 throughout loses too much, with the first two layers high it does not."""
     high = layout.quantizable[:2]
-    base = {"ranges": "mse", "corrected": True, "sqnr": 20.0, "unit": "relative"}
+    base = {"algorithm": "mse", "bias_corrected": True, "sqnr": 20.0, "unit": "relative"}
     trials = pl.DataFrame(
         [
-            {"assignment": "fp16 throughout", **base, "ranges": None, "kept": len(layout.quantizable), "int8_share": 0.0,
+            {"assignment": "fp16 throughout", **base, "algorithm": None, "kept_layers": len(layout.quantizable), "int8_share": 0.0,
              "metric": 0.8, "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "pareto": True,
              "chosen": False, "keep": list(layout.quantizable)},
-            {"assignment": "best ranges", **base, "kept": 0, "int8_share": layout.share(), "metric": 0.77, "loss": 0.03,
+            {"assignment": "best ranges", **base, "kept_layers": 0, "int8_share": layout.int8_share(), "metric": 0.77, "loss": 0.03,
              "loss_low": 0.02, "loss_high": 0.04, "cost": 0.5, "pareto": True, "chosen": False, "keep": []},
-            {"assignment": "best ranges, 2 layers kept", **base, "kept": 2, "int8_share": layout.share(high), "metric": 0.797,
+            {"assignment": "best ranges, 2 layers kept", **base, "kept_layers": 2, "int8_share": layout.int8_share(high), "metric": 0.797,
              "loss": 0.003, "loss_low": -0.001, "loss_high": 0.006, "cost": 0.55, "pareto": True, "chosen": True,
              "keep": list(high)},
         ]

@@ -9,10 +9,11 @@ import trtkit as tk
 from trtkit.calibration import Calibration
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.errors import CalibrationError, RecipeError
+from trtkit.results import Provenance
+from trtkit.tuning.int8_evaluation import Int8Evaluation
 from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
-from trtkit.tuning.trials import Int8Evaluation
 from trtkit.widgets.tuner.state import TunerState
 
 
@@ -158,8 +159,9 @@ def test_another_mix_of_the_search_gives_its_layers_alone(
 
 def test_points_hold_searched_and_judged_mixes(state: TunerState, found: Search) -> None:
     judged = Int8Evaluation(
-        label="mse", algorithm="mse", keep=(), kept=0, int8_share=1.0, metric="mAP50-95(B)", value=0.9,
-        value_float=0.8, loss=-0.1, loss_low=-0.2, loss_high=0.0, images=4,
+        label="mse", algorithm="mse", keep=(), kept_layers=0, int8_share=1.0, metric="mAP50-95(B)", value=0.9,
+        value_float=0.8, loss=-0.1, loss_low=-0.2, loss_high=0.0, image_count=4,
+        provenance=Provenance(model_hash="0"),
     )  # fmt: skip
     after = state.searched(found).with_evaluation(judged)
     points = after.points()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SHARE_POINTS",
     "error_bars",
+    "int8_evaluation_figure",
     "int8_share_figure",
     "layer_ranking_figure",
     "metric_error_bars",
@@ -68,11 +69,11 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
         name = algorithm if percentile is None else f"{algorithm} {percentile:g}"
         part = sweep.rows.filter(
             (pl.col("algorithm") == algorithm) & pl.col("percentile").eq_missing(pl.lit(percentile, pl.Float64))
-        ).sort("images")
+        ).sort("calibration_images")
         look = ALGORITHM_STYLES[algorithm]
         kind = 0 if percentile is None else percentiles.index(percentile) % len(_DASHES)
         figure.add_scatter(
-            x=part["images"].cast(pl.String),
+            x=part["calibration_images"].cast(pl.String),
             y=part["loss"],
             error_y=error_bars(up=part["loss_high"] - part["loss"], down=part["loss"] - part["loss_low"], width=0),
             name=name,
@@ -86,17 +87,17 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
             },
             hovertemplate=f"{name}, %{{x}} images: loss %{{y:.4f}}<extra></extra>",
         )
-    enough = sweep.sufficient
+    sufficient = sweep.sufficient
     figure.add_scatter(
-        x=[str(enough["images"])],
-        y=[enough["loss"]],
-        name="enough",
-        offsetgroup=str(settings.index((enough["algorithm"], enough["percentile"]))),
+        x=[str(sufficient["calibration_images"])],
+        y=[sufficient["loss"]],
+        name="sufficient",
+        offsetgroup=str(settings.index((sufficient["algorithm"], sufficient["percentile"]))),
         mode="markers",
         marker={"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2}},
         hoverinfo="skip",
     )
-    order = [str(count) for count in sweep.rows["images"].unique().sort()]
+    order = [str(count) for count in sweep.rows["calibration_images"].unique().sort()]
     figure.update_xaxes(
         type="category", categoryorder="array", categoryarray=order, title_text="images to calibrate on"
     )
@@ -144,9 +145,9 @@ def search_figure(found: Search) -> go.Figure:
     figure.add_scatter(
         x=front["cost"], y=front["metric"], mode="lines", name="nothing beats these", line={"dash": "dot", "width": 1}
     )
-    groups = trials["ranges"].fill_null("fp16").unique(maintain_order=True).to_list()
+    groups = trials["algorithm"].fill_null("fp16").unique(maintain_order=True).to_list()
     for name in groups:
-        part = trials.filter(pl.col("ranges").fill_null("fp16") == name)
+        part = trials.filter(pl.col("algorithm").fill_null("fp16") == name)
         look = trace_style(name, groups)
         figure.add_scatter(
             x=part["cost"],
@@ -171,6 +172,33 @@ def search_figure(found: Search) -> go.Figure:
     figure.update_xaxes(title_text=unit)
     figure.update_yaxes(title_text=found.metric)
     return figure.update_layout(template=template(), title="What each mix costs and keeps")
+
+
+def int8_evaluation_figure(rows: pl.DataFrame) -> go.Figure:
+    """The metric in INT8 with the 95 % confidence interval of its loss, beside the metric in FP32.
+
+    Args:
+        rows: `Int8Evaluation.frame`s: `label`, `metric` (its name), `value`, `value_float`, `loss`, `loss_low` and
+            `loss_high`.
+    """
+    figure = go.Figure()
+    figure.add_scatter(
+        x=rows["label"],
+        y=rows["value_float"],
+        mode="markers",
+        name="FP32",
+        marker={"color": trace_style("fp32").color, "symbol": trace_style("fp32").symbol, "size": 10},
+    )
+    figure.add_scatter(
+        x=rows["label"],
+        y=rows["value"],
+        error_y=metric_error_bars(rows),
+        mode="markers",
+        name="INT8",
+        marker={"color": trace_style("int8").color, "symbol": trace_style("int8").symbol, "size": 10},
+    )
+    figure.update_yaxes(title_text=rows["metric"][0])
+    return figure.update_layout(template=template(), height=360)
 
 
 LEGEND = {"y": 1.02, "yanchor": "bottom"}

@@ -1,4 +1,4 @@
-"""What a mix of precisions costs: time on a GPU where one is here, a stated model of it otherwise."""
+"""Cost of a precision assignment: measured engine latency on a GPU, or a cost model without one."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
     from trtkit.models import Model
     from trtkit.progress import Reporter
-    from trtkit.tuning.noise import LayerNoise
 
 __all__ = ["ArithmeticCost", "Cost", "CostModel", "EngineCost", "select_cost_model"]
 
 INT8_COST = 0.5
-"""Time of an INT8 multiply-accumulate against an FP16 one: the ratio of the tensor cores' peak rates since Turing."""
+"""Time of an INT8 multiply-accumulate relative to FP16: the ratio of the tensor cores' peak rates since Turing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A cost and what kind of number it is.
+    """The cost of a precision assignment.
 
     Attributes:
-        value: Smaller is faster.
-        unit: "ms" only where an engine ran.
-        source: What it comes from, in words.
+        value: Latency or relative cost; lower is faster.
+        unit: "ms" if an engine ran, else "relative".
+        source: How the value was obtained.
     """
 
     value: float
@@ -40,45 +39,45 @@ class Cost:
 
 
 class CostModel(Protocol):
-    """Says what a placement costs."""
+    """Computes the cost of a precision assignment."""
 
     def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
-        """The cost of a placement, made by these `keep=` patterns and ranges; without ranges, of FP16 throughout."""
+        """The cost of a Q/DQ placement, given its `keep=` patterns and calibration (None: everything in FP16)."""
 
 
 class ArithmeticCost:
-    """A cost model for machines without a GPU: multiply-accumulates, those in INT8 counted half.
+    """A cost model for machines without a GPU: multiply-accumulates, with INT8 ones counted half.
 
-    It knows nothing of memory traffic, launches and reformats, which weigh more the smaller the model; it orders mixes
-    of one model and is no time.
+    It ignores memory traffic, kernel launches and reformats, which matter more in smaller models. It ranks precision
+    assignments of one model; it is not a latency.
 
     Args:
-        lab: Knows the multiply-accumulates.
+        macs: Multiply-accumulates per image, by layer.
     """
 
-    source = "cost model: multiply-accumulates relative to FP16 throughout, INT8 counted half; not a time"
+    source = "cost model: multiply-accumulates relative to FP16, INT8 counted half; not a latency"
 
-    def __init__(self, lab: LayerNoise) -> None:
-        self.macs = lab.macs
+    def __init__(self, macs: Mapping[str, int]) -> None:
+        self.macs = macs
 
     def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
-        """The cost relative to FP16 throughout, 1 at most."""
+        """The cost relative to FP16, 1 at most."""
         total = sum(self.macs.values())
         saved = sum(self.macs.get(name, 0) for name in placement.layers) * (1 - INT8_COST)
         return Cost(value=1 - saved / total if total else 1.0, unit="relative", source=self.source)
 
 
 class EngineCost:
-    """Builds an engine of each mix and times it on the GPU that is here.
+    """Builds an engine of each precision assignment and times it on this machine's GPU.
 
     Args:
-        model: What is exported.
+        model: The model to export.
         imgsz: Height and width, pixels.
-        folder: Where engines are written; each replaces the one before it.
-        batch: Images a run.
-        backend: "tensorrt" or "tensorrt_rtx"; None takes the best that runs here.
-        reporter: Receives events.
-        settings: Further arguments of `export`, such as `level`.
+        folder: The folder of the engine file; each engine replaces the previous one.
+        batch: Images per run.
+        backend: "tensorrt" or "tensorrt_rtx"; None uses the best one that runs on this machine.
+        reporter: Progress and cancellation.
+        export_settings: Further arguments of `export`, such as `opt_level`.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class EngineCost:
         batch: int = 1,
         backend: str | None = None,
         reporter: Reporter,
-        settings: Mapping[str, Any] | None = None,
+        export_settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.imgsz = imgsz
@@ -98,10 +97,10 @@ class EngineCost:
         self.batch = batch
         self.backend = backend
         self.reporter = reporter
-        self.settings = dict(settings or {})
+        self.export_settings = dict(export_settings or {})
 
     def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
-        """The median time of a run, ms."""
+        """The median latency of a run, ms."""
         from trtkit.evaluation.latency import benchmark
         from trtkit.exporter import export
 
@@ -120,7 +119,7 @@ class EngineCost:
             overwrite=True,
             progress=self.reporter.progress,
             cancel=self.reporter.cancel,
-            **self.settings,
+            **self.export_settings,
         )
         timing = benchmark(
             {"trial": artifact}, batch=self.batch, progress=self.reporter.progress, cancel=self.reporter.cancel
@@ -135,7 +134,7 @@ class EngineCost:
 
 def select_cost_model(
     model: Model,
-    lab: LayerNoise,
+    macs: Mapping[str, int],
     imgsz: tuple[int, int],
     folder: Path,
     *,
@@ -143,30 +142,30 @@ def select_cost_model(
     backend: str | None,
     reporter: Reporter,
 ) -> CostModel:
-    """Engines where this machine builds and runs them, the cost model otherwise.
+    """Select engine latency if this machine builds and runs engines, else the cost model.
 
     Args:
-        model: What is exported.
-        lab: Knows the multiply-accumulates.
+        model: The model to export.
+        macs: Multiply-accumulates per image, by layer.
         imgsz: Height and width, pixels.
-        folder: Where engines are written.
-        batch: Images a run.
-        backend: "tensorrt" or "tensorrt_rtx" to insist on engines, "onnxruntime" for the cost model, None for the best.
-        reporter: Receives events.
+        folder: The folder of the engine file.
+        batch: Images per run.
+        backend: "tensorrt" or "tensorrt_rtx" to require engines, "onnxruntime" for the cost model, None for either.
+        reporter: Progress and cancellation.
 
     Raises:
-        CapabilityError: Engines were asked for and can't run here.
+        CapabilityError: Engines were required and can't be built or run on this machine.
     """
     from trtkit import backends
 
     name = backend or backends.best("run")
     if name == "onnxruntime":
-        return ArithmeticCost(lab)
+        return ArithmeticCost(macs)
     try:
         backends.require_build(name)
         backends.require_run(name)
     except CapabilityError:
         if backend is not None:
             raise
-        return ArithmeticCost(lab)
+        return ArithmeticCost(macs)
     return EngineCost(model, imgsz, folder, batch=batch, backend=name, reporter=reporter)

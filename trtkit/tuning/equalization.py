@@ -1,9 +1,9 @@
-"""Cross-layer equalization: channels of neighboring layers brought to one size, where the maths allows it.
+"""Cross-layer equalization: equal channel ranges in the weights of consecutive layers.
 
-Two layers in a row compute the same after one's output channels are divided by a number and the next one's input
-channels are multiplied by it, if whatever lies between commutes with a positive factor: nothing, ReLU, LeakyReLU,
-PReLU, poolings and plain moves. SiLU, the activation of YOLOv8 and YOLO11, does not (SiLU(x / s) is not SiLU(x) / s),
-nor do Sigmoid and Clip, so that most of their layers have no such neighbor.
+Dividing a layer's output channels by a factor and multiplying the next layer's input channels by it leaves the result
+unchanged if every operator between them commutes with positive factors: ReLU, LeakyReLU, PReLU, pooling and data
+movement do. SiLU, the activation of YOLOv8 and YOLO11, does not (SiLU(x / s) is not SiLU(x) / s), nor do Sigmoid and
+Clip, so that most layers of these models can't be equalized.
 
 Source: M. Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019, section 4.1.
 """
@@ -25,20 +25,20 @@ from trtkit.graph.analysis import GraphIndex
 __all__ = ["Equalization", "equalize"]
 
 COMMUTING = ("Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout")
-"""Operators that give s f(x) for s x, channel by channel, whenever s is positive."""
+"""Operators with f(s x) = s f(x) per channel for every positive s."""
 
 ITERATIONS = 8
-"""Passes over all pairs: each pair changes its neighbors', and a few rounds settle them."""
+"""Passes over all pairs; each pair changes the ranges of adjacent pairs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Equalization:
-    """What equalization did.
+    """The result of cross-layer equalization.
 
     Attributes:
-        graph: The graph with other weights that computes the same in FP32; the one given where no pair was found.
-        pairs: Names of the layers that were equalized, first and second.
-        refused: How many layers were not, by the reason.
+        graph: The graph with equalized weights, equivalent in FP32; the given graph if it has no pair.
+        pairs: Names of the equalized layers, first and second.
+        skipped: Number of layers that can't be equalized, by reason.
     """
 
     graph: onnx.ModelProto
@@ -47,32 +47,32 @@ class Equalization:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-        return f"cross-layer equalization: {len(self.pairs)} pairs of layers; the others can't be: {reasons or 'none'}"
+        return f"cross-layer equalization: {len(self.pairs)} layer pairs; skipped layers: {reasons or 'none'}"
 
 
 def equalize(graph: onnx.ModelProto, iterations: int = ITERATIONS) -> Equalization:
-    """Equalize every pair of convolutions that allows it; the caller's graph is left alone.
+    """Equalize every pair of consecutive convolutions that allows it.
 
     Args:
-        graph: FP32 graph with unique node names.
+        graph: FP32 graph with unique node names; it is not changed.
         iterations: Passes over all pairs.
     """
     result = copy.deepcopy(graph)
-    view = GraphIndex(result)
+    index = GraphIndex(result)
     outputs = {value.name for value in result.graph.output}
     pairs: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
-    refused: Counter[str] = Counter()
-    for node in view.weighted:
-        second = _find_next_layer(node, view, outputs)
+    skipped: Counter[str] = Counter()
+    for node in index.weighted:
+        second = _find_next_layer(node, index, outputs)
         if isinstance(second, str):
-            refused[second] += 1
+            skipped[second] += 1
         else:
             pairs.append((node, second))
     weights: dict[str, NDArray[np.float32]] = {}
     for node in {part.name: part for pair in pairs for part in pair}.values():
         for name in node.input[1:]:
             if name:
-                weights[name] = view.array(name).astype(np.float32).copy()
+                weights[name] = index.array(name).astype(np.float32).copy()
     for _ in range(iterations if pairs else 0):
         for first, second in pairs:
             _balance_channels(first, second, weights)
@@ -82,43 +82,43 @@ def equalize(graph: onnx.ModelProto, iterations: int = ITERATIONS) -> Equalizati
     return Equalization(
         graph=result if pairs else graph,
         pairs=tuple((first.name, second.name) for first, second in pairs),
-        skipped=dict(refused.most_common()),
+        skipped=dict(skipped.most_common()),
     )
 
 
-def _find_next_layer(node: onnx.NodeProto, view: GraphIndex, outputs: set[str]) -> onnx.NodeProto | str:
-    """The layer that alone reads this one's output through what commutes, or why there is none."""
+def _find_next_layer(node: onnx.NodeProto, index: GraphIndex, outputs: set[str]) -> onnx.NodeProto | str:
+    """The only layer that reads this one's output through commuting operators, or the reason why there is none."""
     if node.op_type != "Conv":
-        return "are no convolution"
-    if any(not _has_single_reader(name, node, view) for name in node.input[1:] if name):
-        return "share their weights"
+        return "not a convolution"
+    if any(not _has_single_reader(name, node, index) for name in node.input[1:] if name):
+        return "shared weights"
     at = node
     while True:
         name = at.output[0]
-        readers = view.consumers[name]
+        readers = index.consumers[name]
         if name in outputs or len(readers) != 1:
-            return "feed several readers or an output"
+            return "several readers or a graph output"
         at = readers[0]
         if at.op_type == "Conv" and at.input[0] == name:
-            if view.group(at) != 1 or view.weight(at) is None or not _has_single_reader(at.input[1], at, view):
-                return "feed a grouped convolution"
+            if index.group(at) != 1 or index.weight(at) is None or not _has_single_reader(at.input[1], at, index):
+                return "feeds a grouped convolution"
             return at
         if at.op_type not in COMMUTING:
-            return f"feed {at.op_type}"
+            return f"feeds {at.op_type}"
 
 
-def _has_single_reader(name: str, node: onnx.NodeProto, view: GraphIndex) -> bool:
-    stored = any(tensor.name == name for tensor in view.graph.initializer)
-    return stored and [reader.name for reader in view.consumers[name]] == [node.name]
+def _has_single_reader(name: str, node: onnx.NodeProto, index: GraphIndex) -> bool:
+    stored = any(tensor.name == name for tensor in index.graph.initializer)
+    return stored and [reader.name for reader in index.consumers[name]] == [node.name]
 
 
 def _balance_channels(first: onnx.NodeProto, second: onnx.NodeProto, weights: dict[str, NDArray[np.float32]]) -> None:
-    """Give both layers' channels the geometric mean of their ranges."""
+    """Scale both layers' channels to the geometric mean of their ranges."""
     one, two = weights[first.input[1]], weights[second.input[1]]
-    given = np.abs(one).reshape(len(one), -1).max(axis=1)
-    taken = np.abs(two).max(axis=(0, *range(2, two.ndim)))
-    usable = (given > 0) & (taken > 0)
-    factor = np.where(usable, np.sqrt(given / np.where(usable, taken, 1.0)), 1.0).astype(np.float32)
+    output_ranges = np.abs(one).reshape(len(one), -1).max(axis=1)
+    input_ranges = np.abs(two).max(axis=(0, *range(2, two.ndim)))
+    usable = (output_ranges > 0) & (input_ranges > 0)
+    factor = np.where(usable, np.sqrt(output_ranges / np.where(usable, input_ranges, 1.0)), 1.0).astype(np.float32)
     one /= factor.reshape(-1, *[1] * (one.ndim - 1))
     if len(first.input) > 2 and first.input[2]:
         weights[first.input[2]] /= factor

@@ -1,4 +1,4 @@
-"""Which layers of a model may run in INT8, which tensor and scale each reads, and what keeping some high leaves."""
+"""The layers of a model that may run in INT8, with the tensor and scale that each one reads."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
     from trtkit.models import Model
 
-__all__ = [
-    "QuantizableLayers",
-    "find_quantizable_layers",
-]
-
+__all__ = ["QuantizableLayers", "find_quantizable_layers"]
 
 SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("node", "block", "operator"), pl.String),
@@ -42,10 +38,10 @@ class QuantizableLayers:
     """The weighted layers of one graph.
 
     Attributes:
-        layers: One row a layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates an image),
-            `tensor` (what it reads), `scale` (the tensors whose ranges make up that scale) and `kept` (why it stays
-            high whatever is asked; null where it may run in INT8).
-        model_hash: Of the model.
+        layers: One row per layer, in graph order: `node`, `block`, `operator`, `macs` (multiply-accumulates per image),
+            `tensor` (its input), `scale` (the tensors that share its input's scale) and `kept` (why it is excluded from
+            INT8 by default; null if it may run in INT8).
+        model_hash: SHA-256 of the model.
     """
 
     layers: pl.DataFrame
@@ -53,24 +49,24 @@ class QuantizableLayers:
 
     @functools.cached_property
     def quantizable(self) -> tuple[str, ...]:
-        """Layers that may run in INT8, in graph order."""
+        """Names of the layers that may run in INT8, in graph order."""
         return tuple(self.layers.filter(pl.col("kept").is_null())["node"])
 
-    def share(self, keep: Iterable[str] = ()) -> float:
-        """Share of the multiply-accumulates that run in INT8 with some more layers kept high, 0..1.
+    def int8_share(self, keep: Iterable[str] = ()) -> float:
+        """Share of the multiply-accumulates in INT8 if some layers are kept in FP16, 0..1.
 
         Args:
             keep: Names of layers, not patterns.
         """
-        high = set(keep)
-        total = lowered = 0
+        excluded = set(keep)
+        total = int8 = 0
         for node, macs, kept in self.layers.select("node", "macs", "kept").iter_rows():
             total += macs
-            lowered += macs if kept is None and node not in high else 0
-        return lowered / total if total else 0.0
+            int8 += macs if kept is None and node not in excluded else 0
+        return int8 / total if total else 0.0
 
     def tensor_of(self, node: str) -> str | None:
-        """What a layer reads; None for a layer that is not here."""
+        """The input tensor of a layer; None for an unknown layer."""
         return self._tensors.get(node)
 
     @functools.cached_property
@@ -82,7 +78,7 @@ class QuantizableLayers:
         return readers
 
     def scale_of(self, tensor: str) -> tuple[str, ...]:
-        """The tensors whose ranges make up a tensor's scale; itself where none is known."""
+        """The tensors that share a tensor's scale; the tensor itself if it is unknown."""
         return self._scales.get(tensor) or (tensor,)
 
     @functools.cached_property
@@ -91,7 +87,7 @@ class QuantizableLayers:
 
     @functools.cached_property
     def _scales(self) -> dict[str, tuple[str, ...]]:
-        """Of every tensor that shares a scale with what a layer reads, not of these inputs alone."""
+        """By tensor, including tensors that share a scale with a layer's input but are not one."""
         scales: dict[str, tuple[str, ...]] = {}
         for scale in self.layers["scale"].to_list():
             for tensor in scale:
@@ -107,37 +103,37 @@ def find_quantizable_layers(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> QuantizableLayers:
-    """Trace a model and look at its layers; takes seconds, but nothing where `state` remembers it.
+    """Trace a model and list its weighted layers.
 
     Args:
         model: From `load`.
-        imgsz: Height and width, pixels; None takes the model's.
-        cache_dir: A folder that remembers layouts; None remembers nothing.
-        progress: Receives events.
-        cancel: Asked between steps.
+        imgsz: Height and width, pixels; None uses the model's own size.
+        cache_dir: Cache directory; a cached list needs no trace.
+        progress: Progress callback.
+        cancel: Cancellation token.
 
     Raises:
         CancelledError: The caller cancelled.
     """
     from trtkit.graph.torch_export import trace
 
-    reporter, kept, stage = Reporter(progress, cancel), ResultCache(cache_dir), "read the model's layers"
+    reporter, cache, stage = Reporter(progress, cancel), ResultCache(cache_dir), "read the model's layers"
     size = round_imgsz(model.imgsz if imgsz is None else imgsz, model.stride)
     key = hash_parts(model.hash, f"{size}", *SCHEMA)
     reporter.step(stage, 0, 2)
-    rows = kept.read("layouts", key)
+    rows = cache.read("layers", key)
     if rows is None:
         graph = trace(model, imgsz=size, batch=1)
         reporter.step(stage, 1, 2)
-        rows = _rows(graph)
-        kept.write("layouts", key, rows)
+        rows = _layer_rows(graph)
+        cache.write("layers", key, rows)
     reporter.step(stage, 2, 2)
     return QuantizableLayers(layers=pl.DataFrame(rows, schema=SCHEMA), model_hash=model.hash)
 
 
-def _rows(graph: onnx.ModelProto) -> list[dict[str, Any]]:
-    placement, view = plan_qdq(graph), GraphIndex(graph)
-    macs = count_macs(graph, view)
+def _layer_rows(graph: onnx.ModelProto) -> list[dict[str, Any]]:
+    placement, index = plan_qdq(graph), GraphIndex(graph)
+    macs = count_macs(graph, index)
     return [
         {
             "node": node.name,
@@ -148,5 +144,5 @@ def _rows(graph: onnx.ModelProto) -> list[dict[str, Any]]:
             "scale": list(placement.scale_groups.get(node.input[0], ())),
             "kept": placement.excluded.get(node.name),
         }
-        for node in view.weighted
+        for node in index.weighted
     ]

@@ -1,8 +1,8 @@
-"""Many placements of INT8 over the same images, each computing only what differs from the ones before it.
+"""Partial inference: run many Q/DQ placements of one graph on the same images and compute shared segments once.
 
-The graph is cut into segments. What a segment computes depends on how it is quantized and on what comes in, so a
-result is known by both: a placement that quantizes one late layer shares everything before that layer with the float
-graph, and one that keeps a layer high shares the beginning with the graph that is INT8 throughout.
+The graph is cut into segments. A segment's result is identified by its quantization and its inputs: a placement that
+quantizes one late layer shares all earlier segments with FP32, and one that excludes a layer from INT8 shares the
+segments before that layer with full INT8.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from onnx import TensorProto, helper
 from trtkit.graph.analysis import GraphIndex, split_into_segments
 from trtkit.graph.qdq import QDQPlacement, insert_qdq, passes_int8
 
-__all__ = ["NO_INT8", "SegmentedGraph", "Variant"]
+__all__ = ["NO_INT8", "Ranges", "SegmentedGraph", "Variant"]
 
 NO_INT8 = QDQPlacement(layers=(), tensors=(), scale_groups={}, excluded={})
-"""Nothing in INT8."""
+"""The placement without INT8 layers."""
 
 Ranges = Mapping[str, tuple[float, float]]
+"""Minimum and maximum by tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A placement, prepared.
+    """A placement with its sessions.
 
     Attributes:
-        sessions: By segment, which session computes it.
-        results: By segment, the number of its result: two variants with the same number compute the same there.
+        sessions: The ONNX Runtime session of each segment.
+        result_ids: The id of each segment's result; equal ids of two variants are equal results.
     """
 
     sessions: tuple[Any, ...]
@@ -43,40 +44,39 @@ class Variant:
 
 @dataclasses.dataclass(eq=False)
 class _Segment:
-    """One part of the graph.
+    """A segment of the graph.
 
     Attributes:
-        proto: Its own graph.
-        inputs: Tensors it reads from others.
-        outputs: Tensors that others or the graph's outputs read.
-        made: Every tensor its nodes make.
+        proto: The segment as a graph of its own.
+        inputs: Tensors read from other segments.
+        outputs: Tensors read by other segments or output by the graph.
         nodes: Its nodes by name.
     """
 
     proto: onnx.ModelProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    produced: frozenset[str]
     nodes: Mapping[str, onnx.NodeProto]
 
 
 class SegmentedGraph:
-    """A float graph, cut up, that runs under any placement of INT8.
+    """A float graph cut into segments, which runs under any Q/DQ placement.
 
     Args:
         proto: FP32 graph with unique node names.
-        also: Tensors besides the graph's outputs that `run` may be asked for.
-        exact: Run Q/DQ segments by the very arithmetic of the ONNX Runtime backend; else by faster kernels that add in
-            another order, which moves single values across a rounding step and leaves averages alone.
+        extra_outputs: Tensors besides the graph's outputs that `run` can return.
+        exact: Run Q/DQ segments with the optimization level of the ONNX Runtime backend, so that results are equal to
+            its results; False uses faster kernels with another order of summation, which moves single values by one
+            quantization step and does not change averages.
     """
 
-    def __init__(self, proto: onnx.ModelProto, also: Iterable[str] = (), *, exact: bool = True) -> None:
+    def __init__(self, proto: onnx.ModelProto, extra_outputs: Iterable[str] = (), *, exact: bool = True) -> None:
         self.exact = exact
         self.proto = proto
         self.index = GraphIndex(proto)
         self.input = proto.graph.input[0].name
         self.outputs = tuple(value.name for value in proto.graph.output)
-        self.segments = self._cut_segments({*self.outputs, *also})
+        self.segments = self._cut_segments({*self.outputs, *extra_outputs})
         self.sessions: dict[tuple[Any, ...], Any] = {}
         self.result_ids: dict[tuple[Any, ...], int] = {}
 
@@ -90,15 +90,15 @@ class SegmentedGraph:
         owner = {node.name: index for index, run in enumerate(runs) for node in run}
         segments = []
         for index, run in enumerate(runs):
-            made = [name for node in run for name in node.output]
+            produced = [name for node in run for name in node.output]
             read = [name for node in run for name in node.input if name]
-            inputs = dict.fromkeys(n for n in read if n not in self.index.constants and n not in set(made))
+            inputs = dict.fromkeys(n for n in read if n not in self.index.constants and n not in set(produced))
             outputs = [
                 name
-                for name in made
+                for name in produced
                 if name in wanted or any(owner[reader.name] != index for reader in self.index.consumers[name])
             ]
-            constants = dict.fromkeys(name for name in read if name in self.index.constants and name not in set(made))
+            constants = dict.fromkeys(n for n in read if n in self.index.constants and n not in set(produced))
             graph = helper.make_graph(
                 run,
                 f"segment_{index}",
@@ -113,7 +113,6 @@ class SegmentedGraph:
                     proto=proto,
                     inputs=tuple(inputs),
                     outputs=tuple(outputs),
-                    produced=frozenset(made),
                     nodes={node.name: node for node in run},
                 )
             )
@@ -121,7 +120,7 @@ class SegmentedGraph:
 
     def _copy_constant(self, name: str) -> onnx.TensorProto:
         tensor = copy.deepcopy(self.index.constants[name])
-        # A Constant node's value has no name of its own.
+        # The value of a Constant node has no name.
         tensor.name = name
         return tensor
 
@@ -133,32 +132,35 @@ class SegmentedGraph:
         *,
         shared: bool = False,
     ) -> Variant:
-        """Prepare a placement; sessions that other placements made are taken over.
+        """Create the sessions of a placement; sessions of equal segments are reused.
 
         Args:
-            placement: From `graph.quantized.place`.
-            ranges: Lowest and highest value by tensor.
-            corrections: As `graph.quantized.quantize` takes them.
-            shared: Whether many other variants share its segments: those then keep their scratch memory.
+            placement: From `plan_qdq`.
+            ranges: Minimum and maximum by tensor.
+            corrections: Bias corrections, as `insert_qdq` takes them.
+            shared: Many variants share the segments of this one: their sessions keep a memory arena.
         """
-        sessions, results = [], []
-        made: dict[str, int] = {}
+        corrections = corrections or {}
+        sessions, result_ids = [], []
+        id_of: dict[str, int] = {}
         for index, segment in enumerate(self.segments):
-            own = self._restrict_placement(segment, placement)
+            part = self._restrict_placement(segment, placement)
             scales = (
-                max(max(abs(v) for v in ranges[name]) for name in own.scale_groups[tensor]) for tensor in own.tensors
+                max(max(abs(v) for v in ranges[name]) for name in part.scale_groups[tensor]) for tensor in part.tensors
             )
-            mine = {name: tuple((corrections or {})[name]) for name in own.layers if name in (corrections or {})}
-            key = (index, own.layers, own.tensors, tuple(scales), tuple(mine.items()))
+            biases = {name: tuple(corrections[name]) for name in part.layers if name in corrections}
+            key = (index, part.layers, part.tensors, tuple(scales), tuple(biases.items()))
             if key not in self.sessions:
-                self.sessions[key] = _create_session(segment.proto, own, ranges, mine, exact=self.exact, arena=shared)
-            number = self.result_ids.setdefault(
-                (key, *(made.get(name, -1) for name in segment.inputs)), len(self.result_ids)
+                self.sessions[key] = _create_session(
+                    segment.proto, part, ranges, biases, exact=self.exact, arena=shared
+                )
+            result_id = self.result_ids.setdefault(
+                (key, *(id_of.get(name, -1) for name in segment.inputs)), len(self.result_ids)
             )
-            made.update(dict.fromkeys(segment.outputs, number))
+            id_of.update(dict.fromkeys(segment.outputs, result_id))
             sessions.append(self.sessions[key])
-            results.append(number)
-        return Variant(tuple(sessions), tuple(results))
+            result_ids.append(result_id)
+        return Variant(tuple(sessions), tuple(result_ids))
 
     def run(
         self,
@@ -166,46 +168,46 @@ class SegmentedGraph:
         variants: Sequence[Variant],
         *,
         outputs: Sequence[str] | None = None,
-        pin: int = 2,
+        cache_first: int = 2,
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Run variants over the same images, one after the other.
+        """Run variants on the same images, one after the other.
 
         Args:
             images: (N, C, H, W) float32 in [0, 1].
-            variants: From `variant`.
-            outputs: Tensors to compute; None takes the graph's outputs.
-            pin: Of the first so many variants all results are kept for those that follow.
+            variants: From `prepare_variant`.
+            outputs: Tensors to return; None returns the graph's outputs.
+            cache_first: Number of leading variants whose segment results are reused by later ones.
 
         Yields:
-            The tensors asked for of each variant, by name.
+            The requested tensors of each variant, by name.
         """
-        asked = self.outputs if outputs is None else tuple(outputs)
-        needed = self._list_needed_segments(asked)
-        pinned: dict[int, list[Any]] = {}
-        for place, variant in enumerate(variants):
+        requested = self.outputs if outputs is None else tuple(outputs)
+        needed = self._list_needed_segments(requested)
+        cached: dict[int, list[Any]] = {}
+        for position, variant in enumerate(variants):
             values: dict[str, Any] = {self.input: images}
             for index in needed:
-                segment, session, number = self.segments[index], variant.sessions[index], variant.result_ids[index]
-                found = pinned.get(number)
-                if found is None:
-                    found = session.run(list(segment.outputs), {name: values[name] for name in segment.inputs})
-                    if place < pin:
-                        pinned[number] = found
-                values.update(zip(segment.outputs, found, strict=True))
-            yield {name: values[name] for name in asked}
+                segment, session, result_id = self.segments[index], variant.sessions[index], variant.result_ids[index]
+                results = cached.get(result_id)
+                if results is None:
+                    results = session.run(list(segment.outputs), {name: values[name] for name in segment.inputs})
+                    if position < cache_first:
+                        cached[result_id] = results
+                values.update(zip(segment.outputs, results, strict=True))
+            yield {name: values[name] for name in requested}
 
     def _list_needed_segments(self, outputs: Sequence[str]) -> list[int]:
-        """Places of the segments that some tensors hang on."""
-        wanted, found = set(outputs), []
+        """Indices of the segments that some tensors depend on."""
+        wanted, needed = set(outputs), []
         for index in reversed(range(len(self.segments))):
             segment = self.segments[index]
             if wanted.intersection(segment.outputs):
                 wanted.update(segment.inputs)
-                found.append(index)
-        return found[::-1]
+                needed.append(index)
+        return needed[::-1]
 
     def _restrict_placement(self, segment: _Segment, placement: QDQPlacement) -> QDQPlacement:
-        """The part of a placement that shows inside a segment."""
+        """The part of a placement that affects a segment."""
         quantized = set(placement.tensors)
         layers = tuple(name for name in placement.layers if name in segment.nodes)
 
@@ -214,14 +216,14 @@ class SegmentedGraph:
                 (node.op_type == "Add" or passes_int8(node)) and any(name in quantized for name in node.output)
             )
 
-        shown: set[str] = set()
+        affected: set[str] = set()
         for node in segment.nodes.values():
             if reads(node):
-                shown.update(name for name in node.input if name in quantized)
+                affected.update(name for name in node.input if name in quantized)
                 if node.name not in layers:
-                    # Whether such a node reads INT8 hangs on its output being INT8.
-                    shown.update(name for name in node.output if name in quantized)
-        tensors = tuple(name for name in placement.tensors if name in shown)
+                    # Such a node reads INT8 only if its output is INT8.
+                    affected.update(name for name in node.output if name in quantized)
+        tensors = tuple(name for name in placement.tensors if name in affected)
         return QDQPlacement(
             layers=layers,
             tensors=tensors,
@@ -232,23 +234,23 @@ class SegmentedGraph:
 
 def _create_session(
     proto: onnx.ModelProto,
-    own: QDQPlacement,
+    part: QDQPlacement,
     ranges: Ranges,
     corrections: Mapping[str, Sequence[float]],
     *,
     exact: bool,
     arena: bool,
 ) -> Any:
-    """A session on one thread: images run beside each other, which wastes less than sharing the layers of one."""
+    """Create a single-threaded session; images run in parallel instead of the operators of one image."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    # Hundreds of sessions that each keep their scratch memory would hold gigabytes.
+    # Hundreds of sessions with a memory arena each would hold gigabytes.
     options.enable_cpu_mem_arena = arena
-    if own.tensors:
-        proto = insert_qdq(proto, ranges, placement=own, corrections=corrections)
+    if part.tensors:
+        proto = insert_qdq(proto, ranges, placement=part, corrections=corrections)
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if exact:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -1,4 +1,4 @@
-"""search(): the fastest mix of INT8 and FP16 within an allowed loss."""
+"""Search: the result of `search`, a mixed-precision INT8/FP16 export within an accepted loss."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.calibration.calibration import Calibration
+from trtkit.calibration import Calibration
 from trtkit.files import write_bytes
-from trtkit.results import Provenance, Result
+from trtkit.results import Provenance, Result, SavedResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+__all__ = ["Search"]
 
-__all__ = [
-    "Search",
-]
+_VERSION_1_COLUMNS = {
+    "trials": {"mix": "assignment", "ranges": "algorithm", "corrected": "bias_corrected", "kept": "kept_layers"},
+    "layers": {"noise": "noise_share", "ranges": "algorithm", "excluded_as": "exclusion_rank"},
+}
+"""Columns of format version 1, by table and by their names in it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Search(Result):
-    """Mixes of INT8 and FP16, each judged, and the one that was found.
+    """The trials of a mixed-precision search and the chosen precision assignment.
 
     Attributes:
-        trials: One row a mix, in the order they were judged: `mix` (what it is), `ranges` (the algorithm),
-            `corrected` (whether biases are), `kept` (how many layers stay high beyond the default), `int8_share` (of
-            the multiply-accumulates), `sqnr` (dB, see `Sensitivity`), `metric`, `loss`, `loss_low`, `loss_high`
-            (against FP32, on the same draws of images), `cost` and `unit` ("ms" of an engine that ran, or
-            "relative"), `pareto` (nothing is both faster and better), `chosen`, and `keep`, the patterns.
-        layers: One row a layer: `node`, `block`, `macs`, `noise` (its share of the repaired INT8's noise), `ranges`
-            (the algorithm of its input's range) and `excluded_as` (its place in the order of exclusion).
-        keep: `keep=` patterns of the mix that was found.
+        trials: One row per trial, in order of evaluation: `assignment` (its name), `algorithm` (of its ranges; null for
+            FP16), `bias_corrected`, `kept_layers` (layers in FP16 beyond the default), `int8_share` (of the
+            multiply-accumulates), `sqnr` (dB, see `Sensitivity`), `metric`, `loss`, `loss_low`, `loss_high` (against
+            FP32, paired bootstrap), `cost` and `unit` ("ms" of an engine that ran, or "relative"), `pareto` (no other
+            trial is as fast and as accurate), `chosen`, and `keep`, its patterns.
+        layers: One row per layer: `node`, `block`, `macs`, `noise_share` (of the noise of the best INT8 assignment),
+            `algorithm` (of its input's range) and `exclusion_rank` (its position in the order of exclusion).
+        keep: `keep=` patterns of the chosen assignment.
         calibration: Its ranges and bias corrections.
-        reached: Whether its loss is within what was allowed.
-        max_drop: What was allowed.
-        metric: What judges, e.g. "mAP50-95(B)" by Ultralytics' rule.
+        reached: Whether its loss is at most `max_drop`.
+        max_drop: The largest accepted loss.
+        metric: The metric that decides, e.g. "mAP50-95(B)" by Ultralytics' rule.
         value_float: The metric in FP32.
-        cost_source: Where the costs come from, in words.
-        notes: What a reader should know.
-        equalized: The ONNX graph with equalized weights that the mix is of, serialized; None where nothing was.
+        cost_source: How the costs were obtained.
+        notes: Remarks, such as what equalization did.
+        equalized: The searched ONNX graph with equalized weights, serialized; None if no weights were equalized.
         provenance: Model, data, settings and seed.
     """
 
@@ -66,40 +69,56 @@ class Search(Result):
         return self.trials
 
     def pareto(self) -> pl.DataFrame:
-        """The trials that no other one beats in both cost and metric, the fastest first."""
+        """The Pareto-optimal trials in cost and metric, the fastest first."""
         return self.trials.filter(pl.col("pareto")).sort("cost")
 
     @property
     def best(self) -> dict[str, Any]:
-        """The mix that was found, as a row of `trials`."""
+        """The chosen assignment, as a row of `trials`."""
         return self.trials.filter(pl.col("chosen")).row(0, named=True)
 
     def to_python(self, model: str = "model.pt", folder: str = "search") -> str:
-        """Python that exports what was found.
+        """Python that exports the chosen assignment.
 
         Args:
             model: The model's file.
-            folder: Where this result was saved.
+            folder: The folder this result was saved in.
         """
-        source = f"{folder}/{self.kind}.equalized.onnx" if self.equalized is not None else model
-        listed = "".join(f"\n        {pattern!r}," for pattern in self.keep)
-        keep = f"[{listed}\n    ]" if self.keep else "[]"
-        return (
-            f"import trtkit as tk\n\nartifact = tk.export(\n    {source!r},\n    int8=True,\n"
-            f"    calibration={folder + '/calibration'!r},\n    keep={keep},\n)\n"
-        )
+        from trtkit.codegen import render_python
+        from trtkit.exporter import export
+
+        return render_python("export", export, self._export_arguments(model, folder))
+
+    def to_command(self, model: str = "model.pt", folder: str = "search") -> str:
+        """The command line that exports the chosen assignment, quoted for a POSIX shell.
+
+        Args:
+            model: The model's file.
+            folder: The folder this result was saved in.
+        """
+        from trtkit.codegen import render_command
+        from trtkit.exporter import export
+
+        return render_command("export", export, self._export_arguments(model, folder))
+
+    def _export_arguments(self, model: str, folder: str) -> dict[str, Any]:
+        source = model if self.equalized is None else f"{folder}/{self._equalized_name()}"
+        arguments: dict[str, Any] = {"model": source, "imgsz": tuple(self.provenance.settings["imgsz"])}
+        if self.best["algorithm"] is None:
+            return {**arguments, "half": True}
+        return {**arguments, "int8": True, "calibration": f"{folder}/calibration", "keep": self.keep}
 
     def plot(self) -> go.Figure:
-        """The metric over the cost of every trial, with intervals."""
+        """The metric over the cost of every trial, with confidence intervals."""
         from trtkit.plotting.tuning import search_figure
 
         return search_figure(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the result, its calibration into `calibration/`, and the equalized graph where there is one."""
+        """Write the result, its calibration into `calibration/`, and the equalized graph if there is one."""
         self.calibration.save(Path(folder) / "calibration")
         if self.equalized is not None:
-            write_bytes(Path(folder) / f"{self.kind}.equalized.onnx", self.equalized)
+            write_bytes(Path(folder) / self._equalized_name(), self.equalized)
         return super().save(folder)
 
     @classmethod
@@ -109,20 +128,25 @@ class Search(Result):
         Raises:
             DataError: The folder holds no search.
         """
-        found: Search = super().load(folder)
-        graph = Path(folder) / f"{cls.kind}.equalized.onnx"
+        loaded: Search = super().load(folder)
+        paths = (Path(folder) / name for name in (cls._equalized_name(), f"{cls.kind}.equalised.onnx"))
+        graph = next((path for path in paths if path.is_file()), None)
         return dataclasses.replace(
-            found,
+            loaded,
             calibration=Calibration.load(Path(folder) / "calibration"),
-            equalized=graph.read_bytes() if graph.is_file() else None,
+            equalized=None if graph is None else graph.read_bytes(),
         )
 
+    @classmethod
+    def _equalized_name(cls) -> str:
+        return f"{cls.kind}.equalized.onnx"
+
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """Both frames."""
+        """Trials and layers."""
         return {"trials": self.trials, "layers": self.layers}
 
     def facts(self) -> Mapping[str, Any]:
-        """What no frame holds; the calibration is saved beside."""
+        """The attributes beside the tables; the calibration is saved in a folder of its own."""
         names = ("reached", "max_drop", "metric", "value_float", "cost_source")
         return {
             **{name: getattr(self, name) for name in names},
@@ -132,20 +156,31 @@ class Search(Result):
 
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Search:
-        """The inverse of `tables` and `facts`; `load` puts the calibration in its place."""
-        values = {**tables, **facts, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])}
-        nothing = Calibration(ranges={}, algorithm="", images=0, split="", provenance=provenance)
-        return cls(**values, calibration=nothing, provenance=provenance)
+        """The inverse of `tables` and `facts`; `load` adds the calibration."""
+        return cls(
+            **{**facts, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])},
+            trials=tables["trials"],
+            layers=tables["layers"],
+            calibration=Calibration(ranges={}, algorithm="", images=0, split="", provenance=provenance),
+            provenance=provenance,
+        )
+
+    @classmethod
+    def upgrade(cls, saved: SavedResult) -> SavedResult:
+        """Convert a search of format version 1."""
+        saved = super().upgrade(saved)
+        saved.tables = {name: saved.tables[name].rename(columns) for name, columns in _VERSION_1_COLUMNS.items()}
+        return saved
 
     def __repr__(self) -> str:
         row = self.best
-        cost = f"{row['cost']:.3g} ms" if row["unit"] == "ms" else f"{row['cost']:.3f} of FP16's arithmetic"
+        cost = f"{row['cost']:.3g} ms" if row["unit"] == "ms" else f"{row['cost']:.3f} of FP16's cost"
         lines = [
-            f"Search over {len(self.trials)} mixes: {row['assignment']}, {row['int8_share']:.1%} of the arithmetic in INT8, "
-            f"{cost}",
-            f"  {self.metric} {row['metric']:.4f} against {self.value_float:.4f} in FP32: a loss of {row['loss']:.4f} "
-            f"[{row['loss_low']:.4f}, {row['loss_high']:.4f}], allowed {self.max_drop}",
+            f"Search of {len(self.trials)} trials: {row['assignment']}, {row['int8_share']:.1%} of the "
+            f"multiply-accumulates in INT8, {cost}",
+            f"  {self.metric} {row['metric']:.4f}, FP32 {self.value_float:.4f}: loss {row['loss']:.4f} "
+            f"[{row['loss_low']:.4f}, {row['loss_high']:.4f}], accepted {self.max_drop}",
         ]
         if not self.reached:
-            lines.append("  no mix is within the allowed loss; this is the one that loses least")
+            lines.append("  no trial is within the accepted loss; this one loses least")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])

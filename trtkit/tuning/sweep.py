@@ -1,20 +1,32 @@
-"""sweep(): which algorithm, and how many images are enough, by real mAP."""
+"""sweep(): compare calibration algorithms and numbers of calibration images by the task's metric."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE
+from trtkit.calibration import ALGORITHMS, DEFAULTS, Calibration, calibrate
+from trtkit.data import open_dataset
 from trtkit.errors import RecipeError
+from trtkit.evaluation.significance import (
+    TUNING_RESAMPLES,
+    ResampledMetric,
+    compute_interval,
+    compute_loss_interval,
+    resample_metric,
+)
+from trtkit.graph.qdq import insert_qdq
+from trtkit.graph.torch_export import trace
+from trtkit.models import load
 from trtkit.progress import CancelToken, Progress, Reporter
-from trtkit.recipe import round_imgsz
-from trtkit.results import Provenance, Result
+from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
+from trtkit.tuning.cache import CachedEvaluator, ResultCache
+from trtkit.tuning.inputs import format_algorithm, resolve_imgsz
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,20 +38,40 @@ if TYPE_CHECKING:
 __all__ = ["Sweep", "sweep"]
 
 TOLERANCE = 0.001
-"""A setting is enough when it loses no more than this against the best one: less than anybody can tell."""
+"""A setting is sufficient if it loses at most this much against the best one."""
+
+_COLUMNS: dict[str, Any] = {
+    "algorithm": pl.String,
+    "percentile": pl.Float64,
+    "calibration_images": pl.Int64,
+    **dict.fromkeys(
+        ("metric", "low", "high", "loss", "loss_low", "loss_high", "gap", "gap_low", "gap_high"), pl.Float64
+    ),
+    "sufficient": pl.Boolean,
+}
+
+_VERSION_1_COLUMNS = {
+    "images": "calibration_images",
+    "behind": "gap",
+    "behind_low": "gap_low",
+    "behind_high": "gap_high",
+    "enough": "sufficient",
+}
+"""Columns of format version 1, by their names in it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Sweep(Result):
-    """Every algorithm with every number of images, judged.
+    """The accuracy of INT8 by calibration algorithm and number of calibration images.
 
     Attributes:
-        rows: One row a setting: `algorithm`, `percentile`, `images` (calibrated on), `metric`, `low`, `high` (its
-            interval over images), `loss`, `loss_low`, `loss_high` (against FP32, on the same draws of images),
-            `behind`, `behind_low`, `behind_high` (against the best setting), `enough`.
-        metric: What judges, e.g. "mAP50-95(B)" by Ultralytics' rule.
+        rows: One row per setting: `algorithm`, `percentile`, `calibration_images`, `metric` with its 95 % confidence
+            interval `low`, `high`; `loss`, `loss_low`, `loss_high` (against FP32, paired bootstrap); `gap`, `gap_low`,
+            `gap_high` (the loss against the best setting); `sufficient` (as good as the best, within tolerance or
+            confidence interval).
+        metric: The metric, e.g. "mAP50-95(B)" by Ultralytics' rule.
         value_float: The metric in FP32.
-        images: Images judged.
+        image_count: Number of images evaluated.
         provenance: Model, data, settings and seed.
     """
 
@@ -48,7 +80,7 @@ class Sweep(Result):
     rows: pl.DataFrame
     metric: str
     value_float: float
-    images: int
+    image_count: int
     provenance: Provenance
 
     def frame(self) -> pl.DataFrame:
@@ -62,23 +94,23 @@ class Sweep(Result):
 
     @property
     def sufficient(self) -> dict[str, Any]:
-        """The setting with the fewest images that is as good as the best, as a row."""
-        fit = self.rows.filter(pl.col("enough")).sort("images", "loss", descending=[False, False])
-        return fit.row(0, named=True)
+        """The sufficient setting with the fewest calibration images, as a row."""
+        rows = self.rows.filter(pl.col("sufficient")).sort("calibration_images", "loss", descending=[False, False])
+        return rows.row(0, named=True)
 
     def verdict(self) -> str:
-        """Which setting is enough, in a sentence."""
+        """The sufficient setting in a sentence."""
         row, best = self.sufficient, self.best
-        said = (
-            f"{_format_setting(row)} on {row['images']} images is enough: {self.metric} {row['metric']:.4f}, a loss of "
-            f"{row['loss']:.4f} [{row['loss_low']:.4f}, {row['loss_high']:.4f}] against FP32"
+        sentence = (
+            f"{_format_setting(row)} is sufficient: {self.metric} {row['metric']:.4f}, loss {row['loss']:.4f} "
+            f"[{row['loss_low']:.4f}, {row['loss_high']:.4f}] against FP32"
         )
         if row == best:
-            return f"{said}, and no setting did better."
-        return f"{said}; the best, {_format_setting(best)} on {best['images']}, is no more than chance or {TOLERANCE} ahead."
+            return f"{sentence}; no setting is better."
+        return f"{sentence}; the best, {_format_setting(best)}, is not significantly better or at most {TOLERANCE}."
 
     def plot(self) -> go.Figure:
-        """The loss by number of images, a line an algorithm, with intervals."""
+        """The loss by number of calibration images, one line per algorithm, with confidence intervals."""
         from trtkit.plotting.tuning import sweep_figure
 
         return sweep_figure(self)
@@ -88,105 +120,95 @@ class Sweep(Result):
         return {"sweep": self.rows}
 
     def facts(self) -> Mapping[str, Any]:
-        """What the rows don't hold."""
-        return {"metric": self.metric, "value_float": self.value_float, "images": self.images}
+        """The attributes beside the rows."""
+        return {"metric": self.metric, "value_float": self.value_float, "image_count": self.image_count}
 
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Sweep:
         """The inverse of `tables` and `facts`."""
         return cls(rows=tables["sweep"], **facts, provenance=provenance)
 
+    @classmethod
+    def upgrade(cls, saved: SavedResult) -> SavedResult:
+        """Convert a sweep of format version 1."""
+        saved = super().upgrade(saved)
+        saved.tables["sweep"] = saved.tables["sweep"].rename(_VERSION_1_COLUMNS)
+        saved.facts = rename_version_1_keys(saved.facts, {"images": "image_count"})
+        return saved
+
     def __repr__(self) -> str:
-        return f"Sweep of {len(self.rows)} settings on {self.images} images: {self.verdict()}"
+        return f"Sweep of {len(self.rows)} settings on {self.image_count} images: {self.verdict()}"
 
 
 def sweep(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
     *,
-    algorithms: Collection[str] = ALGORITHMS,
-    percentiles: Sequence[float] = (PERCENTILE,),
+    algorithms: Sequence[str] | None = None,
+    percentiles: Sequence[float] = (DEFAULTS.percentile,),
     calibration_images: Sequence[int] = (8, 32, 128),
     split: str = "val",
     eval_images: int | None = None,
     keep: Sequence[str] = (),
     imgsz: int | tuple[int, int] | None = None,
     batch: int = 1,
-    resamples: int = 500,
-    seed: int = 0,
+    resamples: int = TUNING_RESAMPLES,
+    seed: int = DEFAULTS.seed,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Sweep:
-    """Calibrate by every algorithm on every number of images and judge each result on ONNX Runtime.
+    """Calibrate with every algorithm and number of images, and evaluate each result on ONNX Runtime.
 
-    Each number of images takes one pass; all algorithms are read off it. With `state`, a sweep that was stopped goes
-    on where it was.
+    Each number of images takes one pass over them; all algorithms compute their ranges from its histograms.
 
     Args:
         model: From `load`, or what `load` takes.
-        data: A data set's YAML file, with labels; images for calibration come from its `train`.
-        algorithms: Some of "minmax", "moving_average", "entropy", "percentile", "mse".
-        percentiles: For "percentile", each of these is a setting of its own, percent.
-        calibration_images: Numbers of images; each draws from the same shuffle, so that fewer are among more.
-        split: The split that judges.
-        eval_images: At most so many images judge; None takes all.
-        keep: fnmatch patterns of ONNX node names that stay in high precision.
-        imgsz: Height and width, pixels; None takes the model's.
-        batch: Images a run while judging.
-        resamples: How often images are drawn anew for the intervals.
-        seed: Seed of samples and draws.
-        cache_dir: A folder that remembers finished steps; None remembers nothing.
-        progress: Receives events.
-        cancel: Asked between batches.
+        data: A data set's YAML file, with labels; calibration images come from its `train`.
+        algorithms: Calibration algorithms; None takes every registered one.
+        percentiles: Percentiles for the algorithms that take one, percent; each is a setting.
+        calibration_images: Numbers of calibration images; smaller samples are subsets of larger ones.
+        split: The split to evaluate on.
+        eval_images: Maximum number of evaluation images, a seeded sample; None uses the whole split.
+        keep: fnmatch patterns of ONNX node names that stay in FP16.
+        imgsz: Image side, or (height, width), pixels; None uses the model's own.
+        batch: Images per run in the evaluation.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the image samples and the resamples.
+        cache_dir: Cache directory; an interrupted sweep resumes from it.
+        progress: Progress callback.
+        cancel: Cancellation token.
 
     Returns:
-        Every setting with metric, loss and intervals, and which one is enough.
+        The settings with metric, loss and confidence intervals.
 
     Raises:
-        RecipeError: No algorithm or number, or one that there is not.
-        DataError, ModelError, CalibrationError: From reading and measuring.
-        CancelledError: The caller cancelled; what was finished is in `state`.
+        RecipeError: No algorithm or number of images, an unknown algorithm, or a number below 1.
+        DataError, ModelError, CalibrationError: The data or the model can't be read or calibrated.
+        CancelledError: The caller cancelled; finished steps are in `cache_dir`.
     """
-    from trtkit.calibration import calibrate
-    from trtkit.data import open_dataset
-    from trtkit.evaluation.significance import ResampledMetric, compute_interval, compute_loss_interval, resample_metric
-    from trtkit.graph.qdq import insert_qdq
-    from trtkit.graph.torch_export import trace
-    from trtkit.models import load
-    from trtkit.tuning.cache import CachedEvaluator, ResultCache
-
-    if (
-        not algorithms
-        or not calibration_images
-        or min(calibration_images) < 1
-        or not set(algorithms) <= set(ALGORITHMS)
-    ):
-        raise RecipeError(
-            f"sweep algorithms={tuple(algorithms)} and images={tuple(calibration_images)}",
-            "there is nothing to sweep, or no such algorithm",
-            f"choose from {', '.join(ALGORITHMS)} and numbers from 1 on",
-        )
+    algorithms = tuple(ALGORITHMS) if algorithms is None else tuple(algorithms)
+    _check_settings(algorithms, calibration_images)
     reporter = Reporter(progress, cancel)
     loaded = load(model)
-    size = round_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
+    size = resolve_imgsz(imgsz, loaded, None)
     dataset = open_dataset(data, task=loaded.task)
     metric = get_task(loaded.task).metric
-    kept = ResultCache(cache_dir)
-    judge = CachedEvaluator(
-        dataset=dataset, split=split, images=eval_images, seed=seed, state=kept, reporter=reporter, batch=batch
+    cache = ResultCache(cache_dir)
+    evaluator = CachedEvaluator(
+        dataset=dataset,
+        split=split,
+        eval_images=eval_images,
+        seed=seed,
+        cache=cache,
+        reporter=reporter,
+        batch=batch,
     )
     graph = trace(loaded, imgsz=size, batch=batch)
-    exact = judge(graph, "judge fp32")
-    reference = resample_metric(exact, metric, resamples=resamples, seed=seed)
-    settings = [
-        (algorithm, value)
-        for algorithm in algorithms
-        for value in (percentiles if algorithm == "percentile" else (None,))
-    ]
+    float_evaluation = evaluator(graph, "evaluate fp32")
+    reference = resample_metric(float_evaluation, metric, resamples=resamples, seed=seed)
     rows: list[dict[str, Any]] = []
-    drawn: list[ResampledMetric] = []
-    runner = ""
+    resampled: list[ResampledMetric] = []
     for count in sorted(set(calibration_images)):
         calibration = calibrate(
             loaded,
@@ -195,72 +217,90 @@ def sweep(
             histograms=True,
             imgsz=size,
             seed=seed,
-            cache=None if kept.folder is None else kept.folder / "calibrations",
+            cache=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )
-        for algorithm, value in settings:
-            read = calibration.with_algorithm(algorithm, percentile=value)
-            label = algorithm if value is None else f"{algorithm} {value:g}"
-            found = judge(insert_qdq(graph, read.ranges, keep), f"judge {label}, {count} images")
-            runner = found.provenance.runner
-            drawn.append(resample_metric(found, metric, resamples=resamples, seed=seed))
-            own, loss = compute_interval(drawn[-1]), compute_loss_interval(reference, drawn[-1])
+        for setting in _list_settings(calibration, algorithms, percentiles):
+            label = format_algorithm(setting.algorithm, setting.percentile)
+            evaluation = evaluator(insert_qdq(graph, setting.ranges, keep), f"evaluate {label}, {count} images")
+            resampled.append(resample_metric(evaluation, metric, resamples=resamples, seed=seed))
+            interval, loss = compute_interval(resampled[-1]), compute_loss_interval(reference, resampled[-1])
             rows.append(
                 {
-                    "algorithm": algorithm,
-                    "percentile": value,
-                    "images": calibration.images,
-                    "metric": own.value,
-                    "low": own.low,
-                    "high": own.high,
+                    "algorithm": setting.algorithm,
+                    "percentile": setting.percentile,
+                    "calibration_images": calibration.images,
+                    "metric": interval.value,
+                    "low": interval.low,
+                    "high": interval.high,
                     "loss": loss.value,
                     "loss_low": loss.low,
                     "loss_high": loss.high,
                 }
             )
-    best = max(drawn, key=lambda one: one.value)
-    for row, one in zip(rows, drawn, strict=True):
-        behind = compute_loss_interval(best, one)
-        row.update(behind=behind.value, behind_low=behind.low, behind_high=behind.high)
-        # Within the tolerance, or within what other images might have turned round.
-        row["enough"] = behind.value <= TOLERANCE or behind.low <= 0
+    best = max(resampled, key=lambda one: one.value)
+    for row, one in zip(rows, resampled, strict=True):
+        gap = compute_loss_interval(best, one)
+        sufficient = gap.value <= TOLERANCE or gap.low <= 0
+        row.update(gap=gap.value, gap_low=gap.low, gap_high=gap.high, sufficient=sufficient)
     return Sweep(
         rows=pl.DataFrame(rows, schema=_COLUMNS),
         metric=metric,
         value_float=reference.value,
-        images=exact.image_count,
+        image_count=float_evaluation.image_count,
         provenance=Provenance(
             model_hash=loaded.hash,
-            data_hash=exact.provenance.data_hash,
-            runner=runner,
+            data_hash=float_evaluation.provenance.data_hash,
+            runner=float_evaluation.provenance.runner,
             settings={
                 "data": str(dataset.path),
                 "algorithms": list(algorithms),
                 "percentiles": list(percentiles),
-                "images": list(calibration_images),
+                "calibration_images": list(calibration_images),
                 "split": split,
-                "judged": eval_images,
+                "eval_images": eval_images,
                 "keep": list(keep),
                 "imgsz": list(size),
                 "batch": batch,
-                "draws": resamples,
+                "resamples": resamples,
             },
             seed=seed,
         ),
     )
 
 
-_COLUMNS: dict[str, Any] = {
-    "algorithm": pl.String,
-    "percentile": pl.Float64,
-    "images": pl.Int64,
-    **dict.fromkeys(
-        ("metric", "low", "high", "loss", "loss_low", "loss_high", "behind", "behind_low", "behind_high"), pl.Float64
-    ),
-    "enough": pl.Boolean,
-}
+def _check_settings(algorithms: Sequence[str], calibration_images: Sequence[int]) -> None:
+    unknown = [name for name in algorithms if name not in ALGORITHMS]
+    if not algorithms or unknown:
+        raise RecipeError(
+            f"sweep the calibration algorithms {', '.join(algorithms) or '(none)'}",
+            f"unknown: {', '.join(unknown)}" if unknown else "there is nothing to compare",
+            f"choose from {', '.join(ALGORITHMS)}",
+            code="tuning-algorithm-unknown",
+            names=unknown,
+        )
+    if not calibration_images or min(calibration_images) < 1:
+        raise RecipeError(
+            f"sweep {list(calibration_images)} calibration images",
+            "at least one number is needed, and each must be at least 1",
+            "use e.g. 8, 32 and 128",
+            code="tuning-count-out-of-range",
+            name="calibration_images",
+            value=tuple(calibration_images),
+        )
+
+
+def _list_settings(
+    calibration: Calibration, algorithms: Sequence[str], percentiles: Sequence[float]
+) -> list[Calibration]:
+    """The calibration by every algorithm, and by every percentile where the algorithm takes one."""
+    return [
+        calibration.with_algorithm(algorithm, percentile=percentile)
+        for algorithm in algorithms
+        for percentile in (percentiles if ALGORITHMS[algorithm].takes_percentile else (None,))
+    ]
 
 
 def _format_setting(row: Mapping[str, Any]) -> str:
-    return str(row["algorithm"]) if row["percentile"] is None else f"{row['algorithm']} {row['percentile']:g}"
+    return f"{format_algorithm(row['algorithm'], row['percentile'])} on {row['calibration_images']} images"

@@ -234,7 +234,7 @@ class LayersPanel(Panel[TunerState]):
         measured = ""
         if state.sensitivity is not None:
             by = state.sensitivity.provenance.settings.get("algorithm", "")
-            measured = f" Cost measured on {state.sensitivity.images} images with ranges by {by}."
+            measured = f" Cost measured on {state.sensitivity.image_count} images with ranges by {by}."
         clicks = "Click a point, or use the list," if self.ranking.clickable else "Use the list"
         count = f"{len(state.high)} of {len(layers)} layers are kept high."
         self.told.value = f"<p class='trtkit-soft'>{clicks} to keep a layer high. {count}{share}{measured}</p>"

@@ -16,17 +16,17 @@ from trtkit.calibration.calibration import Calibration
 from trtkit.codegen import TunedExport
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.plotting.tuning import SHARE_POINTS, find_pareto
+from trtkit.tuning.int8_evaluation import Int8Evaluation
 from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
-from trtkit.tuning.trials import Int8Evaluation
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration
+    from trtkit.tuning.int8_evaluation import Int8Evaluation
     from trtkit.tuning.layers import QuantizableLayers
     from trtkit.tuning.search import Search
     from trtkit.tuning.sensitivity import Sensitivity
-    from trtkit.tuning.trials import Int8Evaluation
 
 __all__ = ["TunerState", "collect_assignments", "rank_layers", "widen_shared_ranges"]
 
@@ -264,7 +264,7 @@ class TunerState:
         patterns = self.found.keep if chosen else tuple(row["keep"])
         state = self.keeping(_match_patterns(self._nodes(), patterns) or patterns)
         # What INT8 throughout becomes when nothing of it is left has no repaired ranges to take.
-        return dataclasses.replace(state, taken=chosen and self.found.best["ranges"] is not None)
+        return dataclasses.replace(state, taken=chosen and self.found.best["algorithm"] is not None)
 
     def with_evaluation(self, judged: Int8Evaluation) -> TunerState:
         """With one more mix that was judged by hand."""
@@ -311,7 +311,7 @@ class TunerState:
     @property
     def share(self) -> float | None:
         """Share of the arithmetic in INT8, 0..1; None before the layers were read."""
-        return None if self.layout is None else self.layout.share(self.high)
+        return None if self.layout is None else self.layout.int8_share(self.high)
 
     @functools.cached_property
     def ranges(self) -> pl.DataFrame:

@@ -12,10 +12,10 @@ import ipywidgets
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import RecipeError
+from trtkit.tuning.int8_evaluation import Int8Evaluation, evaluate_int8
 from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import search
 from trtkit.tuning.sensitivity import Sensitivity, sensitivity
-from trtkit.tuning.trials import Int8Evaluation, evaluate_int8
 from trtkit.widgets.tuner.actions import TunerInputs, prepare_tuner, resolve_calibration
 from trtkit.widgets.tuner.panels import AssignmentsPanel, LayersPanel, RangesPanel
 from trtkit.widgets.tuner.state import TunerState
@@ -184,7 +184,7 @@ class Tuner(StaticOutput):
         label = self.state.label + (f", {len(self.state.high)} kept high" if self.state.high else "")
         self._start(
             evaluate_int8, self._judged, self._model, self._data, self.state.calibration, tuned.keep, label=label,
-            seed=self._settings["seed"], state=f"{self.state.folder}/state",
+            seed=self._settings["seed"], cache_dir=f"{self.state.folder}/state",
         )  # fmt: skip
 
     def cancel(self) -> None:

@@ -1,0 +1,236 @@
+"""evaluate_int8(): the accuracy of one precision assignment in INT8, against FP32 on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import polars as pl
+
+from trtkit.calibration import DEFAULTS, Calibration, calibrate
+from trtkit.data import open_dataset
+from trtkit.errors import RecipeError
+from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_loss_interval, resample_metric
+from trtkit.graph.analysis import GraphIndex, count_macs
+from trtkit.graph.qdq import insert_qdq, plan_qdq
+from trtkit.graph.torch_export import trace
+from trtkit.models import load
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.results import Provenance, Result
+from trtkit.tasks import get_task
+from trtkit.tuning.cache import CachedEvaluator, ResultCache
+from trtkit.tuning.inputs import format_algorithm, load_calibration, resolve_imgsz
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import torch
+
+    from trtkit.data import Dataset
+    from trtkit.models import Model
+
+__all__ = ["Int8Evaluation", "evaluate_int8"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Int8Evaluation(Result):
+    """The accuracy of one precision assignment.
+
+    Attributes:
+        label: Its name.
+        algorithm: The calibration algorithm of its ranges, with the percentile if it has one.
+        keep: Its `keep=` patterns.
+        kept_layers: Number of layers kept in FP16 beyond those that are by default.
+        int8_share: Share of the multiply-accumulates in INT8, 0..1.
+        metric: The metric, e.g. "mAP50-95(B)" by Ultralytics' rule.
+        value: The metric in INT8.
+        value_float: The metric in FP32.
+        loss: `value_float - value`.
+        loss_low: Lower end of the loss's 95 % confidence interval (paired bootstrap over images).
+        loss_high: Upper end.
+        image_count: Number of images evaluated.
+        provenance: Model, data, settings and seed.
+    """
+
+    kind: ClassVar[str] = "int8_evaluation"
+
+    label: str
+    algorithm: str
+    keep: tuple[str, ...]
+    kept_layers: int
+    int8_share: float
+    metric: str
+    value: float
+    value_float: float
+    loss: float
+    loss_low: float
+    loss_high: float
+    image_count: int
+    provenance: Provenance
+
+    def frame(self) -> pl.DataFrame:
+        """One row with every attribute but the provenance."""
+        row = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "provenance"
+        }
+        return pl.DataFrame([{**row, "keep": list(self.keep)}], schema=_COLUMNS)
+
+    def plot(self) -> go.Figure:
+        """The metric in FP32 and in INT8, with the confidence interval of the loss."""
+        from trtkit.plotting.tuning import int8_evaluation_figure
+
+        return int8_evaluation_figure(self.frame())
+
+    def tables(self) -> Mapping[str, pl.DataFrame]:
+        """The frame."""
+        return {self.kind: self.frame()}
+
+    def facts(self) -> Mapping[str, Any]:
+        """Nothing: the frame holds every attribute."""
+        return {}
+
+    @classmethod
+    def restore(
+        cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance
+    ) -> Int8Evaluation:
+        """The inverse of `tables` and `facts`."""
+        row = tables[cls.kind].row(0, named=True)
+        return cls(**{**row, "keep": tuple(row["keep"])}, provenance=provenance)
+
+    def __repr__(self) -> str:
+        return (
+            f"INT8 by {self.algorithm}, {self.kept_layers} layers in FP16 beyond the default, {self.int8_share:.1%} of "
+            f"the multiply-accumulates in INT8: {self.metric} {self.value:.4f}, FP32 {self.value_float:.4f}, loss "
+            f"{self.loss:.4f} [{self.loss_low:.4f}, {self.loss_high:.4f}] on {self.image_count} images"
+        )
+
+
+_COLUMNS: dict[str, Any] = {
+    **dict.fromkeys(("label", "algorithm"), pl.String),
+    "keep": pl.List(pl.String),
+    "kept_layers": pl.Int64,
+    "int8_share": pl.Float64,
+    "metric": pl.String,
+    **dict.fromkeys(("value", "value_float", "loss", "loss_low", "loss_high"), pl.Float64),
+    "image_count": pl.Int64,
+}
+
+
+def evaluate_int8(
+    model: Model | str | Path | torch.nn.Module,
+    data: str | Path | Dataset,
+    calibration: Calibration | str | Path | None = None,
+    keep: Sequence[str] = (),
+    split: str = "val",
+    *,
+    calibration_images: int = DEFAULTS.calibration_images,
+    eval_images: int | None = None,
+    imgsz: int | tuple[int, int] | None = None,
+    resamples: int = TUNING_RESAMPLES,
+    seed: int = DEFAULTS.seed,
+    label: str = "",
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Int8Evaluation:
+    """Evaluate INT8 with given ranges and layers kept in FP16 against FP32, on ONNX Runtime.
+
+    Args:
+        model: From `load`, or what `load` takes.
+        data: A data set's YAML file, with labels.
+        calibration: A calibration of this model, or the folder of a saved one; None calibrates as `export` does.
+        keep: fnmatch patterns of ONNX node names that stay in FP16.
+        split: The split to evaluate on.
+        calibration_images: Maximum number of calibration images; not used with `calibration`.
+        eval_images: Maximum number of evaluation images, a seeded sample; None uses the whole split.
+        imgsz: Image side, or (height, width), pixels; None uses the calibration's, else the model's own.
+        resamples: Number of bootstrap resamples, at least 2.
+        seed: Seed of the image samples and the resamples.
+        label: Name of the precision assignment; "" uses its algorithm.
+        cache_dir: Cache directory; evaluations in it, such as FP32's, are reused.
+        progress: Progress callback.
+        cancel: Cancellation token.
+
+    Returns:
+        The metric in FP32 and INT8, and the loss with its 95 % confidence interval.
+
+    Raises:
+        CalibrationError: The calibration was measured on another model.
+        RecipeError: `resamples` is below 2, or a pattern matches no node.
+        DataError, ModelError: The data or the model can't be read.
+        CancelledError: The caller cancelled.
+    """
+    if resamples < 2:
+        raise RecipeError(
+            f"evaluate INT8 with {resamples} bootstrap resamples",
+            "a confidence interval needs at least 2",
+            "use e.g. 500 resamples",
+            code="tuning-resamples-too-few",
+            value=resamples,
+        )
+    reporter = Reporter(progress, cancel)
+    loaded = load(model)
+    given = load_calibration(calibration, loaded)
+    size = resolve_imgsz(imgsz, loaded, given)
+    dataset = open_dataset(data, task=loaded.task)
+    cache = ResultCache(cache_dir)
+    reporter.step("read the model's layers", 0, 1)
+    graph = trace(loaded, imgsz=size, batch=1)
+    full_int8, placement = plan_qdq(graph), plan_qdq(graph, keep)
+    macs = count_macs(graph, GraphIndex(graph))
+    if given is None:
+        given = calibrate(
+            loaded,
+            dataset,
+            calibration_images=calibration_images,
+            imgsz=size,
+            seed=seed,
+            cache=cache.calibrations,
+            progress=progress,
+            cancel=cancel,
+        )
+    evaluator = CachedEvaluator(
+        dataset=dataset, split=split, eval_images=eval_images, seed=seed, cache=cache, reporter=reporter
+    )
+    metric = get_task(loaded.task).metric
+    algorithm = format_algorithm(given.algorithm, given.percentile)
+    float_evaluation = evaluator(graph, "evaluate fp32")
+    int8_graph = insert_qdq(graph, given.ranges, placement=placement, corrections=given.corrections)
+    int8_evaluation = evaluator(int8_graph, f"evaluate {label or algorithm}")
+    reference, resampled = (
+        resample_metric(evaluation, metric, resamples=resamples, seed=seed)
+        for evaluation in (float_evaluation, int8_evaluation)
+    )
+    loss = compute_loss_interval(reference, resampled)
+    return Int8Evaluation(
+        label=label or algorithm,
+        algorithm=algorithm,
+        keep=tuple(keep),
+        kept_layers=len(full_int8.layers) - len(placement.layers),
+        int8_share=sum(macs.get(layer, 0) for layer in placement.layers) / max(sum(macs.values()), 1),
+        metric=metric,
+        value=resampled.value,
+        value_float=reference.value,
+        loss=loss.value,
+        loss_low=loss.low,
+        loss_high=loss.high,
+        image_count=int8_evaluation.image_count,
+        provenance=Provenance(
+            model_hash=loaded.hash,
+            data_hash=int8_evaluation.provenance.data_hash,
+            runner=int8_evaluation.provenance.runner,
+            settings={
+                "data": str(dataset.path),
+                "calibration": given.hash,
+                "keep": list(keep),
+                "split": split,
+                "calibration_images": calibration_images,
+                "eval_images": eval_images,
+                "imgsz": list(size),
+                "resamples": resamples,
+                "label": label,
+            },
+            seed=seed,
+        ),
+    )
