@@ -1,4 +1,4 @@
-"""Figures to choose a mix by: layers by what INT8 costs them, and accuracy against the share in INT8."""
+"""Figures of sweeps, sensitivity analyses, searches and precision assignments."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.calibration import ALGORITHM_STYLES
+from trtkit.plotting.calibration import algorithm_style
 from trtkit.plotting.theme import INK, LINE, ORANGE, PURPLE, VERMILION, template, trace_style
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from trtkit.tuning.search import Search
-    from trtkit.tuning.sensitivity import Sensitivity
-    from trtkit.tuning.sweep import Sweep
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "SHARE_POINTS",
@@ -30,28 +26,24 @@ __all__ = [
     "sweep_figure",
 ]
 
-
-# Figures of sweeps, sensitivities and searches.
-
-
 # Percentiles share their color.
-_PERCENTILES = ("circle", "circle-open", "star", "hourglass")
+_PERCENTILE_SYMBOLS = ("circle", "circle-open", "star", "hourglass")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def error_bars(*, up: pl.Series, down: pl.Series, **look: Any) -> dict[str, Any]:
-    """Plotly's error bars from the lengths above and below each point.
+    """Plotly's settings of error bars.
 
     Args:
-        up: Lengths above.
-        down: Lengths below.
+        up: Lengths above the points.
+        down: Lengths below the points.
         **look: Further settings of the bars, such as `color`.
     """
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, **look}
 
 
 def metric_error_bars(trials: pl.DataFrame, **look: Any) -> dict[str, Any]:
-    """Error bars of the metric, from the interval of its loss: what raises the loss lowers the metric.
+    """Error bars of the metric from the confidence interval of its loss.
 
     Args:
         trials: With the columns `loss`, `loss_low` and `loss_high`.
@@ -60,34 +52,43 @@ def metric_error_bars(trials: pl.DataFrame, **look: Any) -> dict[str, Any]:
     return error_bars(up=trials["loss"] - trials["loss_low"], down=trials["loss_high"] - trials["loss"], **look)
 
 
-def sweep_figure(sweep: Sweep) -> go.Figure:
-    """The loss by number of images, a line an algorithm, with intervals side by side."""
+def sweep_figure(
+    rows: pl.DataFrame, *, sufficient: Mapping[str, Any], metric: str, title: str, looks: Mapping[str, int]
+) -> go.Figure:
+    """The loss by number of calibration images, one line per algorithm, with confidence intervals side by side.
+
+    Args:
+        rows: `Sweep.rows`.
+        sufficient: The row to mark.
+        metric: Name of the metric.
+        title: Title of the figure.
+        looks: As for `trtkit.plotting.calibration.algorithm_style`.
+    """
     figure = go.Figure()
-    settings = sweep.rows.select("algorithm", "percentile").unique(maintain_order=True).rows()
+    settings = rows.select("algorithm", "percentile").unique(maintain_order=True).rows()
     percentiles = [percentile for _, percentile in settings if percentile is not None]
-    for place, (algorithm, percentile) in enumerate(settings):
+    for position, (algorithm, percentile) in enumerate(settings):
         name = algorithm if percentile is None else f"{algorithm} {percentile:g}"
-        part = sweep.rows.filter(
+        part = rows.filter(
             (pl.col("algorithm") == algorithm) & pl.col("percentile").eq_missing(pl.lit(percentile, pl.Float64))
         ).sort("calibration_images")
-        look = ALGORITHM_STYLES[algorithm]
-        kind = 0 if percentile is None else percentiles.index(percentile) % len(_DASHES)
+        style = algorithm_style(algorithm, looks)
+        variant = 0 if percentile is None else percentiles.index(percentile) % len(_DASHES)
         figure.add_scatter(
             x=part["calibration_images"].cast(pl.String),
             y=part["loss"],
             error_y=error_bars(up=part["loss_high"] - part["loss"], down=part["loss"] - part["loss_low"], width=0),
             name=name,
-            offsetgroup=str(place),
+            offsetgroup=str(position),
             mode="lines+markers",
-            line={"color": look.color, "dash": _DASHES[kind], "width": 1},
+            line={"color": style.color, "dash": _DASHES[variant], "width": 1},
             marker={
-                "symbol": look.symbol if percentile is None else _PERCENTILES[kind],
+                "symbol": style.symbol if percentile is None else _PERCENTILE_SYMBOLS[variant],
                 "size": 10,
-                "color": look.color,
+                "color": style.color,
             },
             hovertemplate=f"{name}, %{{x}} images: loss %{{y:.4f}}<extra></extra>",
         )
-    sufficient = sweep.sufficient
     figure.add_scatter(
         x=[str(sufficient["calibration_images"])],
         y=[sufficient["loss"]],
@@ -97,33 +98,34 @@ def sweep_figure(sweep: Sweep) -> go.Figure:
         marker={"symbol": "circle-open", "size": 20, "color": INK, "line": {"width": 2}},
         hoverinfo="skip",
     )
-    order = [str(count) for count in sweep.rows["calibration_images"].unique().sort()]
-    figure.update_xaxes(
-        type="category", categoryorder="array", categoryarray=order, title_text="images to calibrate on"
-    )
-    figure.update_yaxes(title_text=f"loss of {sweep.metric} against FP32", zeroline=True, zerolinecolor=INK)
-    figure.update_layout(template=template(), title=sweep.verdict().split(":")[0], height=520)
+    order = [str(count) for count in rows["calibration_images"].unique().sort()]
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, title_text="calibration images")
+    figure.update_yaxes(title_text=f"loss of {metric} against FP32", zeroline=True, zerolinecolor=INK)
+    figure.update_layout(template=template(), title=title, height=520)
     return figure.update_layout(scattermode="group", scattergap=0.25, legend={"y": -0.2})
 
 
-def sensitivity_figure(found: Sensitivity) -> go.Figure:
-    """Each layer in graph order: its SQNR when only it is INT8, and what keeping it high gains."""
-    layers = found.layers
+def sensitivity_figure(layers: pl.DataFrame) -> go.Figure:
+    """SQNR with only one layer in INT8, and the gain of keeping it in FP16, for every layer in graph order.
+
+    Args:
+        layers: `Sensitivity.layers`: `node`, `block`, `sqnr_only` and `gain` (dB).
+    """
     figure = make_subplots(
         rows=2,
         cols=1,
         shared_xaxes=True,
-        subplot_titles=("Only this layer in INT8", "INT8 throughout but for this layer"),
+        subplot_titles=("Only this layer in INT8", "All layers but this one in INT8"),
         vertical_spacing=0.12,
     )
     blocks = layers["block"].unique(maintain_order=True).to_list()
-    # Every other block in another shade, so that they can be told apart without a legend of twenty.
-    shade = [0.55 if blocks.index(block) % 2 else 1.0 for block in layers["block"]]
-    for row, column, look in ((1, "sqnr_only", trace_style("fp32")), (2, "gain", trace_style("int8"))):
+    # Two alternating shades separate the blocks without a legend.
+    shades = [0.55 if blocks.index(block) % 2 else 1.0 for block in layers["block"]]
+    for row, column, style in ((1, "sqnr_only", trace_style("fp32")), (2, "gain", trace_style("int8"))):
         figure.add_bar(
             x=list(range(len(layers))),
             y=layers[column],
-            marker={"color": look.color, "opacity": shade},
+            marker={"color": style.color, "opacity": shades},
             customdata=layers.select("node", "block").rows(),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}: %{y:.2f} dB<extra></extra>",
             showlegend=False,
@@ -132,46 +134,52 @@ def sensitivity_figure(found: Sensitivity) -> go.Figure:
         )
     figure.update_yaxes(title_text="SQNR, dB", row=1, col=1)
     figure.update_yaxes(title_text="gain, dB", row=2, col=1)
-    places = [layers["block"].to_list().index(block) for block in blocks]
-    figure.update_xaxes(tickvals=places, ticktext=blocks, row=2, col=1)
+    positions = [layers["block"].to_list().index(block) for block in blocks]
+    figure.update_xaxes(tickvals=positions, ticktext=blocks, row=2, col=1)
     return figure.update_layout(template=template(), height=560)
 
 
-def search_figure(found: Search) -> go.Figure:
-    """The metric over the cost of every trial, with intervals."""
-    trials = found.trials
+def search_figure(trials: pl.DataFrame, *, metric: str, value_float: float, max_drop: float) -> go.Figure:
+    """The metric over the cost of every trial, with confidence intervals.
+
+    Args:
+        trials: `Search.trials`.
+        metric: Name of the metric.
+        value_float: The metric in FP32.
+        max_drop: The largest accepted loss.
+    """
     figure = go.Figure()
     front = trials.filter(pl.col("pareto")).sort("cost")
     figure.add_scatter(
-        x=front["cost"], y=front["metric"], mode="lines", name="nothing beats these", line={"dash": "dot", "width": 1}
+        x=front["cost"], y=front["metric"], mode="lines", name="Pareto front", line={"dash": "dot", "width": 1}
     )
     groups = trials["algorithm"].fill_null("fp16").unique(maintain_order=True).to_list()
     for name in groups:
         part = trials.filter(pl.col("algorithm").fill_null("fp16") == name)
-        look = trace_style(name, groups)
+        style = trace_style(name, groups)
         figure.add_scatter(
             x=part["cost"],
             y=part["metric"],
             error_y=metric_error_bars(part),
             mode="markers",
             name=name,
-            marker={"color": look.color, "symbol": look.symbol, "size": 10},
+            marker={"color": style.color, "symbol": style.symbol, "size": 10},
             customdata=part.select("assignment", "int8_share", "loss").rows(),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]:.1%} in INT8, loss %{customdata[2]:.4f}<extra></extra>",
         )
-    best = found.best
+    chosen = trials.filter(pl.col("chosen"))
     figure.add_scatter(
-        x=[best["cost"]],
-        y=[best["metric"]],
+        x=chosen["cost"],
+        y=chosen["metric"],
         mode="markers",
-        name="found",
+        name="chosen",
         marker={"symbol": "circle-open", "size": 22, "line": {"width": 2}},
     )
-    figure.add_hline(y=found.value_float - found.max_drop, line={"dash": "dash", "width": 1})
-    unit = "ms a run" if best["unit"] == "ms" else "cost relative to FP16 (a model, not a time)"
-    figure.update_xaxes(title_text=unit)
-    figure.update_yaxes(title_text=found.metric)
-    return figure.update_layout(template=template(), title="What each mix costs and keeps")
+    figure.add_hline(y=value_float - max_drop, line={"dash": "dash", "width": 1})
+    is_timed = "ms" in chosen["unit"].to_list()
+    figure.update_xaxes(title_text="latency, ms" if is_timed else "cost relative to FP16 (modeled, not measured)")
+    figure.update_yaxes(title_text=metric)
+    return figure.update_layout(template=template(), title="Accuracy and cost of the precision assignments")
 
 
 def int8_evaluation_figure(rows: pl.DataFrame) -> go.Figure:

@@ -112,7 +112,7 @@ class Search(Result):
         """The metric over the cost of every trial, with confidence intervals."""
         from trtkit.plotting.tuning import search_figure
 
-        return search_figure(self)
+        return search_figure(self.trials, metric=self.metric, value_float=self.value_float, max_drop=self.max_drop)
 
     def save(self, folder: str | Path) -> Path:
         """Write the result, its calibration into `calibration/`, and the equalized graph if there is one."""

@@ -108,7 +108,7 @@ class Sensitivity(Result):
         """SQNR with only one layer in INT8, and the gain of keeping it in FP16, for every layer in graph order."""
         from trtkit.plotting.tuning import sensitivity_figure
 
-        return sensitivity_figure(self)
+        return sensitivity_figure(self.layers)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Layers and blocks."""

@@ -111,9 +111,13 @@ class Sweep(Result):
 
     def plot(self) -> go.Figure:
         """The loss by number of calibration images, one line per algorithm, with confidence intervals."""
+        from trtkit.calibration.algorithms import figure_looks
         from trtkit.plotting.tuning import sweep_figure
 
-        return sweep_figure(self)
+        title = self.verdict().split(":")[0]
+        return sweep_figure(
+            self.rows, sufficient=self.sufficient, metric=self.metric, title=title, looks=figure_looks()
+        )
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """The rows."""
