@@ -1,15 +1,11 @@
-"""The NVIDIA GPUs of this machine, and the names devices go by."""
+"""The NVIDIA GPUs of this machine, and device names."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,22 +14,20 @@ from trtkit.errors import RecipeError
 
 __all__ = ["Device", "Gpu", "cuda_driver_version", "find_gpus", "parse_device", "query_free_memory"]
 
-FIELDS = "index,uuid,name,compute_cap,memory.total,driver_version,clocks.sm,clocks.mem,clocks.max.sm"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One GPU.
 
     Attributes:
-        index: As CUDA counts the visible ones.
+        index: Its CUDA index among the visible GPUs.
         name: Such as "NVIDIA H100 80GB HBM3".
         sm: Compute capability, such as "sm90".
-        memory: Bytes in all.
+        memory: Total memory, bytes; 0 where unknown.
         driver: The driver's version, "" where unknown.
-        cuda: The newest CUDA that the driver runs, such as "13.0", "" where unknown.
-        clocks: MHz by name ("sm", "memory", "sm_max") when looked at; empty where unknown.
-        uuid: The driver's name of the very device, "" where unknown.
+        cuda: The newest CUDA version the driver supports, such as "13.0", "" where unknown.
+        clocks: Clocks by name ("sm", "memory", "sm_max") at the time of the query, MHz; empty where unknown.
+        uuid: The GPU's UUID, "" where unknown.
     """
 
     index: int
@@ -47,13 +41,13 @@ class Gpu:
 
     @property
     def memory_gib(self) -> float:
-        """GiB in all."""
+        """Total memory, GiB."""
         return self.memory / 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """What a device name asks for.
+    """A parsed device name.
 
     Attributes:
         kind: "any" (None was given), "cpu", "cuda", "dla" or "sm".
@@ -67,12 +61,12 @@ class Device:
 
     @property
     def gpu(self) -> int:
-        """The GPU it runs on: a DLA core shares the board's only one."""
+        """The index of the GPU it runs on: a DLA core is on the board's only one."""
         return self.index if self.kind == "cuda" else 0
 
 
 def parse_device(device: str | int | None) -> Device:
-    """Read a device name.
+    """Parse a device name.
 
     Args:
         device: None, 0, "0", "cuda", "cuda:1", "cpu", "dla:0" or "sm89".
@@ -91,33 +85,50 @@ def parse_device(device: str | int | None) -> Device:
         return Device(kind=match[1], index=int(match[2] or 0))
     if text.isdigit():
         return Device(kind="cuda", index=int(text))
-    raise RecipeError(f"device={device!r}", "no such device name", "pass 0, 'cuda:1', 'cpu', 'dla:0' or 'sm89'")
+    raise RecipeError(
+        f"device={device!r}",
+        "no such device name",
+        "pass 0, 'cuda:1', 'cpu', 'dla:0' or 'sm89'",
+        code="device-name",
+        value=device,
+    )
 
 
 @functools.cache
 def find_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA shows this process, looked at once; empty with no driver or no GPU."""
-    listed = _by_driver()
-    shown = _by_torch()
-    if shown is None:
-        return _visible(listed)
-    by_uuid = {gpu.uuid: gpu for gpu in listed if gpu.uuid}
+    """The GPUs that CUDA shows this process, queried once; empty without a driver or a GPU.
+
+    Torch gives CUDA's own list and order where it is installed with CUDA; NVML adds driver and clocks, and stands in
+    for torch elsewhere.
+    """
+    by_nvml = _query_nvml()
+    by_torch = _query_torch()
+    if by_torch is None:
+        return _filter_visible(by_nvml)
+    by_uuid = {gpu.uuid: gpu for gpu in by_nvml if gpu.uuid}
     merged: list[Gpu] = []
-    for gpu in shown:
-        other = by_uuid.get(gpu.uuid) or next((other for other in listed if other.name == gpu.name), None)
-        driver, clocks = (other.driver, other.clocks) if other is not None else (_kernel_driver(), ())
+    for gpu in by_torch:
+        same = by_uuid.get(gpu.uuid) or next((other for other in by_nvml if other.name == gpu.name), None)
+        driver, clocks = (same.driver, same.clocks) if same is not None else (_kernel_driver_version(), ())
         merged.append(dataclasses.replace(gpu, driver=driver, clocks=clocks))
     return tuple(merged)
 
 
 def query_free_memory(index: int) -> int | None:
-    """Bytes free on a GPU right now, or None where nothing can tell."""
-    torch = _cuda_torch()
+    """Free memory of a GPU right now, bytes; None without CUDA in torch.
+
+    Args:
+        index: Its CUDA index.
+    """
+    torch = _import_cuda_torch()
     return None if torch is None else int(torch.cuda.mem_get_info(index)[0])
 
 
 def cuda_driver_version() -> str:
-    """The newest CUDA that the installed driver runs, such as "13.0"; "" with no driver."""
+    """The newest CUDA version the installed driver supports, such as "13.0"; "" without a driver.
+
+    It asks libcuda, not NVML: a Jetson has a driver and may have no NVML.
+    """
     import ctypes
 
     try:
@@ -125,15 +136,15 @@ def cuda_driver_version() -> str:
     except OSError:
         return ""
     version = ctypes.c_int(0)
-    # It needs no cuInit, so it neither takes memory nor troubles a later fork.
+    # It needs no cuInit, so it neither takes GPU memory nor breaks a later fork.
     if library.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value <= 0:
         return ""
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
-def _cuda_torch() -> Any:
+def _import_cuda_torch() -> Any:
     """Torch where it is installed with CUDA and sees a GPU, else None."""
-    # With no driver, importing torch would only cost seconds.
+    # Without a driver, importing torch would only cost seconds.
     if not cuda_driver_version():
         return None
     try:
@@ -143,41 +154,86 @@ def _cuda_torch() -> Any:
     return torch if torch.cuda.is_available() else None
 
 
-def _by_torch() -> list[Gpu] | None:
-    torch = _cuda_torch()
+def _query_torch() -> list[Gpu] | None:
+    torch = _import_cuda_torch()
     if torch is None:
         return None
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        uuid = str(getattr(facts, "uuid", ""))
-        found.append(
+        properties = torch.cuda.get_device_properties(index)
+        uuid = str(getattr(properties, "uuid", ""))
+        gpus.append(
             Gpu(
                 index=index,
-                name=facts.name,
-                sm=f"sm{facts.major}{facts.minor}",
-                memory=int(facts.total_memory),
+                name=properties.name,
+                sm=f"sm{properties.major}{properties.minor}",
+                memory=int(properties.total_memory),
                 cuda=cuda_driver_version(),
                 uuid=uuid if uuid.startswith("GPU-") or not uuid else f"GPU-{uuid}",
             )
         )
-    return found
+    return gpus
 
 
-def _by_driver() -> list[Gpu]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
+def _query_nvml() -> list[Gpu]:
+    """Every GPU that NVML lists, visible or not; empty without the library or a driver."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        import pynvml
+    except ImportError:
         return []
-    return parse_driver_list(answer.stdout) if answer.returncode == 0 else []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver, cuda = str(pynvml.nvmlSystemGetDriverVersion()), cuda_driver_version()
+        gpus = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            gpus.append(
+                Gpu(
+                    index=index,
+                    name=str(pynvml.nvmlDeviceGetName(handle)),
+                    sm=f"sm{major}{minor}",
+                    memory=_query_nvml_memory(pynvml, handle),
+                    driver=driver,
+                    cuda=cuda,
+                    clocks=_query_nvml_clocks(pynvml, handle),
+                    uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+                )
+            )
+        return gpus
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def _kernel_driver() -> str:
-    """The driver's version as Linux tells it, for containers without `nvidia-smi`."""
+def _query_nvml_memory(pynvml: Any, handle: Any) -> int:
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError:
+        # Boards whose memory is the host's do not report it.
+        return 0
+
+
+def _query_nvml_clocks(pynvml: Any, handle: Any) -> tuple[tuple[str, int], ...]:
+    clocks = []
+    for name, query, kind in (
+        ("sm", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
+        ("memory", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM),
+        ("sm_max", pynvml.nvmlDeviceGetMaxClockInfo, pynvml.NVML_CLOCK_SM),
+    ):
+        try:
+            clocks.append((name, int(query(handle, kind))))
+        except pynvml.NVMLError:
+            continue
+    return tuple(clocks)
+
+
+def _kernel_driver_version() -> str:
+    """The driver's version as Linux states it, for containers without NVML."""
     try:
         match = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
@@ -185,44 +241,13 @@ def _kernel_driver() -> str:
     return match[1] if match else ""
 
 
-def parse_driver_list(text: str) -> list[Gpu]:
-    """Read what `nvidia-smi --query-gpu --format=csv,noheader,nounits` prints for `FIELDS`.
-
-    Args:
-        text: One line for each GPU; values it does not know read "[N/A]".
-    """
-    found = []
-    for row in csv.reader(io.StringIO(text), skipinitialspace=True):
-        if len(row) != len(FIELDS.split(",")) or not row[0].isdigit():
-            continue
-        index, uuid, name, capability, memory, driver, *clocks = (value.strip() for value in row)
-        known = tuple(
-            (label, int(value))
-            for label, value in zip(("sm", "memory", "sm_max"), clocks, strict=True)
-            if value.isdigit()
-        )
-        found.append(
-            Gpu(
-                index=int(index),
-                name=name,
-                sm=f"sm{capability.replace('.', '')}",
-                memory=int(memory) * 2**20 if memory.isdigit() else 0,
-                driver=driver,
-                cuda=cuda_driver_version(),
-                clocks=known,
-                uuid=uuid,
-            )
-        )
-    return found
-
-
-def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, counted as CUDA counts them."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
+def _filter_visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, with the indices that CUDA gives them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return tuple(gpus)
     kept: list[Gpu] = []
-    for mark in (part.strip() for part in chosen.split(",")):
+    for mark in (part.strip() for part in visible.split(",")):
         gpu = next((gpu for gpu in gpus if mark and (mark == str(gpu.index) or gpu.uuid.startswith(mark))), None)
         if gpu is None:
             break

@@ -1,0 +1,160 @@
+"""Device names, and GPUs from a fake NVML with and without torch."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from raising import raises
+
+from trtkit.backends import devices
+from trtkit.backends.devices import Device, find_gpus, parse_device
+from trtkit.errors import RecipeError
+
+H100 = {
+    "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-5d", "capability": (9, 0), "memory": 80 * 2**30,
+    "clocks": {"sm": 1980, "memory": 2619, "sm_max": 1980},
+}  # fmt: skip
+L4 = {
+    "name": "NVIDIA L4", "uuid": "GPU-7f", "capability": (8, 9), "memory": 24 * 2**30,
+    "clocks": {"sm": 210, "memory": 405, "sm_max": 2040},
+}  # fmt: skip
+ORIN = {"name": "Orin (nvgpu)", "uuid": "GPU-9a", "capability": (8, 7), "memory": None, "clocks": {}}
+
+
+def fake_pynvml(*boards: dict[str, Any], driver: bool = True) -> Any:
+    """A module with the functions of `pynvml` that trtkit calls; names and arguments are the real ones."""
+    nvml: Any = types.ModuleType("pynvml")
+    nvml.open = 0
+    nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM = 1, 2
+
+    class NVMLError(Exception):
+        pass
+
+    def supported(value: Any) -> Any:
+        if value is None:
+            raise NVMLError("Not Supported")
+        return value
+
+    def init() -> None:
+        if not driver:
+            raise NVMLError("Driver Not Loaded")
+        nvml.open += 1
+
+    def shutdown() -> None:
+        nvml.open -= 1
+
+    nvml.NVMLError = NVMLError
+    nvml.nvmlInit, nvml.nvmlShutdown = init, shutdown
+    nvml.nvmlSystemGetDriverVersion = lambda: "580.65.06"
+    nvml.nvmlDeviceGetCount = lambda: len(boards)
+    nvml.nvmlDeviceGetHandleByIndex = lambda index: boards[index]
+    nvml.nvmlDeviceGetName = lambda board: board["name"]
+    nvml.nvmlDeviceGetUUID = lambda board: board["uuid"]
+    nvml.nvmlDeviceGetCudaComputeCapability = lambda board: board["capability"]
+    nvml.nvmlDeviceGetMemoryInfo = lambda board: types.SimpleNamespace(total=supported(board["memory"]))
+    nvml.nvmlDeviceGetClockInfo = lambda board, kind: supported(
+        board["clocks"].get("sm" if kind == nvml.NVML_CLOCK_SM else "memory")
+    )
+    nvml.nvmlDeviceGetMaxClockInfo = lambda board, kind: supported(board["clocks"].get("sm_max"))
+    return nvml
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """A function that simulates boards of a machine whose torch has no CUDA."""
+
+    def simulate(*boards: dict[str, Any], **settings: Any) -> Any:
+        module = fake_pynvml(*boards, **settings)
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        find_gpus.cache_clear()
+        return module
+
+    monkeypatch.setattr(devices, "_import_cuda_torch", lambda: None)
+    monkeypatch.setattr(devices, "cuda_driver_version", lambda: "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    yield simulate
+    find_gpus.cache_clear()
+
+
+def test_gpus_of_nvml(nvml: Any) -> None:
+    module = nvml(H100, ORIN)
+    one, two = find_gpus()
+    assert (one.index, one.name, one.sm, one.memory) == (0, "NVIDIA H100 80GB HBM3", "sm90", 80 * 2**30)
+    assert (one.driver, one.cuda, one.uuid) == ("580.65.06", "13.0", "GPU-5d")
+    assert one.clocks == (("sm", 1980), ("memory", 2619), ("sm_max", 1980))
+    # A board that does not report memory or clocks.
+    assert (two.sm, two.memory, two.clocks) == ("sm87", 0, ())
+    assert module.open == 0
+
+
+def test_the_real_pynvml_has_these_names() -> None:
+    real = pytest.importorskip("pynvml")
+    assert [name for name in vars(fake_pynvml()) if name.startswith(("nvml", "NVML")) and not hasattr(real, name)] == []
+
+
+def test_no_gpu_without_library_or_driver(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(H100, driver=False)
+    assert find_gpus() == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    find_gpus.cache_clear()
+    assert find_gpus() == ()
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]),
+        ("1,0", ["NVIDIA L4", "NVIDIA H100 80GB HBM3"]),
+        ("GPU-7", ["NVIDIA L4"]),
+        # CUDA ignores everything from the first unknown name on.
+        ("1,7,0", ["NVIDIA L4"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_cuda_visible_devices(
+    nvml: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str]
+) -> None:
+    nvml(H100, L4)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    gpus = find_gpus()
+    assert [gpu.name for gpu in gpus] == names
+    assert [gpu.index for gpu in gpus] == list(range(len(names)))
+
+
+def test_torch_gives_the_order_and_nvml_driver_and_clocks(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(L4, H100)
+    properties = types.SimpleNamespace(name=H100["name"], major=9, minor=0, total_memory=79 * 2**30, uuid="5d")
+    cuda = types.SimpleNamespace(device_count=lambda: 1, get_device_properties=lambda index: properties)
+    monkeypatch.setattr(devices, "_import_cuda_torch", lambda: types.SimpleNamespace(cuda=cuda))
+    (gpu,) = find_gpus()
+    assert (gpu.index, gpu.uuid, gpu.memory, gpu.driver) == (0, "GPU-5d", 79 * 2**30, "580.65.06")
+    assert dict(gpu.clocks)["memory"] == 2619
+
+
+def test_unknown_device_name() -> None:
+    with raises(RecipeError, "device-name", value="gpu0"):
+        parse_device("gpu0")
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        (None, Device(kind="any")),
+        (1, Device(kind="cuda", index=1)),
+        ("0", Device(kind="cuda")),
+        ("cuda", Device(kind="cuda")),
+        ("CUDA:2", Device(kind="cuda", index=2)),
+        ("dla:1", Device(kind="dla", index=1)),
+        ("cpu", Device(kind="cpu")),
+        ("sm_120", Device(kind="sm", sm="sm120")),
+    ],
+)
+def test_device_names(name: Any, device: Device) -> None:
+    assert parse_device(name) == device
+    assert device.gpu == (device.index if device.kind == "cuda" else 0)
