@@ -44,7 +44,7 @@ def gpus_here() -> list[str]:
     from trtkit import backends
     from trtkit.errors import CapabilityError
 
-    here = backends.capabilities("tensorrt")
+    here = backends.probe("tensorrt")
     count = len(here.gpus)
     if not here.present or not count:
         raise CapabilityError(

@@ -162,7 +162,6 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
     [
         ({"half": True, "int8": True}, "two precisions at once"),
         ({"format": "tflite"}, "no such format"),
-        ({"backend": "cuda"}, "no such backend"),
         ({"backend": "onnxruntime"}, "builds no engines"),
         ({"batch": 0}, "at least one image"),
         ({"fraction": 0.0}, "above 0"),

@@ -182,6 +182,7 @@ def export_with_graph(
     Raises:
         TrtkitError: As `export` does.
     """
+    from trtkit import backends
     from trtkit.calibration import calibrator as measurements
     from trtkit.models import Model, load
 
@@ -190,10 +191,10 @@ def export_with_graph(
     calibration = recipe.calibration if calibration is None else calibration
     data = recipe.data if data is None else data
     builder = None
+    # Before any slow work: an unknown backend, or a machine that can't build, raises at once.
+    if recipe.backend is not None:
+        backends.get_backend(recipe.backend)
     if recipe.format == "engine":
-        from trtkit import backends
-
-        # Before any slow work: a machine that can't build says so at once.
         builder = recipe.backend or backends.best("build")
         backends.require_build(builder, device=recipe.device)
     reporter.step("load", 0, 1)
@@ -315,7 +316,7 @@ def _build_engine(
 
     if recipe.int8 and builder == "tensorrt":
         graph = pad_channels(graph)
-    if calibration is not None and backends.capabilities(builder).strongly_typed_only:
+    if calibration is not None and backends.probe(builder).strongly_typed_only:
         # Such a TensorRT takes every type from the graph: without this, what is not INT8 would run in FP32.
         graph = convert_qdq_to_fp16(graph)
     settings = backends.BuildSettings(

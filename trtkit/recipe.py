@@ -13,10 +13,9 @@ from typing import Any
 
 from trtkit.errors import RecipeError
 
-__all__ = ["BACKEND_NAMES", "FORMATS", "Recipe", "round_imgsz"]
+__all__ = ["FORMATS", "Recipe", "round_imgsz"]
 
 FORMATS = ("engine", "onnx")
-BACKEND_NAMES = ("tensorrt", "tensorrt_rtx", "onnxruntime")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Recipe:
         data: Calibration data for INT8; None takes the task's small example set and says so.
         fraction: Share of the calibration images to draw from, (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
-        backend: One of `BACKEND_NAMES`; None takes the best present.
+        backend: The name of a registered backend, such as "tensorrt"; None takes the best present. The export checks it.
         calibration: Folder of a saved calibration; None calibrates on `data`.
         implicit: Calibrate INT8 by TensorRT's own calibrator (TensorRT up to 10) instead of Q/DQ pairs in the graph.
         keep: fnmatch patterns of ONNX node names that stay in high precision.
@@ -77,10 +76,6 @@ class Recipe:
         if self.format not in FORMATS:
             raise RecipeError(
                 f"export format={self.format!r}", "there is no such format", f"use one of {', '.join(FORMATS)}"
-            )
-        if self.backend is not None and self.backend not in BACKEND_NAMES:
-            raise RecipeError(
-                f"use backend={self.backend!r}", "there is no such backend", f"use one of {', '.join(BACKEND_NAMES)}"
             )
         if self.backend == "onnxruntime" and self.format == "engine":
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""Machines that are not here: a GPU, and TensorRT of any version."""
+"""Simulated machines: GPUs, and TensorRT of any version."""
 
 from __future__ import annotations
 
@@ -10,38 +10,37 @@ import fake_cuda
 import fake_tensorrt
 import pytest
 
+from trtkit.backends import capabilities
 from trtkit.backends.devices import Gpu
 from trtkit.backends.trt import builder, callbacks, execution
 
-# The function of that name hides the module in the package.
-capabilities = sys.modules["trtkit.backends.capabilities"]
 H100 = Gpu(
     index=0, name="NVIDIA H100 80GB HBM3", sm="sm90", memory=80 * 2**30, driver="580.65.06", cuda="13.0", uuid="GPU-1"
 )
 
 
-def _forget() -> None:
-    capabilities.module.cache_clear()
-    capabilities.describe.cache_clear()
+def _clear_caches() -> None:
+    capabilities.import_bindings.cache_clear()
+    capabilities.probe.cache_clear()
     callbacks.get_logger.cache_clear()
 
 
 @pytest.fixture
 def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Call it with GPUs to have them here; with none to have no GPU."""
+    """A function that simulates a machine with the given GPUs."""
 
-    def have(*gpus: Gpu) -> None:
+    def simulate(*gpus: Gpu) -> None:
         monkeypatch.setattr(capabilities, "find_gpus", lambda: gpus)
         monkeypatch.setattr(capabilities, "_torch_sees_gpu", lambda: bool(gpus))
-        _forget()
+        _clear_caches()
 
-    yield have
-    _forget()
+    yield simulate
+    _clear_caches()
 
 
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> Callable[..., Any]:
-    """Call it with a version to have that TensorRT and an H100; returns the fake module."""
+    """A function that simulates a TensorRT version on an H100, or on the given GPUs, and returns the fake module."""
 
     def install(version: str, *gpus: Gpu, **settings: Any) -> Any:
         trt = fake_tensorrt.make(version, **settings)
@@ -51,7 +50,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> 
         monkeypatch.setattr(capabilities, "_cuda_libraries_load", lambda: True)
         monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
         for user in (builder, callbacks, execution):
-            monkeypatch.setattr(user, "torch_with_cuda", lambda asked: torch)
+            monkeypatch.setattr(user, "require_torch_cuda", lambda asked: torch)
         with_gpus(*(gpus or (H100,)))
         return trt
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_graphs
+from raising import raises
 
 from trtkit.backends import (
     BuildResult,
@@ -104,28 +105,28 @@ def test_strip_and_wrap_are_inverse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "code"),
     [
-        (b"", "it holds 0 bytes"),
-        (b"\x01", "it holds 1 bytes"),
-        (b"PK\x03\x04 a checkpoint or zip" * 9, "it is no TensorRT engine"),
-        (b"\xff\xd8\xff\xe0 an image" * 9, "it is no TensorRT engine"),
-        (b"\x08\x08\x12\x07pytorch" * 9, "it is no TensorRT engine"),
-        ((20).to_bytes(4, "little") + b'{"task": "detect"', "cut short inside its header"),
-        ((18).to_bytes(4, "little") + b'{"task": "detect"}', "there is no plan behind the header"),
-        ((9).to_bytes(4, "little") + b'{"task": detect}' + PLAN, "it is no TensorRT engine"),
-        ((2).to_bytes(4, "little") + b"[]" + PLAN, "it is no TensorRT engine"),
+        (b"", "engine-empty"),
+        (b"\x01", "engine-empty"),
+        (b"PK\x03\x04 a checkpoint or zip" * 9, "engine-invalid"),
+        (b"\xff\xd8\xff\xe0 an image" * 9, "engine-invalid"),
+        (b"\x08\x08\x12\x07pytorch" * 9, "engine-invalid"),
+        ((20).to_bytes(4, "little") + b'{"task": "detect"', "engine-truncated"),
+        ((18).to_bytes(4, "little") + b'{"task": "detect"}', "engine-truncated"),
+        ((9).to_bytes(4, "little") + b'{"task": detect}' + PLAN, "engine-invalid"),
+        ((2).to_bytes(4, "little") + b"[]" + PLAN, "engine-invalid"),
     ],
 )
-def test_foreign_and_truncated_files(tmp_path: Path, data: bytes, words: str) -> None:
+def test_foreign_and_truncated_files(tmp_path: Path, data: bytes, code: str) -> None:
     path = tmp_path / "x.engine"
     path.write_bytes(data)
-    with pytest.raises(EngineError, match=words):
+    with raises(EngineError, code, path=path):
         read_engine(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="the file does not exist; check the path"):
+    with raises(EngineError, "engine-not-found", path=tmp_path / "none.engine"):
         read_engine(tmp_path / "none.engine")
 
 
@@ -133,16 +134,16 @@ def test_a_plan_cut_short_or_changed(tmp_path: Path) -> None:
     path = written(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(EngineError, match="it is cut short: 928 of 1,028 bytes of the plan are there; copy it again"):
+    with raises(EngineError, "engine-truncated", size=928, expected=1028):
         read_engine(path)
     path.write_bytes(whole[:-1] + b"\x00")
-    with pytest.raises(EngineError, match="its plan is not the one its passport was made for"):
+    with raises(EngineError, "engine-hash-mismatch", path=path):
         read_engine(path)
 
 
 def test_a_broken_passport(tmp_path: Path) -> None:
     path = write_engine(tmp_path / "m.engine", PLAN, {"task": "detect", "trtkit": {"gpu": "?"}}, None)
-    with pytest.raises(EngineError, match="its passport does not parse"):
+    with raises(EngineError, "engine-passport-invalid", path=path):
         read_engine(path)
 
 

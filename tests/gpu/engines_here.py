@@ -34,7 +34,7 @@ SCORES = {"fp32": 0.02, "fp16": 0.03, "int8": 0.12}
 
 def require_tensorrt() -> backends.Capabilities:
     """TensorRT here, or the test is skipped."""
-    caps = backends.capabilities("tensorrt")
+    caps = backends.probe("tensorrt")
     if not caps.present or not caps.gpus or not caps.torch_cuda:
         raise unittest.SkipTest(f"needs TensorRT, a GPU and torch with CUDA ({caps.missing or 'no GPU'})")
     return caps

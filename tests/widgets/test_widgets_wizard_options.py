@@ -7,7 +7,7 @@ import sys
 import machines
 import pytest
 
-from trtkit.backends import capabilities as surfaces
+from trtkit import backends
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.devices import Gpu
 from trtkit.widgets.ui.controls import Option
@@ -179,7 +179,7 @@ def test_looking_asks_the_backends(
     assert [name for name, why in found.runs.items() if not why] == running
     assert found.gpus == tuple((gpu.name, gpu.sm) for gpu in gpus)
     assert found.calibrates == (("tensorrt",) if tensorrt.startswith("8") else ())
-    assert set(found.titles) | set(found.missing) == set(surfaces.BACKENDS)
+    assert set(found.titles) | set(found.missing) == set(backends.list_backends())
     assert all("pip install" in why for why in found.missing.values())
     if tensorrt and not gpus:
         assert "no NVIDIA driver" in reason(target_options(found), "tensorrt")

@@ -1,38 +1,39 @@
-"""Build engines, open and run them: ONNX Runtime, TensorRT and TensorRT-RTX behind one door.
+"""Open, run and build models with TensorRT, TensorRT-RTX, ONNX Runtime and any backend that registers itself.
 
-Nothing heavy is imported until a name is used.
+Importing this package imports no runtime; `open` and `build` import the one they use.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.backends.capabilities import BACKENDS, Capabilities, best, capabilities, require_build, require_run
-from trtkit.backends.devices import Gpu, parse_device
-from trtkit.errors import CapabilityError, EngineError, RecipeError
+from trtkit.backends.base import Backend, HasPath, Runner, get_backend, get_title, list_backends
+from trtkit.backends.capabilities import Capabilities, best, probe, require_build, require_run
+from trtkit.backends.devices import Gpu
+from trtkit.errors import CapabilityError, EngineError
 from trtkit.progress import Reporter
 
 if TYPE_CHECKING:
     import onnx
 
-    from trtkit.backends.base import Runner
     from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
     from trtkit.backends.engine_file import (
         EngineFile,
         Mismatch,
         Passport,
         check_compatibility,
+        detect_backend,
         read_engine,
         strip_engine,
         wrap_engine,
         write_engine,
     )
     from trtkit.backends.trt.layer_info import layer_frame
-    from trtkit.exporter import Artifact
 
 __all__ = [
-    "BACKENDS",
+    "Backend",
     "BuildResult",
     "BuildSettings",
     "Capabilities",
@@ -44,10 +45,14 @@ __all__ = [
     "Runner",
     "best",
     "build",
-    "capabilities",
     "check_compatibility",
+    "detect_backend",
+    "get_backend",
+    "get_title",
     "layer_frame",
+    "list_backends",
     "open",
+    "probe",
     "read_engine",
     "require_build",
     "require_run",
@@ -57,62 +62,69 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Runner": "base",
     **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "build_settings"),
     **dict.fromkeys(("EngineFile", "read_engine", "strip_engine", "wrap_engine", "write_engine"), "engine_file"),
-    **dict.fromkeys(("Mismatch", "Passport", "check_compatibility"), "engine_file"),
+    **dict.fromkeys(("Mismatch", "Passport", "check_compatibility", "detect_backend"), "engine_file"),
     "layer_frame": "trt.layer_info",
 }
 
 
 def open(
-    source: str | Path | Artifact | onnx.ModelProto,
+    source: str | Path | HasPath | onnx.ModelProto,
     *,
     task: str | None = None,
     device: str | int | None = None,
     backend: str | None = None,
 ) -> Runner:
-    """Open a model so that it runs.
+    """Open a model to run it.
 
     Args:
-        source: An engine (trtkit's, Ultralytics' or a bare plan), an ONNX file or graph, or what `export` returned.
-        task: The task, for a file that does not tell it.
+        source: An engine (trtkit's, Ultralytics' or a bare plan), an ONNX file or graph, or an object with a `path`
+            such as what `export` returns.
+        task: The task, for a file that does not name it.
         device: None, 0, "cuda:1" or "dla:0" for engines; None or "cpu" for ONNX.
-        backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; None goes by the file.
+        backend: The name of a registered backend; None takes the first that accepts the source.
 
     Returns:
         A runner; close it, or use it in a `with` block.
 
     Raises:
-        EngineError: The file is no engine, is cut short, or does not fit this machine; the error says what differs.
-        OnnxError: The file is no ONNX graph, or tells no task.
-        CapabilityError: What is missing to run it, and the command that brings it.
+        EngineError: The file is not an engine, is truncated, or was built for another machine.
+        OnnxError: The file is not an ONNX graph, or names no task.
+        CapabilityError: The backend or the GPU is missing; the error names the command that installs it.
         RecipeError: No such backend or device name.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise RecipeError(f"open with backend={backend!r}", "no such backend", f"use one of {', '.join(BACKENDS)}")
-    path: Any = getattr(source, "path", source)
-    if isinstance(path, (str, Path)) and Path(path).suffix.lower() in (".pt", ".pth"):
+    model: Any = getattr(source, "path", source)
+    if backend is not None:
+        return get_backend(backend).open(model, task=task, device=device)
+    for name in list_backends():
+        try:
+            candidate = get_backend(name)
+        except CapabilityError as error:
+            warnings.warn(f"The backend {name!r} is skipped: {error}", stacklevel=2)
+            continue
+        if candidate.accepts(model):
+            return candidate.open(model, task=task, device=device)
+    if Path(model).suffix.lower() in (".pt", ".pth"):
         raise EngineError(
-            f"open {path}", "it is a checkpoint", "export it first (trtkit.export), or read it with trtkit.load"
+            f"open {model}",
+            "it is a checkpoint",
+            "export it first (trtkit.export), or read it with trtkit.load",
+            code="open-checkpoint",
+            path=model,
         )
-    if not isinstance(path, (str, Path)) or Path(path).suffix.lower() == ".onnx":
-        if backend not in (None, "onnxruntime"):
-            raise RecipeError(
-                f"open an ONNX graph with backend={backend!r}", "engines must be built first", "call trtkit.export"
-            )
-        if parse_device(device).kind not in ("any", "cpu"):
-            raise CapabilityError(
-                f"open an ONNX graph on {device!r}", "trtkit runs ONNX on the CPU", "export an engine for the GPU"
-            )
-        from trtkit.backends.ort import OrtRunner
+    from trtkit.backends.engine_file import read_engine
 
-        return OrtRunner(path, task=task)
-    if backend == "onnxruntime":
-        raise RecipeError(f"open {path} with backend='onnxruntime'", "it is an engine", "open the ONNX file instead")
-    from trtkit.backends.trt.runner import open_engine
-
-    return open_engine(path, task=task, device=device, backend=backend)
+    # No backend accepts it: reading it as an engine says why.
+    file = read_engine(model)
+    raise EngineError(
+        f"open {model}",
+        f"it was built by the backend {file.backend!r}, which is not registered here",
+        "install the package that provides it",
+        code="backend-unknown",
+        path=model,
+        value=file.backend,
+    )
 
 
 def build(
@@ -125,29 +137,24 @@ def build(
     """Build an engine from an ONNX graph.
 
     Args:
-        onnx: The graph, a file or its bytes. Its precision is written in it (`trtkit.graph`).
+        onnx: The graph, a file or its bytes. Its types and Q/DQ nodes set the precision (`trtkit.graph`).
         settings: Batch, sizes, memory, device and the like.
-        backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        reporter: Receives progress, and is asked whether to go on.
+        backend: The name of a registered backend that builds; None takes the best present.
+        reporter: Progress callback and cancellation token.
 
     Returns:
         The plan, and how it was built.
 
     Raises:
         CapabilityError: This machine can't build what was asked.
-        RecipeError: A setting does not fit the graph or the GPU.
-        OnnxError: It is no ONNX graph.
-        BuildError: TensorRT refused the graph (the error names the node), ran out of memory, failed or crashed.
+        RecipeError: A setting does not fit the graph or the GPU, or there is no such backend.
+        OnnxError: It is not an ONNX graph.
+        BuildError: TensorRT rejected the graph (the error names the node), ran out of memory, failed or crashed.
         CancelledError: The caller cancelled.
     """
-    reporter = reporter if reporter is not None else Reporter()
-    if settings.isolate:
-        from trtkit.backends.trt.isolated_build import build_isolated
-
-        return build_isolated(onnx, settings, backend=backend, reporter=reporter)
-    from trtkit.backends.trt.builder import build_engine
-
-    return build_engine(onnx, settings, backend=backend, reporter=reporter)
+    chosen = get_backend(require_build(backend, device=settings.device).backend)
+    assert chosen.build is not None
+    return chosen.build(onnx, settings, reporter=reporter if reporter is not None else Reporter())
 
 
 def __getattr__(name: str) -> Any:

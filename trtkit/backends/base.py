@@ -1,46 +1,71 @@
-"""What every backend offers: a runner to run a model, settings to build one, and what building gives back."""
+"""The interfaces of a backend: `Runner` runs a model, `Backend` describes one runtime, and the registry lists them.
+
+A backend is one module with a `Backend` in it, and an entry point in the group `trtkit.backends` that names it:
+
+    [project.entry-points."trtkit.backends"]
+    openvino = "my_package.openvino:OPENVINO"
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from trtkit.errors import DataError, EngineError
+from trtkit.errors import CapabilityError, DataError, EngineError, RecipeError, TrtkitError
 
 if TYPE_CHECKING:
+    import importlib.metadata
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from trtkit.backends.build_settings import BuildResult
+    from trtkit.backends.capabilities import Capabilities
     from trtkit.backends.engine_file import Passport
     from trtkit.models.model import ModelInfo
     from trtkit.tasks import Prediction
     from trtkit.tasks.drawing import ImageGrid
 
-__all__ = [
-    "Runner",
-]
+__all__ = ["ENTRY_POINT_GROUP", "Backend", "HasPath", "Runner", "get_backend", "get_title", "list_backends"]
 
-# Images a call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
+ENTRY_POINT_GROUP = "trtkit.backends"
+BUILT_IN = {
+    "tensorrt": "trtkit.backends.trt:TENSORRT",
+    "tensorrt_rtx": "trtkit.backends.trt:TENSORRT_RTX",
+    "onnxruntime": "trtkit.backends.ort:ONNXRUNTIME",
+}
+# Images per call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
 DEFAULT_BATCH = 8
 
 
+class HasPath(Protocol):
+    """An object that names a file, such as what `export` returns."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+
 class Runner(abc.ABC):
-    """A model that is ready to run, whatever runs it.
+    """A model that is ready to run.
 
     Attributes:
-        name: What runs, with version and device, e.g. "ONNX Runtime 1.32.0 CPU".
-        engine: True only for TensorRT and TensorRT-RTX: no other latency may be called TensorRT's.
-        card: The model's description.
+        name: The runtime with version and device, e.g. "ONNX Runtime 1.32.0 CPU".
+        engine: True for TensorRT and TensorRT-RTX only; other latencies are not reported as TensorRT's.
+        info: The model's description.
         precision: "fp32", "fp16" or "int8".
         batch: The largest batch, or None for any.
-        imgsz: Height and width the images are brought to, pixels.
+        imgsz: Height and width of the network input, pixels.
         dynamic: Whether other batches and sizes are accepted.
-        passport: Where the engine comes from, or None.
+        passport: The engine's provenance, or None.
         hash: SHA-256 of the model inside, or of the file.
         path: The file, or None.
     """
@@ -61,18 +86,18 @@ class Runner(abc.ABC):
         """Run one batch.
 
         Args:
-            feeds: Float32 NCHW in [0, 1], or one array for each input by name.
+            feeds: Float32 NCHW in [0, 1], or one array per input by name.
 
         Returns:
-            Float32 outputs by name, one row for each image.
+            Float32 outputs by name, one row per image.
 
         Raises:
-            EngineError: More images than `batch`, a size the graph refuses, or the run failed.
+            EngineError: The batch exceeds `batch`, the size does not fit the graph, or the run failed.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Free what the runner holds; closing twice is fine."""
+        """Free the runner's resources; closing twice is fine."""
 
     def predict(
         self,
@@ -82,16 +107,16 @@ class Runner(abc.ABC):
         iou: float = 0.7,
         max_det: int = 300,
     ) -> list[Prediction]:
-        """Find objects in images.
+        """Preprocess images, run them and postprocess the outputs.
 
         Args:
             images: Paths, or BGR uint8 images (height, width, 3) of any size; one image alone is a list of one.
-            conf: Smallest score of a detection.
-            iou: Overlap above which the weaker of two boxes of a class goes.
-            max_det: Most detections an image.
+            conf: Minimum score of a detection.
+            iou: Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped.
+            max_det: Maximum number of detections per image.
 
         Returns:
-            One prediction for each image, in pixels of the original image.
+            One prediction per image, in pixels of the original image.
 
         Raises:
             DataError: An image can't be read.
@@ -101,13 +126,13 @@ class Runner(abc.ABC):
         from trtkit.tasks import PostprocessSettings, get_task
 
         settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
-        judge = get_task(self.info.task)
-        found: list[Prediction] = []
+        task = get_task(self.info.task)
+        predictions: list[Prediction] = []
         for batch in self.read_batches(images):
             resized = [resize_to_input(image, self.imgsz, self.info.preprocess) for image in batch]
             outputs = self.infer(to_input([image for image, _ in resized], self.info.preprocess))
-            found += judge.postprocess(outputs, self.info, [transform for _, transform in resized], settings)
-        return found
+            predictions += task.postprocess(outputs, self.info, [transform for _, transform in resized], settings)
+        return predictions
 
     def draw(
         self,
@@ -117,16 +142,16 @@ class Runner(abc.ABC):
         iou: float = 0.7,
         max_det: int = 300,
     ) -> ImageGrid:
-        """Find objects in images and draw them; arguments and errors are `predict`'s.
+        """Predict on images and draw the results on them.
 
         Args:
-            images: As `predict` takes them, one or more.
-            conf: Smallest score of a detection.
-            iou: Overlap above which the weaker of two boxes of a class goes.
-            max_det: Most detections an image.
+            images: As in `predict`, one or more.
+            conf: Minimum score of a detection.
+            iou: Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped.
+            max_det: Maximum number of detections per image.
 
         Returns:
-            The images beside each other, which a notebook shows.
+            The images side by side; a notebook displays them.
 
         Raises:
             DataError: An image can't be read, or there is none.
@@ -135,25 +160,29 @@ class Runner(abc.ABC):
         from trtkit.tasks import get_task
         from trtkit.tasks.drawing import ImageGrid
 
-        read = [image for chunk in self.read_batches(images) for image in chunk]
-        if not read:
-            raise DataError("draw predictions", "there is no image to draw them on", "pass one image or more")
-        found = self.predict(read, conf=conf, iou=iou, max_det=max_det)
-        judge = get_task(self.info.task)
-        pairs = zip(read, found, strict=True)
-        drawn = tuple(judge.draw(image, one, self.info.names) for image, one in pairs)
-        return ImageGrid(images=drawn, captions=tuple(map(repr, found)))
+        loaded = [image for batch in self.read_batches(images) for image in batch]
+        if not loaded:
+            raise DataError("draw predictions", "there is no image", "pass one image or more", code="predict-no-image")
+        predictions = self.predict(loaded, conf=conf, iou=iou, max_det=max_det)
+        task = get_task(self.info.task)
+        drawn = tuple(
+            task.draw(image, prediction, self.info.names) for image, prediction in zip(loaded, predictions, strict=True)
+        )
+        return ImageGrid(images=drawn, captions=tuple(map(repr, predictions)))
 
     def read_batches(
         self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path
-    ) -> Iterable[list[np.ndarray]]:
-        """Yield lists of read images, each no longer than the largest batch.
+    ) -> Iterator[list[np.ndarray]]:
+        """Yield batches of loaded images, none larger than `batch`.
 
         Args:
-            images: As `predict` takes them.
+            images: As in `predict`.
 
         Yields:
             BGR uint8 images.
+
+        Raises:
+            DataError: An image can't be read.
         """
         if isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
@@ -162,21 +191,27 @@ class Runner(abc.ABC):
             yield [_read_image(image) for image in images[start : start + size]]
 
     def check_batch(self, count: int) -> None:
-        """Raise where a batch is larger than the engine's, or empty.
+        """Check that a batch is not empty and not larger than `batch`.
 
         Args:
-            count: The batch asked for.
+            count: Images in the batch.
 
         Raises:
-            EngineError: It does not fit.
+            EngineError: It is.
         """
         if count < 1:
-            raise EngineError(f"run {self.name} on a batch of 0", "there is no image in it", "pass one image or more")
+            raise EngineError(
+                f"run {self.name} on a batch of 0", "the batch is empty", "pass one image or more",
+                code="run-batch-empty",
+            )  # fmt: skip
         if self.batch is not None and count > self.batch:
             raise EngineError(
                 f"run {self.name} on a batch of {count}",
-                f"it was made for at most {self.batch}",
+                f"the largest batch is {self.batch}",
                 f"pass at most {self.batch} images at once, or export again with batch={count}",
+                code="run-batch-too-large",
+                value=count,
+                limit=self.batch,
             )
 
     def __enter__(self) -> Self:
@@ -194,7 +229,6 @@ class Runner(abc.ABC):
 
 
 def _read_image(image: np.ndarray | str | Path) -> np.ndarray:
-    """An image in memory, read where it is a path."""
     if not isinstance(image, np.ndarray):
         from trtkit.data import read_image
 
@@ -202,7 +236,107 @@ def _read_image(image: np.ndarray | str | Path) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DataError(
             "predict on an array",
-            f"it is {image.dtype} of shape {image.shape}",
+            f"its type is {image.dtype} and its shape {image.shape}",
             "pass BGR uint8 images of shape (height, width, 3), as OpenCV reads them",
+            code="predict-image-array",
+            dtype=str(image.dtype),
+            shape=image.shape,
         )
     return image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One runtime: what it can do on this machine, how it opens models and how it builds them.
+
+    Attributes:
+        name: The value of `backend=`, such as "tensorrt".
+        title: The product's name, such as "TensorRT".
+        install_hint: What to do where it is missing, in the imperative ("run pip install ...").
+        probe: Returns its `Capabilities` on this machine; it must not raise where the runtime is missing.
+        accepts: Whether a file (or a graph in memory) is one that `open` opens; cheap, and must not raise.
+        open: `open(source, *, task, device) -> Runner`. It raises a TrtkitError where the source can't be opened.
+        build: `build(onnx, settings, *, reporter) -> BuildResult`; None for a runtime that builds nothing.
+        needs_gpu: Whether it builds and runs on NVIDIA GPUs only. Such backends may be chosen automatically.
+        models: The models it runs, for `trtkit doctor`.
+    """
+
+    name: str
+    title: str
+    install_hint: str
+    probe: Callable[[], Capabilities]
+    accepts: Callable[[Any], bool]
+    open: Callable[..., Runner]
+    build: Callable[..., BuildResult] | None = None
+    needs_gpu: bool = False
+    models: str = "engines"
+
+
+def list_backends() -> tuple[str, ...]:
+    """The names of the registered backends: the built-in ones, then those of entry points."""
+    return tuple(_find_entry_points())
+
+
+def get_backend(name: str) -> Backend:
+    """Load a registered backend.
+
+    Args:
+        name: One of `list_backends()`.
+
+    Raises:
+        RecipeError: No backend of that name is registered.
+        CapabilityError: The package that registers it can't be imported, or its entry point is not a `Backend`.
+    """
+    entry_point = _find_entry_points().get(name)
+    asked = f"use backend={name!r}"
+    if entry_point is None:
+        names = list_backends()
+        raise RecipeError(
+            asked, "no such backend", f"use one of {', '.join(names)}", code="backend-unknown", value=name, names=names
+        )
+    try:
+        backend = entry_point.load()
+    except Exception as error:
+        # A package of others may fail in any way while it is imported.
+        raise CapabilityError(
+            asked,
+            f"its package does not import ({type(error).__name__}: {error})",
+            f"check the package that provides {entry_point.value}",
+            code="backend-import-failed",
+            value=name,
+        ) from error
+    if not isinstance(backend, Backend):
+        raise CapabilityError(
+            asked,
+            f"{entry_point.value} is {type(backend).__name__}, not trtkit.backends.Backend",
+            "correct the entry point",
+            code="backend-invalid",
+            value=name,
+        )
+    return backend
+
+
+def get_title(name: str) -> str:
+    """The product name of a backend; the name itself where it is not registered or does not import.
+
+    Args:
+        name: Such as "tensorrt_rtx".
+    """
+    try:
+        return get_backend(name).title
+    except TrtkitError:
+        return name
+
+
+@functools.cache
+def _find_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    import importlib.metadata
+
+    found = {
+        name: importlib.metadata.EntryPoint(name=name, value=value, group=ENTRY_POINT_GROUP)
+        for name, value in BUILT_IN.items()
+    }
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if found.setdefault(entry_point.name, entry_point) is not entry_point:
+            warnings.warn(f"Two backends are named {entry_point.name!r}: {entry_point.value} is ignored.", stacklevel=2)
+    return found

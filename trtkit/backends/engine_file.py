@@ -1,4 +1,4 @@
-"""Engine files: `4-byte little-endian length + JSON + plan`, with Ultralytics' keys on top and our passport inside."""
+"""Engine files: `4-byte little-endian length + JSON + plan`, with Ultralytics' keys and a passport in the JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from trtkit.backends.capabilities import TITLES, Capabilities, same_release
+from trtkit.backends.base import get_title
+from trtkit.backends.capabilities import Capabilities, same_release
 from trtkit.backends.devices import Device, parse_device
 from trtkit.errors import EngineError
 from trtkit.files import atomic_write, hash_parts, write_bytes
@@ -25,6 +26,7 @@ __all__ = [
     "Mismatch",
     "Passport",
     "check_compatibility",
+    "detect_backend",
     "read_engine",
     "strip_engine",
     "wrap_engine",
@@ -32,20 +34,26 @@ __all__ = [
 ]
 
 
-# The passport of an engine: where it comes from, and whether it runs here.
+METADATA_KEY = "trtkit"
+# Plans start with a letter and "trt": "ptrt" and "ftrt" are TensorRT's, "vtrt" is TensorRT-RTX's.
+PLAN_MAGIC, RTX_PLAN_MAGIC = b"trt", b"vtrt"
+MAX_HEADER_BYTES = 64 * 2**20
+
+
+# The passport: an engine's provenance, and the check whether it runs on this machine.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Passport:
-    """Where an engine comes from and where it runs.
+    """The provenance of an engine and what it needs to run.
 
     Attributes:
-        backend: "tensorrt" or "tensorrt_rtx".
-        tensorrt: The version that built it, the one that can run it.
-        sm: Compute capability it is for, such as "sm90".
-        gpu: The GPU it was built on, "" where it was built with none.
-        cuda: Newest CUDA of the driver it was built with, "" where unknown.
-        driver: Driver it was built with, "" where unknown.
+        backend: The backend that built it and runs it, such as "tensorrt".
+        tensorrt: The version that built it; the same release must run it.
+        sm: Compute capability it was built for, such as "sm90".
+        gpu: The GPU it was built on, "" for a build without one.
+        cuda: Newest CUDA version of the driver at build time, "" where unknown.
+        driver: The driver at build time, "" where unknown.
         precision: "fp32", "fp16" or "int8".
         batch: The largest batch.
         imgsz: Height and width, pixels.
@@ -56,12 +64,12 @@ class Passport:
         data_hash: SHA-256 of the calibration data, or None.
         calibration_hash: SHA-256 of the calibration, or None.
         plan_hash: SHA-256 of the plan.
-        plan_size: Bytes of the plan.
+        plan_size: Size of the plan, bytes.
         build_seconds: Wall time of the build, s.
         created: UTC time, ISO 8601.
         recipe: The export's settings.
         versions: Package versions by name, trtkit's own included.
-        layers: The engine's layer table as rows, where the builder told it.
+        layers: The engine's layer table as rows, where the builder reports it.
     """
 
     backend: str
@@ -101,12 +109,12 @@ class Passport:
         graph_hash: str | None = None,
         created: str = "",
     ) -> Passport:
-        """The passport of an engine that was just built.
+        """Create the passport of an engine that was just built.
 
         Args:
             built: From `build`.
-            settings: What it was built with.
-            backend: "tensorrt" or "tensorrt_rtx".
+            settings: The settings of the build.
+            backend: The backend's name.
             model_hash: SHA-256 of the model's architecture and weights.
             recipe: The export's settings.
             data_hash: SHA-256 of the calibration data.
@@ -146,7 +154,7 @@ class Passport:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Passport:
-        """The inverse of `to_dict`; keys of later versions are left out.
+        """The inverse of `to_dict`; keys of later versions are ignored.
 
         Raises:
             KeyError: `backend`, `tensorrt` or `sm` is missing.
@@ -163,13 +171,15 @@ class Passport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """Why an engine won't run here.
+    """Why an engine does not run on this machine.
 
     Attributes:
+        code: "engine-backend-mismatch", "engine-version-mismatch" or "engine-gpu-mismatch".
         found: What differs.
         do: What to do about it.
     """
 
+    code: str
     found: str
     do: str
 
@@ -184,48 +194,51 @@ def check_compatibility(
 
     Args:
         passport: The engine's.
-        capabilities: What the backend that shall run it can do here.
-        device: Where it shall run; None means the first GPU.
+        capabilities: Of the backend that is to run it.
+        device: The device that is to run it; None takes the first GPU.
 
     Returns:
-        What differs and what to do, or None where the engine fits. Another GPU of the same compute capability fits.
+        What differs and what to do, or None where the engine runs. Another GPU of the same compute capability runs it.
     """
     again = "export the model again on this machine"
-    title = TITLES.get(passport.backend, passport.backend)
+    title = get_title(passport.backend)
     built = f"it was built by {title} {passport.tensorrt} for {passport.gpu or passport.sm}"
     if passport.backend != capabilities.backend:
         return Mismatch(
-            found=f"{built}, not for {TITLES[capabilities.backend]}",
+            code="engine-backend-mismatch",
+            found=f"{built}, not for {get_title(capabilities.backend)}",
             do=f"open it with backend={passport.backend!r}, or {again}",
         )
     if not same_release(passport.tensorrt, capabilities.version):
         return Mismatch(
+            code="engine-version-mismatch",
             found=f"{built}, and {title} {capabilities.version} is installed",
             do=f"install {title} {passport.tensorrt}, or {again}",
         )
     index = device.gpu if device is not None else 0
     if index < len(capabilities.gpus) and capabilities.gpus[index].sm != passport.sm:
         gpu = capabilities.gpus[index]
-        return Mismatch(found=f"{built} ({passport.sm}), and this GPU is {gpu.name} ({gpu.sm})", do=again)
+        return Mismatch(
+            code="engine-gpu-mismatch",
+            found=f"{built} ({passport.sm}), and this GPU is {gpu.name} ({gpu.sm})",
+            do=again,
+        )
     return None
 
 
-METADATA_KEY = "trtkit"
-# Plans start with a letter and "trt": "ptrt" and "ftrt" are TensorRT's, "vtrt" is TensorRT-RTX's.
-PLAN_MAGIC, RTX_PLAN_MAGIC = b"trt", b"vtrt"
-MAX_HEADER_BYTES = 64 * 2**20
+# The file.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineFile:
-    """An engine file that was read.
+    """The contents of an engine file.
 
     Attributes:
         path: The file.
         metadata: Ultralytics' keys; empty for a bare plan.
-        passport: Ours, or None for engines of others.
-        plan: What TensorRT deserializes.
-        backend: "tensorrt" or "tensorrt_rtx", by the passport or by the plan's first bytes.
+        passport: The engine's provenance, or None for engines that trtkit did not write.
+        plan: The serialized engine.
+        backend: The backend that runs it, by the passport or by the plan's first bytes.
     """
 
     path: Path
@@ -244,21 +257,29 @@ class EngineFile:
         Raises:
             EngineError: The task is unknown, or the metadata does not parse.
         """
-        known = dict(self.metadata)
+        metadata = dict(self.metadata)
         if task is not None:
-            known["task"] = task
+            metadata["task"] = task
         if names is not None:
-            known["names"] = dict(names)
-        if "task" not in known:
+            metadata["names"] = dict(names)
+        if "task" not in metadata:
             raise EngineError(
-                f"open {self.path}", "it is a bare plan and tells no task", "pass task=, such as task='detect'"
+                f"open {self.path}",
+                "it is a bare plan and names no task",
+                "pass task=, such as task='detect'",
+                code="engine-task-missing",
+                path=self.path,
             )
-        known.setdefault("names", {})
+        metadata.setdefault("names", {})
         try:
-            return ModelInfo.from_metadata(known)
+            return ModelInfo.from_metadata(metadata)
         except (KeyError, ValueError, TypeError) as error:
             raise EngineError(
-                f"open {self.path}", f"its metadata does not parse ({error})", "export the model again"
+                f"open {self.path}",
+                f"its metadata does not parse ({error})",
+                "export the model again",
+                code="engine-metadata-invalid",
+                path=self.path,
             ) from error
 
 
@@ -275,9 +296,12 @@ def write_engine(
     Args:
         path: The file.
         plan: From `BuildResult`.
-        metadata: Ultralytics' keys (`ModelInfo.to_metadata`), or a card.
-        passport: Where it comes from; None writes a file as Ultralytics does.
+        metadata: Ultralytics' keys (`ModelInfo.to_metadata`), or a model's description.
+        passport: The engine's provenance; None writes a file as Ultralytics does.
         overwrite: Replace the file if it exists.
+
+    Returns:
+        The file's path.
 
     Raises:
         OutputError: The file can't be written, or exists.
@@ -297,47 +321,89 @@ def write_engine(
 
 
 def read_engine(path: str | Path) -> EngineFile:
-    """Read an engine of ours, of Ultralytics', or a bare plan, without TensorRT.
+    """Read an engine file or a bare plan; needs no TensorRT.
 
     Args:
-        path: The file.
+        path: An engine of trtkit's or Ultralytics', or a bare plan.
 
     Raises:
-        EngineError: The file is missing, empty, cut short, changed, or no engine at all.
+        EngineError: The file is missing, empty, truncated, changed, or not an engine.
     """
     path = Path(path)
     asked = f"open {path}"
     if not path.is_file():
-        raise EngineError(asked, "the file does not exist", "check the path")
-    size = path.stat().st_size
+        raise EngineError(asked, "the file does not exist", "check the path", code="engine-not-found", path=path)
     with path.open("rb") as file:
         start = file.read(4)
         if start[1:] == PLAN_MAGIC:
-            return EngineFile(
-                path=path, metadata={}, passport=None, plan=start + file.read(), backend=_detect_backend(start)
-            )
-        metadata = _read_header(file, start, size, asked)
+            plan = start + file.read()
+            return EngineFile(path=path, metadata={}, passport=None, plan=plan, backend=_backend_of_plan(start))
+        metadata = _read_header(file, start, path)
         plan = file.read()
     passport = None
     if METADATA_KEY in metadata and not _is_description(metadata[METADATA_KEY]):
         try:
             passport = Passport.from_dict(metadata[METADATA_KEY])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise EngineError(asked, f"its passport does not parse ({error})", "export the model again") from error
+            raise EngineError(
+                asked,
+                f"its passport does not parse ({error})",
+                "export the model again",
+                code="engine-passport-invalid",
+                path=path,
+            ) from error
         if len(plan) != passport.plan_size:
             raise EngineError(
                 asked,
-                f"it is cut short: {len(plan):,} of {passport.plan_size:,} bytes of the plan are there",
+                f"it is truncated: the plan has {len(plan):,} of {passport.plan_size:,} bytes",
                 "copy it again",
+                code="engine-truncated",
+                path=path,
+                size=len(plan),
+                expected=passport.plan_size,
             )
         if hash_parts(plan) != passport.plan_hash:
             raise EngineError(
-                asked, "its plan is not the one its passport was made for", "copy it again, or export again"
+                asked,
+                "the plan's hash differs from the passport's",
+                "copy it again, or export again",
+                code="engine-hash-mismatch",
+                path=path,
             )
     elif not plan:
-        raise EngineError(asked, "it is cut short: there is no plan behind the header", "copy it again")
-    backend = passport.backend if passport is not None else _detect_backend(plan[:4])
+        raise EngineError(
+            asked,
+            "it is truncated: no plan follows the header",
+            "copy it again",
+            code="engine-truncated",
+            path=path,
+            size=0,
+        )
+    backend = passport.backend if passport is not None else _backend_of_plan(plan[:4])
     return EngineFile(path=path, metadata=metadata, passport=passport, plan=plan, backend=backend)
+
+
+def detect_backend(path: str | Path) -> str | None:
+    """The backend that runs an engine file, by its header alone.
+
+    Args:
+        path: Any file.
+
+    Returns:
+        The backend's name, or None where the file is missing or has no readable engine header.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+            if start[1:] == PLAN_MAGIC:
+                return _backend_of_plan(start)
+            metadata = _read_header(file, start, path)
+            if METADATA_KEY in metadata and not _is_description(metadata[METADATA_KEY]):
+                return str(metadata[METADATA_KEY]["backend"])
+            return _backend_of_plan(file.read(4))
+    except (OSError, EngineError, KeyError, TypeError, ValueError):
+        return None
 
 
 def strip_engine(path: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
@@ -348,8 +414,11 @@ def strip_engine(path: str | Path, output: str | Path, *, overwrite: bool = Fals
         output: The plan.
         overwrite: Replace the output if it exists.
 
+    Returns:
+        The plan's path.
+
     Raises:
-        EngineError: `path` is no engine.
+        EngineError: `path` is not an engine.
         OutputError: The plan can't be written.
     """
     return write_bytes(output, read_engine(path).plan, overwrite=overwrite)
@@ -364,47 +433,65 @@ def wrap_engine(
     overwrite: bool = False,
     **args: Any,
 ) -> Path:
-    """Write a bare plan as an engine file with a description.
+    """Write a bare plan as an engine file with a header.
 
     Args:
         plan: A bare plan, or an engine whose header is replaced.
         output: The engine.
-        info: What the model does.
-        passport: Where it comes from, if known; its plan hash and size must be those of `plan`.
+        info: The model's description.
+        passport: The engine's provenance, if known; its plan hash and size must be those of `plan`.
         overwrite: Replace the output if it exists.
         **args: Further keys of `ModelInfo.to_metadata`, such as batch=8.
 
+    Returns:
+        The engine's path.
+
     Raises:
-        EngineError: `plan` is no engine.
+        EngineError: `plan` is not an engine.
         OutputError: The output can't be written.
     """
     return write_engine(output, read_engine(plan).plan, info.to_metadata(**args), passport, overwrite=overwrite)
 
 
-def _detect_backend(mark: bytes) -> str:
-    return "tensorrt_rtx" if mark == RTX_PLAN_MAGIC else "tensorrt"
+def _backend_of_plan(magic: bytes) -> str:
+    return "tensorrt_rtx" if magic == RTX_PLAN_MAGIC else "tensorrt"
 
 
-def _read_header(file: BinaryIO, start: bytes, size: int, asked: str) -> dict[str, Any]:
-    """The JSON behind the length that the file starts with."""
-    length = int.from_bytes(start, "little")
-    if len(start) < 4 or size == 0:
-        raise EngineError(asked, f"it holds {size} bytes", "name an engine file")
-    foreign = EngineError(
-        asked, "it is no TensorRT engine", "name a .engine file that trtkit or Ultralytics wrote, or a plan"
+def _read_header(file: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
+    """The JSON that follows the length in the file's first four bytes."""
+    asked = f"open {path}"
+    length, size = int.from_bytes(start, "little"), path.stat().st_size
+    if len(start) < 4:
+        raise EngineError(
+            asked, f"it has {size} bytes", "name an engine file", code="engine-empty", path=path, size=size
+        )
+    not_engine = EngineError(
+        asked,
+        "it is not a TensorRT engine",
+        "name a .engine file that trtkit or Ultralytics wrote, or a plan",
+        code="engine-invalid",
+        path=path,
     )
     if not 2 <= length <= MAX_HEADER_BYTES or file.read(1) != b"{":
-        raise foreign
+        raise not_engine
     if length > size - 4:
-        raise EngineError(asked, "it is cut short inside its header", "copy it again")
+        raise EngineError(
+            asked,
+            "it is truncated inside its header",
+            "copy it again",
+            code="engine-truncated",
+            path=path,
+            size=size - 4,
+            expected=length,
+        )
     file.seek(-1, os.SEEK_CUR)
     with contextlib.suppress(ValueError):
         value = json.loads(file.read(length).decode("utf-8"))
         if isinstance(value, dict):
             return value
-    raise foreign
+    raise not_engine
 
 
 def _is_description(value: Any) -> bool:
-    """Whether a file's own key holds the model's description alone, without a passport."""
+    """Whether the value of `METADATA_KEY` is the model's description alone, without a passport."""
     return isinstance(value, dict) and set(value) <= DESCRIPTION_KEYS

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: runs every graph anywhere, so it judges accuracy where there is no GPU."""
+"""ONNX Runtime on the CPU: the reference runtime, which runs FP32, FP16 and Q/DQ graphs on any machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.base import Runner
-from trtkit.errors import CapabilityError, EngineError
+from trtkit.backends.base import Backend, Runner
+from trtkit.backends.capabilities import probe_onnxruntime
+from trtkit.backends.devices import parse_device
+from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.graph.fp16 import emulate_fp16
 from trtkit.models.onnx_model import from_proto, read_onnx
 
-__all__ = ["OrtRunner", "detect_precision"]
+__all__ = ["ONNXRUNTIME", "OrtRunner", "detect_precision"]
 
 INPUT_TYPES = {
     "tensor(float)": np.float32,
@@ -34,13 +36,13 @@ class OrtRunner(Runner):
 
     Args:
         source: An ONNX file, or a graph in memory.
-        task: The task, where the file's metadata does not say.
-        names: Class names, where the metadata does not say.
-        threads: Threads of one run; None takes every core this process may use.
+        task: The task, where the file's metadata does not name it.
+        names: Class names, where the metadata does not list them.
+        threads: Intra-op threads; None takes every core this process may use.
 
     Raises:
-        OnnxError: The file is missing, is no ONNX graph, or tells no task and none was given.
-        EngineError: ONNX Runtime refuses the graph.
+        OnnxError: The file is missing, is not an ONNX graph, or names no task and none was given.
+        EngineError: ONNX Runtime rejects the graph.
     """
 
     engine = False
@@ -62,21 +64,21 @@ class OrtRunner(Runner):
             model = read_onnx(path, task=task, names=names)
         proto = model.proto
         assert proto is not None
-        told = model.notes.get("trtkit", {})
+        notes = model.notes.get("trtkit", {})
         self.path = path
         self.info = model.info
         self.imgsz = model.imgsz
-        self.hash = str(told.get("model_hash") or model.hash)
-        self.precision = str(told.get("precision") or detect_precision(proto))
+        self.hash = str(notes.get("model_hash") or model.hash)
+        self.precision = str(notes.get("precision") or detect_precision(proto))
         self.session, version = _create_session(proto, path, threads=threads)
         self.name = f"ONNX Runtime {version} CPU"
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
         self.input_name = next(iter(self.inputs))
-        open_sides = [not isinstance(side, int) for side in self.inputs[self.input_name].shape]
-        self.fixed_batch: int | None = None if open_sides[0] else self.inputs[self.input_name].shape[0]
+        is_open = [not isinstance(side, int) for side in self.inputs[self.input_name].shape]
+        self.fixed_batch: int | None = None if is_open[0] else self.inputs[self.input_name].shape[0]
         self.batch = self.fixed_batch
-        self.dynamic = any(open_sides)
+        self.dynamic = any(is_open)
         self._lock = threading.Lock()
 
     def infer(self, feeds: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -86,30 +88,35 @@ class OrtRunner(Runner):
             EngineError: The batch or the size does not fit the graph, or the runner is closed.
         """
         if self.session is None:
-            raise EngineError(f"run {self.name}", "the runner is closed", "open the model again")
-        given = dict(feeds) if isinstance(feeds, Mapping) else {self.input_name: feeds}
-        unknown = sorted(set(given) ^ set(self.inputs))
-        if unknown:
+            raise EngineError(f"run {self.name}", "the runner is closed", "open the model again", code="runner-closed")
+        arrays = dict(feeds) if isinstance(feeds, Mapping) else {self.input_name: feeds}
+        if set(arrays) != set(self.inputs):
             raise EngineError(
-                f"run {self.name} with inputs {sorted(given)}",
-                f"the graph takes {sorted(self.inputs)}",
+                f"run {self.name} with inputs {sorted(arrays)}",
+                f"the graph's inputs are {sorted(self.inputs)}",
                 "feed exactly these",
+                code="run-inputs-unknown",
+                names=sorted(arrays),
+                expected=sorted(self.inputs),
             )
-        images = len(given[self.input_name])
-        self.check_batch(images)
-        ready = {name: self._prepare_input(name, value) for name, value in given.items()}
+        count = len(arrays[self.input_name])
+        self.check_batch(count)
+        ready = {name: self._prepare_input(name, value) for name, value in arrays.items()}
         try:
             values = self.session.run(self.outputs, ready)
         except Exception as error:
-            # ONNX Runtime raises its own family of exceptions, unrelated to one another, for any misfit.
+            # ONNX Runtime raises its own family of exceptions, unrelated to one another, for any mismatch.
+            shape = arrays[self.input_name].shape
             raise EngineError(
-                f"run {self.name} on {given[self.input_name].shape}",
+                f"run {self.name} on {shape}",
                 _first_line(error),
-                "feed the shape the graph takes",
+                "feed the shape of the graph's input",
+                code="run-failed",
+                shape=shape,
             ) from error
         results = {}
         for name, value in zip(self.outputs, values, strict=True):
-            rows = value[:images] if self.fixed_batch is not None and len(value) == self.fixed_batch else value
+            rows = value[:count] if self.fixed_batch is not None and len(value) == self.fixed_batch else value
             results[name] = np.asarray(rows, dtype=np.float32)
         return results
 
@@ -120,8 +127,8 @@ class OrtRunner(Runner):
 
     def _prepare_input(self, name: str, value: np.ndarray) -> np.ndarray:
         """The input in the graph's type, padded with zeros to the batch of a static graph."""
-        wanted = INPUT_TYPES.get(self.inputs[name].type, np.float32)
-        value = np.ascontiguousarray(value, dtype=wanted)
+        dtype = INPUT_TYPES.get(self.inputs[name].type, np.float32)
+        value = np.ascontiguousarray(value, dtype=dtype)
         missing = (self.fixed_batch or 0) - len(value)
         if missing > 0:
             value = np.concatenate([value, np.zeros((missing, *value.shape[1:]), dtype=value.dtype)])
@@ -129,16 +136,21 @@ class OrtRunner(Runner):
 
 
 def detect_precision(proto: onnx.ModelProto) -> str:
-    """The precision a graph is written in, judged by its nodes and weights: "fp32", "fp16" or "int8"."""
+    """Read the precision of a graph off its nodes and weights.
+
+    Args:
+        proto: The graph.
+
+    Returns:
+        "fp32", "fp16" or "int8".
+    """
     if _has_qdq(proto):
         return "int8"
-    halves = sum(
-        np.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16
-    )
-    floats = sum(
-        np.prod(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT
-    )
-    return "fp16" if halves > floats else "fp32"
+    sizes = {onnx.TensorProto.FLOAT16: 0, onnx.TensorProto.FLOAT: 0}
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += int(np.prod(tensor.dims))
+    return "fp16" if sizes[onnx.TensorProto.FLOAT16] > sizes[onnx.TensorProto.FLOAT] else "fp32"
 
 
 def _has_qdq(proto: onnx.ModelProto) -> bool:
@@ -149,32 +161,74 @@ def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int |
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise CapabilityError("run an ONNX graph", "onnxruntime is not installed", "pip install onnxruntime") from error
+        raise CapabilityError(
+            "run an ONNX graph",
+            "onnxruntime is not installed",
+            ONNXRUNTIME.install_hint,
+            code="backend-missing",
+            backend="onnxruntime",
+        ) from error
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     if _has_qdq(proto):
-        # A Q/DQ graph is run by its own arithmetic: quantize, dequantize, float convolution. The integer kernels that
-        # ONNX Runtime would fuse it into saturate in 16 bits on processors without VNNI (u8 x s8 on AVX2), and its
-        # last optimization level reorders sums (NCHWc), which moves values across rounding steps. Measured on yolo11n
-        # (2 cores, 640 px): these settings equal the unoptimized graph bit for bit at 71 ms; fused 73 ms; the
-        # "session.x64quantprecision" way 73-144 ms; the full level without fusing moved scores by up to 0.10.
+        # A Q/DQ graph runs as written: quantize, dequantize, float convolution. The integer kernels that ONNX Runtime
+        # would fuse it into saturate in 16 bits on processors without VNNI (u8 x s8 on AVX2), and its last optimization
+        # level reorders sums (NCHWc), which moves values across quantization steps. With these settings the outputs
+        # equal those of the unoptimized graph bit for bit.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    exact = emulate_fp16(proto)
+    emulated = emulate_fp16(proto)
     try:
         # A path lets ONNX Runtime find weights stored beside the graph.
-        model = str(path) if path is not None and exact is proto else exact.SerializeToString()
+        model = str(path) if path is not None and emulated is proto else emulated.SerializeToString()
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), ort.__version__
     except Exception as error:
         # ONNX Runtime raises its own family of exceptions, unrelated to one another.
         raise EngineError(
             f"open {path or 'an ONNX graph'}",
-            f"ONNX Runtime refuses it ({_first_line(error)})",
+            f"ONNX Runtime rejects it ({_first_line(error)})",
             "check it with onnx.checker",
+            code="onnx-rejected",
+            path=path,
         ) from error
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _accepts(source: Any) -> bool:
+    return not isinstance(source, (str, Path)) or Path(source).suffix.lower() == ".onnx"
+
+
+def _open(source: Any, *, task: str | None, device: str | int | None) -> OrtRunner:
+    if not _accepts(source):
+        raise RecipeError(
+            f"open {source} with backend='onnxruntime'",
+            "it is not an ONNX file",
+            "open the ONNX file, or leave backend out",
+            code="open-engine-as-onnx",
+            path=source,
+        )
+    if parse_device(device).kind not in ("any", "cpu"):
+        raise CapabilityError(
+            f"open an ONNX graph on {device!r}",
+            "ONNX Runtime runs on the CPU here",
+            "export an engine for the GPU",
+            code="device-not-cpu",
+            device=device,
+        )
+    return OrtRunner(source, task=task)
+
+
+ONNXRUNTIME = Backend(
+    name="onnxruntime",
+    title="ONNX Runtime",
+    install_hint="run pip install onnxruntime",
+    probe=probe_onnxruntime,
+    accepts=_accepts,
+    open=_open,
+    models="ONNX files of every precision, on the CPU",
+)

@@ -321,7 +321,7 @@ def prepare_implicit_calibration(
         seed=DEFAULTS.seed,
     )
     batch = 2 * recipe.batch
-    version = backends.capabilities(builder).version
+    version = backends.probe(builder).version
     key = hash_parts(model.hash, dataset.hash(split), *map(str, paths), f"{size} {batch} {version}")
     return backends.ImplicitCalibration(
         batches=load_input_batches(paths, task=model.task, size=size, batch=batch, skipped=[]),

@@ -95,11 +95,11 @@ def check(values: argparse.Namespace, cancel: threading.Event) -> None:
 
     file = backends.read_engine(values.file)
     if file.passport is not None:
-        found = backends.capabilities(file.backend)
+        found = backends.probe(file.backend)
         device = int(values.device) if values.device and values.device.isdecimal() else values.device
         mismatch = backends.check_compatibility(file.passport, found, parse_device(device)) if found.present else None
         if mismatch is not None:
-            raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do)
+            raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do, code=mismatch.code)
     backends.require_run(file.backend, device=values.device)
     known = "it fits" if file.passport is not None else "it has no passport, so only opening it tells more"
     print(f"{values.file}: {known}.")
@@ -149,7 +149,7 @@ def doctor_options(parser: argparse.ArgumentParser) -> Command:
 
 def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Print what is installed and what each backend can do here."""
-    from trtkit.backends.capabilities import BACKENDS, TITLES, probe, require_build, require_run
+    from trtkit.backends import get_backend, list_backends, probe, require_build, require_run
     from trtkit.results import describe_machine, package_versions
 
     here = describe_machine()
@@ -160,11 +160,15 @@ def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
         print(f"GPU {gpu.index}: {gpu.name} ({gpu.sm}), {gpu.memory_gib:.0f} GiB, driver {gpu.driver or 'unknown'}")
     if not gpus:
         print("GPU: none (no NVIDIA driver with a GPU was found)")
-    for name in BACKENDS:
-        found = probe(name)
-        print(f"\n{found.title}" if found.present else f"\n{TITLES[name]}: {found.missing}")
-        if name == "onnxruntime":
-            print("  builds  nothing; runs the ONNX files of every precision on the CPU")
+    for name in list_backends():
+        try:
+            backend, found = get_backend(name), probe(name)
+        except CapabilityError as error:
+            print(f"\n{name}: {error.found}; {error.do}")
+            continue
+        print(f"\n{found.title}" if found.present else f"\n{backend.title}: {found.missing}")
+        if backend.build is None:
+            print(f"  builds  nothing; runs {backend.models}")
             continue
         for word, require in (("builds", require_build), ("runs", require_run)):
             try:
@@ -175,7 +179,7 @@ def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
             targets = (
                 f" for {', '.join(found.cross_build_targets)}" if word == "builds" and found.cross_build_targets else ""
             )
-            print(f"  {word:<6}  engines{targets}")
+            print(f"  {word:<6}  {backend.models}{targets}")
 
 
 def demo_options(parser: argparse.ArgumentParser) -> Command:

@@ -515,7 +515,7 @@ def engine_facts(artifact: Artifact) -> dict[str, Any]:
 
 def passport_facts(artifact: Artifact) -> dict[str, Any]:
     """Where the engine comes from and where it runs; empty for an ONNX file."""
-    from trtkit.backends.capabilities import TITLES
+    from trtkit.backends import get_title
     from trtkit.widgets.wizard.options import GPU_NAMES
 
     passport = artifact.passport
@@ -529,7 +529,7 @@ def passport_facts(artifact: Artifact) -> dict[str, Any]:
         layers = dict(counted.iter_rows())
     gpu = passport.gpu or GPU_NAMES.get(passport.sm, "")
     return {
-        "Built by": f"{TITLES.get(passport.backend, passport.backend)} {passport.tensorrt}",
+        "Built by": f"{get_title(passport.backend)} {passport.tensorrt}",
         "Runs on": f"{passport.sm} ({gpu})" if gpu else passport.sm,
         "Batch": f"up to {passport.batch}" if passport.dynamic else passport.batch,
         "Image size": f"{passport.imgsz[0]} x {passport.imgsz[1]}" + (", others too" if passport.dynamic else ""),

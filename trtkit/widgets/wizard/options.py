@@ -86,10 +86,11 @@ def inspect_machine() -> Machine:
     Returns:
         What was found. Nothing here compares versions: every answer is the backends' own.
     """
-    from trtkit.backends.capabilities import BACKENDS, INSTALL_HINTS, best, probe, require_build, require_run
+    from trtkit.backends.base import get_backend, list_backends
+    from trtkit.backends.capabilities import best, probe, require_build, require_run
 
-    found = {name: probe(name) for name in BACKENDS}
-    engines = [name for name in BACKENDS if name != "onnxruntime"]
+    found = {name: probe(name) for name in list_backends()}
+    engines = [name for name in found if get_backend(name).needs_gpu]
     builds, runs = {}, {}
     for name in engines:
         builds[name], runs[name] = "", ""
@@ -105,7 +106,9 @@ def inspect_machine() -> Machine:
             runs[name] = error.found
     return Machine(
         titles={name: one.title for name, one in found.items() if one.present},
-        missing={name: f"{one.missing}; {INSTALL_HINTS[name]}" for name, one in found.items() if not one.present},
+        missing={
+            name: f"{one.missing}; {get_backend(name).install_hint}" for name, one in found.items() if not one.present
+        },
         gpus=tuple((gpu.name, gpu.sm) for gpu in found["tensorrt"].gpus),
         best=best("build"),
         builds=builds,
