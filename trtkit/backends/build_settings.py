@@ -1,4 +1,4 @@
-"""How an ONNX graph becomes an engine, and what building gives back."""
+"""Build settings of an engine, and the result of a build."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ import numpy as np
 
 from trtkit.errors import RecipeError
 
-__all__ = [
-    "PRECISIONS",
-    "BuildResult",
-    "BuildSettings",
-    "ImplicitCalibration",
-]
-
+__all__ = ["PRECISIONS", "BuildResult", "BuildSettings", "ImplicitCalibration"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImplicitCalibration:
-    """Images for TensorRT's own INT8 calibrator (`IInt8MinMaxCalibrator`), which TensorRT 11 no longer has.
+    """Images for TensorRT's own INT8 calibrator (`IInt8MinMaxCalibrator`), which TensorRT 11 removed.
 
     Attributes:
-        batches: Float32 NCHW batches in [0, 1], of one shape; a shorter last one is left out.
-        cache: A file of scales to reuse and to write, or None.
+        batches: Float32 NCHW batches in [0, 1], of one shape; a shorter last batch is dropped.
+        cache: A calibration cache file to read and to write, or None.
     """
 
     batches: Iterable[np.ndarray] = ()
@@ -37,21 +31,25 @@ class ImplicitCalibration:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """How an ONNX graph becomes an engine. The precision lives in the graph; it is named here to check and to report.
+    """How an ONNX graph is built. The graph itself sets the precision; here it is stated for checks and reports.
 
     Attributes:
         precision: "fp32", "fp16" or "int8".
         batch: The largest batch the engine accepts.
-        imgsz: Height and width, pixels; for a dynamic engine the size it is tuned for.
+        imgsz: Height and width, pixels; for a dynamic engine the size it is optimized for.
         dynamic: Whether batch, height and width may change at run time.
-        smallest: Height and width of the smallest image of a dynamic engine, pixels.
-        largest: Height and width of the largest image of a dynamic engine, pixels; None takes `imgsz`.
-        workspace: GiB of scratch memory TensorRT may use; None lets TensorRT decide.
-        device: None, 0, "cuda:1", "dla:0", or "sm89" to build TensorRT-RTX engines for a GPU that is not here.
+        min_imgsz: Smallest height and width of a dynamic engine, pixels.
+        max_imgsz: Largest height and width of a dynamic engine, pixels; None takes `imgsz`.
+        workspace: Scratch memory TensorRT may use, GiB; None lets TensorRT decide.
+        device: None, 0, "cuda:1", "dla:0", or "sm89" to build TensorRT-RTX engines for another GPU.
         opt_level: TensorRT's `builder_optimization_level`, 0 to 5; None takes TensorRT's default.
-        isolate: Build in a child process, so that a crash inside TensorRT ends as a BuildError.
-        timing_cache: True for a file by GPU and TensorRT version in the user's cache folder, False for none, or a file.
-        implicit: Calibrate with TensorRT's own calibrator instead of Q/DQ pairs in the graph.
+        isolate: Build in a child process, so that a crash inside TensorRT becomes a BuildError.
+        timing_cache: True for a file per GPU and TensorRT version in the user's cache folder, False for none, or a
+            file.
+        implicit: Calibrate with TensorRT's own calibrator instead of Q/DQ nodes in the graph.
+
+    Raises:
+        RecipeError: A value is out of range, or two settings exclude each other.
     """
 
     precision: str = "fp32"
@@ -70,32 +68,54 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise RecipeError(
-                f"precision={self.precision!r}", "no such precision", f"choose one of {', '.join(PRECISIONS)}"
+                f"precision={self.precision!r}",
+                "no such precision",
+                f"choose one of {', '.join(PRECISIONS)}",
+                code="build-precision",
+                value=self.precision,
             )
         if self.batch < 1:
-            raise RecipeError(f"batch={self.batch}", "a batch holds at least one image", "pass batch=1 or more")
+            raise RecipeError(
+                f"batch={self.batch}",
+                "a batch has at least one image",
+                "pass batch=1 or more",
+                code="build-batch",
+                value=self.batch,
+            )
         if self.workspace is not None and self.workspace <= 0:
             raise RecipeError(
-                f"workspace={self.workspace}", "it must be above 0 GiB", "pass None to let TensorRT decide"
+                f"workspace={self.workspace}",
+                "it must be above 0 GiB",
+                "pass None to let TensorRT decide",
+                code="build-workspace",
+                value=self.workspace,
             )
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise RecipeError(
-                f"opt_level={self.opt_level}", "TensorRT knows levels 0 to 5", "pass None for TensorRT's default"
+                f"opt_level={self.opt_level}",
+                "TensorRT has levels 0 to 5",
+                "pass None for TensorRT's default",
+                code="build-opt-level",
+                value=self.opt_level,
             )
         if self.implicit is not None and self.precision != "int8":
             raise RecipeError(
                 f"implicit calibration with precision={self.precision!r}",
-                "it belongs to INT8 only",
+                "it applies to INT8 only",
                 "pass precision='int8'",
+                code="build-implicit-precision",
+                value=self.precision,
             )
-        top = self.max_imgsz or self.imgsz
+        largest = self.max_imgsz or self.imgsz
         if self.dynamic and not all(
-            low <= best <= high for low, best, high in zip(self.min_imgsz, self.imgsz, top, strict=True)
+            low <= best <= high for low, best, high in zip(self.min_imgsz, self.imgsz, largest, strict=True)
         ):
             raise RecipeError(
-                f"dynamic sizes {self.min_imgsz} to {top} around imgsz {self.imgsz}",
+                f"dynamic sizes {self.min_imgsz} to {largest} around imgsz {self.imgsz}",
                 "they are not in ascending order",
-                "let smallest <= imgsz <= largest hold for height and width",
+                "pass min_imgsz <= imgsz <= max_imgsz for height and width",
+                code="build-dynamic-sizes",
+                value=(self.min_imgsz, self.imgsz, largest),
             )
 
 
@@ -104,10 +124,10 @@ class BuildResult:
     """An engine in memory.
 
     Attributes:
-        plan: What TensorRT serialized, without a header.
-        seconds: Wall time of the build, seconds.
+        plan: The serialized engine, without a header.
+        seconds: Wall time of the build, s.
         facts: Where and how it was built: backend, tensorrt, cuda, driver, gpu, sm, warnings; JSON-ready.
-        layers: The layer table as rows (see `layers.COLUMNS`), where the builder told it.
+        layers: The layer table as rows (columns as in `layer_frame`), where the builder reports it.
     """
 
     plan: bytes

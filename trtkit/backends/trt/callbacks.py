@@ -1,4 +1,4 @@
-"""A build's progress, and a way to stop it, where TensorRT reports any."""
+"""Objects that TensorRT calls back: progress monitor, INT8 calibrator and logger."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PROGRESS_STEPS = 100
 
 
 class BuildProgress:
-    """Nested phases as one share of the whole.
+    """The progress of TensorRT's nested build phases as one monotonic number.
 
-    TensorRT calls from several threads. A phase counts for one step of its parent, so the share of the whole is the
-    root's finished steps plus what its running phases have done of theirs. It never falls.
+    TensorRT calls from several threads. A phase counts as one step of its parent: the total is the root's finished
+    steps plus the progress of its running phases. It never decreases.
 
     Args:
-        work: Receives the steps.
+        reporter: Receives the steps.
         stage: Their name.
     """
 
@@ -47,44 +47,43 @@ class BuildProgress:
         self.stage = stage
         self.failure: BaseException | None = None
         self._phases: dict[str, tuple[str | None, int, int]] = {}
-        self._most = 0.0
+        self._highest = 0.0
         self._reported = -1
         self._lock = threading.Lock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """Enter a phase.
+        """Start a phase.
 
         Args:
-            name: Its name, unique among the running ones.
-            parent: The phase it is a part of, or None.
-            steps: Its steps.
+            name: Its name, unique among the running phases.
+            parent: The enclosing phase, or None.
+            steps: Number of its steps.
         """
         with self._lock:
             self._phases[name] = (parent, max(1, steps), 0)
 
     def step(self, name: str, step: int) -> bool:
-        """Count a step.
+        """Complete a step.
 
         Args:
             name: The phase.
             step: Its index.
 
         Returns:
-            Whether to go on.
+            Whether the build should continue.
         """
         with self._lock:
             if name in self._phases:
                 parent, steps, _ = self._phases[name]
                 self._phases[name] = (parent, steps, min(steps, step + 1))
-            share = max(
-                (self._share(root) for root, (above, _, _) in self._phases.items() if above is None), default=0.0
-            )
-            self._most = max(self._most, share)
-            done = int(self._most * PROGRESS_STEPS)
-        return self.tell(done)
+            roots = [name for name, (parent, _, _) in self._phases.items() if parent is None]
+            share = max(map(self._share, roots), default=0.0)
+            self._highest = max(self._highest, share)
+            done = int(self._highest * PROGRESS_STEPS)
+        return self.report(done)
 
     def finish(self, name: str) -> None:
-        """Leave a phase.
+        """Finish a phase.
 
         Args:
             name: Its name.
@@ -92,19 +91,19 @@ class BuildProgress:
         with self._lock:
             self._phases.pop(name, None)
 
-    def tell(self, done: int) -> bool:
-        """Report to the caller; an error of theirs stops the build and is raised after it.
+    def report(self, done: int) -> bool:
+        """Report to the caller; an exception in the callback stops the build and is raised after it.
 
         Args:
             done: Steps of `PROGRESS_STEPS`.
 
         Returns:
-            Whether to go on.
+            Whether the build should continue.
         """
         if self.failure is not None:
             return False
         try:
-            # TensorRT steps thousands of times: only those that move the bar are told, and all ask whether to go on.
+            # TensorRT calls thousands of times: only changes of `done` are reported; every call checks for cancellation.
             if done != self._reported or self.reporter.is_cancelled():
                 self._reported = done
                 self.reporter.step(self.stage, done, PROGRESS_STEPS)
@@ -116,16 +115,15 @@ class BuildProgress:
     def _share(self, name: str) -> float:
         _, steps, done = self._phases[name]
         running = [child for child, (parent, _, _) in self._phases.items() if parent == name]
-        inside = max((self._share(child) for child in running), default=0.0)
-        return min(1.0, (done + inside) / steps)
+        return min(1.0, (done + max(map(self._share, running), default=0.0)) / steps)
 
 
-def create_monitor(backend: str, phases: BuildProgress) -> Any:
-    """TensorRT's `IProgressMonitor` that reports to `phases`.
+def create_monitor(backend: str, progress: BuildProgress) -> Any:
+    """Create a TensorRT `IProgressMonitor`.
 
     Args:
-        backend: One that has it.
-        phases: The listener.
+        backend: A backend that has it.
+        progress: Receives its calls.
     """
     trt = import_bindings(backend)
 
@@ -134,58 +132,63 @@ def create_monitor(backend: str, phases: BuildProgress) -> Any:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            phases.start(phase_name, parent_phase, num_steps)
+            progress.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return phases.step(phase_name, step)
+            return progress.step(phase_name, step)
 
         def phase_finish(self, phase_name: str) -> None:
-            phases.finish(phase_name)
+            progress.finish(phase_name)
 
     return Monitor()
 
 
-# TensorRT's own INT8 calibrator (implicit quantization), where the installed TensorRT still has it.
+# TensorRT's own INT8 calibrator (implicit quantization).
 
 
 def require_calibrator(backend: str) -> None:
-    """Make sure that implicit calibration exists.
+    """Check that TensorRT's own calibrator exists.
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
 
     Raises:
-        CapabilityError: It left with TensorRT 11 and was never in TensorRT-RTX.
+        CapabilityError: TensorRT 11 removed it; TensorRT-RTX never had it.
     """
-    found = probe(backend)
-    if not found.has_int8_calibrator:
+    capabilities = probe(backend)
+    if not capabilities.has_int8_calibrator:
         raise CapabilityError(
             "calibrate INT8 with TensorRT's own calibrator",
-            f"{found.title} has none (it left with TensorRT 11)",
-            "leave implicit out: Q/DQ pairs in the graph do it everywhere",
+            f"{capabilities.title} has none (TensorRT 11 removed it)",
+            "leave implicit out: Q/DQ nodes in the graph work with every TensorRT",
+            code="calibrator-unsupported",
+            version=capabilities.version,
         )
 
 
-def create_calibrator(backend: str, settings: ImplicitCalibration, *, device: int = 0) -> Any:
-    """An `IInt8MinMaxCalibrator` over the images.
+def create_calibrator(backend: str, settings: ImplicitCalibration, *, device: int) -> Any:
+    """Create a TensorRT `IInt8MinMaxCalibrator` that reads batches.
 
     Args:
-        backend: One that has calibrators.
+        backend: A backend that has calibrators.
         settings: The images and the cache.
-        device: The GPU.
+        device: The GPU's index.
 
     Raises:
         CapabilityError: There is no calibrator, or torch has no CUDA to hold the images.
-        CalibrationError: No images and no cache.
+        CalibrationError: There are no images and no cache.
     """
     require_calibrator(backend)
     trt = import_bindings(backend)
-    found = _read_cache(settings.cache)
+    cached_scales = _read_cache(settings.cache)
     batches = iter(settings.batches)
     first = next(batches, None)
-    if first is None and not found:
+    if first is None and not cached_scales:
         raise CalibrationError(
-            "calibrate INT8 with TensorRT's own calibrator", "there is no image", "pass data with images"
+            "calibrate INT8 with TensorRT's own calibrator",
+            "there are no images",
+            "pass data with images",
+            code="calibrator-no-images",
         )
     torch = require_torch_cuda("feed TensorRT's calibrator")
 
@@ -195,9 +198,8 @@ def create_calibrator(backend: str, settings: ImplicitCalibration, *, device: in
             self.batch = len(first) if first is not None else 1
             self.source: Iterator[np.ndarray] = _prepend(first, batches)
             self.memory: Any = None
-            self.fed = 0
-            # A build may be tried twice with one calibrator, whose images are gone by then.
-            self.known = found
+            # A build may be repeated with the same calibrator after its images are consumed.
+            self.scales = cached_scales
             self.failure: BaseException | None = None
 
         def get_batch_size(self) -> int:
@@ -206,26 +208,25 @@ def create_calibrator(backend: str, settings: ImplicitCalibration, *, device: in
         def get_batch(self, names: list[str]) -> list[int] | None:
             try:
                 value = next(self.source, None)
-                # TensorRT 8.6 wants every batch at the size it asked for: a shorter last one ends the run.
+                # TensorRT 8.6 needs every batch at `get_batch_size`: a shorter last one ends the calibration.
                 if value is None or len(value) != self.batch:
                     return None
                 value = np.ascontiguousarray(value, dtype=np.float32)
                 self.memory = torch.from_numpy(value).to(torch.device("cuda", device))
                 torch.cuda.synchronize(device)
-            except BaseException as error:  # noqa: BLE001 - none may cross TensorRT's C++ frames; the builder raises it
+            except BaseException as error:  # noqa: BLE001 - must not cross TensorRT's C++ frames; the builder raises it
                 self.failure = error
                 return None
-            self.fed += len(value)
             return [int(self.memory.data_ptr())]
 
         def read_calibration_cache(self) -> bytes | None:
-            return self.known or None
+            return self.scales or None
 
         def write_calibration_cache(self, cache: Any) -> None:
-            self.known = bytes(cache)
+            self.scales = bytes(cache)
             if settings.cache is not None:
                 try:
-                    write_bytes(settings.cache, self.known)
+                    write_bytes(settings.cache, self.scales)
                 except BaseException as error:  # noqa: BLE001 - as above
                     self.failure = error
 
@@ -242,16 +243,16 @@ def _read_cache(cache: Path | None) -> bytes:
     return cache.read_bytes() if cache is not None and cache.is_file() else b""
 
 
-# What TensorRT says while it works: one logger a process and module, listened to by whoever is at work.
+# The logger: one per process and backend, since TensorRT keeps the first one it gets.
 
 
 LOG = logging.getLogger("trtkit.tensorrt")
-# The builder prints its layer table under one of these lines when the engine keeps detailed profiling information.
+# The builder prints its layer table below one of these lines with detailed profiling verbosity.
 TABLE_HEADERS = ("Layers:\n", "Engine Layer Information:\n")
 
 
 class Messages:
-    """What was said during one piece of work.
+    """TensorRT's messages during one operation.
 
     Attributes:
         errors: Error messages, in order.
@@ -264,11 +265,11 @@ class Messages:
         self.warnings: list[str] = []
         self.table = ""
 
-    def hear(self, severity: str, text: str) -> None:
-        """Keep a message.
+    def add(self, severity: str, text: str) -> None:
+        """Add a message.
 
         Args:
-            severity: TensorRT's name of it.
+            severity: The name of TensorRT's severity.
             text: The message.
         """
         if severity in ("ERROR", "INTERNAL_ERROR"):
@@ -278,14 +279,14 @@ class Messages:
         elif text.startswith(TABLE_HEADERS):
             self.table = text
 
-    def why(self, otherwise: str = "TensorRT gives no reason") -> str:
-        """The errors as one clause.
+    def summary(self, default: str = "TensorRT gives no reason") -> str:
+        """The first errors as one clause.
 
         Args:
-            otherwise: What to say where there was none.
+            default: The clause where there were none.
         """
         lines = list(dict.fromkeys(" ".join(text.split()) for text in self.errors))
-        return " | ".join(lines[:3]) or otherwise
+        return " | ".join(lines[:3]) or default
 
 
 _LISTENERS: list[Messages] = []
@@ -294,10 +295,10 @@ _LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def capture_messages() -> Iterator[Messages]:
-    """Yield the messages that arrive while the block runs, those of other threads included.
+    """Capture TensorRT's messages while the block runs, those of other threads included.
 
     Yields:
-        A collection that grows.
+        The messages so far; it grows.
     """
     messages = Messages()
     with _LOCK:
@@ -311,7 +312,7 @@ def capture_messages() -> Iterator[Messages]:
 
 @functools.cache
 def get_logger(backend: str) -> Any:
-    """The one logger of a backend: TensorRT keeps the first it gets for the whole process.
+    """The TensorRT logger of a backend, created once.
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx".
@@ -327,10 +328,10 @@ def get_logger(backend: str) -> Any:
             if name != "VERBOSE":
                 LOG.debug("%s: %s", name, msg)
             for messages in tuple(_LISTENERS):
-                messages.hear(name, msg)
+                messages.add(name, msg)
 
-    found = Logger()
-    # Graphs with suppression become one of these plugins on TensorRT 8; both reading and running them need it.
+    logger = Logger()
+    # On TensorRT 8, NMS in a graph becomes one of these plugins; parsing and running need them registered.
     if hasattr(trt, "init_libnvinfer_plugins"):
-        trt.init_libnvinfer_plugins(found, "")
-    return found
+        trt.init_libnvinfer_plugins(logger, "")
+    return logger

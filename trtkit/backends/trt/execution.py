@@ -1,4 +1,4 @@
-"""One TensorRT engine in GPU memory: its context, buffers, stream and CUDA graph."""
+"""A TensorRT engine on the GPU: execution context, buffers, stream and CUDA graph."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from trtkit.errors import EngineError
 
 __all__ = ["Execution"]
 
-# Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which a capture forbids.
+# Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which fails in a capture.
 RUNS_BEFORE_CAPTURE = 2
-# Captures of two threads at once would see each other's work.
+# Captures of two threads at once would record each other's calls.
 _CAPTURING = threading.Lock()
 _OPEN: weakref.WeakSet[Execution] = weakref.WeakSet()
 
 
 class Execution:
-    """An engine that is ready to run on one GPU. Not safe for several threads at once: the runner holds a lock.
+    """A deserialized engine with its execution context on one GPU. Not thread-safe: the runner holds a lock.
 
     Args:
-        plan: What TensorRT serialized.
+        plan: The serialized engine.
         backend: "tensorrt" or "tensorrt_rtx".
         device: A GPU or a DLA core.
-        asked: What is being done, for errors.
+        asked: The operation, for errors.
 
     Raises:
-        EngineError: TensorRT does not take the plan, or the GPU has too little memory.
+        EngineError: TensorRT rejects the plan, or the GPU has too little memory.
         CapabilityError: Torch has no CUDA.
     """
 
@@ -47,25 +47,28 @@ class Execution:
         self.graph: Any = None
         self.graph_error = ""
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._same = 0
+        self._repeats = 0
         self._allocators: dict[str, Any] = {}
         with self.torch.cuda.device(self.device):
             self.stream: Any = self.torch.cuda.Stream(self.device)
             self.runtime, self.engine, self.context = self._load(plan, device)
             try:
                 self._name_tensors()
-                # On the stream that will use it: clearing memory on another one could come after the first input.
+                # On the stream that uses it: clearing memory on another one could come after the first input.
                 with self.torch.cuda.stream(self.stream):
                     self._allocate()
             except self.torch.cuda.OutOfMemoryError as error:
                 raise EngineError(
-                    asked, f"the GPU has too little memory ({_first_line(error)})", "use a smaller batch"
+                    asked,
+                    f"the GPU has too little memory ({_first_line(error)})",
+                    "use a smaller batch",
+                    code="run-out-of-memory",
                 ) from error
         _OPEN.add(self)
 
     @contextlib.contextmanager
     def use_stream(self) -> Iterator[None]:
-        """Make the engine's stream the current one, so that torch's operations queue up with the engine's.
+        """Make the engine's stream the current one, so that torch operations are ordered with the engine's runs.
 
         Yields:
             Nothing.
@@ -74,94 +77,107 @@ class Execution:
             EngineError: CUDA failed inside the block.
         """
         if self.context is None:
-            raise EngineError(self.asked, "the engine is closed", "open it again")
+            raise EngineError(self.asked, "the engine is closed", "open it again", code="runner-closed")
         try:
             with self.torch.cuda.stream(self.stream):
                 yield
         except RuntimeError as error:
             # Torch reports every CUDA failure, asynchronous ones included, as a RuntimeError.
             raise EngineError(
-                self.asked, f"CUDA failed ({_first_line(error)})", "open the engine again, in a new process"
+                self.asked,
+                f"CUDA failed ({_first_line(error)})",
+                "open the engine again, in a new process",
+                code="run-cuda-failed",
             ) from error
 
     def input(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The input's memory as a tensor of a shape.
+        """A view of an input's memory.
 
         Args:
             name: The input.
-            shape: At most its largest.
+            shape: The view's shape, at most the input's largest.
         """
         return self.buffers[name][: math.prod(shape)].view(shape)
 
     def outputs(self) -> dict[str, Any]:
-        """The last run's outputs: views that the next run overwrites."""
-        found = {}
+        """The last run's outputs, as views that the next run overwrites."""
+        outputs = {}
         for name in self.output_names:
-            sink = self._allocators.get(name)
-            if sink is not None:
-                # The shape arrives with the data.
+            allocator = self._allocators.get(name)
+            if allocator is not None:
+                # The shape is known when the run ends.
                 self.stream.synchronize()
-                found[name] = sink.view()
+                outputs[name] = allocator.view()
                 continue
             shape = tuple(self.context.get_tensor_shape(name))
-            found[name] = self.buffers[name][: math.prod(shape)].view(shape)
-        return found
+            outputs[name] = self.buffers[name][: math.prod(shape)].view(shape)
+        return outputs
 
     def run(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Queue one run on the stream; the inputs are already in their memory.
+        """Enqueue one run on the stream; the inputs are already in their memory.
 
-        A CUDA graph replays it once a shape has been run a few times.
+        After a few runs of one shape a CUDA graph replays it.
 
         Args:
-            shapes: Of every input.
+            shapes: The shape of every input.
 
         Raises:
-            EngineError: TensorRT refuses.
+            EngineError: TensorRT reports an error.
         """
         self.set_shapes(shapes)
         if self.graph is not None:
             self.graph.replay()
             return
         self.launch()
-        self._same += 1
-        if self._same >= RUNS_BEFORE_CAPTURE and not self._allocators and not self.graph_error:
+        self._repeats += 1
+        if self._repeats >= RUNS_BEFORE_CAPTURE and not self._allocators and not self.graph_error:
             self._capture()
 
     def launch(self) -> None:
-        """Queue one run without a CUDA graph.
+        """Enqueue one run without a CUDA graph.
 
         Raises:
-            EngineError: TensorRT refuses.
+            EngineError: TensorRT reports an error.
         """
         with capture_messages() as messages:
             if not self.context.execute_async_v3(self.stream.cuda_stream):
-                raise EngineError(self.asked, messages.why(), "see the trtkit.tensorrt log for all TensorRT said")
+                raise EngineError(
+                    self.asked,
+                    messages.summary(),
+                    "see the trtkit.tensorrt log for all messages",
+                    code="run-failed",
+                    reason=messages.summary(),
+                )
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Tell TensorRT the inputs' shapes, where they changed.
+        """Set the input shapes, where they changed.
 
         Args:
-            shapes: Of every input.
+            shapes: The shape of every input.
 
         Raises:
-            EngineError: TensorRT refuses them.
+            EngineError: TensorRT rejects them.
         """
         if dict(shapes) == self.shapes:
             return
         self._drop_graph()
-        self._same = 0
+        self._repeats = 0
         self.graph_error = ""
         with capture_messages() as messages:
             for name, shape in shapes.items():
                 if not self.context.set_input_shape(name, shape):
                     self.shapes = {}
                     raise EngineError(
-                        self.asked, f"shape {shape} of {name!r}: {messages.why()}", "pass a shape it was built for"
+                        self.asked,
+                        f"shape {shape} of {name!r}: {messages.summary()}",
+                        "pass a shape it was built for",
+                        code="run-shape",
+                        shape=shape,
                     )
         self.shapes = dict(shapes)
 
     def recreate_context(self) -> None:
-        """Replace the context by a new one with the same memory and shapes.
+        """Replace the execution context by a new one with the same memory and shapes.
 
         Raises:
             EngineError: The GPU has too little memory.
@@ -169,29 +185,32 @@ class Execution:
         shapes = self.shapes
         self.stream.synchronize()
         self._drop_graph()
-        # Before the new one is made: TensorRT 8 lends an optimization profile to one context at a time.
+        # Before the new one is created: in TensorRT 8 an optimization profile belongs to one context at a time.
         self.context = None
         with capture_messages() as messages:
             self.context = self.engine.create_execution_context()
         if self.context is None:
             raise EngineError(
-                self.asked, f"no memory to run it ({messages.why()})", "free GPU memory, and open it again"
+                self.asked,
+                f"no memory for an execution context ({messages.summary()})",
+                "free GPU memory, and open it again",
+                code="run-out-of-memory",
             )
         self.shapes = {}
         for name, buffer in self.buffers.items():
             self.context.set_tensor_address(name, buffer.data_ptr())
-        for name, sink in self._allocators.items():
-            self.context.set_output_allocator(name, sink)
+        for name, allocator in self._allocators.items():
+            self.context.set_output_allocator(name, allocator)
         self.set_shapes(shapes)
 
-    def times(self, runs: int) -> list[float]:
-        """Time runs on the GPU itself, by CUDA events around each.
+    def time_runs(self, runs: int) -> list[float]:
+        """Time runs on the GPU, by CUDA events around each.
 
         Args:
-            runs: How many, queued one behind the other.
+            runs: Number of runs, enqueued one after the other.
 
         Returns:
-            Milliseconds of each.
+            Latency of each run, ms.
         """
         events = [[self.torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
         for begin, end in events:
@@ -203,19 +222,19 @@ class Execution:
 
     @property
     def memory(self) -> int:
-        """Bytes of GPU memory for activations, inputs and outputs; the weights come on top (about the plan's size)."""
-        held: int = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
+        """GPU memory for activations, inputs and outputs, bytes; the weights (about the plan's size) come on top."""
+        buffers: int = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
         scratch = getattr(self.engine, "device_memory_size_v2", None)
-        return held + int(self.engine.device_memory_size if scratch is None else scratch)
+        return buffers + int(self.engine.device_memory_size if scratch is None else scratch)
 
     def close(self) -> None:
-        """Free everything on the GPU; closing twice is fine."""
+        """Free all GPU memory; closing twice is fine."""
         if self.context is None:
             return
         with contextlib.suppress(RuntimeError):
             self.stream.synchronize()
         self._drop_graph()
-        # Each needs the next one alive while it goes.
+        # Each needs the next one alive while it is destroyed.
         self.context = None
         self.engine = None
         self.runtime = None
@@ -235,13 +254,18 @@ class Execution:
             if engine is None:
                 raise EngineError(
                     self.asked,
-                    f"TensorRT {self.trt.__version__} does not take it ({messages.why()})",
+                    f"TensorRT {self.trt.__version__} rejects the plan ({messages.summary()})",
                     "export the model again with this TensorRT on this GPU",
+                    code="engine-plan-rejected",
+                    reason=messages.summary(),
                 )
             context = engine.create_execution_context()
             if context is None:
                 raise EngineError(
-                    self.asked, f"no memory to run it ({messages.why()})", "use a smaller batch or free GPU memory"
+                    self.asked,
+                    f"no memory for an execution context ({messages.summary()})",
+                    "use a smaller batch or free GPU memory",
+                    code="run-out-of-memory",
                 )
         return runtime, engine, context
 
@@ -255,19 +279,23 @@ class Execution:
         for name in self.input_names:
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise EngineError(
-                    self.asked, f"its input {name!r} is a shape on the host", "export a graph with images alone"
+                    self.asked,
+                    f"its input {name!r} is a shape tensor on the host",
+                    "export a graph whose only inputs are images",
+                    code="engine-shape-input",
+                    name=name,
                 )
             shape = tuple(engine.get_tensor_shape(name))
             fixed = all(side >= 0 for side in shape)
-            profile = [shape] * 3 if fixed else [tuple(found) for found in engine.get_tensor_profile_shape(name, 0)]
+            profile = [shape] * 3 if fixed else [tuple(limit) for limit in engine.get_tensor_profile_shape(name, 0)]
             self.ranges[name] = tuple(profile)
         self.dynamic = any(low != high for low, _, high in self.ranges.values())
 
     def _allocate(self) -> None:
-        """Memory for the largest shapes, so that no run allocates."""
+        """Allocate memory for the largest shapes, so that no run allocates."""
         self.buffers: dict[str, Any] = {}
         for name in self.input_names:
-            self.buffers[name] = self._memory(name, math.prod(self.ranges[name][2]))
+            self.buffers[name] = self._allocate_tensor(name, math.prod(self.ranges[name][2]))
             self.context.set_tensor_address(name, self.buffers[name].data_ptr())
         self.set_shapes({name: largest for name, (_, _, largest) in self.ranges.items()})
         for name in self.output_names:
@@ -276,20 +304,20 @@ class Execution:
                 self._allocators[name] = _create_output_allocator(self, name)
                 self.context.set_output_allocator(name, self._allocators[name])
                 continue
-            self.buffers[name] = self._memory(name, math.prod(shape))
+            self.buffers[name] = self._allocate_tensor(name, math.prod(shape))
             self.context.set_tensor_address(name, self.buffers[name].data_ptr())
 
-    def _memory(self, name: str, count: int) -> Any:
+    def _allocate_tensor(self, name: str, count: int) -> Any:
         return self.torch.zeros(max(1, count), dtype=self.types[name], device=self.device)
 
     def _capture(self) -> None:
-        """Record a run as a CUDA graph; where TensorRT can't be recorded, plain runs go on."""
+        """Capture a run as a CUDA graph; where that fails, runs stay without one."""
         self.stream.synchronize()
         graph = self.torch.cuda.CUDAGraph()
         with _CAPTURING, capture_messages() as messages:
             done = False
             try:
-                # Other threads may allocate meanwhile: only this thread's calls are recorded or forbidden.
+                # Other threads may allocate meanwhile: only this thread's calls are recorded or restricted.
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     done = bool(self.context.execute_async_v3(self.stream.cuda_stream))
@@ -298,7 +326,7 @@ class Execution:
             except RuntimeError as error:
                 self.graph_error = _first_line(error)
             if not done and not self.graph_error:
-                self.graph_error = messages.why()
+                self.graph_error = messages.summary()
         if self.graph_error:
             return
         self.graph = graph
@@ -311,10 +339,10 @@ class Execution:
 
 
 def _create_output_allocator(execution: Execution, name: str) -> Any:
-    """Takes an output whose size is known only after the run; memory is kept and grows."""
+    """An output allocator for an output whose size is known only after the run; its memory is kept and grows."""
     trt = execution.trt
 
-    class Sink(trt.IOutputAllocator):  # type: ignore[name-defined, misc]
+    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.shape: tuple[int, ...] = ()
@@ -336,7 +364,7 @@ def _create_output_allocator(execution: Execution, name: str) -> Any:
         def view(self) -> Any:
             return self.data[: math.prod(self.shape)].view(self.shape)
 
-    return Sink()
+    return OutputAllocator()
 
 
 def _torch_type(torch: Any, kind: Any) -> Any:
@@ -353,6 +381,6 @@ def _first_line(error: BaseException) -> str:
 
 @atexit.register
 def _close_all() -> None:
-    """TensorRT's objects call their logger when they go, so they go before the interpreter does."""
+    """TensorRT's objects call their logger when they are destroyed, so they must go before the interpreter exits."""
     for execution in list(_OPEN):
         execution.close()

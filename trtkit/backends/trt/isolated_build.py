@@ -1,6 +1,6 @@
-"""Building in a child process: a crash inside TensorRT ends as an error, and a cancelled build stops at once.
+"""Build in a child process: a crash inside TensorRT becomes an error, and a cancelled build stops at once.
 
-The child is a plain interpreter that runs this module, so a notebook or script needs no `__main__` guard.
+The child runs this module in a new interpreter, so a notebook or script needs no `__main__` guard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trtkit.progress import Event, Reporter
 
 __all__ = ["build_isolated"]
 
-# Lines of the child's standard output that are events; TensorRT's own prints start otherwise.
+# Prefix of the lines on the child's standard output that are events; TensorRT prints there as well.
 EVENT_PREFIX = "\x1etrtkit "
 POLL_SECONDS = 0.1
 
@@ -41,40 +41,43 @@ def build_isolated(
 
     Args:
         source: The ONNX graph.
-        settings: How to build it.
+        settings: Build settings.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        reporter: Receives progress; cancelling kills the child.
+        reporter: Progress callback and cancellation token; cancelling kills the child.
 
     Raises:
         BuildError: TensorRT crashed or failed.
         CancelledError: The caller cancelled.
-        TrtkitError: What `build_engine` raises in the child.
+        TrtkitError: As `build_engine` raised it in the child.
     """
-    found = require_build(backend, device=settings.device)
+    capabilities = require_build(backend, device=settings.device)
     stage = f"build {settings.precision} engine"
     data, _, path = read_graph(source)
     with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
         folder = Path(name)
         if not path:
             (folder / "model.onnx").write_bytes(data)
-        _write_job(folder, path or str(folder / "model.onnx"), settings, found.backend)
+        _write_job(folder, path or str(folder / "model.onnx"), settings, capabilities.backend)
         code, tail = _run_child(folder, stage, reporter)
-        answer = folder / "answer.json"
-        if not answer.is_file():
+        result_path = folder / "result.json"
+        if not result_path.is_file():
             raise errors.BuildError(
-                f"build an engine with {found.title} in a child process",
-                f"TensorRT brought the process down ({_describe_exit(code)}{': ' + tail if tail else ''})",
+                f"build an engine with {capabilities.title} in a child process",
+                f"TensorRT crashed the process ({_describe_exit(code)}{': ' + tail if tail else ''})",
                 "lower batch, imgsz or workspace, or report the model to NVIDIA",
+                code="build-crashed",
+                exit=_describe_exit(code),
+                output=tail,
             )
-        said = json.loads(answer.read_text(encoding="utf-8"))
-        if "error" in said:
-            kind = getattr(errors, said["error"], errors.BuildError)
-            raise kind(said["asked"], said["found"], said["do"])
+        result = json.loads(result_path.read_text(encoding="utf-8"))
+        if "error" in result:
+            kind = getattr(errors, result["error"], errors.BuildError)
+            raise kind(result["asked"], result["found"], result["do"], code=result["code"], **result["fields"])
         return BuildResult(
             plan=(folder / "plan").read_bytes(),
-            seconds=said["seconds"],
-            facts={**said["facts"], "isolated": True},
-            layers=tuple(said["layers"]),
+            seconds=result["seconds"],
+            facts={**result["facts"], "isolated": True},
+            layers=tuple(result["layers"]),
         )
 
 
@@ -86,7 +89,7 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
     implicit: dict[str, Any] | None = None
     if settings.implicit is not None:
         count = 0
-        # Images go through the disk, one file a batch, so that memory holds one batch at a time.
+        # One file per batch, so that memory holds one batch at a time.
         for count, batch in enumerate(settings.implicit.batches, start=1):
             np.save(folder / f"batch{count - 1:06d}.npy", batch)
         cache = settings.implicit.cache
@@ -96,7 +99,7 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
 
 
 def _run_child(folder: Path, stage: str, reporter: Reporter) -> tuple[int, str]:
-    """Run the child to its end; returns its exit code and its last words."""
+    """Run the child to its end; returns its exit code and the last lines it printed."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     environment["PYTHONPATH"] = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
     child = subprocess.Popen(
@@ -124,7 +127,6 @@ def _run_child(folder: Path, stage: str, reporter: Reporter) -> tuple[int, str]:
                 break
             if line.startswith(EVENT_PREFIX):
                 event = json.loads(line[len(EVENT_PREFIX) :])
-
                 reporter.step(event["stage"], event["done"], event["total"], event["message"])
             elif line.strip():
                 last = [*last[-2:], line.strip()]
@@ -162,7 +164,7 @@ def _load_batches(folder: Path, count: int) -> Iterator[np.ndarray]:
 
 
 def main(name: str) -> None:
-    """Do the job that the parent wrote into a folder.
+    """Run the job that the parent wrote into a folder.
 
     Args:
         name: The folder.
@@ -170,8 +172,8 @@ def main(name: str) -> None:
     folder = Path(name)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     values = job["settings"]
-    for side in ("imgsz", "min_imgsz", "max_imgsz"):
-        values[side] = None if values[side] is None else tuple(values[side])
+    for size in ("imgsz", "min_imgsz", "max_imgsz"):
+        values[size] = None if values[size] is None else tuple(values[size])
     if isinstance(values["timing_cache"], str):
         values["timing_cache"] = Path(values["timing_cache"])
     if job["implicit"] is not None:
@@ -179,20 +181,27 @@ def main(name: str) -> None:
         values["implicit"] = ImplicitCalibration(
             batches=_load_batches(folder, job["implicit"]["batches"]), cache=None if cache is None else Path(cache)
         )
-    answer: dict[str, Any]
+    result: dict[str, Any]
     try:
         built = build_engine(
             job["model"], BuildSettings(**values), backend=job["backend"], reporter=Reporter(_print_event)
         )
     except errors.TrtkitError as error:
-        answer = {"error": type(error).__name__, "asked": error.asked, "found": error.found, "do": error.do}
+        result = {
+            "error": type(error).__name__,
+            "asked": error.asked,
+            "found": error.found,
+            "do": error.do,
+            "code": error.code,
+            "fields": error.fields,
+        }
     else:
         (folder / "plan").write_bytes(built.plan)
-        answer = {"seconds": built.seconds, "facts": dict(built.facts), "layers": list(built.layers)}
-    partial = folder / "answer.part"
-    partial.write_text(json.dumps(answer), encoding="utf-8")
-    # The answer appears last and whole: without it, the parent knows that the child died.
-    partial.replace(folder / "answer.json")
+        result = {"seconds": built.seconds, "facts": dict(built.facts), "layers": list(built.layers)}
+    partial = folder / "result.part"
+    partial.write_text(json.dumps(result, default=str), encoding="utf-8")
+    # The result appears last and whole: without it, the parent knows that the child crashed.
+    partial.replace(folder / "result.json")
 
 
 if __name__ == "__main__":

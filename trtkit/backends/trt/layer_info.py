@@ -1,8 +1,7 @@
-"""What TensorRT made of a graph: the engine's layers as one table.
+"""The layer table of an engine: layers, precisions, tactics and the ONNX nodes fused into each.
 
-The engine inspector's JSON comes in two forms (`Bindings` up to TensorRT 8.6, `I/O Tensors` after it), and a builder
-that keeps detailed information prints the same table as text while it builds: that is how an engine built with no GPU
-is read.
+It comes from the engine inspector's JSON, which has two forms (`Bindings` up to TensorRT 8.6, `I/O Tensors` after it),
+or from the text that a builder with detailed profiling verbosity logs, which needs no GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_times", "layer_frame", "parse_build_log", "parse_inspector_json"]
 
-# Datatypes as TensorRT spells them ("Row major linear FP32 format (kLINEAR)", "Int8", "Half") and ours.
+# TensorRT's spellings of data types ("Row major linear FP32 format (kLINEAR)", "Int8", "Half") and our names.
 DATATYPE_PATTERNS = (
     (r"\bint8\b", "int8"),
     (r"\bfp8\b", "fp8"),
@@ -31,43 +30,46 @@ DATATYPE_PATTERNS = (
     (r"\buint8\b", "uint8"),
     (r"\bbool\b", "bool"),
 )
-# Layers that compute in the type of their input, whatever they write: an INT8 convolution often writes FP16.
+# Layers that compute in the type of their input, whatever their output: an INT8 convolution often writes FP16.
 COMPUTE_LAYERS = re.compile(r"conv|corr|gemm|matmul|matrixmultiply|mha|fusion", re.IGNORECASE)
 REFORMAT_NAMES = re.compile(r"^Reformatting CopyNode|\breformat\b|^__myl_(Move|Cast|Tran|Copy)+_", re.IGNORECASE)
-# Steps that only order streams; they move and compute nothing.
+# Layers that only synchronize streams.
 SYNC_LAYERS = ("signal", "wait")
 
 
 def parse_inspector_json(text: str) -> tuple[dict[str, Any], ...]:
-    """Read `EngineInspector.get_engine_information(LayerInformationFormat.JSON)`.
+    """Parse the output of `EngineInspector.get_engine_information(LayerInformationFormat.JSON)`.
 
     Args:
         text: JSON in either form.
 
     Returns:
-        One row a layer, as `layer_frame` takes them.
+        One row per layer, as `layer_frame` takes them.
 
     Raises:
-        EngineError: It is no such JSON.
+        EngineError: The text is not such JSON.
     """
     try:
-        # TensorRT prints kernels' names as they are; some hold control characters.
+        # TensorRT does not escape kernel names; some contain control characters.
         layers = json.loads(text, strict=False)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(
-            "read the layer table", "TensorRT's engine inspector gave no layers", "report this engine"
+            "read the layer table",
+            "TensorRT's engine inspector returned no layers",
+            "report this engine",
+            code="layer-table-invalid",
         ) from error
     return tuple(_parse_layer(layer if isinstance(layer, Mapping) else {"Name": str(layer)}) for layer in layers)
 
 
 def parse_build_log(text: str) -> tuple[dict[str, Any], ...]:
-    """Read the layer table that the builder prints ("Layers:" and one line a layer), with no GPU needed.
+    """Parse the layer table that the builder logs ("Layers:" and one line per layer).
 
     Args:
-        text: The message, or "".
+        text: The log message, or "".
 
     Returns:
-        One row a layer; streams' signals and waits are left out. Empty where there is no table.
+        One row per layer, without stream signals and waits; empty where there is no table.
     """
     rows = []
     for line in text.splitlines():
@@ -80,15 +82,15 @@ def parse_build_log(text: str) -> tuple[dict[str, Any], ...]:
 
 
 def layer_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """The table.
+    """Build the layer table's frame.
 
     Args:
         rows: From `parse_inspector_json`, `parse_build_log` or a passport.
 
     Returns:
-        One row a layer: index; name; type; onnx_nodes; precision (of its arithmetic: the input's for weighted layers,
-        the output's for others); input_precision; output_precision; tactic; inputs; outputs; shape (of the first
-        output); reformat (it only changes layout or type); ms (null where nothing was timed).
+        One row per layer: index; name; type; onnx_nodes; precision (of its arithmetic: the input's for convolutions
+        and matrix products, the output's for others); input_precision; output_precision; tactic; inputs; outputs;
+        shape (of the first output); reformat (it only changes layout or type); ms (null without timings).
     """
     import polars as pl
 
@@ -111,11 +113,11 @@ def layer_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
 
 
 def add_times(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
-    """Add measured times.
+    """Add measured times to layer rows.
 
     Args:
-        rows: One a layer.
-        times: Milliseconds of one run by layer name, from a profiler.
+        rows: One per layer.
+        times: Mean time of one run by layer name, ms, from a profiler.
     """
     return tuple({**row, "ms": times.get(str(row["name"]))} for row in rows)
 
@@ -124,18 +126,18 @@ def _parse_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     name = str(layer.get("Name", ""))
     kind = str(layer.get("LayerType", ""))
     inputs, outputs = (_tensors(layer.get(key)) for key in ("Inputs", "Outputs"))
-    entering, leaving = (_parse_precision(tensors) for tensors in (inputs, outputs))
+    input_precision, output_precision = (_parse_precision(tensors) for tensors in (inputs, outputs))
     nodes = _parse_onnx_nodes(layer, name)
     reformat = kind.lower() in ("reformat", "nocopy") or bool(REFORMAT_NAMES.search(name))
-    weighted = COMPUTE_LAYERS.search(kind) is not None and not reformat
+    computes_in_input_type = COMPUTE_LAYERS.search(kind) is not None and not reformat
     shape = outputs[0].get("Dimensions") if outputs else None
     return {
         "name": name,
         "type": kind,
         "onnx_nodes": nodes,
-        "precision": (entering if weighted else leaving) or leaving or entering,
-        "input_precision": entering,
-        "output_precision": leaving,
+        "precision": (input_precision if computes_in_input_type else None) or output_precision or input_precision,
+        "input_precision": input_precision,
+        "output_precision": output_precision,
         "tactic": str(layer.get("TacticName") or layer.get("TacticValue") or ""),
         "inputs": [str(tensor.get("Name", "")) for tensor in inputs],
         "outputs": [str(tensor.get("Name", "")) for tensor in outputs],
@@ -160,10 +162,10 @@ def _parse_precision(tensors: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _parse_onnx_nodes(layer: Mapping[str, Any], name: str) -> list[str]:
-    """ONNX nodes by the metadata; by the fused layer's name where there is none (TensorRT 8.6)."""
-    told = re.findall(r"\[ONNX Layer: (.*?)\](?=\[|\x1e|,|\s|$)", str(layer.get("Metadata") or ""))
-    if told:
-        return list(dict.fromkeys(told))
+    """The fused ONNX nodes, from the metadata; from the layer's name where there is none (TensorRT 8.6)."""
+    nodes = re.findall(r"\[ONNX Layer: (.*?)\](?=\[|\x1e|,|\s|$)", str(layer.get("Metadata") or ""))
+    if nodes:
+        return list(dict.fromkeys(nodes))
     if REFORMAT_NAMES.search(name) or name.startswith("__my"):
         return []
     inner = re.sub(r"\{ForeignNode\[(.*?)\]\}", r"\1", name)
@@ -173,19 +175,19 @@ def _parse_onnx_nodes(layer: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _parse_log_line(line: str) -> dict[str, Any]:
-    """One line of the builder's table; its keys are those of the inspector's JSON."""
-    found: dict[str, Any] = {}
+    """One line of the builder's table, with the keys of the inspector's JSON."""
+    layer: dict[str, Any] = {}
     name, rest = line[len("Name: ") :].split(", LayerType: ", 1)
-    found["Name"] = name
-    found["LayerType"] = rest.split(",", 1)[0]
+    layer["Name"] = name
+    layer["LayerType"] = rest.split(",", 1)[0]
     for key, after in (("Inputs", ", Constants: ["), ("Outputs", ", TacticName:")):
         match = re.search(rf"\b{key}: \[(.*?)\]{re.escape(after)}", rest)
-        found[key] = [_parse_log_tensor(text) for text in re.findall(r"\{ (Name: .*?) ?\}", match[1])] if match else []
+        layer[key] = [_parse_log_tensor(text) for text in re.findall(r"\{ (Name: .*?) ?\}", match[1])] if match else []
     tactic = re.search(r"TacticName: (.*?)(?:, StreamId|, Metadata|$)", rest)
     metadata = re.search(r"Metadata: (.*)$", rest)
-    found["TacticName"] = tactic[1].strip() if tactic else ""
-    found["Metadata"] = metadata[1].strip() if metadata else ""
-    return found
+    layer["TacticName"] = tactic[1].strip() if tactic else ""
+    layer["Metadata"] = metadata[1].strip() if metadata else ""
+    return layer
 
 
 def _parse_log_tensor(text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An ONNX graph as a TensorRT network: parsed, its shapes profiled, its types as the graph has them."""
+"""An ONNX graph as a TensorRT network: parsing, optimization profile and precision constraints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trtkit.backends.build_settings import BuildSettings
 from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, RecipeError
+from trtkit.graph.fp16 import has_fp16
 from trtkit.graph.torch_export import read_trtkit_metadata
 
 __all__ = [
@@ -23,80 +24,76 @@ __all__ = [
     "use_strong_typing",
 ]
 
-# Operators that compute no float values: holding them at a precision means nothing to TensorRT.
-NON_FLOAT_OPS = (
-    "Cast",
-    "Constant",
-    "ConstantOfShape",
-    "DequantizeLinear",
-    "Identity",
-    "QuantizeLinear",
-    "Shape",
-    "Size",
+# Operators that compute no float values; precision constraints do not apply to them.
+NON_FLOAT_OPS = frozenset(
+    ("Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Identity", "QuantizeLinear", "Shape", "Size")
 )
 
 
-def use_strong_typing(found: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) -> bool:
+def use_strong_typing(capabilities: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) -> bool:
     """Whether the network takes every type from the graph.
 
-    Where TensorRT leaves the choice, a Q/DQ graph on FP32 is built with precision flags instead, so that what is not
-    INT8 runs in FP16; DLA and TensorRT's own calibrator know flags only.
+    Where TensorRT offers both ways, a Q/DQ graph on FP32 is built with precision flags instead, so that layers outside
+    INT8 run in FP16. DLA and TensorRT's own calibrator work with flags only.
 
     Args:
-        found: What the installed TensorRT can do.
-        settings: What is built.
+        capabilities: Of the installed TensorRT.
+        settings: Build settings.
         proto: The graph.
     """
-    if found.strongly_typed_only:
+    if capabilities.strongly_typed_only:
         return True
-    if not found.strongly_typed or settings.implicit is not None or parse_device(settings.device).kind == "dla":
+    if not capabilities.strongly_typed or settings.implicit is not None or parse_device(settings.device).kind == "dla":
         return False
-    return settings.precision != "int8" or _has_fp16(proto)
+    return settings.precision != "int8" or has_fp16(proto)
 
 
-def create_network(builder: Any, found: Capabilities, *, strongly_typed: bool) -> Any:
-    """An empty network.
+def create_network(builder: Any, capabilities: Capabilities, *, strongly_typed: bool) -> Any:
+    """Create an empty network.
 
     Args:
         builder: TensorRT's.
-        found: What the installed TensorRT can do.
+        capabilities: Of the installed TensorRT.
         strongly_typed: From `use_strong_typing`.
     """
-    creation = import_bindings(found.backend).NetworkDefinitionCreationFlag
+    creation = import_bindings(capabilities.backend).NetworkDefinitionCreationFlag
     flags = 0
-    if found.explicit_batch_flag:
+    if capabilities.explicit_batch_flag:
         flags |= 1 << int(creation.EXPLICIT_BATCH)
     if strongly_typed:
         flags |= 1 << int(creation.STRONGLY_TYPED)
     return builder.create_network(flags)
 
 
-def parse_onnx(parser: Any, data: bytes, proto: onnx.ModelProto, found: Capabilities, *, folder: str = "") -> None:
-    """Read the graph into the parser's network.
+def parse_onnx(parser: Any, data: bytes, proto: onnx.ModelProto, capabilities: Capabilities, *, path: str = "") -> None:
+    """Parse a graph into the parser's network.
 
     Args:
         parser: TensorRT's `OnnxParser`.
         data: The graph, serialized.
         proto: The graph.
-        found: What the installed TensorRT can do.
-        folder: Path of the ONNX file, for weights stored beside it.
+        capabilities: Of the installed TensorRT.
+        path: The ONNX file, for weights stored beside it.
 
     Raises:
-        BuildError: TensorRT does not take a node; the error names it and its operator.
+        BuildError: TensorRT does not support a node; the error names it and its operator.
     """
-    if parser.parse(data, folder) if folder else parser.parse(data):
+    if parser.parse(data, path) if path else parser.parse(data):
         return
-    reasons = [_describe_parser_error(parser.get_error(index), proto, found) for index in range(parser.num_errors)]
-    found_out = "; ".join(dict.fromkeys(reasons)) or "it gives no reason"
+    errors = [_read_parser_error(parser.get_error(index), proto, capabilities) for index in range(parser.num_errors)]
+    reasons = "; ".join(dict.fromkeys(text for text, _, _ in errors)) or "a node, without giving a reason"
     raise BuildError(
-        f"build an engine with {found.title}",
-        f"it does not take {found_out}",
+        f"build an engine with {capabilities.title}",
+        f"it does not support {reasons}",
         "replace the operator in the model, or build with a newer TensorRT",
+        code="build-unsupported-node",
+        nodes=list(dict.fromkeys(name for _, name, _ in errors if name)),
+        operators=list(dict.fromkeys(operator for _, _, operator in errors if operator)),
     )
 
 
 def find_image_input(network: Any) -> Any:
-    """The input that images go into: the only one, or the only one of four dimensions.
+    """The network's image input: the one of four dimensions (NCHW).
 
     Args:
         network: After parsing.
@@ -105,108 +102,113 @@ def find_image_input(network: Any) -> Any:
         BuildError: There is none, or several.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    images = [tensor for tensor in inputs if len(tensor.shape) == 4]
-    if len(images) != 1:
+    image_inputs = [tensor for tensor in inputs if len(tensor.shape) == 4]
+    if len(image_inputs) != 1:
         raise BuildError(
             "build an engine",
-            f"the graph has {len(images)} inputs for images (NCHW)",
-            "give a graph with exactly one",
+            f"the graph has {len(image_inputs)} image inputs (NCHW)",
+            "pass a graph with exactly one",
+            code="build-image-inputs",
+            count=len(image_inputs),
         )
-    return images[0]
+    return image_inputs[0]
 
 
 def compute_profile_shapes(settings: BuildSettings, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
-    """Smallest, best and largest input shape.
+    """The min, opt and max shape of the optimization profile.
 
     Args:
-        settings: What is built.
+        settings: Build settings.
         shape: The graph's input, -1 where it is open: (batch, channels, height, width).
 
     Returns:
-        The three shapes, or None where the graph leaves nothing open.
+        The three shapes, or None for a static graph.
 
     Raises:
-        RecipeError: The graph is fixed at something else than was asked.
+        RecipeError: The graph is fixed at another shape than the settings ask for.
     """
     channels = shape[1] if shape[1] > 0 else 3
-    best = (settings.batch, channels, *settings.imgsz)
-    low: tuple[int, ...] = best
-    high: tuple[int, ...] = best
+    opt = (settings.batch, channels, *settings.imgsz)
+    low: tuple[int, ...] = opt
+    high: tuple[int, ...] = opt
     if settings.dynamic:
         low = (1, channels, *settings.min_imgsz)
         high = (settings.batch, channels, *(settings.max_imgsz or settings.imgsz))
-    for side, (fixed, wanted) in enumerate(zip(shape, best, strict=True)):
+    for axis, fixed, wanted in zip(("batch", "channels", "height", "width"), shape, opt, strict=True):
         if fixed > 0 and fixed != wanted:
-            name = ("batch", "channels", "height", "width")[side]
             raise RecipeError(
-                f"build an engine with {name} {wanted}",
+                f"build an engine with {axis} {wanted}",
                 f"the graph is fixed at {fixed}",
-                f"trace it with {name} {wanted}, or dynamic",
+                f"trace it with {axis} {wanted}, or dynamic",
+                code="build-shape-fixed",
+                axis=axis,
+                value=wanted,
+                fixed=fixed,
             )
-    if settings.dynamic and all(side > 0 for side in shape):
-        raise RecipeError("build a dynamic engine", "the graph is static", "trace it with dynamic=True")
     if all(side > 0 for side in shape):
+        if settings.dynamic:
+            raise RecipeError(
+                "build a dynamic engine",
+                "the graph is static",
+                "trace it with dynamic=True",
+                code="build-graph-static",
+                shape=shape,
+            )
         return None
-    # A graph may leave open the batch alone.
+    # A graph may leave only the batch open.
     low, high = (
         tuple(fixed if fixed > 0 else side for fixed, side in zip(shape, sides, strict=True)) for sides in (low, high)
     )
-    return low, best, high
+    return low, opt, high
 
 
-def constrain_precisions(network: Any, proto: onnx.ModelProto, found: Capabilities, *, calibrated: bool = False) -> int:
-    """Hold nodes above the precision that TensorRT would give them, where only flags choose (up to 10, untyped).
+def constrain_precisions(
+    network: Any, proto: onnx.ModelProto, capabilities: Capabilities, *, calibrated: bool = False
+) -> int:
+    """Constrain layers to the graph's precision where TensorRT would choose a lower one (up to 10, by flags).
 
     With the FP16 flag alone TensorRT may run in FP16 what the graph keeps in FP32 because it would overflow; with a
-    calibrator it may run the convolution that decodes boxes in INT8. Nodes that give integers or truths are left alone.
+    calibrator it may run the convolution that decodes boxes in INT8. Nodes with integer or boolean outputs are left
+    alone.
 
     Args:
         network: After parsing, not strongly typed.
         proto: The graph.
-        found: What the installed TensorRT can do.
-        calibrated: TensorRT's own calibrator chooses what runs in INT8. Transposed convolutions then stay in FP16: with
-            8.6 at level 2 segment's, the only one there is, builds so, and failed to build without (`refitUtils.cpp:
-            Assertion engine failed`).
+        capabilities: Of the installed TensorRT.
+        calibrated: TensorRT's own calibrator chooses the INT8 layers. Transposed convolutions then stay in FP16:
+            TensorRT 8.6 fails to build segment's at level 2 otherwise (`refitUtils.cpp: Assertion engine failed`).
 
     Returns:
-        Layers held.
+        Number of constrained layers.
     """
-    if not found.has_precision_constraints:
+    if not capabilities.has_precision_constraints:
         return 0
-    names = set(_find_fp32_nodes(proto))
-    if not _has_fp16(proto):
-        # A graph that is FP32 throughout, but for Q/DQ pairs, names the nodes that lower precisions would blur.
-        names &= set(read_trtkit_metadata(proto).get("fp32", ()))
-    halves = {node.name for node in proto.graph.node if calibrated and node.op_type == "ConvTranspose"} - names
-    trt = import_bindings(found.backend)
-    pinned = 0
+    fp32 = set(_find_fp32_nodes(proto))
+    if not has_fp16(proto):
+        # A graph that is FP32 but for Q/DQ lists the nodes that lose accuracy in a lower precision.
+        fp32 &= set(read_trtkit_metadata(proto).get("fp32", ()))
+    fp16 = {node.name for node in proto.graph.node if calibrated and node.op_type == "ConvTranspose"} - fp32
+    trt = import_bindings(capabilities.backend)
+    constrained = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.name in halves:
+        if layer.name in fp16:
             layer.precision = trt.float16
-        elif layer.name in names:
+        elif layer.name in fp32:
             layer.precision = trt.float32
             for output in range(layer.num_outputs):
                 layer.set_output_type(output, trt.float32)
         else:
             continue
-        pinned += 1
-    return pinned
-
-
-def _has_fp16(proto: onnx.ModelProto) -> bool:
-    half = onnx.TensorProto.FLOAT16
-    return any(tensor.data_type == half for tensor in proto.graph.initializer) or any(
-        node.op_type == "Cast" and any(attribute.name == "to" and attribute.i == half for attribute in node.attribute)
-        for node in proto.graph.node
-    )
+        constrained += 1
+    return constrained
 
 
 def _find_fp32_nodes(proto: onnx.ModelProto) -> Iterator[str]:
-    """Names of the nodes that write FP32 in a typed graph."""
+    """Names of the nodes whose outputs are all FP32 in a typed graph."""
     inferred = onnx.shape_inference.infer_shapes(proto)
-    known = [*inferred.graph.value_info, *inferred.graph.output]
-    types = {value.name: value.type.tensor_type.elem_type for value in known}
+    values = [*inferred.graph.value_info, *inferred.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
     for node in proto.graph.node:
         if node.op_type not in NON_FLOAT_OPS and all(
             types.get(name) == onnx.TensorProto.FLOAT for name in node.output if name
@@ -214,15 +216,15 @@ def _find_fp32_nodes(proto: onnx.ModelProto) -> Iterator[str]:
             yield node.name
 
 
-def _describe_parser_error(error: Any, proto: onnx.ModelProto, found: Capabilities) -> str:
-    """A parser error as "node 'x' (operator Y): why"."""
+def _read_parser_error(error: Any, proto: onnx.ModelProto, capabilities: Capabilities) -> tuple[str, str, str]:
+    """A parser error as "node 'x' (operator Y): reason", with the node's name and operator."""
     index = int(error.node())
-    if found.has_parser_nodes:
+    name = operator = ""
+    if capabilities.has_parser_nodes:
         name, operator = str(error.node_name()), str(error.node_operator())
-    else:
-        known = 0 <= index < len(proto.graph.node)
-        name, operator = (proto.graph.node[index].name, proto.graph.node[index].op_type) if known else ("", "")
-    why = re.sub(r"\s+", " ", str(error.desc())).strip()
+    elif 0 <= index < len(proto.graph.node):
+        name, operator = proto.graph.node[index].name, proto.graph.node[index].op_type
+    reason = re.sub(r"\s+", " ", str(error.desc())).strip()
     if not name and not operator:
-        return f"the graph ({why})"
-    return f"node {name or index!r} (operator {operator}): {why}"
+        return f"the graph ({reason})", "", ""
+    return f"node {name or index!r} (operator {operator}): {reason}", name, operator

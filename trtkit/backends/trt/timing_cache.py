@@ -1,4 +1,4 @@
-"""Tactic timings kept between builds: one file for each GPU and TensorRT version, safe against two builders at once."""
+"""Timing cache files: one per GPU and TensorRT version, safe for concurrent builders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["TimingCache", "user_cache_dir"]
 
 
 def user_cache_dir() -> Path:
-    """Where trtkit keeps what it may lose: `TRTKIT_CACHE`, else the user's cache folder."""
+    """The folder of cache files: `TRTKIT_CACHE`, else trtkit's folder in the user's cache directory."""
     chosen = os.environ.get("TRTKIT_CACHE")
     if chosen:
         return Path(chosen)
@@ -39,13 +39,16 @@ class TimingCache:
 
     @classmethod
     def from_setting(cls, setting: bool | Path, *, version: str, gpu: str, sm: str) -> TimingCache | None:
-        """The cache that a build's settings ask for.
+        """Choose the cache file of a build.
 
         Args:
             setting: `BuildSettings.timing_cache`.
-            version: TensorRT's.
+            version: TensorRT's version.
             gpu: The GPU's name.
             sm: Its compute capability.
+
+        Returns:
+            The cache, or None where the setting is False.
         """
         if setting is False:
             return None
@@ -55,15 +58,15 @@ class TimingCache:
         return cls(user_cache_dir() / "timing" / f"tensorrt-{version}-{slug}-{sm}.cache")
 
     def attach(self, config: Any) -> int:
-        """Give a builder's configuration what the file holds.
+        """Load the file into a builder configuration.
 
-        A file that TensorRT does not take is dropped with a warning: it costs time, never the build.
+        A file that TensorRT does not load is deleted with a warning; the build then times all tactics.
 
         Args:
             config: TensorRT's `IBuilderConfig`.
 
         Returns:
-            Bytes taken from the file, 0 for a fresh start.
+            Bytes loaded from the file, 0 for an empty cache.
         """
         data = self._read()
         if data:
@@ -76,25 +79,25 @@ class TimingCache:
                 ):
                     return len(data)
             warnings.warn(
-                f"The timing cache {self.path} does not load in this TensorRT: it was dropped, this build times anew.",
+                f"The timing cache {self.path} does not load in this TensorRT: it was deleted.",
                 stacklevel=2,
             )
-            self.drop()
-        self.fresh(config)
+            self.delete()
+        self.attach_empty(config)
         return 0
 
-    def fresh(self, config: Any) -> None:
-        """Give a builder's configuration an empty cache.
+    def attach_empty(self, config: Any) -> None:
+        """Set an empty cache in a builder configuration.
 
         Args:
             config: TensorRT's `IBuilderConfig`.
         """
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
-    def keep(self, config: Any) -> None:
-        """Write what a build timed, joined with what other builders wrote meanwhile.
+    def save(self, config: Any) -> None:
+        """Write the build's timings, merged with those that other builders wrote meanwhile.
 
-        A cache folder that can't be written costs later builds time and is no error.
+        A file that can't be written is a warning, not an error.
 
         Args:
             config: TensorRT's `IBuilderConfig` after the build.
@@ -103,32 +106,32 @@ class TimingCache:
         if cache is None:
             return
         try:
-            with self._locked():
-                written = self._read()
-                if written:
+            with self._lock():
+                data = self._read()
+                if data:
                     with contextlib.suppress(TypeError, ValueError, RuntimeError):
-                        other = config.create_timing_cache(written)
+                        other = config.create_timing_cache(data)
                         if other is not None:
                             cache.combine(other, ignore_mismatch=False)
                 write_bytes(self.path, bytes(cache.serialize()))
         except (OSError, OutputError) as error:
             warnings.warn(f"The timing cache {self.path} was not written: {error}", stacklevel=2)
 
-    def drop(self) -> None:
-        """Remove the file."""
+    def delete(self) -> None:
+        """Delete the file."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> bytes:
-        # Files appear whole (`write_bytes` renames), so reading needs no lock.
+        # `write_bytes` replaces the file atomically, so reading needs no lock.
         try:
             return self.path.read_bytes()
         except OSError:
             return b""
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the file's lock, which the system frees when a process dies."""
+    def _lock(self) -> Iterator[None]:
+        """Hold the file's lock; the system releases it when a process dies."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("a+b") as handle:
             if sys.platform == "win32":
@@ -149,6 +152,6 @@ class TimingCache:
 
 
 def _was_loaded(cache: Any, empty: Any, data: bytes) -> bool:
-    """Whether a cache holds what a file did: TensorRT 8.6 made an empty one of a text, and said nothing."""
+    """Whether a cache has the file's contents: TensorRT 8.6 turns a text file into an empty cache without an error."""
     size = len(bytes(cache.serialize()))
     return size > len(bytes(empty.serialize())) or size == len(data)
