@@ -1,8 +1,8 @@
-"""TensorRT on a real GPU: engines built, run and refused. Runs under pytest, or as a plain script where there is none.
+"""TensorRT on a real GPU: builds, runs and errors. Runs under pytest, or as a plain script without it.
 
     pytest tests/gpu -m gpu            python tests/gpu/test_tensorrt_gpu.py [word in a test's name ...]
 
-Builds are small and at optimization level 0, for these are no timings. TRTKIT_GPU_FOLDER keeps engines between runs.
+Builds are small and at optimization level 0: latency is not tested. TRTKIT_GPU_FOLDER keeps engines between runs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ except ImportError:
     pytest = None  # type: ignore[assignment]
 
 HERE = Path(__file__).resolve().parent
-# Run as a script, neither the package nor the neighbors' graphs need to be installed.
+# Run as a script, the package and the test helpers need not be installed.
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "support")]
 
 import tiny_graphs
-from engines_here import (
+from gpu_engines import (
     BATCH,
     SCORES,
     SIZE,
@@ -50,13 +50,13 @@ from engines_here import (
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.backends.base import Runner
-from trtkit.data import to_input
+from trtkit.data import resize_to_input, to_input
 from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
 from trtkit.models.model import DENSE
-from trtkit.tasks import get_task
+from trtkit.tasks import PostprocessSettings, get_task
 
 
-def test_every_precision_finds_what_onnx_runtime_finds() -> None:
+def test_every_precision_agrees_with_onnx_runtime() -> None:
     require_tensorrt()
     for precision, score in SCORES.items():
         with backends.open(engine(precision)) as runner, backends.open(graph(precision)) as other:
@@ -64,7 +64,7 @@ def test_every_precision_finds_what_onnx_runtime_finds() -> None:
             assert runner.precision == precision
             assert runner.batch == BATCH
             mine, theirs = (each.predict(list(images()), conf=0.25) for each in (runner, other))
-            # Of two boxes a hair apart in score either may be kept, so each is looked for among all of the other's.
+            # NMS may keep either of two boxes with nearly equal scores: each is matched with all boxes of the other.
             all_mine, all_theirs = (each.predict(list(images()), conf=0.2, iou=0.999) for each in (runner, other))
         for one, two in ((mine, all_theirs), (theirs, all_mine)):
             matched, total = count_matches(one, two, score=score, pixels=8 if precision == "int8" else 3)
@@ -107,9 +107,9 @@ def test_batches_below_and_above_the_engine_s() -> None:
             np.testing.assert_allclose(
                 runner.infer(feed[:count])["output0"], other.infer(feed[:count])["output0"], atol=0.1
             )
-        with expect_error(EngineError, "batch of 5", "at most 4"):
+        with expect_error(EngineError, "run-batch-too-large", value=5, limit=4):
             runner.infer(np.zeros((5, 3, 64, 64), np.float32))
-        with expect_error(EngineError, "it takes 3 x 64 x 64"):
+        with expect_error(EngineError, "run-shape", accepted="3 x 64 x 64"):
             runner.infer(np.zeros((1, 3, 32, 32), np.float32))
         assert len(runner.predict(list(images()))) == len(images())
 
@@ -121,16 +121,16 @@ def test_dynamic_shapes_reuse_their_memory() -> None:
     with backends.open(path) as runner, backends.open(proto) as other:
         assert runner.dynamic
         assert runner.batch == 4
-        held = runner._run.buffers["output0"].data_ptr()
+        address = runner._execution.buffers["output0"].data_ptr()
         for shape in [(1, 3, 32, 32), (4, 3, 64, 64), (2, 3, 32, 64), *[(3, 3, 64, 32)] * 4, (1, 3, 32, 32)]:
             feed = random.random(shape, dtype=np.float32)
             np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
-        assert runner._run.buffers["output0"].data_ptr() == held
-        with expect_error(EngineError, "32-64"):
+        assert runner._execution.buffers["output0"].data_ptr() == address
+        with expect_error(EngineError, "run-shape", accepted="3 x 32-64 x 32-64"):
             runner.infer(np.zeros((1, 3, 96, 96), np.float32))
 
 
-def test_tensors_on_the_gpu() -> None:
+def test_inference_of_gpu_tensors() -> None:
     import torch
 
     require_tensorrt()
@@ -172,7 +172,7 @@ def test_threads_and_runners() -> None:
     assert not wrong, wrong[:3]
 
 
-def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
+def test_opening_two_hundred_times_leaks_no_memory() -> None:
     import torch
 
     require_tensorrt()
@@ -197,16 +197,17 @@ def test_two_hundred_rounds_of_opening_leak_nothing() -> None:
     for _ in range(10):
         one_round(engine("fp16"), large)
     torch.cuda.synchronize()
-    lost = (before - torch.cuda.mem_get_info()[0]) / 2**20
-    held = torch.cuda.memory_reserved() / 2**20
-    print(f"      {lost:.1f} MiB lost in 200 rounds, {time.perf_counter() - began:.1f} s; torch holds {held:.1f} MiB")
-    assert lost <= 8
+    leaked = (before - torch.cuda.mem_get_info()[0]) / 2**20
+    reserved = torch.cuda.memory_reserved() / 2**20
+    seconds = time.perf_counter() - began
+    print(f"      {leaked:.1f} MiB leaked in 200 rounds, {seconds:.1f} s; torch reserves {reserved:.1f} MiB")
+    assert leaked <= 8
 
 
-def test_suppression_in_the_graph_finds_the_same() -> None:
+def test_nms_in_the_graph_equals_nms_after_it() -> None:
     require_tensorrt()
     for precision in SCORES:
-        # One engine gives both, the raw boxes and what is left of them: two engines would differ by rounding too.
+        # One engine with both outputs, raw boxes and NMS's: two engines would also differ by rounding.
         both = onnx.ModelProto()
         both.CopyFrom(graph(precision, nms=True))
         raw = onnx.ValueInfoProto()
@@ -215,15 +216,18 @@ def test_suppression_in_the_graph_finds_the_same() -> None:
         both.graph.output.append(raw)
         settings = BuildSettings(precision=precision, batch=BATCH, imgsz=SIZE, opt_level=0)
         path, _ = build_engine_file(both, settings, folder() / f"nms-both-{precision}.engine", nms=True)
-        judge, compared = get_task("detect"), 0
+        detect, compared = get_task("detect"), 0
+        thresholds = PostprocessSettings(conf=0.25, iou=0.7, max_det=300)
         with backends.open(path) as runner:
             info = dataclasses.replace(runner.info, output_format=DENSE)
             for start in range(0, 12, BATCH):
-                some = images()[start : start + BATCH]
-                prepared, fits = zip(*(judge.prepare(one, SIZE) for one in some), strict=True)
-                outputs = runner.infer(to_input(list(prepared)))
+                batch = images()[start : start + BATCH]
+                arrays, transforms = zip(
+                    *(resize_to_input(image, SIZE, runner.info.preprocess) for image in batch), strict=True
+                )
+                outputs = runner.infer(to_input(list(arrays), runner.info.preprocess))
                 inside, outside = (
-                    judge.decode({"output0": outputs[name]}, one, fits, conf=0.25, iou=0.7, max_det=300)
+                    detect.postprocess({"output0": outputs[name]}, one, list(transforms), thresholds)
                     for name, one in (("output0", runner.info), (raw.name, info))
                 )
                 for mine, theirs in zip(inside, outside, strict=True):
@@ -236,7 +240,7 @@ def test_suppression_in_the_graph_finds_the_same() -> None:
         assert compared >= 10
 
 
-def test_layers_tell_what_tensorrt_did() -> None:
+def test_layer_table_of_every_precision() -> None:
     caps = require_tensorrt()
     for precision in SCORES:
         with backends.open(engine(precision)) as runner:
@@ -253,27 +257,27 @@ def test_layers_tell_what_tensorrt_did() -> None:
         assert precision in counts
 
 
-def test_the_passport_refuses_before_tensorrt_sees_the_plan() -> None:
+def test_the_passport_is_checked_before_tensorrt_loads_the_plan() -> None:
     require_tensorrt()
     path, _ = tiny()
     file = backends.read_engine(path)
     assert file.passport is not None
     changed = folder() / "changed.engine"
-    for change, words in (
-        ({"sm": "sm86", "gpu": "NVIDIA A10"}, ("NVIDIA A10", "this GPU is", "export the model again")),
-        ({"tensorrt": "10.13.0"}, ("TensorRT 10.13.0", "is installed", "install TensorRT 10.13.0")),
-        ({"backend": "tensorrt_rtx"}, ("TensorRT-RTX",)),
+    for change, code in (
+        ({"sm": "sm86", "gpu": "NVIDIA A10"}, "engine-gpu-mismatch"),
+        ({"tensorrt": "9.9.9"}, "engine-version-mismatch"),
+        ({"backend": "tensorrt_rtx"}, "engine-backend-mismatch"),
     ):
         passport = dataclasses.replace(file.passport, **change)
         backends.write_engine(changed, file.plan, file.metadata, passport)
-        with expect_error(EngineError, *words):
+        with expect_error(EngineError, code):
             backends.open(changed, backend="tensorrt")
     whole = path.read_bytes()
     changed.write_bytes(whole[: len(whole) // 2])
-    with expect_error(EngineError, "cut short"):
+    with expect_error(EngineError, "engine-truncated"):
         backends.open(changed)
     changed.write_bytes(b"PK\x03\x04" + whole)
-    with expect_error(EngineError, "no TensorRT engine"):
+    with expect_error(EngineError, "engine-invalid"):
         backends.open(changed)
 
 
@@ -282,7 +286,7 @@ def test_plans_without_passport() -> None:
     path, proto = tiny()
     bare = backends.strip_engine(path, folder() / "bare.plan", overwrite=True)
     print(f"      a plan starts with {bare.read_bytes()[:8]!r}")
-    with expect_error(EngineError, "pass task="):
+    with expect_error(EngineError, "engine-task-missing"):
         backends.open(bare)
     feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
     with backends.open(bare, task="detect") as runner, backends.open(proto) as other:
@@ -291,24 +295,24 @@ def test_plans_without_passport() -> None:
     theirs = backends.write_engine(folder() / "theirs.engine", bare.read_bytes(), tiny_graphs.info((64, 64)), None)
     with backends.open(theirs) as runner:
         assert runner.info.names == tiny_graphs.NAMES
-    # A damaged plan may bring TensorRT down: in a process of its own.
-    half = folder() / "half.engine"
-    backends.write_engine(half, bare.read_bytes()[:3000], tiny_graphs.info((64, 64)), None)
+    # A damaged plan may crash TensorRT, so it is opened in a child process.
+    truncated = folder() / "truncated.engine"
+    backends.write_engine(truncated, bare.read_bytes()[:3000], tiny_graphs.info((64, 64)), None)
     root = str(HERE.parents[1])
-    code = f"import sys; sys.path.insert(0, {root!r})\nfrom trtkit import backends\nbackends.open({str(half)!r})"
+    code = f"import sys; sys.path.insert(0, {root!r})\nfrom trtkit import backends\nbackends.open({str(truncated)!r})"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    print(f"      half a plan ends with {answer.returncode}: {answer.stderr.strip().splitlines()[-1][:200]}")
+    print(f"      a truncated plan ends with {answer.returncode}: {answer.stderr.strip().splitlines()[-1][:200]}")
     assert "EngineError" in answer.stderr
 
 
-def test_what_can_t_be_built() -> None:
+def test_build_errors() -> None:
     caps = require_tensorrt()
-    with expect_error(RecipeError, "workspace=4096 GiB", "GiB; pass less"):
+    with expect_error(RecipeError, "build-workspace-gpu", value=4096):
         backends.build(tiny_graphs.detector(), BuildSettings(imgsz=(32, 32), workspace=4096), backend="tensorrt")
-    with expect_error(BuildError, "/odd/Sharpen", "operator Sharpen"):
+    with expect_error(BuildError, "build-unsupported-node", nodes=["/odd/Sharpen"], operators=["Sharpen"]):
         backends.build(tiny_graphs.unsupported_op(), BuildSettings(imgsz=(32, 32)), backend="tensorrt")
     if caps.has_fp16_flag:
-        with expect_error(CapabilityError, "DLA"):
+        with expect_error(CapabilityError, "dla-core"):
             backends.build(
                 tiny_graphs.detector("fp16"),
                 BuildSettings(precision="fp16", imgsz=(32, 32), device="dla:0"),
@@ -323,15 +327,15 @@ def test_a_second_build_reads_the_timing_cache() -> None:
     settings = BuildSettings(batch=4, imgsz=(64, 64), opt_level=1, timing_cache=cache)
     proto = tiny_graphs.detector(batch=4, size=(64, 64), width=32)
     first, second = (backends.build(proto, settings, backend="tensorrt") for _ in range(2))
-    held = second.facts["timing_cache_bytes"]
-    print(f"      {first.seconds:.1f} s, then {second.seconds:.1f} s with {held:,} bytes of timings")
+    cached = second.facts["timing_cache_bytes"]
+    print(f"      {first.seconds:.1f} s, then {second.seconds:.1f} s with {cached:,} bytes of timings")
     assert first.facts["timing_cache_bytes"] == 0
     assert second.facts["timing_cache_bytes"] > 0
     cache.write_bytes(b"no timing cache at all")
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         backends.build(proto, settings, backend="tensorrt")
-    print(f"      a broken cache: {[str(one.message) for one in heard]}")
+    print(f"      a broken cache: {[str(one.message) for one in caught]}")
     assert cache.read_bytes() != b"no timing cache at all"
 
 
@@ -344,7 +348,7 @@ def test_a_child_process_builds() -> None:
     with backends.open(path) as runner, backends.open(proto) as other:
         feed = np.random.default_rng(0).random((4, 3, 64, 64), dtype=np.float32)
         np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], atol=0.1)
-    with expect_error(BuildError, "/odd/Sharpen"):
+    with expect_error(BuildError, "build-unsupported-node", nodes=["/odd/Sharpen"]):
         backends.build(tiny_graphs.unsupported_op(), BuildSettings(imgsz=(32, 32), isolate=True), backend="tensorrt")
 
 
@@ -374,7 +378,7 @@ def test_implicit_calibration() -> None:
         backends.build(proto, again, backend="tensorrt")
 
 
-def test_the_calibrator_leaves_decoding_alone() -> None:
+def test_box_decoding_stays_in_fp32_with_the_calibrator() -> None:
     caps = require_tensorrt()
     if not caps.has_int8_calibrator:
         raise unittest.SkipTest("this TensorRT has no calibrators")

@@ -103,7 +103,7 @@ class BuildProgress:
         if self.failure is not None:
             return False
         try:
-            # TensorRT calls thousands of times: only changes of `done` are reported; every call checks for cancellation.
+            # TensorRT calls thousands of times: only changes are reported, but every call checks for cancellation.
             if done != self._reported or self.reporter.is_cancelled():
                 self._reported = done
                 self.reporter.step(self.stage, done, PROGRESS_STEPS)

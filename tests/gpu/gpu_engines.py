@@ -1,4 +1,4 @@
-"""Engines of the demo model and of tiny graphs, built once a run on the GPU that is here."""
+"""Engines of the demo model and of tiny graphs, built once per run on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import sys
 import tempfile
 import unittest
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-# Run as a script, neither the package nor the neighbors' graphs need to be installed.
+# Run as a script, the package and the test helpers need not be installed.
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support")]
 
 import tiny_graphs
@@ -24,16 +25,17 @@ import tiny_graphs
 import trtkit
 from trtkit import backends, demo
 from trtkit.backends import BuildSettings, Passport
+from trtkit.errors import TrtkitError
 from trtkit.models.model import NMS_ROWS
 
 SIZE = (160, 160)
 BATCH = 2
-# Largest score difference of a clear detection: TF32, FP16, and INT8 that rounds elsewhere than ONNX Runtime does.
+# Largest score difference of a confident detection: TF32, FP16, and INT8 that rounds at other places than ONNX Runtime.
 SCORES = {"fp32": 0.02, "fp16": 0.03, "int8": 0.12}
 
 
 def require_tensorrt() -> backends.Capabilities:
-    """TensorRT here, or the test is skipped."""
+    """The capabilities of TensorRT on this machine; skips the test where there is none."""
     caps = backends.probe("tensorrt")
     if not caps.present or not caps.gpus or not caps.torch_cuda:
         raise unittest.SkipTest(f"needs TensorRT, a GPU and torch with CUDA ({caps.missing or 'no GPU'})")
@@ -42,23 +44,25 @@ def require_tensorrt() -> backends.Capabilities:
 
 @functools.cache
 def folder() -> Path:
-    kept = os.environ.get("TRTKIT_GPU_FOLDER")
-    path = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="trtkit-gpu-"))
+    chosen = os.environ.get("TRTKIT_GPU_FOLDER")
+    path = Path(chosen) if chosen else Path(tempfile.mkdtemp(prefix="trtkit-gpu-"))
     path.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRTKIT_CACHE", str(path / "cache"))
     return path
 
 
 @contextlib.contextmanager
-def expect_error(kind: type[Exception], *words: str) -> Any:
-    said = ""
+def expect_error(kind: type[TrtkitError], code: str, **fields: Any) -> Iterator[None]:
+    """`raising.raises` for a machine without pytest."""
+    caught = None
     try:
         yield
     except kind as error:
-        said = str(error)
-        print(f"      refused: {said}")
-    assert said, f"{kind.__name__} was not raised"
-    assert all(word in said for word in words), f"{words} not in: {said}"
+        caught = error
+        print(f"      {error}")
+    assert caught is not None, f"{kind.__name__} was not raised"
+    assert caught.code == code, caught.code
+    assert {name: caught.fields[name] for name in fields} == fields, caught.fields
 
 
 @functools.cache
@@ -88,7 +92,7 @@ def graph(precision: str, nms: bool = False) -> Any:
 
 @functools.cache
 def engine(precision: str, nms: bool = False) -> Path:
-    """The demo model as an engine; built once. By "implicit" TensorRT's own calibrator chooses what is INT8."""
+    """The demo model as an engine, built once. With "implicit", TensorRT's own calibrator chooses the INT8 layers."""
     caps = require_tensorrt()
     path = folder() / f"demo-{precision}{'-nms' if nms else ''}-{caps.version}.engine"
     if precision == "implicit" and not path.is_file():
@@ -115,12 +119,12 @@ def engine(precision: str, nms: bool = False) -> Path:
 
 def build_engine_file(proto: Any, settings: BuildSettings, path: Path, *, nms: bool = False) -> tuple[Path, Any]:
     built = backends.build(proto, settings, backend="tensorrt")
-    kinds: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in built.layers:
-        kinds[str(row["precision"])] = kinds.get(str(row["precision"]), 0) + 1
+        counts[str(row["precision"])] = counts.get(str(row["precision"]), 0) + 1
     reformats = sum(bool(row["reformat"]) for row in built.layers)
     size = len(built.plan) / 1e6
-    print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {kinds}, {reformats} reformats")
+    print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {counts}, {reformats} reformats")
     passport = Passport.from_build(built, settings, backend="tensorrt", model_hash="ab" * 32)
     info = backends.open(proto).info
     if nms:
@@ -138,16 +142,16 @@ def tiny(dynamic: bool = False) -> tuple[Path, Any]:
 
 @functools.cache
 def images() -> tuple[np.ndarray, ...]:
-    """Images of the demo, three of them cut to other sizes."""
+    """Images of the demo, three of them cropped to other sizes."""
     import cv2
 
     paths = sorted((Path(demo.data_path()).parent / "images" / "val").iterdir())[:12]
-    read = [cv2.imread(str(path)) for path in paths]
-    return (*read[:9], read[9][:200], read[10][:, :233], np.ascontiguousarray(read[11][::2, ::2]))
+    loaded = [cv2.imread(str(path)) for path in paths]
+    return (*loaded[:9], loaded[9][:200], loaded[10][:, :233], np.ascontiguousarray(loaded[11][::2, ::2]))
 
 
 def count_matches(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5) -> tuple[int, int]:
-    """Clear detections of `one` that have a like one in `two`, and how many there are."""
+    """Detections of `one` above `conf` with a match in `two`, and how many there are."""
     matched = total = 0
     for a, b in zip(one, two, strict=True):
         assert a.shape == b.shape
@@ -162,7 +166,5 @@ def count_matches(one: Any, two: Any, *, score: float, pixels: float, conf: floa
                 others = sorted(
                     zip(far.round(2).tolist(), gap.round(3).tolist(), b.classes.tolist(), strict=True), key=sum
                 )
-                print(
-                    f"      class {number} at {value:.3f} has no like; px, score and class of the nearest: {others[:3]}"
-                )
+                print(f"      class {number} at {value:.3f} has no match; nearest (px, score, class): {others[:3]}")
     return matched, total
