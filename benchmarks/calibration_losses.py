@@ -15,8 +15,7 @@ from typing import Any
 from records import about, earlier, line_of, show, table, write
 
 import trtkit as tk
-from trtkit.calibration.algorithms import PERCENTILE
-from trtkit.calibration.calibrator import INT8_ALGORITHM
+from trtkit.calibration.algorithms import DEFAULTS, PERCENTILE
 from trtkit.models import load
 from trtkit.models.model import TASKS
 
@@ -67,7 +66,7 @@ def most(one: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def default(task: str, one: dict[str, Any]) -> str:
-    row = next(row for row in most(one) if row["algorithm"] == INT8_ALGORITHM and row["percentile"] == PERCENTILE)
+    row = next(row for row in most(one) if row["algorithm"] == DEFAULTS.algorithm and row["percentile"] == PERCENTILE)
     return (
         f"- {task}: the default of `export(int8=True)` ({format_setting(row)}, {row['calibration_images']} images) loses "
         f"{row['loss']:.4f} "

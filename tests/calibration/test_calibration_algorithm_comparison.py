@@ -9,37 +9,45 @@ from hypothesis import strategies as st
 
 from trtkit.calibration import Calibration
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison, clipped_share
-from trtkit.calibration.algorithms import ALGORITHMS, Histogram, TensorStats, figure_looks
+from trtkit.calibration.algorithms import ALGORITHMS, TensorStats, figure_looks
 from trtkit.calibration.calibration import compute_ranges
+from trtkit.calibration.histogram import Histogram
 from trtkit.errors import CalibrationError, CancelledError
 from trtkit.plotting.calibration import algorithm_style
 from trtkit.results import Provenance
 
 
-def counted(values: np.ndarray) -> Histogram:
+def build_histogram(values: np.ndarray) -> Histogram:
     histogram = Histogram()
     histogram.add(values.astype(np.float32).reshape(1, -1))
     return histogram
 
 
-def seen_of(values: np.ndarray) -> TensorStats:
+def build_stats(values: np.ndarray) -> TensorStats:
     low, high = float(values.min()), float(values.max())
-    return TensorStats(low=low, high=high, average_low=low / 2, average_high=high / 2, histogram=counted(values))
+    return TensorStats(
+        low=low, high=high, average_low=low / 2, average_high=high / 2, histogram=build_histogram(values)
+    )
 
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     random = np.random.default_rng(0)
-    seen = {"a": seen_of(random.normal(size=4000)), "b": seen_of(random.normal(size=4000) * 3)}
+    stats = {"a": build_stats(random.normal(size=4000)), "b": build_stats(random.normal(size=4000) * 3)}
     sources = {"joined": ("a", "b")}
     names = ("a", "b", "joined")
     return Calibration(
-        ranges=compute_ranges(seen, sources, names, "minmax"), algorithm="minmax", images=2, split="train", stats=seen,
-        sources=sources, provenance=Provenance(model_hash="m"),
-    )  # fmt: skip
+        ranges=compute_ranges(stats, sources, names, "minmax"),
+        algorithm="minmax",
+        images=2,
+        split="train",
+        stats=stats,
+        sources=sources,
+        provenance=Provenance(model_hash="m"),
+    )
 
 
-def test_half_a_bin_counts_half() -> None:
+def test_half_of_a_bin_counts_half() -> None:
     # Two values in each of four bins of width 1/1024 below 4/1024, out of 4096 bins up to 4.
     histogram = Histogram(np.array([2, 2, 2, 2] + [0] * 4092), 2)
     width = histogram.width
@@ -50,14 +58,15 @@ def test_half_a_bin_counts_half() -> None:
     assert clipped_share(histogram, 0, largest) == pytest.approx(1)
     # The last bin ends at the largest value.
     assert clipped_share(histogram, 3.25 * width, 3.5 * width) == pytest.approx(1 / 8)
-    with pytest.raises(CalibrationError, match="no magnitude"):
+    with pytest.raises(CalibrationError) as error:
         clipped_share(histogram, float("nan"), largest)
+    assert error.value.code == "calibration-reach-invalid"
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=50), st.floats(0, 120))
-def test_what_is_clipped_is_what_lies_beyond_but_for_a_bin(values: list[float], reach: float) -> None:
+def test_the_clipped_share_is_exact_to_a_bin(values: list[float], reach: float) -> None:
     array = np.array(values)
-    histogram, largest = counted(array), float(np.abs(array).max())
+    histogram, largest = build_histogram(array), float(np.abs(array).max())
     share = clipped_share(histogram, reach, largest)
     assert 0 <= share <= 1
     magnitudes = np.abs(array)
@@ -65,40 +74,40 @@ def test_what_is_clipped_is_what_lies_beyond_but_for_a_bin(values: list[float], 
     assert beyond - 1e-9 <= share <= within + 1e-9
 
 
-def test_each_algorithm_is_read_once(calibration: Calibration) -> None:
-    readings = AlgorithmComparison(calibration)
-    assert readings.with_algorithm("minmax") is calibration
-    assert not readings.is_immediate("mse")
-    assert readings.is_immediate("percentile", 99.0)
-    first = readings.with_algorithm("mse")
-    assert readings.with_algorithm("mse") is first
-    assert readings.is_immediate("mse")
+def test_each_algorithm_is_computed_once(calibration: Calibration) -> None:
+    comparison = AlgorithmComparison(calibration)
+    assert comparison.with_algorithm("minmax") is calibration
+    assert not comparison.is_immediate("mse")
+    assert comparison.is_immediate("percentile", 99.0)
+    first = comparison.with_algorithm("mse")
+    assert comparison.with_algorithm("mse") is first
+    assert comparison.is_immediate("mse")
     assert first.ranges == calibration.with_algorithm("mse").ranges
-    assert readings.with_algorithm("percentile").percentile == 99.999
+    assert comparison.with_algorithm("percentile").percentile == 99.999
 
 
-def test_all_are_read_beforehand_unless_cancelled(calibration: Calibration) -> None:
-    told: list[int] = []
-    readings = AlgorithmComparison(calibration).compute_all(progress=lambda event: told.append(event.done))
-    assert told == [0, 1, 2]
-    assert all(readings.is_immediate(name) for name in ALGORITHMS)
+def test_all_algorithms_are_computed_unless_cancelled(calibration: Calibration) -> None:
+    steps: list[int] = []
+    comparison = AlgorithmComparison(calibration).compute_all(progress=lambda event: steps.append(event.done))
+    assert steps == [0, 1, 2]
+    assert all(comparison.is_immediate(name) for name in ALGORITHMS)
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(CancelledError):
         AlgorithmComparison(calibration).compute_all(cancel=cancel)
 
 
-def test_a_tensor_that_moves_values_is_seen_through_its_sources(calibration: Calibration) -> None:
-    readings = AlgorithmComparison(calibration)
-    joined = readings.stats("joined")
-    assert joined is not None
-    assert joined.histogram is not None
-    assert joined.histogram.total == 8000
-    assert joined.high == max(calibration.stats["a"].high, calibration.stats["b"].high)
-    assert readings.stats("nothing") is None
+def test_a_pass_through_tensor_merges_the_stats_of_its_sources(calibration: Calibration) -> None:
+    comparison = AlgorithmComparison(calibration)
+    merged = comparison.stats("joined")
+    assert merged is not None
+    assert merged.histogram is not None
+    assert merged.histogram.total == 8000
+    assert merged.high == max(calibration.stats["a"].high, calibration.stats["b"].high)
+    assert comparison.stats("nothing") is None
 
 
-def test_the_frame_tells_reach_and_loss(calibration: Calibration) -> None:
+def test_the_frame_has_reach_and_clipping(calibration: Calibration) -> None:
     frame = AlgorithmComparison(calibration).frame("percentile", 99.0)
     assert frame["tensor"].to_list() == ["a", "b", "joined"]
     values = np.abs(np.random.default_rng(0).normal(size=4000))
@@ -108,31 +117,31 @@ def test_the_frame_tells_reach_and_loss(calibration: Calibration) -> None:
     assert frame.row(0, named=True)["scale"] == reach / 127
 
 
-def test_scales_alone_can_not_be_read_anew() -> None:
+def test_scales_alone_allow_no_other_algorithm() -> None:
     plain = Calibration(
         ranges={"a": (-1.0, 1.0)}, algorithm="tensorrt", images=0, split="", provenance=Provenance(model_hash="m")
     )
-    readings = AlgorithmComparison(plain)
-    refusals = readings.unavailable_reasons()
-    assert set(refusals) == set(ALGORITHMS)
-    assert all("scales only" in reason for reason in refusals.values())
-    frame = readings.frame("tensorrt")
+    comparison = AlgorithmComparison(plain)
+    reasons = comparison.unavailable_reasons()
+    assert set(reasons) == set(ALGORITHMS)
+    assert all(reasons.values())
+    frame = comparison.frame("tensorrt")
     assert frame.row(0, named=True)["clipped"] is None
-    figure = readings.plot_overview(frame)
+    figure = comparison.plot_overview(frame)
     assert [trace.type for trace in figure.data] == ["scatter", "scatter"]
-    assert readings.plot_histogram("a", 1.0).data[-1].x == (1.0, 1.0)
+    assert comparison.plot_histogram("a", 1.0).data[-1].x == (1.0, 1.0)
 
 
-def test_bands_hold_every_value(calibration: Calibration) -> None:
+def test_bands_contain_every_value(calibration: Calibration) -> None:
     stats = [calibration.stats[name] for name in ("a", "b")]
-    shares = np.stack([one.histogram.log_shares(max(abs(one.low), abs(one.high)), 48) for one in stats], axis=1)
+    shares = np.stack([one.histogram.log_shares(one.largest, 48) for one in stats], axis=1)
     assert np.nansum(10**shares, axis=0) == pytest.approx([1, 1])
 
 
-def test_the_histogram_parts_what_is_covered_from_what_is_clipped(calibration: Calibration) -> None:
-    readings = AlgorithmComparison(calibration)
-    reach = readings.frame("percentile", 99.0).row(0, named=True)["reach"]
-    figure = readings.plot_histogram("a", reach, algorithm="percentile 99", others={"minmax": 3.0})
+def test_the_histogram_separates_covered_from_clipped_values(calibration: Calibration) -> None:
+    comparison = AlgorithmComparison(calibration)
+    reach = comparison.frame("percentile", 99.0).row(0, named=True)["reach"]
+    figure = comparison.plot_histogram("a", reach, algorithm="percentile 99", others={"minmax": 3.0})
     covered, clipped, other, chosen = figure.data
     counts = [sum(value or 0 for value in trace.y) for trace in (covered, clipped)]
     assert sum(counts) == 4000

@@ -18,13 +18,13 @@ from trtkit.calibration.algorithms import (
 from trtkit.errors import CalibrationError
 
 
-def histogram_of(values: np.ndarray) -> Histogram:
-    found = Histogram()
-    found.add(values.astype(np.float32)[None])
-    return found
+def build_histogram(values: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    histogram.add(values.astype(np.float32)[None])
+    return histogram
 
 
-def drawn(kind: str, seed: int, count: int = 20_000) -> np.ndarray:
+def sample_values(kind: str, seed: int, count: int = 20_000) -> np.ndarray:
     random = np.random.default_rng(seed)
     values = {
         "normal": lambda: random.normal(0, 2, count),
@@ -43,24 +43,24 @@ KINDS = ("normal", "laplace", "outliers", "uniform", "silu", "sparse", "few")
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(0, 1000), st.integers(1, 10_000), st.floats(1e-6, 1e6))
-def test_percentile_agrees_with_numpy_on_the_raw_data(kind: str, seed: int, hundredths: int, scale: float) -> None:
-    values = (drawn(kind, seed, 3000) * np.float32(scale)).astype(np.float32)
-    histogram = histogram_of(values)
-    # numpy's "inverted_cdf" with the rank in integers: in floats it is at times one off where the product is whole.
+def test_percentile_matches_numpy_on_the_values(kind: str, seed: int, hundredths: int, scale: float) -> None:
+    values = (sample_values(kind, seed, 3000) * np.float32(scale)).astype(np.float32)
+    histogram = build_histogram(values)
+    # numpy's "inverted_cdf" with the rank in integers: in floats the rank can be off by one.
     exact = np.sort(np.abs(values.astype(np.float64)))[-(-hundredths * len(values) // 10_000) - 1]
-    found = compute_percentile_magnitude(histogram, hundredths / 100)
+    magnitude = compute_percentile_magnitude(histogram, hundredths / 100)
     # The edge above the bin that the exact value lies in.
-    assert exact < found <= exact + histogram.width
+    assert exact < magnitude <= exact + histogram.width
 
 
-def test_the_default_percentile_agrees_with_numpy() -> None:
-    values = drawn("silu", 3, 1_000_000)
-    histogram = histogram_of(values)
+def test_the_default_percentile_matches_numpy() -> None:
+    values = sample_values("silu", 3, 1_000_000)
+    histogram = build_histogram(values)
     exact = np.percentile(np.abs(values.astype(np.float64)), 99.999, method="inverted_cdf")
     assert abs(compute_percentile_magnitude(histogram, 99.999) - exact) <= histogram.width
 
 
-def entropy_by_hand(histogram: Histogram) -> float:
+def search_entropy(histogram: Histogram) -> float:
     """The search of S. Migacz's talk, one candidate and one group at a time."""
     counts = histogram.counts.astype(np.float64)
     counts[0] = counts[1]
@@ -86,42 +86,42 @@ def entropy_by_hand(histogram: Histogram) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_entropy_agrees_with_a_direct_search(kind: str) -> None:
-    histogram = histogram_of(drawn(kind, 7))
+def test_entropy_matches_a_direct_search(kind: str) -> None:
+    histogram = build_histogram(sample_values(kind, 7))
     # A quarter of the bins keeps the direct search short and is a histogram like any other.
     small = Histogram(np.concatenate([histogram.counts.reshape(-1, 8).sum(1), np.zeros(BINS - BINS // 8, int)]), 0)
-    assert compute_entropy_magnitude(small) == pytest.approx(entropy_by_hand(small), abs=1e-12)
+    assert compute_entropy_magnitude(small) == pytest.approx(search_entropy(small), abs=1e-12)
 
 
-def error_by_hand(histogram: Histogram, size: int) -> float:
-    """Squared error of every bin's middle, quantized with numpy's own rounding."""
-    middles = (np.arange(BINS) + 0.5) * histogram.width
+def squared_error(histogram: Histogram, size: int) -> float:
+    """Squared error of every bin's center, quantized with numpy's own rounding."""
+    centers = (np.arange(BINS) + 0.5) * histogram.width
     scale = size * histogram.width / 127
-    rounded = np.clip(np.rint(middles / scale), 0, 127) * scale
-    return float((histogram.counts * (middles - rounded) ** 2).sum())
+    rounded = np.clip(np.rint(centers / scale), 0, 127) * scale
+    return float((histogram.counts * (centers - rounded) ** 2).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mse_agrees_with_a_direct_search(kind: str) -> None:
-    histogram = histogram_of(drawn(kind, 11))
+def test_mse_matches_a_direct_search(kind: str) -> None:
+    histogram = build_histogram(sample_values(kind, 11))
     stop = int(np.flatnonzero(histogram.counts)[-1]) + 1
-    errors = {size: error_by_hand(histogram, size) for size in range(128, stop + 1)}
-    found = compute_mse_magnitude(histogram)
-    assert errors[round(found / histogram.width)] == pytest.approx(min(errors.values()), rel=1e-9)
+    errors = {size: squared_error(histogram, size) for size in range(128, stop + 1)}
+    magnitude = compute_mse_magnitude(histogram)
+    assert errors[round(magnitude / histogram.width)] == pytest.approx(min(errors.values()), rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(0, 1000), st.sampled_from(tuple(ALGORITHMS)))
-def test_no_algorithm_reaches_beyond_the_largest_value(kind: str, seed: int, algorithm: str) -> None:
-    values = drawn(kind, seed, 2000)
-    seen = TensorStats(
+def test_no_algorithm_exceeds_the_largest_value(kind: str, seed: int, algorithm: str) -> None:
+    values = sample_values(kind, seed, 2000)
+    stats = TensorStats(
         low=float(values.min()),
         high=float(values.max()),
         average_low=float(values.min()) / 2,
         average_high=float(values.max()) / 2,
-        histogram=histogram_of(values),
+        histogram=build_histogram(values),
     )
-    assert 0 < compute_magnitude(seen, algorithm) <= np.abs(values).max()
+    assert 0 < compute_magnitude(stats, algorithm) <= np.abs(values).max()
 
 
 @settings(max_examples=150, deadline=None)
@@ -134,23 +134,28 @@ def test_no_algorithm_reaches_beyond_the_largest_value(kind: str, seed: int, alg
 @example("entropy", 1.0, 1000)
 @example("percentile", -2.5, 1)
 def test_a_constant_is_covered_up_to_its_bin(algorithm: str, exact: float, count: int) -> None:
-    histogram = histogram_of(np.full(count, exact, np.float32))
-    seen = TensorStats(low=exact, high=exact, average_low=exact, average_high=exact, histogram=histogram)
-    found = compute_magnitude(seen, algorithm)
-    assert found <= abs(exact)
+    histogram = build_histogram(np.full(count, exact, np.float32))
+    stats = TensorStats(low=exact, high=exact, average_low=exact, average_high=exact, histogram=histogram)
+    magnitude = compute_magnitude(stats, algorithm)
+    assert magnitude <= abs(exact)
     if algorithm in ("minmax", "moving_average", "percentile"):
-        assert found == abs(exact)
+        assert magnitude == abs(exact)
     # A level is 16 bins or more of those a constant lies in the upper half of; no search gives up one.
-    assert found >= abs(exact) - 16 * histogram.width
+    assert magnitude >= abs(exact) - 16 * histogram.width
 
 
-def test_what_is_not_there_is_said() -> None:
-    seen = TensorStats(low=-1.0, high=2.0, average_low=-0.5, average_high=1.0)
-    assert compute_magnitude(seen, "minmax") == 2.0
-    assert compute_magnitude(seen, "moving_average") == 1.0
-    with pytest.raises(CalibrationError, match="no histogram of tensor 'x'"):
-        compute_magnitude(seen, "mse", tensor="x")
-    with pytest.raises(CalibrationError, match="no such algorithm"):
-        compute_magnitude(seen, "best")
-    with pytest.raises(CalibrationError, match="not in"):
-        compute_percentile_magnitude(histogram_of(np.ones(3)), 0.0)
+def test_missing_histograms_and_unknown_names() -> None:
+    stats = TensorStats(low=-1.0, high=2.0, average_low=-0.5, average_high=1.0)
+    assert compute_magnitude(stats, "minmax") == 2.0
+    assert compute_magnitude(stats, "moving_average") == 1.0
+    with pytest.raises(CalibrationError) as error:
+        compute_magnitude(stats, "mse", tensor="x")
+    assert error.value.code == "calibration-histogram-missing"
+    assert error.value.fields["tensor"] == "x"
+    with pytest.raises(CalibrationError) as error:
+        compute_magnitude(stats, "best")
+    assert error.value.code == "calibration-algorithm-unknown"
+    assert error.value.fields["names"] == tuple(ALGORITHMS)
+    with pytest.raises(CalibrationError) as error:
+        compute_percentile_magnitude(build_histogram(np.ones(3)), 0.0)
+    assert error.value.code == "calibration-percentile-out-of-range"

@@ -14,8 +14,8 @@ from trtkit.calibration.diagnosis import Diagnosis, examine
 from trtkit.errors import DataError
 
 
-def image(random: np.random.Generator, shape: tuple[int, int] = (72, 96)) -> np.ndarray:
-    """Soft random blobs: no two alike, brightness and contrast like a photograph's."""
+def random_image(random: np.random.Generator, shape: tuple[int, int] = (72, 96)) -> np.ndarray:
+    """Soft random blobs with the brightness and contrast of a photograph; no two are similar."""
     coarse = random.normal(120 + random.normal(0, 12), 45, (6, 8, 3))
     return np.clip(cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
 
@@ -27,7 +27,7 @@ def healthy_set(folder: Path, train: int = 120, val: int = 60) -> Path:
         (folder / "labels" / split).mkdir(parents=True)
         for index in range(count):
             shape = ((72, 96), (96, 72), (80, 88))[random.integers(3)]
-            cv2.imwrite(str(folder / "images" / split / f"{index:04}.png"), image(random, shape))
+            cv2.imwrite(str(folder / "images" / split / f"{index:04}.png"), random_image(random, shape))
             rows = []
             for _ in range(4):
                 side = 10 ** random.uniform(-1.7, -0.4)
@@ -54,19 +54,24 @@ def codes(diagnosis: Diagnosis, least: str = "warning") -> set[str]:
     return {finding.code for finding in diagnosis.findings if finding.severity in wanted}
 
 
-def change(data: Path, split: str, picks: slice, how: Callable[[np.ndarray], np.ndarray]) -> None:
+def transform(data: Path, split: str, picks: slice, how: Callable[[np.ndarray], np.ndarray]) -> None:
     for path in sorted((data.parent / "images" / split).iterdir())[picks]:
         cv2.imwrite(str(path), how(cv2.imread(str(path))))
 
 
-def test_silent_on_a_healthy_set(pristine: Path) -> None:
-    for drawn in ({}, {"calibration_images": 80}, {"calibration_images": 80, "stratify": True}, {"fraction": 0.6, "seed": 3}):
-        diagnosis = examine(pristine, **drawn)  # type: ignore[arg-type]
+def test_a_healthy_set_has_no_warnings(pristine: Path) -> None:
+    for settings in (
+        {},
+        {"calibration_images": 80},
+        {"calibration_images": 80, "stratify": True},
+        {"fraction": 0.6, "seed": 3},
+    ):
+        diagnosis = examine(pristine, **settings)  # type: ignore[arg-type]
         assert diagnosis.healthy, diagnosis
         assert codes(diagnosis, "note") == {"few"}
 
 
-def test_silent_on_the_embedded_and_the_shared_scenes(shared: Path) -> None:
+def test_the_embedded_and_shared_sets_have_no_warnings(shared: Path) -> None:
     for data in (demo.data_path(), shared / "data" / "scenes" / "detect" / "data.yaml"):
         diagnosis = examine(data)
         assert diagnosis.healthy, diagnosis
@@ -76,7 +81,9 @@ def test_silent_on_the_embedded_and_the_shared_scenes(shared: Path) -> None:
 def test_too_few(pristine: Path) -> None:
     diagnosis = examine(pristine, calibration_images=20)
     assert "few" in codes(diagnosis)
-    assert "20 images; NVIDIA advises at least 500" in repr(diagnosis)
+    (finding,) = (finding for finding in diagnosis.findings if finding.code == "few")
+    assert finding.severity == "warning"
+    assert "20 images" in finding.evidence
 
 
 def test_unreadable_images(data: Path) -> None:
@@ -136,7 +143,7 @@ def test_missing_sizes(data: Path) -> None:
         path.write_text("\n".join(rows))
     diagnosis = examine(data)
     assert "sizes-missing" in codes(diagnosis)
-    assert "small objects are 0.0%" in repr(diagnosis)
+    assert "small" in repr(diagnosis)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_missing_sizes(data: Path) -> None:
     ],
 )
 def test_drift(data: Path, code: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
-    change(data, "train", slice(None), how)
+    transform(data, "train", slice(None), how)
     assert code in codes(examine(data))
 
 
@@ -172,11 +179,11 @@ def test_calibrating_on_validation_is_leakage(pristine: Path) -> None:
 
 
 def test_order_bias_of_the_first_n(data: Path) -> None:
-    change(data, "train", slice(0, 60), lambda image: (image * 0.6).astype(np.uint8))
+    transform(data, "train", slice(0, 60), lambda image: (image * 0.6).astype(np.uint8))
     folder = data.parent / "images" / "train"
-    drawn = examine(data, calibration_images=60, against=None)
-    assert "order" in codes(drawn, "note")
-    assert "order" not in codes(drawn)
+    sampled = examine(data, calibration_images=60, against=None)
+    assert "order" in codes(sampled, "note")
+    assert "order" not in codes(sampled)
     first = examine(data, image_paths=sorted(folder.iterdir())[:60], against=None)
     assert "order" in codes(first)
 
@@ -187,13 +194,13 @@ def test_a_folder_of_classes_sorted_by_class(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             for index in range(count):
-                cv2.imwrite(str(tmp_path / split / name / f"{index:03}.png"), image(random))
+                cv2.imwrite(str(tmp_path / split / name / f"{index:03}.png"), random_image(random))
     first = sorted((tmp_path / "train").rglob("*.png"))[:40]
     assert {"order", "classes-missing"} <= codes(examine(tmp_path, task="classify", image_paths=first))
     assert examine(tmp_path, task="classify", calibration_images=70).healthy
 
 
-def test_saved_and_loaded_whole(pristine: Path, tmp_path: Path) -> None:
+def test_save_and_load(pristine: Path, tmp_path: Path) -> None:
     diagnosis = examine(pristine, calibration_images=20)
     loaded = Diagnosis.load(diagnosis.save(tmp_path / "diagnosis"))
     assert loaded.findings == diagnosis.findings
@@ -202,9 +209,10 @@ def test_saved_and_loaded_whole(pristine: Path, tmp_path: Path) -> None:
     assert {trace.name for trace in loaded.plot().data} == {"calibration (20)", "validation (60)"}
 
 
-def test_a_missing_data_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
+def test_a_missing_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
         examine(tmp_path / "nowhere.yaml")
+    assert "nowhere" in str(error.value)
 
 
 def test_shifts_against_known_distances() -> None:

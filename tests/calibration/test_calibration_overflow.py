@@ -9,25 +9,25 @@ from trtkit.calibration.graph_outputs import find_fp16_overflows
 from trtkit.graph.fp16 import convert_to_fp16
 
 
-def test_the_node_that_overflows_is_named_and_kept() -> None:
+def test_overflowing_nodes_stay_in_fp32() -> None:
     proto = detector()
     for tensor in proto.graph.initializer:
-        if tensor.name == "wide.weight":  # weights that fit FP16, activations that do not
+        if tensor.name == "wide.weight":  # the weights fit FP16, the activations do not
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e6, tensor.name))
         if tensor.name == "key.weight":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1e-6, tensor.name))
     images = np.random.default_rng(4).random((2, 3, 32, 32), np.float32)
-    found = find_fp16_overflows(proto, [images])
-    assert set(found) == {"wide", "wide/silu"}
-    assert all(peak > 65504 / 4 for peak in found.values())
-    # ONNX Runtime's CPU kernels compute FP16 nodes in FP32, so numpy says here what FP16 would hold.
+    peaks = find_fp16_overflows(proto, [images])
+    assert set(peaks) == {"wide", "wide/silu"}
+    assert all(peak > 65504 / 4 for peak in peaks.values())
+    # ONNX Runtime's CPU kernels compute FP16 nodes in FP32, so numpy converts to FP16 here.
     assert np.isfinite(run(proto, images)[0]).all()
-    assert np.isinf(np.float32(max(found.values())).astype(np.float16))
-    mended = onnx.shape_inference.infer_shapes(convert_to_fp16(proto, keep_nodes=found), strict_mode=True)
-    types = {value.name: value.type.tensor_type.elem_type for value in mended.graph.value_info}
+    assert np.isinf(np.float32(max(peaks.values())).astype(np.float16))
+    converted = onnx.shape_inference.infer_shapes(convert_to_fp16(proto, keep_nodes=peaks), strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in converted.graph.value_info}
     assert types["wide"] == types["wide/silu"] == TensorProto.FLOAT
     assert types["stem"] == types["neck"] == TensorProto.FLOAT16
 
 
-def test_a_tame_graph_has_none() -> None:
+def test_a_graph_without_overflow() -> None:
     assert find_fp16_overflows(detector(), [np.ones((1, 3, 32, 32), np.float32)]) == {}

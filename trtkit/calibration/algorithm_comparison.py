@@ -1,7 +1,8 @@
-"""One pass read in many ways: what each algorithm makes of it, computed once each, and what each would clip."""
+"""Comparison of calibration algorithms on one calibration pass: ranges, scales and clipping of each."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -35,108 +36,114 @@ _HISTOGRAM_BINS = 256
 
 
 class AlgorithmComparison:
-    """A calibration read by any algorithm, each once.
+    """Ranges of one calibration pass by any algorithm, each computed once.
 
     Args:
-        calibration: Of one pass.
+        calibration: A calibration, with histograms for all algorithms.
     """
 
     def __init__(self, calibration: Calibration) -> None:
         self.calibration = calibration
-        self._read: dict[tuple[str, float | None], Calibration] = {
+        self._computed: dict[tuple[str, float | None], Calibration] = {
             (calibration.algorithm, calibration.percentile): calibration
         }
         self._merged: dict[str, TensorStats | None] = {}
 
     def unavailable_reasons(self) -> dict[str, str]:
-        """By algorithm, why this pass can't be read by it; "" where it can."""
-        return {name: self._refusal(name) for name in ALGORITHMS}
+        """Why an algorithm can't be used on this pass, by name; "" if it can."""
+        return {name: self._unavailable_reason(name) for name in ALGORITHMS}
 
     def with_algorithm(self, algorithm: str, percentile: float | None = None) -> Calibration:
-        """As `Calibration.using`, at once where it was asked before.
+        """As `Calibration.with_algorithm`, cached.
 
         Raises:
-            CalibrationError: There is no such algorithm, or what it needs was not kept.
+            CalibrationError: There is no such algorithm, or it needs histograms and none were collected.
         """
         if algorithm in ALGORITHMS and percentile is None:
             percentile = resolve_percentile(algorithm)
         key = (algorithm, percentile)
-        if key not in self._read:
-            self._read[key] = self.calibration.with_algorithm(algorithm, percentile=percentile)
-        return self._read[key]
+        if key not in self._computed:
+            self._computed[key] = self.calibration.with_algorithm(algorithm, percentile=percentile)
+        return self._computed[key]
 
     def is_immediate(self, algorithm: str, percentile: float | None = None) -> bool:
-        """Whether `using` answers without searching every histogram."""
-        if self._refusal(algorithm):
+        """Whether `with_algorithm` returns without a search of every histogram."""
+        if self._unavailable_reason(algorithm):
             return False
         entry = ALGORITHMS.get(algorithm)
-        return entry is None or not entry.is_search or (algorithm, percentile) in self._read
+        return entry is None or not entry.is_search or (algorithm, percentile) in self._computed
 
     def compute_all(
         self, *, progress: Progress | None = None, cancel: CancelToken | None = None
     ) -> AlgorithmComparison:
-        """Read every algorithm that takes seconds, so that each is there at once later.
+        """Compute the ranges of all algorithms that take seconds.
 
         Args:
             progress: Receives an event for each algorithm.
-            cancel: Asked at each.
+            cancel: Checked before each algorithm.
+
+        Returns:
+            This object.
 
         Raises:
-            CancelledError: The caller cancelled; what was read stays.
+            CancelledError: The caller cancelled; finished algorithms stay cached.
         """
         reporter = Reporter(progress, cancel)
-        names = [name for name, entry in ALGORITHMS.items() if entry.is_search and not self._refusal(name)]
+        names = [name for name, entry in ALGORITHMS.items() if entry.is_search and not self._unavailable_reason(name)]
         for done, name in enumerate(names):
-            reporter.step("read every algorithm off the pass", done, len(names))
+            reporter.step("compute ranges of all algorithms", done, len(names))
             self.with_algorithm(name)
-        reporter.step("read every algorithm off the pass", len(names), len(names))
+        reporter.step("compute ranges of all algorithms", len(names), len(names))
         return self
 
     def stats(self, tensor: str) -> TensorStats | None:
-        """What the pass saw of a tensor; of one that only moves values, its sources taken together.
+        """Statistics of a tensor; of a tensor that only moves values, those of its sources merged.
 
-        A pooling or a resizing drops or repeats values of its source, so that counts are then its source's.
+        Pooling and resizing drop or repeat values, so counts are those of the source.
 
         Returns:
-            None where nothing was seen, as for a cache of TensorRT's.
+            The statistics, or None if there are none, as for a TensorRT calibration cache.
         """
         if tensor not in self._merged:
-            self._merged[tensor] = self._together(tensor)
+            self._merged[tensor] = self._merge_sources(tensor)
         return self._merged[tensor]
 
     def frame(self, algorithm: str, percentile: float | None = None) -> pl.DataFrame:
-        """What an algorithm makes of every tensor, in graph order.
+        """Range and clipping of every tensor by an algorithm.
+
+        Args:
+            algorithm: One of `ALGORITHMS`.
+            percentile: For an algorithm that takes one, percent; None takes the default.
 
         Returns:
-            One row a tensor: `tensor`, `largest` (largest magnitude seen), `reach` (the magnitude that its scale
-            covers), `covered` (reach over largest, 0..1), `clipped` (share of the values beyond the reach, 0..1; null
-            without a histogram) and `scale`.
+            One row per tensor in graph order: `tensor`, `largest` (largest magnitude), `reach` (magnitude that the
+            scale covers), `covered` (reach over largest, 0..1), `clipped` (share of values beyond the reach, 0..1;
+            null without a histogram) and `scale`.
 
         Raises:
-            CalibrationError: As `using`.
+            CalibrationError: As `with_algorithm`.
         """
         return self.frame_for(self.with_algorithm(algorithm, percentile))
 
-    def frame_for(self, found: Calibration) -> pl.DataFrame:
-        """As `frame`, of ranges that were chosen by other means, such as a search's.
+    def frame_for(self, calibration: Calibration) -> pl.DataFrame:
+        """As `frame`, for given ranges, such as those of a search.
 
         Args:
-            found: Ranges of the same tensors.
+            calibration: Ranges of the same tensors.
         """
         rows = []
-        for tensor, (low, high) in found.ranges.items():
+        for tensor, (low, high) in calibration.ranges.items():
             reach = max(abs(low), abs(high))
-            seen = self.stats(tensor)
-            largest = reach if seen is None else max(abs(seen.low), abs(seen.high))
+            stats = self.stats(tensor)
+            largest = reach if stats is None else stats.largest
+            histogram = None if stats is None else stats.histogram
             rows.append(
                 {
                     "tensor": tensor,
                     "largest": largest,
                     "reach": reach,
                     "covered": reach / largest if largest else 1.0,
-                    "clipped": None
-                    if seen is None or seen.histogram is None
-                    else clipped_share(seen.histogram, reach, largest),
+                    "clipped": None if histogram is None else clipped_share(histogram, reach, largest),
                     "scale": reach / 127.0,
                 }
             )
@@ -157,7 +164,7 @@ class AlgorithmComparison:
         for column, tensor in enumerate(frame["tensor"]):
             stats = self.stats(tensor)
             if stats is not None and stats.histogram is not None:
-                shares[:, column] = stats.histogram.log_shares(max(abs(stats.low), abs(stats.high)), _BANDS)
+                shares[:, column] = stats.histogram.log_shares(stats.largest, _BANDS)
         return overview_figure(frame, shares, selected=selected, algorithm=algorithm)
 
     def plot_histogram(
@@ -177,64 +184,66 @@ class AlgorithmComparison:
         return histogram_figure(
             None if stats is None or stats.histogram is None else stats.histogram.bins(_HISTOGRAM_BINS),
             reach,
-            largest=reach if stats is None else max(abs(stats.low), abs(stats.high)),
+            largest=reach if stats is None else stats.largest,
             algorithm=algorithm,
             others=others,
             looks=figure_looks(),
         )
 
-    def _refusal(self, algorithm: str) -> str:
+    def _unavailable_reason(self, algorithm: str) -> str:
         if algorithm == self.calibration.algorithm:
             return ""
         if not self.calibration.stats:
-            return "the calibration holds scales only, as a cache of TensorRT's does"
+            return "the calibration holds scales only, as a TensorRT calibration cache does"
         if get_algorithm(algorithm).needs_histogram and not self.calibration.histograms:
-            return "no histograms were kept; calibrate with histograms=True"
+            return "the calibration has no histograms; calibrate with histograms=True"
         return ""
 
-    def _together(self, tensor: str) -> TensorStats | None:
-        found = self.calibration.stats.get(tensor)
-        if found is not None:
-            return found
+    def _merge_sources(self, tensor: str) -> TensorStats | None:
+        own = self.calibration.stats.get(tensor)
+        if own is not None:
+            return own
         parts = [part for name in self.calibration.sources.get(tensor, ()) if (part := self.stats(name)) is not None]
         if not parts:
             return None
-        histogram: Histogram | None = None
-        kept = [part.histogram for part in parts if part.histogram is not None]
-        if len(kept) == len(parts):
-            histogram = kept[0]
-            for other in kept[1:]:
-                histogram = histogram.merge(other)
+        histograms = [part.histogram for part in parts if part.histogram is not None]
+        complete = len(histograms) == len(parts)
         return TensorStats(
             low=min(part.low for part in parts),
             high=max(part.high for part in parts),
             average_low=min(part.average_low for part in parts),
             average_high=max(part.average_high for part in parts),
-            histogram=histogram,
+            histogram=functools.reduce(Histogram.merge, histograms) if complete else None,
         )
 
 
 def clipped_share(histogram: Histogram, reach: float, largest: float) -> float:
-    """Share of the counted magnitudes that lie beyond a reach, 0..1.
+    """Share of the values whose magnitude exceeds a reach, 0..1.
 
-    Within the bin that the reach falls into, values are taken as spread evenly up to the largest one.
+    Values of the bin that contains the reach are assumed to be spread evenly, up to the largest one.
 
     Args:
-        histogram: Counts of |x|.
-        reach: What the scale covers.
-        largest: The largest magnitude seen, beyond which the last bin is empty.
+        histogram: Histogram of the values.
+        reach: Magnitude that the scale covers.
+        largest: Largest magnitude of the values.
 
     Raises:
-        CalibrationError: The reach is negative or not a number.
+        CalibrationError: The reach is negative or NaN.
     """
     if not reach >= 0:
-        raise CalibrationError(f"tell what a reach of {reach} clips", "it is no magnitude", "use a number from 0 on")
+        raise CalibrationError(
+            f"compute the share of values clipped at {reach}",
+            "it is not a magnitude",
+            "pass a number from 0 on",
+            code="calibration-reach-invalid",
+            value=reach,
+        )
     total = histogram.total
     if reach >= largest or not total or histogram.exponent is None:
         return 0.0
-    place = reach / histogram.width
-    index = min(math.floor(place), len(histogram.counts) - 1)
+    position = reach / histogram.width
+    index = min(math.floor(position), len(histogram.counts) - 1)
     end = min(float(index + 1), largest / histogram.width)
-    inside = max(end - place, 0.0) / max(end - index, np.finfo(np.float64).tiny)
-    beyond = int(histogram.counts[index + 1 :].sum()) + inside * int(histogram.counts[index])
-    return float(beyond / total)
+    share_of_bin = max(end - position, 0.0) / max(end - index, np.finfo(np.float64).tiny)
+    clipped = int(histogram.counts[index + 1 :].sum()) + share_of_bin * int(histogram.counts[index])
+    return float(clipped / total)

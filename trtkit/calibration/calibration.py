@@ -1,4 +1,4 @@
-"""What a calibration found, with where it came from."""
+"""Calibration: the range of every tensor that INT8 can quantize, with statistics and provenance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from trtkit.calibration.collector import propagate_ranges
 from trtkit.calibration.histogram import Histogram
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
-from trtkit.results import Provenance, Result
+from trtkit.models.model import OutputFormat, Preprocess
+from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
@@ -36,19 +37,21 @@ __all__ = ["Calibration", "check_fits", "compute_ranges"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Calibration(Result):
-    """Ranges by ONNX tensor, and what they were read off.
+    """Ranges of ONNX tensors, and the statistics they were computed from.
 
     Attributes:
-        ranges: Lowest and highest value each tensor's INT8 scale has to cover, by tensor name, in graph order.
-        algorithm: How they were read off the images: one of `ALGORITHMS`, or "tensorrt" for a cache of TensorRT's.
-        percentile: For "percentile", the share of values not clipped, percent; None otherwise.
-        images: Images that were seen.
-        split: The split they came from.
-        skipped: Images that could not be read.
-        seen: Exact extremes, moving averages and, where they were kept, histograms of the measured tensors.
-        sources: For the other tensors, which only move values, what they take them from.
-        corrections: What is added to the bias of a layer that runs in INT8, by node name: what bias correction found.
-        notes: What a reader should know, such as why a cache was not used.
+        ranges: Minimum and maximum that the INT8 scale of each tensor covers, by tensor name, in graph order.
+        algorithm: One of `ALGORITHMS`, or "tensorrt" for the scales of a TensorRT calibration cache.
+        percentile: Percentile of the algorithm, percent; None for an algorithm without one.
+        images: Number of images.
+        split: Their split.
+        skipped: Paths of images that could not be read.
+        stats: Statistics of the measured tensors, with histograms if they were collected.
+        sources: For tensors of operators that only move values, the tensors those values come from.
+        corrections: Bias corrections of INT8 layers, by node name, one number per output channel.
+        preprocess: The model's preprocessing; None if unknown, as in files of format version 1.
+        output_format: The model's output format; None if unknown.
+        notes: Remarks, such as why a cache was not used.
         provenance: Model, data, versions, machine, settings and seed.
     """
 
@@ -63,30 +66,35 @@ class Calibration(Result):
     stats: Mapping[str, TensorStats] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     corrections: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    preprocess: Preprocess | None = None
+    output_format: OutputFormat | None = None
     notes: tuple[str, ...] = ()
     provenance: Provenance
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the ranges, the model and the data, 64 hex digits."""
+        """SHA-256 of ranges, corrections, algorithm, model and data, 64 hex digits."""
         parts = [f"{name} {low!r} {high!r}" for name, (low, high) in self.ranges.items()]
         parts += [f"{name} {values!r}" for name, values in self.corrections.items()]
         return hash_parts(self.algorithm, self.provenance.model_hash, self.provenance.data_hash or "", *parts)
 
     @property
     def histograms(self) -> Mapping[str, Histogram]:
-        """Counts of the magnitudes of each measured tensor; empty where only extremes were taken."""
-        return {name: seen.histogram for name, seen in self.stats.items() if seen.histogram is not None}
+        """Histograms by measured tensor; empty if none were collected."""
+        return {name: entry.histogram for name, entry in self.stats.items() if entry.histogram is not None}
 
     def with_algorithm(self, algorithm: str, *, percentile: float | None = None) -> Calibration:
-        """The same pass read by another algorithm; no image is looked at again.
+        """Ranges of the same calibration pass by another algorithm; no image is processed again.
 
         Args:
             algorithm: One of `ALGORITHMS`.
-            percentile: For "percentile", the share of values not clipped, percent; None takes 99.999.
+            percentile: For an algorithm that takes one, percent; None takes 99.999.
+
+        Returns:
+            The calibration without bias corrections.
 
         Raises:
-            CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
+            CalibrationError: There is no such algorithm, or it needs histograms and none were collected.
         """
         percentile = resolve_percentile(algorithm, percentile)
         settings = {**self.provenance.settings, "algorithm": algorithm, "percentile": percentile}
@@ -100,7 +108,7 @@ class Calibration(Result):
         )
 
     def frame(self) -> pl.DataFrame:
-        """One row a tensor: `tensor`, `low`, `high`, `scale` (symmetric: the larger magnitude over 127)."""
+        """One row per tensor: `tensor`, `low`, `high`, `scale` (symmetric: the larger magnitude over 127)."""
         frame = pl.DataFrame(
             {
                 "tensor": list(self.ranges),
@@ -112,40 +120,43 @@ class Calibration(Result):
         return frame.with_columns(scale=pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs()) / 127.0)
 
     def compare_algorithms(self, percentiles: Sequence[float] = (99.9, 99.99, PERCENTILE)) -> pl.DataFrame:
-        """What every algorithm makes of each measured tensor.
+        """The magnitude that each algorithm covers of each measured tensor.
 
         Args:
-            percentiles: Percentiles to show, percent.
+            percentiles: Percentiles of algorithms that take one, percent.
 
         Returns:
-            One row a tensor: `tensor`, and a column with the magnitude that each algorithm covers (`minmax`,
-            `moving_average`, `entropy`, `mse`, `percentile 99.9`, ...); histograms missing, only the first two.
+            One row per tensor: `tensor`, and one column per algorithm (`minmax`, `entropy`, `percentile 99.9`, ...).
+            Algorithms that need histograms are omitted if none were collected.
         """
         columns_of: dict[str, tuple[str, float | None]] = {}
-        for name, entry in ALGORITHMS.items():
-            if entry.needs_histogram and not self.histograms:
+        for name, algorithm in ALGORITHMS.items():
+            if algorithm.needs_histogram and not self.histograms:
                 continue
-            for value in percentiles if entry.takes_percentile else (None,):
-                columns_of[entry.label(value)] = (name, value)
+            for value in percentiles if algorithm.takes_percentile else (None,):
+                columns_of[algorithm.label(value)] = (name, value)
         columns: dict[str, Any] = {"tensor": list(self.stats)}
-        for column, (algorithm, value) in columns_of.items():
+        for column, (name, value) in columns_of.items():
             columns[column] = [
-                compute_magnitude(seen, algorithm, percentile=value, tensor=name) for name, seen in self.stats.items()
+                compute_magnitude(entry, name, percentile=value, tensor=tensor) for tensor, entry in self.stats.items()
             ]
         return pl.DataFrame(columns, schema={name: pl.String if name == "tensor" else pl.Float64 for name in columns})
 
     def plot(self) -> go.Figure:
-        """The ranges in graph order, as bars from the lowest to the highest value."""
+        """Ranges in graph order, as bars from minimum to maximum."""
         from trtkit.plotting.calibration import ranges_figure
 
         title = f"Ranges by {self.algorithm} over {self.images} images of {self.split}"
         return ranges_figure(self.frame(), title=title)
 
     def plot_tensor(self, tensor: str) -> go.Figure:
-        """A tensor's histogram, with the magnitude that each algorithm would cover.
+        """Histogram of a tensor, with the magnitude that each algorithm covers.
+
+        Args:
+            tensor: Name of a measured tensor.
 
         Raises:
-            CalibrationError: No histogram of that tensor was kept.
+            CalibrationError: There is no histogram of that tensor.
         """
         from trtkit.plotting.calibration import tensor_figure
 
@@ -167,10 +178,10 @@ class Calibration(Result):
         )
 
     def to_tensorrt_cache(self, version: str = "8600") -> str:
-        """The scales in TensorRT's own `.cache` text.
+        """The scales as text of a TensorRT calibration cache.
 
         Args:
-            version: TensorRT's version as four digits, which its reader compares with its own.
+            version: TensorRT version as digits; TensorRT compares it with its own.
         """
         from trtkit.calibration.tensorrt_cache import format_cache
 
@@ -178,14 +189,14 @@ class Calibration(Result):
 
     @classmethod
     def from_tensorrt_cache(cls, source: str | Path, model: Model | str | Path) -> Calibration:
-        """Read a `.cache` of TensorRT's calibrators.
+        """Read a TensorRT calibration cache.
 
         Args:
             source: The file, or its text.
-            model: The model it belongs to; the file does not say, so that only names of tensors can be compared.
+            model: The model it belongs to. The file does not record its model, so only tensor names are compared.
 
         Raises:
-            CalibrationError: It is no such text, or has no scale for tensors the model needs one for.
+            CalibrationError: The text is not a calibration cache, or lacks scales that the model needs.
         """
         from trtkit.calibration.tensorrt_cache import read_cache_ranges
 
@@ -195,26 +206,30 @@ class Calibration(Result):
             algorithm="tensorrt",
             images=0,
             split="",
-            notes=("scales from a TensorRT cache, which does not say which weights and images they were measured on",),
+            notes=("scales from a TensorRT calibration cache, which records neither weights nor images",),
             provenance=provenance,
         )
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """The ranges, what was seen of each tensor, and the corrections."""
+        """Ranges, statistics and corrections."""
         sources = [list(self.sources.get(name, ())) for name in self.ranges]
-        kept = list(self.stats.values())
-        seen = pl.DataFrame(
+        histograms = [entry.histogram for entry in self.stats.values()]
+        stats = pl.DataFrame(
             {
                 "tensor": list(self.stats),
-                **{name: [getattr(one, name) for one in kept] for name in _NUMBERS},
-                "exponent": [one.histogram.exponent if one.histogram is not None else None for one in kept],
-                "counts": [one.histogram.counts.tolist() if one.histogram is not None else None for one in kept],
+                **{column: [getattr(entry, column) for entry in self.stats.values()] for column in _STAT_COLUMNS},
+                "exponent": [None if one is None else one.exponent for one in histograms],
+                "counts": [None if one is None else one.counts.tolist() for one in histograms],
+                "negative": [
+                    None if one is None or one.negative is None else one.negative.tolist() for one in histograms
+                ],
             },
             schema={
                 "tensor": pl.String,
-                **dict.fromkeys(_NUMBERS, pl.Float64),
+                **dict.fromkeys(_STAT_COLUMNS, pl.Float64),
                 "exponent": pl.Int64,
                 "counts": pl.List(pl.Int64),
+                "negative": pl.List(pl.Int64),
             },
         )
         ranges = self.frame().with_columns(sources=pl.Series(sources, dtype=pl.List(pl.String)))
@@ -222,19 +237,32 @@ class Calibration(Result):
             {"node": list(self.corrections), "added": [list(values) for values in self.corrections.values()]},
             schema={"node": pl.String, "added": pl.List(pl.Float64)},
         )
-        return {"ranges": ranges, "seen": seen, "corrections": corrections}
+        return {"ranges": ranges, "stats": stats, "corrections": corrections}
 
     def facts(self) -> Mapping[str, Any]:
-        """Everything but the ranges and what was seen."""
+        """What the tables do not hold."""
         return {
             "algorithm": self.algorithm,
             "percentile": self.percentile,
             "images": self.images,
             "split": self.split,
             "skipped": list(self.skipped),
+            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+            "output_format": None if self.output_format is None else self.output_format.to_dict(),
             "notes": list(self.notes),
             "hash": self.hash,
         }
+
+    @classmethod
+    def upgrade(cls, saved: SavedResult) -> SavedResult:
+        """Convert format version 1: histograms without signs, and the statistics under their old name."""
+        saved = super().upgrade(saved)
+        stats = saved.tables.pop("seen")
+        saved.tables["stats"] = stats.with_columns(pl.lit(None, dtype=pl.List(pl.Int64)).alias("negative"))
+        saved.facts.update(preprocess=None, output_format=None)
+        settings = rename_version_1_keys(saved.provenance["settings"], {"images": "calibration_images"})
+        saved.provenance["settings"] = settings
+        return saved
 
     @classmethod
     def restore(
@@ -243,45 +271,55 @@ class Calibration(Result):
         """The inverse of `tables` and `facts`.
 
         Raises:
-            CalibrationError: The files were changed since they were written.
+            CalibrationError: The ranges changed since they were saved.
         """
         rows = tables["ranges"].select("tensor", "low", "high", "sources").rows()
-        seen = {
+        stats = {
             row["tensor"]: TensorStats(
-                **{name: row[name] for name in _NUMBERS},
-                histogram=None if row["counts"] is None else Histogram(row["counts"], row["exponent"]),
+                **{column: row[column] for column in _STAT_COLUMNS},
+                histogram=None
+                if row["counts"] is None
+                else Histogram(row["counts"], row["exponent"], negative=row["negative"]),
             )
-            for row in tables["seen"].iter_rows(named=True)
+            for row in tables["stats"].iter_rows(named=True)
         }
-        found = cls(
+        preprocess, output_format = facts["preprocess"], facts["output_format"]
+        calibration = cls(
             ranges={name: (low, high) for name, low, high, _ in rows},
             algorithm=facts["algorithm"],
             percentile=facts["percentile"],
             images=facts["images"],
             split=facts["split"],
             skipped=tuple(facts["skipped"]),
-            stats=seen,
+            stats=stats,
             sources={name: tuple(sources) for name, _, _, sources in rows if sources},
             corrections={name: tuple(added) for name, added in tables["corrections"].rows()},
+            preprocess=None if preprocess is None else Preprocess.from_dict(preprocess),
+            output_format=None if output_format is None else OutputFormat.from_dict(output_format),
             notes=tuple(facts["notes"]),
             provenance=provenance,
         )
-        if found.hash != facts["hash"]:
+        if calibration.hash != facts["hash"]:
             raise CalibrationError(
-                "load a calibration", "its ranges are not the ones that were saved", "calibrate this model again"
+                "load a calibration",
+                "its ranges differ from those that were saved",
+                "calibrate the model again",
+                code="calibration-changed",
+                value=calibration.hash,
+                expected=facts["hash"],
             )
-        return found
+        return calibration
 
     def __repr__(self) -> str:
-        how = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
-        kept = ", histograms kept" if self.histograms else ""
+        algorithm = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
+        histograms = ", with histograms" if self.histograms else ""
         return (
-            f"Calibration({how}: {len(self.ranges)} tensors from {self.images} images of {self.split}{kept}, "
+            f"Calibration({algorithm}: {len(self.ranges)} tensors, {self.images} images of {self.split}{histograms}, "
             f"model {self.provenance.model_hash[:12]})"
         )
 
 
-_NUMBERS = ("low", "high", "average_low", "average_high")
+_STAT_COLUMNS = ("low", "high", "average_low", "average_high")
 
 
 def compute_ranges(
@@ -291,17 +329,20 @@ def compute_ranges(
     algorithm: str,
     percentile: float | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """The ranges of all tensors by an algorithm: their exact extremes, cut off at the magnitude it covers.
+    """Compute the ranges of all tensors by an algorithm.
 
     Args:
-        stats: What was seen of the measured tensors.
-        sources: What the others take their values from.
+        stats: Statistics of the measured tensors.
+        sources: For the other tensors, the tensors their values come from.
         names: All tensors in graph order.
         algorithm: One of `ALGORITHMS`.
-        percentile: For "percentile", percent; None takes 99.999.
+        percentile: For an algorithm that takes one, percent; None takes 99.999.
+
+    Returns:
+        Minimum and maximum by tensor, in the order of `names`.
 
     Raises:
-        CalibrationError: There is no such algorithm, or it needs histograms and none were kept.
+        CalibrationError: There is no such algorithm, or it needs histograms and there are none.
     """
     get_algorithm(algorithm)
     if not stats:
@@ -316,7 +357,7 @@ def compute_ranges(
     def compute(name: str) -> tuple[float, float]:
         return compute_range(stats[name], algorithm, percentile=percentile, tensor=name)
 
-    # The searches of entropy and MSE spend their time in numpy, which lets other threads run.
+    # Entropy and MSE search in numpy, which releases the GIL.
     return propagate_ranges(dict(zip(stats, parallel_map(compute, stats), strict=True)), sources, names)
 
 
@@ -328,15 +369,25 @@ def check_fits(calibration: Calibration, model: Model) -> None:
         model: The model that it is used for.
 
     Raises:
-        CalibrationError: It was measured on other weights or another architecture.
+        CalibrationError: It was measured on other weights, another architecture or other preprocessing.
     """
-    measured_on = calibration.provenance.model_hash
-    if measured_on != model.hash:
+    asked = f"use a calibration for {model.stem}"
+    model_hash = calibration.provenance.model_hash
+    if model_hash != model.hash:
         raise CalibrationError(
-            f"use a calibration for {model.stem}",
-            f"it was measured on another model (hash {measured_on[:12]}, not {model.hash[:12]})",
+            asked,
+            f"it was measured on another model (hash {model_hash[:12]}, not {model.hash[:12]})",
             "calibrate this model",
             code="calibration-model-mismatch",
-            value=measured_on,
+            value=model_hash,
             expected=model.hash,
+        )
+    if calibration.preprocess is not None and calibration.preprocess != model.preprocess:
+        raise CalibrationError(
+            asked,
+            f"it was measured with other preprocessing ({calibration.preprocess}, not {model.preprocess})",
+            "calibrate this model with its present preprocessing",
+            code="calibration-preprocess-mismatch",
+            value=calibration.preprocess.to_dict(),
+            expected=model.preprocess.to_dict(),
         )

@@ -1,4 +1,4 @@
-"""calibrate(): images in, ranges out."""
+"""calibrate(): run images through a model and compute the range of every tensor; and what an export measures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALGORITHMS",
-    "INT8_ALGORITHM",
     "calibrate",
     "check_fp16_overflow",
     "load_input_batches",
@@ -37,7 +36,10 @@ __all__ = [
 ]
 
 IMAGES_PER_PASS = 4
-"""Images that are handed over together where histograms are kept: two run at a time, and none waits for long."""
+"""Images per call of a collector that counts histograms."""
+
+OVERFLOW_IMAGES = 32
+"""Images for the overflow check of an FP16 export."""
 
 
 def calibrate(
@@ -59,50 +61,51 @@ def calibrate(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Calibration:
-    """Measure the range of every tensor that INT8 may carry, over a sample of images.
+    """Measure the range of every tensor that INT8 can quantize, on a sample of images.
 
-    Images stream through ONNX Runtime in FP32 once; peak memory does not depend on their number, nor do the ranges
-    depend on how they were batched. With histograms kept, `Calibration.using` reads any other algorithm off the same
-    pass.
+    Images run through ONNX Runtime in FP32 once. Peak memory does not depend on their number, and the ranges do not
+    depend on the batches. With histograms, `Calibration.with_algorithm` computes the ranges of any other algorithm
+    without another pass.
 
     Args:
         model: From `load`, or what `load` takes.
         data: A data set's YAML file (or folder, for classify). None takes the small embedded set and warns.
-        split: The split to draw from; None takes `train`, or `val` with a warning where there is no `train`.
-        algorithm: "minmax", "moving_average", "entropy", "percentile" or "mse".
-        calibration_images: The largest number of images.
-        fraction: The share of the split to draw from, (0, 1].
-        batch: Images a run; None takes 2, twice the default export's, as TensorRT's own calibration does. Where
-            histograms are kept, images run one by one, two beside each other, whatever this says.
+        split: Split of the calibration images; None takes `train`, or `val` with a warning if there is no `train`.
+        algorithm: Calibration algorithm, one of `trtkit.calibration.ALGORITHMS`: "minmax", "moving_average",
+            "entropy", "percentile", "mse" or a registered one.
+        calibration_images: Maximum number of calibration images.
+        fraction: Share of the split that images are drawn from, in (0, 1]; applied before `calibration_images`.
+        batch: Images per run; None takes 2. With histograms, images run one by one, two in parallel.
         seed: Seed of the sample.
-        percentile: For "percentile": the share of values not clipped, percent; None takes 99.999.
-        histograms: Keep histograms; None keeps them where the algorithm needs them. "minmax" alone is faster without.
-        stratify: Draw so that every class keeps its share of the images.
+        percentile: For an algorithm that takes one: the share of values that are not clipped, percent; None takes
+            99.999.
+        histograms: Collect histograms; None collects them if the algorithm needs them.
+        stratify: Keep each class's share of the images in the sample.
         imgsz: Height and width, pixels; None takes the model's.
-        device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU there, else the processor.
-        cache: A folder of earlier calibrations; one is used again only if model, images, preprocessing and every
-            setting are the same. None keeps none.
+        device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU, else the CPU.
+        cache: Folder of earlier calibrations; one is reused only if model, images, preprocessing and settings are the
+            same. None caches nothing.
         progress: Receives an event for each batch.
-        cancel: Asked at each batch.
+        cancel: Checked before each batch.
 
     Returns:
         The calibration.
 
     Raises:
-        CalibrationError: Settings at odds, no readable image, or a tensor with NaN or infinities.
-        CapabilityError: A GPU was named and there is none.
+        CalibrationError: Settings contradict each other, no image can be read, or a tensor holds NaN or infinity.
+        CapabilityError: A GPU is named and there is none.
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
     """
     from trtkit.models import load
 
     reporter = Reporter(progress, cancel)
-    percentile = _checked(algorithm, percentile, histograms, calibration_images, fraction, batch)
-    counting = get_algorithm(algorithm).needs_histogram if histograms is None else histograms
+    percentile = _check_settings(algorithm, percentile, histograms, calibration_images, fraction, batch)
+    with_histograms = get_algorithm(algorithm).needs_histogram if histograms is None else histograms
     loaded = load(model)
     size = round_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
-    count = batch or DEFAULTS.batch
-    dataset, chosen, paths = select_calibration_images(
+    batch = batch or DEFAULTS.batch
+    dataset, split, paths = select_calibration_images(
         data,
         task=loaded.task,
         split=split,
@@ -114,12 +117,12 @@ def calibrate(
     settings: dict[str, Any] = {
         "algorithm": algorithm,
         "percentile": percentile,
-        "histograms": counting,
-        "split": chosen,
+        "histograms": with_histograms,
+        "split": split,
         "calibration_images": calibration_images,
         "fraction": fraction,
         "stratify": stratify,
-        "batch": count,
+        "batch": batch,
         "imgsz": list(size),
         "preprocessing": hash_preprocessing(loaded.task, size),
         "data": str(dataset.path),
@@ -136,36 +139,43 @@ def calibrate(
     if cache is not None:
         from trtkit.calibration.storage import CalibrationKey, find_calibration
 
-        found, reason = find_calibration(cache, CalibrationKey.from_provenance(provenance))
-        if found is not None:
-            reporter.step(stage, len(paths), len(paths), f"taken from the cache in {cache}")
-            return found
-        notes.append(f"not taken from the cache in {cache}: {reason}")
+        cached, reason = find_calibration(cache, CalibrationKey.from_provenance(provenance))
+        if cached is not None:
+            reporter.step(stage, len(paths), len(paths), f"loaded from the cache {cache}")
+            return cached
+        notes.append(f"not in the cache {cache}: {reason}")
         reporter.log(stage, notes[-1])
-    extremes = _collector(loaded, size, count, device, counting)
+    collector = _create_collector(loaded, size, batch, device, with_histograms)
     skipped: list[str] = []
     reporter.step(stage, 0, len(paths))
-    for images in load_input_batches(paths, task=loaded.task, size=size, batch=_pass(extremes, count), skipped=skipped):
-        extremes.add(images)
-        reporter.step(stage, extremes.image_count, len(paths))
-    if extremes.image_count == 0:
+    images_per_call = _images_per_call(collector, batch)
+    for images in load_input_batches(paths, task=loaded.task, size=size, batch=images_per_call, skipped=skipped):
+        collector.add(images)
+        reporter.step(stage, collector.image_count, len(paths))
+    if collector.image_count == 0:
         raise CalibrationError(
-            f"calibrate on {chosen!r} of {dataset.path}",
-            f"none of its {len(paths)} images could be read",
-            "check them",
+            f"calibrate on split {split!r} of {dataset.path}",
+            f"none of its {len(paths)} images can be read",
+            "check the image files",
+            code="calibration-images-unreadable",
+            path=str(dataset.path),
+            split=split,
+            count=len(paths),
         )
-    seen = extremes.stats()
+    stats = collector.stats()
     calibration = Calibration(
-        ranges=compute_ranges(seen, extremes.sources, extremes.names, algorithm, percentile),
+        ranges=compute_ranges(stats, collector.sources, collector.names, algorithm, percentile),
         algorithm=algorithm,
         percentile=percentile,
-        images=extremes.image_count,
-        split=chosen,
+        images=collector.image_count,
+        split=split,
         skipped=tuple(skipped),
-        stats=seen,
-        sources=extremes.sources,
+        stats=stats,
+        sources=collector.sources,
+        preprocess=loaded.preprocess,
+        output_format=loaded.output_format,
         notes=tuple(notes),
-        provenance=dataclasses.replace(provenance, runner=extremes.runner),
+        provenance=dataclasses.replace(provenance, runner=collector.runner),
     )
     if cache is not None:
         from trtkit.calibration.storage import store_calibration
@@ -174,21 +184,35 @@ def calibrate(
     return calibration
 
 
-def _checked(
-    algorithm: str, percentile: float | None, histograms: bool | None, images: int, fraction: float, batch: int | None
+def _check_settings(
+    algorithm: str,
+    percentile: float | None,
+    histograms: bool | None,
+    calibration_images: int,
+    fraction: float,
+    batch: int | None,
 ) -> float | None:
     """The percentile in use, None for an algorithm without one.
 
     Raises:
-        CalibrationError: The settings are out of range or at odds.
+        CalibrationError: Settings are out of range or contradict each other.
     """
     entry = get_algorithm(algorithm)
-    if images < 1 or not 0 < fraction <= 1 or (batch is not None and batch < 1):
-        raise CalibrationError(
-            f"calibrate with images={images}, fraction={fraction}, batch={batch}",
-            "there would be nothing to measure",
-            "use images >= 1, 0 < fraction <= 1 and batch >= 1",
-        )
+    limits = {
+        "calibration_images": (calibration_images, calibration_images >= 1, ">= 1"),
+        "fraction": (fraction, 0 < fraction <= 1, "in (0, 1]"),
+        "batch": (batch, batch is None or batch >= 1, ">= 1"),
+    }
+    for name, (value, valid, limit) in limits.items():
+        if not valid:
+            raise CalibrationError(
+                f"calibrate with {name}={value}",
+                f"{name} must be {limit}",
+                "pass such a value",
+                code="calibration-setting-out-of-range",
+                name=name,
+                value=value,
+            )
     if histograms is False and entry.needs_histogram:
         names = tuple(name for name, other in ALGORITHMS.items() if not other.needs_histogram)
         raise CalibrationError(
@@ -202,27 +226,27 @@ def _checked(
     return resolve_percentile(algorithm, percentile)
 
 
-def _collector(
-    model: Model, size: tuple[int, int], batch: int, device: int | str | None, counting: bool
+def _create_collector(
+    model: Model, size: tuple[int, int], batch: int, device: int | str | None, histograms: bool
 ) -> MinMaxCollector:
     from trtkit.calibration.collector import HistogramCollector, MinMaxCollector, get_fixed_batch
     from trtkit.graph.torch_export import trace
 
-    # An ONNX file's batch may be fixed; fewer images are filled up, more would be refused.
+    # The batch of an ONNX file may be fixed; smaller batches are padded.
     fixed = get_fixed_batch(model.proto) if model.proto is not None else None
     graph = trace(model, imgsz=size, batch=fixed or batch, dynamic_batch=True)
-    return (HistogramCollector if counting else MinMaxCollector)(graph, device=device)
+    return (HistogramCollector if histograms else MinMaxCollector)(graph, device=device)
 
 
-def _pass(extremes: MinMaxCollector, batch: int) -> int:
-    """Images that go through the graph together; the ranges do not depend on it, memory does."""
-    if extremes.collects_histograms:
-        return IMAGES_PER_PASS * (extremes.batch or 1)
-    return extremes.batch or batch
+def _images_per_call(collector: MinMaxCollector, batch: int) -> int:
+    """Images per `collector.add`; memory depends on it, the ranges do not."""
+    if collector.collects_histograms:
+        return IMAGES_PER_PASS * (collector.batch or 1)
+    return collector.batch or batch
 
 
 def _runner(device: int | str | None) -> str:
-    """What the pass will run on, known before the graph is there; as `MinMaxCollector.runner` says it."""
+    """`MinMaxCollector.runner`, before there is a collector."""
     import onnxruntime
 
     from trtkit.calibration.collector import select_providers
@@ -232,15 +256,7 @@ def _runner(device: int | str | None) -> str:
     return f"ONNX Runtime {onnxruntime.__version__} {name.removesuffix('ExecutionProvider')}"
 
 
-# What an export measures on images: INT8's ranges, FP16's overflow, and what TensorRT's own calibrator is fed.
-
-
-INT8_ALGORITHM = DEFAULTS.algorithm
-"""How an export calibrates by itself: of all algorithms, percentile 99.999 lost least where it lost most, over the five
-tasks' checkpoints (0.0013 to 0.0028 of the main metric, where min-max lost 0.0027 to 0.0218; benchmarks/results)."""
-
-OVERFLOW_IMAGES = 32
-"""Images that an FP16 export is checked on for overflow."""
+# What an export measures on images: INT8 ranges, FP16 overflow, input of TensorRT's own calibrator.
 
 
 def resolve_calibration(
@@ -251,12 +267,19 @@ def resolve_calibration(
     size: tuple[int, int],
     reporter: Reporter,
 ) -> Calibration:
-    """The calibration of an INT8 export: the given one if it fits the model, else one measured on `data`.
+    """The calibration of an INT8 export: the given one if it fits the model, else a new one on `data`.
+
+    Args:
+        model: The model.
+        recipe: The export's settings.
+        given: A calibration, its folder, a TensorRT calibration cache, or None.
+        data: Data set of a new calibration.
+        size: Height and width, pixels.
+        reporter: Receives progress.
 
     Raises:
         CalibrationError: The given one was measured on another model.
     """
-
     if given is None:
         return calibrate(
             model,
@@ -268,37 +291,48 @@ def resolve_calibration(
             cancel=reporter.cancel,
         )
     if isinstance(given, Calibration):
-        found = given
+        calibration = given
     elif Path(given).is_file():
-        found = Calibration.from_tensorrt_cache(given, model)
-        warnings.warn(f"{given}: {'; '.join(found.notes)}", stacklevel=3)
+        calibration = Calibration.from_tensorrt_cache(given, model)
+        warnings.warn(f"{given}: {'; '.join(calibration.notes)}", stacklevel=3)
     else:
-        found = Calibration.load(given)
-    check_fits(found, model)
-    return found
+        calibration = Calibration.load(given)
+    check_fits(calibration, model)
+    return calibration
 
 
 def check_fp16_overflow(
     model: Model, recipe: Recipe, data: str | Path | Dataset | None, size: tuple[int, int], reporter: Reporter
 ) -> dict[str, float]:
-    """Nodes of an FP16 export that would overflow on the images of `data`; each is named in a warning."""
+    """Find the nodes of an FP16 export that overflow on images of `data`, and warn of them.
+
+    Args:
+        model: The model.
+        recipe: The export's settings.
+        data: Data set; its first `OVERFLOW_IMAGES` sampled images are used.
+        size: Height and width, pixels.
+        reporter: Receives progress.
+
+    Returns:
+        Largest magnitude by node name.
+    """
     from trtkit.calibration.graph_outputs import find_fp16_overflows
     from trtkit.graph.torch_export import trace
 
-    reporter.step("check FP16's range", 0, 1)
+    reporter.step("check FP16 overflow", 0, 1)
     _, _, paths = select_calibration_images(
         data, task=model.task, split=None, calibration_images=OVERFLOW_IMAGES, fraction=recipe.fraction, seed=0
     )
     graph = trace(model, imgsz=size, batch=2, dynamic_batch=True, simplify=recipe.simplify)
-    found = find_fp16_overflows(graph, load_input_batches(paths, task=model.task, size=size, batch=2, skipped=[]))
-    if found:
-        worst = max(found, key=lambda name: found[name])
+    peaks = find_fp16_overflows(graph, load_input_batches(paths, task=model.task, size=size, batch=2, skipped=[]))
+    if peaks:
+        worst = max(peaks, key=lambda name: peaks[name])
         warnings.warn(
-            f"{len(found)} nodes come near or over FP16's largest value on these images and stay in FP32, such as "
-            f"{worst} ({found[worst]:.3g}).",
+            f"{len(peaks)} nodes come close to or exceed the range of FP16 on these images and stay in FP32, such as "
+            f"{worst} (peak {peaks[worst]:.3g}).",
             stacklevel=3,
         )
-    return found
+    return peaks
 
 
 def prepare_implicit_calibration(
@@ -309,7 +343,16 @@ def prepare_implicit_calibration(
     folder: Path,
     builder: str,
 ) -> ImplicitCalibration:
-    """Images for TensorRT's own calibrator, at twice the batch, and a cache that only the same ones can hit."""
+    """Input of TensorRT's own calibrator, and the path of its cache, which has a hash of everything it depends on.
+
+    Args:
+        model: The model.
+        recipe: The export's settings; the calibration batch is twice the export's.
+        data: Data set of the calibration images.
+        size: Height and width, pixels.
+        folder: Folder of the cache.
+        builder: Backend that builds the engine.
+    """
     from trtkit import backends
 
     dataset, split, paths = select_calibration_images(

@@ -1,4 +1,4 @@
-"""examine(): is this calibration set fit to calibrate with?"""
+"""examine(): check a calibration set for problems."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.calibration import dataset_checks as checks
+from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.dataset_checks import SEVERITIES, Finding
 from trtkit.calibration.image_hashes import ImageFingerprints, fingerprint_images
 from trtkit.calibration.sampling import sample_stratified
 from trtkit.progress import CancelToken, Progress, Reporter
-from trtkit.results import Provenance, Result
+from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,13 +27,13 @@ __all__ = ["Diagnosis", "examine"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Diagnosis(Result):
-    """What the doctor found.
+    """Findings about a calibration set.
 
     Attributes:
-        findings: The worst first.
-        images: One row an image: `set` ("calibration", "validation"), path, brightness, contrast, aspect, objects.
-        classes: One row a class: name, objects in the calibration set, in its pool and in validation.
-        split: Where the calibration images come from.
+        findings: Findings, the most severe first.
+        images: One row per image: `set` ("calibration", "validation"), path, brightness, contrast, aspect, objects.
+        classes: One row per class: name, objects in the calibration set, in its split and in validation.
+        split: Split of the calibration images.
         provenance: Data, settings and seed.
     """
 
@@ -50,7 +51,7 @@ class Diagnosis(Result):
         return all(finding.severity == "note" for finding in self.findings)
 
     def frame(self) -> pl.DataFrame:
-        """One row a finding: severity, code, evidence, remedy, images."""
+        """One row per finding: severity, code, evidence, remedy, images."""
         return pl.DataFrame(
             [dataclasses.asdict(finding) for finding in self.findings],
             schema={
@@ -60,7 +61,7 @@ class Diagnosis(Result):
         )
 
     def plot(self) -> go.Figure:
-        """Brightness, contrast and aspect of the calibration set beside validation's."""
+        """Brightness, contrast and aspect ratio of calibration and validation images."""
         from trtkit.plotting.calibration import diagnosis_figure
 
         return diagnosis_figure(self.images)
@@ -72,6 +73,14 @@ class Diagnosis(Result):
     def facts(self) -> Mapping[str, Any]:
         """The split and the verdict."""
         return {"split": self.split, "healthy": self.healthy}
+
+    @classmethod
+    def upgrade(cls, saved: SavedResult) -> SavedResult:
+        """Convert format version 1: renames settings."""
+        saved = super().upgrade(saved)
+        renames = {"images": "calibration_images", "pictures": "image_paths"}
+        saved.provenance["settings"] = rename_version_1_keys(saved.provenance["settings"], renames)
+        return saved
 
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Diagnosis:
@@ -100,38 +109,38 @@ def examine(
     split: str | None = None,
     against: str | None = "val",
     image_paths: Sequence[str | Path] | None = None,
-    calibration_images: int = 512,
-    fraction: float = 1.0,
-    seed: int = 0,
+    calibration_images: int = DEFAULTS.calibration_images,
+    fraction: float = DEFAULTS.fraction,
+    seed: int = DEFAULTS.seed,
     stratify: bool = False,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Diagnosis:
-    """Examine the images that `calibrate` would take with the same arguments, or any others.
+    """Check the images that `calibrate` samples with the same arguments, or given ones.
 
-    It looks for: too few images, duplicates and near-duplicates, classes and object sizes that the data set has and
-    these images lack, brightness, contrast or shape other than validation's, images of validation among them, and
-    whether the first n of the split would have been a biased choice.
+    Checks: too few images, duplicates and near-duplicates, missing classes and object sizes, dataset shift of
+    brightness, contrast and aspect ratio against validation, validation images in the calibration set, and whether
+    the first n images of the split are biased.
 
     Args:
         data: A data set's YAML file, or a folder of class folders for classify.
-        task: What the labels are read for.
-        split: The split to draw from; None takes `train`, or `val` where there is no `train`.
-        against: The split that judges the model; None, or one that is not there, leaves out what needs it.
-        image_paths: The calibration images themselves; None draws them.
-        calibration_images: The largest number of images drawn.
-        fraction: The share of the split to draw from, (0, 1].
+        task: The task of the labels.
+        split: Split of the calibration images; None takes `train`, or `val` if there is no `train`.
+        against: Split of the evaluation; None, or a split that does not exist, omits the checks that need it.
+        image_paths: Calibration images; None samples them from the split.
+        calibration_images: Maximum number of sampled images.
+        fraction: Share of the split that images are drawn from, in (0, 1].
         seed: Seed of the sample.
-        stratify: Draw so that every class keeps its share.
+        stratify: Keep each class's share of the images in the sample.
         progress: Receives an event for each image.
-        cancel: Asked at each image.
+        cancel: Checked before each image.
 
     Returns:
-        The findings, each with evidence and remedy, and the frames they rest on.
+        The findings, each with evidence and remedy, and the frames they are based on.
 
     Raises:
         DataError: The data set or a label file can't be read.
-        RecipeError: `images` or `fraction` is out of range.
+        RecipeError: `calibration_images` or `fraction` is out of range.
         CancelledError: The caller cancelled.
     """
     from trtkit.data import open_dataset, sample_images
@@ -147,28 +156,29 @@ def examine(
         if stratify:
             chosen = sample_stratified(dataset, pool_paths, count=len(chosen), seed=seed)
     others = [path for path in chosen if path not in set(pool_paths)]
-    everything = fingerprint_images([*pool_paths, *others], dataset, reporter, "examine the calibration images")
-    pool, own = everything.select(pool_paths), everything.select(chosen)
-    judged = None
+    fingerprints = fingerprint_images([*pool_paths, *others], dataset, reporter, "examine the calibration images")
+    pool, own = fingerprints.select(pool_paths), fingerprints.select(chosen)
+    validation = None
     if against is not None and against in dataset.splits:
-        judged = fingerprint_images(dataset.images(against), dataset, reporter, "examine the validation images")
+        validation = fingerprint_images(dataset.images(against), dataset, reporter, "examine the validation images")
     names = list(dataset.names.values())
-    found = [*checks.number(own), *checks.duplicates(own)]
-    found += [*checks.classes(own, pool, judged, names), *checks.sizes(own, judged or pool)]
-    if judged is not None:
-        found += [*checks.leakage(own, judged), *checks.drift(own, judged)]
-    found += checks.order(pool, own, names)
-    found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
-    reporter.step("examine", 1, 1, f"{len(found)} findings")
+    findings = [*checks.check_count(own), *checks.check_duplicates(own)]
+    findings += checks.check_class_shares(own, pool, validation, names)
+    findings += checks.check_object_sizes(own, validation or pool)
+    if validation is not None:
+        findings += [*checks.check_leakage(own, validation), *checks.check_value_shifts(own, validation)]
+    findings += checks.check_order(pool, own, names)
+    findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
+    reporter.step("examine", 1, 1, f"{len(findings)} findings")
     return Diagnosis(
-        findings=tuple(found),
-        images=_image_frame(own, judged),
+        findings=tuple(findings),
+        images=_image_frame(own, validation),
         classes=pl.DataFrame(
             {
                 "class": names,
                 "calibration": own.counts.sum(axis=0),
                 "pool": pool.counts.sum(axis=0),
-                "validation": judged.counts.sum(axis=0) if judged is not None else None,
+                "validation": validation.counts.sum(axis=0) if validation is not None else None,
             },
             schema={"class": pl.String, "calibration": pl.Int64, "pool": pl.Int64, "validation": pl.Int64},
         ),
@@ -192,9 +202,9 @@ def examine(
     )
 
 
-def _image_frame(own: ImageFingerprints, judged: ImageFingerprints | None) -> pl.DataFrame:
+def _image_frame(own: ImageFingerprints, validation: ImageFingerprints | None) -> pl.DataFrame:
     parts = []
-    for name, group in (("calibration", own), ("validation", judged)):
+    for name, group in (("calibration", own), ("validation", validation)):
         if group is None:
             continue
         parts.append(

@@ -1,4 +1,4 @@
-"""Which images a calibration sees, and how they go into the network."""
+"""Calibration images: sampling, and conversion to network inputs."""
 
 from __future__ import annotations
 
@@ -33,19 +33,22 @@ def select_calibration_images(
     seed: int,
     stratify: bool = False,
 ) -> tuple[Dataset, str, tuple[Path, ...]]:
-    """The data set, the split and the sampled images that a calibration uses.
+    """Sample the images of a calibration.
 
     Args:
         data: A data set's YAML file (or folder, for classify); None takes the task's small embedded set and warns.
         task: The model's task.
-        split: The split to draw from; None takes `train`, or `val` with a warning where there is no `train`.
-        calibration_images: The largest number of images.
-        fraction: The share of the split to draw from, (0, 1].
+        split: Split to sample from; None takes `train`, or `val` with a warning if there is no `train`.
+        calibration_images: Maximum number of images.
+        fraction: Share of the split that images are drawn from, in (0, 1]; applied before `calibration_images`.
         seed: Seed of the sample.
-        stratify: Draw so that every class keeps its share of the images.
+        stratify: Keep each class's share of the images.
+
+    Returns:
+        The data set, the split, and the sampled paths.
 
     Raises:
-        DataError: The data set can't be read, or there is no example set for the task.
+        DataError: The data set can't be read, or there is no embedded set for the task.
     """
     from trtkit.data import open_dataset, sample_images
 
@@ -55,13 +58,15 @@ def select_calibration_images(
         if task not in demo.EMBEDDED_TASKS:
             raise DataError(
                 "calibrate INT8 without data=",
-                f"trtkit carries no example images for {task}",
+                f"there is no embedded example set for task {task!r}",
                 "pass data='your.yaml'",
+                code="calibration-data-missing",
+                value=task,
             )
         data = demo.data_path(task)
         warnings.warn(
-            "INT8 without data=: calibrating on trtkit's small example set, whose images are not yours; "
-            "pass data='your.yaml' for ranges that fit your model.",
+            "INT8 without data=: calibrating on trtkit's small example set; pass data='your.yaml' for ranges that fit "
+            "your images.",
             stacklevel=3,
         )
     dataset = open_dataset(data, task=task)
@@ -69,33 +74,33 @@ def select_calibration_images(
         split = "train" if "train" in dataset.splits else "val"
         if split == "val":
             warnings.warn(
-                "calibrating on 'val' because the data set has no 'train': the same images will then judge the "
-                "result; pass split='val' to say that this is meant.",
+                "calibrating on 'val' because the data set has no 'train': if 'val' is also used for evaluation, INT8 "
+                "accuracy is optimistic; pass split='val' to accept this.",
                 stacklevel=3,
             )
-    images = dataset.images(split)
-    # Asked for with the range checks that `sample` makes, so that both ways refuse the same settings.
-    drawn = sample_images(images, count=calibration_images, fraction=fraction, seed=seed)
+    paths = dataset.images(split)
+    # `sample_images` checks the settings, for stratified samples too.
+    sampled = sample_images(paths, count=calibration_images, fraction=fraction, seed=seed)
     if stratify:
-        drawn = sample_stratified(dataset, images, count=len(drawn), seed=seed)
-    return dataset, split, drawn
+        sampled = sample_stratified(dataset, paths, count=len(sampled), seed=seed)
+    return dataset, split, sampled
 
 
 def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, seed: int = 0) -> tuple[Path, ...]:
-    """Draw images so that each class is in as large a share of them as in all, and rare classes in at least one.
+    """Sample images so that every class keeps its share, and rare classes are in at least one image.
 
-    The class that lacks most of its share is served first, by the next image of a seeded shuffle that shows it
-    (after K. Sechidis et al., "On the Stratification of Multi-Label Data", 2011). Images without labels count as a
-    class of their own.
+    Iterative stratification: the class that lacks most of its share gets the next image of a seeded shuffle that shows
+    it (K. Sechidis et al., "On the Stratification of Multi-Label Data", 2011). Images without labels form a class of
+    their own.
 
     Args:
-        dataset: Where the labels come from.
-        paths: What to draw from.
-        count: How many to draw, at most all.
-        seed: Of the shuffle.
+        dataset: The data set, for its labels.
+        paths: Images to sample from.
+        count: Number of images; all if there are fewer.
+        seed: Seed of the shuffle.
 
     Returns:
-        The drawn images in the order of `images`.
+        The sampled images in the order of `paths`.
 
     Raises:
         DataError: A label file contradicts the data set.
@@ -104,22 +109,26 @@ def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, se
         return tuple(paths)
     order = list(range(len(paths)))
     random.Random(seed).shuffle(order)
-    # -1 stands for "nothing to see".
-    shown = {index: frozenset(dataset.labels(paths[index]).classes.tolist()) or {-1} for index in order}
-    having = Counter(name for classes in shown.values() for name in classes)
-    wanted = {name: max(1.0, number * count / len(paths)) for name, number in having.items()}
-    queues = {name: [index for index in reversed(order) if name in shown[index]] for name in wanted}
+    # -1 stands for an image without labels.
+    classes = {index: frozenset(dataset.labels(paths[index]).classes.tolist()) or {-1} for index in order}
+    available = Counter(class_id for shown in classes.values() for class_id in shown)
+    targets = {class_id: max(1.0, number * count / len(paths)) for class_id, number in available.items()}
+    queues = {class_id: [index for index in reversed(order) if class_id in classes[index]] for class_id in targets}
     chosen: set[int] = set()
-    got: Counter[int] = Counter()
-    while len(chosen) < count:
+    counts: Counter[int] = Counter()
+
+    def priority(class_id: int) -> tuple[float, int, int]:
         # Rarer classes first among equals: they have fewer images to choose from.
-        name = max(wanted, key=lambda name: ((wanted[name] - got[name]) / wanted[name], -having[name], -name))
-        if got[name] >= wanted[name]:
+        return (targets[class_id] - counts[class_id]) / targets[class_id], -available[class_id], -class_id
+
+    while len(chosen) < count:
+        class_id = max(targets, key=priority)
+        if counts[class_id] >= targets[class_id]:
             break
-        index = queues[name].pop()
+        index = queues[class_id].pop()
         if index not in chosen:
             chosen.add(index)
-            got.update(shown[index])
+            counts.update(classes[index])
     for index in order:
         if len(chosen) == count:
             break
@@ -130,14 +139,14 @@ def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, se
 def load_input_batches(
     paths: Sequence[Path], *, task: str, size: tuple[int, int], batch: int, skipped: list[str]
 ) -> Iterator[NDArray[np.float32]]:
-    """Images as network inputs, `batch` at a time; the last batch may be smaller.
+    """Load images as batches of network inputs; the last batch may be smaller.
 
     Args:
         paths: Image files.
-        task: The task, which decides between letterbox and center crop.
+        task: The task, which determines the preprocessing.
         size: Height and width, pixels.
-        batch: Images a batch.
-        skipped: Receives the paths that could not be read.
+        batch: Images per batch.
+        skipped: Receives the paths of images that can't be read.
 
     Yields:
         (N, 3, H, W) float32 in [0, 1], RGB.
@@ -152,36 +161,35 @@ def load_input_batches(
         except DataError:
             return None
 
-    waiting: list[NDArray[np.uint8]] = []
-    # One thread reads ahead while the model runs; more would take the processor from the model.
+    images: list[NDArray[np.uint8]] = []
+    # One thread reads ahead; the other cores run the model.
     for path, image in zip(paths, parallel_map(load, paths, 1, max_pending=2 * batch), strict=True):
         if image is None:
             skipped.append(str(path))
             continue
-        waiting.append(image)
-        if len(waiting) == batch:
-            yield to_input(waiting, preprocess)
-            waiting.clear()
-    if waiting:
-        yield to_input(waiting, preprocess)
+        images.append(image)
+        if len(images) == batch:
+            yield to_input(images, preprocess)
+            images.clear()
+    if images:
+        yield to_input(images, preprocess)
 
 
 def hash_preprocessing(task: str, size: tuple[int, int]) -> str:
-    """SHA-256 of what becomes of fixed images on their way into the network, 64 hex digits.
+    """SHA-256 of the network inputs that preprocessing makes of fixed images, 64 hex digits.
 
-    Whatever changes the way in (another resizing, padding or channel order, another OpenCV that rounds differently)
-    changes what comes out, and so this hash.
+    It changes with resizing, padding, channel order, and an OpenCV version that rounds differently.
 
     Args:
-        task: The task, which decides between letterbox and center crop.
+        task: The task, which determines the preprocessing.
         size: Height and width, pixels.
     """
     from trtkit.data import resize_to_input, to_input
 
     preprocess = default_preprocess(task)
-    random_state = np.random.default_rng(0)
-    # One wider and one taller than the input, so that both directions of resizing and padding take part.
+    generator = np.random.default_rng(0)
+    # One image wider and one taller than the input: both directions of resizing and padding.
     shapes = [(size[0] // 2 + 3, size[1] + 17), (size[0] + 29, size[1] // 2 + 5)]
-    images = [random_state.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    images = [generator.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
     inputs = [to_input([resize_to_input(image, size, preprocess)[0]], preprocess) for image in images]
     return hash_parts(*(array.tobytes() for array in inputs), str(inputs[0].shape))

@@ -1,4 +1,4 @@
-"""Calibrations on disk, each used again only for exactly what it was measured on."""
+"""Cache of calibrations on disk; one is reused only if model, data, settings and versions are the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import TrtkitError
 from trtkit.files import hash_parts
 from trtkit.results import Provenance
-
-if TYPE_CHECKING:
-    from trtkit.calibration.calibration import Calibration
 
 __all__ = [
     "CalibrationKey",
@@ -22,26 +19,26 @@ __all__ = [
     "store_calibration",
 ]
 
-_UNSAID = "nothing"
+_MISSING = "none"
 
-# Versions that shape what a pass finds: who traces, who simplifies, who runs, who measures.
+# Packages that change the result: tracing, simplification, inference, counting.
 _PACKAGES = ("trtkit", "torch", "onnx", "onnxslim", "onnxruntime")
 
-# Settings that say where things lie, not what they are.
-_PLACES = ("data",)
+# Settings that are paths; the content is hashed instead.
+_PATH_SETTINGS = ("data",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationKey:
-    """What a calibration depends on; two are interchangeable when all of it is the same.
+    """Everything a calibration depends on; calibrations with equal keys are interchangeable.
 
     Attributes:
         model: SHA-256 of architecture and weights.
-        data: SHA-256 of the images that were drawn, with their labels.
-        settings: Every setting, `preprocessing` (the hash of what becomes of fixed images) among them.
+        data: SHA-256 of the sampled images and their labels.
+        settings: Every setting, with `preprocessing` (see `hash_preprocessing`).
         seed: Seed of the sample.
-        versions: Of the packages that shape the result.
-        runner: What ran the pass.
+        versions: Versions of the packages that change the result.
+        runner: Name of the runner.
     """
 
     model: str
@@ -53,11 +50,11 @@ class CalibrationKey:
 
     @classmethod
     def from_provenance(cls, provenance: Provenance) -> CalibrationKey:
-        """The key that an origin amounts to."""
+        """The key of a calibration with this provenance."""
         return cls(
             model=provenance.model_hash,
             data=provenance.data_hash or "",
-            settings={name: value for name, value in provenance.settings.items() if name not in _PLACES},
+            settings={name: value for name, value in provenance.settings.items() if name not in _PATH_SETTINGS},
             seed=provenance.seed,
             versions={name: version for name, version in provenance.versions.items() if name in _PACKAGES},
             runner=provenance.runner,
@@ -65,66 +62,77 @@ class CalibrationKey:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all of it, 64 hex digits."""
+        """SHA-256 of all fields, 64 hex digits."""
         return hash_parts(json.dumps(dataclasses.asdict(self), sort_keys=True))
 
     def differences(self, other: CalibrationKey) -> tuple[str, ...]:
-        """What differs from another key, in words: `the model's weights (1f..., not 3a...)`; () where nothing does."""
-        found = []
+        """Differences from another key, such as "the model's weights or architecture (1f..., not 3a...)".
+
+        Args:
+            other: The other key.
+
+        Returns:
+            One entry per difference; () for equal keys.
+        """
+        differences = []
         for name, what in (("model", "the model's weights or architecture"), ("data", "the images or labels")):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
-                found.append(f"{what} ({theirs[:12] or _UNSAID}, not {ours[:12] or _UNSAID})")
+                differences.append(f"{what} ({theirs[:12] or _MISSING}, not {ours[:12] or _MISSING})")
         for field in ("settings", "versions"):
             ours, theirs = getattr(self, field), getattr(other, field)
             for name in sorted({*ours, *theirs}):
-                one, two = ours.get(name, _UNSAID), theirs.get(name, _UNSAID)
+                one, two = ours.get(name, _MISSING), theirs.get(name, _MISSING)
                 if one != two:
                     values = f"{two}, not {one}" if name != "preprocessing" else f"{str(two)[:12]}, not {str(one)[:12]}"
-                    found.append(f"{name} ({values})")
+                    differences.append(f"{name} ({values})")
         for name in ("seed", "runner"):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
-                found.append(f"{name} ({theirs}, not {ours})")
-        return tuple(found)
+                differences.append(f"{name} ({theirs}, not {ours})")
+        return tuple(differences)
 
 
 def find_calibration(folder: str | Path, key: CalibrationKey) -> tuple[Calibration | None, str]:
-    """Look for a calibration of exactly this key.
+    """Find the calibration with a key.
 
     Args:
         folder: The cache.
-        key: What is wanted.
+        key: The key.
 
     Returns:
-        The calibration and "", or None and why none was used: what differs in the one that comes closest.
+        The calibration and "", or None and the reason: how the closest entry differs.
     """
     folder = Path(folder)
-    place = folder / key.hash[:16]
-    reasons: list[tuple[str, ...]] = []
+    entry = folder / key.hash[:16]
+    all_differences: list[tuple[str, ...]] = []
     for path in sorted(folder.glob(f"*/{Calibration.kind}.json")):
         try:
             stored = CalibrationKey.from_provenance(Calibration.load_provenance(path.parent))
-            reason = key.differences(stored)
-            if not reason and path.parent == place:
-                return Calibration.load(place), ""
+            differences = key.differences(stored)
+            if not differences and path.parent == entry:
+                return Calibration.load(entry), ""
         except (OSError, ValueError, KeyError, TypeError, TrtkitError) as error:
-            if path.parent == place:
+            if path.parent == entry:
                 return None, f"the entry can't be read ({error})"
             continue
-        if reason:
-            reasons.append(reason)
-    if not reasons:
-        return None, "the cache holds none yet"
-    closest = sorted(reasons, key=len)[0]
-    return None, f"measured on something else: {'; '.join(closest)}"
+        if differences:
+            all_differences.append(differences)
+    if not all_differences:
+        return None, "the cache is empty"
+    closest = min(all_differences, key=len)
+    return None, f"the closest entry differs in {'; '.join(closest)}"
 
 
 def store_calibration(folder: str | Path, calibration: Calibration) -> Path:
     """Write a calibration into the cache.
 
+    Args:
+        folder: The cache.
+        calibration: The calibration.
+
     Returns:
-        Its folder.
+        The folder of the entry.
 
     Raises:
         OutputError: The folder can't be written.

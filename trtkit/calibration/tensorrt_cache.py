@@ -1,4 +1,10 @@
-"""TensorRT's calibration cache: a line that names the calibrator, then a scale in hex for each tensor."""
+"""TensorRT calibration cache: a header that names the calibrator, then one line per tensor with its scale.
+
+    TRT-8600-MinMaxCalibration
+    images: 3c010a14
+
+A scale is a float32, written as the eight hex digits of its bits, most significant first.
+"""
 
 from __future__ import annotations
 
@@ -23,27 +29,19 @@ __all__ = [
     "read_cache_ranges",
 ]
 
-
-# TensorRT's own calibration cache: a line that names the calibrator, then a scale in hex for each tensor.
-#
-#     TRT-8600-MinMaxCalibration
-#     images: 3c010a14
-#
-# A scale is a float32, written as the eight hex digits of its bits, most significant first.
-
-
 _CALIBRATORS = {"minmax": "MinMaxCalibration", "entropy": "EntropyCalibration2"}
 
 _HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 
 
 def format_cache(ranges: Mapping[str, tuple[float, float]], *, algorithm: str = "minmax", version: str = "8600") -> str:
-    """Scales as TensorRT's cache text.
+    """Format scales as text of a TensorRT calibration cache.
 
     Args:
-        ranges: Lowest and highest value by tensor; a scale is the larger magnitude over 127.
-        algorithm: "entropy" names TensorRT's entropy calibrator in the header, all others its min-max calibrator.
-        version: TensorRT's version as its digits.
+        ranges: Minimum and maximum by tensor; a scale is the larger magnitude over 127.
+        algorithm: Calibration algorithm; "entropy" names TensorRT's entropy calibrator in the header, every other one
+            its min-max calibrator.
+        version: TensorRT version as digits.
     """
     lines = [f"TRT-{version}-{_CALIBRATORS.get(algorithm, _CALIBRATORS['minmax'])}"]
     for name, (low, high) in ranges.items():
@@ -52,34 +50,54 @@ def format_cache(ranges: Mapping[str, tuple[float, float]], *, algorithm: str = 
 
 
 def parse_cache(text: str) -> tuple[str, str, dict[str, float]]:
-    """Take TensorRT's cache text apart.
+    """Parse the text of a TensorRT calibration cache.
+
+    Args:
+        text: Content of the file.
 
     Returns:
-        TensorRT's version digits, the calibrator's name, and the scale of each tensor.
+        TensorRT version as digits, name of the calibrator, and scale by tensor.
 
     Raises:
-        CalibrationError: It is no such text; the line is named.
+        CalibrationError: The text is not a calibration cache; the error has the line number.
     """
     asked = "read a TensorRT calibration cache"
     lines = text.splitlines()
     header = _HEADER.fullmatch(lines[0].strip()) if lines else None
     if header is None:
-        found = f"its first line is {lines[0][:60]!r}" if lines else "it is empty"
-        raise CalibrationError(asked, found, "give a file that starts like TRT-8600-MinMaxCalibration")
+        raise CalibrationError(
+            asked,
+            f"its first line is {lines[0][:60]!r}" if lines else "it is empty",
+            "pass a file that starts like TRT-8600-MinMaxCalibration",
+            code="calibration-cache-header",
+            line=1,
+        )
     scales: dict[str, float] = {}
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
-        # Names hold colons themselves.
+        # Tensor names may contain colons.
         name, _, digits = line.rpartition(": ")
         try:
             (scale,) = struct.unpack(">f", bytes.fromhex(digits.strip()))
         except (ValueError, struct.error):
             raise CalibrationError(
-                asked, f"line {number} is {line[:60]!r}", "write 'tensor: ' and eight hex digits"
+                asked,
+                f"line {number} is {line[:60]!r}",
+                "write 'tensor: ' and eight hex digits",
+                code="calibration-cache-line",
+                line=number,
             ) from None
         if not name or not 0 <= scale < float("inf"):
-            raise CalibrationError(asked, f"line {number} gives {name!r} the scale {scale}", "calibrate again")
+            raise CalibrationError(
+                asked,
+                f"line {number} gives tensor {name!r} the scale {scale}",
+                "calibrate the model again",
+                code="calibration-cache-scale",
+                line=number,
+                tensor=name,
+                value=scale,
+            )
         scales[name] = float(scale)
     return header[1], header[2], scales
 
@@ -87,14 +105,17 @@ def parse_cache(text: str) -> tuple[str, str, dict[str, float]]:
 def read_cache_ranges(
     source: str | Path, model: Model | str | Path
 ) -> tuple[dict[str, tuple[float, float]], Provenance]:
-    """The ranges in TensorRT's calibration cache, by tensor, and where they come from.
+    """Read the ranges in a TensorRT calibration cache.
 
     Args:
         source: The file, or its text.
         model: The model it belongs to.
 
+    Returns:
+        Ranges by tensor, and their provenance.
+
     Raises:
-        CalibrationError: It is no such text, or lacks tensors that the model's default placement needs.
+        CalibrationError: The text is not a calibration cache, or lacks tensors of the model's default QDQ placement.
     """
     from trtkit.graph.torch_export import trace
     from trtkit.models import load
@@ -114,7 +135,9 @@ def read_cache_ranges(
         raise CalibrationError(
             f"use a TensorRT calibration cache for {loaded.stem}",
             f"it has no scale for {len(missing)} tensors, such as {missing[0]!r}",
-            "use the cache of this very graph, or calibrate the model",
+            "use the cache of this graph, or calibrate the model",
+            code="calibration-cache-tensor-missing",
+            names=tuple(missing),
         )
     return ranges, Provenance(
         model_hash=loaded.hash,

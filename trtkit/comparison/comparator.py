@@ -200,13 +200,11 @@ def _resolve_calibration(
     watch: Mapping[str, Any],
 ) -> Calibration:
     from trtkit.calibration import Calibration, calibrate
-    from trtkit.calibration.calibrator import INT8_ALGORITHM
 
     if given is None:
         return calibrate(
             model,
             data,
-            algorithm=INT8_ALGORITHM,
             calibration_images=calibration_images,
             fraction=fraction,
             batch=2 * batch,
