@@ -128,7 +128,7 @@ def test_tensorrts_own_cache_serves_too_and_warns(model: tk.Model, calibration: 
     cache = tmp_path / "old.cache"
     cache.write_text(calibration.to_tensorrt_cache())
     one = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=calibration, output=tmp_path / "a.onnx")
-    with pytest.warns(UserWarning, match="does not say which weights and images"):
+    with pytest.warns(UserWarning, match="TensorRT calibration cache"):
         two = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=cache, output=tmp_path / "b.onnx")
     first, second = onnx.load(one.path), onnx.load(two.path)
     assert [t.raw_data for t in first.graph.initializer] == [t.raw_data for t in second.graph.initializer]
