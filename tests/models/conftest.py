@@ -9,7 +9,7 @@ from fake_checkpoints import fake_modules, ultralytics_like
 
 @pytest.fixture
 def fake_ultralytics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty modules named like Ultralytics', so that classes pretending to live there can be pickled."""
+    """Empty modules with Ultralytics' names, so that fake classes in them can be pickled."""
     parts = (
         "",
         ".nn",
@@ -25,7 +25,7 @@ def fake_ultralytics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def content(fake_ultralytics: None) -> dict[str, Any]:
-    """What Ultralytics saves, around a tiny detector."""
+    """The content of an Ultralytics checkpoint with a tiny detector."""
     return {
         "date": "2026-01-02",
         "version": "8.4.190",

@@ -5,15 +5,17 @@ import collections
 import copy
 import datetime
 import pathlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fake_checkpoints import TINY, fake_class, state_dict, ultralytics_like
+from fake_checkpoints import TINY, fake_class, fake_modules, state_dict, ultralytics_like
 
-from trtkit.models import load
+from trtkit.errors import CheckpointError
+from trtkit.models import Preprocess, load
 from trtkit.models.checkpoint import read_checkpoint
 
 # Saving classes made in a test, torch can't keep their source code beside them.
@@ -26,24 +28,24 @@ def save(value: Any, path: Path, **options: Any) -> Path:
 
 
 def test_reads_what_ultralytics_saves(checkpoint: Path) -> None:
-    found = read_checkpoint(checkpoint)
+    content_read = read_checkpoint(checkpoint)
     expected = state_dict()
-    assert set(found.weights) == set(expected)
+    assert set(content_read.weights) == set(expected)
     for name, value in expected.items():
-        assert torch.equal(found.weights[name], value.half() if value.is_floating_point() else value), name
-    assert found.yaml == TINY
-    assert found.layers == ("Conv", "Conv", "C2f", "Conv", "Detect")
-    assert found.names == {0: "ant", 1: "bee", 2: "cat"}
-    assert found.stride == (4.0, 8.0)
-    assert found.args["imgsz"] == 96
-    assert found.notes == {
+        assert torch.equal(content_read.weights[name], value.half() if value.is_floating_point() else value), name
+    assert content_read.yaml == TINY
+    assert content_read.layers == ("Conv", "Conv", "C2f", "Conv", "Detect")
+    assert content_read.names == {0: "ant", 1: "bee", 2: "cat"}
+    assert content_read.stride == (4.0, 8.0)
+    assert content_read.args["imgsz"] == 96
+    assert content_read.notes == {
         "date": "2026-01-02", "version": "8.4.190", "license": "AGPL-3.0", "docs": "https://docs.ultralytics.com"
     }  # fmt: skip
-    assert set(found.activations.values()) == {"SiLU"}
-    assert set(found.epsilons.values()) == {1e-3}
+    assert set(content_read.activations.values()) == {"SiLU"}
+    assert set(content_read.epsilons.values()) == {1e-3}
 
 
-def test_model_says_what_the_file_says(checkpoint: Path) -> None:
+def test_model_has_the_values_of_the_file(checkpoint: Path) -> None:
     model = load(checkpoint)
     assert (model.task, model.stride, model.imgsz, model.channels) == ("detect", 8, (96, 96), 3)
     assert model.names == {0: "ant", 1: "bee", 2: "cat"}
@@ -61,7 +63,7 @@ def test_reads_every_pickle_protocol(content: dict[str, Any], tmp_path: Path, ch
     assert load(path).hash == load(checkpoint).hash
 
 
-def test_reads_the_format_before_torch_1_6(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+def test_reads_the_legacy_format_of_torch_1_5(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
     path = save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert load(path).hash == load(checkpoint).hash
 
@@ -72,9 +74,9 @@ def test_prefers_the_ema(content: dict[str, Any], tmp_path: Path, checkpoint: Pa
         for value in averaged.parameters():
             value.mul_(0.5)
     content["ema"] = averaged
-    found = read_checkpoint(save(content, tmp_path / "ema.pt"))
+    content_read = read_checkpoint(save(content, tmp_path / "ema.pt"))
     name = "model.0.conv.weight"
-    assert torch.equal(found.weights[name], state_dict()[name] * 0.5)
+    assert torch.equal(content_read.weights[name], state_dict()[name] * 0.5)
 
 
 def test_reads_a_module_saved_alone(fake_ultralytics: None, tmp_path: Path, checkpoint: Path) -> None:
@@ -91,7 +93,7 @@ def test_hash_depends_on_weights_and_not_on_the_file(content: dict[str, Any], tm
     assert len(load(checkpoint).hash) == 64
 
 
-def test_inert_values_around_the_model_are_no_obstacle(content: dict[str, Any], tmp_path: Path) -> None:
+def test_inert_values_around_the_model(content: dict[str, Any], tmp_path: Path) -> None:
     space = fake_class("ultralytics.utils", "IterableSimpleNamespace", argparse.Namespace)
     content.update(
         best_fitness=np.float64(0.5),
@@ -119,7 +121,7 @@ def test_activations_and_epsilons_come_from_the_modules(content: dict[str, Any],
     assert torch.allclose(model.module.model[1].conv.weight, expected, rtol=1e-6)
 
 
-def test_weights_fused_before_saving_load_too(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+def test_weights_fused_before_saving(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
     plain = load(checkpoint)
     for name, module in list(content["model"].named_modules()):
         if hasattr(module, "bn"):
@@ -128,3 +130,46 @@ def test_weights_fused_before_saving_load_too(content: dict[str, Any], tmp_path:
     fused = load(save(content, tmp_path / "fused.pt"))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(fused.module(image), plain.module(image))
+
+
+class Normalize:
+    """Pickled as torchvision's transform of that name."""
+
+    def __init__(self, mean: Any, std: Any) -> None:
+        self.mean, self.std = mean, std
+
+
+class Compose:
+    """Likewise."""
+
+    def __init__(self, transforms: list[Any]) -> None:
+        self.transforms = transforms
+
+
+@pytest.fixture
+def normalized(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    fake_modules(monkeypatch, "torchvision", "torchvision.transforms", "torchvision.transforms.transforms")
+    for kind in (Normalize, Compose):
+        monkeypatch.setattr(kind, "__module__", "torchvision.transforms.transforms")
+        setattr(sys.modules["torchvision.transforms.transforms"], kind.__name__, kind)
+    content["model"].transforms = Compose([Normalize(torch.tensor([0.4, 0.5, 0.6]), [0.1, 0.2, 0.3])])
+    return content
+
+
+def test_normalization_becomes_the_preprocessing(normalized: dict[str, Any], tmp_path: Path) -> None:
+    preprocess = load(save(normalized, tmp_path / "normalized.pt")).preprocess
+    assert preprocess.mean == pytest.approx((0.4, 0.5, 0.6))
+    assert preprocess.std == (0.1, 0.2, 0.3)
+
+
+def test_identity_normalization_is_none(normalized: dict[str, Any], tmp_path: Path) -> None:
+    normalized["model"].transforms = Compose([Normalize([0.0] * 3, [1.0] * 3)])
+    assert load(save(normalized, tmp_path / "identity.pt")).preprocess == Preprocess()
+
+
+@pytest.mark.parametrize("std", [None, [0.0] * 3, [0.1, 0.2], ["a", "b", "c"], [float("nan")] * 3])
+def test_invalid_normalization_raises(normalized: dict[str, Any], tmp_path: Path, std: Any) -> None:
+    normalized["model"].transforms = Compose([Normalize([0.5] * 3, std)])
+    with pytest.raises(CheckpointError) as error:
+        load(save(normalized, tmp_path / "invalid.pt"))
+    assert error.value.code == "checkpoint-normalization"

@@ -1,4 +1,4 @@
-"""Heads and blocks against numbers worked out by hand, and properties of the parts."""
+"""Heads and layers against numbers computed by hand, and their properties."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_anchors_are_cell_centers() -> None:
     assert strides[0, 0].tolist() == [8.0] * 6 + [16.0]
 
 
-def test_distribution_becomes_its_mean() -> None:
+def test_dfl_is_the_mean_of_the_distribution() -> None:
     dfl = DFL(4)
     dfl.conv.weight.data = torch.arange(4.0).reshape(1, 4, 1, 1)
     # Left: all in bin 2. Top: half 0, half 3. Right: even. Bottom: 1 to 3 between bins 1 and 2.
@@ -41,28 +41,28 @@ def test_distribution_becomes_its_mean() -> None:
 def test_boxes_from_distances() -> None:
     detect = Detect(1, (16,), (8,))
     centers, strides = torch.tensor([[[2.5], [1.5]]]), torch.tensor([[[8.0]]])
-    boxes = detect.boxes(torch.tensor([[[1.0], [0.5], [2.0], [1.0]]]), centers, strides)
+    boxes = detect.decode_boxes(torch.tensor([[[1.0], [0.5], [2.0], [1.0]]]), centers, strides)
     # From (1.5, 1.0) to (4.5, 2.5) cells.
     assert boxes.flatten().tolist() == [24.0, 14.0, 24.0, 12.0]
 
 
-def test_turned_boxes_move_along_their_own_axes() -> None:
+def test_oriented_boxes_move_along_their_own_axes() -> None:
     obb = OBB(1, 1, (16,), (8,))
     centers, strides = torch.tensor([[[2.0], [2.0]]]), torch.tensor([[[8.0]]])
     distances = torch.tensor([[[1.0], [1.0], [3.0], [1.0]]])
     quarter = torch.tensor([[[math.pi / 2]]])
     # One cell along the box's x axis, which points down after a quarter turn.
-    assert torch.allclose(
-        obb.turned(distances, quarter, centers, strides).flatten(), torch.tensor([16.0, 24.0, 32.0, 16.0])
-    )
-    assert obb.turned(distances, torch.zeros(1, 1, 1), centers, strides).flatten().tolist() == [24.0, 16.0, 32.0, 16.0]
+    boxes = obb.decode_oriented_boxes(distances, quarter, centers, strides)
+    assert torch.allclose(boxes.flatten(), torch.tensor([16.0, 24.0, 32.0, 16.0]))
+    boxes = obb.decode_oriented_boxes(distances, torch.zeros(1, 1, 1), centers, strides)
+    assert boxes.flatten().tolist() == [24.0, 16.0, 32.0, 16.0]
 
 
 @pytest.mark.parametrize("values", [2, 3])
 def test_keypoints_in_pixels(values: int) -> None:
     pose = Pose(1, (2, values), (16,), (8,))
     raw = torch.tensor([[0.5, 1.0, 0.0][:values], [-0.25, 0.0, 2.0][:values]]).reshape(1, -1, 1)
-    found = pose.keypoints(raw, torch.tensor([[[3.5], [1.5]]]), torch.tensor([[[8.0]]])).reshape(2, values)
+    found = pose.decode_keypoints(raw, torch.tensor([[[3.5], [1.5]]]), torch.tensor([[[8.0]]])).reshape(2, values)
     # (2 * 0.5 + 3) * 8 and (2 * 1 + 1) * 8; (2 * -0.25 + 3) * 8 and (0 + 1) * 8.
     assert found[:, :2].tolist() == [[32.0, 24.0], [20.0, 8.0]]
     if values == 3:
@@ -134,7 +134,7 @@ def test_reshape_keeps_sizes_at_zero(a: int, b: int, c: int) -> None:
     assert torch.equal(reshape_like(x, torch.zeros(a * b, c)), x.reshape(a * b, c))
 
 
-LIGHT = {
+YOLO11 = {
     **TINY,
     "nc": 4,
     "kpt_shape": [3, 3],
@@ -160,7 +160,7 @@ HEADS = {
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("task", sorted(HEADS))
 def test_modules_trace_to_onnx(task: str, dynamic: bool) -> None:
-    yaml = {**LIGHT, "head": HEADS[task]}
+    yaml = {**YOLO11, "head": HEADS[task]}
     module = load_weights(build_model(yaml), state_dict(yaml))
     assert module.task == task
     names = ["output0", "output1"] if task == "segment" else ["output0"]

@@ -1,4 +1,4 @@
-"""Our modules against Ultralytics' own outputs, stored by make_references.py, and against Ultralytics where it is."""
+"""Modules against Ultralytics' stored outputs (make_references.py), and against Ultralytics itself if installed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SHARED = sorted(path.stem.removeprefix("shared-") for path in FOLDER.glob("share
 PROTOTYPES = slice(None, None, 4)
 
 
-def filled(name: str) -> Yolo:
-    """A module with weights that depend on their names alone."""
+def build_with_weights(name: str) -> Yolo:
+    """A module with deterministic weights."""
     module = build_model(STRUCTURES[name]["yaml"])
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
@@ -33,7 +33,7 @@ def filled(name: str) -> Yolo:
 def compare(module: torch.nn.Module, name: str) -> None:
     """Outputs within 1e-4 of the stored ones, and beyond that within eight steps of FP32.
 
-    The machine that made them finds no difference at all; other instruction sets differ by 1e-6 of a coordinate.
+    The machine that stored them has no difference; other instruction sets differ by 1e-6 of a coordinate.
     """
     with np.load(FOLDER / f"{name}.npz") as stored:
         expected = {key: stored[key] for key in stored.files}
@@ -43,11 +43,11 @@ def compare(module: torch.nn.Module, name: str) -> None:
     found = [outputs[0].numpy(), *(output.numpy()[:, PROTOTYPES] for output in outputs[1:])]
     assert [value.shape for value in found] == [value.shape for value in expected.values()]
     for ours, theirs in zip(found, expected.values(), strict=True):
-        # At pixels of some hundreds float32 itself rounds by this much: two millionths of the largest value pass.
+        # The tolerance is the rounding of float32 at some hundred pixels: 2e-6 of the largest value.
         np.testing.assert_allclose(ours, theirs, atol=max(1e-4, 2e-6 * float(np.abs(theirs).max())), rtol=1e-6)
 
 
-def test_the_references_cover_what_is_promised() -> None:
+def test_references_cover_every_family_size_and_task() -> None:
     suffixes = ("", "-seg", "-cls", "-pose", "-obb")
     assert set(COMPARED) == {
         f"{family}{size}{suffix}" for family in ("yolov8", "yolo11") for size in "ns" for suffix in suffixes
@@ -60,7 +60,7 @@ def test_the_references_cover_what_is_promised() -> None:
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_outputs_equal_those_of_ultralytics(name: str) -> None:
-    compare(filled(name), name)
+    compare(build_with_weights(name), name)
 
 
 @pytest.mark.parametrize("name", sorted(STRUCTURES))
@@ -88,7 +88,7 @@ def test_trained_checkpoints_equal_ultralytics(shared: Path, name: str) -> None:
         ("yolo11n-obb", "obb", 320, 32, None),
     ],
 )
-def test_trained_checkpoints_describe_themselves(
+def test_trained_checkpoints_have_their_metadata(
     shared: Path, name: str, task: str, imgsz: int, stride: int, kpt_shape: tuple[int, int] | None
 ) -> None:
     model = load(shared / "models" / f"{name}.pt")
@@ -100,7 +100,7 @@ def test_trained_checkpoints_describe_themselves(
 
 
 @pytest.mark.parametrize("name", ["yolo11n", "yolov8n-seg", "yolo11n-obb"])
-def test_fusing_changes_nothing_that_counts(name: str) -> None:
+def test_fusing_does_not_change_outputs(name: str) -> None:
     plain = build_model(STRUCTURES[name]["yaml"])
     shapes = {key: tuple(value.shape) for key, value in plain.state_dict().items()}
     weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
@@ -108,13 +108,13 @@ def test_fusing_changes_nothing_that_counts(name: str) -> None:
     plain.eval()
     image = torch.from_numpy(deterministic_input(1, 64, 96))
     with torch.no_grad():
-        before, after = plain(image), filled(name)(image)
+        before, after = plain(image), build_with_weights(name)(image)
     for a, b in zip(
         [before] if torch.is_tensor(before) else before, [after] if torch.is_tensor(after) else after, strict=True
     ):
         # FP32 resolves 1e-5 at 150 pixels; folding rounds every weight once more.
         assert torch.allclose(a, b, rtol=1e-5, atol=2e-3)
-    assert not any("bn" in key for key in filled(name).state_dict())
+    assert not any("bn" in key for key in build_with_weights(name).state_dict())
 
 
 @pytest.mark.parametrize(

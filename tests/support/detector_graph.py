@@ -1,4 +1,4 @@
-"""A small detector drawn by hand: every part that the graph room treats in its own way, once."""
+"""A small detector graph with every structure that `trtkit.graph` handles specially, once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def detector(batch: int | str = "batch", side: int = 32) -> onnx.ModelProto:
 def run(
     proto: onnx.ModelProto, images: np.ndarray, *, exact: bool = True, outputs: list[str] | None = None
 ) -> list[np.ndarray]:
-    """What ONNX Runtime computes; `exact` leaves its own fusions out."""
+    """Run a graph in ONNX Runtime; `exact` disables its own fusions."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

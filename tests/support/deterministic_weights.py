@@ -1,4 +1,4 @@
-"""Weights that depend on their names alone, so that two implementations can be filled alike without sharing a file."""
+"""Weights that depend on their names alone, so that two implementations get the same weights without a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def uniform(name: str, shape: tuple[int, ...], low: float, high: float) -> np.nd
 
 
 def deterministic_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A weight of that name and shape, float32, of a size that keeps activations near 1."""
+    """A float32 weight of this name and shape, scaled so that activations stay near 1."""
     kind = name.rpartition(".")[2]
     if kind == "num_batches_tracked":
         return np.zeros(shape, np.int64)
@@ -30,7 +30,7 @@ def deterministic_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
             # Small distances keep boxes below 200 pixels, where FP32 resolves 2e-5.
             value -= 0.4 * (np.arange(shape[0]) % 16)
     else:
-        # 1.4 makes up for what SiLU takes away.
+        # The factor 1.4 compensates SiLU.
         bound = 1.4 * math.sqrt(3 / math.prod(shape[1:]))
         value = uniform(name, shape, -bound, bound)
     return np.asarray(value, np.float32)
@@ -41,7 +41,7 @@ def deterministic_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np
 
 
 def deterministic_input(batch: int, height: int, width: int) -> np.ndarray:
-    """Images of soft stripes and noise, NCHW float32 between 0 and 1."""
+    """Images of smooth stripes and noise, NCHW float32 between 0 and 1."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
     stripes = np.stack([np.sin(rows / (5 + c)) * np.cos(columns / (7 - c)) for c in range(3)])[None]
     noise = uniform("input", (batch, 3, height, width), -0.25, 0.25)

@@ -1,4 +1,4 @@
-"""Small checkpoints and archives, made by hand: what Ultralytics would save, and what an attacker would."""
+"""Small checkpoints and archives as Ultralytics, and as an attacker, would save them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = {
     "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C2f", [16, True]]],
     "head": [[-1, 1, "Conv", [16, 3, 2]], [[2, 3], 1, "Detect", ["nc"]]],
 }
-HOMES = {
+SUBMODULES = {
     "Conv": "conv", "DWConv": "conv", "Concat": "conv", "C2f": "block", "Bottleneck": "block", "DFL": "block",
     "SPPF": "block", "Detect": "head", "Yolo": "tasks",
 }  # fmt: skip
@@ -38,29 +38,29 @@ def state_dict(yaml: Mapping[str, Any] = TINY) -> dict[str, torch.Tensor]:
 
 
 def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attributes: Any) -> nn.Module:
-    """A module tree whose classes pretend to come from Ultralytics, with what a `DetectionModel` keeps.
+    """A module tree with class names of Ultralytics and the attributes of a `DetectionModel`.
 
-    The classes live in fake modules of that name; call it inside `fake_ultralytics`.
+    The classes are in fake modules; use with the fixture `fake_ultralytics`.
     """
     model = build_model(yaml)
     model.load_state_dict(state_dict(yaml), assign=True)
-    whole = rename_classes(model)
-    whole.half() if half else whole.float()
-    vars(whole).update(
+    root = rename_classes(model)
+    root.half() if half else root.float()
+    vars(root).update(
         {"yaml": dict(yaml), "names": {0: "ant", 1: "bee", 2: "cat"}, "stride": torch.tensor([4.0, 8.0]), **attributes}
     )
-    return whole
+    return root
 
 
 def rename_classes(module: nn.Module) -> nn.Module:
     name = type(module).__name__
-    if name not in HOMES:
+    if name not in SUBMODULES:
         return module
-    origin = "ultralytics.nn.tasks" if name == "Yolo" else f"ultralytics.nn.modules.{HOMES[name]}"
-    kind = fake_class(origin, "DetectionModel" if name == "Yolo" else name)
-    made = kind()
+    package = "ultralytics.nn.tasks" if name == "Yolo" else f"ultralytics.nn.modules.{SUBMODULES[name]}"
+    kind = fake_class(package, "DetectionModel" if name == "Yolo" else name)
+    copied = kind()
     for key, child in module.named_children():
-        made.add_module(
+        copied.add_module(
             key, nn.Sequential(*map(rename_classes, child)) if type(child) is nn.Sequential else rename_classes(child)
         )
         if type(child) is nn.ModuleList:
@@ -68,17 +68,17 @@ def rename_classes(module: nn.Module) -> nn.Module:
                 rename_classes(item) if type(item) is not nn.Sequential else nn.Sequential(*map(rename_classes, item))
                 for item in child
             ]
-            setattr(made, key, nn.ModuleList(inner))
+            setattr(copied, key, nn.ModuleList(inner))
     for key, value in module.named_parameters(recurse=False):
-        made.register_parameter(key, value)
-    return made
+        copied.register_parameter(key, value)
+    return copied
 
 
 def fake_class(module: str, name: str, base: type = nn.Module) -> type:
-    home = sys.modules[module]
-    if not hasattr(home, name):
-        setattr(home, name, type(name, (base,), {"__module__": module}))
-    return getattr(home, name)
+    container = sys.modules[module]
+    if not hasattr(container, name):
+        setattr(container, name, type(name, (base,), {"__module__": module}))
+    return getattr(container, name)
 
 
 def fake_modules(monkeypatch: Any, *names: str) -> None:
@@ -87,7 +87,7 @@ def fake_modules(monkeypatch: Any, *names: str) -> None:
 
 
 def write_archive(path: Path, program: bytes, storages: Mapping[str, bytes] | None = None, **options: Any) -> Path:
-    """A zip archive as `torch.save` writes it, around any pickle."""
+    """A zip archive like that of `torch.save`, with any pickle."""
     with zipfile.ZipFile(path, "w", options.get("compression", zipfile.ZIP_STORED)) as file:
         file.writestr("best/data.pkl", program)
         file.writestr("best/byteorder", options.get("byteorder", sys.byteorder))
@@ -102,7 +102,7 @@ def read_members(path: Path) -> dict[str, bytes]:
 
 
 def make_call(module: str, name: str, *arguments: Any) -> bytes:
-    """A pickle that calls `module.name(*arguments)`, by instructions alone."""
+    """A pickle that calls `module.name(*arguments)`."""
     inner = b"".join(pickle.dumps(value, 2)[2:-1] for value in arguments)
     return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"(" + inner + b"tR."
 

@@ -1,4 +1,4 @@
-"""Where models come from: Ultralytics checkpoints, ONNX files and torch modules, all as `Model`."""
+"""Models: Ultralytics checkpoints, ONNX files and torch modules, all read as `Model`."""
 
 from __future__ import annotations
 
@@ -24,48 +24,93 @@ def load(
     names: Mapping[int, str] | Sequence[str] | None = None,
     imgsz: int | tuple[int, int] | None = None,
     example: torch.Tensor | None = None,
+    preprocess: Preprocess | None = None,
+    output_format: OutputFormat | None = None,
 ) -> Model:
     """Read a model.
 
     Args:
         source: A YOLOv8 or YOLO11 `.pt` file, an `.onnx` file, a torch module, or an ONNX graph in memory. A `Model` is
-            handed back as it is.
-        task: One of `TASKS`, for a source that does not say; it must agree with one that does.
-        names: Class names, for a source that does not say, or to replace the ones it has.
-        imgsz: Height and width in pixels, or one number for both, where the source does not say or to replace it.
-        example: An input the module accepts, (B, C, H, W) float32; needed for a torch module that is not Ultralytics'.
+            returned as it is.
+        task: One of `TASKS`, if the source has no metadata; otherwise it must agree with the metadata.
+        names: Class names, if the source has none, or to replace its own.
+        imgsz: Height and width in pixels, or one number for both, if the source has none, or to replace its own.
+        example: An input that a torch module accepts, (B, C, H, W) float32; not needed for Ultralytics' modules.
+        preprocess: How an image becomes the input; None takes the source's, or the task's default.
+        output_format: What an ONNX graph or a torch module returns; None takes the source's, or the task's default.
 
     Raises:
         CheckpointError: A `.pt` file is missing, damaged, foreign or unsafe.
-        OnnxError: An ONNX file is missing, damaged or of no known task.
+        OnnxError: An ONNX file is missing, damaged or of unknown task.
         ModelError: The source is none of these, or an argument contradicts it.
     """
     if isinstance(source, Model):
         return source
     if isinstance(source, (str, Path)):
         path = Path(source)
-        suffix = path.suffix.lower()
-        if suffix in (".pt", ".pth"):
-            from trtkit.models.checkpoint import read_checkpoint
-            from trtkit.models.torch_model import from_checkpoint
-
-            return from_checkpoint(read_checkpoint(path), path, task=task, names=names, imgsz=imgsz)
-        if suffix == ".onnx":
-            from trtkit.models.onnx_model import read_onnx
-
-            return read_onnx(path, task=task, names=names, imgsz=imgsz)
-        raise ModelError(
-            f"load {path}", f"a file {suffix or 'without a suffix'} is no model", "name a .pt or .onnx file"
-        )
-    # A caller who holds a module or a graph has imported its library; one who does not need not pay for it here.
+        try:
+            return _load_file(path, task, names, imgsz, preprocess, output_format)
+        except ModelError as error:
+            error.fields.setdefault("path", path)
+            raise
+    # Neither torch nor onnx is imported for the check: a module or a graph can't exist without its library.
     if "torch" in sys.modules and isinstance(source, sys.modules["torch"].nn.Module):
         from trtkit.models.torch_model import from_module
 
-        return from_module(source, task=task, names=names, imgsz=imgsz, example=example)
+        return from_module(
+            source,
+            task=task,
+            names=names,
+            imgsz=imgsz,
+            example=example,
+            preprocess=preprocess,
+            output_format=output_format,
+        )
     if "onnx" in sys.modules and isinstance(source, sys.modules["onnx"].ModelProto):
         from trtkit.models.onnx_model import from_proto
 
-        return from_proto(source, task=task, names=names, imgsz=imgsz)
+        return from_proto(
+            source, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format
+        )
     raise ModelError(
-        "load a model", f"a {type(source).__name__} is no model", "pass a .pt or .onnx file or a torch module"
+        "load a model",
+        f"a {type(source).__name__} is no model",
+        "pass a .pt or .onnx file or a torch module",
+        code="model-type-unknown",
+        type=type(source).__name__,
+    )
+
+
+def _load_file(
+    path: Path,
+    task: str | None,
+    names: Mapping[int, str] | Sequence[str] | None,
+    imgsz: int | tuple[int, int] | None,
+    preprocess: Preprocess | None,
+    output_format: OutputFormat | None,
+) -> Model:
+    suffix = path.suffix.lower()
+    if suffix in (".pt", ".pth"):
+        from trtkit.models.checkpoint import read_checkpoint
+        from trtkit.models.torch_model import from_checkpoint
+
+        if output_format is not None:
+            raise ModelError(
+                f"load {path}",
+                "output_format= was passed, but a checkpoint's output follows from its layers",
+                "leave output_format= out",
+                code="model-output-format-fixed",
+            )
+        checkpoint = read_checkpoint(path)
+        return from_checkpoint(checkpoint, path, task=task, names=names, imgsz=imgsz, preprocess=preprocess)
+    if suffix == ".onnx":
+        from trtkit.models.onnx_model import read_onnx
+
+        return read_onnx(path, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format)
+    raise ModelError(
+        f"load {path}",
+        f"a file {suffix or 'without a suffix'} is no model",
+        "name a .pt or .onnx file",
+        code="model-suffix-unknown",
+        suffix=suffix,
     )

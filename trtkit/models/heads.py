@@ -1,7 +1,7 @@
-"""The last layers of YOLOv8 and YOLO11: from feature maps to decoded boxes, masks, keypoints, angles or classes.
+"""Heads of YOLOv8 and YOLO11: from feature maps to decoded boxes, masks, keypoints, angles or classes.
 
-Outputs are those of Ultralytics' exports: one row of values for each anchor, boxes as center x, center y, width and
-height in pixels of the network's input, scores after the sigmoid.
+Outputs are those of Ultralytics' exports: values per anchor, boxes as center x, center y, width and height in input
+pixels, scores after the sigmoid.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _branch(c1: int, hidden: int, c2: int) -> nn.Sequential:
     return nn.Sequential(Conv(c1, hidden, 3), Conv(hidden, hidden, 3), nn.Conv2d(hidden, c2, 1))
 
 
-def _light_branch(c1: int, hidden: int, c2: int) -> nn.Sequential:
+def _depthwise_branch(c1: int, hidden: int, c2: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Sequential(DWConv(c1, c1, 3), Conv(c1, hidden)),
         nn.Sequential(DWConv(hidden, hidden, 3), Conv(hidden, hidden)),
@@ -69,42 +69,42 @@ class Detect(nn.Module):
         channels: Channels of each feature map.
         strides: Stride of each feature map, pixels.
         bins: Bins of the distance distributions.
-        light: Whether the class branch is YOLO11's depthwise one; False for YOLOv8's.
+        depthwise_scores: Whether the class branch is YOLO11's depthwise one; False for YOLOv8's.
     """
 
     def __init__(
-        self, nc: int, channels: Sequence[int], strides: Sequence[int], bins: int = 16, light: bool = True
+        self, nc: int, channels: Sequence[int], strides: Sequence[int], bins: int = 16, depthwise_scores: bool = True
     ) -> None:
         super().__init__()
         self.nc, self.strides, self.bins = nc, tuple(strides), bins
         box = max(16, channels[0] // 4, bins * 4)
         score = max(channels[0], min(nc, 100))
-        branch = _light_branch if light else _branch
+        branch = _depthwise_branch if depthwise_scores else _branch
         self.cv2 = nn.ModuleList(_branch(c, box, 4 * bins) for c in channels)
         self.cv3 = nn.ModuleList(branch(c, score, nc) for c in channels)
         self.dfl = DFL(bins)
 
-    def extra(self, channels: Sequence[int], values: int) -> nn.ModuleList:
-        """Branches that add `values` numbers to each anchor."""
+    def build_branches(self, channels: Sequence[int], values: int) -> nn.ModuleList:
+        """Branches for `values` further numbers per anchor."""
         return nn.ModuleList(_branch(c, max(channels[0] // 4, values), values) for c in channels)
 
-    def gather(self, branches: nn.ModuleList, x: Sequence[Tensor], values: int) -> Tensor:
-        """The branches' outputs over all feature maps, (B, values, A)."""
+    def concat_branches(self, branches: nn.ModuleList, x: Sequence[Tensor], values: int) -> Tensor:
+        """The branches' outputs of all feature maps, (B, values, A)."""
         return torch.cat([reshape(branch(y), 0, values, -1) for branch, y in zip(branches, x, strict=True)], 2)
 
     def distances(self, x: Sequence[Tensor]) -> Tensor:
-        """Distances (B, 4, A) from the cell's center to the left, top, right and bottom edge, in cells."""
-        return self.dfl(self.gather(self.cv2, x, 4 * self.bins))  # type: ignore[no-any-return]
+        """Distances (B, 4, A) from the cell center to the left, top, right and bottom side, in cells."""
+        return self.dfl(self.concat_branches(self.cv2, x, 4 * self.bins))  # type: ignore[no-any-return]
 
     def scores(self, x: Sequence[Tensor]) -> Tensor:
         """Class probabilities (B, nc, A)."""
-        return self.gather(self.cv3, x, self.nc).sigmoid()
+        return self.concat_branches(self.cv3, x, self.nc).sigmoid()
 
     def anchors(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Centers of all grid cells, (1, 2, A) as x and y in cells, and their strides in pixels, (1, 1, A)."""
         levels = []
         for y, stride in zip(x, self.strides, strict=True):
-            # Sums that broadcast need no shapes in the graph, as expand() would.
+            # Broadcast sums need no shapes in the graph, unlike expand().
             row = torch.arange(y.shape[3], device=y.device).to(y.dtype) + 0.5
             column = torch.arange(y.shape[2], device=y.device).to(y.dtype).reshape(-1, 1) + 0.5
             cells = torch.stack((row + 0 * column, 0 * row + column, 0 * row + 0 * column + stride))
@@ -112,21 +112,21 @@ class Detect(nn.Module):
         centers, strides = torch.split(torch.cat(levels, 2), [2, 1], 1)
         return centers, strides
 
-    def boxes(self, distances: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
+    def decode_boxes(self, distances: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
         """Boxes (B, 4, A) in pixels."""
-        # One operation more than shifting the center by half a difference, but rounded as in Ultralytics' exports: the
-        # other way differs by 6e-5 pixels.
+        # Shifting the center by half a difference would be one operation less, but would differ from Ultralytics'
+        # rounding by 6e-5 pixels.
         near, far = torch.split(distances, [2, 2], 1)
         low, high = centers - near, centers + far
         return torch.cat(((low + high) / 2, high - low), 1) * strides
 
     def forward(self, x: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        """Rows of box and scores, (B, 4 + nc, A)."""
-        return torch.cat((self.boxes(self.distances(x), *self.anchors(x)), self.scores(x)), 1)
+        """Boxes and scores, (B, 4 + nc, A)."""
+        return torch.cat((self.decode_boxes(self.distances(x), *self.anchors(x)), self.scores(x)), 1)
 
 
 class Segment(Detect):
-    """`Detect` with mask coefficients, and the prototypes they weigh."""
+    """`Detect` with mask coefficients and mask prototypes."""
 
     def __init__(
         self,
@@ -136,17 +136,17 @@ class Segment(Detect):
         channels: Sequence[int],
         strides: Sequence[int],
         bins: int = 16,
-        light: bool = True,
+        depthwise_scores: bool = True,
     ) -> None:
-        super().__init__(nc, channels, strides, bins, light)
+        super().__init__(nc, channels, strides, bins, depthwise_scores)
         self.masks = masks
         self.proto = Proto(channels[0], hidden, masks)
-        self.cv4 = self.extra(channels, masks)
+        self.cv4 = self.build_branches(channels, masks)
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows of box, scores and coefficients, (B, 4 + nc + masks, A), and prototypes (B, masks, H / 4, W / 4)."""
-        boxes = self.boxes(self.distances(x), *self.anchors(x))
-        return torch.cat((boxes, self.scores(x), self.gather(self.cv4, x, self.masks)), 1), self.proto(x[0])
+        """Boxes, scores and coefficients, (B, 4 + nc + masks, A), and prototypes (B, masks, H / 4, W / 4)."""
+        boxes = self.decode_boxes(self.distances(x), *self.anchors(x))
+        return torch.cat((boxes, self.scores(x), self.concat_branches(self.cv4, x, self.masks)), 1), self.proto(x[0])
 
 
 class Pose(Detect):
@@ -154,11 +154,11 @@ class Pose(Detect):
 
     Args:
         nc: Number of classes.
-        kpt_shape: Keypoints a box and values a keypoint: 2 for x and y, 3 with visibility.
+        kpt_shape: Keypoints per box and values per keypoint: 2 for x and y, 3 with visibility.
         channels: Channels of each feature map.
         strides: Stride of each feature map, pixels.
         bins: Bins of the distance distributions.
-        light: Whether the class branch is YOLO11's.
+        depthwise_scores: Whether the class branch is YOLO11's depthwise one.
     """
 
     def __init__(
@@ -168,15 +168,15 @@ class Pose(Detect):
         channels: Sequence[int],
         strides: Sequence[int],
         bins: int = 16,
-        light: bool = True,
+        depthwise_scores: bool = True,
     ) -> None:
-        super().__init__(nc, channels, strides, bins, light)
+        super().__init__(nc, channels, strides, bins, depthwise_scores)
         self.points, self.values = kpt_shape
         if self.values not in (2, 3):
-            raise ValueError(f"{self.values} values a keypoint")
-        self.cv4 = self.extra(channels, self.points * self.values)
+            raise ValueError(f"{self.values} values per keypoint")
+        self.cv4 = self.build_branches(channels, self.points * self.values)
 
-    def keypoints(self, x: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
+    def decode_keypoints(self, x: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
         """Keypoints (B, points * values, A): pixels, and visibility after the sigmoid."""
         x = reshape(x, 0, self.points, self.values, -1)
         decoded = (x[:, :, :2] * 2 + (centers - 0.5)) * strides
@@ -185,14 +185,16 @@ class Pose(Detect):
         return reshape(decoded, 0, self.points * self.values, -1)
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
-        """Rows of box, scores and keypoints, (B, 4 + nc + points * values, A)."""
+        """Boxes, scores and keypoints, (B, 4 + nc + points * values, A)."""
         centers, strides = self.anchors(x)
-        keypoints = self.keypoints(self.gather(self.cv4, x, self.points * self.values), centers, strides)
-        return torch.cat((self.boxes(self.distances(x), centers, strides), self.scores(x), keypoints), 1)
+        keypoints = self.decode_keypoints(
+            self.concat_branches(self.cv4, x, self.points * self.values), centers, strides
+        )
+        return torch.cat((self.decode_boxes(self.distances(x), centers, strides), self.scores(x), keypoints), 1)
 
 
 class OBB(Detect):
-    """`Detect` with boxes turned by an angle between -45 and 135 degrees."""
+    """`Detect` with oriented boxes, at angles between -45 and 135 degrees."""
 
     def __init__(
         self,
@@ -201,16 +203,16 @@ class OBB(Detect):
         channels: Sequence[int],
         strides: Sequence[int],
         bins: int = 16,
-        light: bool = True,
+        depthwise_scores: bool = True,
     ) -> None:
-        super().__init__(nc, channels, strides, bins, light)
+        super().__init__(nc, channels, strides, bins, depthwise_scores)
         self.angles = angles
         if angles != 1:
-            raise ValueError(f"{angles} angles a box")
-        self.cv4 = self.extra(channels, angles)
+            raise ValueError(f"{angles} angles per box")
+        self.cv4 = self.build_branches(channels, angles)
 
-    def turned(self, distances: Tensor, angle: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
-        """Boxes (B, 4, A) in pixels, whose distances are measured along the turned axes."""
+    def decode_oriented_boxes(self, distances: Tensor, angle: Tensor, centers: Tensor, strides: Tensor) -> Tensor:
+        """Boxes (B, 4, A) in pixels, from distances along the rotated axes."""
         near, far = torch.split(distances, [2, 2], 1)
         x, y = torch.split((far - near) / 2, [1, 1], 1)
         cos, sin = angle.cos(), angle.sin()
@@ -218,9 +220,11 @@ class OBB(Detect):
         return torch.cat((centers + shift, near + far), 1) * strides
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
-        """Rows of box, scores and angle in radians, (B, 4 + nc + 1, A)."""
-        angle = (self.gather(self.cv4, x, self.angles).sigmoid() - 0.25) * math.pi
-        return torch.cat((self.turned(self.distances(x), angle, *self.anchors(x)), self.scores(x), angle), 1)
+        """Boxes, scores and angles in radians, (B, 4 + nc + 1, A)."""
+        angle = (self.concat_branches(self.cv4, x, self.angles).sigmoid() - 0.25) * math.pi
+        return torch.cat(
+            (self.decode_oriented_boxes(self.distances(x), angle, *self.anchors(x)), self.scores(x), angle), 1
+        )
 
 
 class Classify(nn.Module):

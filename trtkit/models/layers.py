@@ -1,7 +1,7 @@
-"""The blocks that YOLOv8 and YOLO11 are made of, named so that their weights load by name.
+"""Layers of YOLOv8 and YOLO11; attribute names are those of Ultralytics' checkpoints.
 
-Shapes are NCHW throughout. The blocks are written for inference and for tracing: no control flow depends on a value in
-a tensor, and sizes that may be dynamic are read from the graph.
+Shapes are NCHW. The layers are written for inference and tracing: no control flow depends on tensor values, and sizes
+that may be dynamic are computed in the graph.
 """
 
 from __future__ import annotations
@@ -32,18 +32,13 @@ __all__ = [
 ]
 
 
-# The convolution that everything else is made of, with its BatchNorm, activation and folding; and reshapes.
-#
-# Shapes are NCHW throughout.
-
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     name: getattr(nn, name) for name in ("SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "Sigmoid", "Tanh", "Identity")
 }
 
 
 class _Reshape(torch.autograd.Function):
-    """A reshape that ONNX writes as one node: 0 keeps a dimension as it is, so no size is computed in the graph."""
+    """A reshape that is one ONNX node: 0 keeps a dimension, so that no size is computed in the graph."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -67,7 +62,7 @@ class _ReshapeLike(torch.autograd.Function):
 
 
 def reshape(x: Tensor, *sizes: int) -> Tensor:
-    """`x` with new sizes, where 0 keeps the size at that position and -1 takes what is left."""
+    """`x` with new sizes; 0 keeps the size at that position, -1 is inferred."""
     if torch.onnx.is_in_onnx_export():
         return _Reshape.apply(x, sizes)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
     return x.reshape([x.shape[index] if size == 0 else size for index, size in enumerate(sizes)])
@@ -117,8 +112,8 @@ class Conv(nn.Module):
         y = self.conv(x)
         return self.act(y if self.bn is None else self.bn(y))  # type: ignore[no-any-return]
 
-    def strip(self) -> None:
-        """Become what `fuse` leaves behind, for weights that were fused before they were saved."""
+    def remove_bn(self) -> None:
+        """Remove the BatchNorm without folding it, to load weights that were fused before they were saved."""
         self.conv.bias = nn.Parameter(self.conv.weight.new_empty(self.conv.out_channels))
         self.bn = None
 
@@ -134,26 +129,26 @@ class Conv(nn.Module):
 
 
 class DWConv(Conv):
-    """A `Conv` with as many groups as both channel counts share."""
+    """A depthwise `Conv`: as many groups as the greatest common divisor of both channel counts."""
 
     def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, d: int = 1, act: bool | nn.Module = True) -> None:
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
 
 
 class Concat(nn.Module):
-    """Feature maps side by side."""
+    """Concatenation of feature maps."""
 
     def __init__(self, dimension: int = 1) -> None:
         super().__init__()
         self.dimension = dimension
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
-        """The feature maps of `x` as one."""
+        """The concatenated feature maps of `x`."""
         return torch.cat(tuple(x), self.dimension)
 
 
 class Bottleneck(nn.Module):
-    """Two convolutions, with the input added where `shortcut` and equal channels allow."""
+    """Two convolutions, with a residual connection if `shortcut` is set and the channels are equal."""
 
     def __init__(
         self,
@@ -171,35 +166,35 @@ class Bottleneck(nn.Module):
         self.add = bool(shortcut) and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` refined."""
+        """`x` through the block."""
         y: Tensor = self.cv2(self.cv1(x))
         return x + y if self.add else y
 
 
 class C2f(nn.Module):
-    """A cross-stage block that keeps the output of every one of its `n` bottlenecks (YOLOv8)."""
+    """Cross-stage partial block that concatenates the outputs of all of its `n` bottlenecks (YOLOv8)."""
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
         self.c = int(c2 * e)
         self.cv1 = Conv(c1, 2 * self.c)
         self.cv2 = Conv((2 + n) * self.c, c2)
-        self.m = nn.ModuleList(self.inner(shortcut, g) for _ in range(n))
+        self.m = nn.ModuleList(self.build_block(shortcut, g) for _ in range(n))
 
-    def inner(self, shortcut: bool, g: int) -> nn.Module:
-        """One of the repeated modules."""
+    def build_block(self, shortcut: bool, g: int) -> nn.Module:
+        """One of the repeated blocks."""
         return Bottleneck(self.c, self.c, shortcut, g, e=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both halves of the first convolution and every step after the second half, mixed."""
-        kept = list(torch.split(self.cv1(x), [self.c, self.c], 1))
+        """Both halves of the first convolution and every block's output, through the last convolution."""
+        outputs = list(torch.split(self.cv1(x), [self.c, self.c], 1))
         for module in self.m:
-            kept.append(module(kept[-1]))
-        return self.cv2(torch.cat(kept, 1))  # type: ignore[no-any-return]
+            outputs.append(module(outputs[-1]))
+        return self.cv2(torch.cat(outputs, 1))  # type: ignore[no-any-return]
 
 
 class C3(nn.Module):
-    """A cross-stage block of three convolutions around `n` bottlenecks."""
+    """Cross-stage partial block of three convolutions around `n` bottlenecks."""
 
     def __init__(
         self,
@@ -219,7 +214,7 @@ class C3(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, k, e=1.0) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The refined and the plain half, mixed."""
+        """The half through the bottlenecks and the other half, through the last convolution."""
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))  # type: ignore[no-any-return]
 
 
@@ -249,8 +244,8 @@ class C3k2(C2f):
         self.c3k, self.attn = c3k, attn
         super().__init__(c1, c2, n, shortcut, g, e)
 
-    def inner(self, shortcut: bool, g: int) -> nn.Module:
-        """One of the repeated modules."""
+    def build_block(self, shortcut: bool, g: int) -> nn.Module:
+        """One of the repeated blocks."""
         if self.attn:
             return nn.Sequential(Bottleneck(self.c, self.c, shortcut, g), PSABlock(self.c, max(self.c // 64, 1)))
         if self.c3k:
@@ -259,7 +254,7 @@ class C3k2(C2f):
 
 
 class SPPF(nn.Module):
-    """Pooling at growing sizes, done as `n` poolings of size `k` in a row."""
+    """Spatial pyramid pooling as `n` successive max poolings of size `k`."""
 
     def __init__(self, c1: int, c2: int, k: int = 5, n: int = 3, shortcut: bool = False, act: bool = True) -> None:
         super().__init__()
@@ -270,11 +265,11 @@ class SPPF(nn.Module):
         self.add = bool(shortcut) and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` and its pooled versions, mixed."""
-        kept = [self.cv1(x)]
+        """`x` and its pooled versions, through the last convolution."""
+        outputs = [self.cv1(x)]
         for _ in range(self.n):
-            kept.append(self.m(kept[-1]))
-        y: Tensor = self.cv2(torch.cat(kept, 1))
+            outputs.append(self.m(outputs[-1]))
+        y: Tensor = self.cv2(torch.cat(outputs, 1))
         return x + y if self.add else y
 
 
@@ -284,24 +279,24 @@ class Attention(nn.Module):
     def __init__(self, c: int, heads: int, ratio: float = 0.5) -> None:
         super().__init__()
         self.heads = heads
-        self.head = c // heads
-        self.key = int(self.head * ratio)
-        self.scale = self.key**-0.5
-        self.qkv = Conv(c, c + 2 * self.key * heads, act=False)
+        self.head_dim = c // heads
+        self.key_dim = int(self.head_dim * ratio)
+        self.scale = self.key_dim**-0.5
+        self.qkv = Conv(c, c + 2 * self.key_dim * heads, act=False)
         self.proj = Conv(c, c, act=False)
         self.pe = Conv(c, c, 3, g=c, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with every position attending to all."""
-        qkv = reshape(self.qkv(x), 0, self.heads, 2 * self.key + self.head, -1)
-        q, k, v = torch.split(qkv, [self.key, self.key, self.head], 2)
+        """`x` after attention of every position to all others."""
+        qkv = reshape(self.qkv(x), 0, self.heads, 2 * self.key_dim + self.head_dim, -1)
+        q, k, v = torch.split(qkv, [self.key_dim, self.key_dim, self.head_dim], 2)
         attention = ((q * self.scale).transpose(-2, -1) @ k).softmax(-1)
         y = reshape_like(v @ attention.transpose(-2, -1), x) + self.pe(reshape_like(v, x))
         return self.proj(y)  # type: ignore[no-any-return]
 
 
 class PSABlock(nn.Module):
-    """Attention and a two-layer network, each added to its input."""
+    """Attention and a two-layer feed-forward network, each with a residual connection."""
 
     def __init__(self, c: int, heads: int, shortcut: bool = True) -> None:
         super().__init__()
@@ -310,14 +305,14 @@ class PSABlock(nn.Module):
         self.add = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` refined."""
+        """`x` through the block."""
         x = x + self.attn(x) if self.add else self.attn(x)
         y: Tensor = self.ffn(x)
         return x + y if self.add else y
 
 
 class C2PSA(nn.Module):
-    """A cross-stage block of `n` attention blocks (YOLO11)."""
+    """Cross-stage partial block of `n` attention blocks (YOLO11)."""
 
     def __init__(self, c1: int, c2: int, n: int = 1, e: float = 0.5) -> None:
         super().__init__()
@@ -327,6 +322,6 @@ class C2PSA(nn.Module):
         self.m = nn.Sequential(*(PSABlock(self.c, max(self.c // 64, 1)) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The plain and the attended half, mixed."""
+        """The half through attention and the other half, through the last convolution."""
         plain, attended = torch.split(self.cv1(x), [self.c, self.c], 1)
         return self.cv2(torch.cat((plain, self.m(attended)), 1))  # type: ignore[no-any-return]

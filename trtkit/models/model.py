@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,12 @@ __all__ = [
     "count_classes",
     "default_output_format",
     "default_preprocess",
+    "infer_classes",
+    "parse_imgsz",
     "parse_trtkit_entry",
     "resolve_class_names",
     "resolve_task",
+    "with_channels",
 ]
 
 TASKS = ("detect", "segment", "classify", "pose", "obb")
@@ -279,7 +282,14 @@ class ModelInfo:
 
 
 def parse_trtkit_entry(value: Any) -> Mapping[str, Any]:
-    """What trtkit wrote under its own key: a mapping, as such or as text; {} where there is none."""
+    """The metadata under trtkit's own key, from a mapping, JSON or a Python literal; {} for anything else.
+
+    Args:
+        value: A mapping (engines) or text (ONNX `metadata_props`), or None.
+
+    Raises:
+        ValueError: The text does not parse.
+    """
     if isinstance(value, str):
         literal = _parse_literal(value)
         value = literal if isinstance(literal, Mapping) else json.loads(value)
@@ -287,7 +297,7 @@ def parse_trtkit_entry(value: Any) -> Mapping[str, Any]:
 
 
 def _parse_literal(value: Any) -> Any:
-    """A `metadata_props` string as the Python literal it spells, or as it is where it spells none."""
+    """A `metadata_props` text as the Python literal it is, or unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -302,10 +312,10 @@ class Model(ModelInfo):
 
     Attributes:
         hash: SHA-256 of architecture and weights, 64 hex digits.
-        source: The file it was read from, or None for a module handed over.
+        source: The file it was read from, or None for an object in memory.
         module: The torch module in evaluation mode and FP32, BatchNorm fused, or None.
         proto: The ONNX graph, or None.
-        example: An example input, needed to trace a module that is not ours; NCHW float32, or None.
+        example: An example input for tracing a module of the caller's, NCHW float32, or None.
         parameters: Number of weights.
     """
 
@@ -318,12 +328,12 @@ class Model(ModelInfo):
 
     @property
     def info(self) -> ModelInfo:
-        """The description without the weights."""
+        """The description without weights."""
         return ModelInfo(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ModelInfo)})
 
     @property
     def stem(self) -> str:
-        """The name that exports start with: the source's stem, or the architecture."""
+        """The first part of exported file names: the source's stem, or the architecture."""
         return self.source.stem if self.source is not None else (self.architecture or "model")
 
     def __repr__(self) -> str:
@@ -334,94 +344,219 @@ class Model(ModelInfo):
         )
 
 
-# What the shapes of a model's outputs tell about its classes and keypoints.
+# Task, classes and keypoints of models that do not describe themselves, from arguments and output shapes.
 
 
 OutputShape = Sequence[int | None]
-ErrorFactory = Callable[[str, str, str], ModelError]
+ErrorType = type[ModelError]
 
 
-def resolve_task(task: str | None, found: str | None, asked: str, fail: ErrorFactory) -> str:
-    """The task a model has, from what the caller said and what the source says.
+def resolve_task(task: str | None, known: str | None, asked: str, error_type: ErrorType) -> str:
+    """The task of a model, from the caller's argument and the source's metadata.
 
     Args:
-        task: What the caller said, or None.
-        found: What the source says, or None.
-        asked: How an error names the work.
-        fail: The error to raise.
+        task: The caller's argument, or None.
+        known: The task in the source's metadata, or None.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
 
     Raises:
-        ModelError: Both are silent, one is unknown, or they differ.
+        ModelError: Both are None, the task is unknown, or they differ.
     """
-    task = task or found
-    known = ", ".join(TASKS)
+    task = task or known
+    tasks = ", ".join(TASKS)
     if task is None:
-        raise fail(asked, "it does not say what its task is", f"pass task= one of {known}")
+        raise error_type(asked, "its task is unknown", f"pass task= one of {tasks}", code="model-task-missing")
     if task not in TASKS:
-        raise fail(asked, f"its task {task!r} is unknown", f"pass task= one of {known}")
-    if found is not None and found != task:
-        raise fail(asked, f"task={task!r} was asked but it is a model for {found}", "leave task= out")
+        raise error_type(
+            asked, f"there is no task {task!r}", f"pass task= one of {tasks}", code="model-task-unknown", value=task
+        )
+    if known is not None and known != task:
+        raise error_type(
+            asked,
+            f"task={task!r} was passed, but the model's task is {known}",
+            "leave task= out",
+            code="model-task-mismatch",
+            value=task,
+            expected=known,
+        )
     return task
 
 
 def count_classes(
-    task: str, shapes: Sequence[OutputShape], names: int | None, asked: str, fail: ErrorFactory
+    task: str, shapes: Sequence[OutputShape], names: int | None, asked: str, error_type: ErrorType
 ) -> tuple[int, tuple[int, int] | None]:
-    """The number of classes and, for pose, the keypoint shape.
+    """The number of classes and, for pose, the keypoint shape, of a model with `DENSE` or `CLASS_SCORES` output.
 
     Args:
         task: One of `TASKS`.
         shapes: Shapes of the outputs in order, None where a size is dynamic.
-        names: How many class names the caller gave, or None.
-        asked: How an error names the work.
-        fail: The error to raise.
+        names: Number of class names that the caller passed, or None.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
 
     Returns:
-        Classes, and (keypoints, values a keypoint) for pose or None. Keypoint values that divide by both 2 and 3 are
-        taken as x, y, visibility.
+        Classes, and (keypoints, values per keypoint) for pose or None. If the keypoint values divide by both 2 and 3,
+        they are taken as x, y, visibility.
 
     Raises:
-        ModelError: The shapes do not fit the task, or they do not tell and no names were given.
+        ModelError: The shapes do not fit the task, or they are ambiguous and no names were passed.
     """
     rank = 2 if task == "classify" else 3
     if not shapes or len(shapes[0]) != rank or (task == "segment" and (len(shapes) < 2 or len(shapes[1]) != 4)):
-        listed = ", ".join("x".join("?" if size is None else str(size) for size in shape) for shape in shapes)
-        raise fail(asked, f"outputs of shape {listed or 'nothing'} do not fit {task}", "pass the task it was made for")
+        text = ", ".join("x".join("?" if size is None else str(size) for size in shape) for shape in shapes)
+        raise error_type(
+            asked,
+            f"outputs of shape {text or 'nothing'} do not fit {task}",
+            "pass the task it was made for",
+            code="model-outputs-mismatch",
+            task=task,
+            shapes=[list(shape) for shape in shapes],
+        )
     values = shapes[0][1]
-    fixed = {"classify": 0, "detect": 4, "obb": 5}.get(task, 4)
+    box_values = {"classify": 0, "detect": 4, "obb": 5}.get(task, 4)
     if task == "segment":
         masks = shapes[1][1]
         values = None if masks is None or values is None else values - masks
     if task == "pose":
         if names is None:
-            raise fail(asked, "its shapes do not tell classes from keypoints", "pass names=")
+            raise error_type(
+                asked,
+                "its output shape does not separate classes from keypoints",
+                "pass names=",
+                code="model-names-missing",
+            )
         extra = 0 if values is None else values - 4 - names
         if extra < 2 or (extra % 3 and extra % 2):
-            raise fail(
-                asked, f"{values} values an anchor leave no keypoints for {names} classes", "pass the right names="
+            raise error_type(
+                asked,
+                f"{values} values per anchor leave no keypoints for {names} classes",
+                "pass names= with one name for each class",
+                code="model-names-mismatch",
+                names=names,
             )
         width = 2 if extra % 3 else 3
         return names, (extra // width, width)
     if values is None and names is None:
-        raise fail(asked, "the number of classes is dynamic in it", "pass names=")
-    classes = names if values is None else values - fixed
+        raise error_type(asked, "its number of classes is dynamic", "pass names=", code="model-names-missing")
+    classes = names if values is None else values - box_values
     if classes is None or classes < 1 or (names is not None and names != classes):
-        raise fail(asked, f"{names} names were given for {classes} classes", "pass one name for each class")
+        raise _names_mismatch(names, classes, asked, error_type)
     return classes, None
 
 
-def resolve_class_names(
-    names: Mapping[int, str] | Sequence[str] | None, classes: int, asked: str, fail: ErrorFactory
-) -> dict[int, str]:
-    """Class names by index; numbers where there are none.
+def infer_classes(
+    task: str,
+    output_format: OutputFormat,
+    shapes: Sequence[OutputShape],
+    names: int | None,
+    asked: str,
+    error_type: ErrorType,
+) -> tuple[int, tuple[int, int] | None]:
+    """The number of classes and, for pose, the keypoint shape, of a model of any output format.
+
+    Args:
+        task: One of `TASKS`.
+        output_format: What the model returns; formats other than YOLO exports' need names.
+        shapes: As in `count_classes`, like the arguments below.
+        names: Number of class names that the caller passed, or None.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
 
     Raises:
-        ModelError: There are more or fewer names than classes.
+        ModelError: The shapes do not fit the task, or names are needed and were not passed.
+    """
+    if output_format in (DENSE, CLASS_SCORES):
+        return count_classes(task, shapes, names, asked, error_type)
+    if names is None:
+        raise error_type(
+            asked,
+            f"the number of classes does not follow from the output format {output_format.name}",
+            "pass names=",
+            code="model-names-missing",
+            output_format=output_format.name,
+        )
+    return names, None
+
+
+def with_channels(preprocess: Preprocess, channels: int | None, asked: str, error_type: ErrorType) -> Preprocess:
+    """The preprocessing with the model's number of channels.
+
+    Args:
+        preprocess: The preprocessing.
+        channels: Channels of the model's input, None if dynamic.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
+
+    Raises:
+        ModelError: Its mean or standard deviation has values for another number of channels.
+    """
+    try:
+        return dataclasses.replace(preprocess, channels=channels or preprocess.channels)
+    except ValueError as error:
+        raise error_type(
+            asked,
+            f"its preprocessing does not fit its input ({error})",
+            "pass preprocess= with values for each channel",
+            code="model-preprocess-mismatch",
+            channels=channels,
+        ) from error
+
+
+def resolve_class_names(
+    names: Mapping[int, str] | Sequence[str] | None, classes: int, asked: str, error_type: ErrorType
+) -> dict[int, str]:
+    """Class names by class index; the indices as text if there are no names.
+
+    Args:
+        names: The caller's argument, or None.
+        classes: Number of classes.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
+
+    Raises:
+        ModelError: The names do not fit the number of classes.
     """
     if names is None:
         return {index: str(index) for index in range(classes)}
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    found = {int(index): str(name) for index, name in pairs}
-    if sorted(found) != list(range(classes)):
-        raise fail(asked, f"{len(found)} names were given for {classes} classes", "pass one name for each class")
-    return dict(sorted(found.items()))
+    by_index = {int(index): str(name) for index, name in pairs}
+    if sorted(by_index) != list(range(classes)):
+        raise _names_mismatch(len(by_index), classes, asked, error_type)
+    return dict(sorted(by_index.items()))
+
+
+def _names_mismatch(names: int | None, classes: int | None, asked: str, error_type: ErrorType) -> ModelError:
+    return error_type(
+        asked,
+        f"{names} names do not fit {classes} classes",
+        "pass names= with one name for each class, by index from 0",
+        code="model-names-mismatch",
+        names=names,
+        classes=classes,
+    )
+
+
+def parse_imgsz(imgsz: Any, asked: str, error_type: ErrorType) -> tuple[int, int]:
+    """Height and width in pixels from one number or two.
+
+    Args:
+        imgsz: The caller's argument.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
+
+    Raises:
+        ModelError: They are not positive integers.
+    """
+    pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
+        raise error_type(
+            asked,
+            f"imgsz is {imgsz!r}",
+            "pass a positive number of pixels, or (height, width)",
+            code="model-imgsz-invalid",
+            value=imgsz,
+        )
+    return pair[0], pair[1]

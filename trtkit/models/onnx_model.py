@@ -1,4 +1,4 @@
-"""ONNX files as `Model`: Ultralytics' exports, ours, and anybody's when the task is named."""
+"""ONNX files as `Model`: exports of Ultralytics and trtkit, and others if the task is passed."""
 
 from __future__ import annotations
 
@@ -15,39 +15,68 @@ from trtkit.files import hash_parts
 from trtkit.models.model import (
     Model,
     ModelInfo,
+    OutputFormat,
     Preprocess,
-    count_classes,
+    default_output_format,
+    infer_classes,
+    parse_imgsz,
     parse_trtkit_entry,
     resolve_class_names,
     resolve_task,
+    with_channels,
 )
 
 __all__ = ["from_proto", "read_onnx"]
 
 Names = Mapping[int, str] | Sequence[str] | None
+AGAIN = "export or copy it again"
 
 
 def read_onnx(
-    path: str | Path, *, task: str | None = None, names: Names = None, imgsz: int | tuple[int, int] | None = None
+    path: str | Path,
+    *,
+    task: str | None = None,
+    names: Names = None,
+    imgsz: int | tuple[int, int] | None = None,
+    preprocess: Preprocess | None = None,
+    output_format: OutputFormat | None = None,
 ) -> Model:
-    """An ONNX file as a model; arguments as in `trtkit.load`.
+    """Read an ONNX file.
+
+    Args:
+        path: The file.
+        task: As in `trtkit.load`, like the arguments below.
+        names: Class names.
+        imgsz: Height and width, pixels.
+        preprocess: How an image becomes the input.
+        output_format: What the graph returns.
 
     Raises:
-        OnnxError: The file is missing, empty, damaged or of no known task.
+        OnnxError: The file is missing, empty, damaged or of unknown task.
     """
     path = Path(path)
     asked = f"load {path}"
+    if path.is_dir():
+        raise OnnxError(asked, "it is a folder", "check the path", code="model-file-is-folder", path=path)
     if not path.is_file():
-        raise OnnxError(asked, "it is a folder" if path.is_dir() else "the file does not exist", "check the path")
+        raise OnnxError(asked, "the file does not exist", "check the path", code="model-file-missing", path=path)
     if path.stat().st_size == 0:
-        raise OnnxError(asked, "the file is empty", "export or copy it again")
+        raise OnnxError(asked, "the file is empty", AGAIN, code="model-file-empty", path=path)
     try:
         proto = onnx.load(path)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
-        raise OnnxError(asked, "it is no ONNX file, or damaged", "export or copy it again") from error
+        raise OnnxError(asked, "it is no ONNX file, or damaged", AGAIN, code="onnx-damaged", path=path) from error
     except (OSError, onnx.checker.ValidationError) as error:
-        raise OnnxError(asked, f"the weights beside it can't be read ({error})", "copy them with it") from error
-    return from_proto(proto, path, task=task, names=names, imgsz=imgsz)
+        raise OnnxError(
+            asked,
+            f"its external weights can't be read ({error})",
+            "copy them with it",
+            code="onnx-external-data-missing",
+            path=path,
+        ) from error
+    return from_proto(
+        proto, path, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format
+    )
 
 
 def from_proto(
@@ -57,95 +86,117 @@ def from_proto(
     task: str | None = None,
     names: Names = None,
     imgsz: int | tuple[int, int] | None = None,
+    preprocess: Preprocess | None = None,
+    output_format: OutputFormat | None = None,
 ) -> Model:
     """An ONNX graph as a model.
 
-    `metadata_props` as Ultralytics and trtkit write them are understood; what trtkit adds is kept in `notes["trtkit"]`.
-    Without them, the task must be named, and sizes and class count are read from the shapes.
+    The graph's metadata describes it (`ModelInfo.from_metadata`); trtkit's own entry is kept in `notes["trtkit"]`.
+    Without metadata the task must be passed, and sizes and class count follow from the shapes.
+
+    Args:
+        proto: The graph.
+        source: The file it was read from, or None.
+        task: As in `trtkit.load`, like the arguments below.
+        names: Class names.
+        imgsz: Height and width, pixels.
+        preprocess: How an image becomes the input.
+        output_format: What the graph returns.
 
     Raises:
-        OnnxError: The graph is not usable, or its task is unknown.
+        OnnxError: The graph is not usable, its task is unknown, or an argument contradicts it.
     """
-    from trtkit.models.torch_model import parse_imgsz
-
     asked = f"load {source}" if source is not None else "load an ONNX graph"
     graph = proto.graph
-    initial = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in initial]
+    initializers = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in initializers]
     if not graph.node or not graph.output or not inputs:
-        raise OnnxError(asked, "its graph has no nodes, inputs or outputs", "export or copy it again")
+        raise OnnxError(asked, "its graph has no nodes, inputs or outputs", AGAIN, code="onnx-graph-empty")
     shape = _read_shape(inputs[0])
     if len(shape) != 4:
-        raise OnnxError(asked, f"its input {inputs[0].name} is no image of four dimensions", "name a vision model")
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        raise OnnxError(
+            asked,
+            f"its input {inputs[0].name} has {len(shape)} dimensions instead of 4",
+            "name a vision model",
+            code="onnx-input-not-an-image",
+            input=inputs[0].name,
+            dimensions=len(shape),
+        )
     size = (shape[2], shape[3])
     if imgsz is not None:
-        wanted = parse_imgsz(imgsz, asked)
+        wanted = parse_imgsz(imgsz, asked, OnnxError)
         if any(fixed not in (None, side) for fixed, side in zip(size, wanted, strict=True)):
-            raise OnnxError(asked, f"imgsz={imgsz} was asked but the graph is fixed at {size}", "leave imgsz= out")
+            raise OnnxError(
+                asked,
+                f"imgsz={imgsz} was passed, but the graph is fixed at {size}",
+                "leave imgsz= out",
+                code="model-imgsz-fixed",
+                value=wanted,
+                expected=size,
+            )
         size = wanted
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if "task" in metadata and "names" in metadata:
         info = _read_info(metadata, asked)
         resolve_task(task, info.task, asked, OnnxError)
-        found = info.names if names is None else resolve_class_names(names, len(info.names), asked, OnnxError)
-        info = dataclasses.replace(info, names=found)
+        class_names = info.names if names is None else resolve_class_names(names, len(info.names), asked, OnnxError)
+        info = dataclasses.replace(info, names=class_names, output_format=output_format or info.output_format)
     else:
-        task = resolve_task(task, metadata.get("task"), asked, OnnxError)
-        given = None if names is None else len(names)
-        shapes = [_read_shape(value) for value in graph.output]
-        classes, kpt_shape = count_classes(task, shapes, given, asked, OnnxError)
-        info = ModelInfo(
-            task=task,
-            names=resolve_class_names(names, classes, asked, OnnxError),
-            stride=1 if task == "classify" else 32,
-            kpt_shape=kpt_shape,
-            architecture=graph.name if graph.name.isidentifier() and graph.name not in ("main_graph", "graph") else "",
+        info = _infer_info(
+            graph, resolve_task(task, metadata.get("task"), asked, OnnxError), names, output_format, asked
         )
     values = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
     values["imgsz"] = (size[0] or info.imgsz[0], size[1] or info.imgsz[1])
-    values["preprocess"] = _with_channels(info.preprocess, shape[1] or info.channels, asked)
+    values["preprocess"] = with_channels(preprocess or info.preprocess, shape[1], asked, OnnxError)
     return Model(
         **values,
         hash=_hash_graph(proto),
         source=source,
         proto=proto,
-        parameters=sum(_count_weights(t) for t in graph.initializer),
+        parameters=sum(_count_weights(tensor) for tensor in graph.initializer),
     )
 
 
-def _with_channels(preprocess: Preprocess, channels: int, asked: str) -> Preprocess:
-    """The preprocessing with the graph's own number of channels."""
-    try:
-        return dataclasses.replace(preprocess, channels=channels)
-    except ValueError as error:
-        raise OnnxError(
-            asked,
-            f"its preprocessing does not fit its input ({error})",
-            "export it again",
-            code="onnx-preprocess-mismatch",
-            channels=channels,
-        ) from error
-
-
 def _read_info(metadata: Mapping[str, str], asked: str) -> ModelInfo:
-    """The card in `metadata_props`, with what Ultralytics' keys and ours say beyond it in its notes."""
+    """The description in `metadata_props`; the batch and trtkit's own entry go to its notes."""
     try:
         info = ModelInfo.from_metadata(metadata)
-        extra: dict[str, Any] = {"batch": int(metadata["batch"])} if "batch" in metadata else {}
+        notes: dict[str, Any] = {"batch": int(metadata["batch"])} if "batch" in metadata else {}
         if "trtkit" in metadata:
-            extra["trtkit"] = parse_trtkit_entry(metadata["trtkit"])
+            notes["trtkit"] = parse_trtkit_entry(metadata["trtkit"])
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
-        raise OnnxError(asked, f"its metadata does not parse ({error})", "export it again") from error
-    return dataclasses.replace(info, notes={**info.notes, **extra})
+        raise OnnxError(
+            asked, f"its metadata does not parse ({error})", "export it again", code="onnx-metadata-invalid"
+        ) from error
+    return dataclasses.replace(info, notes={**info.notes, **notes})
+
+
+def _infer_info(
+    graph: onnx.GraphProto, task: str, names: Names, output_format: OutputFormat | None, asked: str
+) -> ModelInfo:
+    """The description of a graph without metadata, from its output shapes."""
+    output_format = output_format or default_output_format(task)
+    shapes = [_read_shape(value) for value in graph.output]
+    count = None if names is None else len(names)
+    classes, kpt_shape = infer_classes(task, output_format, shapes, count, asked, OnnxError)
+    return ModelInfo(
+        task=task,
+        names=resolve_class_names(names, classes, asked, OnnxError),
+        stride=1 if task == "classify" else 32,
+        kpt_shape=kpt_shape,
+        architecture=graph.name if graph.name.isidentifier() and graph.name not in ("main_graph", "graph") else "",
+        output_format=output_format,
+    )
 
 
 def _read_shape(value: onnx.ValueInfoProto) -> list[int | None]:
+    """A tensor's shape, None where a size is dynamic."""
     dimensions = value.type.tensor_type.shape.dim
     return [item.dim_value if item.HasField("dim_value") and item.dim_value > 0 else None for item in dimensions]
 
 
 def _count_weights(tensor: onnx.TensorProto) -> int:
-    """Elements of a weight; 0 for scalars and for the whole numbers that describe shapes."""
+    """Elements of a weight; 0 for scalars and for the integers that describe shapes."""
     if not tensor.dims or tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
         return 0
     count = 1
@@ -155,13 +206,13 @@ def _count_weights(tensor: onnx.TensorProto) -> int:
 
 
 def _hash_graph(proto: onnx.ModelProto) -> str:
-    """SHA-256 over nodes, weights, inputs and outputs; metadata and producer do not count."""
+    """SHA-256 over nodes, weights, inputs and outputs, without metadata and producer."""
     graph = proto.graph
     parts: list[bytes | str] = [f"{item.domain}:{item.version}" for item in proto.opset_import]
     for group in (graph.input, graph.output, graph.node, graph.sparse_initializer, proto.functions):
         parts += [str(len(group)), *(item.SerializeToString(deterministic=True) for item in group)]
     for tensor in graph.initializer:
-        # Where a weight is kept, inside the file or beside it, is no difference.
+        # Independent of whether a weight is stored inside the file or as external data.
         content = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
         parts += [tensor.name, f"{tensor.data_type}{list(tensor.dims)}", content]
     return hash_parts(*parts)

@@ -17,15 +17,19 @@ from trtkit.models import heads
 from trtkit.models.checkpoint import Checkpoint
 from trtkit.models.model import (
     Model,
+    OutputFormat,
     Preprocess,
-    count_classes,
+    default_output_format,
     default_preprocess,
+    infer_classes,
+    parse_imgsz,
     resolve_class_names,
     resolve_task,
+    with_channels,
 )
 from trtkit.models.yolo import Yolo, build_model, load_weights
 
-__all__ = ["from_checkpoint", "from_module", "parse_imgsz"]
+__all__ = ["from_checkpoint", "from_module"]
 
 Names = Mapping[int, str] | Sequence[str] | None
 
@@ -37,8 +41,17 @@ def from_checkpoint(
     task: str | None = None,
     names: Names = None,
     imgsz: int | tuple[int, int] | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Model:
-    """A checkpoint's model, built from our own layers; arguments as in `trtkit.load`.
+    """Build a checkpoint's model from trtkit's own layers.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        source: The file it was read from, or None.
+        task: As in `trtkit.load`, like the arguments below.
+        names: Class names.
+        imgsz: Height and width, pixels.
+        preprocess: How an image becomes the input.
 
     Raises:
         CheckpointError: Its architecture or weights can't be used.
@@ -57,10 +70,10 @@ def from_checkpoint(
         task=task,
         names=_merge_names(names, checkpoint.names, classes, asked),
         stride=max(module.strides),
-        imgsz=parse_imgsz(size, asked),
+        imgsz=parse_imgsz(size, asked, ModelError),
         kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
         architecture=_architecture_name(yaml),
-        preprocess=_read_preprocess(checkpoint, task, asked),
+        preprocess=preprocess or _read_preprocess(checkpoint, task, asked),
         notes=dict(checkpoint.notes),
         hash=_hash_weights(
             _canonical_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights
@@ -78,71 +91,87 @@ def from_module(
     names: Names = None,
     imgsz: int | tuple[int, int] | None = None,
     example: Tensor | None = None,
+    preprocess: Preprocess | None = None,
+    output_format: OutputFormat | None = None,
 ) -> Model:
-    """A torch module as a model; arguments as in `trtkit.load`.
+    """A torch module as a model.
 
-    An Ultralytics model (the module itself or the `YOLO` object around it) is built anew from our own layers. Any other
-    module is copied, so that the caller's stays as it is, and run once on `example`; its outputs must be those that
-    Ultralytics' exports have for the task.
+    An Ultralytics model (the module itself or the `YOLO` object around it) is rebuilt from trtkit's own layers. Any
+    other module is copied, so that the caller's is not modified, and run once on `example`.
+
+    Args:
+        module: The module.
+        task: As in `trtkit.load`, like the arguments below.
+        names: Class names.
+        imgsz: Height and width, pixels.
+        example: An input that the module accepts, (B, C, H, W) float32.
+        preprocess: How an image becomes the input.
+        output_format: What the module returns.
 
     Raises:
-        ModelError: The example is missing or does not run, or the outputs do not fit the task.
-        CheckpointError: An Ultralytics model has layers that are not built here.
+        ModelError: The example is missing or fails, or the outputs do not fit the task.
+        CheckpointError: An Ultralytics model has layers that trtkit does not build.
     """
     inner = module
     for _ in range(2):
         if type(inner).__module__.startswith("ultralytics.") and isinstance(getattr(inner, "yaml", None), dict):
-            return from_checkpoint(_checkpoint_from_module(inner), None, task=task, names=names, imgsz=imgsz)
+            checkpoint = _checkpoint_from_module(inner)
+            return from_checkpoint(checkpoint, None, task=task, names=names, imgsz=imgsz, preprocess=preprocess)
         inner = getattr(inner, "model", None)  # type: ignore[assignment]
     asked = f"load a {type(module).__name__}"
     task = resolve_task(task, None, asked, ModelError)
     if not isinstance(example, Tensor) or example.dim() != 4:
-        raise ModelError(asked, "there is no example input of shape (B, C, H, W)", "pass example= a float32 tensor")
-    held = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+        raise ModelError(
+            asked,
+            "there is no example input of shape (B, C, H, W)",
+            "pass example= a float32 tensor",
+            code="model-example-missing",
+        )
+    copied = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     example = example.detach().cpu().float()
     try:
         with torch.no_grad():
-            outputs = held(example)
+            outputs = copied(example)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(asked, f"it fails on the example ({error})", "pass an example it accepts") from error
+        raise ModelError(
+            asked,
+            f"it fails on the example ({error})",
+            "pass an example it accepts",
+            code="model-example-fails",
+            cause=str(error),
+        ) from error
     outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
     if not all(isinstance(output, Tensor) for output in outputs):
         raise ModelError(
-            asked, "its outputs are not tensors", "wrap it so that it returns one tensor or a tuple of them"
+            asked,
+            "its outputs are not tensors",
+            "wrap it so that it returns one tensor or a tuple of them",
+            code="model-outputs-not-tensors",
         )
+    output_format = output_format or default_output_format(task)
     shapes = [tuple(output.shape) for output in outputs]
-    classes, kpt_shape = count_classes(task, shapes, None if names is None else len(names), asked, ModelError)
+    classes, kpt_shape = infer_classes(
+        task, output_format, shapes, None if names is None else len(names), asked, ModelError
+    )
+    preprocess = preprocess or default_preprocess(task)
     return Model(
         task=task,
         names=resolve_class_names(names, classes, asked, ModelError),
         stride=1 if task == "classify" else 32,
-        imgsz=parse_imgsz(imgsz, asked) if imgsz is not None else (example.shape[2], example.shape[3]),
+        imgsz=parse_imgsz(imgsz, asked, ModelError) if imgsz is not None else (example.shape[2], example.shape[3]),
         kpt_shape=kpt_shape,
         architecture=type(module).__name__,
-        preprocess=default_preprocess(task, channels=example.shape[1]),
-        hash=_hash_weights(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", held.state_dict()),
-        module=held,
+        preprocess=with_channels(preprocess, example.shape[1], asked, ModelError),
+        output_format=output_format,
+        hash=_hash_weights(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", copied.state_dict()),
+        module=copied,
         example=example,
-        parameters=sum(parameter.numel() for parameter in held.parameters()),
+        parameters=sum(parameter.numel() for parameter in copied.parameters()),
     )
 
 
-def parse_imgsz(imgsz: Any, asked: str) -> tuple[int, int]:
-    """Height and width in pixels from one number or two.
-
-    Raises:
-        ModelError: They are not positive whole numbers.
-    """
-    pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
-    if len(pair) == 1:
-        pair *= 2
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        raise ModelError(asked, f"imgsz is {imgsz!r}", "pass a positive number of pixels, or (height, width)")
-    return pair[0], pair[1]
-
-
 def _checkpoint_from_module(module: nn.Module) -> Checkpoint:
-    """The checkpoint that a module of Ultralytics would be saved as."""
+    """The checkpoint as which Ultralytics would save a module."""
     children = dict(module.named_modules())
     return Checkpoint(
         yaml=copy.deepcopy(module.yaml),  # type: ignore[arg-type]
@@ -155,25 +184,31 @@ def _checkpoint_from_module(module: nn.Module) -> Checkpoint:
 
 
 def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo, asked: str) -> None:
-    """Whether the architecture tells the same story as the modules that were saved with it."""
+    """Raise an error if the architecture contradicts the modules that were saved with it."""
     rows = [*yaml["backbone"], *yaml["head"]]
     for row, kind in zip(rows, checkpoint.layers, strict=False):
         if kind not in (str(row[2]).removeprefix("nn."), "Sequential"):
             raise UnknownLayerError(
                 asked,
-                f"a layer {kind} stands where its architecture says {row[2]}",
+                f"a layer is a {kind}, but its architecture says {row[2]}",
                 "use a checkpoint as Ultralytics wrote it",
+                code="checkpoint-layer-mismatch",
+                layer=kind,
+                expected=str(row[2]),
             )
     if checkpoint.stride and tuple(checkpoint.stride) != tuple(float(stride) for stride in module.strides):
         raise CheckpointError(
             asked,
-            f"it claims strides {checkpoint.stride} where its layers have {module.strides}",
+            f"its strides are {checkpoint.stride}, but its layers have {module.strides}",
             "use a checkpoint as Ultralytics wrote it",
+            code="checkpoint-stride-mismatch",
+            value=checkpoint.stride,
+            expected=module.strides,
         )
 
 
 def _read_preprocess(checkpoint: Checkpoint, task: str, asked: str) -> Preprocess:
-    """The task's preprocessing, with the mean and standard deviation that a classifier keeps in its transforms."""
+    """The task's preprocessing, with the mean and standard deviation in a classifier's transforms."""
     channels = int(checkpoint.yaml.get("channels") or checkpoint.yaml.get("ch") or 3)
     preprocess = default_preprocess(task, channels=channels)
     if checkpoint.transforms in (None, {"mean": [0.0] * channels, "std": [1.0] * channels}):
@@ -190,12 +225,16 @@ def _read_preprocess(checkpoint: Checkpoint, task: str, asked: str) -> Preproces
         ) from error
 
 
-def _merge_names(names: Names, found: Any, classes: int, asked: str) -> dict[int, str]:
-    """The caller's names, or the file's with numbers for those it lacks."""
+def _merge_names(names: Names, stored: Any, classes: int, asked: str) -> dict[int, str]:
+    """The caller's names, or the file's, with indices for those it lacks."""
     if names is not None:
         return resolve_class_names(names, classes, asked, ModelError)
-    kept = dict(enumerate(found)) if isinstance(found, (list, tuple)) else found if isinstance(found, Mapping) else {}
-    return {index: str(kept.get(index, index)) for index in range(classes)}
+    known: Mapping[Any, Any] = {}
+    if isinstance(stored, (list, tuple)):
+        known = dict(enumerate(stored))
+    elif isinstance(stored, Mapping):
+        known = stored
+    return {index: str(known.get(index, index)) for index in range(classes)}
 
 
 def _architecture_name(yaml: Mapping[str, Any]) -> str:
@@ -207,7 +246,7 @@ def _architecture_name(yaml: Mapping[str, Any]) -> str:
 
 
 def _canonical_text(value: Any) -> str:
-    """An architecture as text that does not depend on the order of its keys."""
+    """An architecture as text, independent of the order of its keys."""
     if isinstance(value, Mapping):
         return "{" + ",".join(sorted(f"{key!r}:{_canonical_text(item)}" for key, item in value.items())) + "}"
     if isinstance(value, (list, tuple)):
@@ -216,7 +255,7 @@ def _canonical_text(value: Any) -> str:
 
 
 def _hash_weights(architecture: str, weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over an architecture and weights by name; counters of training steps are no weights."""
+    """SHA-256 over an architecture and weights by name, without counters of training steps."""
     parts: list[bytes | str] = [architecture]
     for name in sorted(weights):
         value = weights[name].detach().cpu()

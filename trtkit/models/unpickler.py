@@ -1,8 +1,13 @@
-"""A reader of pickles that builds records instead of objects: nothing a pickle names is imported or called.
+"""A restricted unpickler for `torch.save` files: it builds records, and never imports or calls what a pickle names.
 
-A pickle is a small program whose instructions may call any function it names. This reader resolves a name either to an
-inert stand-in that remembers how it was used, or not at all, so that running the program can do no more than make
-lists, dictionaries and records.
+A pickle is a program whose instructions may call any function it names. This unpickler resolves a name to an inert
+stand-in that records its arguments and state, to one of a few functions here, or not at all, so that running the
+program only makes lists, dictionaries and records.
+
+`torch.load(weights_only=True)` with stub classes can't replace it (torch 2.13): it reads neither pickle protocol 4 nor
+modules in files from before torch 1.6. It ends the process with a segmentation fault on a deeply nested dictionary key
+and accepts a tensor of 10^12 elements over 16 bytes. Its list of allowed names belongs to the process, so stubs must be
+known before reading, and names that other code allows are called.
 """
 
 from __future__ import annotations
@@ -32,8 +37,8 @@ __all__ = [
     "read_zip",
 ]
 
-# What `torch.save` writes at protocols 2 to 4. Left out on purpose: EXT* (names hidden in a registry of the process),
-# PERSID, INST and OBJ (protocol 0), BYTEARRAY8 (allocates what it claims), ADDITEMS and FROZENSET (hash deep values).
+# The opcodes of `torch.save` at protocols 2 to 4. Excluded: EXT* (names from a registry of the process), PERSID, INST
+# and OBJ (protocol 0), BYTEARRAY8 (allocates the length it claims), ADDITEMS and FROZENSET (hash deep values).
 OPCODES = (
     "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
     "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "BINSTRING",
@@ -70,20 +75,20 @@ SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 class Record:
-    """What a pickle wanted an object to be: the arguments it would have been made with, and its state."""
+    """The inert stand-in for an object in a pickle: its constructor's arguments and its state."""
 
     __slots__ = ("arguments", "state")
     qualified_name: ClassVar[str] = ""
     arguments: tuple[Any, ...]
     state: Any
 
-    def __new__(cls, *arguments: Any, **named: Any) -> Record:  # noqa: D102
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Record:  # noqa: D102
         self = object.__new__(cls)
-        self.arguments = (*arguments, named) if named else arguments
+        self.arguments = (*arguments, keywords) if keywords else arguments
         self.state = {}
         return self
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
@@ -91,7 +96,7 @@ class Record:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The state as a dictionary; empty where the state is something else."""
+        """The state as a dictionary; {} if the state is something else."""
         state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
         return {key: state[key] for key in dict.__iter__(state)} if isinstance(state, dict) else {}
 
@@ -102,7 +107,7 @@ class Record:
 
 
 class SafeOrderedDict(dict[Any, Any]):
-    """An `OrderedDict`, less what a pickle could do with its attributes."""
+    """An `OrderedDict` whose attributes a pickle can't set."""
 
     __slots__ = ()
 
@@ -117,7 +122,7 @@ class SafeOrderedDict(dict[Any, Any]):
         pass
 
 
-# Named tuples, because a pickle can't change one: BUILD would go around a frozen dataclass through its __setstate__.
+# Named tuples, because a pickle can't modify them; BUILD would bypass a frozen dataclass through its __setstate__.
 class StorageType(NamedTuple):
     """A storage class such as `torch.HalfStorage`: the type of its elements and their size in bytes."""
 
@@ -126,7 +131,7 @@ class StorageType(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """Elements kept outside the pickle: where they are and how many."""
+    """A storage outside the pickle: element type, key in the file and number of elements."""
 
     kind: StorageType
     key: str
@@ -143,7 +148,7 @@ class TensorRecord(NamedTuple):
 
 
 class _TensorFunction(NamedTuple):
-    """A function of ours in the place of one the pickle named."""
+    """A function of this module in place of the one that the pickle names."""
 
     name: str
     function: Callable[..., Any]
@@ -156,11 +161,11 @@ def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
     """Run one pickle into plain containers, `Record`, `SafeOrderedDict` and `TensorRecord`.
 
     Args:
-        file: Where the pickle starts; afterwards it stands behind it.
-        asked: How an error names the work.
+        file: At the start of the pickle; afterwards at its end.
+        asked: What was asked for, for errors.
 
     Raises:
-        UnsafeCheckpointError: The pickle names something that is neither a tensor part, a container nor a known class.
+        UnsafeCheckpointError: The pickle names something other than tensors, containers and known classes.
         CheckpointError: The pickle is damaged.
     """
     try:
@@ -171,15 +176,20 @@ def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
         pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError,
         RecursionError, TypeError, ValueError, OSError, struct.error,
     ) as error:  # fmt: skip
-        found = f"its pickle is damaged or made by hand ({type(error).__name__})"
-        raise CheckpointError(asked, found, "copy or download the file again") from error
+        raise CheckpointError(
+            asked,
+            f"its pickle is damaged or made by hand ({type(error).__name__})",
+            "copy or download the file again",
+            code="checkpoint-pickle-damaged",
+            cause=type(error).__name__,
+        ) from error
 
 
 class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
-    """The interpreter's own Python reader, with fewer instructions and its own idea of names.
+    """The standard library's Python unpickler with fewer opcodes and its own name resolution.
 
-    The reader written in C would be quicker by some 50 ms, but takes memory by a claimed index before any of our code
-    runs and looks names up in a registry of the process without asking.
+    The C unpickler allocates memory by a claimed memo index and resolves extension codes from a registry of the
+    process, both before any code of this module runs.
     """
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
@@ -197,7 +207,7 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
         self.classes: dict[str, type[Record]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our stand-in for `module.name`."""
+        """The stand-in for `module.name`."""
         qualified_name = f"{module}.{name}"
         if qualified_name in TENSOR_FUNCTIONS:
             return TENSOR_FUNCTIONS[qualified_name]
@@ -211,10 +221,10 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
             return self.stand_in(qualified_name)()
         if name in STAND_IN_NAMES.get(module, ()) or STAND_IN_MODULES.fullmatch(module):
             return self.stand_in(qualified_name)
-        raise self.refusal(qualified_name)
+        raise self.unsafe_name(qualified_name)
 
     def stand_in(self, qualified_name: str) -> type[Record]:
-        """A class of its own for each name, made once."""
+        """A record class for a name, the same one each time."""
         if qualified_name not in self.classes:
             self.classes[qualified_name] = type(
                 "Record", (Record,), {"__slots__": (), "qualified_name": qualified_name}
@@ -222,23 +232,25 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
         return self.classes[qualified_name]
 
     def member(self, owner: Any, name: Any) -> Record:
-        """An enumeration's member, which some Python versions pickle as `getattr(class, name)`."""
+        """An enum member, which some Python versions pickle as `getattr(class, name)`."""
         if not (isinstance(owner, type) and issubclass(owner, Record) and isinstance(name, str)):
-            raise self.refusal("builtins.getattr")
+            raise self.unsafe_name("builtins.getattr")
         return self.stand_in(f"{owner.qualified_name}.{name}")()
 
-    def refusal(self, qualified_name: str) -> UnsafeCheckpointError:
-        """The error that names what the pickle wanted."""
+    def unsafe_name(self, qualified_name: str) -> UnsafeCheckpointError:
+        """The error for a name that is not allowed."""
         return UnsafeCheckpointError(
             self.asked,
             f"its pickle asks for {qualified_name}, which no YOLO checkpoint needs, and nothing of it was run",
             "use a checkpoint from a source you trust",
+            code="checkpoint-unsafe-name",
+            name=qualified_name,
         )
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage, from the tuple ("storage", kind, key, device, count) that torch writes.
+        """A storage, from torch's tuple ("storage", type, key, device, count).
 
-        The format before torch 1.6 also wraps a module's class, with its source code, which is dropped.
+        The format before torch 1.6 also wraps a module's class with its source code, which is dropped.
         """
         if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
             return pid[1]
@@ -250,7 +262,7 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
         return Storage(kind, key, count)
 
     def load_setitem(self) -> None:
-        """SETITEM, for keys that are cheap and safe to hash."""
+        """SETITEM, for keys that are safe to hash."""
         value, key = self.stack.pop(), self.stack.pop()
         self.insert(self.stack[-1], [key, value])
 
@@ -266,11 +278,11 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
         self.insert(self.stack[-1], items)
 
     def insert(self, target: Any, items: list[Any]) -> None:
-        """Put keys and values, taking turns in `items`, into a dictionary; a record drops them."""
+        """Insert alternating keys and values into a dictionary; a record ignores them."""
         if isinstance(target, Record):
             return
         if not isinstance(target, dict):
-            raise TypeError("items for something that is no dictionary")
+            raise TypeError("items for an object that is no dictionary")
         for index in range(0, len(items), 2):
             target[_check_key(items[index])] = items[index + 1]
 
@@ -280,7 +292,7 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
 
 
 def _check_key(key: Any) -> Any:
-    """`key`, when it is a scalar, a record or a flat tuple: a deep tuple's hash would overflow the stack."""
+    """`key` if it is a scalar, a record or a flat tuple: hashing a deep tuple would overflow the stack."""
     if isinstance(key, (*SCALARS, Record)):
         return key
     if type(key) is tuple and all(isinstance(item, SCALARS) for item in key):
@@ -293,7 +305,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorRecord:
-    """In the place of `torch._utils._rebuild_tensor_v2`: a view that must lie inside its storage, once."""
+    """Replaces `torch._utils._rebuild_tensor_v2`: a view inside its storage in which no elements overlap."""
     if not (isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple):
         raise TypeError("odd tensor")
     if len(size) != len(stride) or len(size) > 8 or not all(_is_count(value) for value in (offset, *size, *stride)):
@@ -302,28 +314,28 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
     for length, step in zip(size, stride, strict=True):
         count *= length
         last += (length - 1) * step
-    # A zero stride would let a few bytes pass for terabytes.
+    # A zero stride would turn a few bytes into terabytes.
     if count and (last >= storage.length or count > storage.length):
         raise ValueError("a tensor beyond its storage")
     return TensorRecord(storage, offset, size, stride)
 
 
 def _rebuild_parameter(data: Any, *rest: Any) -> TensorRecord:
-    """In the place of `torch._utils._rebuild_parameter`."""
+    """Replaces `torch._utils._rebuild_parameter`."""
     if not isinstance(data, TensorRecord):
         raise TypeError("odd parameter")
     return data
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """In the place of `torch._tensor._rebuild_from_type_v2`, which wraps one of the others."""
+    """Replaces `torch._tensor._rebuild_from_type_v2`, which wraps one of the others."""
     if not (isinstance(function, _TensorFunction) and function.function in (_rebuild_tensor, _rebuild_parameter)):
         raise TypeError("odd tensor class")
     return function(*arguments)
 
 
 def _rebuild_size(dimensions: Any = ()) -> tuple[Any, ...]:
-    """In the place of `torch.Size`."""
+    """Replaces `torch.Size`."""
     if type(dimensions) not in (tuple, list):
         raise TypeError("odd size")
     return tuple(dimensions)
@@ -340,121 +352,176 @@ REBUILD_FUNCTIONS: dict[str, Callable[..., Any]] = {
 TENSOR_FUNCTIONS = {name: _TensorFunction(name, function) for name, function in REBUILD_FUNCTIONS.items()}
 
 
-# The two file formats of `torch.save`: a zip archive, and the pickles in a row from before torch 1.6.
+# The two file formats of `torch.save`: a zip archive, and, before torch 1.6, a sequence of pickles.
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PICKLE_LIMIT = 64 << 20
+AGAIN = "copy or download it again"
 
 TensorReader = Callable[[TensorRecord], torch.Tensor]
+"""Reads the tensor of a record from its file."""
 
 
 def read_zip(file: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
-    """The pickle's content and a way to its tensors, from a zip archive as torch writes it."""
-    again = "copy or download it again"
+    """Read a zip archive of `torch.save`.
+
+    Args:
+        file: The archive.
+        asked: What was asked for, for errors.
+
+    Returns:
+        The pickle's content, and the function that reads its tensors.
+
+    Raises:
+        UnsafeCheckpointError: The pickle names something other than tensors, containers and known classes.
+        CheckpointError: The archive is damaged or was not written by `torch.save`.
+    """
     size = file.seek(0, io.SEEK_END)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(asked, "the file is cut short or damaged", again) from error
+        raise _truncated(asked) from error
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if any(name.endswith("/constants.pkl") for name in members):
         raise CheckpointError(
-            asked, "it is a TorchScript export, whose layers can't be read", "load the checkpoint it came from"
+            asked,
+            "it is a TorchScript export, whose layers can't be read",
+            "load the checkpoint it was exported from",
+            code="checkpoint-torchscript",
         )
     if len(pickles) != 1:
         raise CheckpointError(
-            asked, "it is a zip archive that torch.save did not write", "name a checkpoint that Ultralytics wrote"
+            asked,
+            "it is a zip archive that torch.save did not write",
+            "name an Ultralytics checkpoint",
+            code="checkpoint-foreign",
+            kind="zip",
         )
     prefix = pickles[0].removesuffix("data.pkl")
     if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
         raise CheckpointError(
-            asked, "the archive is compressed, which torch.save never does", "save the checkpoint with torch.save"
+            asked,
+            "the archive is compressed, which torch.save never does",
+            "save the checkpoint with torch.save",
+            code="checkpoint-compressed",
         )
     if sum(info.file_size for info in members.values()) > size or members[pickles[0]].file_size > PICKLE_LIMIT:
-        raise CheckpointError(asked, "the archive claims more bytes than the file has", again)
+        raise CheckpointError(
+            asked, "the archive claims more bytes than the file has", AGAIN, code="checkpoint-oversized-archive"
+        )
 
-    def member(name: str) -> bytes:
+    def read_member(name: str) -> bytes:
         if name not in members:
-            raise CheckpointError(asked, f"the archive lacks {name}", again)
+            raise CheckpointError(
+                asked, f"the archive lacks {name}", AGAIN, code="checkpoint-member-missing", member=name
+            )
         try:
             return archive.read(name)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(asked, f"{name} in it is damaged", again) from error
+            raise CheckpointError(
+                asked, f"{name} in it is damaged", AGAIN, code="checkpoint-member-damaged", member=name
+            ) from error
 
-    if f"{prefix}byteorder" in members and member(f"{prefix}byteorder").decode("latin-1") != sys.byteorder:
-        raise CheckpointError(
-            asked, "it was written on a machine of the other byte order", "save it again on this machine"
-        )
+    if f"{prefix}byteorder" in members and read_member(f"{prefix}byteorder").decode("latin-1") != sys.byteorder:
+        raise _other_byte_order(asked)
     storages: dict[str, bytearray] = {}
 
-    def content(storage: Storage) -> bytearray:
+    def read_storage(storage: Storage) -> bytearray:
         if storage.key not in storages:
-            storages[storage.key] = bytearray(member(f"{prefix}data/{storage.key}"))
+            storages[storage.key] = bytearray(read_member(f"{prefix}data/{storage.key}"))
         return storages[storage.key]
 
-    return read_pickle(io.BytesIO(member(pickles[0])), asked), lambda record: _read_tensor(
-        record, content(record.storage), asked
-    )
+    root = read_pickle(io.BytesIO(read_member(pickles[0])), asked)
+    return root, lambda record: _read_tensor(record, read_storage(record.storage), asked)
 
 
 def read_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
-    """The same, from the format before torch 1.6: five pickles in a row, then the storages."""
-    # In memory, where a pickle that claims gigabytes gets no more than there is.
+    """Read a file of the format before torch 1.6: five pickles in sequence, then the storages.
+
+    Args:
+        whole: The file.
+        asked: What was asked for, for errors.
+
+    Returns:
+        The pickle's content, and the function that reads its tensors.
+
+    Raises:
+        UnsafeCheckpointError: A pickle names something other than tensors, containers and known classes.
+        CheckpointError: The file is damaged or was not written by `torch.save`.
+    """
+    # In memory, so that a pickle that claims gigabytes gets no more than the file has.
     file = io.BytesIO(whole.read())
     if read_pickle(file, asked) != MAGIC:
         raise CheckpointError(
-            asked, "it is a plain pickle that torch.save did not write", "name a checkpoint that Ultralytics wrote"
+            asked,
+            "it is a plain pickle that torch.save did not write",
+            "name an Ultralytics checkpoint",
+            code="checkpoint-foreign",
+            kind="pickle",
         )
     read_pickle(file, asked)
     system = read_pickle(file, asked)
     if not (isinstance(system, dict) and system.get("little_endian") is (sys.byteorder == "little")):
-        raise CheckpointError(
-            asked, "it was written on a machine of the other byte order", "save it again on this machine"
-        )
+        raise _other_byte_order(asked)
     root = read_pickle(file, asked)
     keys = read_pickle(file, asked)
     start, size = file.tell(), file.seek(0, io.SEEK_END)
     file.seek(start)
     storages: dict[str, bytearray] = {}
 
-    def content(storage: Storage) -> bytearray:
-        # The storages follow one another without a table, and only the pickle knows how wide their elements are.
+    def read_storage(storage: Storage) -> bytearray:
+        # The storages follow one another without a table, and only the pickle holds the size of their elements.
         if not storages:
-            widths = {record.storage.key: record.storage.kind.itemsize for record in _collect_tensors(root)}
+            itemsizes = {record.storage.key: record.storage.kind.itemsize for record in _collect_tensors(root)}
             for key in keys if isinstance(keys, list) else []:
                 head = file.read(8)
-                length = int.from_bytes(head, "little") * widths.get(key, 0)
-                if len(head) < 8 or length > size - file.tell() or key not in widths:
-                    raise CheckpointError(asked, "the file is cut short or damaged", "copy or download it again")
+                length = int.from_bytes(head, "little") * itemsizes.get(key, 0)
+                if len(head) < 8 or length > size - file.tell() or key not in itemsizes:
+                    raise _truncated(asked)
                 storages[key] = bytearray(file.read(length))
         return storages.get(storage.key, bytearray())
 
-    return root, lambda record: _read_tensor(record, content(record.storage), asked)
+    return root, lambda record: _read_tensor(record, read_storage(record.storage), asked)
+
+
+def _truncated(asked: str) -> CheckpointError:
+    return CheckpointError(asked, "the file is truncated or damaged", AGAIN, code="checkpoint-truncated")
+
+
+def _other_byte_order(asked: str) -> CheckpointError:
+    return CheckpointError(
+        asked,
+        "it was written on a machine of the other byte order",
+        "save it again on this machine",
+        code="checkpoint-byte-order",
+    )
 
 
 def _collect_tensors(root: Any) -> list[TensorRecord]:
     """Every tensor in a pickle's content."""
-    found, seen, pending = [], set(), [root]
+    tensors, visited, pending = [], set(), [root]
     while pending:
         value = pending.pop()
         if isinstance(value, TensorRecord):
-            found.append(value)
-        elif id(value) not in seen and isinstance(value, (dict, list, tuple, Record)):
-            seen.add(id(value))
+            tensors.append(value)
+        elif id(value) not in visited and isinstance(value, (dict, list, tuple, Record)):
+            visited.add(id(value))
             if isinstance(value, Record):
                 pending += [value.arguments, value.state]
             else:
                 pending += value.values() if isinstance(value, dict) else value
-    return found
+    return tensors
 
 
 def _read_tensor(record: TensorRecord, data: bytearray, asked: str) -> torch.Tensor:
-    """The tensor that a record describes; it shares the storage's memory."""
+    """The tensor of a record; it shares the storage's memory."""
     kind = record.storage.kind
     if len(data) < record.storage.length * kind.itemsize:
-        raise CheckpointError(asked, "a tensor in it has fewer bytes than it claims", "copy or download the file again")
+        raise CheckpointError(
+            asked, "a tensor in it has fewer bytes than it claims", AGAIN, code="checkpoint-tensor-damaged"
+        )
     dtype: torch.dtype = getattr(torch, kind.dtype)
     try:
         if not data or 0 in record.size:
@@ -462,5 +529,5 @@ def _read_tensor(record: TensorRecord, data: bytearray, asked: str) -> torch.Ten
         return torch.frombuffer(data, dtype=dtype).as_strided(record.size, record.stride, record.offset)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            asked, "a tensor in it has an impossible shape", "copy or download the file again"
+            asked, "a tensor in it has an impossible shape", AGAIN, code="checkpoint-tensor-damaged"
         ) from error
