@@ -56,10 +56,10 @@ def measure(model: str, data: str, images: int, folder: Path) -> dict[str, Any]:
     calibration = tk.calibrate(loaded, data, calibration_images=images, histograms=True, progress=show)
     costs = tk.sensitivity(loaded, data, probe_images=1, worst=0, calibration=calibration, progress=show)
     begun = time.perf_counter()
-    made = tk.tuner(loaded, data, calibration, sensitivity=costs, folder=folder)
+    made = tk.tuner(loaded, data, calibration, sensitivity=costs, cache_dir=folder)
     opened = time.perf_counter() - begun
     made.wait()
-    assert made.work.job.state == "done", made.work.job.error
+    assert made.job_view.job.state == "done", made.job_view.job.error
     ready = time.perf_counter() - begun
     ranges, layers = made.ranges, made.layers
 

@@ -130,7 +130,7 @@ class TunedExport:
             given = repr(self.saved)
         elif self.saved:
             read = f", percentile={self.percentile!r}" if self.percentile is not None else ""
-            measured = f"calibration = tk.Calibration.load({self.saved!r}).using({self.algorithm!r}{read})\n"
+            measured = f"calibration = tk.Calibration.load({self.saved!r}).with_algorithm({self.algorithm!r}{read})\n"
             given = "calibration"
         else:
             lines = "".join(f"    {name}={value!r},\n" for name, value in self._calibrating().items())

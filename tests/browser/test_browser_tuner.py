@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 BEGIN = [
     "import trtkit as tk",
     "model, data = tk.demo.model_path('classify'), tk.demo.data_path('classify')\n"
-    "calibration = tk.calibrate(model, data, images=4, histograms=True)\ncalibration",
+    "calibration = tk.calibrate(model, data, calibration_images=4, histograms=True)\ncalibration",
     "calibration.plot()",
     "tuner = tk.tuner(calibration=calibration)\ntuner",
 ]

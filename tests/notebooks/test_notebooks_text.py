@@ -134,5 +134,5 @@ def test_links_lead_to_chapters_that_are_there(path):
 @chapters
 def test_results_are_written_below_runs(path):
     for cell in code_of(read(path)):
-        for name in re.findall(r"(?:output|folder)=f?\"([^\"]+)\"", cell.source):
+        for name in re.findall(r"(?:output|cache_dir)=f?\"([^\"]+)\"", cell.source):
             assert name.startswith(f"runs/{path.stem}"), name

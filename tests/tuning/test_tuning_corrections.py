@@ -16,7 +16,7 @@ def test_nothing_beats_the_front() -> None:
 def test_the_ranking_shows_what_is_kept_by_shape() -> None:
     layers = pl.DataFrame(
         {"node": ["a", "b", "c"], "block": ["x"] * 3, "macs": [4, 1, 1], "sqnr_only": [30.0, 40.0, 50.0],
-         "gain": [1.0, 0.5, 0.0], "high": [False, True, False]}
+         "gain": [1.0, 0.5, 0.0], "kept_fp16": [False, True, False]}
     )  # fmt: skip
     figure = layer_ranking_figure(layers, selected="c")
     _, low, high, selected = figure.data
@@ -33,14 +33,14 @@ def test_the_ranking_shows_what_is_kept_by_shape() -> None:
 
 
 def test_the_share_figure_marks_what_may_be_lost_and_the_mix_in_hand() -> None:
-    row = {"label": "m", "kind": "found", "int8_share": 0.9, "metric": 0.79, "loss": 0.01, "loss_low": 0.0,
-           "loss_high": 0.03, "pareto": True, "place": 0}  # fmt: skip
+    row = {"label": "m", "kind": "chosen", "int8_share": 0.9, "metric": 0.79, "loss": 0.01, "loss_low": 0.0,
+           "loss_high": 0.03, "pareto": True, "row": 0}  # fmt: skip
     points = pl.DataFrame([row], schema=SHARE_POINTS)
     figure = int8_share_figure(points, metric="mAP50-95(B)", value_float=0.8, max_drop=0.005, share_now=0.7)
     heights = [shape.y0 for shape in figure.layout.shapes if shape.xref == "paper"]
     assert heights == [0.8, pytest.approx(0.795)]
     assert [shape.x0 for shape in figure.layout.shapes if shape.yref == "paper"] == [0.7]
-    found = next(trace for trace in figure.data if trace.name == "found")
+    found = next(trace for trace in figure.data if trace.name == "chosen")
     assert found.error_y.array[0] == pytest.approx(0.01)
     assert found.error_y.arrayminus[0] == pytest.approx(0.02)
     empty = int8_share_figure(points.clear(), metric="", value_float=None, max_drop=0.005, share_now=None)

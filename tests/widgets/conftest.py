@@ -34,24 +34,24 @@ def calibration(model: tk.Model) -> Calibration:
 
 
 @pytest.fixture(scope="session")
-def readings(calibration: Calibration) -> AlgorithmComparison:
+def algorithm_comparison(calibration: Calibration) -> AlgorithmComparison:
     return AlgorithmComparison(calibration).compute_all()
 
 
 @pytest.fixture(scope="session")
-def layout(model: tk.Model) -> QuantizableLayers:
+def quantizable_layers(model: tk.Model) -> QuantizableLayers:
     return find_quantizable_layers(model, SIDE)
 
 
 @pytest.fixture(scope="session")
-def costs(layout: QuantizableLayers, model: tk.Model) -> Sensitivity:
-    """A sensitivity made by hand: the later a layer, the less it costs."""
-    frame = layout.layers.filter(pl.col("kept").is_null()).select("node", "block", "operator", "macs")
+def layer_sensitivity(quantizable_layers: QuantizableLayers, model: tk.Model) -> Sensitivity:
+    """A synthetic sensitivity: the later a layer, the higher its SQNR."""
+    frame = quantizable_layers.layers.filter(pl.col("kept").is_null()).select("node", "block", "operator", "macs")
     count = len(frame)
     frame = frame.with_columns(
-        sqnr_only=pl.Series([30.0 + place for place in range(count)]),
+        sqnr_only=pl.Series([30.0 + index for index in range(count)]),
         sqnr_without=pl.lit(25.0),
-        gain=pl.Series([1.0 - place / count for place in range(count)]),
+        gain=pl.Series([1.0 - index / count for index in range(count)]),
     )
     provenance = Provenance(model_hash=model.hash, settings={"algorithm": "minmax"})
     return Sensitivity(
@@ -61,31 +61,33 @@ def costs(layout: QuantizableLayers, model: tk.Model) -> Sensitivity:
 
 
 @pytest.fixture(scope="session")
-def found(layout: QuantizableLayers, calibration: Calibration) -> Search:
-    """A search made by hand: INT8 throughout loses too much, with the first two layers high it does not."""
-    high = layout.quantizable[:2]
-    base = {"algorithm": "mse", "bias_corrected": True, "sqnr": 20.0, "unit": "relative"}
+def search(quantizable_layers: QuantizableLayers, calibration: Calibration) -> Search:
+    """A synthetic search: full INT8 exceeds the allowed loss, with two layers in FP16 it does not."""
+    kept = quantizable_layers.quantizable[:2]
+    nodes = list(quantizable_layers.quantizable)
+    base = {"bias_corrected": True, "sqnr": 20.0, "unit": "relative", "pareto": True}
     trials = pl.DataFrame(
         [
-            {"assignment": "fp16 throughout", **base, "algorithm": None, "kept_layers": len(layout.quantizable), "int8_share": 0.0,
-             "metric": 0.8, "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "pareto": True,
-             "chosen": False, "keep": list(layout.quantizable)},
-            {"assignment": "best ranges", **base, "kept_layers": 0, "int8_share": layout.int8_share(), "metric": 0.77, "loss": 0.03,
-             "loss_low": 0.02, "loss_high": 0.04, "cost": 0.5, "pareto": True, "chosen": False, "keep": []},
-            {"assignment": "best ranges, 2 layers kept", **base, "kept_layers": 2, "int8_share": layout.int8_share(high), "metric": 0.797,
-             "loss": 0.003, "loss_low": -0.001, "loss_high": 0.006, "cost": 0.55, "pareto": True, "chosen": True,
-             "keep": list(high)},
+            {"assignment": "all FP16", **base, "algorithm": None, "kept_layers": len(nodes), "int8_share": 0.0, "metric": 0.8,
+             "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "chosen": False, "keep": nodes},
+            {"assignment": "best ranges", **base, "algorithm": "mse", "kept_layers": 0, "int8_share": quantizable_layers.int8_share(),
+             "metric": 0.77, "loss": 0.03, "loss_low": 0.02, "loss_high": 0.04, "cost": 0.5, "chosen": False,
+             "keep": []},
+            {"assignment": "best ranges, 2 layers in FP16", **base, "algorithm": "mse", "kept_layers": 2,
+             "int8_share": quantizable_layers.int8_share(kept), "metric": 0.797, "loss": 0.003, "loss_low": -0.001,
+             "loss_high": 0.006, "cost": 0.55, "chosen": True, "keep": list(kept)},
         ]
     )  # fmt: skip
     return Search(
-        trials=trials, layers=pl.DataFrame(), keep=high, calibration=calibration.with_algorithm("mse"), reached=True,
-        max_drop=0.005, metric="mAP50-95(B)", value_float=0.8, cost_source="by hand", provenance=calibration.provenance,
+        trials=trials, layers=pl.DataFrame(), keep=kept, calibration=calibration.with_algorithm("mse"), reached=True,
+        max_drop=0.005, metric="mAP50-95(B)", value_float=0.8, cost_source="synthetic",
+        provenance=calibration.provenance,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """A small real one; nothing is built."""
+    """A small real comparison without engines."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return tk.compare(
@@ -96,14 +98,14 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
 
 @pytest.fixture
 def engines() -> tuple[LayerTable, LayerTable]:
-    """Two small engines of one model, made by hand: FP16, and INT8 with a reformat and one layer kept high."""
+    """Two synthetic engines of one model: FP16, and INT8 with a reformat and one FP16 layer."""
     return read_layers(FP16_LAYERS, name="half"), read_layers(INT8_LAYERS, name="low")
 
 
 @pytest.fixture
-def saved(tmp_path: Path, calibration: Calibration, costs: Sensitivity, found: Search) -> Path:
-    """A folder with a calibration, and one the tuner would remember."""
+def saved(tmp_path: Path, calibration: Calibration, layer_sensitivity: Sensitivity, search: Search) -> Path:
+    """A folder with a saved calibration and a cache folder of the tuner."""
     calibration.save(tmp_path / "calibration")
-    costs.save(tmp_path / "tuner" / "sensitivity")
-    found.save(tmp_path / "tuner" / "search")
+    layer_sensitivity.save(tmp_path / "tuner" / "sensitivity")
+    search.save(tmp_path / "tuner" / "search")
     return tmp_path

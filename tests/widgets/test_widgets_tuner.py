@@ -27,219 +27,230 @@ SIDE = 160
 def prepared(
     monkeypatch: pytest.MonkeyPatch,
     model: tk.Model,
-    readings: AlgorithmComparison,
-    layout: QuantizableLayers,
-    costs: Sensitivity,
+    algorithm_comparison: AlgorithmComparison,
+    quantizable_layers: QuantizableLayers,
+    layer_sensitivity: Sensitivity,
     tmp_path: Path,
 ) -> Tuner:
-    """A tuner whose background work is done, on a calibration that is there already."""
+    """A tuner after its first background job, with a small calibration."""
 
-    def at_once(*arguments: Any, **settings: Any) -> TunerInputs:
-        return TunerInputs(model=model, readings=readings, quantizable_layers=layout, sensitivity=costs, search=None)
+    def prepare(*arguments: Any, **settings: Any) -> TunerInputs:
+        return TunerInputs(
+            model=model,
+            algorithm_comparison=algorithm_comparison,
+            quantizable_layers=quantizable_layers,
+            sensitivity=layer_sensitivity,
+            search=None,
+        )
 
-    monkeypatch.setattr(tuner_module, "prepare_tuner", at_once)
-    made = tk.tuner(model, str(demo.data_path()), folder=tmp_path / "tuner")
-    assert made.wait(30)
-    assert made.work.job.state == "done"
-    return made
+    monkeypatch.setattr(tuner_module, "prepare_tuner", prepare)
+    widget = tk.tuner(model, str(demo.data_path()), cache_dir=tmp_path / "tuner")
+    assert widget.wait(30)
+    assert widget.job_view.job.state == "done"
+    return widget
 
 
-def drawn(made: Tuner) -> Any:
-    """The overview as the page gets it."""
-    return json.loads(made.ranges.overview._place.figure)
+def overview(widget: Tuner) -> Any:
+    """The overview figure as the page gets it."""
+    return json.loads(widget.ranges.overview._place.figure)
 
 
-def test_controls_redraw_at_once(prepared: Tuner, calibration: Calibration) -> None:
-    before = drawn(prepared)
+def test_an_algorithm_redraws_the_overview(prepared: Tuner, calibration: Calibration) -> None:
+    before = overview(prepared)
     prepared.ranges.algorithm.value = "mse"
-    after = drawn(prepared)
+    after = overview(prepared)
     assert prepared.state.algorithm == "mse"
-    assert after["data"][1]["name"] == "covered by mse"
-    assert after["data"][0] == before["data"][0]  # the histograms are the same
+    assert "mse" in after["data"][1]["name"]
+    assert after["data"][0] == before["data"][0]
     assert after["data"][1]["y"] != before["data"][1]["y"]
     assert "mse" in prepared.to_python()
 
 
-def test_the_percentile_is_free_only_for_its_algorithm(prepared: Tuner) -> None:
+def test_the_percentile_is_enabled_for_its_algorithm_only(prepared: Tuner) -> None:
     assert prepared.ranges.percentile.disabled
-    assert "Only the algorithm percentile" in prepared.ranges.percentile.tooltip
+    assert "minmax" in prepared.ranges.percentile.tooltip
     prepared.ranges.algorithm.value = "percentile"
     assert not prepared.ranges.percentile.disabled
     prepared.ranges.percentile.value = 99.9
     assert (prepared.state.algorithm, prepared.state.percentile) == ("percentile", 99.9)
-    covered = drawn(prepared)["data"][1]
-    assert covered["name"] == "covered by percentile 99.9"
-    prepared.use("percentile", 99.97)
+    assert "percentile 99.9" in overview(prepared)["data"][1]["name"]
+    prepared.choose_algorithm("percentile", 99.97)
     assert prepared.ranges.percentile.value == 99.97
     prepared.ranges.algorithm.value = "minmax"
     assert prepared.ranges.percentile.disabled
 
 
-def test_a_click_and_the_list_do_the_same(prepared: Tuner, layout: QuantizableLayers) -> None:
-    node = layout.quantizable[7]
-    prepared.layers.ranking._told({"kind": "click", "data": node})
-    assert prepared.state.high == (node,)
+def test_a_click_and_the_list_do_the_same(prepared: Tuner, quantizable_layers: QuantizableLayers) -> None:
+    node = quantizable_layers.quantizable[7]
+    prepared.layers.ranking._on_message({"kind": "click", "data": node})
+    assert prepared.state.kept_fp16 == (node,)
     assert prepared.layers.keep.value == (node,)
-    assert prepared.state.tensor == layout.tensor_of(node)
-    prepared.layers.ranking._told({"kind": "click", "data": node})
-    assert prepared.state.high == prepared.layers.keep.value == ()
-    prepared.layers.keep.value = (node, layout.free[0])
-    assert prepared.state.high == (layout.free[0], node)
-    assert "<pre class='trtkit-code trtkit-keep'" in prepared.code.value
+    assert prepared.state.tensor == quantizable_layers.tensor_of(node)
+    prepared.layers.ranking._on_message({"kind": "click", "data": node})
+    assert prepared.state.kept_fp16 == prepared.layers.keep.value == ()
+    prepared.layers.keep.value = (node, quantizable_layers.quantizable[0])
+    assert prepared.state.kept_fp16 == (quantizable_layers.quantizable[0], node)
+    assert '<pre class="trtkit-code trtkit-keep"' in prepared.code.value
     assert node in prepared.code.value
     kept = json.loads(prepared.layers.ranking._place.figure)["data"][2]
-    assert kept["name"] == "kept high"
-    assert set(kept["customdata"]) == {node, layout.free[0]}
+    assert set(kept["customdata"]) == {node, quantizable_layers.quantizable[0]}
 
 
 def test_a_click_on_the_overview_shows_a_tensor(prepared: Tuner) -> None:
-    tensor = list(prepared.state.readings.calibration.ranges)[9]  # type: ignore[union-attr]
-    prepared.ranges.overview._told({"kind": "click", "data": tensor})
+    tensor = list(prepared.state.algorithm_comparison.calibration.ranges)[9]  # type: ignore[union-attr]
+    prepared.ranges.overview._on_message({"kind": "click", "data": tensor})
     assert prepared.state.tensor == prepared.ranges.tensor.value == tensor
     assert tensor in prepared.ranges.facts.value
     prepared.ranges.tensor.value = "images"
     assert prepared.state.tensor == "images"
 
 
-def test_an_error_is_shown_in_a_sentence_and_goes_again(prepared: Tuner) -> None:
-    prepared.layers.ranking._told({"kind": "click", "data": "/model.23/dfl/conv/Conv"})
-    assert "is no layer that would run in INT8" in prepared.fault.value
-    assert "<details><summary>Traceback" in prepared.fault.value
-    assert prepared.state.high == ()
+def test_an_error_is_shown_until_the_next_choice(prepared: Tuner) -> None:
+    prepared.layers.ranking._on_message({"kind": "click", "data": "/model.23/dfl/conv/Conv"})
+    assert "/model.23/dfl/conv/Conv" in prepared.error_box.value
+    assert "<details><summary>Traceback" in prepared.error_box.value
+    assert prepared.state.kept_fp16 == ()
     prepared.ranges.algorithm.value = "mse"
-    assert prepared.fault.value == ""
+    assert prepared.error_box.value == ""
     with pytest.raises(RecipeError):
         prepared.toggle("nothing")
 
 
-def test_without_clicks_the_figures_are_plain(prepared: Tuner, readings: AlgorithmComparison) -> None:
-    made = tk.tuner(calibration=readings.calibration, click=False)
-    made.use("percentile", 99.9)
-    assert not made.ranges.overview.clickable
-    assert isinstance(made.ranges.overview._place, ipywidgets.Output)
-    assert made.ranges.overview._place.outputs
+def test_figures_without_clicks_are_plain_outputs(prepared: Tuner, algorithm_comparison: AlgorithmComparison) -> None:
+    widget = tk.tuner(calibration=algorithm_comparison.calibration, clickable=False)
+    widget.choose_algorithm("percentile", 99.9)
+    assert not widget.ranges.overview.clickable
+    assert isinstance(widget.ranges.overview._place, ipywidgets.Output)
+    assert widget.ranges.overview._place.outputs
 
 
-def test_a_calibration_alone_can_be_looked_at(calibration: Calibration) -> None:
-    made = tk.tuner(calibration=calibration)
-    assert made.work.job.state == "idle"
-    assert made.layers.layout.display == "none"
-    assert made.mixes.find.disabled
-    assert "tuner(model=...)" in made.mixes.find.tooltip
-    assert made.ranges.algorithm.value == "minmax"
-    with pytest.raises(RecipeError, match="no model was given"):
-        made.judge()
+def test_a_calibration_can_be_shown_without_a_model(calibration: Calibration) -> None:
+    widget = tk.tuner(calibration=calibration)
+    assert widget.job_view.job.state == "idle"
+    assert widget.layers.layout.display == "none"
+    assert widget.assignments.search.disabled
+    assert "tuner(model=...)" in widget.assignments.search.tooltip
+    assert widget.ranges.algorithm.value == "minmax"
+    with pytest.raises(RecipeError) as error:
+        widget.evaluate()
+    assert (error.value.code, error.value.fields["name"]) == ("tuner-action-unavailable", "evaluate")
 
 
-def test_scales_of_tensorrts_own_cache_are_shown(model: tk.Model, calibration: Calibration) -> None:
-    made = tk.tuner(calibration=Calibration.from_tensorrt_cache(calibration.to_tensorrt_cache(), model))
-    assert made.ranges.algorithm.value == "tensorrt"
-    assert made.ranges.algorithm.options == ("tensorrt",)
-    assert "scales only" in made.ranges.why.value
-    assert "covered by tensorrt" in made.ranges.overview._place.figure
-    made.show_tensor(list(calibration.ranges)[5])
+def test_the_scales_of_a_tensorrt_cache_are_shown(model: tk.Model, calibration: Calibration) -> None:
+    widget = tk.tuner(calibration=Calibration.from_tensorrt_cache(calibration.to_tensorrt_cache(), model))
+    assert widget.ranges.algorithm.value == "tensorrt"
+    assert widget.ranges.algorithm.options == ("tensorrt",)
+    assert "minmax" in widget.ranges.unavailable.value
+    assert any("tensorrt" in trace.get("name", "") for trace in overview(widget)["data"])
+    widget.show_tensor(list(calibration.ranges)[5])
 
 
-def test_what_lies_in_folders_is_shown_at_once(saved: Path, found: Search) -> None:
-    made = tk.tuner(
+def test_saved_results_are_shown_at_once(saved: Path, search: Search) -> None:
+    widget = tk.tuner(
         calibration=saved / "calibration",
         sensitivity=saved / "tuner" / "sensitivity",
         search=saved / "tuner" / "search",
     )
-    assert made.state.taken
-    assert made.keep_list == found.keep
-    assert len(made.figures()) == 4
-    assert "yes" in made.mixes.table.value
-    with pytest.raises(DataError, match=r"there is no calibration\.json"):
+    assert widget.state.uses_search_ranges
+    assert widget.keep_list == search.keep
+    assert len(widget.figures()) == 4
+    assert "yes" in widget.assignments.table.value
+    with pytest.raises(DataError):
         tk.tuner(calibration=saved / "nothing")
 
 
-def test_taking_over_a_mix_by_point_and_by_list(saved: Path, found: Search, layout: QuantizableLayers) -> None:
-    made = tk.tuner(calibration=saved / "calibration", search=found)
-    made._become(made.state.with_layers(layout))
-    assert made.state.taken
-    assert made.ranges.algorithm.value is None
-    assert made.ranges.taken.layout.display == ""
-    assert drawn(made)["data"][1]["name"] == "covered by the search"
-    reach = dict(made.state.ranges.select("tensor", "reach").iter_rows())
-    assert reach["images"] == max(map(abs, found.calibration.ranges["images"]))
-    made.mixes.pareto._told({"kind": "click", "data": ["searched", 1]})
-    assert made.state.high == ()
-    assert made.ranges.algorithm.value == "minmax"
-    assert made.ranges.taken.layout.display == "none"
-    made.mixes.trial.value = 0
-    assert made.state.high == layout.free
-    made.mixes.pareto._told({"kind": "click", "data": ["found", 2]})
-    assert made.state.high == found.keep
-    made.mixes.pareto._told({"kind": "click", "data": ["judged", 0]})
-    assert made.state.high == found.keep
+def test_a_trial_is_applied_by_its_point_and_by_the_list(
+    saved: Path, search: Search, quantizable_layers: QuantizableLayers
+) -> None:
+    widget = tk.tuner(calibration=saved / "calibration", search=search)
+    widget._set_state(widget.state.with_layers(quantizable_layers))
+    assert widget.state.uses_search_ranges
+    assert widget.ranges.algorithm.value is None
+    assert widget.ranges.search_note.layout.display == ""
+    assert "search" in overview(widget)["data"][1]["name"]
+    reach = dict(widget.state.ranges.select("tensor", "reach").iter_rows())
+    assert reach["images"] == max(map(abs, search.calibration.ranges["images"]))
+    widget.assignments.pareto._on_message({"kind": "click", "data": ["searched", 1]})
+    assert widget.state.kept_fp16 == ()
+    assert widget.ranges.algorithm.value == "minmax"
+    assert widget.ranges.search_note.layout.display == "none"
+    widget.assignments.trial.value = 0
+    assert widget.state.kept_fp16 == quantizable_layers.quantizable
+    widget.assignments.pareto._on_message({"kind": "click", "data": ["chosen", 2]})
+    assert widget.state.kept_fp16 == search.keep
+    widget.assignments.pareto._on_message({"kind": "click", "data": ["evaluated", 0]})
+    assert widget.state.kept_fp16 == search.keep
 
 
-def test_it_prepares_itself_and_remembers(saved: Path, model: tk.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = tk.tuner(model, demo.data_path(), calibration_images=2, imgsz=SIDE, folder=saved / "tuner")
-    assert made.mixes.judge.disabled
-    assert "runs; wait for it" in made.mixes.judge.tooltip
-    assert made.wait(120)
-    assert made.work.job.error is None
-    assert made.state.readings is not None
-    assert made.state.readings.calibration.images == 2
-    assert made.state.readings.is_immediate("entropy")
-    # What lay in the folder is of this model, and taken.
-    assert made.state.sensitivity is not None
-    assert made.state.found is not None
-    assert not made.mixes.judge.disabled
-    assert len(made.figures()) == 4
+def test_the_first_job_calibrates_and_its_results_are_reused(
+    saved: Path, model: tk.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widget = tk.tuner(model, demo.data_path(), calibration_images=2, imgsz=SIDE, cache_dir=saved / "tuner")
+    assert widget.assignments.evaluate.disabled
+    assert widget.job_view.job.name in widget.assignments.evaluate.tooltip
+    assert widget.wait(120)
+    assert widget.job_view.job.error is None
+    assert widget.state.algorithm_comparison is not None
+    assert widget.state.algorithm_comparison.calibration.images == 2
+    assert widget.state.algorithm_comparison.is_immediate("entropy")
+    # The saved results are of this model.
+    assert widget.state.sensitivity is not None
+    assert widget.state.search is not None
+    assert not widget.assignments.evaluate.disabled
+    assert len(widget.figures()) == 4
     passes = []
-    monkeypatch.setattr("trtkit.calibration.calibrator.input_batches", lambda *a, **k: passes.append(1) or iter(()))
-    again = tk.tuner(model, demo.data_path(), calibration_images=2, imgsz=SIDE, folder=saved / "tuner")
+    monkeypatch.setattr(
+        "trtkit.calibration.calibrator.load_input_batches", lambda *a, **k: passes.append(1) or iter(())
+    )
+    again = tk.tuner(model, demo.data_path(), calibration_images=2, imgsz=SIDE, cache_dir=saved / "tuner")
     assert again.wait(120)
-    assert again.work.job.error is None
+    assert again.job_view.job.error is None
     assert not passes
 
 
-def test_a_wrong_path_is_told_where_it_happens(tmp_path: Path) -> None:
-    made = tk.tuner(tmp_path / "missing.pt", folder=tmp_path)
-    assert made.wait(60)
-    assert made.work.job.state == "failed"
-    assert "missing.pt" in made.work.fault.value
-    assert "<details>" in made.work.fault.value
-    assert made.state.readings is None
+def test_a_missing_model_is_shown_as_an_error_of_the_job(tmp_path: Path) -> None:
+    widget = tk.tuner(tmp_path / "missing.pt", cache_dir=tmp_path)
+    assert widget.wait(60)
+    assert widget.job_view.job.state == "failed"
+    assert "missing.pt" in widget.job_view.fault.value
+    assert "<details>" in widget.job_view.fault.value
+    assert widget.state.algorithm_comparison is None
 
 
-def test_cancel_leaves_what_was_there(prepared: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = threading.Event()
+def test_cancel_keeps_the_state(prepared: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = threading.Event()
 
-    def endless(*arguments: Any, cancel: threading.Event, **settings: Any) -> None:
-        begun.set()
+    def run_until_cancelled(*arguments: Any, cancel: threading.Event, **settings: Any) -> None:
+        started.set()
         cancel.wait(30)
         raise CancelledError("search")
 
-    monkeypatch.setattr(tuner_module, "search", endless)
+    monkeypatch.setattr(tuner_module, "search", run_until_cancelled)
     before = prepared.state
-    prepared.mixes.find.click()
-    assert begun.wait(10)
-    assert prepared.mixes.find.disabled
-    with pytest.raises(RecipeError, match="one runs already"):
-        prepared.judge()
-    # Choosing goes on while it runs.
+    prepared.assignments.search.click()
+    assert started.wait(10)
+    assert prepared.assignments.search.disabled
+    with pytest.raises(RecipeError) as error:
+        prepared.evaluate()
+    assert error.value.code == "tuner-busy"
+    # Ranges and layers can be chosen while a job runs.
     prepared.ranges.algorithm.value = "mse"
     assert prepared.state.algorithm == "mse"
-    prepared.work.cancel.click()
+    prepared.job_view.cancel.click()
     assert prepared.wait(30)
-    assert prepared.work.job.state == "cancelled"
-    assert "nothing was left half-written" in prepared.work.stage.value
-    assert prepared.state.found is before.found is None
-    assert not prepared.mixes.find.disabled
+    assert prepared.job_view.job.state == "cancelled"
+    assert prepared.state.search is before.search is None
+    assert not prepared.assignments.search.disabled
 
 
-def test_an_interrupt_cancels(prepared: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(*arguments: Any, cancel: threading.Event, **settings: Any) -> None:
+def test_a_keyboard_interrupt_cancels(prepared: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_until_cancelled(*arguments: Any, cancel: threading.Event, **settings: Any) -> None:
         cancel.wait(30)
         raise CancelledError("search")
 
-    monkeypatch.setattr(tuner_module, "search", endless)
-    prepared.find()
-    thread = prepared.work.job._thread
+    monkeypatch.setattr(tuner_module, "search", run_until_cancelled)
+    prepared.search()
+    thread = prepared.job_view.job._thread
     assert thread is not None
     join, interrupts = thread.join, iter([KeyboardInterrupt()])
 
@@ -251,60 +262,60 @@ def test_an_interrupt_cancels(prepared: Tuner, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared.wait()
-    assert prepared.work.job.state == "cancelled"
-    assert not prepared.mixes.find.disabled
+    assert prepared.job_view.job.state == "cancelled"
+    assert not prepared.assignments.search.disabled
 
 
-def test_what_a_search_finds_is_saved_and_taken(
-    prepared: Tuner, found: Search, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
+def test_a_search_is_saved_and_applied(prepared: Tuner, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
 
-    def quick(*arguments: Any, **settings: Any) -> Search:
-        asked.update(settings, max_drop=arguments[2])
-        return found
+    def call(*arguments: Any, **settings: Any) -> Search:
+        received.update(settings, max_drop=arguments[2])
+        return search
 
-    monkeypatch.setattr(tuner_module, "search", quick)
-    prepared.mixes.max_drop.value = 0.004
-    prepared.mixes.find.click()
+    monkeypatch.setattr(tuner_module, "search", call)
+    prepared.assignments.max_drop.value = 0.004
+    prepared.assignments.search.click()
     assert prepared.wait(30)
-    assert asked["max_drop"] == 0.004
-    assert asked["calibration"].algorithm == "minmax"
-    assert prepared.state.taken
-    assert Search.load(Path(prepared.state.folder) / "search").keep == found.keep
+    assert received["max_drop"] == 0.004
+    assert received["calibration"].algorithm == "minmax"
+    assert prepared.state.uses_search_ranges
+    assert Search.load(Path(prepared.state.cache_dir) / "search").keep == search.keep
     assert "search/calibration" in prepared.to_python()
 
 
-def test_measuring_sorts_the_layers(prepared: Tuner, costs: Sensitivity, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+def test_sensitivity_is_measured_and_saved(
+    prepared: Tuner, layer_sensitivity: Sensitivity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: dict[str, Any] = {}
 
-    def quick(*arguments: Any, **settings: Any) -> Sensitivity:
-        asked.update(settings)
-        return costs
+    def call(*arguments: Any, **settings: Any) -> Sensitivity:
+        received.update(settings)
+        return layer_sensitivity
 
-    monkeypatch.setattr(tuner_module, "sensitivity", quick)
-    prepared.use("mse")
-    prepared.layers.image_count.value = 3
+    monkeypatch.setattr(tuner_module, "sensitivity", call)
+    prepared.choose_algorithm("mse")
+    prepared.layers.probe_images.value = 3
     prepared.layers.measure.click()
     assert prepared.wait(30)
-    assert asked["images"] == 3
-    assert asked["calibration"].algorithm == "mse"
-    assert (Path(prepared.state.folder) / "sensitivity" / "sensitivity.json").is_file()
+    assert received["probe_images"] == 3
+    assert received["calibration"].algorithm == "mse"
+    assert (Path(prepared.state.cache_dir) / "sensitivity" / "sensitivity.json").is_file()
 
 
-def test_what_outlives_the_kernel_holds_figures_tables_and_code(prepared: Tuner) -> None:
-    prepared.use("percentile", 99.9)
-    page = prepared.still_html()
+def test_the_static_output_holds_figures_tables_and_code(prepared: Tuner) -> None:
+    prepared.choose_algorithm("percentile", 99.9)
+    page = prepared.static_html()
     assert page.count("Plotly.newPlot") == 3
-    assert "Take it with you" in page
-    assert "covered by percentile 99.9" in page
+    assert "trtkit-python" in page
+    assert "percentile 99.9" in page
 
 
 def test_every_control_has_a_label_and_a_tooltip(prepared: Tuner) -> None:
     controls = [w for w in _all(prepared) if isinstance(w, (ipywidgets.ValueWidget, ipywidgets.Button))]
-    told = [w for w in controls if not isinstance(w, (ipywidgets.HTML, ipywidgets.IntProgress, ipywidgets.Output))]
-    assert len(told) >= 10
-    for control in told:
+    labeled = [w for w in controls if not isinstance(w, (ipywidgets.HTML, ipywidgets.IntProgress, ipywidgets.Output))]
+    assert len(labeled) >= 10
+    for control in labeled:
         assert control.description, control
         assert control.tooltip, control.description
         assert any(name.startswith("trtkit-") for name in control._dom_classes), control.description

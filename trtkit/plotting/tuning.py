@@ -216,9 +216,9 @@ SHARE_POINTS = {
     "kind": pl.String,
     **dict.fromkeys(("int8_share", "metric", "loss", "loss_low", "loss_high"), pl.Float64),
     "pareto": pl.Boolean,
-    "place": pl.Int64,
+    "row": pl.Int64,
 }
-"""Columns of `int8_share_figure`'s points; `kind` is "searched", "found" or "judged", `place` its row there."""
+"""Columns of the points of `int8_share_figure`; `kind` is "searched", "chosen" or "evaluated", `row` the index there."""
 
 SMALLEST, LARGEST = 7.0, 26.0
 """Diameters of the layers' markers, pixels."""
@@ -229,7 +229,7 @@ def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figu
 
     Args:
         layers: One row a layer: `node`, `block`, `macs`, `sqnr_only` (dB; null where it was not measured), `gain` (dB)
-            and `high` (whether it is kept high).
+            and `kept_fp16` (whether it is kept in FP16).
         selected: The layer to mark.
     """
     measured = layers["sqnr_only"].null_count() < len(layers)
@@ -245,11 +245,11 @@ def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figu
         hoverinfo="skip",
     )  # fmt: skip
     largest = max(float(rows["part"].max() or 0.0), 1e-12)  # type: ignore[arg-type]
-    for high, name, look, color in (
+    for kept, name, look, color in (
         (False, "INT8", trace_style("int8"), trace_style("int8").color),
-        (True, "kept high", trace_style("fp16"), ORANGE),
+        (True, "kept in FP16", trace_style("fp16"), ORANGE),
     ):
-        part = rows.filter(pl.col("high") == high)
+        part = rows.filter(pl.col("kept_fp16") == kept)
         figure.add_scatter(
             x=part["rank"],
             y=part["y"],
@@ -259,7 +259,7 @@ def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figu
                 "symbol": look.symbol,
                 "color": color,
                 "size": [SMALLEST + (LARGEST - SMALLEST) * (share / largest) ** 0.5 for share in part["part"]],
-                "line": {"width": 1.5, "color": INK if high else color},
+                "line": {"width": 1.5, "color": INK if kept else color},
                 "opacity": 0.9,
             },
             customdata=part["node"].to_list(),
@@ -302,8 +302,8 @@ def int8_share_figure(
     )  # fmt: skip
     looks = (
         ("searched", "circle", trace_style("fp32").color, 10),
-        ("judged", "square", PURPLE, 12),
-        ("found", "star", VERMILION, 18),
+        ("evaluated", "square", PURPLE, 12),
+        ("chosen", "star", VERMILION, 18),
     )
     for kind, symbol, color, size in looks:
         part = points.filter(pl.col("kind") == kind)
@@ -312,9 +312,9 @@ def int8_share_figure(
             y=part["metric"],
             error_y=metric_error_bars(part, color=color),
             mode="markers",
-            name={"searched": "searched", "judged": "judged by hand", "found": "found"}[kind],
+            name={"searched": "searched", "evaluated": "evaluated by hand", "chosen": "chosen"}[kind],
             marker={"symbol": symbol, "color": color, "size": size, "line": {"width": 1, "color": INK}},
-            customdata=part.select("kind", "place").rows(),
+            customdata=part.select("kind", "row").rows(),
             text=[
                 f"{label}<br>{share:.1%} in INT8, {metric} {value:.4f}<br>loss {loss:.4f} [{low:.4f}, {high:.4f}]"
                 for label, share, value, loss, low, high in part.select(

@@ -1,7 +1,8 @@
-"""gallery(): the images where a precision lost or won an object, the ones that hurt most first."""
+"""gallery(): images of the objects that a precision loses and gains, the largest score drop first."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,138 +11,190 @@ import ipywidgets
 
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError
-from trtkit.widgets.comparison.dashboard import CHANGE_LABELS, ComparisonWidget, render_change_cards
+from trtkit.html import render
+from trtkit.widgets.comparison.dashboard import ALL_CLASSES, ComparisonWidget
 from trtkit.widgets.comparison.state import CHANGES, GalleryState, list_compared_precisions
-from trtkit.widgets.ui.controls import NARROW_WIDTH, SHORT_LABEL, WRAPPED_ROW, make_button, make_control, render_note
+from trtkit.widgets.ui.controls import (
+    NARROW_WIDTH,
+    SHORT_LABEL,
+    WRAPPED_ROW,
+    make_button,
+    make_control,
+    render_note,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Gallery", "gallery"]
+__all__ = ["CHANGE_LABELS", "Gallery", "gallery", "render_change_cards"]
 
-ALL_CLASSES = "all classes"
+CHANGE_LABELS = {"lost": "▼ lost", "new error": "▼ new error", "gained": "▲ gained", "error gone": "▲ error gone"}
+"""Labels of the kinds of change; the arrow tells losses from gains without color."""
+
+
+def render_change_cards(state: GalleryState) -> str:
+    """The changes of the page as images: reference left, precision right, labels in white."""
+    frame = state.page_frame()
+    if frame.is_empty():
+        return render_note("There are no such changes.", kind="good")
+    cards = [_describe_card(row) for row in frame.iter_rows(named=True)]
+    markup = render(
+        "widgets/comparison/templates/cards.html.j2", cards=cards, reference=state.reference, precision=state.precision
+    )
+    missing = int(frame["png"].null_count())
+    if not missing:
+        return markup
+    note = render_note(f"{missing} images can't be shown: their files no longer exist.", kind="warning")
+    return "".join((note, markup))
+
+
+def _describe_card(row: dict[str, Any]) -> dict[str, str]:
+    before, after = ("none" if row[name] is None else f"{row[name]:.2f}" for name in ("score_reference", "score"))
+    image = row["png"]
+    return {
+        "label": f"{CHANGE_LABELS[row['change']]}: {row['name']}, score {before} to {after}",
+        "file": Path(row["path"]).name,
+        "format": "png" if image is not None and image[:4] == b"\x89PNG" else "jpeg",
+        "data": "" if image is None else base64.b64encode(image).decode("ascii"),
+    }
 
 
 class Gallery(ComparisonWidget):
-    """The gallery; everything that a click does is a method too.
+    """The gallery widget; every control has a method that does the same.
 
     Attributes:
-        state: What is drawn; None as long as there is no comparison.
+        state: The changes that are shown; None until there is a comparison.
     """
 
     def __init__(self, source: Comparison | str | Path | None, precision: str | None) -> None:
         self.state: GalleryState | None = None
-        self._precision, self._quiet = precision, False
+        self._precision = precision
         super().__init__(source, "gallery")
 
     def choose(self, **choices: Any) -> None:
-        """Draw another `precision`, other `kinds` of change, one class (`name`), or from another score on (`conf`)."""
-        self._become(self._known().choosing(**choices))
+        """Show another `precision`, other `kinds` of change, one class (`class_name`) or another threshold (`conf`).
 
-    def turn(self, pages: int = 1) -> None:
-        """Go some pages on, or back."""
-        self._become(self._known().turning(pages))
+        Raises:
+            DataError: There is no comparison yet.
+            RecipeError: The comparison has no such value.
+        """
+        self._set_state(self._require_state().with_choices(**choices))
 
-    def parts(self, comparison: Comparison) -> list[ipywidgets.Widget]:
-        """Controls and images of a comparison."""
-        self.state = state = GalleryState.of(comparison, self._precision)
+    def turn_page(self, pages: int = 1) -> None:
+        """Go some pages forward, or back for a negative number."""
+        self._set_state(self._require_state().with_page_turned(pages))
+
+    def create_content(self, comparison: Comparison) -> list[ipywidgets.Widget]:
+        """The controls and images of a comparison."""
+        self.state = state = GalleryState.from_comparison(comparison, self._precision)
+        narrow = ipywidgets.Layout(width=NARROW_WIDTH)
         self.precision = make_control(
-            ipywidgets.ToggleButtons, "Precision", "Whose changes against the reference are drawn", name="precision",
-            options=[(name.upper(), name) for name in list_compared_precisions(comparison)], value=state.precision,
-            style={**SHORT_LABEL, "button_width": "6rem"},
+            ipywidgets.ToggleButtons, "Precision", "The precision whose changes against the reference are shown",
+            name="precision", value=state.precision, style={**SHORT_LABEL, "button_width": "6rem"},
+            options=[(name.upper(), name) for name in list_compared_precisions(comparison)],
         )  # fmt: skip
         names = list(comparison.classes["name"].unique(maintain_order=True))
         self.class_name = make_control(
-            ipywidgets.Dropdown, "Class", "Draw changes of this class alone", name="class",
-            options=[(ALL_CLASSES, ""), *((name, name) for name in names)], style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
+            ipywidgets.Dropdown, "Class", "Show changes of this class only", name="class",
+            options=[(ALL_CLASSES, ""), *((name, name) for name in names)], style=SHORT_LABEL, layout=narrow,
         )  # fmt: skip
         self.conf = make_control(
-            ipywidgets.FloatSlider, "Score from", "Detections below this score count as none", name="conf",
-            value=state.conf, min=0.05, max=0.95, step=0.05, continuous_update=False, style=SHORT_LABEL,
-            layout=ipywidgets.Layout(width=NARROW_WIDTH),
+            ipywidgets.FloatSlider, "Confidence", "Detections with a lower score are ignored", name="conf",
+            value=state.conf, min=0.05, max=0.95, step=0.05, continuous_update=False, style=SHORT_LABEL, layout=narrow,
         )  # fmt: skip
         self.kinds = {
             kind: make_control(
-                ipywidgets.Checkbox, kind, f"Draw {told}", name=f"kind-{kind.replace(' ', '-')}", indent=False,
+                ipywidgets.Checkbox, kind, f"Show {explanation}", name=f"kind-{kind.replace(' ', '-')}", indent=False,
                 layout=ipywidgets.Layout(width="auto"), style={},
             )
-            for kind, told in CHANGES.items()
+            for kind, explanation in CHANGES.items()
         }  # fmt: skip
-        asked = self._asked(self.choose_kinds, self._render)
         for box in self.kinds.values():
-            box.observe(lambda change: None if self._quiet else asked(), "value")
-        for control, what in ((self.precision, "precision"), (self.class_name, "name"), (self.conf, "conf")):
-            control.observe(self._observer(what), "value")
-        turn = self._asked(self.turn, self._render)
-        narrow = ipywidgets.Layout(width="7rem")
-        self.back = make_button("◀ Before", "The page before", lambda: turn(-1), name="before", layout=narrow)
-        self.on = make_button("Next ▶", "The next page", lambda: turn(1), name="next", layout=narrow)
-        self.place, self.images = ipywidgets.HTML(), ipywidgets.HTML()
-        self.place.add_class("trtkit-place")
-        self.images.add_class("trtkit-images")
+            self._observe(box, self._choose_kinds, "checked")
+        controls = {"precision": self.precision, "class_name": self.class_name, "conf": self.conf}
+        for choice, control in controls.items():
+            self._observe(control, self.choose, choice)
+        turn_page = self._guard(self.turn_page)
+        width = ipywidgets.Layout(width="8rem")
+        self.previous = make_button(
+            "◀ Previous", "The previous page", lambda: turn_page(-1), name="previous", layout=width
+        )
+        self.next = make_button("Next ▶", "The next page", lambda: turn_page(1), name="next", layout=width)
+        self.page, self.cards = ipywidgets.HTML(), ipywidgets.HTML()
+        self.page.add_class("trtkit-gallery-page")
+        self.cards.add_class("trtkit-change-cards")
         self._render()
-        model = comparison.about["model"]
+        heading = render("widgets/comparison/templates/gallery_heading.html.j2", model=comparison.about["model"])
         row = ipywidgets.Layout(**WRAPPED_ROW)
         return [
-            ipywidgets.HTML(f"<h3>What each precision of {model} loses and wins, the most harmful first</h3>"),
-            ipywidgets.HBox([self.precision, self.class_name, self.conf], layout=row),
-            ipywidgets.HBox([*self.kinds.values(), self.back, self.on, self.place], layout=row),
-            self.images,
+            ipywidgets.HTML(heading),
+            ipywidgets.HBox(list(controls.values()), layout=row),
+            ipywidgets.HBox([*self.kinds.values(), self.previous, self.next, self.page], layout=row),
+            self.cards,
         ]
 
-    def choose_kinds(self) -> None:
-        """Draw the kinds whose boxes are ticked."""
+    def _choose_kinds(self, checked: bool) -> None:
+        """Show the kinds of change whose boxes are checked."""
         self.choose(kinds=tuple(kind for kind, box in self.kinds.items() if box.value))
 
     def figures(self) -> Sequence[go.Figure]:
-        """There are none: the gallery shows images."""
+        """None: the gallery shows images."""
         return []
 
-    def still(self) -> Sequence[go.Figure | str]:
-        """The images as they stand, for what outlives the kernel."""
+    def static_parts(self) -> Sequence[go.Figure | str]:
+        """The current images, for the saved notebook."""
         if self.state is None:
-            return [render_note("The comparison was still running when this page was written.")]
-        return [f"<h3>{self.state.precision.upper()} against {self.state.reference.upper()}</h3>", self.images.value]
+            return [render_note("The comparison was still running when this page was saved.")]
+        heading = render(
+            "widgets/comparison/templates/gallery_static_heading.html.j2",
+            precision=self.state.precision,
+            reference=self.state.reference,
+        )
+        return [heading, self.cards.value]
 
-    def _known(self) -> GalleryState:
+    def _require_state(self) -> GalleryState:
         if self.state is None:
-            raise DataError("choose in the gallery", "there is no comparison yet", "wait for it: .wait()")
+            raise DataError(
+                "choose in the gallery", "there is no comparison yet", "call .wait() first", code="gallery-empty"
+            )
         return self.state
 
-    def _observer(self, what: str) -> Any:
-        asked = self._asked(lambda value: self.choose(**{what: value}), self._render)
-        return lambda change: None if self._quiet else asked(change["new"])
-
-    def _become(self, state: GalleryState) -> None:
+    def _set_state(self, state: GalleryState) -> None:
         self.state = state
         self._render()
-        self.renew()
+        self.refresh_static()
+
+    def _restore_controls(self) -> None:
+        self._render()
 
     def _render(self) -> None:
-        state = self._known()
+        state = self._require_state()
         counts = state.counts
-        self._quiet = True
+        self._updating = True
         try:
-            self.precision.value, self.class_name.value, self.conf.value = state.precision, state.name, state.conf
+            self.precision.value, self.class_name.value = state.precision, state.class_name
+            self.conf.value = state.conf
             for kind, box in self.kinds.items():
                 box.value, box.description = kind in state.kinds, f"{CHANGE_LABELS[kind]} ({counts[kind]})"
         finally:
-            self._quiet = False
-        self.back.disabled, self.on.disabled = state.page == 0, state.page >= state.pages - 1
-        self.place.value = f"<span role='status'>page {state.page + 1} of {state.pages}</span>"
-        self.images.value = render_change_cards(state)
+            self._updating = False
+        self.previous.disabled, self.next.disabled = state.page == 0, state.page >= state.page_count - 1
+        self.page.value = render(
+            "widgets/comparison/templates/page.html.j2", page=state.page + 1, page_count=state.page_count
+        )
+        self.cards.value = render_change_cards(state)
 
 
 def gallery(comparison: Comparison | str | Path | None = None, precision: str | None = None) -> Gallery:
-    """Look at the objects that a precision lost and won against the reference, the most harmful first.
+    """Show the objects that a precision loses and gains against the reference, the largest score drop first.
 
     Args:
-        comparison: From `compare`, or the folder of a saved one. None takes what `trtkit demo` left, and compares the
-            embedded model in the background where it left nothing.
-        precision: Whose changes to draw; None takes the lowest one.
+        comparison: From `compare`, or the folder of a saved one. None uses the one that `trtkit demo` saved, or else
+            compares the embedded model in the background.
+        precision: The precision to show; None takes the lowest.
 
     Returns:
-        The widget; `.choose(...)` and `.turn()` do what its controls do.
+        The widget; `.choose(...)` and `.turn_page()` do what its controls do.
 
     Raises:
         DataError: The folder holds no comparison.

@@ -1,4 +1,4 @@
-"""What is looked at in a comparison: one precision, one metric, one class; and which changes are drawn."""
+"""States of the dashboard (precision, metric, class, batch) and of the gallery (which object changes are shown)."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ __all__ = [
 ]
 
 CHANGES = {
-    "lost": "objects that it no longer finds",
-    "new error": "wrong detections that it makes anew",
-    "gained": "objects that it finds and the reference does not",
-    "error gone": "wrong detections of the reference that it does not make",
+    "lost": "objects that the reference detects and the precision does not",
+    "new error": "false positives that the precision adds",
+    "gained": "objects that the precision detects and the reference does not",
+    "error gone": "false positives of the reference that the precision does not have",
 }
-"""Sorts of change, the harmful ones first."""
+"""Kinds of change with their explanation, losses first."""
 
-PER_PAGE = 12
+PAGE_SIZE = 12
+"""Changes per page of the gallery."""
 
 SUMMARY_METRICS = (
-    "mAP50-95(",
-    "mAP50(",
-    "top1",
-    "top5",
-    "precision(",
-    "recall(",
-    "pycocotools/AP",
-    "pycocotools/AP50",
+    "mAP50-95(", "mAP50(", "top1", "top5", "precision(", "recall(", "pycocotools/AP", "pycocotools/AP50",
     "pycocotools/AP75",
-)
-"""Metrics worth a line each, in this order."""
+)  # fmt: skip
+"""Metrics of the accuracy figure, in this order; one that ends in a bracket stands for its kinds, such as mAP50(B)."""
 
 
 def resolve_comparison(source: Comparison | str | Path | None) -> Comparison | None:
-    """A comparison that was given, or the one that `trtkit demo` left; None where there is neither.
+    """The given comparison, or else the one that `trtkit demo` saved.
+
+    Args:
+        source: A comparison, the folder of a saved one, or None.
+
+    Returns:
+        None if nothing was given and the demo has not run.
 
     Raises:
-        DataError: The folder holds none.
+        DataError: The folder holds no comparison.
     """
     from trtkit import demo
 
@@ -63,7 +63,11 @@ def resolve_comparison(source: Comparison | str | Path | None) -> Comparison | N
 
 
 def compare_demo_model(*, progress: Progress | None = None, cancel: CancelToken | None = None) -> Comparison:
-    """Compare the embedded model's precisions, as `trtkit demo` does.
+    """Compare the precisions of the embedded model, as `trtkit demo` does.
+
+    Args:
+        progress: Receives events.
+        cancel: Checked at every step.
 
     Raises:
         CancelledError: The caller cancelled.
@@ -84,32 +88,32 @@ def compare_demo_model(*, progress: Progress | None = None, cancel: CancelToken 
 
 
 def list_compared_precisions(comparison: Comparison) -> list[str]:
-    """The precisions that were compared with the reference."""
-    known = comparison.rows["precision"].unique(maintain_order=True).to_list()
-    return [name for name in known if name != comparison.about["reference"]]
+    """The precisions other than the reference."""
+    precisions = comparison.rows["precision"].unique(maintain_order=True).to_list()
+    return [name for name in precisions if name != comparison.about["reference"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DashboardState:
-    """What stands out in every plot and table.
+    """The selection that all figures and tables of the dashboard highlight.
 
     Attributes:
-        comparison: What is shown.
-        precision: The precision that stands out.
-        metric: The metric that classes are told by.
-        name: The class that stands out, "" for all.
-        batch: The batch size that is timed.
+        comparison: The comparison.
+        precision: The selected precision.
+        metric: The metric of the class figure and table.
+        class_name: The selected class, "" for all.
+        batch: The batch size of the latencies.
     """
 
     comparison: Comparison
     precision: str
     metric: str
-    name: str = ""
+    class_name: str = ""
     batch: int
 
     @classmethod
-    def of(cls, comparison: Comparison) -> DashboardState:
-        """At first: the lowest precision, the metric that decides, all classes, the first batch."""
+    def from_comparison(cls, comparison: Comparison) -> DashboardState:
+        """The initial state: the lowest precision, the first primary metric, all classes, the first batch size."""
         rows = comparison.rows
         return cls(
             comparison=comparison,
@@ -120,217 +124,249 @@ class DashboardState:
 
     @property
     def reference(self) -> str:
-        """What changes are told against."""
+        """The precision that changes are measured against."""
         return str(self.comparison.about["reference"])
 
     @property
     def precisions(self) -> list[str]:
-        """What may stand out; the reference too, in times and sizes."""
+        """All precisions, the reference included."""
         return list(self.comparison.rows["precision"].unique(maintain_order=True))
 
     @property
     def batches(self) -> list[int]:
-        """Batch sizes that were timed."""
+        """The timed batch sizes."""
         return [int(size) for size in self.comparison.rows["batch"].unique(maintain_order=True)]
 
     @functools.cached_property
     def metrics(self) -> list[str]:
-        """Metrics worth a line each, the ones that decide first."""
-        known = list(self.comparison.about["all_metrics"])
-        first = [column for column, _ in self.comparison.about["metrics"]]
-        exact = [name for start in SUMMARY_METRICS for name in known if _matches_metric(name, start)]
-        return list(dict.fromkeys((*first, *exact)))
+        """The metrics of the accuracy figure, the primary ones first."""
+        available = list(self.comparison.about["all_metrics"])
+        primary = [column for column, _ in self.comparison.about["metrics"]]
+        others = [name for prefix in SUMMARY_METRICS for name in available if _matches_metric(name, prefix)]
+        return list(dict.fromkeys((*primary, *others)))
 
     @functools.cached_property
     def class_metrics(self) -> list[str]:
-        """Metrics that are known by class."""
-        told = self.comparison.differences
-        if told.is_empty():
+        """The metrics that are known per class."""
+        differences = self.comparison.differences
+        if differences.is_empty():
             return [self.metric]
-        return told.filter(pl.col("scope") == "class")["metric"].unique(maintain_order=True).to_list() or [self.metric]
+        of_classes = differences.filter(pl.col("scope") == "class")
+        return of_classes["metric"].unique(maintain_order=True).to_list() or [self.metric]
 
     @property
-    def names(self) -> list[str]:
+    def class_names(self) -> list[str]:
         """The classes that have labels."""
         return list(self.comparison.classes["name"].unique(maintain_order=True))
 
-    def choosing(self, **choices: Any) -> DashboardState:
-        """With another precision, metric, name or batch.
+    def with_choices(self, **choices: Any) -> DashboardState:
+        """The state with another precision, metric, class_name or batch.
 
         Raises:
-            RecipeError: It was not compared, or there is no such class or metric.
+            RecipeError: The comparison has no such precision, metric, class or batch size.
         """
-        known: dict[str, list[Any]] = {
-            "precision": self.precisions, "metric": self.class_metrics, "name": ["", *self.names],
+        available: dict[str, list[Any]] = {
+            "precision": self.precisions, "metric": self.class_metrics, "class_name": ["", *self.class_names],
             "batch": self.batches,
         }  # fmt: skip
-        for what, value in choices.items():
-            if value not in known[what]:
-                listed = ", ".join(map(str, known[what])) or "nothing"
-                raise RecipeError(f"look at {what} {value!r}", "it was not compared", f"choose from {listed}")
+        for choice, value in choices.items():
+            if value not in available[choice]:
+                listed = ", ".join(map(str, available[choice])) or "nothing"
+                raise RecipeError(
+                    f"show {choice} {value!r}",
+                    "the comparison has none",
+                    f"choose from {listed}",
+                    code="dashboard-choice-unknown",
+                    name=choice,
+                    value=value,
+                )
         return dataclasses.replace(self, **choices)
 
-    def toggling(self, name: str) -> DashboardState:
-        """With a class standing out, or none where it did already."""
-        return self.choosing(name="" if name == self.name else name)
+    def with_class_toggled(self, name: str) -> DashboardState:
+        """The state with a class selected, or with all classes if it was selected before."""
+        return self.with_choices(class_name="" if name == self.class_name else name)
 
-    def headline(self) -> pl.DataFrame:
-        """One row a precision: the accuracies that decide with their changes, the times of the batch, sizes."""
-        part = self.comparison.rows.filter(pl.col("batch") == self.batch)
+    def summary_frame(self) -> pl.DataFrame:
+        """One row per precision: primary metrics with change and interval, latencies of the batch, file sizes."""
+        rows = self.comparison.rows.filter(pl.col("batch") == self.batch)
         columns: list[pl.Expr] = [pl.col("precision")]
         compared = pl.col("precision") != self.reference
         for metric, _ in self.comparison.about["metrics"]:
             columns += [pl.col(metric), pl.when(compared).then(pl.col(f"delta {metric}")).alias(f"delta {metric}")]
             ends = [f"delta {metric} {end}" for end in ("low", "high")]
-            if ends[0] in part.columns:
-                told = pl.Series([_format_interval(*row) for row in part.select(ends).iter_rows()], dtype=pl.String)
-                columns.append(pl.when(compared).then(pl.lit(told)).alias(f"interval {metric}"))
+            if ends[0] in rows.columns:
+                texts = pl.Series([_format_interval(*row) for row in rows.select(ends).iter_rows()], dtype=pl.String)
+                columns.append(pl.when(compared).then(pl.lit(texts)).alias(f"interval {metric}"))
         columns += [pl.col(name) for name in ("p50_ms", "p99_ms", "images_per_s", "onnx_mb", "engine_mb")]
-        return part.select(columns)
+        return rows.select(columns)
 
-    def by_class(self) -> pl.DataFrame:
-        """One row a class, the one that loses most first: labels, the metric before and after, change and interval."""
+    def class_frame(self) -> pl.DataFrame:
+        """One row per class, the largest loss first: labels, both values of the metric, change, interval."""
         labels = self.comparison.classes.filter(pl.col("precision") == self.reference).select("name", "instances")
-        told = self.comparison.differences
-        if told.is_empty() or self.precision == self.reference:
+        differences = self.comparison.differences
+        if differences.is_empty() or self.precision == self.reference:
             return labels.with_columns(pl.lit(None, pl.Float64).alias("delta"))
-        rows = told.filter(
+        rows = differences.filter(
             (pl.col("precision") == self.precision) & (pl.col("scope") == "class") & (pl.col("metric") == self.metric)
         )
-        interval = pl.Series(
-            "interval", [_format_interval(*row) for row in rows.select("low", "high").iter_rows()], pl.String
+        texts = [_format_interval(*row) for row in rows.select("low", "high").iter_rows()]
+        changes = rows.select(
+            "name", "reference", "value", "delta", pl.Series("interval", texts, pl.String), "significant"
         )
-        chosen = rows.select("name", "reference", "value", "delta", interval, "significant")
-        return labels.join(chosen, on="name", how="inner", maintain_order="left").sort("delta", maintain_order=True)
+        return labels.join(changes, on="name", how="inner", maintain_order="left").sort("delta", maintain_order=True)
 
     @functools.cached_property
-    def all_changes(self) -> pl.DataFrame:
-        """Objects won and lost by the precision; empty for the reference itself."""
+    def changes(self) -> pl.DataFrame:
+        """The object changes of the selected precision; empty for the reference."""
         if self.precision == self.reference or "path" not in self.comparison.images.columns:
-            return pl.DataFrame(
-                schema={"change": pl.String, "score_drop": pl.Float64, "name": pl.String, "path": pl.String}
-            )
+            schema = {"change": pl.String, "score_drop": pl.Float64, "name": pl.String, "path": pl.String}
+            return pl.DataFrame(schema=schema)
         return self.comparison.changes(self.precision)
 
-    def changed(self) -> pl.DataFrame:
-        """How many objects of the class, or of all, were lost and won, by sort of change."""
-        part = self.all_changes if not self.name else self.all_changes.filter(pl.col("name") == self.name)
-        counts = dict(part.group_by("change").len().iter_rows())
+    def change_counts(self) -> pl.DataFrame:
+        """Number of changes per kind, of the selected class or of all: `change`, `explanation`, `count`."""
+        rows = self.changes if not self.class_name else self.changes.filter(pl.col("name") == self.class_name)
+        counts = _count_changes(rows)
         return pl.DataFrame(
-            {
-                "change": list(CHANGES),
-                "what": list(CHANGES.values()),
-                "count": [counts.get(name, 0) for name in CHANGES],
-            },
-            schema={"change": pl.String, "what": pl.String, "count": pl.Int64},
+            {"change": list(CHANGES), "explanation": list(CHANGES.values()), "count": list(counts.values())},
+            schema={"change": pl.String, "explanation": pl.String, "count": pl.Int64},
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GalleryState:
-    """Which changes are drawn.
+    """The object changes that the gallery shows.
 
     Attributes:
-        comparison: Whose.
-        precision: The precision whose changes are told.
-        kinds: Sorts of change, of `CHANGES`.
-        name: A class, "" for all.
-        conf: Smallest score that counts.
-        page: Which page, from 0.
+        comparison: The comparison.
+        precision: The precision whose changes are shown.
+        kinds: Kinds of change, keys of `CHANGES`.
+        class_name: A class, "" for all.
+        conf: Score threshold of detections.
+        page: Index of the page.
     """
 
     comparison: Comparison
     precision: str
     kinds: tuple[str, ...] = ("lost", "new error", "gained")
-    name: str = ""
+    class_name: str = ""
     conf: float = 0.25
     page: int = 0
 
     @classmethod
-    def of(cls, comparison: Comparison, precision: str | None = None) -> GalleryState:
-        """At first: what the lowest precision lost, made wrong and won, of all classes.
+    def from_comparison(cls, comparison: Comparison, precision: str | None = None) -> GalleryState:
+        """The initial state: lost objects, added false positives and gained objects of all classes.
+
+        Args:
+            comparison: The comparison.
+            precision: A precision other than the reference; None takes the lowest.
 
         Raises:
-            RecipeError: The precision was not compared, or there is nothing to compare it with.
+            RecipeError: The precision was not compared, or the reference is the only one.
         """
-        known = list_compared_precisions(comparison)
-        if not known:
-            raise RecipeError("draw what changed", "only one precision was compared", "compare at least two")
-        return cls(comparison=comparison, precision=known[-1]).choosing(precision=precision or known[-1])
+        precisions = list_compared_precisions(comparison)
+        if not precisions:
+            raise RecipeError(
+                "show object changes",
+                "only one precision was compared",
+                "compare at least two",
+                code="gallery-single-precision",
+            )
+        return cls(comparison=comparison, precision=precisions[-1]).with_choices(precision=precision or precisions[-1])
 
     @property
     def reference(self) -> str:
-        """What changes are told against."""
+        """The precision that changes are measured against."""
         return str(self.comparison.about["reference"])
 
-    def choosing(self, **choices: Any) -> GalleryState:
-        """With another precision, other kinds, another name or conf; begins at the first page again.
+    def with_choices(self, **choices: Any) -> GalleryState:
+        """The first page of the state with another precision, class_name or conf, or other kinds.
 
         Raises:
-            RecipeError: It was not compared, or there is no such kind or class.
+            RecipeError: There is no such precision, class or kind of change, or conf is no score.
         """
         state = dataclasses.replace(self, **choices, page=0)
-        asked: Iterable[tuple[str, Any, list[str]]] = (
+        checks: Iterable[tuple[str, Any, list[str]]] = (
             ("precision", state.precision, list_compared_precisions(self.comparison)),
-            ("class", state.name, ["", *self.comparison.classes["name"].unique(maintain_order=True)]),
+            ("class", state.class_name, ["", *self.comparison.classes["name"].unique(maintain_order=True)]),
             *(("change", kind, list(CHANGES)) for kind in state.kinds),
         )
-        for what, value, known in asked:
-            if value not in known:
-                raise RecipeError(f"draw {what} {value!r}", "there is none", f"choose from {', '.join(known)}")
+        for choice, value, available in checks:
+            if value not in available:
+                raise RecipeError(
+                    f"show {choice} {value!r}",
+                    "the comparison has none",
+                    f"choose from {', '.join(available)}",
+                    code="gallery-choice-unknown",
+                    name=choice,
+                    value=value,
+                )
         if not 0 < state.conf < 1:
-            raise RecipeError(f"count scores from {state.conf}", "a score lies between 0 and 1", "use e.g. 0.25")
-        same = (state.precision, state.conf) == (self.precision, self.conf)
-        if same and "told" in self.__dict__:
-            # The same changes, shown in part: they need not be found again.
-            state.__dict__["told"] = self.told
+            raise RecipeError(
+                f"use a score threshold of {state.conf}",
+                "a score lies between 0 and 1",
+                "use e.g. 0.25",
+                code="gallery-conf-range",
+                value=state.conf,
+            )
+        if (state.precision, state.conf) == (self.precision, self.conf):
+            self._pass_changes(state)
         return state
 
-    def turning(self, pages: int) -> GalleryState:
-        """Some pages on, or back; stays within what there is."""
-        state = dataclasses.replace(self, page=min(max(self.page + pages, 0), self.pages - 1))
-        state.__dict__["told"] = self.told
+    def with_page_turned(self, pages: int) -> GalleryState:
+        """The state some pages later, or earlier for a negative number, within the pages that exist."""
+        state = dataclasses.replace(self, page=min(max(self.page + pages, 0), self.page_count - 1))
+        self._pass_changes(state)
         return state
 
     @functools.cached_property
-    def told(self) -> pl.DataFrame:
-        """Every change, the worst first."""
+    def changes(self) -> pl.DataFrame:
+        """All changes of the precision, the largest score drop first."""
         return self.comparison.changes(self.precision, conf=self.conf)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many there are of each sort, of the class or of all."""
-        part = self.told if not self.name else self.told.filter(pl.col("name") == self.name)
-        found = dict(part.group_by("change").len().iter_rows())
-        return {name: int(found.get(name, 0)) for name in CHANGES}
+        """Number of changes per kind, of the class or of all."""
+        rows = self.changes if not self.class_name else self.changes.filter(pl.col("name") == self.class_name)
+        return _count_changes(rows)
 
-    def chosen(self) -> pl.DataFrame:
-        """The changes of the kinds and the class that were chosen: harm first, gains by how much they gain."""
-        part = self.told.filter(pl.col("change").is_in(list(self.kinds)))
-        if self.name:
-            part = part.filter(pl.col("name") == self.name)
+    def selected_changes(self) -> pl.DataFrame:
+        """The changes of the chosen kinds and class: losses by score drop, then gains by score gain."""
+        rows = self.changes.filter(pl.col("change").is_in(list(self.kinds)))
+        if self.class_name:
+            rows = rows.filter(pl.col("name") == self.class_name)
         return (
-            part.with_columns(weight=pl.col("score_drop").abs(), gain=pl.col("score_drop") < 0)
-            .sort("gain", "weight", descending=[False, True], maintain_order=True)
-            .drop("weight", "gain")
+            rows.with_columns(size=pl.col("score_drop").abs(), gain=pl.col("score_drop") < 0)
+            .sort("gain", "size", descending=[False, True], maintain_order=True)
+            .drop("size", "gain")
         )
 
     @property
-    def pages(self) -> int:
-        """How many pages there are, at least one."""
-        return max(1, -(-len(self.chosen()) // PER_PAGE))
+    def page_count(self) -> int:
+        """Number of pages, at least 1."""
+        return max(1, -(-len(self.selected_changes()) // PAGE_SIZE))
 
-    def drawn(self) -> pl.DataFrame:
-        """The page's changes with their images; `png` is null where an image is no longer there."""
+    def page_frame(self) -> pl.DataFrame:
+        """The changes of the page with their drawings; `png` is null if the image file no longer exists."""
         from trtkit.comparison.object_changes import draw_object_changes
 
+        rows = self.selected_changes().slice(self.page * PAGE_SIZE, PAGE_SIZE)
         reference, other = (self.comparison.evaluation(name) for name in (self.reference, self.precision))
-        return draw_object_changes(self.chosen().slice(self.page * PER_PAGE, PER_PAGE), reference, other, limit=PER_PAGE)
+        return draw_object_changes(rows, reference, other, limit=PAGE_SIZE)
+
+    def _pass_changes(self, state: GalleryState) -> None:
+        """Hand over the cached changes, which depend on precision and conf only."""
+        if "changes" in self.__dict__:
+            state.__dict__["changes"] = self.changes
 
 
-def _matches_metric(metric: str, start: str) -> bool:
-    """Whether a metric is the one, or of the family where that ends in a bracket."""
-    return metric.startswith(start) if start.endswith("(") else metric == start
+def _count_changes(changes: pl.DataFrame) -> dict[str, int]:
+    counts = dict(changes.group_by("change").len().iter_rows())
+    return {kind: int(counts.get(kind, 0)) for kind in CHANGES}
+
+
+def _matches_metric(metric: str, prefix: str) -> bool:
+    return metric.startswith(prefix) if prefix.endswith("(") else metric == prefix
 
 
 def _format_interval(low: float | None, high: float | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What is looked at in one or two engines: which layers, in which order, and which of them stands out."""
+"""State of the explorer: which layers of one or two engines are listed, in which order, and which one is selected."""
 
 from __future__ import annotations
 
@@ -16,142 +16,182 @@ from trtkit.progress import CancelToken, Progress, Reporter
 
 __all__ = ["ORDERS", "ExplorerState", "build_demo_engines", "explain_untimed", "find_demo_engines", "time_layers"]
 
-ORDERS = {"as they run": "order", "slowest first": "time", "by precision": "precision", "by ONNX node": "node"}
-"""Orders of the table, by what they are called."""
+ORDERS = {"execution order": "execution", "slowest first": "time", "by precision": "precision", "by ONNX node": "node"}
+"""Orders of the layer list by their labels."""
+
+MAX_NAME_LENGTH = 36
+"""Characters of a layer's name in the list."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ExplorerState:
-    """One moment of the explorer.
+    """An immutable state of the explorer.
 
     Attributes:
-        tables: One engine's layers, or two.
-        side: Whose layers are listed, 0 or 1.
-        kind: The precision that is listed, "reformat", or "" for all.
-        text: What a listed layer's name or one of its nodes has to hold.
-        order: One of `ORDERS`' values.
-        selected: The `index` of the layer that stands out.
-        changed: List only the groups of two engines whose precisions differ.
+        tables: The layers of one or two engines.
+        engine: Index of the engine whose layers are listed, 0 or 1.
+        precision: Precision to list, "reformat", or "" for all.
+        text: Substring of a layer's name, type or ONNX nodes; "" lists all.
+        order: One of the values of `ORDERS`.
+        selected: `index` of the selected layer, or None.
+        only_differing: List only groups whose precisions differ between the two engines.
     """
 
     tables: tuple[LayerTable, ...]
-    side: int = 0
-    kind: str = ""
+    engine: int = 0
+    precision: str = ""
     text: str = ""
-    order: str = "order"
+    order: str = "execution"
     selected: int | None = None
-    changed: bool = False
+    only_differing: bool = False
 
     @property
     def table(self) -> LayerTable:
         """The engine whose layers are listed."""
-        return self.tables[self.side]
+        return self.tables[self.engine]
 
     @property
-    def kinds(self) -> list[str]:
-        """What its layers may be listed by."""
+    def precisions(self) -> list[str]:
+        """Precisions of its layers, and "reformat" if it has reformats."""
         return [str(name) for name in self.table.by_precision()["precision"]]
 
-    def choosing(self, **choices: Any) -> ExplorerState:
-        """With another side, kind, text, order, selected layer or `changed`.
+    def with_choices(self, **choices: Any) -> ExplorerState:
+        """The state with other values of some attributes.
 
         Raises:
-            RecipeError: There is no such side, kind, order or layer.
+            RecipeError: There is no such engine, precision, order or layer.
         """
         state = dataclasses.replace(self, **choices)
-        if not 0 <= state.side < len(self.tables):
-            raise RecipeError(f"look at engine {state.side}", f"there are {len(self.tables)}", "begin to count at 0")
-        if state.side != self.side:
-            # The other engine has other layers.
-            kind = state.kind if state.kind in state.kinds else ""
-            state = dataclasses.replace(state, selected=choices.get("selected"), kind=kind)
-        if state.kind and state.kind not in state.kinds:
-            raise RecipeError(f"list {state.kind!r}", "no layer is", f"choose from {', '.join(state.kinds)}")
+        if not 0 <= state.engine < len(self.tables):
+            raise RecipeError(
+                f"show engine {state.engine}",
+                f"there are {len(self.tables)} engines",
+                "use an index from 0 on",
+                code="explorer-engine-unknown",
+                value=state.engine,
+            )
+        if state.engine != self.engine:
+            # The other engine has other layers and other precisions.
+            precision = state.precision if state.precision in state.precisions else ""
+            state = dataclasses.replace(state, selected=choices.get("selected"), precision=precision)
+        if state.precision and state.precision not in state.precisions:
+            raise RecipeError(
+                f"list {state.precision!r} layers",
+                "the engine has none",
+                f"choose from {', '.join(state.precisions)}",
+                code="explorer-precision-unknown",
+                value=state.precision,
+                names=state.precisions,
+            )
         if state.order not in ORDERS.values():
             raise RecipeError(
-                f"order by {state.order!r}", "there is no such order", f"use {', '.join(ORDERS.values())}"
+                f"order the layers by {state.order!r}",
+                "there is no such order",
+                f"use {', '.join(ORDERS.values())}",
+                code="explorer-order-unknown",
+                value=state.order,
             )
         if state.selected is not None and not 0 <= state.selected < len(state.table.frame):
-            raise RecipeError(f"show layer {state.selected}", f"there are {len(state.table.frame)}", "name one of them")
+            raise RecipeError(
+                f"show layer {state.selected}",
+                f"there are {len(state.table.frame)} layers",
+                "use an index from 0 on",
+                code="explorer-layer-unknown",
+                value=state.selected,
+            )
         return state
 
-    def of_node(self, row: int) -> ExplorerState:
-        """With the layer of an aligned group standing out, in the engine that is listed if it has one.
+    def with_group(self, row: int) -> ExplorerState:
+        """The state with the first layer of an aligned group selected, in the listed engine if it is part of the group.
+
+        Args:
+            row: Row of `groups`.
 
         Raises:
             RecipeError: There is no such group.
         """
-        if not 0 <= row < len(self.pairs):
-            raise RecipeError(f"show group {row}", f"there are {len(self.pairs)}", "name one of them")
-        found = self.pairs.row(row, named=True)
-        layers = (found["layers"], found["other_layers"])
-        side = self.side if layers[self.side] else 1 - self.side
-        return self.choosing(side=side, selected=int(layers[side][0]))
+        if not 0 <= row < len(self.groups):
+            raise RecipeError(
+                f"show group {row}",
+                f"there are {len(self.groups)} groups",
+                "use an index from 0 on",
+                code="explorer-group-unknown",
+                value=row,
+            )
+        group = self.groups.row(row, named=True)
+        layers = (group["layers"], group["other_layers"])
+        engine = self.engine if layers[self.engine] else 1 - self.engine
+        return self.with_choices(engine=engine, selected=int(layers[engine][0]))
 
     @property
-    def shown(self) -> pl.Series:
-        """Which layers are listed, as booleans in the order they run."""
+    def listed(self) -> pl.Series:
+        """Whether each layer is listed, in execution order."""
         frame = self.table.frame
         keep = pl.lit(value=True)
-        if self.kind:
-            keep = keep & (layer_kinds(frame) == self.kind)
+        if self.precision:
+            keep = keep & (layer_kinds(frame) == self.precision)
         if self.text:
             words = pl.concat_list(pl.concat_list("name", "type"), pl.col("onnx_nodes").fill_null([])).list.join(" ")
             keep = keep & words.str.to_lowercase().str.contains(self.text.lower(), literal=True)
-        return frame.select(pl.repeat(value=True, n=len(frame)) & keep).to_series().rename("shown")
+        return frame.select(pl.repeat(value=True, n=len(frame)) & keep).to_series().rename("listed")
 
-    def listed(self) -> pl.DataFrame:
-        """The listed layers in the order that was chosen: index, layer, nodes, precision, in, out, shape, ms, share."""
-        frame = self.table.frame.filter(self.shown)
-        by = {
-            "order": ["index"],
+    def layer_frame(self) -> pl.DataFrame:
+        """The listed layers in the chosen order.
+
+        Returns:
+            One row per layer: `index`, `layer`, `nodes`, `precision`, `input` and `output` (precisions), `shape`, and
+            for a timed engine `ms` and `share` (percent of the time).
+        """
+        frame = self.table.frame.filter(self.listed)
+        columns = {
+            "execution": ["index"],
             "time": ["ms", "index"],
             "precision": ["precision", "index"],
             "node": ["nodes", "index"],
-        }
+        }[self.order]
         frame = frame.select(
             "index",
             layer=pl.Series([_shorten(name) for name in frame["name"]], dtype=pl.String),
             nodes=pl.Series([_summarize_nodes(nodes) for nodes in frame["onnx_nodes"].to_list()], dtype=pl.String),
             precision=pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision")),
-            reads="input_precision",
-            writes="output_precision",
+            input="input_precision",
+            output="output_precision",
             shape="shape",
             ms="ms",
             share=pl.col("share") * 100,
         )
-        falling = [self.order == "time", False][: len(by[self.order])]
-        frame = frame.sort(by[self.order], descending=falling, nulls_last=True, maintain_order=True)
+        descending = [self.order == "time", False][: len(columns)]
+        frame = frame.sort(columns, descending=descending, nulls_last=True, maintain_order=True)
         return frame if self.table.timed else frame.drop("ms", "share")
 
-    def detail(self) -> dict[str, Any]:
-        """Everything about the layer that stands out, by readable name; {} where none does."""
+    def layer_facts(self) -> dict[str, Any]:
+        """Everything about the selected layer by label; {} if none is selected."""
         if self.selected is None:
             return {}
         row = self.table.frame.row(self.selected, named=True)
         return {
             "layer": row["name"],
             "type": row["type"],
-            "made of": row["onnx_nodes"],
-            "reads": row["input_precision"],
-            "writes": row["output_precision"],
+            "ONNX nodes": row["onnx_nodes"],
+            "input precision": row["input_precision"],
+            "output precision": row["output_precision"],
             "shape": row["shape"],
-            "time": None if row["ms"] is None else f"{row['ms']:.4f} ms, {row['share']:.1%}",
-            "kernel": row["tactic"],
+            "latency": None if row["ms"] is None else f"{row['ms']:.4f} ms, {row['share']:.1%}",
+            "tactic": row["tactic"],
             "inputs": row["inputs"],
             "outputs": row["outputs"],
         }
 
     @functools.cached_property
-    def pairs(self) -> pl.DataFrame:
-        """The two engines' layers aligned by ONNX node; empty where there is one engine."""
+    def groups(self) -> pl.DataFrame:
+        """The layers of the two engines aligned by ONNX node; empty for one engine."""
         return align_engines(*self.tables) if len(self.tables) == 2 else pl.DataFrame()
 
-    def paired(self) -> pl.DataFrame:
-        """The aligned groups that are listed: the node, both precisions, both numbers of layers, both times."""
-        rows = self.pairs.filter("differs") if self.changed else self.pairs
+    def group_frame(self) -> pl.DataFrame:
+        """The listed groups: their node, and both precisions, numbers of layers and latencies; columns of nulls go."""
+        rows = self.groups.filter("differs") if self.only_differing else self.groups
         first, second = (table.name for table in self.tables)
-        told = rows.select(
+        frame = rows.select(
             "node",
             pl.col("precision").alias(first),
             pl.col("other_precision").alias(second),
@@ -161,16 +201,23 @@ class ExplorerState:
             pl.col("other_ms").alias(f"{second} ms"),
             pl.col("delta_ms").alias("change, ms"),
         )
-        return told.select(name for name in told.columns if told[name].null_count() < len(told) or told.is_empty())
+        return frame.select(name for name in frame.columns if frame[name].null_count() < len(frame) or frame.is_empty())
 
-    def said(self) -> tuple[str, ...]:
-        """What stands out in the engine that is listed, and what the two differ in."""
+    def findings(self) -> tuple[str, ...]:
+        """Findings about the listed engine, after those about the differences of the two."""
         lines = summarize_layers(self.table)
-        return (*summarize_diff(self.pairs, *self.tables), *lines) if len(self.tables) == 2 else lines
+        return (*summarize_diff(self.groups, *self.tables), *lines) if len(self.tables) == 2 else lines
 
 
 def explain_untimed(source: Any) -> str:
-    """Why the layers of an engine file can't be timed here; "" where they can."""
+    """Why the layers of an engine can't be timed on this machine.
+
+    Args:
+        source: An engine file, an artifact, or anything else that `read_layers` accepts.
+
+    Returns:
+        The reason; "" if they can be timed.
+    """
     from trtkit import backends
 
     path = getattr(source, "path", source)
@@ -188,31 +235,34 @@ def explain_untimed(source: Any) -> str:
 def time_layers(
     sources: tuple[Any, ...], runs: int, *, progress: Progress | None = None, cancel: CancelToken | None = None
 ) -> tuple[LayerTable, ...]:
-    """Open engines here and time their layers.
+    """Open engines and time their layers.
 
     Args:
         sources: Engine files.
-        runs: Over so many runs.
-        progress: Receives an event for each engine.
-        cancel: Asked at each.
+        runs: Number of runs per engine.
+        progress: Receives an event per engine.
+        cancel: Checked before each engine.
+
+    Returns:
+        A timed layer table per engine.
 
     Raises:
-        CapabilityError, EngineError: They don't run here.
+        CapabilityError, EngineError: An engine can't run on this machine.
         CancelledError: The caller cancelled.
     """
     from trtkit import backends
 
-    work, found = Reporter(progress, cancel), []
-    for place, source in enumerate(sources):
-        work.step("time the layers", place, len(sources))
+    reporter, stage, tables = Reporter(progress, cancel), "time the layers", []
+    for index, source in enumerate(sources):
+        reporter.step(stage, index, len(sources))
         with backends.open(source) as runner:
-            found.append(read_layers(runner, runs=runs, name=Path(getattr(source, "path", source)).stem))
-    work.step("time the layers", len(sources), len(sources))
-    return tuple(found)
+            tables.append(read_layers(runner, runs=runs, name=Path(getattr(source, "path", source)).stem))
+    reporter.step(stage, len(sources), len(sources))
+    return tuple(tables)
 
 
 def find_demo_engines() -> tuple[Path, ...]:
-    """The FP16 and INT8 engines that `trtkit demo` built; () where it did not."""
+    """The FP16 and INT8 engines that `trtkit demo` built; () if there are none."""
     from trtkit import demo
 
     files = tuple(demo.OUTPUT_DIR / f"{demo.model_path().stem}-{name}.engine" for name in ("fp16", "int8"))
@@ -222,10 +272,17 @@ def find_demo_engines() -> tuple[Path, ...]:
 def build_demo_engines(
     *, progress: Progress | None = None, cancel: CancelToken | None = None
 ) -> tuple[LayerTable, ...]:
-    """Build the embedded model in FP16 and INT8, for a common GPU where none is here.
+    """Build the embedded model in FP16 and INT8, for the GPU of this machine or else for the demo's.
+
+    Args:
+        progress: Receives the events of both exports.
+        cancel: Checked at every step.
+
+    Returns:
+        The layer tables of the two engines.
 
     Raises:
-        CapabilityError: Nothing builds engines here.
+        CapabilityError: No builder is installed.
         CancelledError: The caller cancelled.
     """
     from trtkit import demo
@@ -234,7 +291,7 @@ def build_demo_engines(
 
     device = None if probe("tensorrt_rtx").gpus else demo.DEVICE
     stem = demo.model_path().stem
-    made = [
+    artifacts = [
         export(
             demo.model_path(), data=demo.data_path() if name == "int8" else None, device=device, half=name == "fp16",
             int8=name == "int8", output=demo.OUTPUT_DIR / f"{stem}-{name}.engine", overwrite=True, progress=progress,
@@ -242,17 +299,17 @@ def build_demo_engines(
         )
         for name in ("fp16", "int8")
     ]  # fmt: skip
-    return tuple(read_layers(one) for one in made)
+    return tuple(read_layers(artifact) for artifact in artifacts)
 
 
-def _shorten(name: str, most: int = 36) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
 
 
 def _summarize_nodes(nodes: list[str] | None) -> str:
-    """The node with weights, else the first, and how many more there are."""
-    plain = original_nodes(nodes)
-    if not plain:
+    """The first node with weights, or else the first node, and the number of further nodes."""
+    original = original_nodes(nodes)
+    if not original:
         return ""
-    first = next((node for node in plain if WEIGHTED_NODE.search(node)), plain[0])
-    return first if len(plain) == 1 else f"{first} + {len(plain) - 1}"
+    first = next((node for node in original if WEIGHTED_NODE.search(node)), original[0])
+    return first if len(original) == 1 else f"{first} + {len(original) - 1}"

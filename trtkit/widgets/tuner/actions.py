@@ -1,4 +1,4 @@
-"""What the tuner does beside the kernel's main thread, each step a call of the package."""
+"""The first background job of the tuner: load the model, calibrate, read its layers and earlier results."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
+    from trtkit.data import Dataset
     from trtkit.models import Model
 
 __all__ = ["TunerInputs", "load_earlier_result", "prepare_tuner", "resolve_calibration"]
@@ -25,19 +26,19 @@ R = TypeVar("R", bound=Result)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TunerInputs:
-    """What the tuner starts from.
+    """The inputs of the tuner.
 
     Attributes:
         model: The model.
-        readings: Its calibration, read by every algorithm.
-        layout: Its layers.
-        sensitivity: An earlier run's, None where there is none of this model.
-        search: The same of a search.
-        notes: What a reader should know, such as why something earlier was left out.
+        algorithm_comparison: Its calibration with the ranges of every algorithm.
+        quantizable_layers: Its layers.
+        sensitivity: An earlier sensitivity of this model, or None.
+        search: An earlier search of this model, or None.
+        notes: Notes for the user, such as why an earlier result was ignored.
     """
 
     model: Model
-    readings: AlgorithmComparison
+    algorithm_comparison: AlgorithmComparison
     quantizable_layers: QuantizableLayers
     sensitivity: Sensitivity | None
     search: Search | None
@@ -45,10 +46,16 @@ class TunerInputs:
 
 
 def resolve_calibration(calibration: Calibration | str | Path | None) -> tuple[Calibration | None, str]:
-    """A calibration that was given, and the folder it lies in.
+    """Load a calibration if a folder was given.
+
+    Args:
+        calibration: A calibration, the folder of a saved one, or None.
+
+    Returns:
+        The calibration and its folder, "" for one that was passed as an object.
 
     Raises:
-        DataError: The folder holds none.
+        DataError: The folder holds no calibration.
     """
     if calibration is None or isinstance(calibration, Calibration):
         return calibration, ""
@@ -57,69 +64,72 @@ def resolve_calibration(calibration: Calibration | str | Path | None) -> tuple[C
 
 def prepare_tuner(
     model: Model | str | Path,
-    data: str | Path | None,
+    data: str | Path | Dataset | None,
     algorithm_comparison: AlgorithmComparison | None,
     *,
     calibration_images: int,
     imgsz: int | tuple[int, int] | None,
     seed: int,
-    folder: str | Path,
+    cache_dir: str | Path,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> TunerInputs:
-    """Load a model, calibrate it where that was not done yet, and read its layers.
+    """Load the model, calibrate it unless a calibration is given, and read its layers.
 
     Args:
-        model: From `load`, or what `load` takes.
-        data: A data set's YAML file; None takes the task's small embedded set and warns.
-        algorithm_comparison: A calibration that is there already.
-        calibration_images: The largest number of images to calibrate on.
-        imgsz: Height and width, pixels; None takes the model's.
-        seed: Of the sample.
-        folder: Remembers calibration and layers, and is where earlier runs' results lie.
+        model: From `load`, or what `load` accepts.
+        data: The YAML file of a data set; None uses the task's embedded example set with a warning.
+        algorithm_comparison: A calibration, or None.
+        calibration_images: Maximum number of calibration images.
+        imgsz: Height and width, pixels; None uses the model's.
+        seed: Seed of the sample.
+        cache_dir: Folder of calibrations, layers and earlier results.
         progress: Receives events.
-        cancel: Asked at every step.
+        cancel: Checked at every step.
 
     Raises:
         CalibrationError: The calibration is of another model.
-        ModelError, DataError: From reading.
+        ModelError, DataError: Model or data can't be read.
         CancelledError: The caller cancelled.
     """
     from trtkit.calibration import calibrate
     from trtkit.models import load
 
-    work, folder = Reporter(progress, cancel), Path(folder)
-    work.step("load the model", 0, 1)
+    reporter, cache_dir = Reporter(progress, cancel), Path(cache_dir)
+    reporter.step("load the model", 0, 1)
     loaded = load(model)
     if algorithm_comparison is None:
-        found = calibrate(
-            loaded, data, calibration_images=calibration_images, imgsz=imgsz, seed=seed, histograms=True, cache=folder / "calibrations",
-            progress=progress, cancel=cancel,
+        calibration = calibrate(
+            loaded, data, calibration_images=calibration_images, imgsz=imgsz, seed=seed, histograms=True,
+            cache=cache_dir / "calibrations", progress=progress, cancel=cancel,
         )  # fmt: skip
-        algorithm_comparison = AlgorithmComparison(found)
+        algorithm_comparison = AlgorithmComparison(calibration)
     provenance = algorithm_comparison.calibration.provenance
     if provenance.model_hash != loaded.hash:
         raise CalibrationError(
-            f"tune {loaded.stem} with a given calibration",
-            f"it was measured on another model ({provenance.model_hash[:12]}, not {loaded.hash[:12]})",
+            f"tune {loaded.stem} with the given calibration",
+            f"it is of another model ({provenance.model_hash[:12]}, not {loaded.hash[:12]})",
             "calibrate this model",
+            code="calibration-model-mismatch",
+            model_hash=loaded.hash,
+            value=provenance.model_hash,
         )
     size = imgsz if imgsz is not None else provenance.settings.get("imgsz")
-    layout = find_quantizable_layers(
+    quantizable_layers = find_quantizable_layers(
         loaded,
         tuple(size) if isinstance(size, list) else size,
-        cache_dir=folder / "state",
+        cache_dir=cache_dir / "state",
         progress=progress,
         cancel=cancel,
     )
     notes: list[str] = []
-    sensitivity = load_earlier_result(Sensitivity, folder / "sensitivity", loaded.hash, notes)
-    search = load_earlier_result(Search, folder / "search", loaded.hash, notes)
+    sensitivity = load_earlier_result(Sensitivity, cache_dir / "sensitivity", loaded.hash, notes)
+    search = load_earlier_result(Search, cache_dir / "search", loaded.hash, notes)
     algorithm_comparison.compute_all(progress=progress, cancel=cancel)
     return TunerInputs(
         model=loaded,
-        readings=algorithm_comparison,
-        quantizable_layers=layout,
+        algorithm_comparison=algorithm_comparison,
+        quantizable_layers=quantizable_layers,
         sensitivity=sensitivity,
         search=search,
         notes=tuple(notes),
@@ -127,22 +137,25 @@ def prepare_tuner(
 
 
 def load_earlier_result(kind: type[R], folder: Path, model_hash: str, notes: list[str]) -> R | None:
-    """An earlier run's result of this model; None where there is none, with a note where it can't be used.
+    """Load the saved result of an earlier run.
 
     Args:
         kind: `Sensitivity` or `Search`.
-        folder: Where it would lie.
-        model_hash: The model's.
-        notes: Receives why it was left out.
+        folder: Folder of the result.
+        model_hash: Hash that the result has to be of.
+        notes: Receives the reason if the result can't be used.
+
+    Returns:
+        None if there is no result of this model.
     """
     if not (folder / f"{kind.kind}.json").is_file():
         return None
     try:
-        found = kind.load(folder)
+        result = kind.load(folder)
     except (OSError, ValueError, KeyError, TypeError, TrtkitError) as error:
-        notes.append(f"what lies in {folder} can't be read ({error}) and was left out")
+        notes.append(f"the result in {folder} can't be read ({error}) and was ignored")
         return None
-    if found.provenance.model_hash != model_hash:
-        notes.append(f"what lies in {folder} is of another model and was left out")
+    if result.provenance.model_hash != model_hash:
+        notes.append(f"the result in {folder} is of another model and was ignored")
         return None
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""The tuner's first part: algorithm and percentile, every tensor's range at once, and one tensor's histogram."""
+"""The three panels of the tuner: ranges, layers, and precision assignments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import ipywidgets
 import polars as pl
 
-from trtkit.calibration.algorithm_comparison import PERCENTILES
-from trtkit.calibration.algorithms import PERCENTILE
+from trtkit.calibration.algorithms import ALGORITHMS, PERCENTILE, PERCENTILES
+from trtkit.html import facts_html, render, table_html
 from trtkit.plotting.tuning import int8_share_figure, layer_ranking_figure
 from trtkit.widgets.tuner.state import TunerState
 from trtkit.widgets.ui.controls import (
@@ -24,143 +24,161 @@ from trtkit.widgets.ui.controls import (
     make_control,
 )
 from trtkit.widgets.ui.figure import ClickableFigure
-from trtkit.widgets.ui.html import render_facts, render_table
+from trtkit.widgets.ui.job_widget import make_section_title, render_scrollable, render_text
 
 __all__ = ["AssignmentsPanel", "LayersPanel", "RangesPanel"]
 
-TOLD = {
-    "minmax": "minmax: the largest magnitude seen; clips nothing",
-    "moving_average": "moving_average: the images' extremes, averaged",
-    "entropy": "entropy: TensorRT's search for the range that tells most",
-    "percentile": "percentile: leaves out the rarest values",
-    "mse": "mse: rounding and clipping together cost least",
-}
-"""What each algorithm does, in a line."""
+PROBE_IMAGES = 16
+"""Probe images of a sensitivity measurement."""
+
+MEASURE_TOOLTIP = "Run every layer alone in INT8; takes minutes"
+
+PERCENTILE_TOOLTIP = "Share of the values that is not clipped, percent"
 
 
 class RangesPanel(Panel[TunerState]):
-    """Algorithm and percentile, every tensor's range at once, and one tensor's histogram.
+    """Algorithm and percentile, the ranges of all tensors, and the histogram of one tensor.
 
     Args:
-        use: Receives algorithm and percentile.
-        pick: Receives a tensor.
-        fault: Shows errors.
-        click: As for `ClickableFigure`.
+        choose_algorithm: Called with algorithm and percentile.
+        choose_tensor: Called with a tensor.
+        error_box: Shows errors.
+        clickable: As for `ClickableFigure`.
     """
 
     def __init__(
-        self, use: Callable[..., Any], pick: Callable[[str], Any], fault: ErrorBox, *, click: bool | None = None
+        self,
+        choose_algorithm: Callable[..., Any],
+        choose_tensor: Callable[[str], Any],
+        error_box: ErrorBox,
+        *,
+        clickable: bool | None = None,
     ) -> None:
         self.algorithm = make_control(
-            ipywidgets.ToggleButtons, "Algorithm", "What decides how much of a tensor its scale covers",
+            ipywidgets.ToggleButtons, "Algorithm", "Calibration algorithm: chooses the range of each tensor",
             name="algorithm", options=[], style={**SHORT_LABEL, "button_width": "auto"},
             layout=ipywidgets.Layout(width="100%"),
         )  # fmt: skip
         self.percentile = make_control(
-            ipywidgets.SelectionSlider, "Percentile", "Share of the values that is not clipped, percent",
-            name="percentile", options=[(f"{value:g}", value) for value in PERCENTILES], value=PERCENTILE,
-            disabled=True, continuous_update=True, style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
+            ipywidgets.SelectionSlider, "Percentile", PERCENTILE_TOOLTIP, name="percentile",
+            options=_percentile_options(PERCENTILES), value=PERCENTILE, disabled=True, continuous_update=True,
+            style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
         self.tensor = make_control(
-            ipywidgets.Dropdown, "Tensor", "The tensor whose histogram is shown; a click on the overview picks one too",
+            ipywidgets.Dropdown, "Tensor", "The tensor of the histogram; a click on the overview selects it too",
             name="tensor", options=[], style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
-        self.why = ipywidgets.HTML()
-        self.why.add_class("trtkit-why")
-        told = "The search's own ranges and bias corrections are in use; choosing an algorithm replaces them."
-        self.taken = ipywidgets.HTML(f"<p class='trtkit-soft'>{told}</p>")
-        self.taken.add_class("trtkit-taken")
-        self.overview = ClickableFigure("overview", pick, show_error=fault.show, clickable=click, include_plotlyjs=True)
-        self.histogram = ClickableFigure("histogram", show_error=fault.show, clickable=click)
+        self._chosen = ""
+        self.unavailable = ipywidgets.HTML()
+        self.unavailable.add_class("trtkit-unavailable")
+        text = "The corrected ranges and biases of the search are in use; choosing an algorithm replaces them."
+        self.search_note = ipywidgets.HTML(render_text(text))
+        self.search_note.add_class("trtkit-search-note")
+        show = error_box.show
+        self.overview = ClickableFigure(
+            "overview", choose_tensor, show_error=show, clickable=clickable, include_plotlyjs=True
+        )
+        self.histogram = ClickableFigure("histogram", show_error=show, clickable=clickable)
         self.overview.layout, self.histogram.layout = half_width(), half_width()
         self.facts = ipywidgets.HTML()
         self.facts.add_class("trtkit-tensor-facts")
-        title = ipywidgets.HTML("<h4>Ranges: what each scale covers of what was seen</h4>")
-        choices = ipywidgets.HBox([self.percentile, self.tensor], layout=ipywidgets.Layout(**WRAPPED_ROW))
+        controls = ipywidgets.HBox([self.percentile, self.tensor], layout=ipywidgets.Layout(**WRAPPED_ROW))
         figures = ipywidgets.HBox([self.overview, self.histogram], layout=ipywidgets.Layout(**WRAPPED_ROW))
-        super().__init__([title, self.algorithm, self.taken, choices, self.why, figures, self.facts], "ranges")
-        self.algorithm.observe(self._told(lambda name: use(name)), "value")
-        self.percentile.observe(self._told(lambda value: use("percentile", value)), "value")
-        self.tensor.observe(self._told(pick), "value")
+        title = make_section_title("Ranges: how much of each tensor its INT8 scale covers")
+        super().__init__(
+            [title, self.algorithm, self.search_note, controls, self.unavailable, figures, self.facts], "ranges"
+        )
+        self.algorithm.observe(self.on_change(lambda name: choose_algorithm(name)), "value")
+        self.percentile.observe(self.on_change(lambda value: choose_algorithm(self._chosen, value)), "value")
+        self.tensor.observe(self.on_change(choose_tensor), "value")
 
     def _render(self, state: TunerState, before: TunerState | None) -> None:
-        if has_changed(state, before, "readings"):
-            self._offer(state)
-        self.layout.display = "none" if state.readings is None else ""
-        if state.readings is None:
+        if has_changed(state, before, "algorithm_comparison"):
+            self._set_options(state)
+        self.layout.display = "none" if state.algorithm_comparison is None else ""
+        if state.algorithm_comparison is None:
             return
-        # With what a search found in use no button is pressed, so that each of them replaces it.
-        self.algorithm.value = None if state.taken else state.algorithm
-        by_percentile = state.algorithm == "percentile"
+        # No button is pressed while the ranges of the search are in use, so that each of them replaces those.
+        self.algorithm.value = None if state.uses_search_ranges else state.algorithm
+        self._chosen = state.algorithm
+        entry = ALGORITHMS.get(state.algorithm)
+        takes_percentile = entry is not None and entry.takes_percentile
         if state.percentile is not None:
-            if state.percentile not in [value for _, value in self.percentile.options]:
-                values = sorted({state.percentile, *PERCENTILES})
-                self.percentile.options = [(f"{value:g}", value) for value in values]
+            offered = entry.percentiles if entry is not None else PERCENTILES
+            self.percentile.options = _percentile_options(sorted({state.percentile, *offered}))
             self.percentile.value = state.percentile
-        self.percentile.disabled = not by_percentile
-        told = "Share of the values that is not clipped, percent"
-        self.percentile.tooltip = told if by_percentile else "Only the algorithm percentile has one"
+        self.percentile.disabled = not takes_percentile
+        self.percentile.tooltip = PERCENTILE_TOOLTIP if takes_percentile else f"{state.algorithm} has no percentile"
         if state.tensor in self.tensor.options:
             self.tensor.value = state.tensor
-        self.taken.layout.display = "" if state.taken else "none"
-        if has_changed(state, before, "readings", "algorithm", "percentile", "layout", "tensor", "taken"):
+        self.search_note.layout.display = "" if state.uses_search_ranges else "none"
+        shown = (
+            "algorithm_comparison", "algorithm", "percentile", "quantizable_layers", "tensor", "uses_search_ranges",
+        )  # fmt: skip
+        if has_changed(state, before, *shown):
             self._draw(state)
 
-    def _offer(self, state: TunerState) -> None:
-        refusals = state.refusals()
-        possible = [name for name, reason in refusals.items() if not reason]
-        if state.readings is not None and state.algorithm not in refusals:
-            possible.insert(0, state.algorithm)
-        self.algorithm.options = possible
-        self.algorithm.tooltips = [TOLD.get(name, f"{name}: as they were read") for name in possible]
-        self.tensor.options = [] if state.readings is None else list(state.readings.calibration.ranges)
-        reasons: dict[str, list[str]] = {}
-        for name, reason in refusals.items():
+    def _set_options(self, state: TunerState) -> None:
+        comparison = state.algorithm_comparison
+        reasons = state.unavailable_algorithms()
+        names = [name for name, reason in reasons.items() if not reason]
+        if comparison is not None and state.algorithm not in reasons:
+            names.insert(0, state.algorithm)
+        self.algorithm.options = names
+        self.algorithm.tooltips = [
+            f"{name}: {ALGORITHMS[name].title if name in ALGORITHMS else 'ranges as they were loaded'}"
+            for name in names
+        ]
+        self.tensor.options = [] if comparison is None else list(comparison.calibration.ranges)
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
             if reason:
-                reasons.setdefault(reason, []).append(name)
-        lines = [f"{', '.join(names)} can't be chosen: {reason}." for reason, names in reasons.items()]
-        self.why.value = "".join(f"<p class='trtkit-soft'>{line}</p>" for line in lines)
+                by_reason.setdefault(reason, []).append(name)
+        groups = [{"names": names, "reason": reason} for reason, names in by_reason.items()]
+        self.unavailable.value = render("widgets/tuner/templates/unavailable.html.j2", groups=groups)
 
     def _draw(self, state: TunerState) -> None:
-        assert state.readings is not None
+        comparison, layers = state.algorithm_comparison, state.quantizable_layers
+        assert comparison is not None
         frame = state.ranges
-        self.overview.draw(state.readings.plot_overview(frame, selected=state.tensor, algorithm=state.label))
+        self.overview.draw(comparison.plot_overview(frame, selected=state.tensor, algorithm=state.label))
         row = frame.row(by_predicate=pl.col("tensor") == state.tensor, named=True)
-        others = state.others()
+        others = state.other_reaches()
         self.histogram.draw(
-            state.readings.plot_histogram(state.tensor, row["reach"], algorithm=state.label, others=others)
+            comparison.plot_histogram(state.tensor, row["reach"], algorithm=state.label, others=others)
         )
-        shared = [] if state.layout is None else [n for n in state.layout.scale_of(state.tensor) if n != state.tensor]
-        readers = [] if state.layout is None else state.layout.readers.get(state.tensor, [])
-        self.facts.value = render_facts(
+        shared = [] if layers is None else [name for name in layers.scale_of(state.tensor) if name != state.tensor]
+        readers = [] if layers is None else layers.readers.get(state.tensor, [])
+        self.facts.value = facts_html(
             {
                 "tensor": state.tensor,
-                "read by": readers or "",
-                "largest |x| seen": row["largest"],
-                "covered": f"{row['reach']:.4g} ({row['covered']:.1%} of the largest)",
+                "input of": readers or "",
+                "largest |x|": row["largest"],
+                "range": f"{row['reach']:.4g} ({row['covered']:.1%} of the largest |x|)",
                 "clipped": _format_clipped(row["clipped"]),
-                "one step of INT8": row["scale"],
+                "scale": row["scale"],
                 "shares its scale with": f"{len(shared)} tensors, such as {shared[0]}" if shared else "",
             }
         )
 
 
+def _percentile_options(percentiles: Sequence[float]) -> list[tuple[str, float]]:
+    return [(f"{value:g}", value) for value in percentiles]
+
+
 def _format_clipped(share: float | None) -> str:
-    return "" if share is None else "nothing" if share == 0 else f"{share * 1e6:,.1f} of a million values"
-
-
-# The tuner's second part: layers by what INT8 costs them, and which of them stay high.
+    return "" if share is None else "nothing" if share == 0 else f"{share * 1e6:,.1f} per million values"
 
 
 class LayersPanel(Panel[TunerState]):
-    """Layers by what INT8 costs them, and which of them stay high.
+    """The layers by sensitivity, and which of them are kept in FP16.
 
     Args:
-        toggle: Receives a layer that was clicked.
-        keep: Receives all layers that shall stay high.
-        measure: Called to measure what INT8 costs each.
-        fault: Shows errors.
-        click: As for `ClickableFigure`.
+        toggle: Called with a clicked layer.
+        keep: Called with all layers to keep in FP16.
+        measure: Called to measure the sensitivity.
+        error_box: Shows errors.
+        clickable: As for `ClickableFigure`.
     """
 
     def __init__(
@@ -168,208 +186,217 @@ class LayersPanel(Panel[TunerState]):
         toggle: Callable[[str], Any],
         keep: Callable[[Sequence[str]], Any],
         measure: Callable[[], Any],
-        fault: ErrorBox,
+        error_box: ErrorBox,
         *,
-        click: bool | None = None,
+        clickable: bool | None = None,
     ) -> None:
-        self.ranking = ClickableFigure("ranking", toggle, show_error=fault.show, clickable=click)
+        self.ranking = ClickableFigure("ranking", toggle, show_error=error_box.show, clickable=clickable)
         self.keep = ipywidgets.SelectMultiple(
-            options=[], rows=14, tooltip="Layers that stay high; Ctrl, Shift and the space bar choose several",
+            options=[], rows=14, tooltip="Layers kept in FP16; Ctrl, Shift and the space bar select several",
             layout=ipywidgets.Layout(width="100%"),
         )  # fmt: skip
         self.keep.add_class("trtkit-keep")
-        self.keep.description, self.keep.style.description_width = "Keep high", "6rem"
+        self.keep.description, self.keep.style.description_width = "Keep in FP16", "6rem"
         self.measure = make_button(
-            "Measure sensitivity", "Run every layer alone in INT8; takes minutes", measure, name="measure",
-            layout=ipywidgets.Layout(width="12rem"),
+            "Measure sensitivity", MEASURE_TOOLTIP, measure, name="measure", layout=ipywidgets.Layout(width="12rem")
+        )
+        self.probe_images = make_control(
+            ipywidgets.BoundedIntText, "probe images", "Number of images that every layer is measured on",
+            name="probe-images", value=PROBE_IMAGES, min=1, max=4096, layout=ipywidgets.Layout(width="11rem"),
+            style=SHORT_LABEL,
         )  # fmt: skip
-        self.image_count = make_control(
-            ipywidgets.BoundedIntText, "on images", "How many images run through every variant",
-            name="measure-images", value=16, min=1, max=4096, layout=ipywidgets.Layout(width="11rem"), style=SHORT_LABEL,
-        )  # fmt: skip
-        self.none = make_button(
-            "Keep none", "Let every layer run in INT8 that may", lambda: keep(()), name="keep-none",
+        self.keep_none = make_button(
+            "Keep none", "Run every quantizable layer in INT8", lambda: keep(()), name="keep-none",
             layout=ipywidgets.Layout(width="8rem"),
         )  # fmt: skip
-        self.told = ipywidgets.HTML()
-        self.told.add_class("trtkit-layers-told")
+        self.summary = ipywidgets.HTML()
+        self.summary.add_class("trtkit-layers-summary")
         self.table = ipywidgets.HTML()
         self.table.add_class("trtkit-layers-table")
-        title = ipywidgets.HTML("<h4>Layers: what INT8 costs each, and which stay high</h4>")
-        row = ipywidgets.HBox([self.measure, self.image_count, self.none], layout=ipywidgets.Layout(**WRAPPED_ROW))
         left = ipywidgets.VBox([self.keep], layout=ipywidgets.Layout(flex="1 1 20rem", min_width="0"))
         right = ipywidgets.VBox([self.table], layout=ipywidgets.Layout(flex="2 1 30rem", min_width="0"))
+        row = ipywidgets.Layout(**WRAPPED_ROW)
         super().__init__(
             [
-                title,
-                self.told,
-                self.ranking,
-                ipywidgets.HBox([left, right], layout=ipywidgets.Layout(**WRAPPED_ROW)),
-                row,
+                make_section_title("Layers: sensitivity, and which ones are kept in FP16"), self.summary, self.ranking,
+                ipywidgets.HBox([left, right], layout=row),
+                ipywidgets.HBox([self.measure, self.probe_images, self.keep_none], layout=row),
             ],
             "layers",
-        )
-        self.keep.observe(self._told(keep), "value")
+        )  # fmt: skip
+        self.keep.observe(self.on_change(keep), "value")
 
     def _render(self, state: TunerState, before: TunerState | None) -> None:
-        refusal = state.refusal("sensitivity")
-        self.measure.disabled, self.measure.tooltip = (
-            bool(refusal),
-            refusal or "Run every layer alone in INT8; takes minutes",
-        )
-        layers = state.layers()
+        reason = state.unavailable_reason("sensitivity")
+        self.measure.disabled, self.measure.tooltip = bool(reason), reason or MEASURE_TOOLTIP
+        layers = state.layer_frame()
         self.layout.display = "none" if layers.is_empty() else ""
         if layers.is_empty():
             return
-        if has_changed(state, before, "layout", "sensitivity"):
-            # Options and value in one message: a value that is no option would be refused.
+        if has_changed(state, before, "quantizable_layers", "sensitivity"):
+            # One message: a value outside the options would be rejected.
             with self.keep.hold_sync():
                 self.keep.value = ()
                 self.keep.options = [(_label_layer(row), row["node"]) for row in layers.iter_rows(named=True)]
-        self.keep.value = tuple(node for node in layers["node"] if node in set(state.high))
-        selected = next((n for n in layers["node"] if state.layout and state.layout.tensor_of(n) == state.tensor), "")
-        if has_changed(state, before, "layout", "sensitivity", "high", "tensor"):
-            self.ranking.draw(layer_ranking_figure(layers, selected=selected))
-        share = "" if state.share is None else f" {state.share:.1%} of the arithmetic runs in INT8."
-        measured = ""
-        if state.sensitivity is not None:
-            by = state.sensitivity.provenance.settings.get("algorithm", "")
-            measured = f" Cost measured on {state.sensitivity.image_count} images with ranges by {by}."
-        clicks = "Click a point, or use the list," if self.ranking.clickable else "Use the list"
-        count = f"{len(state.high)} of {len(layers)} layers are kept high."
-        self.told.value = f"<p class='trtkit-soft'>{clicks} to keep a layer high. {count}{share}{measured}</p>"
-        if has_changed(state, before, "layout", "sensitivity", "high", "algorithm", "percentile", "readings", "taken"):
+        kept = set(state.kept_fp16)
+        self.keep.value = tuple(node for node in layers["node"] if node in kept)
+        quantizable = state.quantizable_layers
+        readers = (node for node in layers["node"] if quantizable and quantizable.tensor_of(node) == state.tensor)
+        if has_changed(state, before, "quantizable_layers", "sensitivity", "kept_fp16", "tensor"):
+            self.ranking.draw(layer_ranking_figure(layers, selected=next(readers, "")))
+        self.summary.value = render_text(self._summarize(state, len(layers)))
+        shown = (
+            "quantizable_layers", "sensitivity", "kept_fp16", "algorithm", "percentile", "algorithm_comparison",
+            "uses_search_ranges",
+        )  # fmt: skip
+        if has_changed(state, before, *shown):
             self.table.value = _render_layers_table(state)
+
+    def _summarize(self, state: TunerState, count: int) -> str:
+        how = "Click a point, or use the list," if self.ranking.clickable else "Use the list"
+        sentences = [
+            f"{how} to keep a layer in FP16.",
+            f"{len(state.kept_fp16)} of {count} layers are kept in FP16.",
+        ]
+        if state.int8_share is not None:
+            sentences.append(f"{state.int8_share:.1%} of the multiply-accumulates run in INT8.")
+        if state.sensitivity is not None:
+            algorithm = state.sensitivity.provenance.settings.get("algorithm", "")
+            sentences.append(
+                f"Sensitivity was measured on {state.sensitivity.image_count} images with ranges by {algorithm}."
+            )
+        return " ".join(sentences)
 
 
 def shorten_node_name(node: str) -> str:
-    """A layer's name without what all of them share: `/model.2/cv1/conv/Conv` is `model.2/cv1`."""
+    """The name of a layer without common parts: `/model.2/cv1/conv/Conv` becomes `model.2/cv1`."""
     return node.removeprefix("/").removesuffix("/Conv").removesuffix("/conv") or node
 
 
 def _label_layer(row: dict[str, Any]) -> str:
-    cost = "" if row["sqnr_only"] is None else f" · {row['sqnr_only']:.1f} dB"
-    return f"{shorten_node_name(row['node'])}{cost}"
+    sqnr = "" if row["sqnr_only"] is None else f" · {row['sqnr_only']:.1f} dB"
+    return f"{shorten_node_name(row['node'])}{sqnr}"
 
 
 def _render_layers_table(state: TunerState) -> str:
-    frame = state.table()
-    columns = [name for name in ("node", "sqnr_only", "gain", "clipped", "high") if name in frame.columns]
+    frame = state.layer_range_frame()
+    columns = [name for name in ("node", "sqnr_only", "gain", "clipped") if name in frame.columns]
     if state.sensitivity is None:
         columns = [name for name in columns if name not in ("sqnr_only", "gain")]
     total = max(int(frame["macs"].sum() or 0), 1)
     frame = frame.with_columns(
         pl.Series("node", [shorten_node_name(node) for node in frame["node"]], dtype=pl.String),
-        arithmetic=(pl.col("macs") * 100 / total),
+        macs_share=(pl.col("macs") * 100 / total),
         **({"clipped": pl.col("clipped") * 1e6} if "clipped" in frame.columns else {}),
     )
-    shown = frame.select(*columns[:-1], "arithmetic", "high")
-    marked = {index: "trtkit-marked" for index, high in enumerate(shown["high"]) if high}
+    shown = frame.select(*columns, "macs_share", "kept_fp16")
+    marked = {row: "trtkit-marked" for row, kept in enumerate(shown["kept_fp16"]) if kept}
     headings = {
-        "node": "layer", "sqnr_only": "alone, dB", "gain": "gain, dB", "arithmetic": "arithmetic, %",
-        "clipped": "clipped, ppm", "high": "kept high",
+        "node": "layer", "sqnr_only": "SQNR alone, dB", "gain": "gain, dB", "macs_share": "MACs, %",
+        "clipped": "clipped, ppm", "kept_fp16": "kept in FP16",
     }  # fmt: skip
-    digits = {"sqnr_only": 1, "gain": 2, "arithmetic": 1, "clipped": 1}
-    table = render_table(shown, headings=headings, digits=digits, row_classes=marked)
-    return f"<div class='trtkit-scroll' tabindex='0'>{table}</div>"
-
-
-# The tuner's third part: mixes that were judged, what may be lost, and the search.
+    digits = {"sqnr_only": 1, "gain": 2, "macs_share": 1, "clipped": 1}
+    return render_scrollable(table_html(shown, headings=headings, digits=digits, row_classes=marked))
 
 
 class AssignmentsPanel(Panel[TunerState]):
-    """Mixes that were judged, what may be lost, and the search.
+    """The evaluated precision assignments, the allowed loss, and the search.
 
     Args:
-        take: Receives the place of a searched mix that was chosen.
-        allow: Receives the loss that may be spent.
-        find: Called to search.
-        judge: Called to judge the mix that is being put together.
-        fault: Shows errors.
-        click: As for `ClickableFigure`.
+        apply_trial: Called with the row of a trial of the search.
+        set_max_drop: Called with the allowed loss.
+        search: Called to search.
+        evaluate: Called to evaluate the current assignment.
+        error_box: Shows errors.
+        clickable: As for `ClickableFigure`.
     """
 
     def __init__(
         self,
-        take: Callable[[int], Any],
-        allow: Callable[[float], Any],
-        find: Callable[[], Any],
-        judge: Callable[[], Any],
-        fault: ErrorBox,
+        apply_trial: Callable[[int], Any],
+        set_max_drop: Callable[[float], Any],
+        search: Callable[[], Any],
+        evaluate: Callable[[], Any],
+        error_box: ErrorBox,
         *,
-        click: bool | None = None,
+        clickable: bool | None = None,
     ) -> None:
         self.pareto = ClickableFigure(
             "pareto",
-            lambda data: take(int(data[1])) if data[0] != "judged" else None,
-            show_error=fault.show,
-            clickable=click,
+            lambda data: apply_trial(int(data[1])) if data[0] != "evaluated" else None,
+            show_error=error_box.show,
+            clickable=clickable,
         )
         self.max_drop = make_control(
-            ipywidgets.BoundedFloatText, "May lose", "The largest loss of the metric that is allowed", name="max-drop",
+            ipywidgets.BoundedFloatText, "Max. loss", "Largest allowed loss of the metric", name="max-drop",
             value=0.005, min=0.0, max=0.99, step=0.001, layout=ipywidgets.Layout(width="13rem"),
             style=SHORT_LABEL,
         )  # fmt: skip
         wide = ipywidgets.Layout(width="auto")
-        self.find = make_button("Find the best within this", "", find, name="find", layout=wide, button_style="primary")
-        self.judge = make_button("Judge this mix", "", judge, name="judge", layout=wide)
+        self.search = make_button(
+            "Search within this loss", "", search, name="search", layout=wide, button_style="primary"
+        )
+        self.evaluate = make_button("Evaluate this assignment", "", evaluate, name="evaluate", layout=wide)
         self.trial = make_control(
-            ipywidgets.Dropdown, "Take over", "A mix that the search judged; a click on its point does the same",
-            name="trial", options=[("choose a mix", -1)], value=-1, style=SHORT_LABEL, layout=ipywidgets.Layout(width=NARROW_WIDTH),
+            ipywidgets.Dropdown, "Apply", "Precision assignment of the search to apply; a click on its point does too",
+            name="trial", options=_trial_options(), value=-1, style=SHORT_LABEL,
+            layout=ipywidgets.Layout(width=NARROW_WIDTH),
         )  # fmt: skip
         self.table = ipywidgets.HTML()
-        self.table.add_class("trtkit-mixes-table")
-        title = ipywidgets.HTML("<h4>Accuracy against the share in INT8</h4>")
+        self.table.add_class("trtkit-assignments-table")
         row = ipywidgets.HBox(
-            [self.max_drop, self.find, self.judge, self.trial], layout=ipywidgets.Layout(**WRAPPED_ROW)
+            [self.max_drop, self.search, self.evaluate, self.trial], layout=ipywidgets.Layout(**WRAPPED_ROW)
         )
-        super().__init__([title, row, self.pareto, self.table], "mixes")
-        self.max_drop.observe(self._told(allow), "value")
-        self.trial.observe(self._told(lambda place: take(place) if place >= 0 else None), "value")
+        title = make_section_title("Precision assignments: accuracy against the share in INT8")
+        super().__init__([title, row, self.pareto, self.table], "assignments")
+        self.max_drop.observe(self.on_change(set_max_drop), "value")
+        self.trial.observe(self.on_change(lambda trial: apply_trial(trial) if trial >= 0 else None), "value")
 
     def _render(self, state: TunerState, before: TunerState | None) -> None:
-        for made, what, told in (
-            (
-                self.find,
-                "search",
-                "Search for the cheapest mix that loses no more; takes minutes, and can be cancelled",
-            ),
-            (self.judge, "judge", "Judge the ranges and layers that are chosen now, against FP32"),
-        ):
-            refusal = state.refusal(what)
-            made.disabled, made.tooltip = bool(refusal), refusal or told
+        tooltips = {
+            "search": "Find the cheapest assignment within the allowed loss; takes minutes, and can be cancelled",
+            "evaluate": "Evaluate the chosen ranges and layers against FP32",
+        }
+        for action, button in (("search", self.search), ("evaluate", self.evaluate)):
+            reason = state.unavailable_reason(action)
+            button.disabled, button.tooltip = bool(reason), reason or tooltips[action]
         self.max_drop.value = state.max_drop
-        points = state.points()
-        if has_changed(state, before, "found", "judged"):
-            searched = points.filter(pl.col("kind") != "judged")
-            self.trial.options = [("choose a mix", -1), *zip(searched["label"], searched["place"], strict=True)]
+        points = state.assignment_frame()
+        if has_changed(state, before, "search", "evaluations"):
+            searched = points.filter(pl.col("kind") != "evaluated")
+            self.trial.options = _trial_options(*zip(searched["label"], searched["row"], strict=True))
             self.trial.value = -1
             self.table.value = _render_assignments_table(state, points)
-        self.trial.layout.display = "" if state.found is not None else "none"
+        self.trial.layout.display = "" if state.search is not None else "none"
         self.pareto.layout.display = "none" if points.is_empty() else ""
-        if not points.is_empty() and has_changed(state, before, "found", "judged", "high", "layout", "max_drop"):
+        shown = ("search", "evaluations", "kept_fp16", "quantizable_layers", "max_drop")
+        if not points.is_empty() and has_changed(state, before, *shown):
             self.pareto.draw(
                 int8_share_figure(
                     points,
                     metric=state.metric,
                     value_float=state.value_float,
                     max_drop=state.max_drop,
-                    share_now=state.share,
+                    share_now=state.int8_share,
                 )
             )
 
 
+def _trial_options(*trials: tuple[str, int]) -> list[tuple[str, int]]:
+    return [("select an assignment", -1), *trials]
+
+
 def _render_assignments_table(state: TunerState, points: pl.DataFrame) -> str:
     if points.is_empty():
-        return "<p class='trtkit-soft'>No mix was judged yet: judge the one chosen above, or search.</p>"
+        return render_text("No precision assignment was evaluated yet: evaluate the current one, or search.")
     shown = points.select(
         "label", "kind", pl.col("int8_share") * 100, "metric", "loss", "loss_low", "loss_high", "pareto"
     )
     headings = {
-        "label": "assignment", "kind": "how", "int8_share": "in INT8, %", "metric": state.metric, "loss_low": "at least",
-        "loss_high": "at most", "pareto": "nothing beats it",
+        "label": "assignment", "kind": "source", "int8_share": "in INT8, %", "metric": state.metric,
+        "loss_low": "loss, low", "loss_high": "loss, high", "pareto": "Pareto-optimal",
     }  # fmt: skip
     digits = {"int8_share": 1, "metric": 4, "loss": 4, "loss_low": 4, "loss_high": 4}
-    marked = {index: "trtkit-marked" for index, kind in enumerate(points["kind"]) if kind == "found"}
-    caption = "Losses against FP32 on the same images, with the ends of their 95 % intervals"
-    return render_table(shown, caption=caption, headings=headings, digits=digits, row_classes=marked)
+    marked = {row: "trtkit-marked" for row, kind in enumerate(points["kind"]) if kind == "chosen"}
+    caption = "Losses against FP32 on the same images, with their 95 % confidence intervals"
+    return table_html(shown, caption=caption, headings=headings, digits=digits, row_classes=marked)

@@ -1,4 +1,4 @@
-"""What the tuner knows and what has been chosen in it; no widget, so that every step can be tested by itself."""
+"""State of the tuner: calibration, layers, search and the user's choices; immutable and free of widgets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
@@ -21,99 +21,7 @@ from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 
-if TYPE_CHECKING:
-    from trtkit.calibration.calibration import Calibration
-    from trtkit.tuning.int8_evaluation import Int8Evaluation
-    from trtkit.tuning.layers import QuantizableLayers
-    from trtkit.tuning.search import Search
-    from trtkit.tuning.sensitivity import Sensitivity
-
 __all__ = ["TunerState", "collect_assignments", "rank_layers", "widen_shared_ranges"]
-
-
-# The tuner's frames: ranges with shared scales, layers by cost, and the mixes that were judged.
-
-
-def widen_shared_ranges(
-    readings: AlgorithmComparison, found: Calibration, layout: QuantizableLayers | None
-) -> pl.DataFrame:
-    """`AlgorithmComparison.frame_of` some ranges, `reach` and what follows from it those of the scales that tensors share.
-
-    Args:
-        readings: Of the pass, for what was seen.
-        found: The ranges.
-        layout: Says which tensors share a scale; None leaves each its own.
-    """
-    frame = readings.frame_for(found)
-    if layout is None:
-        return frame
-    reaches = dict(frame.select("tensor", "reach").iter_rows())
-    widened = {}
-    for tensor, reach in reaches.items():
-        shared = max([reach, *(reaches.get(name, 0.0) for name in layout.scale_of(tensor))])
-        if shared > reach:
-            widened[tensor] = shared
-    if not widened:
-        return frame
-    rows = [_widen_row(readings, row, widened.get(row["tensor"])) for row in frame.iter_rows(named=True)]
-    return pl.DataFrame(rows, schema=frame.schema)
-
-
-def rank_layers(
-    layout: QuantizableLayers | None, sensitivity: Sensitivity | None, high: Collection[str]
-) -> pl.DataFrame:
-    """The layers that may run in INT8, the costliest first where that was measured, else in graph order.
-
-    Args:
-        layout: The model's layers, or None.
-        sensitivity: What INT8 costs each, or None.
-        high: Names of those that stay high.
-
-    Returns:
-        One row a layer: `node`, `block`, `macs`, `sqnr_only`, `gain` (null before they were measured) and `high`.
-    """
-    unknown = {name: pl.lit(None, pl.Float64) for name in ("sqnr_only", "gain")}
-    if sensitivity is not None:
-        frame = sensitivity.layers.select("node", "block", "macs", "sqnr_only", "gain").sort("sqnr_only")
-    elif layout is not None:
-        frame = layout.layers.filter(pl.col("kept").is_null()).select("node", "block", "macs").with_columns(**unknown)
-    else:
-        empty = pl.DataFrame(schema={"node": pl.String, "block": pl.String, "macs": pl.Int64})
-        frame = empty.with_columns(**unknown)
-    return frame.with_columns(high=pl.col("node").is_in(list(high)))
-
-
-def collect_assignments(found: Search | None, judged: Iterable[Int8Evaluation]) -> pl.DataFrame:
-    """Every mix that was judged, by a search and by hand, as `mix_figures.share_figure` takes them.
-
-    Args:
-        found: The search, or None.
-        judged: By hand, in order.
-    """
-    rows: list[dict[str, Any]] = []
-    if found is not None:
-        for place, row in enumerate(found.trials.iter_rows(named=True)):
-            kind = "found" if row["chosen"] else "searched"
-            told = {name: row[name] for name in ("int8_share", "metric", "loss", "loss_low", "loss_high")}
-            rows.append({"label": row["assignment"], "kind": kind, **told, "place": place})
-    for place, one in enumerate(judged):
-        told = {name: getattr(one, name) for name in ("int8_share", "loss", "loss_low", "loss_high")}
-        rows.append({"label": one.label, "kind": "judged", "metric": one.value, **told, "place": place})
-    front = find_pareto([row["int8_share"] for row in rows], [row["metric"] for row in rows])
-    rows = [{**row, "pareto": there} for row, there in zip(rows, front, strict=True)]
-    return pl.DataFrame(rows, schema=SHARE_POINTS)
-
-
-def _widen_row(readings: AlgorithmComparison, row: dict[str, Any], reach: float | None) -> dict[str, Any]:
-    """A row with the reach of its shared scale; as it is where that is its own."""
-    if reach is None:
-        return row
-    seen, largest, clipped = readings.stats(row["tensor"]), row["largest"], row["clipped"]
-    if seen is not None and seen.histogram is not None:
-        clipped = clipped_share(seen.histogram, reach, largest)
-    covered = min(reach / largest, 1.0) if largest else 1.0
-    return {**row, "reach": reach, "covered": covered, "clipped": clipped, "scale": reach / 127.0}
-
 
 NO_MODEL = "no model was given: tuner(model=...)"
 NO_DATA = "no labeled images were given: tuner(data=...)"
@@ -122,300 +30,456 @@ NO_CALIBRATION = "there is no calibration yet"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TunerState:
-    """One moment of the tuner; each choice gives a new one.
+    """An immutable state of the tuner; the `with_...` methods return the next one.
 
     Attributes:
-        model: The model's file, "" where only a calibration was given.
-        data: The data set, "" where none was given.
-        folder: Where calibration, sensitivity and search are kept.
-        readings: The calibration and what algorithms make of it, once there is one.
-        saved: The folder that the calibration was loaded from, "" where it was measured.
-        algorithm: The algorithm in use.
+        model: Path of the model; "" if only a calibration was given.
+        data: Path of the data set; "" if none was given.
+        cache_dir: Folder of calibrations, sensitivity, search and intermediate results.
+        algorithm_comparison: The calibration and the ranges of every algorithm; None before the calibration.
+        calibration_path: Folder that the calibration was loaded from; "" if it was measured.
+        algorithm: The chosen calibration algorithm.
         percentile: Its percentile, percent; None for an algorithm without one.
-        layout: The model's layers, once they were read.
-        sensitivity: What INT8 costs each, once it was measured.
-        found: A search, once there was one.
-        judged: Mixes that were judged by hand, in that order.
-        high: Names of the layers that stay high, in graph order where that is known.
-        tensor: The tensor that is shown.
-        max_drop: The loss that may be spent, of the metric.
-        taken: Whether what the search found is in use, repaired ranges and all.
+        quantizable_layers: The layers of the model; None before they were read.
+        sensitivity: Sensitivity of each layer; None before the measurement.
+        search: The last search, or None.
+        evaluations: Precision assignments that the user evaluated, in order.
+        kept_fp16: Names of the layers kept in FP16, in graph order if that is known.
+        tensor: The tensor whose histogram is shown.
+        max_drop: Largest allowed loss of the metric.
+        uses_search_ranges: Whether the corrected ranges of the search are in use.
     """
 
     model: str = ""
     data: str = ""
-    folder: str = "runs/tuner"
-    readings: AlgorithmComparison | None = None
-    saved: str = ""
+    cache_dir: str = "runs/tuner"
+    algorithm_comparison: AlgorithmComparison | None = None
+    calibration_path: str = ""
     algorithm: str = "minmax"
     percentile: float | None = None
-    layout: QuantizableLayers | None = None
+    quantizable_layers: QuantizableLayers | None = None
     sensitivity: Sensitivity | None = None
-    found: Search | None = None
-    judged: tuple[Int8Evaluation, ...] = ()
-    high: tuple[str, ...] = ()
+    search: Search | None = None
+    evaluations: tuple[Int8Evaluation, ...] = ()
+    kept_fp16: tuple[str, ...] = ()
     tensor: str = ""
     max_drop: float = 0.005
-    taken: bool = False
+    uses_search_ranges: bool = False
 
-    def measured(self, readings: AlgorithmComparison, *, saved: str = "") -> TunerState:
-        """With a calibration; its own algorithm is in use at first."""
-        first = next(iter(readings.calibration.stats), next(iter(readings.calibration.ranges), ""))
-        tensor = self.tensor if self.tensor in readings.calibration.ranges else first
-        return self._with(
-            readings=readings,
-            saved=saved,
-            algorithm=readings.calibration.algorithm,
-            percentile=readings.calibration.percentile,
-            tensor=tensor,
-            taken=False,
-        )
+    # Choices.
 
-    def with_layers(self, layout: QuantizableLayers) -> TunerState:
-        """With the model's layers; what is kept high falls into their order, and what is no layer of it falls out."""
-        # The same choice, only sorted: what was taken over from a search stays in use.
-        state = self._with(layout=layout, high=tuple(_match_patterns(layout.quantizable, self.high)))
-        first = self.readings is not None and self.tensor == next(iter(self.readings.calibration.stats), "")
-        # The first tensor is the image itself, which tells least.
-        return state._worst_shown() if self.sensitivity is not None and first else state
-
-    def ranked(self, sensitivity: Sensitivity) -> TunerState:
-        """With what INT8 costs each layer; the costliest layer's tensor is shown."""
-        return self._with(sensitivity=sensitivity)._worst_shown()
-
-    def using(self, algorithm: str, percentile: float | None = None) -> TunerState:
-        """By another algorithm, without another pass.
-
-        Raises:
-            CalibrationError: There is no calibration yet, no such algorithm, or what it needs was not kept.
-        """
-        if self.readings is None:
-            raise CalibrationError(f"read ranges by {algorithm}", NO_CALIBRATION, "wait for it, or give calibration=")
-        refusal = self.readings.unavailable_reasons().get(algorithm, "")
-        if refusal:
-            raise CalibrationError(f"read ranges by {algorithm}", refusal.split(";")[0], "choose another algorithm")
-        found = self.readings.with_algorithm(algorithm, percentile)
-        return self._with(algorithm=found.algorithm, percentile=found.percentile, taken=False)
-
-    def keeping(self, nodes: Iterable[str]) -> TunerState:
-        """With exactly these layers kept high; the ranges in use stay."""
-        chosen = set(nodes)
-        order = self._nodes()
-        if order:
-            return self._with(high=tuple(node for node in order if node in chosen))
-        return self._with(high=tuple(dict.fromkeys(nodes)))
-
-    def toggled(self, node: str) -> TunerState:
-        """With one layer more or less kept high.
-
-        Raises:
-            RecipeError: It is no layer that may run in INT8.
-        """
-        order = self._nodes()
-        if order and node not in order:
-            raise RecipeError(f"keep {node!r} high", "it is no layer that would run in INT8", "choose one of the list")
-        return self.keeping(set(self.high) ^ {node})
-
-    def showing(self, name: str) -> TunerState:
-        """With another tensor shown.
+    def with_calibration(self, algorithm_comparison: AlgorithmComparison, *, path: str = "") -> TunerState:
+        """The state with a calibration and its own algorithm.
 
         Args:
-            name: A tensor, or a layer, which stands for what it reads.
+            algorithm_comparison: The calibration and the ranges of every algorithm.
+            path: Folder that it was loaded from.
+        """
+        calibration = algorithm_comparison.calibration
+        first = next(iter(calibration.stats), next(iter(calibration.ranges), ""))
+        return self._with(
+            algorithm_comparison=algorithm_comparison,
+            calibration_path=path,
+            algorithm=calibration.algorithm,
+            percentile=calibration.percentile,
+            tensor=self.tensor if self.tensor in calibration.ranges else first,
+            uses_search_ranges=False,
+        )
+
+    def with_layers(self, quantizable_layers: QuantizableLayers) -> TunerState:
+        """The state with the layers of the model; layers kept in FP16 are sorted, and unknown ones dropped."""
+        kept = tuple(_match_patterns(quantizable_layers.quantizable, self.kept_fp16))
+        state = self._with(quantizable_layers=quantizable_layers, kept_fp16=kept)
+        comparison = self.algorithm_comparison
+        shows_input = comparison is not None and self.tensor == next(iter(comparison.calibration.stats), "")
+        # The first tensor is the input image, the least informative one.
+        return state._with_worst_tensor() if self.sensitivity is not None and shows_input else state
+
+    def with_sensitivity(self, sensitivity: Sensitivity) -> TunerState:
+        """The state with the sensitivity of each layer; shows the input of the most sensitive one."""
+        return self._with(sensitivity=sensitivity)._with_worst_tensor()
+
+    def with_algorithm(self, algorithm: str, percentile: float | None = None) -> TunerState:
+        """The state with the ranges of another algorithm, from the same calibration pass.
+
+        Args:
+            algorithm: A registered calibration algorithm.
+            percentile: Its percentile, percent; None uses the default.
 
         Raises:
-            RecipeError: It is neither.
+            CalibrationError: There is no calibration yet, no such algorithm, or the calibration lacks its histograms.
+        """
+        if self.algorithm_comparison is None:
+            raise CalibrationError(
+                f"compute ranges with {algorithm}",
+                NO_CALIBRATION,
+                "wait for it, or pass calibration=",
+                code="tuner-no-calibration",
+            )
+        reason = self.algorithm_comparison.unavailable_reasons().get(algorithm, "")
+        if reason:
+            raise CalibrationError(
+                f"compute ranges with {algorithm}",
+                reason.split(";")[0],
+                "choose another algorithm",
+                code="tuner-algorithm-unavailable",
+                value=algorithm,
+            )
+        calibration = self.algorithm_comparison.with_algorithm(algorithm, percentile)
+        return self._with(algorithm=calibration.algorithm, percentile=calibration.percentile, uses_search_ranges=False)
+
+    def with_kept(self, nodes: Iterable[str]) -> TunerState:
+        """The state with exactly these layers kept in FP16; the ranges stay."""
+        kept = dict.fromkeys(nodes)
+        order = self._quantizable_nodes()
+        return self._with(kept_fp16=tuple(node for node in order if node in kept) if order else tuple(kept))
+
+    def with_toggled(self, node: str) -> TunerState:
+        """The state with a layer moved to FP16, or back to INT8.
+
+        Raises:
+            RecipeError: The layer is not quantizable.
+        """
+        order = self._quantizable_nodes()
+        if order and node not in order:
+            raise RecipeError(
+                f"keep {node!r} in FP16",
+                "it is not a quantizable layer",
+                "choose a layer of the list",
+                code="tuner-layer-unknown",
+                value=node,
+            )
+        return self.with_kept(set(self.kept_fp16) ^ {node})
+
+    def with_tensor(self, name: str) -> TunerState:
+        """The state with another tensor shown.
+
+        Args:
+            name: A tensor, or a layer for the tensor that it reads.
+
+        Raises:
+            RecipeError: The calibration has no such tensor.
         """
         tensor = name
-        if self.layout is not None:
-            tensor = self.layout.tensor_of(name) or name
-        if self.readings is not None and tensor not in self.readings.calibration.ranges:
-            raise RecipeError(f"show {name!r}", "the calibration knows no such tensor", "choose one of the list")
+        if self.quantizable_layers is not None:
+            tensor = self.quantizable_layers.tensor_of(name) or name
+        comparison = self.algorithm_comparison
+        if comparison is not None and tensor not in comparison.calibration.ranges:
+            raise RecipeError(
+                f"show {name!r}",
+                "the calibration has no such tensor",
+                "choose a tensor of the list",
+                code="tuner-tensor-unknown",
+                value=name,
+            )
         return self._with(tensor=tensor)
 
     def with_max_drop(self, max_drop: float) -> TunerState:
-        """With another loss that may be spent.
+        """The state with another allowed loss.
 
         Raises:
-            RecipeError: It is no loss.
+            RecipeError: The loss is not in [0, 1).
         """
         if not 0 <= max_drop < 1:
-            raise RecipeError(f"allow a loss of {max_drop}", "it is no loss of a metric", "use e.g. 0.005 of mAP50-95")
+            raise RecipeError(
+                f"allow a loss of {max_drop}",
+                "a loss lies between 0 and 1",
+                "use e.g. 0.005 of mAP50-95",
+                code="tuner-max-drop-range",
+                value=max_drop,
+            )
         return self._with(max_drop=max_drop)
 
-    def searched(self, found: Search) -> TunerState:
-        """With a search; what it found is taken over if it is within the loss that was allowed."""
-        state = self._with(found=found, max_drop=found.max_drop)
-        return state.taking() if found.reached else state
+    def with_search(self, search: Search) -> TunerState:
+        """The state with a search, and with its result applied if the loss is within the limit."""
+        state = self._with(search=search, max_drop=search.max_drop)
+        return state.with_trial() if search.reached else state
 
-    def taking(self, place: int | None = None) -> TunerState:
-        """With what a search tried: its layers, and of what it chose the repaired ranges too.
+    def with_trial(self, row: int | None = None) -> TunerState:
+        """The state with the layers of a trial of the search; the chosen trial brings its corrected ranges too.
 
         Args:
-            place: A row of its trials; None takes what it chose.
+            row: Row of `Search.trials`; None takes the chosen one.
 
         Raises:
-            RecipeError: There was no search.
+            RecipeError: There is no search.
         """
-        if self.found is None:
-            raise RecipeError("take over what a search found", "there was none", "search first")
-        trials = self.found.trials
-        row = self.found.best if place is None else trials.row(place, named=True)
-        chosen = bool(row["chosen"])
-        patterns = self.found.keep if chosen else tuple(row["keep"])
-        state = self.keeping(_match_patterns(self._nodes(), patterns) or patterns)
-        # What INT8 throughout becomes when nothing of it is left has no repaired ranges to take.
-        return dataclasses.replace(state, taken=chosen and self.found.best["algorithm"] is not None)
+        if self.search is None:
+            raise RecipeError(
+                "apply a trial of the search", "there is no search yet", "search first", code="tuner-no-search"
+            )
+        trial = self.search.best if row is None else self.search.trials.row(row, named=True)
+        chosen = bool(trial["chosen"])
+        patterns = self.search.keep if chosen else tuple(trial["keep"])
+        state = self.with_kept(_match_patterns(self._quantizable_nodes(), patterns) or patterns)
+        # An assignment without any INT8 layer has no corrected ranges.
+        return state._with(uses_search_ranges=chosen and self.search.best["algorithm"] is not None)
 
-    def with_evaluation(self, judged: Int8Evaluation) -> TunerState:
-        """With one more mix that was judged by hand."""
-        return self._with(judged=(*self.judged, judged))
+    def with_evaluation(self, evaluation: Int8Evaluation) -> TunerState:
+        """The state with one more evaluated precision assignment."""
+        return self._with(evaluations=(*self.evaluations, evaluation))
 
-    def refusal(self, what: str) -> str:
-        """Why "calibrate", "sensitivity", "search" or "judge" can't be done now; "" where it can."""
+    # Availability.
+
+    def unavailable_reason(self, action: str) -> str:
+        """Why an action is not available now.
+
+        Args:
+            action: "calibrate", "sensitivity", "search" or "evaluate".
+
+        Returns:
+            The reason; "" if it is available.
+        """
         if not self.model:
             return NO_MODEL
-        if not self.data and what != "calibrate":
+        if not self.data and action != "calibrate":
             return NO_DATA
-        if self.readings is None and what != "calibrate":
+        if self.algorithm_comparison is None and action != "calibrate":
             return NO_CALIBRATION
-        if what == "search" and self.readings is not None and not self.readings.calibration.histograms:
-            return "the calibration kept no histograms to repair ranges from; calibrate with histograms=True"
+        if action == "search" and self.algorithm_comparison and not self.algorithm_comparison.calibration.histograms:
+            return "the calibration has no histograms to correct ranges with; calibrate with histograms=True"
         return ""
 
-    def refusals(self) -> dict[str, str]:
-        """By algorithm, why it can't be chosen; "" where it can."""
-        return (
-            dict.fromkeys(ALGORITHMS, NO_CALIBRATION) if self.readings is None else self.readings.unavailable_reasons()
-        )
+    def unavailable_algorithms(self) -> dict[str, str]:
+        """For each algorithm why it is not available; "" if it is."""
+        if self.algorithm_comparison is None:
+            return dict.fromkeys(ALGORITHMS, NO_CALIBRATION)
+        return self.algorithm_comparison.unavailable_reasons()
+
+    # Ranges.
 
     @property
     def label(self) -> str:
-        """What the ranges in use are called."""
-        if self.taken:
+        """Name of the ranges in use, such as "percentile 99.99"."""
+        if self.uses_search_ranges:
             return "the search"
         return self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
 
     @property
     def calibration(self) -> Calibration:
-        """The ranges in use: the algorithm's, or the search's own where what it found was taken over.
+        """The ranges in use: those of the algorithm, or the corrected ones of the search.
 
         Raises:
             CalibrationError: There is no calibration yet.
         """
-        if self.taken and self.found is not None:
-            return self.found.calibration
-        if self.readings is None:
-            raise CalibrationError("show ranges", NO_CALIBRATION, "wait for it, or give calibration=")
-        return self.readings.with_algorithm(self.algorithm, self.percentile)
-
-    @property
-    def share(self) -> float | None:
-        """Share of the arithmetic in INT8, 0..1; None before the layers were read."""
-        return None if self.layout is None else self.layout.int8_share(self.high)
+        if self.uses_search_ranges and self.search is not None:
+            return self.search.calibration
+        if self.algorithm_comparison is None:
+            raise CalibrationError(
+                "show ranges", NO_CALIBRATION, "wait for it, or pass calibration=", code="tuner-no-calibration"
+            )
+        return self.algorithm_comparison.with_algorithm(self.algorithm, self.percentile)
 
     @functools.cached_property
     def ranges(self) -> pl.DataFrame:
-        """`AlgorithmComparison.frame` of the ranges in use, `reach` and what follows from it those of the shared scales.
+        """`AlgorithmComparison.frame` of the ranges in use, with the reach of the scales that tensors share.
 
         Raises:
             CalibrationError: There is no calibration yet.
         """
-        found = self.calibration
-        return widen_shared_ranges(self.readings or AlgorithmComparison(found), found, self.layout)
+        calibration = self.calibration
+        comparison = self.algorithm_comparison or AlgorithmComparison(calibration)
+        return widen_shared_ranges(comparison, calibration, self.quantizable_layers)
 
-    def others(self) -> dict[str, float]:
-        """What the other algorithms would cover of the tensor that is shown, as far as that is known at once."""
-        if self.readings is None:
+    def other_reaches(self) -> dict[str, float]:
+        """The reach of the shown tensor's scale by each other algorithm that needs no search of the histograms."""
+        comparison, layers = self.algorithm_comparison, self.quantizable_layers
+        if comparison is None:
             return {}
-        names = (self.tensor,) if self.layout is None else {self.tensor, *self.layout.scale_of(self.tensor)}
-        found = {}
-        for name in ALGORITHMS:
-            if (self.taken or name != self.algorithm) and self.readings.is_immediate(name):
-                ranges = self.readings.with_algorithm(name).ranges
-                found[name] = max(max(abs(low), abs(high)) for low, high in (ranges[n] for n in names if n in ranges))
-        return found
+        names = (self.tensor,) if layers is None else {self.tensor, *layers.scale_of(self.tensor)}
+        reaches = {}
+        for algorithm in ALGORITHMS:
+            if (self.uses_search_ranges or algorithm != self.algorithm) and comparison.is_immediate(algorithm):
+                ranges = comparison.with_algorithm(algorithm).ranges
+                bounds = [ranges[name] for name in names if name in ranges]
+                reaches[algorithm] = max(max(abs(low), abs(high)) for low, high in bounds)
+        return reaches
 
-    def layers(self) -> pl.DataFrame:
-        """The layers that may run in INT8, the costliest first where that was measured, else in graph order.
+    # Layers.
 
-        Returns:
-            One row a layer: `node`, `block`, `macs`, `sqnr_only`, `gain` (null before they were measured) and `high`.
-        """
-        return rank_layers(self.layout, self.sensitivity, self.high)
+    @property
+    def int8_share(self) -> float | None:
+        """Share of the multiply-accumulates in INT8, 0..1; None before the layers were read."""
+        return None if self.quantizable_layers is None else self.quantizable_layers.int8_share(self.kept_fp16)
 
-    def table(self) -> pl.DataFrame:
-        """`layers` with what the algorithm in use makes of each one's input: `tensor`, `reach`, `clipped`."""
-        frame = self.layers()
-        if self.layout is None or self.readings is None:
+    def layer_frame(self) -> pl.DataFrame:
+        """The quantizable layers: by sensitivity if it was measured, else in graph order. See `rank_layers`."""
+        return rank_layers(self.quantizable_layers, self.sensitivity, self.kept_fp16)
+
+    def layer_range_frame(self) -> pl.DataFrame:
+        """`layer_frame` with the range of each layer's input: `tensor`, `reach`, `clipped`."""
+        frame = self.layer_frame()
+        if self.quantizable_layers is None or self.algorithm_comparison is None:
             return frame
-        tensors = self.layout.layers.select("node", "tensor")
+        tensors = self.quantizable_layers.layers.select("node", "tensor")
         ranges = self.ranges.select("tensor", "reach", "clipped")
         return frame.join(tensors, on="node", how="left", maintain_order="left").join(
             ranges, on="tensor", how="left", maintain_order="left"
         )
 
-    def points(self) -> pl.DataFrame:
-        """Every mix that was judged, by the search and by hand, as `mix_figures.share_figure` takes them."""
-        return collect_assignments(self.found, self.judged)
+    # Precision assignments.
+
+    def assignment_frame(self) -> pl.DataFrame:
+        """The precision assignments evaluated by the search and by the user. See `collect_assignments`."""
+        return collect_assignments(self.search, self.evaluations)
 
     @property
     def value_float(self) -> float | None:
-        """What FP32 gets, where anything was judged."""
-        if self.judged:
-            return self.judged[-1].value_float
-        if self.found is not None:
-            return self.found.value_float
+        """The metric in FP32, or None before the first evaluation."""
+        if self.evaluations:
+            return self.evaluations[-1].value_float
+        if self.search is not None:
+            return self.search.value_float
         return None if self.sensitivity is None else self.sensitivity.metric_float
 
     @property
     def metric(self) -> str:
-        """The metric that judges, "" where nothing was judged."""
-        if self.judged:
-            return self.judged[-1].metric
-        if self.found is not None:
-            return self.found.metric
+        """Name of the metric, "" before the first evaluation."""
+        if self.evaluations:
+            return self.evaluations[-1].metric
+        if self.search is not None:
+            return self.search.metric
         return "" if self.sensitivity is None else self.sensitivity.metric
 
-    def tuned(self) -> TunedExport | None:
-        """What to export, with the code that does it; None where there is no calibration yet."""
-        nothing_left = (
-            self.layout is not None and self.layout.quantizable and set(self.high) >= set(self.layout.quantizable)
-        )
-        if self.taken and self.found is not None and not nothing_left:
-            folder = f"{self.folder}/search"
-            model = f"{folder}/{Search.kind}.equalized.onnx" if self.found.equalized is not None else self.model
-            settings = {"imgsz": self.found.provenance.settings.get("imgsz")}
-            saved = f"{folder}/calibration"
-            return TunedExport(model=model, settings=settings, saved=saved, layers=self.high, raw=True)
-        if self.readings is None:
+    def tuned_export(self) -> TunedExport | None:
+        """The export of the current choices; None before the calibration."""
+        quantizable = () if self.quantizable_layers is None else self.quantizable_layers.quantizable
+        all_fp16 = bool(quantizable) and set(self.kept_fp16) >= set(quantizable)
+        if self.uses_search_ranges and self.search is not None and not all_fp16:
+            folder = f"{self.cache_dir}/search"
+            equalized = self.search.equalized is not None
+            return TunedExport(
+                model=f"{folder}/{Search.kind}.equalized.onnx" if equalized else self.model,
+                settings={"imgsz": self.search.provenance.settings.get("imgsz")},
+                saved=f"{folder}/calibration",
+                layers=self.kept_fp16,
+                raw=True,
+            )
+        if self.algorithm_comparison is None:
             return None
-        found = self.readings.with_algorithm(self.algorithm, self.percentile)
-        tuned = TunedExport.from_calibration(self.model or "model.pt", found, self.high, saved=self.saved)
-        own = self.readings.calibration
-        if nothing_left:
-            return dataclasses.replace(tuned, half=True)
+        calibration = self.algorithm_comparison.with_algorithm(self.algorithm, self.percentile)
+        export = TunedExport.from_calibration(
+            self.model or "model.pt", calibration, self.kept_fp16, saved=self.calibration_path
+        )
+        if all_fp16:
+            return dataclasses.replace(export, half=True)
+        own = self.algorithm_comparison.calibration
         unchanged = (own.algorithm, own.percentile) == (self.algorithm, self.percentile)
-        return dataclasses.replace(tuned, raw=bool(self.saved) and unchanged)
-
-    def _worst_shown(self) -> TunerState:
-        worst = self.layers()["node"]
-        return self.showing(str(worst[0])) if len(worst) and self.layout is not None else self
+        return dataclasses.replace(export, raw=bool(self.calibration_path) and unchanged)
 
     def __repr__(self) -> str:
-        known = "no calibration yet" if self.readings is None else self.label
-        return f"TunerState({known}, {len(self.high)} layers kept high, {len(self.points())} mixes judged)"
+        ranges = "no calibration yet" if self.algorithm_comparison is None else self.label
+        count = len(self.assignment_frame())
+        return f"TunerState({ranges}, {len(self.kept_fp16)} layers kept in FP16, {count} assignments evaluated)"
 
-    def _nodes(self) -> list[str]:
-        """Layers that may run in INT8, in graph order; [] where they are not known."""
-        if self.layout is not None:
-            return list(self.layout.quantizable)
+    def _with_worst_tensor(self) -> TunerState:
+        nodes = self.layer_frame()["node"]
+        return self.with_tensor(str(nodes[0])) if len(nodes) and self.quantizable_layers is not None else self
+
+    def _quantizable_nodes(self) -> list[str]:
+        """The quantizable layers in graph order; [] if they are not known."""
+        if self.quantizable_layers is not None:
+            return list(self.quantizable_layers.quantizable)
         return [] if self.sensitivity is None else self.sensitivity.layers["node"].to_list()
 
     def _with(self, **changes: Any) -> TunerState:
         return dataclasses.replace(self, **changes)
 
 
+def widen_shared_ranges(
+    algorithm_comparison: AlgorithmComparison, calibration: Calibration, quantizable_layers: QuantizableLayers | None
+) -> pl.DataFrame:
+    """`AlgorithmComparison.frame_for` with the reach of shared scales: tensors of one scale have its largest reach.
+
+    Args:
+        algorithm_comparison: Source of the statistics.
+        calibration: The ranges.
+        quantizable_layers: Source of the shared scales; None treats every tensor on its own.
+
+    Returns:
+        One row per tensor, with the columns of `AlgorithmComparison.frame`.
+    """
+    frame = algorithm_comparison.frame_for(calibration)
+    if quantizable_layers is None:
+        return frame
+    reaches = dict(frame.select("tensor", "reach").iter_rows())
+    widened = {}
+    for tensor, reach in reaches.items():
+        shared = max([reach, *(reaches.get(name, 0.0) for name in quantizable_layers.scale_of(tensor))])
+        if shared > reach:
+            widened[tensor] = shared
+    if not widened:
+        return frame
+    rows = [
+        _widen_row(algorithm_comparison, row, widened[row["tensor"]]) if row["tensor"] in widened else row
+        for row in frame.iter_rows(named=True)
+    ]
+    return pl.DataFrame(rows, schema=frame.schema)
+
+
+def rank_layers(
+    quantizable_layers: QuantizableLayers | None, sensitivity: Sensitivity | None, kept_fp16: Collection[str]
+) -> pl.DataFrame:
+    """The quantizable layers, the most sensitive first, or in graph order without a sensitivity.
+
+    Args:
+        quantizable_layers: The layers of the model, or None.
+        sensitivity: Sensitivity of each layer, or None.
+        kept_fp16: Names of the layers kept in FP16.
+
+    Returns:
+        One row per layer: `node`, `block`, `macs`, `sqnr_only` and `gain` (dB; null without a sensitivity) and
+        `kept_fp16`.
+    """
+    unmeasured = {name: pl.lit(None, pl.Float64) for name in ("sqnr_only", "gain")}
+    if sensitivity is not None:
+        frame = sensitivity.layers.select("node", "block", "macs", "sqnr_only", "gain").sort("sqnr_only")
+    elif quantizable_layers is not None:
+        frame = quantizable_layers.layers.filter(pl.col("kept").is_null()).select("node", "block", "macs")
+        frame = frame.with_columns(**unmeasured)
+    else:
+        empty = pl.DataFrame(schema={"node": pl.String, "block": pl.String, "macs": pl.Int64})
+        frame = empty.with_columns(**unmeasured)
+    return frame.with_columns(kept_fp16=pl.col("node").is_in(list(kept_fp16)))
+
+
+def collect_assignments(search: Search | None, evaluations: Iterable[Int8Evaluation]) -> pl.DataFrame:
+    """The evaluated precision assignments as points of `int8_share_figure`.
+
+    Args:
+        search: A search, or None.
+        evaluations: Evaluations by the user, in order.
+
+    Returns:
+        One row per assignment with the columns `SHARE_POINTS`.
+    """
+    columns = ("int8_share", "loss", "loss_low", "loss_high")
+    rows: list[dict[str, Any]] = []
+    if search is not None:
+        for index, trial in enumerate(search.trials.iter_rows(named=True)):
+            kind = "chosen" if trial["chosen"] else "searched"
+            values = {name: trial[name] for name in (*columns, "metric")}
+            rows.append({"label": trial["assignment"], "kind": kind, **values, "row": index})
+    for index, evaluation in enumerate(evaluations):
+        values = {name: getattr(evaluation, name) for name in columns}
+        rows.append(
+            {"label": evaluation.label, "kind": "evaluated", "metric": evaluation.value, **values, "row": index}
+        )
+    front = find_pareto([row["int8_share"] for row in rows], [row["metric"] for row in rows])
+    rows = [{**row, "pareto": on_front} for row, on_front in zip(rows, front, strict=True)]
+    return pl.DataFrame(rows, schema=SHARE_POINTS)
+
+
+def _widen_row(algorithm_comparison: AlgorithmComparison, row: dict[str, Any], reach: float) -> dict[str, Any]:
+    """A row of `AlgorithmComparison.frame` with a larger reach."""
+    stats, largest, clipped = algorithm_comparison.stats(row["tensor"]), row["largest"], row["clipped"]
+    if stats is not None and stats.histogram is not None:
+        clipped = clipped_share(stats.histogram, reach, largest)
+    covered = min(reach / largest, 1.0) if largest else 1.0
+    return {**row, "reach": reach, "covered": covered, "clipped": clipped, "scale": reach / 127.0}
+
+
 def _match_patterns(nodes: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The nodes that are among the patterns or match one."""
-    asked = tuple(patterns)
-    return [node for node in nodes if node in asked or any(fnmatch.fnmatchcase(node, one) for one in asked)]
+    """The nodes that equal or match one of the patterns."""
+    patterns = tuple(patterns)
+    return [node for node in nodes if node in patterns or any(fnmatch.fnmatchcase(node, one) for one in patterns)]

@@ -1,8 +1,7 @@
-"""tuner(): ranges and layers chosen by eye and by numbers, up to the keep list and the code that repeats it."""
+"""tuner(): choose ranges and layers by histograms, sensitivity and search; shows the code of the export."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
+from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.calibration import Calibration
 from trtkit.errors import RecipeError
+from trtkit.html import render
 from trtkit.tuning.int8_evaluation import Int8Evaluation, evaluate_int8
 from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import search
 from trtkit.tuning.sensitivity import Sensitivity, sensitivity
 from trtkit.widgets.tuner.actions import TunerInputs, prepare_tuner, resolve_calibration
-from trtkit.widgets.tuner.panels import AssignmentsPanel, LayersPanel, RangesPanel
+from trtkit.widgets.tuner.panels import PROBE_IMAGES, AssignmentsPanel, LayersPanel, RangesPanel
 from trtkit.widgets.tuner.state import TunerState
-from trtkit.widgets.ui.controls import ErrorBox, catch_errors, render_note
-from trtkit.widgets.ui.html import StaticOutput, style_widget
-from trtkit.widgets.ui.jobs import JobView
+from trtkit.widgets.ui.controls import catch_errors, render_note
+from trtkit.widgets.ui.job_widget import JobWidget
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,61 +32,57 @@ if TYPE_CHECKING:
 __all__ = ["Tuner", "render_code", "render_heading", "tuner"]
 
 
-# What the tuner says of its state: its headline, and what to take away.
-
-
 def render_heading(state: TunerState, notes: Sequence[str] = ()) -> str:
-    """What is tuned, and what it was measured on; HTML.
+    """Model, calibration and notes; HTML.
 
     Args:
-        state: The tuner's.
-        notes: What a reader should know besides.
+        state: State of the tuner.
+        notes: Further notes for the user.
     """
-    name = html.escape(Path(state.model).name or "a calibration")
-    parts = [f"<h3>Tune INT8 of {name}</h3>"]
-    if state.readings is not None:
-        found = state.readings.calibration
-        images = f" on {found.images} images of {found.split}" if found.images else ""
-        told = f"{len(found.stats) or len(found.ranges)} tensors measured{images}, {found.provenance.runner}"
-        parts.append(f"<p class='trtkit-soft'>{html.escape(told)}</p>")
-    else:
-        parts.append("<p class='trtkit-soft'>Its tensors are measured first; nothing else is looked at twice.</p>")
+    status = "The calibration runs first."
+    if state.algorithm_comparison is not None:
+        calibration = state.algorithm_comparison.calibration
+        images = f" on {calibration.images} images of {calibration.split}" if calibration.images else ""
+        count = len(calibration.stats) or len(calibration.ranges)
+        status = f"{count} tensors calibrated{images}, {calibration.provenance.runner}"
+    name = Path(state.model).name or "a calibration"
+    parts: list[str] = [render("widgets/tuner/templates/heading.html.j2", name=name, status=status)]
     parts += [render_note(f"Note: {note}.", kind="warning") for note in notes]
-    if state.found is not None and not state.found.reached:
-        told = f"No mix is within a loss of {state.found.max_drop:g}; the one that was found loses least."
-        parts.append(render_note(told, kind="warning"))
+    if state.search is not None and not state.search.reached:
+        text = f"No precision assignment is within a loss of {state.search.max_drop:g}; the chosen one loses least."
+        parts.append(render_note(text, kind="warning"))
     return "".join(parts)
 
 
 def render_code(state: TunerState) -> str:
-    """The keep list, the Python and the command line of what is chosen; HTML, "" before there is a calibration."""
-    tuned = state.tuned()
-    if tuned is None:
+    """The keep list, the Python code and the command line of the current choices; HTML, "" before the calibration."""
+    export = state.tuned_export()
+    if export is None:
         return ""
-    keep = "\n".join(repr(pattern) + "," for pattern in tuned.keep) or "nothing beyond what stays high by default"
-    command = tuned.to_command(f"{state.folder}/calibration")
-    blocks = (
-        ("keep", "The keep list", keep),
-        ("python", "Python", tuned.to_python()),
-        ("command", "Command line", command),
-    )
-    shown = "".join(
-        f"<p class='trtkit-soft'>{title}</p>"
-        f"<pre class='trtkit-code trtkit-{name}' tabindex='0' aria-label='{title}'>{html.escape(text)}</pre>"
-        for name, title, text in blocks
-    )
-    return f"<h4>Take it with you</h4>{shown}"
+    keep = "\n".join(f"{pattern!r}," for pattern in export.keep) or "no layers beyond those excluded by default"
+    blocks = [
+        {"name": "keep", "title": "Layers kept in FP16", "text": keep},
+        {"name": "python", "title": "Python", "text": export.to_python()},
+        {"name": "command", "title": "Command line", "text": export.to_command(f"{state.cache_dir}/calibration")},
+    ]
+    return render("widgets/tuner/templates/code.html.j2", blocks=blocks)
 
 
-class Tuner(StaticOutput):
-    """The tuner; everything that a click does is a method too.
+class Tuner(JobWidget):
+    """The tuner widget; every control has a method that does the same.
+
+    Args:
+        state: The initial state.
+        model: The model, or what `load` accepts; None if only a calibration was given.
+        data: The data set, or None.
+        settings: Keyword arguments of `prepare_tuner`.
+        clickable: Whether points can be clicked; None enables it if anywidget is installed.
 
     Attributes:
-        state: What is known and chosen; `state.tuned()` is what comes out.
-        work: The job that runs beside the kernel's main thread, with its bar and its Cancel button.
-        ranges: The part with algorithm, percentile and histograms.
-        layers: The part with layers by cost.
-        mixes: The part with judged mixes.
+        state: The current state; `state.tuned_export()` is the export of its choices.
+        ranges: The panel of algorithm, percentile and histograms.
+        layers: The panel of layers by sensitivity.
+        assignments: The panel of evaluated precision assignments.
     """
 
     def __init__(
@@ -96,272 +92,277 @@ class Tuner(StaticOutput):
         data: str | Path | Dataset | None,
         settings: dict[str, Any],
         *,
-        click: bool | None = None,
+        clickable: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__("tuner", "tuning")
         self.state = state
         self._model, self._data, self._settings = model, data, settings
-        self._then = self._nothing
-        self.fault = ErrorBox()
-        shown = self._asked
-        self.work = JobView("tuning", self._ended)
-        self.ranges = RangesPanel(shown(self.use), shown(self.show_tensor), self.fault, click=click)
-        self.layers = LayersPanel(
-            shown(self.toggle), shown(self.keep), shown(self._measure_as_asked), self.fault, click=click
-        )
-        self.mixes = AssignmentsPanel(
-            shown(self.take), shown(self.allow), shown(self.find), shown(self.judge), self.fault, click=click
-        )
-        self.head, self.code = ipywidgets.HTML(), ipywidgets.HTML()
-        self.head.add_class("trtkit-tuner-head")
-        self.code.add_class("trtkit-tuner-code")
-        self.children = (
-            style_widget(), self.hidden, self.head, self.work, self.fault, self.ranges, self.layers, self.mixes, self.code,
-        )  # fmt: skip
-        self.add_class("trtkit")
-        self.add_class("trtkit-tuner")
+        self._on_result: Callable[[Any], None] | None = None
         self._notes: tuple[str, ...] = ()
+        guard, error_box = self._guard, self.error_box
+        self.ranges = RangesPanel(guard(self.choose_algorithm), guard(self.show_tensor), error_box, clickable=clickable)
+        self.layers = LayersPanel(
+            guard(self.toggle), guard(self.keep), guard(self._measure_with_controls), error_box, clickable=clickable
+        )
+        self.assignments = AssignmentsPanel(
+            guard(self.apply_trial), guard(self.set_max_drop), guard(self.search), guard(self.evaluate), error_box,
+            clickable=clickable,
+        )  # fmt: skip
+        self.heading, self.code = ipywidgets.HTML(), ipywidgets.HTML()
+        self.heading.add_class("trtkit-tuner-heading")
+        self.code.add_class("trtkit-tuner-code")
+        self._set_content(self.ranges, self.layers, self.assignments, self.code, heading=(self.heading,))
         self._render()
 
-    # ---- what can be chosen
+    # Choices.
 
-    def use(self, algorithm: str, percentile: float | None = None) -> None:
-        """Read the ranges by another algorithm, without another pass."""
-        self._become(self.state.using(algorithm, percentile))
+    def choose_algorithm(self, algorithm: str, percentile: float | None = None) -> None:
+        """Compute the ranges with another algorithm, from the same calibration pass.
+
+        Raises:
+            CalibrationError: There is no calibration yet, no such algorithm, or it is not available.
+        """
+        self._set_state(self.state.with_algorithm(algorithm, percentile))
 
     def show_tensor(self, name: str) -> None:
-        """Show another tensor, or what a layer reads."""
-        self._become(self.state.showing(name))
+        """Show the histogram of a tensor, or of the input of a layer."""
+        self._set_state(self.state.with_tensor(name))
 
     def toggle(self, node: str) -> None:
-        """Keep a layer high, or let it run in INT8 again; its input's histogram is shown."""
-        self._become(self.state.toggled(node).showing(node) if self.state.layout else self.state.toggled(node))
+        """Move a layer to FP16, or back to INT8, and show the histogram of its input."""
+        state = self.state.with_toggled(node)
+        self._set_state(state.with_tensor(node) if state.quantizable_layers else state)
 
     def keep(self, nodes: Iterable[str]) -> None:
-        """Keep exactly these layers high."""
-        self._become(self.state.keeping(nodes))
+        """Keep exactly these layers in FP16."""
+        self._set_state(self.state.with_kept(nodes))
 
-    def allow(self, max_drop: float) -> None:
-        """Choose the loss that may be spent."""
-        self._become(self.state.with_max_drop(max_drop))
+    def set_max_drop(self, max_drop: float) -> None:
+        """Set the largest allowed loss of the metric."""
+        self._set_state(self.state.with_max_drop(max_drop))
 
-    def take(self, place: int | None = None) -> None:
-        """Take over a mix that the search judged: a row of its trials, or what it chose."""
-        self._become(self.state.taking(place))
+    def apply_trial(self, row: int | None = None) -> None:
+        """Apply a precision assignment of the search: a row of its trials, or None for the chosen one."""
+        self._set_state(self.state.with_trial(row))
 
-    # ---- what takes long
+    # Background jobs.
 
-    def measure(self, images: int = 16) -> None:
-        """Measure what INT8 costs each layer, in the background."""
-        self._refuse("sensitivity")
-        self._start(
-            sensitivity, self._ranked, self._model, self._data, images=images, calibration=self.state.calibration,
-            imgsz=self._imgsz(), seed=self._settings["seed"],
-        )  # fmt: skip
-
-    def find(self, max_drop: float | None = None, **settings: Any) -> None:
-        """Search for the cheapest mix within the loss, in the background.
+    def measure_sensitivity(self, probe_images: int = PROBE_IMAGES) -> None:
+        """Measure the sensitivity of each layer, in the background.
 
         Args:
-            max_drop: The loss; None takes the one that was chosen.
+            probe_images: Number of images.
+        """
+        self._require("sensitivity")
+        self._start(
+            sensitivity, self._on_sensitivity, self._model, self._data, probe_images=probe_images,
+            calibration=self.state.calibration, imgsz=self._imgsz(), seed=self._settings["seed"],
+        )  # fmt: skip
+
+    def search(self, max_drop: float | None = None, **settings: Any) -> None:
+        """Search for the cheapest precision assignment within the allowed loss, in the background.
+
+        Args:
+            max_drop: The allowed loss; None uses the current one.
             **settings: Further arguments of `trtkit.search`.
         """
         if max_drop is not None:
-            self.allow(max_drop)
-        self._refuse("search")
-        assert self.state.readings is not None
+            self.set_max_drop(max_drop)
+        self._require("search")
+        assert self.state.algorithm_comparison is not None
         self._start(
-            search, self._searched, self._model, self._data, self.state.max_drop,
-            calibration=self.state.readings.calibration, imgsz=self._imgsz(), seed=self._settings["seed"],
-            state=f"{self.state.folder}/state", **settings,
+            search, self._on_search, self._model, self._data, self.state.max_drop,
+            calibration=self.state.algorithm_comparison.calibration, imgsz=self._imgsz(),
+            seed=self._settings["seed"], cache_dir=f"{self.state.cache_dir}/state", **settings,
         )  # fmt: skip
 
-    def judge(self) -> None:
-        """Judge the mix that is chosen now against FP32, in the background."""
-        self._refuse("judge")
-        tuned = self.state.tuned()
-        assert tuned is not None
-        label = self.state.label + (f", {len(self.state.high)} kept high" if self.state.high else "")
+    def evaluate(self) -> None:
+        """Evaluate the current precision assignment against FP32, in the background; as `trtkit.evaluate_int8`."""
+        self._require("evaluate")
+        export = self.state.tuned_export()
+        assert export is not None
+        kept = len(self.state.kept_fp16)
         self._start(
-            evaluate_int8, self._judged, self._model, self._data, self.state.calibration, tuned.keep, label=label,
-            seed=self._settings["seed"], cache_dir=f"{self.state.folder}/state",
+            evaluate_int8, self._on_evaluation, self._model, self._data, self.state.calibration, export.keep,
+            label=self.state.label + (f", {kept} kept in FP16" if kept else ""), seed=self._settings["seed"],
+            cache_dir=f"{self.state.cache_dir}/state",
         )  # fmt: skip
 
-    def cancel(self) -> None:
-        """Stop what runs, at its next step."""
-        self.work.job.cancel()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until what runs has ended; an interrupt cancels it first. See `Job.wait`."""
-        return self.work.job.wait(timeout)
-
-    # ---- what comes out
+    # Results.
 
     @property
     def keep_list(self) -> tuple[str, ...]:
-        """The `keep=` patterns, to paste."""
-        tuned = self.state.tuned()
-        return () if tuned is None else tuned.keep
+        """The `keep=` patterns of the current choices."""
+        export = self.state.tuned_export()
+        return () if export is None else export.keep
 
     def to_python(self) -> str:
-        """Python code that exports what is chosen; "" before there is a calibration."""
-        tuned = self.state.tuned()
-        return "" if tuned is None else tuned.to_python()
+        """Python code that exports the current choices; "" before the calibration."""
+        export = self.state.tuned_export()
+        return "" if export is None else export.to_python()
 
     def to_command(self) -> str:
-        """The command lines that do the same; "" before there is a calibration."""
-        tuned = self.state.tuned()
-        return "" if tuned is None else tuned.to_command(f"{self.state.folder}/calibration")
+        """Command lines that export the current choices; "" before the calibration."""
+        export = self.state.tuned_export()
+        return "" if export is None else export.to_command(f"{self.state.cache_dir}/calibration")
 
     def figures(self) -> Sequence[go.Figure]:
-        """The figures as they stand, in the order shown."""
-        lives = (self.ranges.overview, self.ranges.histogram, self.layers.ranking, self.mixes.pareto)
-        return [live.figure for live in lives if live.figure is not None]
+        """The current figures, in their order on the page."""
+        places = (self.ranges.overview, self.ranges.histogram, self.layers.ranking, self.assignments.pareto)
+        return [place.figure for place in places if place.figure is not None]
 
-    def still(self) -> Sequence[go.Figure | str]:
-        """Figures and tables as they stand, for what outlives the kernel."""
-        parts = [self.head.value, *self.figures()[:2], self.ranges.facts.value, *self.figures()[2:3]]
-        return [*parts, self.layers.table.value, *self.figures()[3:], self.mixes.table.value, self.code.value]
+    def static_parts(self) -> Sequence[go.Figure | str]:
+        """The current figures and tables, for the saved notebook."""
+        figures = self.figures()
+        return [
+            self.heading.value, *figures[:2], self.ranges.facts.value, *figures[2:3], self.layers.table.value,
+            *figures[3:], self.assignments.table.value, self.code.value,
+        ]  # fmt: skip
 
-    # ---- the machinery behind
+    # Internals.
 
-    def _prepare(self) -> None:
-        self._start(prepare_tuner, self._prepared, self._model, self._data, self.state.readings, **self._settings)
+    def prepare(self) -> None:
+        """Load, calibrate and read the layers in the background; `tuner` calls it."""
+        comparison = self.state.algorithm_comparison
+        self._start(prepare_tuner, self._on_inputs, self._model, self._data, comparison, **self._settings)
 
-    def _prepared(self, found: TunerInputs) -> None:
-        self._model = found.model
-        state = self.state if self.state.readings is found.readings else self.state.measured(found.readings)
-        state = state.with_layers(found.quantizable_layers)
-        if state.sensitivity is None and found.sensitivity is not None:
-            state = state.ranked(found.sensitivity)
-        if state.found is None and found.search is not None:
-            state = state.searched(found.search)
-        self._notes = found.notes
-        self.work.layout.display = "none"
-        self._become(state)
+    def _on_inputs(self, inputs: TunerInputs) -> None:
+        self._model = inputs.model
+        state = self.state
+        if state.algorithm_comparison is not inputs.algorithm_comparison:
+            state = state.with_calibration(inputs.algorithm_comparison)
+        state = state.with_layers(inputs.quantizable_layers)
+        if state.sensitivity is None and inputs.sensitivity is not None:
+            state = state.with_sensitivity(inputs.sensitivity)
+        if state.search is None and inputs.search is not None:
+            state = state.with_search(inputs.search)
+        self._notes = inputs.notes
+        self.job_view.layout.display = "none"
+        self._set_state(state)
 
-    def _ranked(self, found: Sensitivity) -> None:
-        found.save(f"{self.state.folder}/sensitivity")
-        self._become(self.state.ranked(found))
+    def _on_sensitivity(self, result: Sensitivity) -> None:
+        result.save(f"{self.state.cache_dir}/sensitivity")
+        self._set_state(self.state.with_sensitivity(result))
 
-    def _searched(self, found: Search) -> None:
-        found.save(f"{self.state.folder}/search")
-        self._become(self.state.searched(found))
+    def _on_search(self, result: Search) -> None:
+        result.save(f"{self.state.cache_dir}/search")
+        self._set_state(self.state.with_search(result))
 
-    def _judged(self, found: Int8Evaluation) -> None:
-        self._become(self.state.with_evaluation(found))
+    def _on_evaluation(self, result: Int8Evaluation) -> None:
+        self._set_state(self.state.with_evaluation(result))
 
-    def _measure_as_asked(self) -> None:
-        self.measure(self.layers.image_count.value)
+    def _measure_with_controls(self) -> None:
+        self.measure_sensitivity(self.layers.probe_images.value)
 
     def _imgsz(self) -> Any:
-        assert self.state.readings is not None
-        size = self.state.readings.calibration.provenance.settings.get("imgsz")
+        assert self.state.algorithm_comparison is not None
+        size = self.state.algorithm_comparison.calibration.provenance.settings.get("imgsz")
         return tuple(size) if isinstance(size, list) else size
 
-    def _refuse(self, what: str) -> None:
-        reason = self.state.refusal(what)
+    def _require(self, action: str) -> None:
+        reason = self.state.unavailable_reason(action)
         if reason:
-            raise RecipeError(f"do {what} in the tuner", reason, "give what is missing, or wait for it")
+            raise RecipeError(
+                f"start {action!r} in the tuner",
+                reason,
+                "pass what is missing, or wait for it",
+                code="tuner-action-unavailable",
+                name=action,
+            )
 
-    def _start(self, call: Any, then: Any, *arguments: Any, **settings: Any) -> None:
-        if self.work.job.running:
-            raise RecipeError("start another job in the tuner", "one runs already", "wait for it, or cancel it")
-        self.fault.show(None)
-        self._then = then
-        self.work.start(call, *arguments, **settings)
-        self._busy()
+    def _start(
+        self, call: Callable[..., Any], on_result: Callable[[Any], None], *arguments: Any, **settings: Any
+    ) -> None:
+        if self.job_view.job.running:
+            raise RecipeError(
+                "start another job in the tuner", "a job is running", "wait for it, or cancel it", code="tuner-busy"
+            )
+        self.error_box.show(None)
+        self._on_result = on_result
+        self.job_view.start(call, *arguments, **settings)
+        self._disable_while_running()
 
-    def _ended(self, job: Any) -> None:
-        if job.state == "done":
-            catch_errors(self.fault.show)(self._then)(job.result)
+    def _on_job_end(self, job: Any) -> None:
+        if job.state == "done" and self._on_result is not None:
+            catch_errors(self.error_box.show)(self._on_result)(job.result)
         self._render()
 
-    def _nothing(self, result: Any) -> None:
-        """What follows before anything was started."""
-
-    def _become(self, state: TunerState) -> None:
+    def _set_state(self, state: TunerState) -> None:
         self.state = state
         self._render()
 
+    def _restore_controls(self) -> None:
+        self._render()
+
     def _render(self) -> None:
-        for part in (self.ranges, self.layers, self.mixes):
-            part.render(self.state)
-        self._busy()
-        self.head.value = render_heading(self.state, self._notes)
+        for panel in (self.ranges, self.layers, self.assignments):
+            panel.render(self.state)
+        self._disable_while_running()
+        self.heading.value = render_heading(self.state, self._notes)
         self.code.value = render_code(self.state)
-        self.renew()
+        self.refresh_static()
 
-    def _busy(self) -> None:
-        """While a job runs no other can be started; ranges and layers stay free to choose."""
-        if self.work.job.running:
-            for made in (self.layers.measure, self.mixes.find, self.mixes.judge):
-                made.disabled, made.tooltip = True, f"{self.work.job.name} runs; wait for it, or cancel it"
-
-    def _asked(self, call: Callable[..., Any]) -> Callable[..., None]:
-        """What a control calls: an error is shown, and the control falls back to what holds."""
-        shown = catch_errors(self.fault.show)(call)
-
-        def asked(*arguments: Any) -> None:
-            shown(*arguments)
-            if self.fault.value:
-                self._render()
-
-        return asked
+    def _disable_while_running(self) -> None:
+        """Allow one job at a time; ranges and layers can be chosen meanwhile."""
+        if self.job_view.job.running:
+            for button in (self.layers.measure, self.assignments.search, self.assignments.evaluate):
+                button.disabled, button.tooltip = True, f"{self.job_view.job.name} runs; wait for it, or cancel it"
 
 
 def tuner(
     model: Model | str | Path | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Dataset | None = None,
     calibration: Calibration | str | Path | None = None,
     *,
     sensitivity: Sensitivity | str | Path | None = None,
     search: Search | str | Path | None = None,
-    calibration_images: int = 128,
+    calibration_images: int = DEFAULTS.calibration_images,
     imgsz: int | tuple[int, int] | None = None,
-    seed: int = 0,
-    folder: str | Path = "runs/tuner",
-    click: bool | None = None,
+    seed: int = DEFAULTS.seed,
+    cache_dir: str | Path = "runs/tuner",
+    clickable: bool | None = None,
 ) -> Tuner:
-    """Choose INT8's ranges and layers in a notebook: histograms, what INT8 costs each layer, and the search.
+    """Tune INT8 in a notebook: ranges by histograms, layers by sensitivity, and the search.
 
-    Shows at once what it is given; the rest is measured in the background, and `folder` remembers it for the next time.
+    Given results are shown at once; everything else is measured in the background and kept in `cache_dir`.
 
     Args:
-        model: From `load`, or what `load` takes. None takes the embedded one, or none where a calibration is given.
-        data: A data set's YAML file, with labels. None takes the embedded images for the embedded model.
-        calibration: With histograms, or the folder of a saved one; None calibrates.
-        sensitivity: An earlier result, or the folder of a saved one; None takes what `folder` holds.
-        search: The same of a search.
-        calibration_images: The largest number of images to calibrate on.
-        imgsz: Height and width, pixels; None takes the model's.
-        seed: Of samples.
-        folder: Where calibration, sensitivity, search and finished steps are kept.
-        click: Whether points can be clicked, in place; None does so where anywidget is installed.
+        model: From `load`, or what `load` accepts. None uses the embedded model, or no model if a calibration is given.
+        data: The YAML file of a labeled data set. None uses the embedded images for the embedded model.
+        calibration: A calibration with histograms, or the folder of a saved one; None calibrates.
+        sensitivity: A sensitivity, or the folder of a saved one; None uses the one in `cache_dir`.
+        search: A search, or the folder of a saved one; None uses the one in `cache_dir`.
+        calibration_images: Maximum number of calibration images.
+        imgsz: Height and width, pixels; None uses the model's.
+        seed: Seed of all samples.
+        cache_dir: Folder of calibration, sensitivity, search and intermediate results.
+        clickable: Whether points can be clicked; None enables it if anywidget is installed.
 
     Returns:
-        The widget. Its methods do what its controls do: `.use()`, `.toggle()`, `.keep()`, `.measure()`, `.find()`,
-        `.judge()`, `.cancel()`, `.wait()`; `.to_python()`, `.to_command()` and `.keep_list` are what comes out.
+        The widget. Its methods do what its controls do: `.choose_algorithm()`, `.toggle()`, `.keep()`,
+        `.measure_sensitivity()`, `.search()`, `.evaluate()`, `.cancel()`, `.wait()`; `.to_python()`, `.to_command()`
+        and `.keep_list` return the export of its choices.
 
     Raises:
         DataError: A folder holds no such result.
     """
     from trtkit import demo
 
-    found, saved = resolve_calibration(calibration)
-    if model is None and found is None:
+    loaded, path = resolve_calibration(calibration)
+    if model is None and loaded is None:
         model, data = demo.model_path(), data if data is not None else demo.data_path()
-    # A model from memory has no file; its name stands for one in the code to paste.
+    # A model from memory has no file; the code uses its name instead.
     file = getattr(model, "source", model) or getattr(model, "stem", "")
-    state = TunerState(model=str(file), data=str(getattr(data, "path", data) or ""), folder=str(folder))
-    if found is not None:
-        state = state.measured(AlgorithmComparison(found), saved=saved)
+    state = TunerState(model=str(file), data=str(getattr(data, "path", data) or ""), cache_dir=str(cache_dir))
+    if loaded is not None:
+        state = state.with_calibration(AlgorithmComparison(loaded), path=path)
     if sensitivity is not None:
-        state = state.ranked(sensitivity if isinstance(sensitivity, Sensitivity) else Sensitivity.load(sensitivity))
+        result = sensitivity if isinstance(sensitivity, Sensitivity) else Sensitivity.load(sensitivity)
+        state = state.with_sensitivity(result)
     if search is not None:
-        state = state.searched(search if isinstance(search, Search) else Search.load(search))
-    settings = {"images": calibration_images, "imgsz": imgsz, "seed": seed, "folder": folder}
-    made = Tuner(state, model, data, settings, click=click)
+        state = state.with_search(search if isinstance(search, Search) else Search.load(search))
+    settings = {"calibration_images": calibration_images, "imgsz": imgsz, "seed": seed, "cache_dir": cache_dir}
+    widget = Tuner(state, model, data, settings, clickable=clickable)
     if model is not None:
-        made._prepare()
-    return made
+        widget.prepare()
+    return widget
