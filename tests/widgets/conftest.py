@@ -68,11 +68,12 @@ def search(quantizable_layers: QuantizableLayers, calibration: Calibration) -> S
     base = {"bias_corrected": True, "sqnr": 20.0, "unit": "relative", "pareto": True}
     trials = pl.DataFrame(
         [
-            {"assignment": "all FP16", **base, "algorithm": None, "kept_layers": len(nodes), "int8_share": 0.0, "metric": 0.8,
-             "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "chosen": False, "keep": nodes},
-            {"assignment": "best ranges", **base, "algorithm": "mse", "kept_layers": 0, "int8_share": quantizable_layers.int8_share(),
-             "metric": 0.77, "loss": 0.03, "loss_low": 0.02, "loss_high": 0.04, "cost": 0.5, "chosen": False,
-             "keep": []},
+            {"assignment": "all FP16", **base, "algorithm": None, "kept_layers": len(nodes), "int8_share": 0.0,
+             "metric": 0.8, "loss": 0.0, "loss_low": 0.0, "loss_high": 0.0, "cost": 1.0, "chosen": False,
+             "keep": nodes},
+            {"assignment": "best ranges", **base, "algorithm": "mse", "kept_layers": 0,
+             "int8_share": quantizable_layers.int8_share(), "metric": 0.77, "loss": 0.03, "loss_low": 0.02,
+             "loss_high": 0.04, "cost": 0.5, "chosen": False, "keep": []},
             {"assignment": "best ranges, 2 layers in FP16", **base, "algorithm": "mse", "kept_layers": 2,
              "int8_share": quantizable_layers.int8_share(kept), "metric": 0.797, "loss": 0.003, "loss_low": -0.001,
              "loss_high": 0.006, "cost": 0.55, "chosen": True, "keep": list(kept)},

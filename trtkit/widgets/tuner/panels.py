@@ -144,9 +144,7 @@ class RangesPanel(Panel[TunerState]):
         self.overview.draw(comparison.plot_overview(frame, selected=state.tensor, algorithm=state.label))
         row = frame.row(by_predicate=pl.col("tensor") == state.tensor, named=True)
         others = state.other_reaches()
-        self.histogram.draw(
-            comparison.plot_histogram(state.tensor, row["reach"], algorithm=state.label, others=others)
-        )
+        self.histogram.draw(comparison.plot_histogram(state.tensor, row["reach"], algorithm=state.label, others=others))
         shared = [] if layers is None else [name for name in layers.scale_of(state.tensor) if name != state.tensor]
         readers = [] if layers is None else layers.readers.get(state.tensor, [])
         self.facts.value = facts_html(
