@@ -341,8 +341,10 @@ class Result(abc.ABC):
 
 _VERSION_1 = {
     "beneath": "label_class",
+    "fixed": "static_batch",
     "hurt": "score_drop",
     "measurable": "significant",
+    "right": "correct",
     "truths": "labels",
 }
 

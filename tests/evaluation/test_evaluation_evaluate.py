@@ -1,3 +1,5 @@
+"""evaluate() on stored detections: metrics, frames, settings and errors."""
+
 from __future__ import annotations
 
 import json
@@ -36,7 +38,7 @@ def evaluation(dataset, stored):
     return evaluate(ReplayRunner(stored, dataset.names), dataset)
 
 
-def truth_of(dataset, path, score=0.9):
+def labels_as_detections(dataset, path, score=0.9):
     """An image's labels as detections in input pixels."""
     shape = read_image(path).shape[:2]
     labels = dataset.labels(path).to_pixels(shape)
@@ -55,7 +57,7 @@ def test_equals_ultralytics_on_the_same_detections(evaluation):
 
 
 def test_matches_equal_ultralytics(evaluation):
-    """Bit for bit but where clipping to the image moved an overlap across a threshold."""
+    """Bit for bit, except where clipping to the image moves an IoU across a threshold."""
     theirs = np.load(REFERENCES / "demo-detect.npz")["detections"][:, 7].astype(np.uint16)
     ours = evaluation.detections["matched(B)"].to_numpy()
     assert (theirs == ours).mean() > 0.999
@@ -69,13 +71,13 @@ def test_frames_agree(evaluation):
     claimed = (evaluation.labels["matched(B)"] & 1).sum()
     assert claimed == (evaluation.detections["matched(B)"] & 1).sum()
     assert claimed == evaluation.labels["score(B)"].count()
-    counted = evaluation.per_image
-    assert (counted["tp"] + counted["fn"]).to_list() == counted["labels"].to_list()
-    sure = evaluation.detections.filter(pl.col("score") >= evaluation.confidence)
-    assert counted.select(pl.col("tp").sum() + pl.col("fp").sum()).item() == len(sure)
+    per_image = evaluation.per_image
+    assert (per_image["tp"] + per_image["fn"]).to_list() == per_image["labels"].to_list()
+    confident = evaluation.detections.filter(pl.col("score") >= evaluation.confidence)
+    assert per_image.select(pl.col("tp").sum() + pl.col("fp").sum()).item() == len(confident)
 
 
-def test_frame_says_which_rule(evaluation):
+def test_frame_names_the_rule(evaluation):
     rules = dict(evaluation.frame().select("metric", "rule").iter_rows())
     assert rules["mAP50-95(B)"] == "Ultralytics' rule"
     assert rules["pycocotools/AP"] == "pycocotools' rule"
@@ -117,7 +119,9 @@ def test_figure(evaluation):
 
 def test_labels_as_detections_are_perfect(dataset):
     paths = dataset.images("val")
-    found = evaluate(ReplayRunner([truth_of(dataset, path) for path in paths], dataset.names, batch=7), dataset)
+    found = evaluate(
+        ReplayRunner([labels_as_detections(dataset, path) for path in paths], dataset.names, batch=7), dataset
+    )
     assert found.metrics["mAP50-95(B)"] == pytest.approx(0.995)
     assert found.metrics["precision(B)"] == found.metrics["recall(B)"] == 1
     assert found.metrics["pycocotools/AP"] == pytest.approx(1)
@@ -126,10 +130,10 @@ def test_labels_as_detections_are_perfect(dataset):
 
 def test_batches(dataset):
     paths = dataset.images("val")
-    runner = ReplayRunner([truth_of(dataset, path) for path in paths], dataset.names, batch=16)
+    runner = ReplayRunner([labels_as_detections(dataset, path) for path in paths], dataset.names, batch=16)
     evaluate(runner, dataset)
     assert runner.batches == [16, 16, 8]
-    runner = ReplayRunner([truth_of(dataset, path) for path in paths], dataset.names, batch=None)
+    runner = ReplayRunner([labels_as_detections(dataset, path) for path in paths], dataset.names, batch=None)
     evaluate(runner, dataset, batch=25)
     assert runner.batches == [25, 15]
 
@@ -147,12 +151,12 @@ def test_corrupt_images_are_skipped_and_counted(demo_copy):
     first, second, *rest = dataset.images("val")
     first.write_bytes(first.read_bytes()[:2000])
     second.write_bytes(b"")
-    detections = [truth_of(dataset, path) for path in rest]
+    detections = [labels_as_detections(dataset, path) for path in rest]
     found = evaluate(ReplayRunner(detections, dataset.names, batch=4), dataset)
     assert found.skipped == (str(first), str(second))
     assert found.image_count == len(rest)
     assert found.metrics["mAP50-95(B)"] == pytest.approx(0.995)
-    assert "2 images could not be read and were left out" in repr(found)
+    assert "2 images could not be read" in repr(found)
 
 
 def test_nothing_readable(demo_copy):
@@ -192,7 +196,7 @@ def test_empty_label_files(demo_copy):
     assert (caught.value.code, caught.value.fields["count"]) == ("evaluate-labels-empty", 40)
 
 
-def test_images_without_label_file_are_told(demo_copy):
+def test_images_without_label_file_are_noted(demo_copy):
     next((demo_copy.parent / "labels" / "val").iterdir()).unlink()
     dataset = open_dataset(demo_copy, task="detect")
     found = evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset)
@@ -206,7 +210,7 @@ def test_more_classes_than_the_model(dataset):
     assert caught.value.fields == {"dataset": 10, "model": 3}
 
 
-def test_other_names_are_told(dataset):
+def test_other_names_are_noted(dataset):
     names = {**dataset.names, 4: "four"}
     found = evaluate(ReplayRunner([np.zeros((0, 6))] * 40, names), dataset)
     assert any("class 4 is 'four'" in note for note in found.notes)
@@ -246,3 +250,26 @@ def test_progress_and_cancel(dataset):
         evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset, progress=progress, cancel=stop)
     assert events == [(0, 40), (1, 40), (2, 40), (3, 40)]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("trtkit")]
+
+
+def test_version_1_loads_with_the_present_names(evaluation, tmp_path):
+    """What trtkit 0.1.0 wrote: other names of tables, columns, metrics, stages and settings."""
+    tables = {}
+    for name, table in evaluation.tables().items():
+        name = {"per_image": "per_picture", "labels": "truths"}.get(name, name)
+        tables[name] = table.rename({"image": "picture", "images": "pictures"}, strict=False)
+        tables[name].write_parquet(tmp_path / f"evaluation.{name}.parquet")
+    stages = {"preprocess": "prepare", "inference": "infer", "postprocess": "decode", "match": "judge"}
+    facts = dict(evaluation.facts())
+    facts["speed"] = {stages.get(name, name): value for name, value in facts["speed"].items()}
+    facts["metrics"] = {name.replace("pycocotools/", "coco/"): value for name, value in facts["metrics"].items()}
+    origin = evaluation.provenance.to_dict()
+    origin["settings"] = dict(origin["settings"])
+    origin["settings"]["images"] = origin["settings"].pop("eval_images")
+    content = {"kind": "evaluation", "tables": list(tables), "facts": facts, "origin": origin}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    again = Evaluation.load(tmp_path)
+    assert again.facts() == json.loads(json.dumps(evaluation.facts())) | {"skipped": (), "notes": evaluation.notes}
+    assert again.provenance.settings == evaluation.provenance.settings
+    for name, table in evaluation.tables().items():
+        assert again.tables()[name].equals(table), name

@@ -118,25 +118,29 @@ def test_a_static_runner_that_pads_says_so():
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": ()}, {"runs": 0}, {"warmup": -1}, {"seconds": 0}])
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(RecipeError, match="positive"):
+    with pytest.raises(RecipeError) as caught:
         benchmark(Sleeper(0), **wrong)
+    assert caught.value.code == "benchmark-settings-out-of-range"
 
 
 def test_no_runner_is_refused():
-    with pytest.raises(RecipeError, match="no runner"):
+    with pytest.raises(RecipeError) as caught:
         benchmark({})
+    assert caught.value.code == "benchmark-runner-missing"
 
 
 def test_a_batch_above_the_runner_s_is_refused_before_anything_runs():
     runner = Sleeper(0, batch=4)
-    with pytest.raises(EngineError, match="at most 4"):
+    with pytest.raises(EngineError) as caught:
         benchmark({"x": runner}, batch=(1, 8))
+    assert (caught.value.code, caught.value.fields["limit"]) == ("benchmark-batch-too-large", 4)
     assert runner.shapes == []
 
 
 def test_another_size_needs_a_dynamic_runner():
-    with pytest.raises(EngineError, match="32x64"):
+    with pytest.raises(EngineError) as caught:
         benchmark(Sleeper(0, dynamic=False), imgsz=64)
+    assert (caught.value.code, caught.value.fields["limit"]) == ("benchmark-imgsz-fixed", (32, 64))
 
 
 def test_given_runners_stay_open():

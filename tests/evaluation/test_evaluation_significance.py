@@ -1,4 +1,4 @@
-"""The bootstrap's numbers against metrics computed the long way, and what an interval must say."""
+"""Differences between evaluations: the bootstrap against metrics of repeated images, intervals, object changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def worse(dataset):
 
 
 def repeated(frame, copies):
-    """Rows of each image as often as it was drawn, its copies numbered as images of their own."""
+    """Rows of each image repeated by its number of copies, each copy numbered as an image of its own."""
     parts, number = [], 0
     for image, count in enumerate(copies.astype(int)):
         for _ in range(count):
@@ -48,22 +48,22 @@ def repeated(frame, copies):
 @pytest.mark.parametrize("column", range(5))
 def test_resampled_precisions_are_those_of_repeated_images(fair, column):
     copies = draw_resamples(fair.image_count, 4, seed=1)
-    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.labels))
+    detections, labels = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.labels))
     scores = score_classes(
         unpack_thresholds(detections["matched(B)"].to_numpy()), detections["score"].to_numpy(),
-        detections["class"].to_numpy(), truths["class"].to_numpy(),
+        detections["class"].to_numpy(), labels["class"].to_numpy(),
     )  # fmt: skip
     found = dict(build_class_curves(fair.detections, fair.labels, "B", fair.image_count))
     for number, expected in zip(scores.classes.tolist(), scores.ap, strict=True):
         ours = resample_average_precision(found[number], copies)[:, column]
-        # A recall that rounding puts beside a grid place may be read one place on; the images as they are never are.
+        # Rounding may move a recall by one grid point, except for the images themselves.
         np.testing.assert_allclose(ours, expected, atol=1e-9 if column == 0 else 0.01)
 
 
 @pytest.mark.parametrize("column", range(3))
-def test_resampled_coco_precisions_too(fair, column):
+def test_resampled_pycocotools_precisions_too(fair, column):
     copies = draw_resamples(fair.image_count, 4, seed=2)
-    detections, truths = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.labels))
+    detections, labels = (repeated(frame, copies[:, column]) for frame in (fair.detections, fair.labels))
     rows = [
         [
             {"image_id": row["image"], "category_id": row["class"], "score": row.get("score"),
@@ -71,10 +71,10 @@ def test_resampled_coco_precisions_too(fair, column):
              "area": (row["x2"] - row["x1"]) * (row["y2"] - row["y1"])}
             for row in frame.iter_rows(named=True)
         ]
-        for frame in (truths, detections)
+        for frame in (labels, detections)
     ]  # fmt: skip
     expected = compute_pycocotools_metrics(
-        *rows, shapes=[(200, 200)] * (1 + truths["image"].max()), classes=[0, 1], kind="B", iou_type="bbox"
+        *rows, shapes=[(200, 200)] * (1 + labels["image"].max()), classes=[0, 1], kind="B", iou_type="bbox"
     )
     ours = [
         resample_average_precision(curve, copies, pycocotools=True)[:, column].mean()
@@ -83,14 +83,14 @@ def test_resampled_coco_precisions_too(fair, column):
     assert np.mean(ours) == pytest.approx(expected["pycocotools/AP"], abs=0.003)
 
 
-def test_the_same_evaluation_differs_by_nothing(fair):
+def test_an_evaluation_does_not_differ_from_itself(fair):
     found = compute_differences(fair, fair, resamples=50)
     assert not found["significant"].any()
     assert found["delta"].abs().max() == 0
     assert found.filter(scope="all", metric="mAP50-95(B)")["low"].item() == 0
 
 
-def test_a_clear_loss_is_measurable_and_inside_its_interval(fair, worse):
+def test_a_clear_loss_is_significant_and_inside_its_interval(fair, worse):
     found = compute_differences(fair, worse, resamples=400)
     row = found.row(by_predicate=(pl.col("metric") == "mAP50-95(B)") & (pl.col("scope") == "all"), named=True)
     assert row["delta"] == pytest.approx(worse.metrics["mAP50-95(B)"] - fair.metrics["mAP50-95(B)"])
@@ -120,16 +120,18 @@ def test_the_seed_decides(fair, worse):
 def test_other_images_and_no_resamples_are_refused(dataset, fair):
     outputs = noisy_outputs(dataset, "detect", seed=0)
     fewer = evaluate(CannedRunner("detect", outputs), dataset, eval_images=5)
-    with pytest.raises(DataError, match="different images"):
+    with pytest.raises(DataError) as caught:
         compute_differences(fair, fewer)
-    with pytest.raises(DataError, match="different images"):
+    assert (caught.value.code, caught.value.fields["names"]) == ("evaluations-images-differ", ("other",))
+    with pytest.raises(DataError):
         find_object_changes(fair, fewer)
-    with pytest.raises(RecipeError, match="at least 2"):
+    with pytest.raises(RecipeError) as caught:
         compute_differences(fair, fair, resamples=1)
+    assert (caught.value.code, caught.value.fields["value"]) == ("bootstrap-resamples-too-few", 1)
 
 
-def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
-    """top-1 of 400 images of which 40 are lost and 20 won: delta -0.05, standard error sqrt(p - d^2) / 20."""
+def test_the_interval_of_paired_accuracies_is_the_textbook_s():
+    """top-1 of 400 images of which 40 are lost and 20 gained: delta -0.05, standard error sqrt(p - d^2) / 20."""
     images = pl.DataFrame({"image": range(400), "path": [str(n) for n in range(400)]})
     ranks = [np.where(np.arange(400) < 200, 1, 2), np.where((np.arange(400) < 160) | (np.arange(400) >= 380), 1, 2)]
 
@@ -152,9 +154,9 @@ def test_a_sample_of_normal_changes_gets_the_textbook_s_interval():
     )
 
 
-def test_changes_are_counted_as_the_frames_tell(fair, worse):
+def test_object_changes_agree_with_the_frames(fair, worse):
     found = find_object_changes(fair, worse, conf=0.3)
-    # "score(B)" of the truths is that of the claim at similarity 0.5.
+    # "score(B)" of a label is that of its match at similarity 0.5.
     before, after = (one.labels["score(B)"].fill_null(0) >= 0.3 for one in (fair, worse))
     assert len(found.filter(change="lost")) == (before & ~after).sum()
     assert len(found.filter(change="gained")) == (~before & after).sum()
@@ -166,7 +168,7 @@ def test_changes_are_counted_as_the_frames_tell(fair, worse):
     assert not len(find_object_changes(fair, fair))
 
 
-def test_gallery_draws_and_survives_a_image_that_is_gone(fair, worse):
+def test_object_changes_are_drawn_unless_the_image_is_missing(fair, worse):
     found = find_object_changes(fair, worse)
     drawn = draw_object_changes(found, fair, worse, limit=3)
     assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
@@ -174,7 +176,7 @@ def test_gallery_draws_and_survives_a_image_that_is_gone(fair, worse):
     assert draw_object_changes(gone, fair, worse, limit=1)["png"].to_list() == [None]
 
 
-def test_an_error_tells_the_label_it_lies_on(fair, worse):
+def test_a_new_false_positive_has_the_class_of_the_label_it_overlaps(fair, worse):
     found = find_object_changes(fair, worse, conf=0.3).filter(change="new error")
     names = dict(fair.per_class.select("class", "name").iter_rows())
     assert found["label_class"].null_count() < len(found)
@@ -189,7 +191,7 @@ def test_an_error_tells_the_label_it_lies_on(fair, worse):
 
 
 def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_color(tmp_path):
-    """One object at a known place: the drawn window is worked out by hand."""
+    """One object at a known position: the drawn window is computed by hand."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((200, 200, 3), np.uint8))
     kinds = {"image": pl.Int32, "class": pl.Int32}
 

@@ -38,10 +38,10 @@ def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", 
     runners = pl.DataFrame(
         [
             {"label": label, "runner": name, "engine": engine, "precision": label, "clock": clock, "imgsz": "640x640",
-             "fixed": None}
+             "static_batch": None}
             for label in SPEED
         ],
-        schema_overrides={"fixed": pl.Int64},
+        schema_overrides={"static_batch": pl.Int64},
     )  # fmt: skip
     facts = pl.DataFrame(
         [

@@ -37,4 +37,4 @@ def test_large_images_are_made_smaller_and_small_ones_stay():
 def test_words_stand_for_each_image():
     sheet = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
     assert "alt='2 of &#x27;a&#x27; &amp; &lt;b&gt;'" in sheet._repr_html_()
-    assert repr(sheet) == "Sheet of 1\n  2 of 'a' & <b>"
+    assert repr(sheet) == "ImageGrid of 1\n  2 of 'a' & <b>"

@@ -48,8 +48,8 @@ def timing(engine: bool, clock: str = "wall", runner: str = RUNTIME) -> Timing:
                             "ms": [10.0, 11, 12, 13, 14, 20, 21, 22, 23, 24]})  # fmt: skip
     runners = pl.DataFrame(
         {"label": labels, "runner": [runner] * 2, "engine": [engine] * 2, "precision": labels, "clock": [clock] * 2,
-         "imgsz": ["640x640"] * 2, "fixed": [None, None]},
-        schema_overrides={"fixed": pl.Int64},
+         "imgsz": ["640x640"] * 2, "static_batch": [None, None]},
+        schema_overrides={"static_batch": pl.Int64},
     )  # fmt: skip
     return Timing(samples=samples, runners=runners, provenance=Provenance(model_hash="", runner=runner))
 

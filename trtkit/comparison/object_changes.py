@@ -17,7 +17,7 @@ from trtkit.tasks.nms import xywhr_to_corners
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtkit.evaluation.significance import EvaluationLike
+    from trtkit.evaluation.bootstrap import EvaluationLike
 
 __all__ = ["COLUMNS", "draw_object_changes", "find_object_changes"]
 

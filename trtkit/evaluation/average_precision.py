@@ -1,7 +1,7 @@
-"""Average precision by Ultralytics' rule: matching, curves, averages.
+"""Average precision by Ultralytics' rule: matching, precision-recall curves, averages over classes.
 
-It differs from pycocotools' rule in two ways: pycocotools keeps the best 100 detections of a class in an image, and
-averages the envelope's steps at 101 recalls where this rule reads it by linear interpolation and takes the trapezoid.
+pycocotools' rule differs twice: it keeps the 100 highest-scoring detections of a class per image, and it averages the
+envelope's steps at 101 recalls, where Ultralytics interpolates linearly and takes the trapezoid.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = [
 ]
 
 THRESHOLDS: NDArray[np.float32] = np.linspace(0.5, 0.95, 10).astype(np.float32)
-"""The similarities at which a detection must match a label, 0.50 to 0.95."""
+"""Similarity thresholds of matches, 0.50 to 0.95."""
 
 CONFIDENCE_STEPS = 1000
-"""Confidences between 0 and 1 at which precision and recall are read to find the best F1."""
+"""Confidences in 0..1 at which precision and recall are read to find the best F1."""
 
 SMOOTHING = 0.1
-"""Width of the box filter over the F1 curve, as a share of the grid."""
+"""Width of the box filter over the F1 curve, as a fraction of the grid."""
 
 
 def match_detections(
     similarity: NDArray[np.float32], label_classes: NDArray[np.int64], detection_classes: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Match detections of one image to labels of their class, at every threshold on its own.
+    """Match detections of one image to labels of their class, at every threshold separately.
 
-    Detections claim in the given order, so by falling score: each takes the most similar label of its class that none
-    before it took, if that is similar enough.
+    Greedy by falling score: each detection takes the most similar free label of its class, if the similarity reaches
+    the threshold.
 
     Args:
         similarity: Shape (labels, detections), in 0..1.
@@ -49,27 +49,27 @@ def match_detections(
         detection_classes: Shape (detections,), by falling score.
 
     Returns:
-        Whether each detection matched, shape (detections, 10), and the detection that claimed each label or -1, shape
+        Whether each detection matched, shape (detections, 10), and the detection matched to each label or -1, shape
         (labels, 10).
     """
-    labels, found = similarity.shape
-    matched = np.zeros((found, len(THRESHOLDS)), np.bool_)
+    labels, detections = similarity.shape
+    matched = np.zeros((detections, len(THRESHOLDS)), np.bool_)
     claimed = np.full((labels, len(THRESHOLDS)), -1, np.int64)
-    if not labels or not found:
+    if not labels or not detections:
         return matched, claimed
-    alike = np.where(label_classes[:, None] == detection_classes, similarity, np.float32(0))
-    every = np.arange(len(THRESHOLDS))
-    for detection in np.flatnonzero(alike.max(0) >= THRESHOLDS[0]):
-        free = np.where(claimed < 0, alike[:, detection, None], np.float32(0))
+    same_class = np.where(label_classes[:, None] == detection_classes, similarity, np.float32(0))
+    columns = np.arange(len(THRESHOLDS))
+    for detection in np.flatnonzero(same_class.max(0) >= THRESHOLDS[0]):
+        free = np.where(claimed < 0, same_class[:, detection, None], np.float32(0))
         best = free.argmax(0)
-        enough = free[best, every] >= THRESHOLDS
-        matched[detection] = enough
-        claimed[best[enough], every[enough]] = detection
+        is_match = free[best, columns] >= THRESHOLDS
+        matched[detection] = is_match
+        claimed[best[is_match], columns[is_match]] = detection
     return matched, claimed
 
 
 def find_matched_labels(claimed: NDArray[np.int64], detections: int) -> NDArray[np.int32]:
-    """The label that each detection claimed at the lowest threshold it claimed one at, or -1.
+    """Find the label of each detection, at the lowest threshold at which it matched, or -1.
 
     Args:
         claimed: As `match_detections` returns it, shape (labels, 10).
@@ -86,28 +86,28 @@ def find_matched_labels(claimed: NDArray[np.int64], detections: int) -> NDArray[
 
 
 def pack_thresholds(matched: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """Ten truth values a row as one number: bit t stands for threshold t."""
+    """Pack ten booleans per row into one number: bit t is threshold t."""
     bits: NDArray[np.uint16] = (matched << np.arange(len(THRESHOLDS), dtype=np.uint16)).sum(1, dtype=np.uint16)
     return bits
 
 
 def unpack_thresholds(bits: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """The inverse of `pack_thresholds`, shape (n, 10)."""
+    """Invert `pack_thresholds`, shape (n, 10)."""
     matched: NDArray[np.bool_] = (bits[:, None] >> np.arange(len(THRESHOLDS), dtype=np.uint16)) & 1 == 1
     return matched
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClassScores:
-    """Scores of the classes that have labels, in rising order of class.
+    """Metrics of the classes that have labels, by class number.
 
     Attributes:
         classes: Shape (n,).
-        instances: Labels of each, shape (n,).
+        instances: Number of labels of each class, shape (n,).
         precision: At `confidence`, shape (n,).
         recall: At `confidence`, shape (n,).
         ap: Average precision at each threshold, shape (n, 10).
-        confidence: Where the mean F1 over the classes, smoothed, is highest.
+        confidence: Where the smoothed mean F1 over the classes is highest.
     """
 
     classes: NDArray[np.int64]
@@ -118,7 +118,7 @@ class ClassScores:
     confidence: float
 
     def means(self) -> dict[str, float]:
-        """The means over the classes, by the guide's names without the kind; 0 where no class has labels."""
+        """Average over the classes, by Ultralytics' names without the kind; 0 if no class has labels."""
         if not len(self.classes):
             return dict.fromkeys(("precision", "recall", "mAP50", "mAP50-95"), 0.0)
         return {
@@ -135,16 +135,16 @@ def score_classes(
     detection_classes: NDArray[np.int64],
     label_classes: NDArray[np.int64],
 ) -> ClassScores:
-    """Score every class over all images.
+    """Compute the metrics of every class over all images.
 
     Args:
         matched: Whether each detection matched, shape (n, 10).
         scores: Shape (n,).
         detection_classes: Shape (n,).
-        label_classes: The classes of all labels.
+        label_classes: Classes of all labels, shape (labels,).
 
     Returns:
-        Scores of the classes that have labels.
+        Metrics of the classes that have labels.
     """
     classes, instances = np.unique(label_classes, return_counts=True)
     order = np.argsort(-scores, kind="stable")
@@ -152,18 +152,18 @@ def score_classes(
     grid = np.linspace(0, 1, CONFIDENCE_STEPS)
     ap = np.zeros((len(classes), matched.shape[1]))
     precisions, recalls = np.zeros((len(classes), CONFIDENCE_STEPS)), np.zeros((len(classes), CONFIDENCE_STEPS))
-    for place, (number, total) in enumerate(zip(classes, instances, strict=True)):
-        mine = detection_classes == number
-        right = matched[mine].cumsum(0, dtype=np.float64)
-        if not len(right):
+    for index, (number, total) in enumerate(zip(classes, instances, strict=True)):
+        rows = detection_classes == number
+        correct = matched[rows].cumsum(0, dtype=np.float64)
+        if not len(correct):
             continue
-        recall = right / total
-        precision = right / np.arange(1, len(right) + 1)[:, None]
-        # np.interp wants rising places, and confidences fall.
-        falling = -scores[mine].astype(np.float64)
-        recalls[place] = np.interp(-grid, falling, recall[:, 0], left=0)
-        precisions[place] = np.interp(-grid, falling, precision[:, 0], left=1)
-        ap[place] = [average_precision(recall[:, t], precision[:, t]) for t in range(ap.shape[1])]
+        recall = correct / total
+        precision = correct / np.arange(1, len(correct) + 1)[:, None]
+        # np.interp needs rising x, confidences fall.
+        x = -scores[rows].astype(np.float64)
+        recalls[index] = np.interp(-grid, x, recall[:, 0], left=0)
+        precisions[index] = np.interp(-grid, x, precision[:, 0], left=1)
+        ap[index] = [average_precision(recall[:, t], precision[:, t]) for t in range(ap.shape[1])]
     total = precisions + recalls
     f1 = np.divide(2 * precisions * recalls, total, out=np.zeros_like(total), where=total > 0)
     best = int(_box_filter(f1.mean(0)).argmax()) if len(classes) else 0
@@ -178,27 +178,27 @@ def score_classes(
 
 
 def average_precision(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    """The area under a precision-recall curve by Ultralytics' rule.
+    """Compute the area under a precision-recall curve by Ultralytics' rule.
 
     Args:
-        recall: Rising, shape (n,), one point a detection by falling score.
+        recall: Rising, shape (n,), one point per detection by falling score.
         precision: Shape (n,).
 
     Returns:
-        In 0..1: the trapezoid over 101 recalls of the precision envelope, read by linear interpolation; the curve
-        starts at (0, 1) and drops to 0 behind its last recall.
+        In 0..1: the trapezoid over 101 recalls of the linearly interpolated precision envelope; the curve starts at
+        (0, 1) and drops to 0 after its last recall.
     """
     if not len(recall):
         return 0.0
-    places = np.concatenate(([0.0], recall, [recall[-1], 1.0]))
-    heights = np.concatenate(([1.0], precision, [0.0, 0.0]))
-    envelope = np.maximum.accumulate(heights[::-1])[::-1]
-    read = np.interp(np.linspace(0, 1, 101), places, envelope)
-    return float((read.sum() - (read[0] + read[-1]) / 2) / 100)
+    x = np.concatenate(([0.0], recall, [recall[-1], 1.0]))
+    y = np.concatenate(([1.0], precision, [0.0, 0.0]))
+    envelope = np.maximum.accumulate(y[::-1])[::-1]
+    precisions = np.interp(np.linspace(0, 1, 101), x, envelope)
+    return float((precisions.sum() - (precisions[0] + precisions[-1]) / 2) / 100)
 
 
 def _box_filter(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A box filter of odd width, the ends continued by their own values."""
+    """Apply a box filter of odd width; the ends are extended by their own values."""
     width = round(len(curve) * SMOOTHING * 2) // 2 + 1
     padded = np.pad(curve, width // 2, mode="edge")
     smoothed: NDArray[np.float64] = np.convolve(padded, np.full(width, 1 / width), mode="valid")

@@ -1,4 +1,4 @@
-"""How long a runner takes, measured so that two runners can be compared."""
+"""Latency and throughput of runners, measured alternately so that they are comparable."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Timing", "benchmark", "summarize_runs"]
 
-# Runs measured in a row before the next runner's turn. One run by turns would time each runner while the other's idle
-# threads still spin; long stretches would let a slow drift of the clocks hit one runner alone.
 BLOCK_RUNS = 5
-# Percentiles of fewer runs say little; a slow runner gets these however little time is allowed.
+"""Consecutive runs of a runner before the next one's turn. With single runs, idle threads of the other runner would
+still spin; with long blocks, drifting clocks would affect one runner alone."""
+
 MIN_RUNS = 5
+"""Minimum number of runs, whatever the time limit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Timing(Result):
-    """Times of one or more runners.
+    """Latency of one or more runners.
 
     Attributes:
-        samples: Every measured run: label, batch, turn (in order of measurement), ms (of the whole batch).
-        runners: One row a label: runner (its name), engine (whether TensorRT ran), precision, clock ("gpu" is time on
-            the device alone, "wall" is time around `infer`, copies included), imgsz, and fixed (the one batch a static
-            graph runs at, to which smaller ones are padded; null where the batch is open).
+        samples: All measured runs: label, batch, turn (order of measurement), ms (of the whole batch).
+        runners: One row per label: runner (its name), engine (whether TensorRT ran), precision, clock ("gpu": CUDA
+            events, "wall": time around `infer`, copies included), imgsz, and static_batch (the batch of a static
+            graph, to which smaller ones are padded; null if the batch is dynamic).
     """
 
     kind: ClassVar[str] = "timing"
@@ -51,34 +52,34 @@ class Timing(Result):
     provenance: Provenance
 
     def frame(self) -> pl.DataFrame:
-        """One row a runner and batch.
+        """Return one row per runner and batch.
 
-        `_ms` columns are of a whole batch, `image_ms` is mean_ms / batch; `padded` rows ran a larger batch than
-        they say.
+        `_ms` columns are of the whole batch, `image_ms` is mean_ms / batch; `padded`: the batch was padded to the
+        static batch of the graph.
         """
-        joined = self.runners.join(summarize_runs(self.samples), on="label", maintain_order="left")
-        return joined.with_columns(padded=(pl.col("batch") < pl.col("fixed")).fill_null(value=False)).select(
+        rows = self.runners.join(summarize_runs(self.samples), on="label", maintain_order="left")
+        return rows.with_columns(padded=(pl.col("batch") < pl.col("static_batch")).fill_null(value=False)).select(
             "label", "precision", "runner", "engine", "clock", "imgsz", "batch", "padded", "runs", "mean_ms", "std_ms",
             "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "image_ms", "images_per_s",
         )  # fmt: skip
 
     def plot(self) -> go.Figure:
-        """The distribution of times by runner, one panel a batch size."""
+        """Plot the distribution of latency per runner, one panel per batch size."""
         from trtkit.plotting.evaluation import timing_figure
 
         return timing_figure(self.samples, self.runners)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """The samples and the runners."""
+        """Return the samples and the runners."""
         return {"samples": self.samples, "runners": self.runners}
 
     def facts(self) -> Mapping[str, Any]:
-        """Nothing beyond the tables."""
+        """Return {}: the tables are all."""
         return {}
 
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
-        """The inverse of `tables`."""
+        """Invert `tables`."""
         return cls(samples=tables["samples"], runners=tables["runners"], provenance=provenance)
 
     def __repr__(self) -> str:
@@ -104,37 +105,43 @@ def benchmark(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Timing:
-    """Time runners against each other on random images.
+    """Measure the latency of runners on random images.
 
-    The runners take turns, in short stretches whose first run is thrown away, so that what changes over time (clocks,
-    temperature, other work on the machine) meets them all alike. All are warmed up before the first is measured, for
-    on an H100 each was 3 to 5 % slower once a second engine had run in the process (`benchmarks/results/runner.md`).
+    The runners alternate in short blocks whose first run is discarded, so that clocks, temperature and other load on
+    the machine affect all of them alike. All warm up before the first measurement.
 
     Args:
-        runners: A runner or file, or several by label; files are opened here and closed again.
-        batch: Batch sizes, each timed by itself.
-        imgsz: Side of the square images or (height, width), pixels; None takes each runner's own.
-        runs: Most runs measured for each runner and batch.
-        warmup: Runs before the first measurement of each runner and batch, not counted.
-        seconds: Most seconds measured for each runner and batch; at least five runs are measured anyway.
-        device: Where files run, as `trtkit.open` takes it.
-        backend: What runs the files, as `trtkit.open` takes it.
-        seed: Seed of the images and of the order of turns.
-        progress: Receives events.
-        cancel: Stops the work when set.
+        runners: A runner or file, or several by label; files are opened here and closed afterwards.
+        batch: Batch sizes, each measured separately.
+        imgsz: Image side or (height, width), pixels; None takes each runner's own.
+        runs: Maximum number of measured runs per runner and batch.
+        warmup: Warm-up runs per runner and batch.
+        seconds: Maximum measured time per runner and batch; at least five runs are measured.
+        device: Device for files, as in `trtkit.open`.
+        backend: Backend for files, as in `trtkit.open`.
+        seed: Seed of the images and of the order of runners.
+        progress: Receives progress events.
+        cancel: Cancellation token.
 
     Returns:
-        The times; GPU time where the runner measures it, else wall time around `infer`.
+        GPU time where the runner measures it, else wall time around `infer`.
 
     Raises:
-        RecipeError: No runner, or a batch, number of runs or time below what makes sense.
-        EngineError: A batch is above what a runner takes, or the image size is not the runner's.
+        RecipeError: There is no runner, or a setting is out of range.
+        EngineError: The batch is larger than a runner's, or the image size is not the runner's.
         CancelledError: The caller cancelled.
     """
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
     if not batches or min(batches) < 1 or runs < 1 or warmup < 0 or seconds <= 0:
         raise RecipeError(
-            "benchmark", f"batch={batch}, runs={runs}, warmup={warmup}, seconds={seconds}", "give positive numbers"
+            "benchmark",
+            f"batch={batch}, runs={runs}, warmup={warmup}, seconds={seconds} are not all positive",
+            "pass positive numbers",
+            code="benchmark-settings-out-of-range",
+            batch=batches,
+            runs=runs,
+            warmup=warmup,
+            seconds=seconds,
         )
     reporter = Reporter(progress, cancel)
     before = _load_average()
@@ -153,11 +160,11 @@ def benchmark(
                     "precision": runner.precision,
                     "clock": "gpu" if _has_gpu_clock(runner) else "wall",
                     "imgsz": "x".join(str(side) for side in shapes[label]),
-                    "fixed": None if runner.dynamic else runner.batch,
+                    "static_batch": None if runner.dynamic else runner.batch,
                 }
                 for label, runner in opened.items()
             ],
-            schema_overrides={"fixed": pl.Int64},
+            schema_overrides={"static_batch": pl.Int64},
         )
         provenance = Provenance(
             model_hash=" ".join(sorted({runner.hash for runner in opened.values()})),
@@ -173,7 +180,7 @@ def benchmark(
 
 
 def summarize_runs(samples: pl.DataFrame) -> pl.DataFrame:
-    """Statistics of `Timing.samples` by label and batch; percentiles are interpolated linearly, std has n - 1."""
+    """Summarize `Timing.samples` by label and batch; percentiles are interpolated linearly, std divides by n - 1."""
     ms = pl.col("ms")
     return (
         samples.group_by("label", "batch", maintain_order=True)
@@ -195,13 +202,18 @@ def summarize_runs(samples: pl.DataFrame) -> pl.DataFrame:
 
 @contextlib.contextmanager
 def _open_runners(runners: Any, *, device: str | int | None, backend: str | None) -> Iterator[dict[str, Runner]]:
-    """Runners by label; those opened here are closed at the end."""
+    """Yield runners by label; those opened here are closed at the end."""
     from trtkit import backends
     from trtkit.backends.base import Runner
 
     given = dict(runners) if isinstance(runners, Mapping) else {"": runners}
     if not given:
-        raise RecipeError("benchmark", "no runner was given", "give a runner, a file or a mapping of label to either")
+        raise RecipeError(
+            "benchmark",
+            "no runner was given",
+            "pass a runner, a file or a mapping of label to either",
+            code="benchmark-runner-missing",
+        )
     with contextlib.ExitStack() as stack:
         opened: dict[str, Runner] = {}
         for label, source in given.items():
@@ -215,19 +227,25 @@ def _open_runners(runners: Any, *, device: str | int | None, backend: str | None
 def _resolve_imgsz(
     label: str, runner: Runner, batches: Sequence[int], imgsz: int | tuple[int, int] | None
 ) -> tuple[int, int]:
-    """The height and width to time `runner` at."""
+    """Return the height and width to run `runner` at."""
     if runner.batch is not None and max(batches) > runner.batch:
         raise EngineError(
             f"benchmark {label} at batch {max(batches)}",
-            f"it takes at most {runner.batch}",
-            f"export it with batch={max(batches)}, or ask for smaller batches",
+            f"its largest batch is {runner.batch}",
+            f"export it with batch={max(batches)}, or pass smaller batches",
+            code="benchmark-batch-too-large",
+            batch=max(batches),
+            limit=runner.batch,
         )
     size = runner.imgsz if imgsz is None else (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     if tuple(size) != tuple(runner.imgsz) and not runner.dynamic:
         raise EngineError(
             f"benchmark {label} at {size[0]}x{size[1]}",
-            f"it is built for {runner.imgsz[0]}x{runner.imgsz[1]} alone",
+            f"it has the fixed size {runner.imgsz[0]}x{runner.imgsz[1]}",
             "leave imgsz out, or export it with dynamic=True",
+            code="benchmark-imgsz-fixed",
+            imgsz=(size[0], size[1]),
+            limit=tuple(runner.imgsz),
         )
     return size[0], size[1]
 
@@ -243,30 +261,30 @@ def _time_runners(
     seed: int,
     reporter: Reporter,
 ) -> pl.DataFrame:
-    """Times of every runner at one batch size, taken by turns."""
-    random = np.random.default_rng(seed)
+    """Measure all runners at one batch size, alternately."""
+    generator = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
     for label, runner in runners.items():
-        feeds[label] = random.random((batch, runner.info.channels, *shapes[label]), dtype=np.float32)
-    stage, total = f"time batch {batch}", runs * len(runners)
+        feeds[label] = generator.random((batch, runner.info.channels, *shapes[label]), dtype=np.float32)
+    stage, total = f"benchmark batch {batch}", runs * len(runners)
     for label, runner in runners.items():
         reporter.step(stage, 0, total, f"warm up {label}")
         for _ in range(warmup):
             runner.infer(feeds[label])
             reporter.step(stage, 0, total)
-    taken: dict[str, list[float]] = {label: [] for label in runners}
+    measured: dict[str, list[float]] = {label: [] for label in runners}
     order: list[tuple[str, float]] = []
     waiting = list(runners)
     while waiting:
-        for label in random.permutation(waiting):
-            label, times = str(label), taken[str(label)]
+        for label in generator.permutation(waiting):
+            label, times = str(label), measured[str(label)]
             block = _time_block(runners[label], feeds[label], min(BLOCK_RUNS, runs - len(times)))
             times += block
             order += [(label, ms) for ms in block]
             if len(times) >= runs or (sum(times) >= seconds * 1000 and len(times) >= min(MIN_RUNS, runs)):
                 waiting.remove(label)
-            # A runner that used up its seconds counts as done with all its runs.
-            reporter.step(stage, sum(runs if name not in waiting else len(taken[name]) for name in runners), total)
+            # A runner out of time counts as having all its runs.
+            reporter.step(stage, sum(runs if name not in waiting else len(measured[name]) for name in runners), total)
     return pl.DataFrame(
         {
             "label": [label for label, _ in order],
@@ -279,25 +297,25 @@ def _time_runners(
 
 
 def _time_block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[float]:
-    """Milliseconds of `runs` runs in a row, after one that is thrown away."""
+    """Measure `runs` consecutive runs in milliseconds, after one that is discarded."""
     runner.infer(feed)
     if _has_gpu_clock(runner):
         return [float(ms) for ms in runner.measure_gpu_times(feed, runs)]  # type: ignore[attr-defined]
     times = []
     for _ in range(runs):
-        begun = time.perf_counter_ns()
+        start = time.perf_counter_ns()
         runner.infer(feed)
-        times.append((time.perf_counter_ns() - begun) / 1e6)
+        times.append((time.perf_counter_ns() - start) / 1e6)
     return times
 
 
 def _has_gpu_clock(runner: Runner) -> bool:
-    """Whether the runner measures time on the GPU itself."""
+    """Return whether the runner measures GPU time."""
     return callable(getattr(runner, "measure_gpu_times", None))
 
 
 def _describe_gpus(runners: Mapping[str, Runner]) -> dict[str, Any]:
-    """The GPUs with their clocks, where an engine ran."""
+    """Return the GPUs with their clocks if an engine ran."""
     if not any(runner.engine for runner in runners.values()):
         return {}
     from trtkit.backends.devices import find_gpus
@@ -306,5 +324,5 @@ def _describe_gpus(runners: Mapping[str, Runner]) -> dict[str, Any]:
 
 
 def _load_average() -> float | None:
-    """Processes that wanted to run in the last minute, where the system says: a busy machine explains slow times."""
+    """Return the load average of the last minute, if the system has one: a busy machine is slow."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

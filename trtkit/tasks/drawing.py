@@ -1,4 +1,4 @@
-"""Boxes and names drawn on images, in colors that people with any common color blindness tell apart."""
+"""Drawing of boxes and class names, in colors that are safe for common color blindness."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["ImageGrid", "class_color", "draw_box", "line_width"]
 
 HEIGHT = 240
-"""Pixels that each image of a sheet is high."""
+"""Height of each image of a grid, pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImageGrid:
-    """Drawn images, which a notebook shows beside each other.
+    """Images with captions, displayed side by side in a notebook.
 
     Attributes:
         images: BGR uint8, (height, width, 3), of any size.
-        texts: What each one shows, in words.
+        captions: A description of each image.
     """
 
     images: tuple[NDArray[np.uint8], ...]
@@ -40,29 +40,29 @@ class ImageGrid:
         return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{shown}</div>"
 
     def __repr__(self) -> str:
-        return "\n".join((f"Sheet of {len(self.images)}", *(f"  {text}" for text in self.captions)))
+        return "\n".join((f"ImageGrid of {len(self.images)}", *(f"  {text}" for text in self.captions)))
 
 
 def _encode_jpeg(image: NDArray[np.uint8]) -> str:
     scale = HEIGHT / image.shape[0]
-    # Twice the height for screens of fine pixels, but nothing is enlarged.
+    # Twice the height for high-density screens; nothing is enlarged.
     if (scale := 2 * scale) < 1:
         size = (max(1, round(image.shape[1] * scale)), 2 * HEIGHT)
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     return base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode()
 
 
-# Okabe and Ito's palette (2008) without black, as BGR.
+# The palette of Okabe and Ito (2008) without black, BGR.
 PALETTE = ((178, 114, 0), (0, 159, 230), (115, 158, 0), (0, 94, 213), (167, 121, 204), (233, 180, 86), (66, 228, 240))
 
 
 def class_color(number: int) -> tuple[int, int, int]:
-    """A class's color, BGR; classes also carry their names, since seven colors repeat."""
+    """Return a class's color, BGR. Seven colors repeat, so drawings show class names too."""
     return PALETTE[number % len(PALETTE)]
 
 
 def line_width(shape: tuple[int, ...]) -> int:
-    """How thick lines are on an image of `shape`, pixels: about 1/300 of its sides."""
+    """Return the line width for an image of `shape`, pixels: about 1/300 of its sides."""
     return max(1, round((shape[0] + shape[1]) / 600))
 
 
@@ -72,8 +72,8 @@ def draw_box(image: NDArray[np.uint8], box: NDArray[np.float32], text: str, numb
     Args:
         image: BGR uint8, changed in place.
         box: x1, y1, x2, y2, pixels.
-        text: What stands above the box (inside where there is no room above).
-        number: The class, which decides the color.
+        text: Text above the box, or inside if there is no space above; "" draws the box only.
+        number: The class, for its color.
     """
     width = line_width(image.shape)
     left, top, right, bottom = (round(float(value)) for value in box)
@@ -86,7 +86,7 @@ def draw_box(image: NDArray[np.uint8], box: NDArray[np.float32], text: str, numb
     upper = top - line if top >= line else top
     cv2.rectangle(image, (left, upper), (left + across + 2, upper + line), class_color(number), -1)
     blue, green, red = class_color(number)
-    # Luma of ITU-R BT.601 decides between black and white letters.
+    # Black or white text by the luma of ITU-R BT.601.
     ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else (255, 255, 255)
-    place = (left + 1, upper + up + 1)
-    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, ink, max(1, width - 1), cv2.LINE_AA)
+    origin = (left + 1, upper + up + 1)
+    cv2.putText(image, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size, ink, max(1, width - 1), cv2.LINE_AA)

@@ -184,8 +184,8 @@ def corners_to_xywhr(corners: NDArray[np.float32]) -> NDArray[np.float32]:
 def xywhr_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Convert oriented boxes to the axis-aligned boxes around them: x1, y1, x2, y2, shape (n, 4)."""
     corners = xywhr_to_corners(boxes)
-    boxes = np.concatenate((corners.min(1), corners.max(1)), 1)
-    return boxes
+    upright: NDArray[np.float32] = np.concatenate((corners.min(1), corners.max(1)), 1)
+    return upright
 
 
 def prob_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,8 @@ import polars as pl
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.data import open_dataset
 from trtkit.errors import RecipeError
-from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_loss_interval, resample_metric
+from trtkit.evaluation.bootstrap import resample_metric
+from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_loss_interval
 from trtkit.graph.analysis import GraphIndex, count_macs
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace

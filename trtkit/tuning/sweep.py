@@ -12,13 +12,8 @@ import polars as pl
 from trtkit.calibration import ALGORITHMS, DEFAULTS, Calibration, calibrate
 from trtkit.data import open_dataset
 from trtkit.errors import RecipeError
-from trtkit.evaluation.significance import (
-    TUNING_RESAMPLES,
-    ResampledMetric,
-    compute_interval,
-    compute_loss_interval,
-    resample_metric,
-)
+from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
+from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_interval, compute_loss_interval
 from trtkit.graph.qdq import insert_qdq
 from trtkit.graph.torch_export import trace
 from trtkit.models import load

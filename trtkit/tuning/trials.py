@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import polars as pl
 
-from trtkit.evaluation.significance import ResampledMetric, compute_loss_interval, resample_metric
+from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
+from trtkit.evaluation.significance import compute_loss_interval
 from trtkit.graph.analysis import escape_pattern
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.qdq import insert_qdq, plan_qdq
