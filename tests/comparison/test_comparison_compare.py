@@ -162,8 +162,8 @@ def test_progress_names_every_stage(whole):
         "graph",
         "evaluate fp32",
         "evaluate int8",
-        "time batch 1",
-        "time batch 2",
+        "benchmark batch 1",
+        "benchmark batch 2",
         "done",
     ):
         assert word in stages

@@ -1,1 +1,1 @@
-"""Runners judged: accuracy, time, and what changes between precisions."""
+"""Evaluation of runners: accuracy with confidence intervals, latency, significance of differences."""
