@@ -17,7 +17,7 @@ from torch import nn
 
 from trtkit.errors import CheckpointError, ModelError
 from trtkit.models import TASKS, ModelInfo, OutputFormat, Preprocess, load
-from trtkit.models.model import CLASS_SCORES, DENSE, NMS_ROWS, parse_imgsz
+from trtkit.models.model import CLASS_SCORES, DENSE, NMS_ROWS, parse_imgsz, register_task_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,3 +262,17 @@ def test_files_without_formats_get_the_defaults_of_their_task(task: str, nms: bo
 def test_preprocess_rejects_impossible_values(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         Preprocess(**values)
+
+
+def test_a_registered_task_loads_with_names(image: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtkit.models.model._REGISTERED_TASKS", [])
+    register_task_name("count")
+    register_task_name("count")
+    model = load(Boxes(), task="count", names=["a", "b"], example=image)
+    assert (model.task, model.output_format, model.preprocess.kind) == ("count", DENSE, "letterbox")
+    with pytest.raises(ModelError) as error:
+        load(Boxes(), task="count", example=image)
+    assert error.value.code == "model-names-missing"
+    with pytest.raises(ModelError) as error:
+        load(Boxes(), task="depth", example=image)
+    assert (error.value.code, error.value.fields["names"]) == ("model-task-unknown", (*TASKS, "count"))

@@ -33,12 +33,16 @@ __all__ = [
     "infer_classes",
     "parse_imgsz",
     "parse_trtkit_entry",
+    "register_task_name",
     "resolve_class_names",
     "resolve_task",
     "with_channels",
 ]
 
 TASKS = ("detect", "segment", "classify", "pose", "obb")
+"""The tasks of YOLO models."""
+
+_REGISTERED_TASKS: list[str] = []
 
 FORMAT_VERSION = 2
 """Version of what trtkit adds to a file's metadata; files without a version are of version 1."""
@@ -168,12 +172,12 @@ class ModelInfo:
     """A model's description: task, class names, input and output.
 
     Attributes:
-        task: One of `TASKS`.
+        task: One of `TASKS`, or a registered task.
         names: Class names by class index.
         stride: The largest stride, pixels; image sides are multiples of it. 1 for classify.
         imgsz: Height and width the model was trained or exported at, pixels.
         kpt_shape: Keypoints per box and values per keypoint (2: x, y; 3: x, y, visibility) for pose; None otherwise.
-        architecture: Such as "yolo11n"; "" where the file does not say.
+        architecture: Such as "yolo11n"; "" if unknown.
         preprocess: How an image becomes the input; None takes the task's default.
         output_format: What the model returns; None takes the task's default, without NMS.
         notes: Further entries of the file (author, license, date), unchanged.
@@ -244,7 +248,7 @@ class ModelInfo:
         """The inverse of `to_metadata`, for values as JSON (engines) or as strings (ONNX `metadata_props`).
 
         A file without preprocessing and output format (of Ultralytics or of trtkit 0.1.0) gets the task's defaults,
-        with NMS where its `args` say so.
+        with NMS if its `args` contain it.
 
         Raises:
             KeyError: `task` or `names` is missing.
@@ -351,6 +355,16 @@ OutputShape = Sequence[int | None]
 ErrorType = type[ModelError]
 
 
+def register_task_name(name: str) -> None:
+    """Let models of another task than `TASKS` load; `trtkit.tasks.base.register_task` calls this.
+
+    Args:
+        name: The task's name.
+    """
+    if name not in (*TASKS, *_REGISTERED_TASKS):
+        _REGISTERED_TASKS.append(name)
+
+
 def resolve_task(task: str | None, known: str | None, asked: str, error_type: ErrorType) -> str:
     """The task of a model, from the caller's argument and the source's metadata.
 
@@ -364,12 +378,18 @@ def resolve_task(task: str | None, known: str | None, asked: str, error_type: Er
         ModelError: Both are None, the task is unknown, or they differ.
     """
     task = task or known
-    tasks = ", ".join(TASKS)
+    names = (*TASKS, *_REGISTERED_TASKS)
+    tasks = ", ".join(names)
     if task is None:
         raise error_type(asked, "its task is unknown", f"pass task= one of {tasks}", code="model-task-missing")
-    if task not in TASKS:
+    if task not in names:
         raise error_type(
-            asked, f"there is no task {task!r}", f"pass task= one of {tasks}", code="model-task-unknown", value=task
+            asked,
+            f"there is no task {task!r}",
+            f"pass task= one of {tasks}",
+            code="model-task-unknown",
+            value=task,
+            names=names,
         )
     if known is not None and known != task:
         raise error_type(
@@ -456,7 +476,7 @@ def infer_classes(
     """The number of classes and, for pose, the keypoint shape, of a model of any output format.
 
     Args:
-        task: One of `TASKS`.
+        task: One of `TASKS`, or a registered task, which needs names.
         output_format: What the model returns; formats other than YOLO exports' need names.
         shapes: As in `count_classes`, like the arguments below.
         names: Number of class names that the caller passed, or None.
@@ -466,12 +486,12 @@ def infer_classes(
     Raises:
         ModelError: The shapes do not fit the task, or names are needed and were not passed.
     """
-    if output_format in (DENSE, CLASS_SCORES):
+    if task in TASKS and output_format in (DENSE, CLASS_SCORES):
         return count_classes(task, shapes, names, asked, error_type)
     if names is None:
         raise error_type(
             asked,
-            f"the number of classes does not follow from the output format {output_format.name}",
+            f"the number of classes does not follow from {output_format.name} output of {task}",
             "pass names=",
             code="model-names-missing",
             output_format=output_format.name,

@@ -190,7 +190,7 @@ def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo,
         if kind not in (str(row[2]).removeprefix("nn."), "Sequential"):
             raise UnknownLayerError(
                 asked,
-                f"a layer is a {kind}, but its architecture says {row[2]}",
+                f"a layer is a {kind}, but its architecture has {row[2]}",
                 "use a checkpoint as Ultralytics wrote it",
                 code="checkpoint-layer-mismatch",
                 layer=kind,

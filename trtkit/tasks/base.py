@@ -10,6 +10,7 @@ import numpy as np
 
 from trtkit.data.labels import register_label_format
 from trtkit.errors import ModelError, RecipeError
+from trtkit.models.model import register_task_name
 
 if TYPE_CHECKING:
     import polars as pl
@@ -351,6 +352,7 @@ def register_task(task: TaskClass) -> TaskClass:
         task: A class without constructor arguments that implements `Task`.
     """
     REGISTERED_TASKS[task.name] = task
+    register_task_name(task.name)
     label_format = getattr(task, "label_format", None)
     if label_format is not None:
         register_label_format(task.name, label_format)
