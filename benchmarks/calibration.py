@@ -36,7 +36,7 @@ def images(model: Any, data: str, count: int, batch: int = BATCH) -> Iterator[An
 
     pool = open_dataset(data, task=model.task).images("train")
     paths = [pool[index % len(pool)] for index in range(count)]
-    return load_input_batches(paths, task=model.task, size=(SIDE, SIDE), batch=batch, skipped=[])
+    return load_input_batches(paths, preprocess=model.preprocess, size=(SIDE, SIDE), batch=batch, skipped=[])
 
 
 def traced(model: str) -> tuple[Any, Any]:

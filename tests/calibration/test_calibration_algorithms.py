@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 
 from trtkit.calibration.algorithms import (
     ALGORITHMS,
-    BINS,
-    Histogram,
     TensorStats,
     compute_entropy_magnitude,
     compute_magnitude,
     compute_mse_magnitude,
     compute_percentile_magnitude,
 )
+from trtkit.calibration.histogram import BINS, Histogram
 from trtkit.errors import CalibrationError
 
 

@@ -161,6 +161,15 @@ def test_the_model_s_input_and_output_are_recorded(calibration: Calibration, tmp
         assert one.output_format == model().output_format
 
 
+def test_the_model_s_preprocessing_is_used(calibration: Calibration) -> None:
+    halved = dataclasses.replace(model(), preprocess=dataclasses.replace(model().preprocess, scale=0.5 / 255))
+    other = calibrate(halved, demo.data_path(), calibration_images=6, device="cpu", algorithm="minmax")
+    assert other.ranges["images"][1] == pytest.approx(calibration.ranges["images"][1] / 2, rel=1e-6)
+    assert other.preprocess == halved.preprocess
+    key = "preprocessing"
+    assert other.provenance.settings[key] != calibration.provenance.settings[key]
+
+
 def test_saved_histograms_keep_their_signs(calibration: Calibration, tmp_path: Path) -> None:
     loaded = Calibration.load(calibration.save(tmp_path / "calibration"))
     for name, histogram in calibration.histograms.items():
@@ -334,9 +343,9 @@ def test_cache_miss_by_version(filled: tuple[Path, Path, Calibration], package: 
 
 def test_cache_miss_by_preprocessing(filled: tuple[Path, Path, Calibration], monkeypatch: pytest.MonkeyPatch) -> None:
     data, folder, _ = filled
-    before = hash_preprocessing("detect", (32, 32))
+    before = hash_preprocessing(model().preprocess, (32, 32))
     monkeypatch.setattr(sys.modules["trtkit.data.images"], "PADDING", 0)
-    assert hash_preprocessing("detect", (32, 32)) != before
+    assert hash_preprocessing(model().preprocess, (32, 32)) != before
     assert "preprocessing" in cached(data, folder).notes[0]
 
 

@@ -230,7 +230,7 @@ def load_inputs(model: tk.Model, count: int):  # type: ignore[no-untyped-def]
     from trtkit.data import open_dataset
 
     paths = open_dataset(demo.data_path(), task="detect").images("train")[:count]
-    return load_input_batches(paths, task="detect", size=(SIDE, SIDE), batch=1, skipped=[])
+    return load_input_batches(paths, preprocess=model.preprocess, size=(SIDE, SIDE), batch=1, skipped=[])
 
 
 def test_cost_is_engine_latency_on_a_gpu(

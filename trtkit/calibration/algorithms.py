@@ -21,13 +21,11 @@ from trtkit.errors import CalibrationError
 
 __all__ = [
     "ALGORITHMS",
-    "BINS",
     "DEFAULTS",
     "PERCENTILE",
     "PERCENTILES",
     "CalibrationAlgorithm",
     "CalibrationDefaults",
-    "Histogram",
     "TensorStats",
     "compute_entropy_magnitude",
     "compute_magnitude",

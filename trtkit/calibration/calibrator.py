@@ -124,7 +124,7 @@ def calibrate(
         "stratify": stratify,
         "batch": batch,
         "imgsz": list(size),
-        "preprocessing": hash_preprocessing(loaded.task, size),
+        "preprocessing": hash_preprocessing(loaded.preprocess, size),
         "data": str(dataset.path),
     }
     provenance = Provenance(
@@ -148,8 +148,10 @@ def calibrate(
     collector = _create_collector(loaded, size, batch, device, with_histograms)
     skipped: list[str] = []
     reporter.step(stage, 0, len(paths))
-    images_per_call = _images_per_call(collector, batch)
-    for images in load_input_batches(paths, task=loaded.task, size=size, batch=images_per_call, skipped=skipped):
+    batches = load_input_batches(
+        paths, preprocess=loaded.preprocess, size=size, batch=_images_per_call(collector, batch), skipped=skipped
+    )
+    for images in batches:
         collector.add(images)
         reporter.step(stage, collector.image_count, len(paths))
     if collector.image_count == 0:
@@ -324,7 +326,8 @@ def check_fp16_overflow(
         data, task=model.task, split=None, calibration_images=OVERFLOW_IMAGES, fraction=recipe.fraction, seed=0
     )
     graph = trace(model, imgsz=size, batch=2, dynamic_batch=True, simplify=recipe.simplify)
-    peaks = find_fp16_overflows(graph, load_input_batches(paths, task=model.task, size=size, batch=2, skipped=[]))
+    batches = load_input_batches(paths, preprocess=model.preprocess, size=size, batch=2, skipped=[])
+    peaks = find_fp16_overflows(graph, batches)
     if peaks:
         worst = max(peaks, key=lambda name: peaks[name])
         warnings.warn(
@@ -367,6 +370,6 @@ def prepare_implicit_calibration(
     version = backends.probe(builder).version
     key = hash_parts(model.hash, dataset.hash(split), *map(str, paths), f"{size} {batch} {version}")
     return backends.ImplicitCalibration(
-        batches=load_input_batches(paths, task=model.task, size=size, batch=batch, skipped=[]),
+        batches=load_input_batches(paths, preprocess=model.preprocess, size=size, batch=batch, skipped=[]),
         cache=folder / f"{model.stem}-{key[:16]}.cache",
     )

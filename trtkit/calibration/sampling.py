@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from trtkit.errors import DataError
 from trtkit.files import hash_parts
-from trtkit.models.model import default_preprocess
 from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
     from trtkit.data import Dataset
+    from trtkit.models.model import Preprocess
 
 __all__ = ["hash_preprocessing", "load_input_batches", "sample_stratified", "select_calibration_images"]
 
@@ -137,13 +137,13 @@ def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, se
 
 
 def load_input_batches(
-    paths: Sequence[Path], *, task: str, size: tuple[int, int], batch: int, skipped: list[str]
+    paths: Sequence[Path], *, preprocess: Preprocess, size: tuple[int, int], batch: int, skipped: list[str]
 ) -> Iterator[NDArray[np.float32]]:
     """Load images as batches of network inputs; the last batch may be smaller.
 
     Args:
         paths: Image files.
-        task: The task, which determines the preprocessing.
+        preprocess: The model's preprocessing.
         size: Height and width, pixels.
         batch: Images per batch.
         skipped: Receives the paths of images that can't be read.
@@ -152,8 +152,6 @@ def load_input_batches(
         (N, 3, H, W) float32 in [0, 1], RGB.
     """
     from trtkit.data import read_image, resize_to_input, to_input
-
-    preprocess = default_preprocess(task)
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
@@ -175,18 +173,17 @@ def load_input_batches(
         yield to_input(images, preprocess)
 
 
-def hash_preprocessing(task: str, size: tuple[int, int]) -> str:
+def hash_preprocessing(preprocess: Preprocess, size: tuple[int, int]) -> str:
     """SHA-256 of the network inputs that preprocessing makes of fixed images, 64 hex digits.
 
     It changes with resizing, padding, channel order, and an OpenCV version that rounds differently.
 
     Args:
-        task: The task, which determines the preprocessing.
+        preprocess: The model's preprocessing.
         size: Height and width, pixels.
     """
     from trtkit.data import resize_to_input, to_input
 
-    preprocess = default_preprocess(task)
     generator = np.random.default_rng(0)
     # One image wider and one taller than the input: both directions of resizing and padding.
     shapes = [(size[0] // 2 + 3, size[1] + 17), (size[0] + 29, size[1] // 2 + 5)]

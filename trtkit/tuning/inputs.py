@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trtkit.calibration import Calibration, check_fits
 from trtkit.calibration.sampling import load_input_batches
 from trtkit.models import Model
+from trtkit.models.model import Preprocess
 from trtkit.recipe import round_imgsz
 
 __all__ = ["InputSource", "format_algorithm", "load_calibration", "make_input_source", "resolve_imgsz"]
@@ -56,13 +57,13 @@ def resolve_imgsz(
 
 
 def make_input_source(
-    paths: Sequence[Path], *, task: str, imgsz: tuple[int, int], skipped: list[str] | None = None
+    paths: Sequence[Path], *, preprocess: Preprocess, imgsz: tuple[int, int], skipped: list[str] | None = None
 ) -> InputSource:
     """Preprocessed images as an `InputSource`; no image is read before the first call.
 
     Args:
         paths: Image files.
-        task: The model's task, which decides the preprocessing.
+        preprocess: The model's preprocessing.
         imgsz: Height and width, pixels.
         skipped: Cleared at each call, then receives the paths of unreadable images.
     """
@@ -70,7 +71,7 @@ def make_input_source(
 
     def load_inputs() -> Iterable[NDArray[np.float32]]:
         unreadable.clear()
-        return load_input_batches(paths, task=task, size=imgsz, batch=1, skipped=unreadable)
+        return load_input_batches(paths, preprocess=preprocess, size=imgsz, batch=1, skipped=unreadable)
 
     return load_inputs
 

@@ -19,6 +19,7 @@ from trtkit.files import hash_parts
 from trtkit.graph.analysis import block_of
 from trtkit.graph.torch_export import trace
 from trtkit.models import Model, load
+from trtkit.models.model import Preprocess
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance
 from trtkit.tasks import get_task
@@ -165,7 +166,7 @@ def search(
         layer_noise,
         dataset,
         given,
-        task=loaded.task,
+        preprocess=loaded.preprocess,
         imgsz=size,
         split=split,
         probe_images=probe_images,
@@ -371,7 +372,7 @@ class NoiseProbe:
         layer_noise: The graph.
         dataset: The images.
         calibration: Its split is sampled.
-        task: The model's task, which decides the preprocessing.
+        preprocess: The model's preprocessing.
         imgsz: Height and width, pixels.
         split: The split to sample if neither the calibration nor a `train` split names another.
         probe_images: Number of images.
@@ -386,7 +387,7 @@ class NoiseProbe:
         dataset: Dataset,
         calibration: Calibration,
         *,
-        task: str,
+        preprocess: Preprocess,
         imgsz: tuple[int, int],
         split: str,
         probe_images: int,
@@ -398,7 +399,7 @@ class NoiseProbe:
         self.settings_key = f"{probe_images} {seed} {layer_noise.user_keep} {measurement_versions()}"
         self.threads = threads
         self.reporter = reporter
-        self.task = task
+        self.preprocess = preprocess
         self.imgsz = imgsz
         pool = dataset.images(calibration.split or ("train" if "train" in dataset.splits else split))
         self.probe_paths = sample_images(pool, count=probe_images, seed=seed)
@@ -408,7 +409,7 @@ class NoiseProbe:
     @property
     def inputs(self) -> InputSource:
         """The preprocessed probe images."""
-        return make_input_source(self.probe_paths, task=self.task, imgsz=self.imgsz)
+        return make_input_source(self.probe_paths, preprocess=self.preprocess, imgsz=self.imgsz)
 
     def cache_key(self, calibration: Calibration) -> str:
         """The hash of everything that a measurement depends on."""
@@ -431,7 +432,7 @@ class NoiseProbe:
             self.reporter,
             threads=self.threads,
         )
-        images = make_input_source(self.correction_paths, task=self.task, imgsz=self.imgsz)
+        images = make_input_source(self.correction_paths, preprocess=self.preprocess, imgsz=self.imgsz)
         corrections = compute_bias_corrections(
             self.layer_noise.graph,
             self.layer_noise.full_int8,

@@ -224,7 +224,7 @@ def sensitivity(
         for label, placement in _plan_placements(layer_noise).items()
     }
     skipped: list[str] = []
-    images = make_input_source(paths, task=loaded.task, imgsz=size, skipped=skipped)
+    images = make_input_source(paths, preprocess=loaded.preprocess, imgsz=size, skipped=skipped)
     sqnr = layer_noise.measure_sqnr(
         variants, images, len(paths), stage="measure every layer", reporter=reporter, threads=threads
     )
