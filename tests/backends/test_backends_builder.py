@@ -1,4 +1,4 @@
-"""The builder against three fakes of TensorRT, and its errors."""
+"""The builder and its errors, on fakes of three TensorRT versions."""
 
 from __future__ import annotations
 
@@ -62,37 +62,37 @@ def test_precision_comes_from_the_graph_or_from_flags(
     assert built.layers[-1]["name"] == "scale"
 
 
-def test_fp32_nodes_of_an_fp16_graph_are_held_where_flags_rule(tensorrt: Any) -> None:
+def test_fp32_nodes_of_an_fp16_graph_are_constrained_with_flags(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0")
     _, network, _ = build(trt, SMALL, "fp16")
-    held = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
-    # Casts are not held: only the last multiplication computes in FP32.
-    assert held == {"scale": {0: trt.float32}}
+    constrained = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
+    # Casts are not constrained: only the last multiplication computes in FP32.
+    assert constrained == {"scale": {0: trt.float32}}
 
 
-def test_nodes_named_for_fp32_are_held_where_they_write_floats(tensorrt: Any) -> None:
+def test_nodes_listed_for_fp32_are_constrained_where_outputs_are_float(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0")
     graph = tiny_graphs.detector()
     info = backends.open(graph, backend="onnxruntime").info
     graph = add_nms(graph, info)
-    named = {node.name for node in graph.graph.node if node.op_type != "Conv"}
-    update_metadata(graph, {}, {"fp32": sorted(named)})
+    listed = {node.name for node in graph.graph.node if node.op_type != "Conv"}
+    update_metadata(graph, {}, {"fp32": sorted(listed)})
     settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=batches(1, 2)))
     backends.build(graph, settings)
     network, config = trt.fake.builds[-1]
     assert "PREFER_PRECISION_CONSTRAINTS" in config.flags
-    held = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
-    assert "scale" in held
-    assert held.keys() < named
-    operators = {node.op_type for node in graph.graph.node if node.name in held}
+    constrained = {layer.name: layer.types for layer in network.layers if layer.precision is not None}
+    assert "scale" in constrained
+    assert constrained.keys() < listed
+    operators = {node.op_type for node in graph.graph.node if node.name in constrained}
     assert {"Mul", "Transpose"} <= operators
-    # TensorRT refuses a float where a layer gives indices or truths.
+    # TensorRT rejects a float type for integer and boolean outputs.
     assert operators.isdisjoint({"ArgMax", "Equal", "Greater", "TopK"})
     assert {"ArgMax", "Equal", "Greater", "TopK"} <= {node.op_type for node in graph.graph.node}
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_a_calibrator_leaves_transposed_convolutions_in_fp16(tensorrt: Any, calibrated: bool) -> None:
+def test_transposed_convolutions_stay_in_fp16_with_a_calibrator(tensorrt: Any, calibrated: bool) -> None:
     trt = tensorrt("8.6.0")
     weights = numpy_helper.from_array(np.ones((3, 4, 2, 2), np.float32), "weights")
     up = helper.make_node("ConvTranspose", ["images", "weights"], ["output0"], "up", strides=[2, 2])
@@ -108,7 +108,7 @@ def test_a_calibrator_leaves_transposed_convolutions_in_fp16(tensorrt: Any, cali
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_dynamic_profile_spans_one_small_image_to_the_largest_batch(tensorrt: Any, version: str) -> None:
+def test_dynamic_profile(tensorrt: Any, version: str) -> None:
     trt = tensorrt(version)
     settings = BuildSettings(batch=4, imgsz=(64, 96), dynamic=True, max_imgsz=(128, 128))
     _, _, config = build(trt, settings, dynamic=True)
@@ -117,12 +117,12 @@ def test_dynamic_profile_spans_one_small_image_to_the_largest_batch(tensorrt: An
     assert config.profiles[0].shapes[2] == (4, 3, 64, 96)
 
 
-def test_an_open_graph_makes_a_static_engine_where_that_was_asked(tensorrt: Any) -> None:
+def test_a_dynamic_graph_builds_a_static_engine_on_request(tensorrt: Any) -> None:
     _, _, config = build(tensorrt("8.6.0"), BuildSettings(batch=2, imgsz=(64, 64)), dynamic=True)
     assert config.profiles[0].shapes == ((2, 3, 64, 64),) * 3
 
 
-def test_a_static_graph_refuses_other_shapes(tensorrt: Any) -> None:
+def test_a_static_graph_raises_for_other_shapes(tensorrt: Any) -> None:
     tensorrt("8.6.0")
     with raises(RecipeError, "build-shape-fixed", axis="batch", value=2, fixed=1):
         backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, batch=2))
@@ -131,7 +131,7 @@ def test_a_static_graph_refuses_other_shapes(tensorrt: Any) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_workspace_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: str) -> None:
+def test_workspace_opt_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: str) -> None:
     trt = tensorrt(version)
     _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, opt_level=0))
     assert config.limits == {"WORKSPACE": 3 * 2**29}
@@ -142,7 +142,7 @@ def test_workspace_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: st
     assert config.limits == {}
 
 
-def test_more_workspace_than_the_gpu_has_says_how_much_there_is(tensorrt: Any) -> None:
+def test_workspace_beyond_the_gpu_memory(tensorrt: Any) -> None:
     tensorrt("8.6.0")
     with raises(RecipeError, "build-workspace-gpu", value=100, available=80.0):
         build(tensorrt("8.6.0"), dataclasses.replace(SMALL, workspace=100))
@@ -151,7 +151,7 @@ def test_more_workspace_than_the_gpu_has_says_how_much_there_is(tensorrt: Any) -
 @pytest.mark.parametrize(
     "words", ["[defaultAllocator.cpp] Cuda Runtime (out of memory)", "UNSUPPORTED_STATE in allocation"]
 )
-def test_running_out_of_memory_says_so(tensorrt: Any, words: str) -> None:
+def test_out_of_memory(tensorrt: Any, words: str) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.break_build = words
     with raises(BuildError, "build-out-of-memory", memory=80 * 2**30, reason=words):
@@ -159,13 +159,13 @@ def test_running_out_of_memory_says_so(tensorrt: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_an_unsupported_operator_is_named_with_its_node(tensorrt: Any, version: str) -> None:
+def test_an_unsupported_operator_is_reported_with_its_node(tensorrt: Any, version: str) -> None:
     tensorrt(version)
     with raises(BuildError, "build-unsupported-node", nodes=["/odd/Sharpen"], operators=["Sharpen"]):
         backends.build(tiny_graphs.unsupported_op(), SMALL)
 
 
-def test_tactics_of_missing_libraries_are_switched_off(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tactics_of_missing_libraries_are_disabled(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = tensorrt("8.6.0")
     _, _, config = build(trt, SMALL)
     assert config.tactics is None
@@ -188,20 +188,20 @@ def test_dla_core_with_fallback(tensorrt: Any) -> None:
         build(trt, dataclasses.replace(SMALL, device="dla:1"))
 
 
-def test_dla_is_refused_where_there_is_none(tensorrt: Any) -> None:
+def test_dla_raises_where_there_is_none(tensorrt: Any) -> None:
     with raises(CapabilityError, "dla-core", value=0, count=0):
         build(tensorrt("8.6.0"), dataclasses.replace(SMALL, device="dla:0"), "fp16")
     with raises(CapabilityError, "dla-unsupported", version="11.4.0.106"):
         build(tensorrt("11.4.0.106"), dataclasses.replace(SMALL, device="dla:0"), "fp16")
 
 
-def test_progress_rises_to_the_end(tensorrt: Any) -> None:
+def test_progress_is_monotonic(tensorrt: Any) -> None:
     tensorrt("10.13.0.35")
-    heard: list[tuple[str, int]] = []
-    reporter = Reporter(lambda event: heard.append((event.stage, event.done)))
+    events: list[tuple[str, int]] = []
+    reporter = Reporter(lambda event: events.append((event.stage, event.done)))
     backends.build(tiny_graphs.detector(), SMALL, reporter=reporter)
-    # Four inner steps are the first of two outer ones: 12.5, 25, 37.5, 50 per cent, then 50 and 100.
-    assert heard == [("build fp32 engine", done) for done in (0, 12, 25, 37, 50, 100, 100)]
+    # Four inner steps are the first of two outer ones: 12.5, 25, 37.5, 50 %, then 50 and 100.
+    assert events == [("build fp32 engine", done) for done in (0, 12, 25, 37, 50, 100, 100)]
 
 
 @pytest.mark.parametrize("version", ["10.13.0.35", "11.4.0.106"])
@@ -217,7 +217,7 @@ def test_cancelling_stops_the_build(tensorrt: Any, version: str) -> None:
         backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(listen, stop))
 
 
-def test_an_error_of_the_listener_is_raised_after_the_build(tensorrt: Any) -> None:
+def test_an_exception_of_the_callback_is_raised_after_the_build(tensorrt: Any) -> None:
     tensorrt("10.13.0.35")
 
     def listen(event: Any) -> None:
@@ -232,7 +232,7 @@ def batches(count: int, size: int, side: int = 32) -> list[np.ndarray]:
     return [np.full((size, 3, side, side), index, np.float32) for index in range(count)]
 
 
-def test_implicit_calibration_reads_batches_and_keeps_a_cache(tensorrt: Any, tmp_path: Any) -> None:
+def test_implicit_calibration_reads_batches_and_writes_a_cache(tensorrt: Any, tmp_path: Any) -> None:
     trt = tensorrt("8.6.0")
     cache = tmp_path / "scales.cache"
     settings = BuildSettings(
@@ -244,7 +244,7 @@ def test_implicit_calibration_reads_batches_and_keeps_a_cache(tensorrt: Any, tmp
     )
     graph = tiny_graphs.detector(dynamic=True)
     backends.build(graph, settings)
-    # Twice the engine's batch, as given; the shorter last batch is left out.
+    # Twice the engine's batch, as passed; the shorter last batch is dropped.
     assert [value.shape for value in trt.fake.calibrated] == [(4, 3, 32, 32)] * 3
     assert [float(value.mean()) for value in trt.fake.calibrated] == [0.0, 1.0, 2.0]
     _, config = trt.fake.builds[-1]
@@ -262,7 +262,7 @@ def test_implicit_calibration_of_a_static_graph_uses_its_batch(tensorrt: Any) ->
     assert [value.shape[0] for value in trt.fake.calibrated] == [1, 1, 1, 1]
 
 
-def test_implicit_calibration_is_refused_where_it_is_gone(tensorrt: Any) -> None:
+def test_implicit_calibration_raises_where_it_was_removed(tensorrt: Any) -> None:
     tensorrt("11.4.0.106")
     settings = dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=batches(1, 2)))
     with raises(CapabilityError, "calibrator-unsupported", version="11.4.0.106"):
@@ -272,7 +272,7 @@ def test_implicit_calibration_is_refused_where_it_is_gone(tensorrt: Any) -> None
         backends.build(tiny_graphs.detector(), dataclasses.replace(settings, implicit=ImplicitCalibration()))
 
 
-def test_errors_of_the_caller_s_images_come_out_as_they_are(tensorrt: Any) -> None:
+def test_exceptions_of_the_image_iterator_are_raised_unchanged(tensorrt: Any) -> None:
     tensorrt("8.6.0")
 
     def broken() -> Any:
@@ -300,6 +300,6 @@ def test_settings_out_of_range(wrong: dict[str, Any], code: str) -> None:
         BuildSettings(**wrong)
 
 
-def test_the_fp16_graph_of_these_tests_is_typed() -> None:
+def test_the_fp16_test_graph_has_fp16_weights() -> None:
     kinds = {tensor.data_type for tensor in tiny_graphs.detector("fp16").graph.initializer}
     assert TensorProto.FLOAT16 in kinds

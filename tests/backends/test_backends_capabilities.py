@@ -1,4 +1,4 @@
-"""What is looked at, and the refusals that follow from it."""
+"""Probing TensorRT versions, the choice of a backend, and errors for what is missing."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ H100 = Gpu(index=0, name="NVIDIA H100", sm="sm90", memory=80 * 2**30)
 
 def test_tensorrt_8_6(tensorrt: Any) -> None:
     tensorrt("8.6.0")
-    found = probe("tensorrt")
-    assert found.explicit_batch_flag
-    assert not found.strongly_typed
-    assert found.has_fp16_flag
-    assert found.has_int8_flag
-    assert found.has_int8_calibrator
-    assert found.has_dla
-    assert found.has_timing_cache
-    assert not found.has_progress_monitor
-    assert not found.has_parser_nodes
-    assert found.title == "TensorRT 8.6.0"
+    caps = probe("tensorrt")
+    assert caps.explicit_batch_flag
+    assert not caps.strongly_typed
+    assert caps.has_fp16_flag
+    assert caps.has_int8_flag
+    assert caps.has_int8_calibrator
+    assert caps.has_dla
+    assert caps.has_timing_cache
+    assert not caps.has_progress_monitor
+    assert not caps.has_parser_nodes
+    assert caps.title == "TensorRT 8.6.0"
 
 
 def test_tensorrt_10(tensorrt: Any) -> None:
     tensorrt("10.13.0.35")
-    found = probe("tensorrt")
-    assert found.strongly_typed
-    assert not found.strongly_typed_only
-    assert found.has_progress_monitor
-    assert found.has_int8_calibrator
-    assert found.cross_build_targets == ()
+    caps = probe("tensorrt")
+    assert caps.strongly_typed
+    assert not caps.strongly_typed_only
+    assert caps.has_progress_monitor
+    assert caps.has_int8_calibrator
+    assert caps.cross_build_targets == ()
 
 
 def test_tensorrt_11(tensorrt: Any) -> None:
     tensorrt("11.4.0.106")
-    found = probe("tensorrt")
-    assert found.strongly_typed_only
-    assert not found.has_int8_calibrator
-    assert not found.has_dla
-    assert not found.explicit_batch_flag
+    caps = probe("tensorrt")
+    assert caps.strongly_typed_only
+    assert not caps.has_int8_calibrator
+    assert not caps.has_dla
+    assert not caps.explicit_batch_flag
 
 
-def test_capabilities_are_frozen_and_looked_at_once(tensorrt: Any) -> None:
+def test_capabilities_are_frozen_and_probed_once(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0")
-    found = probe("tensorrt")
+    caps = probe("tensorrt")
     del trt.IInt8MinMaxCalibrator
-    assert probe("tensorrt") is found
+    assert probe("tensorrt") is caps
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.has_dla = False  # type: ignore[misc]
+        caps.has_dla = False  # type: ignore[misc]
 
 
 def test_the_best_backend(tensorrt: Any, with_gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_the_best_backend(tensorrt: Any, with_gpus: Any, monkeypatch: pytest.Mon
     pytest.importorskip("tensorrt_rtx")
     with_gpus(L4)
     assert (backends.best("build"), backends.best("run")) == ("tensorrt_rtx", "tensorrt_rtx")
-    # TensorRT-RTX builds for other GPUs here, but runs on none that it does not support.
+    # TensorRT-RTX builds for other GPUs, but does not run on an unsupported one.
     with_gpus(H100)
     assert (backends.best("build"), backends.best("run")) == ("tensorrt_rtx", "onnxruntime")
     with_gpus()
@@ -85,7 +85,7 @@ def test_the_best_backend(tensorrt: Any, with_gpus: Any, monkeypatch: pytest.Mon
         backends.require_build()
 
 
-def test_what_is_missing_names_the_command(monkeypatch: pytest.MonkeyPatch, with_gpus: Any) -> None:
+def test_a_missing_backend_names_the_install_command(monkeypatch: pytest.MonkeyPatch, with_gpus: Any) -> None:
     def nothing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
@@ -99,7 +99,7 @@ def test_what_is_missing_names_the_command(monkeypatch: pytest.MonkeyPatch, with
     assert "pip install 'trtkit[rtx]'" in caught.value.do
 
 
-def test_a_broken_install_says_why(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> None:
+def test_a_broken_install_gives_the_reason(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
@@ -126,7 +126,7 @@ def test_type_stubs_alone_are_not_tensorrt(monkeypatch: pytest.MonkeyPatch, with
         ("onnxruntime", None, "backend-builds-nothing"),
     ],
 )
-def test_devices_that_can_t_be_built_for(tensorrt: Any, backend: str, device: Any, code: str) -> None:
+def test_unsupported_devices(tensorrt: Any, backend: str, device: Any, code: str) -> None:
     tensorrt("8.6.0")
     with raises(CapabilityError, code):
         backends.require_build(backend, device=device)
@@ -152,7 +152,7 @@ def test_unknown_backend() -> None:
         tk.capabilities("tensorflow")
 
 
-def test_importing_and_looking_needs_no_torch_where_there_is_no_driver(tmp_path: Any) -> None:
+def test_import_loads_no_runtime_and_no_torch_without_a_driver(tmp_path: Any) -> None:
     code = (
         "import sys, trtkit.backends as b\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'polars', 'cv2'}\n"

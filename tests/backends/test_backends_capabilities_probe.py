@@ -1,4 +1,4 @@
-"""The fake is no wishful thinking: every name and argument in it exists in the TensorRT it stands for.
+"""Every name and argument of the fake TensorRT exists in the version it simulates.
 
 8.6: a listing taken from the wheel (`references/`); 10.x: NVIDIA's stubs as `tensorrt-stubs` ships them; 11.x:
 TensorRT-RTX itself, whose interface is TensorRT 11's.
@@ -22,15 +22,15 @@ LISTING = Path(__file__).parent / "references" / "tensorrt-8.6.0-surface.json"
 
 
 def of_fake(trt: Any) -> Surface:
-    found: Surface = {}
+    surface: Surface = {}
     for name, kind in vars(trt).items():
         if name[0].isupper() and isinstance(kind, type) and name != "Severity":
-            found[name] = {
+            surface[name] = {
                 member: list(inspect.signature(value).parameters) if inspect.isfunction(value) else None
                 for member, value in vars(kind).items()
                 if not member.startswith("_") and member not in ("name", "value", "data", "numerator", "denominator")
             }
-    return found
+    return surface
 
 
 def of_stubs() -> Surface:
@@ -38,17 +38,17 @@ def of_stubs() -> Surface:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs tensorrt-stubs")
     text = (Path(next(iter(spec.submodule_search_locations))) / "tensorrt.pyi").read_text(encoding="utf-8")
-    found: Surface = {}
+    surface: Surface = {}
     members: dict[str, list[str] | None] = {}
     # By lines: the stubs hold signatures that Python's own parser refuses.
     for line in text.splitlines():
         if match := re.match(r"class (\w+)", line):
-            members = found.setdefault(match[1], {})
+            members = surface.setdefault(match[1], {})
         elif match := re.match(r"    def (\w+)\((.*)\) ->", line):
             members[match[1]] = members.get(match[1]) or re.findall(r"(?:^|, )(\w+)(?=[:,=]|$)", match[2])
         elif match := re.match(r"    (\w+): ", line):
             members[match[1]] = None
-    return found
+    return surface
 
 
 def of_rtx() -> Surface:
@@ -61,18 +61,18 @@ def of_rtx() -> Surface:
 
 
 def compare(fake: Surface, real: Surface) -> list[str]:
-    wrong = []
+    differences = []
     for name, members in fake.items():
         if name not in real:
-            wrong.append(name)
+            differences.append(name)
             continue
         for member, arguments in members.items():
             if member not in real[name]:
-                wrong.append(f"{name}.{member}")
+                differences.append(f"{name}.{member}")
             expected = real[name].get(member)
             if arguments is not None and expected is not None and arguments[1:] != expected[1 : len(arguments)]:
-                wrong.append(f"{name}.{member}{arguments[1:]}, not {expected[1:]}")
-    return wrong
+                differences.append(f"{name}.{member}{arguments[1:]}, not {expected[1:]}")
+    return differences
 
 
 def test_8_6() -> None:
@@ -89,6 +89,6 @@ def test_11() -> None:
     assert compare(of_fake(fake_tensorrt.make("11.4.0.106")), of_rtx()) == []
 
 
-def test_the_comparison_finds_what_is_wrong() -> None:
+def test_the_comparison_reports_differences() -> None:
     fake: Surface = {"A": {"x": None, "f": ["self", "a"]}, "B": {}}
     assert compare(fake, {"A": {"f": ["self", "b"]}}) == ["A.x", "A.f['a'], not ['b']", "B"]

@@ -1,4 +1,4 @@
-"""Every task's real network in every precision, static and dynamic, through TensorRT-RTX's own builder with no GPU.
+"""Every task's network in every precision, static and dynamic, built by TensorRT-RTX without a GPU.
 
 The networks are YOLO11n's with weights made from their names: what builds and fuses does not depend on the values.
 """
@@ -35,8 +35,8 @@ def model(task: str, dynamic: bool) -> tk.Model:
     yaml = structures[f"yolo11n{ENDINGS[task]}"]["yaml"]
     shapes = {name: tuple(value.shape) for name, value in build_model(yaml).state_dict().items()}
     weights = {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
-    whole = from_checkpoint(Checkpoint(yaml=yaml, weights=weights), None, imgsz=SIDE)
-    return tk.load(trace(whole, batch=2, dynamic=dynamic))
+    loaded = from_checkpoint(Checkpoint(yaml=yaml, weights=weights), None, imgsz=SIDE)
+    return tk.load(trace(loaded, batch=2, dynamic=dynamic))
 
 
 @functools.cache
@@ -74,6 +74,6 @@ def test_every_task_builds_in_every_precision(task: str, precision: str, dynamic
     convolutions = frame.filter(pl.col("onnx_nodes").list.eval(pl.element().str.ends_with("/Conv")).list.any())
     counts = dict(convolutions.group_by("precision").len().iter_rows())
     weighted = {"fp32": 0, "fp16": 0, "int8": 0} | counts
-    # Every weighted layer is in the table by its ONNX node, and most of them compute in what was asked for.
+    # Every convolution is in the table by its ONNX node, and most compute in the requested precision.
     assert len(convolutions) > 15
     assert weighted[precision] > 0.5 * len(convolutions), counts

@@ -1,4 +1,4 @@
-"""The GPU's images and boxes, in the same torch operations on the CPU, against OpenCV and numpy."""
+"""GPU preprocessing and postprocessing, run by torch on the CPU, against OpenCV and numpy."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def test_letterbox_within_one_gray_level(shapes: list[tuple[int, int]], size: tu
     target_size = (size[0] * 32, size[1] * 32)
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    prepared, fits = zip(*(letterbox(image, target_size) for image in images), strict=True)
+    arrays, transforms = zip(*(letterbox(image, target_size) for image in images), strict=True)
     target = torch.full((len(images), 3, *target_size), float("nan"))
-    assert letterbox_into(Uploader(CPU).upload(images), target) == list(fits)
-    np.testing.assert_allclose(target.numpy(), to_input(list(prepared)), rtol=0, atol=1.001 / 255)
+    assert letterbox_into(Uploader(CPU).upload(images), target) == list(transforms)
+    np.testing.assert_allclose(target.numpy(), to_input(list(arrays)), rtol=0, atol=1.001 / 255)
 
 
-def test_images_of_the_input_s_size_are_exact() -> None:
+def test_letterbox_is_exact_without_resizing() -> None:
     images = tiny_graphs.images(2, ((64, 64),))
     target = torch.empty(2, 3, 64, 64)
     letterbox_into(Uploader(CPU).upload(images), target)
     assert np.array_equal(target.numpy(), to_input(images))
 
 
-def test_uploads_take_strided_images_and_reuse_their_memory() -> None:
+def test_uploads_of_strided_images_reuse_memory() -> None:
     uploader = Uploader(CPU)
     (large,) = tiny_graphs.images(1, ((40, 60),))
     views = [large[::2, ::-1], large[:, 5:20]]
@@ -66,14 +66,14 @@ def crowd(count: int, seed: int = 0, classes: int = 3) -> tuple[np.ndarray, np.n
 
 @pytest.mark.parametrize("count", [0, 1, 40, 700, 3000])
 @pytest.mark.parametrize("max_det", [5, 300])
-def test_suppression_is_the_cpu_s(count: int, max_det: int) -> None:
+def test_nms_equals_the_cpu(count: int, max_det: int) -> None:
     boxes, scores, classes = crowd(count, seed=count)
     expected = cpu.nms(boxes, scores, classes, iou=0.5, max_det=max_det)
     tensors = torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(classes)
     assert nms(*tensors, iou=0.5, max_det=max_det).tolist() == expected.tolist()
 
 
-def test_iou_of_boxes_by_hand() -> None:
+def test_iou_matrix() -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 5, 5]])
     # One of 4 + 4 - 1 square pixels is shared; empty boxes overlap nothing.
     assert iou_matrix(boxes, boxes).tolist() == [[1, pytest.approx(1 / 7), 0], [pytest.approx(1 / 7), 1, 0], [0, 0, 0]]
@@ -81,19 +81,19 @@ def test_iou_of_boxes_by_hand() -> None:
 
 @pytest.mark.parametrize(("anchors", "conf"), [(60, 0.25), (3000, 0.9), (MAX_BATCHED_CANDIDATES, 0.001)])
 @pytest.mark.parametrize("max_det", [3, 300])
-def test_decoding_is_the_cpu_s(anchors: int, conf: float, max_det: int) -> None:
+def test_postprocess_equals_the_cpu(anchors: int, conf: float, max_det: int) -> None:
     random = np.random.default_rng(anchors)
     output = random.random((3, 7, anchors), dtype=np.float32)
     output[:, :4] *= np.array([64, 64, 40, 40], np.float32)[:, None]
     # An image with nothing in it.
     output[1, 4:] = 0
-    fits = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(3)]
+    transforms = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(3)]
     settings = PostprocessSettings(conf=conf, iou=0.6, max_det=max_det)
-    found = postprocess(torch.from_numpy(output), 3, fits, settings)
-    expected = get_task("detect").postprocess({"output0": output}, tiny_graphs.info(), fits, settings)
-    assert [len(one) for one in found] == [len(one) for one in expected]
-    assert len(found[1]) == 0
-    for one, two in zip(found, expected, strict=True):
+    actual = postprocess(torch.from_numpy(output), 3, transforms, settings)
+    expected = get_task("detect").postprocess({"output0": output}, tiny_graphs.info(), transforms, settings)
+    assert [len(one) for one in actual] == [len(one) for one in expected]
+    assert len(actual[1]) == 0
+    for one, two in zip(actual, expected, strict=True):
         assert one.shape == two.shape
         assert one.classes.dtype == np.int64
         np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-4)
@@ -101,7 +101,7 @@ def test_decoding_is_the_cpu_s(anchors: int, conf: float, max_det: int) -> None:
         assert np.array_equal(one.classes, two.classes)
 
 
-def test_rows_that_only_fill_the_batch_are_not_decoded() -> None:
+def test_padding_rows_are_dropped() -> None:
     output = torch.rand(4, 7, 50)
-    fits = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(2)]
-    assert len(postprocess(output, 3, fits, PostprocessSettings(conf=0.5, iou=0.6, max_det=10))) == 2
+    transforms = [letterbox(image, (64, 64))[1] for image in tiny_graphs.images(2)]
+    assert len(postprocess(output, 3, transforms, PostprocessSettings(conf=0.5, iou=0.6, max_det=10))) == 2

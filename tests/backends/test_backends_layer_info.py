@@ -108,7 +108,7 @@ def test_tensorrt_10() -> None:
     assert (row["precision"], row["input_precision"], row["output_precision"]) == ("int8", "int8", "fp16")
 
 
-def test_the_builder_s_log() -> None:
+def test_the_build_log() -> None:
     rows = parse_build_log(LOG)
     assert [row["type"] for row in rows] == ["kgen", "correlation"]
     assert [row["reformat"] for row in rows] == [True, False]
@@ -120,7 +120,7 @@ def test_the_builder_s_log() -> None:
     assert parse_build_log("") == ()
 
 
-def test_times_join_by_name_and_rows_survive_json() -> None:
+def test_times_are_added_by_name_and_rows_survive_json() -> None:
     rows = add_times(parse_inspector_json(json.dumps(TEN)), {"__myl_ConvSilu_myl0_1": 0.125})
     frame = layer_frame(json.loads(json.dumps(rows)))
     assert frame["ms"].to_list() == [0.125]
@@ -132,6 +132,6 @@ def test_an_empty_table_has_its_columns() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "not JSON"])
-def test_no_table(text: str) -> None:
+def test_text_without_a_table(text: str) -> None:
     with raises(EngineError, "layer-table-invalid"):
         parse_inspector_json(text)

@@ -15,31 +15,31 @@ from raising import raises
 from trtkit import backends
 from trtkit.backends.ort import detect_precision
 from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError, TrtkitError
-from trtkit.graph import fp16 as half_on_cpu
+from trtkit.graph.fp16 import emulate_fp16
 
 RANDOM = np.random.default_rng(0)
 
 
 def reference(graph: onnx.ModelProto, feed: np.ndarray) -> np.ndarray:
-    """The graph's own arithmetic: every optimization off."""
+    """The graph as written: every optimization off."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return np.asarray(ort.InferenceSession(graph.SerializeToString(), options).run(None, {"images": feed})[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_results_are_the_graph_s_own(tmp_path: Path, precision: str) -> None:
+def test_outputs_equal_the_unoptimized_graph(tmp_path: Path, precision: str) -> None:
     graph = tiny_graphs.detector(precision, batch=2, size=(64, 64), width=32)
     onnx.save(graph, tmp_path / "tiny.onnx")
     feed = RANDOM.random((2, 3, 64, 64), dtype=np.float32)
     with backends.open(tmp_path / "tiny.onnx") as runner:
-        found = runner.infer(feed)
-        assert list(found) == ["output0"]
-        assert found["output0"].dtype == np.float32
+        actual = runner.infer(feed)
+        assert list(actual) == ["output0"]
+        assert actual["output0"].dtype == np.float32
         # Q/DQ graphs amplify rounding to whole steps, so theirs must agree exactly; ONNX Runtime alone rounds FP16 at
-        # fewer places, which is two steps of FP16 apart at most.
-        apart = {"fp32": 1e-5, "fp16": 2**-9, "int8": 0}[precision]
-        np.testing.assert_allclose(found["output0"], reference(graph, feed), rtol=apart, atol=apart)
+        # fewer places, which is two steps of FP16 tolerance at most.
+        tolerance = {"fp32": 1e-5, "fp16": 2**-9, "int8": 0}[precision]
+        np.testing.assert_allclose(actual["output0"], reference(graph, feed), rtol=tolerance, atol=tolerance)
         assert runner.precision == precision
         assert runner.name == f"ONNX Runtime {ort.__version__} CPU"
         assert not runner.engine
@@ -59,7 +59,7 @@ def test_int8_does_not_saturate() -> None:
         assert np.array_equal(runner.infer(feed)["output0"], reference(graph, feed))
 
 
-def test_fp16_is_rounded_and_overflows_as_the_graph_says() -> None:
+def test_fp16_rounds_and_overflows_as_in_the_graph() -> None:
     value, half = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT16
     node, shape = onnx.helper.make_node, [1, 3, 4, 4]
     nodes = [
@@ -79,21 +79,21 @@ def test_fp16_is_rounded_and_overflows_as_the_graph_says() -> None:
     with np.errstate(over="ignore"):
         expected = feed.astype(np.float16) * np.float16(60000) * np.float16(0.0011)
     assert np.isinf(expected[0, 0, 0, [0, 3]]).all()
-    found = half_on_cpu.emulate_fp16(proto)
+    actual = emulate_fp16(proto)
     assert proto.graph.output[0].type.tensor_type.elem_type == half
-    assert np.array_equal(reference(found, feed), expected.astype(np.float32))
+    assert np.array_equal(reference(actual, feed), expected.astype(np.float32))
     graph_of_fp32 = tiny_graphs.detector()
-    assert half_on_cpu.emulate_fp16(graph_of_fp32) is graph_of_fp32
+    assert emulate_fp16(graph_of_fp32) is graph_of_fp32
 
 
-def test_every_result_of_an_fp16_graph_is_an_fp16_number() -> None:
+def test_every_output_of_an_fp16_graph_is_an_fp16_number() -> None:
     graph = tiny_graphs.detector("fp16")
     graph.graph.output.append(onnx.helper.make_tensor_value_info("silu_out", onnx.TensorProto.FLOAT16, [1, 8, 16, 16]))
     with backends.open(graph) as runner:
-        found = runner.infer(RANDOM.random((1, 3, 32, 32), dtype=np.float32))["silu_out"]
-    assert found.dtype == np.float32
-    assert np.array_equal(found, found.astype(np.float16).astype(np.float32))
-    assert len(np.unique(found)) > 100
+        actual = runner.infer(RANDOM.random((1, 3, 32, 32), dtype=np.float32))["silu_out"]
+    assert actual.dtype == np.float32
+    assert np.array_equal(actual, actual.astype(np.float16).astype(np.float32))
+    assert len(np.unique(actual)) > 100
 
 
 def test_batches_of_a_static_graph() -> None:
@@ -111,32 +111,32 @@ def test_batches_of_a_static_graph() -> None:
         assert len(runner.predict(tiny_graphs.images(9))) == 9
 
 
-def test_an_open_graph_takes_any_batch_and_size() -> None:
+def test_a_dynamic_graph_takes_any_batch_and_size() -> None:
     with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
         assert (runner.batch, runner.dynamic) == (None, True)
         for shape in [(1, 3, 32, 32), (9, 3, 64, 32)]:
             assert runner.infer(np.zeros(shape, np.float32))["output0"].shape == (shape[0], 7, shape[2] * shape[3] // 4)
 
 
-def test_predict_equals_infer_and_decode() -> None:
+def test_predict_equals_infer_and_postprocess() -> None:
     from trtkit.data import letterbox, to_input
     from trtkit.tasks import PostprocessSettings, get_task
 
     images = tiny_graphs.images(3)
     with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
-        found = runner.predict(images, conf=0.5, iou=0.6, max_det=7)
+        actual = runner.predict(images, conf=0.5, iou=0.6, max_det=7)
         prepared, fits = zip(*(letterbox(image, (32, 32)) for image in images), strict=True)
         outputs = runner.infer(to_input(list(prepared)))
         expected = get_task("detect").postprocess(
             outputs, runner.info, list(fits), PostprocessSettings(conf=0.5, iou=0.6, max_det=7)
         )
-    for one, two, image in zip(found, expected, images, strict=True):
+    for one, two, image in zip(actual, expected, images, strict=True):
         assert one.shape == image.shape[:2]
         assert np.array_equal(one.boxes, two.boxes)
         assert np.array_equal(one.scores, two.scores)
 
 
-def test_misfits_are_engine_errors() -> None:
+def test_mismatches_are_engine_errors() -> None:
     runner = backends.open(tiny_graphs.detector())
     with raises(EngineError, "run-failed", shape=(1, 3, 64, 64)):
         runner.infer(np.zeros((1, 3, 64, 64), np.float32))
@@ -148,7 +148,7 @@ def test_misfits_are_engine_errors() -> None:
         runner.infer(np.zeros((1, 3, 32, 32), np.float32))
 
 
-def test_a_graph_that_onnx_runtime_refuses() -> None:
+def test_a_graph_that_onnx_runtime_rejects() -> None:
     with raises(EngineError, "onnx-rejected"):
         backends.open(tiny_graphs.unsupported_op(), task="detect")
 
@@ -163,11 +163,11 @@ def test_a_graph_without_metadata_needs_its_task() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_the_precision_of_a_foreign_graph(precision: str) -> None:
+def test_detect_precision(precision: str) -> None:
     assert detect_precision(tiny_graphs.detector(precision)) == precision
 
 
-def test_what_open_refuses(tmp_path: Path) -> None:
+def test_errors_of_open(tmp_path: Path) -> None:
     with pytest.raises(OnnxError):
         backends.open(tmp_path / "none.onnx")
     with raises(EngineError, "open-checkpoint", path=tmp_path / "model.pt"):

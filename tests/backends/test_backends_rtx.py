@@ -1,4 +1,4 @@
-"""Real engines: TensorRT-RTX's own parser and builder, with no GPU; and crashes of a build in a child process."""
+"""TensorRT-RTX's parser and builder without a GPU, and crashes of a build in a child process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build(settings: BuildSettings, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_every_precision_builds_and_tells_its_layers(precision: str, dynamic: bool) -> None:
+def test_every_precision_builds_with_a_layer_table(precision: str, dynamic: bool) -> None:
     built = build(dataclasses.replace(SMALL, precision=precision, dynamic=dynamic, batch=2))
     assert built.plan.startswith(b"vtrt")
     assert built.facts["sm"] == "sm89"
@@ -60,7 +60,7 @@ def test_other_targets(sm: str) -> None:
     assert build(dataclasses.replace(SMALL, device=sm)).facts["sm"] == sm
 
 
-def test_the_default_target_with_no_gpu(with_gpus: Any) -> None:
+def test_the_default_target_without_a_gpu(with_gpus: Any) -> None:
     with_gpus()
     assert build(dataclasses.replace(SMALL, device=None)).facts["sm"] == "sm89"
 
@@ -70,12 +70,12 @@ def test_an_unsupported_target_lists_the_supported() -> None:
         build(dataclasses.replace(SMALL, device="sm90"))
 
 
-def test_an_unsupported_operator_is_named() -> None:
+def test_an_unsupported_operator_is_reported() -> None:
     with raises(BuildError, "build-unsupported-node", nodes=["/odd/Sharpen"], operators=["Sharpen"]):
         backends.build(tiny_graphs.unsupported_op(), SMALL, backend="tensorrt_rtx")
 
 
-def test_files_bytes_and_what_is_no_graph(tmp_path: Path) -> None:
+def test_onnx_sources(tmp_path: Path) -> None:
     graph = tiny_graphs.detector()
     onnx.save(graph, tmp_path / "tiny.onnx")
     for source in (tmp_path / "tiny.onnx", str(tmp_path / "tiny.onnx"), graph.SerializeToString()):
@@ -87,11 +87,11 @@ def test_files_bytes_and_what_is_no_graph(tmp_path: Path) -> None:
 
 
 def test_progress_and_cancelling() -> None:
-    heard: list[int] = []
-    backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(lambda event: heard.append(event.done)))
-    assert heard == sorted(heard)
-    assert heard[-1] == 100
-    assert len(heard) > 5
+    events: list[int] = []
+    backends.build(tiny_graphs.detector(), SMALL, reporter=Reporter(lambda event: events.append(event.done)))
+    assert events == sorted(events)
+    assert events[-1] == 100
+    assert len(events) > 5
     stop = threading.Event()
 
     def listen(event: Any) -> None:
@@ -124,26 +124,26 @@ def test_an_engine_does_not_open_without_a_gpu(tmp_path: Path, with_gpus: Any) -
 
 
 def test_a_child_process_builds_the_same(tmp_path: Path) -> None:
-    heard: list[int] = []
+    events: list[int] = []
     settings = dataclasses.replace(SMALL, precision="int8", isolate=True)
     built = backends.build(
-        tiny_graphs.detector("int8"), settings, reporter=Reporter(lambda event: heard.append(event.done))
+        tiny_graphs.detector("int8"), settings, reporter=Reporter(lambda event: events.append(event.done))
     )
     assert built.facts["isolated"]
     assert built.plan.startswith(b"vtrt")
     assert [row["name"] for row in built.layers] == [
         row["name"] for row in build(dataclasses.replace(settings, isolate=False)).layers
     ]
-    assert heard[-1] == 100
+    assert events[-1] == 100
 
 
-def test_errors_of_a_child_process_come_out_as_they_are() -> None:
+def test_errors_of_a_child_process_are_raised_unchanged() -> None:
     with raises(BuildError, "build-unsupported-node", nodes=["/odd/Sharpen"], operators=["Sharpen"]):
         backends.build(tiny_graphs.unsupported_op(), dataclasses.replace(SMALL, isolate=True))
 
 
-def test_a_crash_ends_as_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The child takes this module for TensorRT-RTX; it dies as TensorRT does when it crashes.
+def test_a_crash_becomes_a_build_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The child imports this module as TensorRT-RTX; it dies like a crashing TensorRT.
     (tmp_path / "tensorrt_rtx.py").write_text(
         "import os, signal\nfrom tensorrt_rtx_bindings import *\nfrom tensorrt_rtx_bindings import __version__\n"
         "def Builder(logger):\n    print('Segmentation fault in libnvinfer', flush=True)\n"
@@ -180,7 +180,7 @@ def test_cancelling_kills_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_the_demo_model_exports_and_tells_what_became_of_it(tmp_path: Path) -> None:
+def test_the_demo_model_exports_with_a_layer_table(tmp_path: Path) -> None:
     import trtkit
     from trtkit import demo
 

@@ -1,4 +1,4 @@
-"""The engine runner's own code, on a fake TensorRT that computes with ONNX Runtime in CPU memory."""
+"""The TensorRT runner, on a fake TensorRT that computes with ONNX Runtime in CPU memory."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def engine(folder: Path, precision: str = "fp32", **settings: Any) -> tuple[Path
 def test_infer_equals_onnx_runtime(tensorrt: Any, tmp_path: Path, version: str, precision: str) -> None:
     tensorrt(version)
     path, graph = engine(tmp_path, precision, batch=2)
-    # The fake leaves FP16 to ONNX Runtime, which rounds at fewer places: two steps of FP16 apart at most.
-    apart = 2**-9 if precision == "fp16" else 1e-4
+    # The fake runs FP16 in ONNX Runtime, which rounds at fewer places: at most two FP16 steps tolerance.
+    tolerance = 2**-9 if precision == "fp16" else 1e-4
     feed = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
     with backends.open(path) as runner, backends.open(graph) as other:
         assert runner.engine
@@ -52,9 +52,9 @@ def test_infer_equals_onnx_runtime(tensorrt: Any, tmp_path: Path, version: str, 
         assert runner.hash == "cd" * 32
         expected = other.infer(feed)
         for _ in range(4):
-            found = runner.infer(feed)
-            assert found.keys() == expected.keys()
-            np.testing.assert_allclose(found["output0"], expected["output0"], rtol=apart, atol=apart)
+            actual = runner.infer(feed)
+            assert actual.keys() == expected.keys()
+            np.testing.assert_allclose(actual["output0"], expected["output0"], rtol=tolerance, atol=tolerance)
 
 
 def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: P
         assert runner._execution.graph.replays == 2
 
 
-def test_a_run_that_can_t_be_captured_goes_on_without(tensorrt: Any, tmp_path: Path) -> None:
+def test_runs_continue_where_the_capture_fails(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0", refuse_capture=True)
     path, _ = engine(tmp_path)
     feed = np.zeros((1, 3, 32, 32), np.float32)
@@ -81,7 +81,7 @@ def test_a_run_that_can_t_be_captured_goes_on_without(tensorrt: Any, tmp_path: P
         assert all(np.array_equal(result, results[0]) for result in results)
 
 
-def test_smaller_batches_are_filled_up_and_larger_ones_refused(tensorrt: Any, tmp_path: Path) -> None:
+def test_smaller_batches_are_padded_and_larger_ones_raise(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     path, graph = engine(tmp_path, batch=4)
     feed = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
@@ -106,7 +106,7 @@ def test_dynamic_shapes_reuse_their_memory(tensorrt: Any, tmp_path: Path) -> Non
         for shape in [(1, 3, 32, 32), (4, 3, 64, 64), (2, 3, 32, 64), (2, 3, 32, 64), (2, 3, 32, 64)]:
             feed = random.random(shape, dtype=np.float32)
             np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
-        # A shape that stays is captured too.
+        # A repeated shape is captured too.
         assert runner.cuda_graph == "replayed"
         assert {name: buffer.data_ptr() for name, buffer in runner._execution.buffers.items()} == addresses
         with raises(EngineError, "run-shape", accepted="3 x 32-64 x 32-64"):
@@ -119,16 +119,16 @@ def test_predict_equals_the_cpu_path(tensorrt: Any, tmp_path: Path, precision: s
     path, graph = engine(tmp_path, precision, batch=4)
     images = tiny_graphs.images(7)
     with backends.open(path) as runner, backends.open(graph) as other:
-        found, expected = (each.predict(images, conf=0.5, iou=0.5, max_det=20) for each in (runner, other))
-    assert len(found) == len(expected) == 7
+        actual, expected = (each.predict(images, conf=0.5, iou=0.5, max_det=20) for each in (runner, other))
+    assert len(actual) == len(expected) == 7
     assert sum(len(one) for one in expected) > 20
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(actual, expected, strict=True):
         assert one.shape == two.shape
-        # One gray level of a resized pixel moves a score a little, so only clear ones must agree.
+        # One gray level of a resized pixel changes scores slightly, so only the highest must agree.
         np.testing.assert_allclose(np.sort(one.scores)[-5:], np.sort(two.scores)[-5:], atol=0.02)
 
 
-def test_predict_takes_one_image_paths_and_refuses_others(tensorrt: Any, tmp_path: Path) -> None:
+def test_predict_takes_one_image_or_paths(tensorrt: Any, tmp_path: Path) -> None:
     import cv2
 
     tensorrt("8.6.0")
@@ -143,30 +143,30 @@ def test_predict_takes_one_image_paths_and_refuses_others(tensorrt: Any, tmp_pat
             runner.predict(np.zeros((4, 4, 3), np.float32))
 
 
-def test_threads_and_runners_do_not_mix(tensorrt: Any, tmp_path: Path) -> None:
+def test_threads_and_runners_are_independent(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     path, graph = engine(tmp_path)
     feeds = np.random.default_rng(0).random((4, 1, 3, 32, 32), dtype=np.float32)
     with backends.open(graph) as other:
         expected = [other.infer(feed)["output0"] for feed in feeds]
-    wrong: list[int] = []
+    mismatches: list[int] = []
     with backends.open(path) as shared, backends.open(path) as second:
 
-        def reporter(place: int) -> None:
+        def infer_often(place: int) -> None:
             for turn in range(20):
                 runner = shared if turn % 2 else second
                 if not np.allclose(runner.infer(feeds[place])["output0"], expected[place], rtol=1e-5):
-                    wrong.append(place)
+                    mismatches.append(place)
 
-        threads = [threading.Thread(target=reporter, args=(place,)) for place in range(4)]
+        threads = [threading.Thread(target=infer_often, args=(place,)) for place in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert not wrong
+    assert not mismatches
 
 
-def test_closing_frees_everything_and_a_closed_runner_says_so(tensorrt: Any, tmp_path: Path) -> None:
+def test_close_frees_everything(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     path, _ = engine(tmp_path)
     before = trt.fake.live
@@ -182,7 +182,7 @@ def test_closing_frees_everything_and_a_closed_runner_says_so(tensorrt: Any, tmp
         runner.infer(np.zeros((1, 3, 32, 32), np.float32))
 
 
-def test_tensors_on_the_gpu_go_in_and_out_without_copies(tensorrt: Any, tmp_path: Path) -> None:
+def test_gpu_tensors_are_not_copied(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     path, _ = engine(tmp_path, batch=2)
     feed = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
@@ -190,9 +190,9 @@ def test_tensors_on_the_gpu_go_in_and_out_without_copies(tensorrt: Any, tmp_path
         expected = runner.infer(feed)["output0"]
         there = runner.input_tensor(2)
         there.copy_(torch.from_numpy(feed))
-        found = runner.infer_device(there)["output0"]
-        assert found.data_ptr() == runner._execution.buffers["output0"].data_ptr()
-        assert np.array_equal(found.numpy(), expected)
+        actual = runner.infer_device(there)["output0"]
+        assert actual.data_ptr() == runner._execution.buffers["output0"].data_ptr()
+        assert np.array_equal(actual.numpy(), expected)
         times = runner.measure_gpu_times(feed, 5)
         assert len(times) == 5
         assert all(ms > 0 for ms in times)
@@ -220,7 +220,7 @@ def test_a_failed_run_is_an_engine_error(tensorrt: Any, tmp_path: Path) -> None:
             runner.infer(np.zeros((1, 3, 32, 32), np.float32))
 
 
-def test_the_passport_is_checked_before_tensorrt_sees_the_plan(
+def test_the_passport_is_checked_before_tensorrt_loads_the_plan(
     tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensorrt("8.6.0")
@@ -243,7 +243,7 @@ def test_no_driver(tensorrt: Any, tmp_path: Path, with_gpus: Any) -> None:
         backends.open(path)
 
 
-def test_a_plan_that_tensorrt_refuses(tensorrt: Any, tmp_path: Path) -> None:
+def test_a_plan_that_tensorrt_rejects(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     path, _ = engine(tmp_path)
     reason = "expecting library version 8.6.0.12 got 8.6.1.6"
@@ -252,7 +252,7 @@ def test_a_plan_that_tensorrt_refuses(tensorrt: Any, tmp_path: Path) -> None:
         backends.open(path)
 
 
-def test_a_bare_plan_needs_its_task_alone(tensorrt: Any, tmp_path: Path) -> None:
+def test_a_bare_plan_needs_its_task(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     path, _ = engine(tmp_path, "fp16", batch=2)
     bare = backends.strip_engine(path, tmp_path / "model.plan")

@@ -1,4 +1,4 @@
-"""Timing caches: kept, joined, dropped, and never the end of a build."""
+"""Timing cache files: saved, merged, deleted when broken; none makes a build fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_one_file_by_gpu_and_version(tensorrt: Any, tmp_path: Path) -> None:
     assert b"timed tiny" in trt.fake.builds[-1][1].cache.data
 
 
-def test_none_and_a_named_file(tensorrt: Any, tmp_path: Path) -> None:
+def test_disabled_and_a_given_file(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=False))
     assert trt.fake.builds[-1][1].cache is None
@@ -42,7 +42,7 @@ def test_none_and_a_named_file(tensorrt: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"broken", b"mismatch", b"no cache"])
-def test_a_file_that_does_not_load_is_dropped_with_a_warning(tensorrt: Any, tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_does_not_load_is_deleted_with_a_warning(tensorrt: Any, tmp_path: Path, data: bytes) -> None:
     tensorrt("8.6.0")
     file = tmp_path / "mine.cache"
     file.write_bytes(data)
@@ -51,7 +51,7 @@ def test_a_file_that_does_not_load_is_dropped_with_a_warning(tensorrt: Any, tmp_
     assert data not in file.read_bytes()
 
 
-def test_a_file_that_breaks_the_build_is_dropped_and_the_build_tried_again(tensorrt: Any, tmp_path: Path) -> None:
+def test_a_file_that_breaks_the_build_is_deleted_and_the_build_repeated(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.cache_breaks = True
     file = tmp_path / "mine.cache"
@@ -62,7 +62,7 @@ def test_a_file_that_breaks_the_build_is_dropped_and_the_build_tried_again(tenso
     assert b"elsewhere" not in file.read_bytes()
 
 
-def test_a_file_that_is_not_at_fault_is_kept(tensorrt: Any, tmp_path: Path) -> None:
+def test_a_file_that_did_not_break_the_build_is_kept(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.break_build = "Myelin error from a graph it can't build"
     file = tmp_path / "mine.cache"
@@ -73,13 +73,15 @@ def test_a_file_that_is_not_at_fault_is_kept(tensorrt: Any, tmp_path: Path) -> N
     assert file.read_bytes() == b"timed elsewhere"
 
 
-def test_a_failure_of_both_tries_tells_both(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_reasons_of_both_tries(
+    tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trt = tensorrt("8.6.0")
-    said = iter(["Myelin error from unknown graph", "no kernel for /model.23/conv"])
+    reasons = iter(["Myelin error from unknown graph", "no kernel for /model.23/conv"])
     build = trt.Builder.build_serialized_network
 
     def failing(builder: Any, network: Any, config: Any) -> Any:
-        trt.fake.break_build = next(said)
+        trt.fake.break_build = next(reasons)
         return build(builder, network, config)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", failing)
@@ -98,7 +100,7 @@ def _calibrated(file: Path) -> BuildSettings:
     return dataclasses.replace(SMALL, precision="int8", implicit=ImplicitCalibration(batches=images), timing_cache=file)
 
 
-def test_a_second_try_starts_anew_and_calibrates_by_what_the_first_one_read(tensorrt: Any, tmp_path: Path) -> None:
+def test_a_retry_uses_a_new_network_and_the_first_calibration(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.cache_breaks = True
     with pytest.warns(UserWarning, match=r"mine\.cache"):
@@ -109,7 +111,7 @@ def test_a_second_try_starts_anew_and_calibrates_by_what_the_first_one_read(tens
     assert second is not first
 
 
-def test_images_lost_in_a_failed_calibration_allow_no_second_try(tensorrt: Any, tmp_path: Path) -> None:
+def test_no_retry_after_a_failed_calibration(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.break_build = "Myelin error from unknown graph"
     with raises(BuildError, "build-failed", reason="Myelin error from unknown graph"):
@@ -117,7 +119,7 @@ def test_images_lost_in_a_failed_calibration_allow_no_second_try(tensorrt: Any, 
     assert len(trt.fake.builds) == 1
 
 
-def test_a_folder_that_can_t_be_written_costs_a_warning(tensorrt: Any, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_warning(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match=r"mine\.cache"):
@@ -156,7 +158,7 @@ def _builder(path: str, name: str) -> None:
         TimingCache(Path(path)).save(_Config(_Cache(f"{name} {turn}".encode())))
 
 
-def test_two_builders_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_builders_lose_no_timings(tmp_path: Path) -> None:
     path = tmp_path / "shared.cache"
     spawn = multiprocessing.get_context("fork")
     workers = [spawn.Process(target=_builder, args=(str(path), name)) for name in ("one", "two", "three")]
@@ -169,7 +171,7 @@ def test_two_builders_at_once_lose_nothing(tmp_path: Path) -> None:
     assert set(path.read_text().split("\n")) == expected
 
 
-def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_dir_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "a"))
     assert user_cache_dir() == tmp_path / "a"
     monkeypatch.delenv("TRTKIT_CACHE")

@@ -153,7 +153,7 @@ def test_threads_and_runners() -> None:
     with backends.open(path) as one, backends.open(path) as two, backends.open(engine("fp16")) as three:
         expected = [one.infer(feed)["output0"] for feed in feeds]
 
-        def reporter(place: int) -> None:
+        def infer_often(place: int) -> None:
             try:
                 for turn in range(100):
                     if not np.array_equal((one, two)[turn % 2].infer(feeds[place])["output0"], expected[place]):
@@ -164,7 +164,7 @@ def test_threads_and_runners() -> None:
                 wrong.append(repr(error))
                 raise
 
-        threads = [threading.Thread(target=reporter, args=(place,)) for place in range(4)]
+        threads = [threading.Thread(target=infer_often, args=(place,)) for place in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -1,4 +1,4 @@
-"""A torch whose CUDA is the CPU: enough of `torch.cuda` to run the engine runner's own code with no GPU."""
+"""A torch whose CUDA is the CPU: enough of `torch.cuda` to test the engine runner without a GPU."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ class Event:
 
 class CUDAGraph:
     def __init__(self) -> None:
-        self.work: list[Callable[[], None]] = []
+        self.calls: list[Callable[[], None]] = []
         self.replays = 0
 
     def capture_begin(self, capture_error_mode: str = "global") -> None:
         assert capture_error_mode == "thread_local"
-        CAPTURING.append(self.work)
+        CAPTURING.append(self.calls)
 
     def capture_end(self) -> None:
-        CAPTURING.remove(self.work)
+        CAPTURING.remove(self.calls)
 
     def replay(self) -> None:
         self.replays += 1
-        for step in self.work:
+        for step in self.calls:
             step()
 
     def reset(self) -> None:
-        self.work = []
+        self.calls = []
 
 
 class FakeTorch:
-    """The real torch, but for its CUDA."""
+    """The real torch, except for CUDA."""
 
     def __init__(self) -> None:
         self.emptied = 0
@@ -68,11 +68,11 @@ class FakeTorch:
             Event=Event,
             CUDAGraph=CUDAGraph,
             OutOfMemoryError=torch.OutOfMemoryError,
-            device=self._entered,
-            stream=self._entered,
+            device=self._enter,
+            stream=self._enter,
             current_stream=lambda device=None: Stream(),
             synchronize=lambda device=None: None,
-            empty_cache=self._empty,
+            empty_cache=self._empty_cache,
             is_available=lambda: True,
         )
 
@@ -86,8 +86,8 @@ class FakeTorch:
         return torch.empty(*size, **settings)
 
     @contextlib.contextmanager
-    def _entered(self, thing: Any) -> Iterator[None]:
+    def _enter(self, thing: Any) -> Iterator[None]:
         yield
 
-    def _empty(self) -> None:
+    def _empty_cache(self) -> None:
         self.emptied += 1

@@ -1,4 +1,4 @@
-"""Types of the hand-written TensorRT, and host memory seen through an address as TensorRT sees it."""
+"""Data types of the fake TensorRT, and host memory as an array by its address, as TensorRT accesses it."""
 
 from __future__ import annotations
 

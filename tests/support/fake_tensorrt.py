@@ -1,8 +1,8 @@
-"""A hand-written TensorRT: the surfaces of 8.6, 10.x and 11.x, with ONNX Runtime inside.
+"""A fake TensorRT: the Python API of 8.6, 10.x and 11.x, with ONNX Runtime inside.
 
-Names and signatures are those of the real packages (8.6.0's wheel, the 10.13 stubs, TensorRT-RTX 1.7 for 11.x); what
-is missing there is missing here. A plan holds the ONNX graph, and a run reads and writes the very addresses that were
-set, so the runner's code is tested whole.
+Names and signatures are those of the real packages (8.6.0's wheel, the 10.13 stubs, TensorRT-RTX 1.7 for 11.x); names
+missing there are missing here. A plan contains the ONNX graph, and a run reads and writes the tensor addresses that
+were set, so all of the runner's code is tested.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     fill: dict[str, Any] = {}
 
     def flags(name: str, names: str) -> Any:
-        return enum.IntEnum(name, {word: place for place, word in enumerate(names.split())})  # type: ignore[misc]
+        return enum.IntEnum(name, {member: value for value, member in enumerate(names.split())})  # type: ignore[misc]
 
-    old = "FP16 INT8 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS "
+    flags_until_10 = "FP16 INT8 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS "
     fill["BuilderFlag"] = flags(
-        "BuilderFlag", (old if major < 11 else "") + "DEBUG GPU_FALLBACK TF32 REFIT DISABLE_TIMING_CACHE"
+        "BuilderFlag", (flags_until_10 if major < 11 else "") + "DEBUG GPU_FALLBACK TF32 REFIT DISABLE_TIMING_CACHE"
     )
     creation = {8: "EXPLICIT_BATCH EXPLICIT_PRECISION", 10: "EXPLICIT_BATCH STRONGLY_TYPED", 11: "STRONGLY_TYPED"}[
         major
@@ -49,7 +49,6 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     fill["Severity"] = flags("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
     fill["float32"], fill["float16"] = fill["DataType"].FLOAT, fill["DataType"].HALF
     state = types.SimpleNamespace(
-        said=[],
         builds=[],
         break_build="",
         cache_breaks=False,
@@ -68,7 +67,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def log(self, severity: Any, msg: str) -> None:
             raise AssertionError
 
-    def say(severity: str, text: str) -> None:
+    def emit(severity: str, text: str) -> None:
         state.logger.log(fill["Severity"][severity], text)
 
     class ITimingCache:
@@ -213,18 +212,18 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def build_serialized_network(self, network: Network, config: IBuilderConfig) -> bytes | None:
             state.builds.append((network, config))
             if state.break_build:
-                say("ERROR", state.break_build)
+                emit("ERROR", state.break_build)
                 return None
             if config.int8_calibrator is not None and not calibrate(config, network):
-                say("ERROR", "Calibration failure occurred with no scaling factors detected.")
+                emit("ERROR", "Calibration failure occurred with no scaling factors detected.")
                 return None
             if state.cache_breaks and config.cache is not None and config.cache.data:
-                say("ERROR", "Myelin error from unknown graph")
+                emit("ERROR", "Myelin error from unknown graph")
                 return None
             if config.progress_monitor is not None and not steps(config.progress_monitor):
-                say("ERROR", "build cancelled")
+                emit("ERROR", "build cancelled")
                 return None
-            say("WARNING", "a warning of the builder")
+            emit("WARNING", "a warning of the builder")
             if config.cache is not None:
                 config.cache.combine(ITimingCache(f"timed {network.proto.graph.name}".encode()), False)
             profile = config.profiles[0].shapes if config.profiles else None
@@ -232,16 +231,16 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             return b"ftrt" + len(header).to_bytes(4, "little") + header + network.proto.SerializeToString()
 
     def calibrate(config: IBuilderConfig, network: Network) -> bool:
-        own = config.int8_calibrator
-        if own.read_calibration_cache():
+        calibrator = config.int8_calibrator
+        if calibrator.read_calibration_cache():
             state.calibrated.append("cache")
             return True
-        batch = own.get_batch_size()
+        batch = calibrator.get_batch_size()
         shape = config.calibration.shapes[1] if config.calibration is not None else network.get_input(0).shape
         assert batch == shape[0]
-        while pointers := own.get_batch(["images"]):
+        while pointers := calibrator.get_batch(["images"]):
             state.calibrated.append(view(pointers[0], np.float32, tuple(shape)).copy())
-        own.write_calibration_cache(b"TRT-8600-MinMaxCalibration")
+        calibrator.write_calibration_cache(b"TRT-8600-MinMaxCalibration")
         return bool(state.calibrated)
 
     def steps(monitor: Any) -> bool:
@@ -266,7 +265,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             low, _, high = self.engine.profile or (self.engine.inputs[name][0],) * 3
             if not all(a <= side <= b for a, side, b in zip(low, shape, high, strict=True)):
-                say("ERROR", f"Static dimension mismatch for {name}")
+                emit("ERROR", f"Static dimension mismatch for {name}")
                 return False
             self.shapes[name] = tuple(shape)
             return True
@@ -276,8 +275,8 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
                 return self.shapes[name]
             batch, _, height, width = self.shapes["images"]
             return tuple(
-                known if known > 0 else batch if place == 0 else height * width // 4
-                for place, known in enumerate(self.engine.outputs[name][0])
+                side if side > 0 else batch if axis == 0 else height * width // 4
+                for axis, side in enumerate(self.engine.outputs[name][0])
             )
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -287,11 +286,11 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def execute_async_v3(self, stream_handle: int) -> bool:
             assert stream_handle == fake_cuda.Stream.cuda_stream, "the engine's own stream, never the default one"
             if state.break_build == "execute":
-                say("ERROR", "an illegal memory access was encountered")
+                emit("ERROR", "an illegal memory access was encountered")
                 return False
             if fake_cuda.CAPTURING:
                 if refuse_capture:
-                    say("ERROR", "operation not permitted when stream is capturing")
+                    emit("ERROR", "operation not permitted when stream is capturing")
                     return False
                 fake_cuda.CAPTURING[-1].append(self._execute)
                 return True
@@ -351,7 +350,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
 
         def get_tensor_dtype(self, name: str) -> Any:
             kind = (self.inputs | self.outputs)[name][1]
-            return fill["DataType"][next(word for word, known in SIZES.items() if known == kind)]
+            return fill["DataType"][next(name for name, dtype in SIZES.items() if dtype == kind)]
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return (self.inputs | self.outputs)[name][0]
@@ -363,8 +362,8 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             return Context(self)
 
         def layers(self) -> list[dict[str, Any]]:
-            half = any(tensor.data_type == 10 for tensor in self.proto.graph.initializer)
-            kind = "FP16" if half else "FP32"
+            fp16 = any(tensor.data_type == 10 for tensor in self.proto.graph.initializer)
+            kind = "FP16" if fp16 else "FP32"
             written = f"Row major linear {kind}"
             outputs = [[{"Name": node.output[0], "Format/Datatype": written}] for node in self.proto.graph.node]
             nodes = zip(self.proto.graph.node, outputs, strict=True)
@@ -381,20 +380,20 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             if state.refuse_plan or not serialized_engine.startswith(b"ftrt"):
-                say("ERROR", state.refuse_plan or "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
+                emit("ERROR", state.refuse_plan or "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
                 return None
             return Engine(serialized_engine)
 
-    def plain(name: str) -> Any:
+    def empty_class(name: str) -> Any:
         return type(name, (), {"__init__": lambda self: None})
 
     for kind in (ILogger, ITimingCache, IBuilderConfig, OnnxParser, ParserError, Builder, Runtime):
         fill[kind.__name__] = kind
-    fill["IProfiler"], fill["IOutputAllocator"] = plain("IProfiler"), plain("IOutputAllocator")
+    fill["IProfiler"], fill["IOutputAllocator"] = empty_class("IProfiler"), empty_class("IOutputAllocator")
     fill["init_libnvinfer_plugins"] = lambda logger, namespace: True
     if major < 11:
-        fill["IInt8MinMaxCalibrator"] = plain("IInt8MinMaxCalibrator")
+        fill["IInt8MinMaxCalibrator"] = empty_class("IInt8MinMaxCalibrator")
     if major >= 10:
-        fill["IProgressMonitor"] = plain("IProgressMonitor")
+        fill["IProgressMonitor"] = empty_class("IProgressMonitor")
     vars(trt).update(fill)
     return trt

@@ -1,4 +1,4 @@
-"""Small ONNX graphs that behave like a detector: (N, 3, H, W) -> output0 (N, 4 + 3, H/2 * W/2)."""
+"""Small ONNX graphs with a detector's input and output: (N, 3, H, W) -> output0 (N, 4 + 3, H/2 * W/2)."""
 
 from __future__ import annotations
 
@@ -59,15 +59,18 @@ def detector(
         if precision != "int8":
             return node("Conv", name, [source, constant(f"{name}.weight", weights.astype(number)), bias], **attributes)
         scales = (np.abs(weights).reshape(shape[0], -1).max(1) / 127).astype(np.float32)
-        whole = np.round(weights / scales[:, None, None, None]).astype(np.int8)
+        integers = np.round(weights / scales[:, None, None, None]).astype(np.int8)
         inputs = [
-            constant(f"{name}.weight", whole),
+            constant(f"{name}.weight", integers),
             constant(f"{name}.scale", scales),
             constant(f"{name}.zero", np.zeros(shape[0], np.int8)),
         ]
-        high = node("DequantizeLinear", f"{name}.weight_DQ", inputs, axis=0)
+        dequantized = node("DequantizeLinear", f"{name}.weight_DQ", inputs, axis=0)
         return node(
-            "Conv", name, [quantized(source, 1 / 127 if source == "images" else 4 / 127), high, bias], **attributes
+            "Conv",
+            name,
+            [quantized(source, 1 / 127 if source == "images" else 4 / 127), dequantized, bias],
+            **attributes,
         )
 
     top = "images"
@@ -80,7 +83,7 @@ def detector(
     top = node("Reshape", "flat", [top, constant("rows", np.array([0, ROWS, -1], np.int64))])
     if precision == "fp16":
         top = node("Cast", "to_float", [top], to=TensorProto.FLOAT)
-    # Boxes up to 24 px wide somewhere in the image; scores as they are.
+    # Boxes up to 24 px wide anywhere in the image; scores unchanged.
     reach = np.array([size[1], size[0], 24, 24, *[1] * len(NAMES)], np.float32)[None, :, None]
     nodes.append(helper.make_node("Mul", [top, constant("reach", reach)], ["output0"], name="scale"))
     shape: list[object] = ["batch", 3, "height", "width"] if dynamic else [batch, 3, *size]
@@ -104,7 +107,7 @@ def detector(
 
 
 def unsupported_op() -> onnx.ModelProto:
-    """A graph with an operator that no TensorRT knows."""
+    """A graph with an operator that no TensorRT supports."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [

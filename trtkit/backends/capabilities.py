@@ -334,16 +334,16 @@ def best(kind: str = "build") -> str:
     """
     for name in list_backends():
         try:
-            backend, here = get_backend(name), probe(name)
+            backend, caps = get_backend(name), probe(name)
         except CapabilityError:
             # A package that does not import can't be chosen; `trtkit doctor` shows why.
             continue
-        if not (backend.needs_gpu and here.present and (kind == "run" or backend.build is not None)):
+        if not (backend.needs_gpu and caps.present and (kind == "run" or backend.build is not None)):
             continue
-        targets = here.cross_build_targets
-        if kind == "build" and (here.gpus or targets):
+        targets = caps.cross_build_targets
+        if kind == "build" and (caps.gpus or targets):
             return name
-        if kind == "run" and here.gpu is not None and (not targets or here.gpu.sm in targets):
+        if kind == "run" and caps.gpu is not None and (not targets or caps.gpu.sm in targets):
             return name
     return "onnxruntime"
 
@@ -372,7 +372,7 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
                 get_backend("tensorrt_rtx").install_hint,
                 code="backend-none-builds",
             )
-    here = _require_present(backend, "build")
+    caps = _require_present(backend, "build")
     builder = get_backend(backend)
     if builder.build is None:
         raise CapabilityError(
@@ -383,7 +383,7 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
             backend=backend,
         )
     if not builder.needs_gpu:
-        return here
+        return caps
     asked = f"build a {builder.title} engine"
     if target.kind == "cpu":
         raise CapabilityError(
@@ -394,22 +394,22 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
             device=device,
         )
     if target.kind == "sm":
-        _require_target(here, target.sm, asked)
-        return here
-    if target.kind == "dla" and not here.has_dla:
+        _require_target(caps, target.sm, asked)
+        return caps
+    if target.kind == "dla" and not caps.has_dla:
         raise CapabilityError(
             f"{asked} for DLA core {target.index}",
-            f"{here.title} has no DLA (TensorRT 11 removed it; TensorRT-RTX never had it)",
+            f"{caps.title} has no DLA (TensorRT 11 removed it; TensorRT-RTX never had it)",
             "use TensorRT 10.x on a Jetson, or device=0",
             code="dla-unsupported",
-            version=here.version,
+            version=caps.version,
         )
-    if target.kind == "any" and not here.gpus and here.cross_build_targets:
-        return here
-    gpu = here.gpu_at(target, asked)
-    if here.cross_build_targets:
-        _require_target(here, gpu.sm, f"{asked} for {gpu.name}")
-    return here
+    if target.kind == "any" and not caps.gpus and caps.cross_build_targets:
+        return caps
+    gpu = caps.gpu_at(target, asked)
+    if caps.cross_build_targets:
+        _require_target(caps, gpu.sm, f"{asked} for {gpu.name}")
+    return caps
 
 
 def require_run(backend: str, *, device: str | int | None = None) -> Capabilities:
@@ -426,11 +426,11 @@ def require_run(backend: str, *, device: str | int | None = None) -> Capabilitie
         CapabilityError: What is missing, and the command that installs it.
         RecipeError: No such backend or device name.
     """
-    here = _require_present(backend, "run")
+    caps = _require_present(backend, "run")
     target = parse_device(device)
     runtime = get_backend(backend)
     if not runtime.needs_gpu:
-        return here
+        return caps
     asked = f"run a {runtime.title} engine"
     if target.kind in ("cpu", "sm"):
         raise CapabilityError(
@@ -440,22 +440,22 @@ def require_run(backend: str, *, device: str | int | None = None) -> Capabilitie
             code="device-not-gpu",
             device=device,
         )
-    if not here.gpus:
+    if not caps.gpus:
         raise CapabilityError(
             asked,
             "no NVIDIA driver with a GPU was found",
             "open it on a machine with one, or open the ONNX file here",
             code="gpu-missing",
         )
-    here.gpu_at(target, asked)
-    if not here.torch_cuda:
+    caps.gpu_at(target, asked)
+    if not caps.torch_cuda:
         raise CapabilityError(
             asked,
             "the installed torch has no CUDA",
             "install torch with CUDA from https://pytorch.org",
             code="torch-no-cuda",
         )
-    return here
+    return caps
 
 
 def get_build_target(capabilities: Capabilities, device: Device) -> str:
@@ -471,34 +471,34 @@ def get_build_target(capabilities: Capabilities, device: Device) -> str:
 
 
 def _require_present(name: str, verb: str) -> Capabilities:
-    here = probe(name)
-    if not here.present:
+    caps = probe(name)
+    if not caps.present:
         backend = get_backend(name)
         raise CapabilityError(
             f"{verb} a {backend.title} engine" if backend.needs_gpu else f"{verb} a model with {backend.title}",
-            here.missing,
+            caps.missing,
             backend.install_hint,
             code="backend-missing",
             backend=name,
         )
-    return here
+    return caps
 
 
-def _require_target(here: Capabilities, sm: str, asked: str) -> None:
-    if not here.cross_build_targets:
+def _require_target(caps: Capabilities, sm: str, asked: str) -> None:
+    if not caps.cross_build_targets:
         raise CapabilityError(
             f"{asked} for {sm}",
-            f"{here.title} builds only for the GPU of this machine",
+            f"{caps.title} builds only for the GPU of this machine",
             "use backend='tensorrt_rtx', or device=0",
             code="device-no-cross-build",
             value=sm,
         )
-    if sm not in here.cross_build_targets:
+    if sm not in caps.cross_build_targets:
         raise CapabilityError(
             f"{asked} for {sm}",
-            f"{here.title} supports {', '.join(here.cross_build_targets)}",
+            f"{caps.title} supports {', '.join(caps.cross_build_targets)}",
             "pass one of these as device, or use backend='tensorrt' on that GPU",
             code="device-unsupported-target",
             value=sm,
-            supported=here.cross_build_targets,
+            supported=caps.cross_build_targets,
         )
