@@ -1,4 +1,4 @@
-"""compare() end to end: the embedded model at a small size, through every step that runs with no GPU."""
+"""compare() end to end with the embedded model at a small size, without a GPU."""
 
 import json
 import threading
@@ -25,11 +25,11 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     events = []
     device = "sm89" if CAN_BUILD else None
-    found = compare(folder, batch=(1, 2), device=device, backend=None, progress=events.append)
-    return found, folder, events
+    comparison = compare(folder, batch=(1, 2), device=device, backend=None, progress=events.append)
+    return comparison, folder, events
 
 
-def test_one_row_a_precision_and_batch_with_everything_in_it(whole):
+def test_one_row_per_precision_and_batch(whole):
     rows = whole[0].frame()
     assert rows.select("precision", "batch").rows() == [
         (name, size) for name in ("fp32", "fp16", "int8") for size in (1, 2)
@@ -52,19 +52,19 @@ def test_one_row_a_precision_and_batch_with_everything_in_it(whole):
 
 
 @pytest.mark.skipif(probe("tensorrt").present and bool(probe("tensorrt").gpus), reason="engines run here")
-def test_with_no_gpu_no_number_is_tensorrt_s(whole):
+def test_without_a_gpu_no_latency_is_tensorrt_s(whole):
     comparison = whole[0]
     assert not comparison.rows["engine"].any()
     assert comparison.rows["runner"].str.starts_with("ONNX Runtime").all()
     assert "not TensorRT's" in " ".join(comparison.verdict())
 
 
-def test_losses_tell_every_deciding_metric_with_its_interval(whole):
+def test_losses_have_every_primary_metric_with_its_interval(whole):
     comparison = whole[0]
     losses = comparison.losses()
-    deciding = [column for column, _ in comparison.about["metrics"]]
+    primary = [column for column, _ in comparison.about["metrics"]]
     assert losses.select("task", "metric", "precision").rows() == [
-        ("detect", metric, precision) for metric in deciding for precision in ("fp16", "int8")
+        ("detect", metric, precision) for metric in primary for precision in ("fp16", "int8")
     ]
     for row in losses.iter_rows(named=True):
         base, own = (comparison.evaluation(name).metrics[row["metric"]] for name in ("fp32", row["precision"]))
@@ -73,21 +73,22 @@ def test_losses_tell_every_deciding_metric_with_its_interval(whole):
         assert row["significant"] == (row["low"] > 0 or row["high"] < 0)
 
 
-def test_a_precision_that_was_judged_can_be_opened_and_draws(whole):
+def test_an_evaluated_precision_can_be_opened_and_drawn(whole):
     comparison = whole[0]
     image = comparison.images["path"][0]
     with comparison.open("int8") as runner:
         assert runner.precision == "int8"
         assert repr(runner.draw(image)).endswith(f"\n  {runner.predict(image)[0]!r}")
         assert len(runner.draw([image, image, image]).images) == 3
-        with pytest.raises(DataError, match="no image"):
+        with pytest.raises(DataError):
             runner.draw([])
     assert len(comparison.draw("int8", count=2).images) == 2
-    with pytest.raises(RecipeError, match="not compared"):
+    with pytest.raises(RecipeError) as e:
         comparison.open("fp8")
+    assert (e.value.code, e.value.fields["value"]) == ("comparison-precision-unknown", "fp8")
 
 
-def test_the_figure_of_losses_has_every_change_and_its_interval(whole):
+def test_the_losses_figure_has_every_change_and_its_interval(whole):
     losses = whole[0].losses()
     figure = losses_figure(losses)
     assert whole[0].plot_losses() == figure
@@ -100,7 +101,7 @@ def test_the_figure_of_losses_has_every_change_and_its_interval(whole):
 
 
 @pytest.mark.skipif(not CAN_BUILD, reason="TensorRT-RTX is not installed")
-def test_engines_of_all_precisions_are_built_for_a_gpu_that_is_not_here(whole):
+def test_engines_are_built_for_a_gpu_that_is_not_here(whole):
     comparison, folder, _ = whole
     assert comparison.rows["engine_mb"].null_count() == 0
     assert {facts["sm"] for facts in comparison.about["engines"].values()} == {"sm89"}
@@ -109,14 +110,14 @@ def test_engines_of_all_precisions_are_built_for_a_gpu_that_is_not_here(whole):
         assert (passport.precision, passport.batch, passport.dynamic) == (precision, 2, True)
 
 
-def test_accuracy_is_what_evaluate_finds(whole):
+def test_accuracy_is_that_of_evaluate(whole):
     comparison, folder, _ = whole
     alone = trtkit.evaluate(folder / "yolo11n-int8.onnx", trtkit.demo.data_path(), eval_images=SMALL["eval_images"])
     row = comparison.rows.filter(precision="int8").row(0, named=True)
     assert {name: row[name] for name in alone.metrics} == pytest.approx(dict(alone.metrics))
 
 
-def test_the_folder_has_the_report_the_frame_and_the_recipe(whole):
+def test_the_folder_has_report_frame_and_recipe(whole):
     comparison, folder, _ = whole
     assert pl.read_parquet(folder / "comparison.parquet").equals(comparison.rows)
     assert comparison.verdict()[0].split(" ")[0] in (folder / "report.html").read_text(encoding="utf-8")
@@ -126,7 +127,7 @@ def test_the_folder_has_the_report_the_frame_and_the_recipe(whole):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_loading_gives_the_same_comparison(whole):
+def test_a_loaded_comparison_equals_the_saved_one(whole):
     comparison, folder, _ = whole
     again = Comparison.load(folder)
     assert again.rows.equals(comparison.rows)
@@ -135,7 +136,7 @@ def test_loading_gives_the_same_comparison(whole):
     assert again.provenance.model_hash == comparison.provenance.model_hash
 
 
-def test_origin_and_replay_hold_every_setting_that_shaped_it(whole):
+def test_provenance_and_replay_code_have_every_setting(whole):
     comparison, folder, _ = whole
     settings = comparison.provenance.settings
     assert (settings["imgsz"], settings["batch"], settings["eval_images"]) == (160, [1, 2], 6)
@@ -145,11 +146,15 @@ def test_origin_and_replay_hold_every_setting_that_shaped_it(whole):
     tk = type("tk", (), {"compare": staticmethod(lambda **given: calls.update(given))})
     exec(comparison.about["python"].replace("import trtkit as tk", ""), {"tk": tk})
     assert calls["output"] == str(folder)
-    assert {name: calls[name] for name in ("imgsz", "eval_images", "runs")} == {"imgsz": 160, "eval_images": 6, "runs": 5}
+    assert {name: calls[name] for name in ("imgsz", "eval_images", "runs")} == {
+        "imgsz": 160,
+        "eval_images": 6,
+        "runs": 5,
+    }
     assert "--batch=1,2" in comparison.about["command"]
 
 
-def test_calibration_is_told_with_its_split(whole):
+def test_the_calibration_has_its_split(whole):
     assert whole[0].about["calibration"]["split"] == "train"
     assert whole[0].about["calibration"]["images"] == 4
 
@@ -169,31 +174,34 @@ def test_progress_names_every_stage(whole):
         assert word in stages
 
 
-def test_a_comparison_that_is_there_is_kept_before_anything_runs(whole):
-    with pytest.raises(OutputExistsError, match="overwrite=True"):
+def test_an_existing_comparison_is_kept(whole):
+    with pytest.raises(OutputExistsError) as e:
         compare(whole[1])
+    assert (e.value.code, e.value.fields["path"]) == ("comparison-exists", str(whole[1]))
 
 
 @pytest.mark.parametrize("wrong", [(), ("fp32", "fp32"), ("fp8",), "int4"])
-def test_precisions_that_make_no_sense_are_refused(wrong, tmp_path):
-    with pytest.raises(RecipeError, match="fp32, fp16, int8"):
+def test_invalid_precisions_are_refused(wrong, tmp_path):
+    with pytest.raises(RecipeError) as e:
         compare(tmp_path, precisions=wrong)
+    assert e.value.code == "compare-precisions-invalid"
 
 
-def test_building_what_can_t_be_built_fails_before_anything_runs(tmp_path):
+def test_build_without_a_backend_fails_before_anything_runs(tmp_path):
     with pytest.raises(CapabilityError):
         compare(tmp_path / "out", build=True, device="cpu")
     assert not (tmp_path / "out").exists()
 
 
-def test_without_fp32_the_first_precision_is_the_reference_and_without_build_nothing_is_built(tmp_path):
-    found = compare(tmp_path, precisions=("fp16",), build=False, eval_images=2, imgsz=150)
-    assert found.about["reference"] == "fp16"
-    assert found.rows["engine_mb"].to_list() == [None]
-    assert found.about["calibration"] is None
-    assert "No TensorRT engine was built: none was asked for." in found.verdict()
-    assert found.about["imgsz"] == [160, 160]
-    assert "Note: imgsz 150 was rounded up to 160x160, a multiple of the stride 32." in found.verdict()
+def test_without_fp32_the_first_precision_is_the_reference(tmp_path):
+    comparison = compare(tmp_path, precisions=("fp16",), build=False, eval_images=2, imgsz=150)
+    assert comparison.about["reference"] == "fp16"
+    assert comparison.rows["engine_mb"].to_list() == [None]
+    assert comparison.about["calibration"] is None
+    assert comparison.about["builder"] is None
+    assert comparison.about["why_not_built"] == "not requested"
+    assert comparison.about["imgsz"] == [160, 160]
+    assert "imgsz 150 was rounded up to 160x160" in " ".join(comparison.about["notes"])
 
 
 def test_cancelling_writes_no_comparison(tmp_path):
@@ -209,14 +217,14 @@ def test_cancelling_writes_no_comparison(tmp_path):
 
 
 @pytest.mark.skipif(not CAN_BUILD, reason="TensorRT-RTX is not installed")
-def test_where_engines_run_they_are_judged_and_timed_and_onnx_runtime_is_not(tmp_path, monkeypatch):
+def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_path, monkeypatch):
     from trtkit import backends
     from trtkit.backends.ort import OrtRunner
 
     opened = []
 
     class Engine(OrtRunner):
-        """Stands for TensorRT: the graph beside the engine, with a clock of its own."""
+        """A stand-in for TensorRT: the graph beside the engine, with a GPU clock."""
 
         engine = True
 
@@ -231,8 +239,8 @@ def test_where_engines_run_they_are_judged_and_timed_and_onnx_runtime_is_not(tmp
     monkeypatch.setattr(backends, "require_run", lambda backend, device=None: None)
     monkeypatch.setattr("trtkit.comparison.comparator._gpu_matches", lambda builder, sm: True)
     monkeypatch.setattr(backends, "open", lambda path, device=None: Engine(path))
-    found = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2)
+    comparison = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2)
     assert opened == ["yolo11n-fp32.engine", "yolo11n-fp16.engine"]
-    assert found.rows.select("engine", "clock", "mean_ms").unique().rows() == [(True, "gpu", 1.5)]
-    assert "and they ran here." in " ".join(found.verdict())
-    assert "not TensorRT" not in " ".join(annotation.text for annotation in found.plot().layout.annotations)
+    assert comparison.rows.select("engine", "clock", "mean_ms").unique().rows() == [(True, "gpu", 1.5)]
+    assert "they ran here" in " ".join(comparison.verdict())
+    assert "not TensorRT" not in " ".join(annotation.text for annotation in comparison.plot().layout.annotations)

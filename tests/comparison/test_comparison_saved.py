@@ -20,9 +20,7 @@ def test_columns_and_facts_have_the_present_names(comparison):
     old = {"picture", "picture_ms", "pictures", "pictures_per_s", "measurable", "truths"}
     frames = [*comparison.tables().values(), comparison.losses()]
     assert not old & {column for frame in frames for column in frame.columns}
-    assert not [
-        column for frame in frames for column in frame.columns if column.startswith("coco/")
-    ]
+    assert not [column for frame in frames for column in frame.columns if column.startswith("coco/")]
     assert comparison.about["eval_images"] == 40
     assert comparison.about["metrics"] == [
         ["mAP50-95(B)", "mAP50-95 by Ultralytics' rule"],

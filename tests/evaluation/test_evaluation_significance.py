@@ -161,10 +161,10 @@ def test_object_changes_agree_with_the_frames(fair, worse):
     assert len(found.filter(change="lost")) == (before & ~after).sum()
     assert len(found.filter(change="gained")) == (~before & after).sum()
     assert found["score_drop"].is_sorted(descending=True)
-    assert (found.filter(pl.col("change").is_in(["lost", "new error"]))["score_drop"] > 0).all()
+    assert (found.filter(pl.col("change").is_in(["lost", "false positive added"]))["score_drop"] > 0).all()
     back = find_object_changes(worse, fair, conf=0.3)
     assert len(back.filter(change="lost")) == len(found.filter(change="gained"))
-    assert len(back.filter(change="new error")) == len(found.filter(change="error gone"))
+    assert len(back.filter(change="false positive added")) == len(found.filter(change="false positive removed"))
     assert not len(find_object_changes(fair, fair))
 
 
@@ -177,7 +177,7 @@ def test_object_changes_are_drawn_unless_the_image_is_missing(fair, worse):
 
 
 def test_a_new_false_positive_has_the_class_of_the_label_it_overlaps(fair, worse):
-    found = find_object_changes(fair, worse, conf=0.3).filter(change="new error")
+    found = find_object_changes(fair, worse, conf=0.3).filter(change="false positive added")
     names = dict(fair.per_class.select("class", "name").iter_rows())
     assert found["label_class"].null_count() < len(found)
     for row in found.iter_rows(named=True):

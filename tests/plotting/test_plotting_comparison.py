@@ -21,26 +21,26 @@ def contrast(one, other):
 
 
 def test_precisions_differ_by_more_than_color():
-    marks = [trace_style(label) for label in PRECISIONS]
+    styles = [trace_style(label) for label in PRECISIONS]
     for part in ("color", "symbol", "pattern", "dash"):
-        assert len({getattr(one, part) for one in marks}) == len(marks)
+        assert len({getattr(one, part) for one in styles}) == len(styles)
 
 
-def test_other_labels_get_their_own_marks_in_order():
+def test_other_labels_get_distinct_styles_in_order():
     labels = ["a", "fp32", "b", "c"]
-    marks = [trace_style(label, labels) for label in labels]
-    assert len({one.symbol for one in marks}) == 4
-    assert marks[1] == trace_style("fp32")
+    styles = [trace_style(label, labels) for label in labels]
+    assert len({one.symbol for one in styles}) == 4
+    assert styles[1] == trace_style("fp32")
 
 
-def test_words_can_be_read_on_light_and_dark_pages():
+def test_text_is_legible_on_light_and_dark_pages():
     ink = template().layout.font.color
     assert contrast(ink, "#ffffff") >= 4.4
     assert contrast(ink, "#14171a") >= 3.9
     assert template().layout.paper_bgcolor == "rgba(0,0,0,0)"
 
 
-def test_the_comparison_shows_every_accuracy_time_and_size():
+def test_the_comparison_shows_every_accuracy_latency_and_size():
     figure = example_comparison(batches=(1, 8)).plot()
     traces = {trace.name: trace for trace in figure.data}
     accuracy = traces["mAP50-95 by Ultralytics' rule"]
@@ -55,10 +55,10 @@ def test_the_comparison_shows_every_accuracy_time_and_size():
         assert list(traces[f"batch {size}"].y) == expected
 
 
-@pytest.mark.parametrize(("where", "words"), [("cpu", "not TensorRT"), ("gpu", "TensorRT 8.6.0 NVIDIA H100")])
-def test_the_comparison_says_whose_times_it_shows(where, words):
+@pytest.mark.parametrize(("where", "name"), [("cpu", "not TensorRT"), ("gpu", "TensorRT 8.6.0 NVIDIA H100")])
+def test_the_comparison_names_the_runner(where, name):
     titles = " ".join(annotation.text for annotation in example_comparison(where=where).plot().layout.annotations)
-    assert words in titles
+    assert name in titles
     assert ("not TensorRT" in titles) == (where == "cpu")
 
 
@@ -66,7 +66,7 @@ def test_without_engines_there_is_no_empty_bar():
     assert "engine file" not in {trace.name for trace in example_comparison(built=False).plot().data}
 
 
-def test_the_class_that_loses_most_is_on_top():
+def test_the_class_with_the_largest_loss_is_at_the_top():
     comparison = example_comparison()
     figure = comparison.plot_classes()
     # Class 9 loses 0.018 and class 0 nothing; plotly draws the last category on top.
@@ -74,7 +74,7 @@ def test_the_class_that_loses_most_is_on_top():
     assert figure.layout.yaxis.categoryarray[0] == "0"
 
 
-def test_many_classes_are_cut_to_the_worst():
+def test_only_the_classes_with_the_largest_losses_are_shown():
     classes = pl.DataFrame(
         [
             {"precision": label, "name": f"class {index}", ULTRALYTICS: 0.5 - loss * index}
@@ -82,5 +82,5 @@ def test_many_classes_are_cut_to_the_worst():
             for index in range(80)
         ]
     )
-    figure = classes_figure(classes, ULTRALYTICS, most=30)
+    figure = classes_figure(classes, ULTRALYTICS, limit=30)
     assert set(figure.layout.yaxis.categoryarray) == {f"class {index}" for index in range(50, 80)}

@@ -1,4 +1,4 @@
-"""A comparison made by hand: every number in it is known, and nothing ran."""
+"""A comparison with known numbers, for which nothing ran."""
 
 import random
 
@@ -21,8 +21,8 @@ def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", 
     Args:
         where: "cpu" or "gpu".
         batches: Batch sizes.
-        built: Whether engines are there.
-        split: What INT8 was calibrated on.
+        built: Whether engines were built.
+        split: The split of the calibration.
         **about: Replaces entries of `Comparison.about`.
     """
     name, engine, clock = RUNNERS[where]

@@ -201,9 +201,9 @@ def test_check_boxes_choose_the_kinds_and_show_their_numbers(comparison: Compari
         assert box.description.endswith(f"({widget.state.counts[kind]})")
         box.value = False
     assert "<figure>" not in widget.cards.value
-    widget.kinds["new error"].value = True
-    assert widget.state.kinds == ("new error",)
-    assert widget.cards.value.count("<figure>") == min(widget.state.counts["new error"], PAGE_SIZE)
+    widget.kinds["false positive added"].value = True
+    assert widget.state.kinds == ("false positive added",)
+    assert widget.cards.value.count("<figure>") == min(widget.state.counts["false positive added"], PAGE_SIZE)
     widget.class_name.value = "2"
     assert widget.state.class_name == "2"
     widget.precision.value = "fp16"

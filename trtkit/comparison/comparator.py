@@ -1,4 +1,4 @@
-"""compare(): every precision of one model, judged and timed by the same images, code and clock."""
+"""compare(): export a model in several precisions, evaluate and time all alike."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtkit.calibration import DEFAULTS
 from trtkit.codegen import render_command, render_python
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
@@ -45,119 +46,147 @@ def compare(
     workspace: float | None = None,
     keep: Sequence[str] = (),
     calibration: Calibration | str | Path | None = None,
-    calibration_images: int = 512,
-    fraction: float = 1.0,
+    calibration_images: int = DEFAULTS.calibration_images,
+    fraction: float = DEFAULTS.fraction,
     eval_images: int | None = None,
     build: bool | None = None,
     backend: str | None = None,
     device: int | str | None = None,
     runs: int = 100,
     seconds: float = 5.0,
-    seed: int = 0,
+    seed: int = DEFAULTS.seed,
     output: str | Path = "runs/compare",
     overwrite: bool = False,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Comparison:
-    """Export a model in several precisions, judge and time each alike, and write down what each costs and buys.
+    """Export a model in several precisions, and measure accuracy, latency and size of each alike.
 
-    Engines run where they can; where none can, ONNX Runtime judges the same graphs, and says so beside every time.
+    Engines are evaluated and timed if they run here; else ONNX Runtime is, with the same graphs, and the verdict says
+    so.
 
     Args:
         model: From `load`, or a file it takes.
-        data: A data set's YAML file, with labels.
-        precisions: Any of "fp32", "fp16", "int8"; changes are told against "fp32", or the first without it.
-        split: The split that judges.
+        data: A data set's YAML file or folder, with labels.
+        precisions: Any of "fp32", "fp16", "int8"; changes refer to "fp32", or to the first one without it.
+        split: The split of the evaluation.
         imgsz: Image side, or (height, width), pixels; None takes the model's own.
-        batch: Batch sizes to time; the largest is what engines are built for.
-        dynamic: Leave batch, height and width open in all precisions; None does so where several batches are timed.
+        batch: Batch sizes to time; engines are built for the largest.
+        dynamic: Leave batch, height and width open in all precisions; None does so if several batches are timed.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
-        keep: fnmatch patterns of ONNX node names that stay in high precision.
-        calibration: For INT8, or the folder of a saved one; None calibrates on `data`'s `train`.
-        calibration_images: Most images to calibrate on.
-        fraction: Share of the split to calibrate on, (0, 1].
-        eval_images: Most images to judge on, a seeded sample; None takes all.
-        build: Build engines; None does so where a backend can, True fails where none can, False never does.
+        keep: fnmatch patterns of ONNX node names excluded from INT8 (with FP16: kept in FP32).
+        calibration: Calibration of INT8 or the folder of a saved one; None calibrates on the split "train" of `data`.
+        calibration_images: Maximum number of calibration images.
+        fraction: Share of the split that calibration images are drawn from, in (0, 1].
+        eval_images: Maximum number of evaluation images, a seeded sample; None uses the whole split.
+        build: Build engines; None does so if a backend can, True fails if none can, False never does.
         backend: "tensorrt", "tensorrt_rtx", or "onnxruntime" to build nothing; None takes the best present.
         device: GPU index or name, or "sm89" to build for a GPU that is not here.
-        runs: Most runs timed for each precision and batch.
-        seconds: Most seconds timed for each precision and batch.
-        seed: Seed of samples and of the images that are timed.
+        runs: Maximum number of timed runs per precision and batch.
+        seconds: Maximum time of timed runs per precision and batch, s.
+        seed: Seed of the samples and of the timed inputs.
         output: Folder for the files, `report.html`, `comparison.parquet` and `recipe.json`.
-        overwrite: Replace a comparison that is already there.
+        overwrite: Replace an existing comparison.
         progress: Receives events.
-        cancel: Asked between steps.
+        cancel: Checked between steps.
 
     Returns:
-        The comparison, already saved in `output`.
+        The comparison, saved in `output`.
 
     Raises:
         RecipeError: A setting is out of range.
-        OutputExistsError: `output` holds a comparison and `overwrite` is false; nothing was computed.
+        OutputExistsError: `output` has a comparison and `overwrite` is false; nothing was computed.
         CapabilityError: `build=True` and no engine can be built here.
         ModelError, DataError, CalibrationError, BuildError: From the steps.
         CancelledError: The caller cancelled; finished files stay, no comparison was written.
     """
     from trtkit import backends
+    from trtkit.calibration import Calibration, calibrate
     from trtkit.evaluation.evaluator import evaluate
     from trtkit.models import Model, load
 
-    settings = {name: value for name, value in locals().items() if name in inspect.signature(compare).parameters}
+    arguments = {name: value for name, value in locals().items() if name in inspect.signature(compare).parameters}
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
     precisions = (precisions,) if isinstance(precisions, str) else tuple(precisions)
     if not precisions or not set(precisions) <= set(PRECISIONS) or len(set(precisions)) < len(precisions):
         raise RecipeError(
-            f"compare {precisions}", "that is no list of precisions", f"choose from {', '.join(PRECISIONS)}"
+            f"compare the precisions {', '.join(precisions) or 'of an empty list'}",
+            "each of them must be known and unique",
+            f"choose from {', '.join(PRECISIONS)}",
+            code="compare-precisions-invalid",
+            value=precisions,
         )
     folder = Path(output)
     if (folder / "comparison.json").exists() and not overwrite:
         raise OutputExistsError(
-            f"write {folder}", "it holds a comparison, which was kept", "pass overwrite=True or another output"
+            f"write {folder}",
+            "it has a comparison, which was kept",
+            "pass overwrite=True or another output",
+            code="comparison-exists",
+            path=str(folder),
         )
     reporter = Reporter(progress, cancel)
     watch: dict[str, Any] = {"progress": progress, "cancel": cancel}
-    builder, why_not = _resolve_builder(build, backend, device)
+    builder, why_not_built = _resolve_builder(build, backend, device)
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     size = round_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
-    ranges = None
-    if "int8" in precisions:
-        ranges = _resolve_calibration(
-            loaded, data, calibration, calibration_images, fraction, max(batches), seed, size, watch
+    if "int8" not in precisions:
+        calibration = None
+    elif calibration is None:
+        calibration = calibrate(
+            loaded,
+            data,
+            calibration_images=calibration_images,
+            fraction=fraction,
+            batch=2 * max(batches),
+            seed=seed,
+            imgsz=size,
+            **watch,
         )
-    graph = {
-        "imgsz": size, "dynamic": len(batches) > 1 if dynamic is None else dynamic, "simplify": simplify,
-        "batch": max(batches), "keep": keep, "overwrite": True,
-    }  # fmt: skip
-    reporter.step("trace", 0, 1)
-    once = _trace_once(loaded, graph)
-    made = {
-        label: _export_precision(once, label, folder, graph, ranges, builder, device, workspace, watch)
-        for label in precisions
+    elif not isinstance(calibration, Calibration):
+        calibration = Calibration.load(calibration)
+    shared: dict[str, Any] = {
+        "imgsz": size,
+        "dynamic": len(batches) > 1 if dynamic is None else dynamic,
+        "simplify": simplify,
+        "batch": max(batches),
     }
-    on_gpu, where, why_not_run = _check_run(builder, device)
+    reporter.step("trace", 0, 1)
+    traced = _trace_once(loaded, shared)
+    shared |= {"keep": keep, "overwrite": True, **watch}
+    engine_settings = None
+    if builder is not None:
+        engine_settings = {"backend": builder.backend, "device": device, "workspace": workspace}
+    artifacts = {
+        precision: _export_precision(traced, precision, folder, shared, calibration, engine_settings)
+        for precision in precisions
+    }
+    engines_run, run_device, why_not_run = _check_run(builder, device)
     with contextlib.ExitStack() as stack:
-        # Engines for all or for none: a comparison across runners would compare the runners.
-        opened = {
-            label: stack.enter_context(backends.open(files["engine" if on_gpu else "onnx"].path, device=where))
-            for label, files in made.items()
+        # Engines for all precisions or for none: different runners can't be compared.
+        runners = {
+            precision: stack.enter_context(
+                backends.open(files["engine" if engines_run else "onnx"].path, device=run_device)
+            )
+            for precision, files in artifacts.items()
         }
-        judged = {
-            label: evaluate(runner, data, split, eval_images=eval_images, seed=seed, **watch)
-            for label, runner in opened.items()
+        evaluations = {
+            precision: evaluate(runner, data, split, eval_images=eval_images, seed=seed, **watch)
+            for precision, runner in runners.items()
         }
-        timing = benchmark(opened, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
-    plain = _plain_arguments(loaded, settings)
+        timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
+    plain = _plain_arguments(loaded, arguments)
     comparison = join_comparison(
         loaded,
-        made,
-        judged,
+        artifacts,
+        evaluations,
         timing,
         settings=plain,
-        calibration=ranges,
+        calibration=calibration,
         builder=builder.title if builder else None,
-        why_not_built=why_not,
+        why_not_built=why_not_built,
         why_not_run=why_not_run,
         python=render_python("compare", compare, plain),
         command=render_command("compare", compare, plain),
@@ -170,11 +199,11 @@ def compare(
 def _resolve_builder(
     build: bool | None, backend: str | None, device: int | str | None
 ) -> tuple[Capabilities | None, str]:
-    """The backend that builds, or None and the reason."""
+    """The backend that builds engines, or None and why not."""
     from trtkit import backends
 
     if build is False or backend == "onnxruntime":
-        return None, "none was asked for"
+        return None, "not requested"
     try:
         return backends.require_build(backend, device=device), ""
     except CapabilityError as error:
@@ -184,86 +213,53 @@ def _resolve_builder(
 
 
 def _gpu_matches(builder: Capabilities, sm: str) -> bool:
-    """Whether the first GPU is of a compute capability that engines were built for."""
+    """Whether the first GPU has the compute capability that engines were built for."""
     return builder.gpu is not None and builder.gpu.sm == sm
 
 
-def _resolve_calibration(
-    model: Model,
-    data: str | Path | Dataset,
-    given: Calibration | str | Path | None,
-    calibration_images: int,
-    fraction: float,
-    batch: int,
-    seed: int,
-    imgsz: tuple[int, int],
-    watch: Mapping[str, Any],
-) -> Calibration:
-    from trtkit.calibration import Calibration, calibrate
-
-    if given is None:
-        return calibrate(
-            model,
-            data,
-            calibration_images=calibration_images,
-            fraction=fraction,
-            batch=2 * batch,
-            seed=seed,
-            imgsz=imgsz,
-            **watch,
-        )
-    return given if isinstance(given, Calibration) else Calibration.load(given)
-
-
-def _trace_once(model: Model, graph: Mapping[str, Any]) -> Model:
-    """The model as its FP32 graph: tracing is slow, and all precisions are to be made from one graph."""
+def _trace_once(model: Model, settings: Mapping[str, Any]) -> Model:
+    """The model as its FP32 graph, so that all precisions are made from one graph and tracing runs once."""
     from trtkit.graph.torch_export import trace
 
-    if model.proto is not None:
-        return model
-    names = ("imgsz", "batch", "dynamic", "simplify")
-    return dataclasses.replace(model, module=None, proto=trace(model, **{name: graph[name] for name in names}))
+    return model if model.proto is not None else dataclasses.replace(model, module=None, proto=trace(model, **settings))
 
 
 def _export_precision(
     model: Model,
     precision: str,
     folder: Path,
-    graph: Mapping[str, Any],
-    ranges: Calibration | None,
-    builder: Capabilities | None,
-    device: int | str | None,
-    workspace: float | None,
-    watch: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    calibration: Calibration | None,
+    engine_settings: Mapping[str, Any] | None,
 ) -> dict[str, Artifact]:
-    """The files of one precision by format."""
+    """The ONNX file and, with `engine_settings`, the engine of one precision, by format."""
     from trtkit.exporter import export
 
-    shared: dict[str, Any] = {
-        **graph, "half": precision == "fp16", "int8": precision == "int8", **watch,
-        "calibration": ranges if precision == "int8" else None,
-    }  # fmt: skip
+    arguments: dict[str, Any] = {
+        **settings,
+        "half": precision == "fp16",
+        "int8": precision == "int8",
+        "calibration": calibration if precision == "int8" else None,
+    }
     stem = folder / f"{model.stem}-{precision}"
-    made = {"onnx": export(model, format="onnx", output=stem.with_suffix(".onnx"), **shared)}
-    if builder is not None:
-        made["engine"] = export(
-            model, format="engine", output=stem.with_suffix(".engine"),
-            backend=builder.backend, device=device, workspace=workspace, **shared,
-        )  # fmt: skip
-    return made
+    artifacts = {"onnx": export(model, format="onnx", output=stem.with_suffix(".onnx"), **arguments)}
+    if engine_settings is not None:
+        output = stem.with_suffix(".engine")
+        artifacts["engine"] = export(model, format="engine", output=output, **engine_settings, **arguments)
+    return artifacts
 
 
 def _check_run(builder: Capabilities | None, device: int | str | None) -> tuple[bool, int | str | None, str]:
-    """Whether the built engines run here, on which device, and why not."""
+    """Whether the engines run here, on which device, and why not."""
     from trtkit import backends
     from trtkit.backends.devices import parse_device
 
     if builder is None:
-        return False, None, "there is none"
-    wanted = parse_device(device)
-    if wanted.kind == "sm" and not _gpu_matches(builder, wanted.sm):
-        return False, None, f"no GPU of {wanted.sm} was found"
-    device = None if wanted.kind == "sm" else device
+        return False, None, "none was built"
+    target = parse_device(device)
+    if target.kind == "sm" and not _gpu_matches(builder, target.sm):
+        return False, None, f"no GPU of {target.sm} was found"
+    device = None if target.kind == "sm" else device
     try:
         backends.require_run(builder.backend, device=device)
     except CapabilityError as error:
@@ -291,10 +287,10 @@ def join_comparison(
         model: The compared model.
         artifacts: Files by precision and format; each precision has an ONNX file.
         evaluations: Accuracy by precision, on the same images.
-        timing: Latency, labelled by precision.
+        timing: Latencies, labeled by precision.
         settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed".
         calibration: The calibration of INT8, if there is one.
-        builder: Name and version of the engine builder; None where no engine was built.
+        builder: Name and version of the engine builder; None if no engine was built.
         why_not_built: Why no engine was built.
         why_not_run: Why the engines do not run here.
         python: Python that repeats the comparison.
@@ -335,7 +331,7 @@ def join_comparison(
 
 
 def _plain_arguments(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as plain data, without what only watched."""
+    """The arguments as JSON-ready data, without progress and cancel."""
     plain = {name: value for name, value in settings.items() if name not in ("progress", "cancel")}
     plain["model"] = str(model.source or model.stem)
     plain["data"] = str(getattr(plain["data"], "path", plain["data"]))

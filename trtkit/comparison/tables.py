@@ -1,4 +1,4 @@
-"""Evaluations, times and files of several precisions, joined into one frame."""
+"""Tables of a comparison: evaluations, latencies and files of several precisions as one frame, and its facts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_facts", "comparison_frame", "concat_by_precision", "leading_metrics", "primary_metrics"]
 
-# Accuracies that decide, in the order they are told, and the rule each follows: the same detections give two APs that
-# differ by up to 0.02, so that none is shown without its rule.
+# Primary metrics in the order of display, each named with its rule: two rules give APs that differ by up to 0.02 on the
+# same detections.
 PRIMARY = (
     ("mAP50-95(", "mAP50-95{} by Ultralytics' rule"),
     ("top1", "top-1 accuracy"),
     ("pycocotools/AP", "pycocotools/AP{} by pycocotools' rule"),
 )
 MATCH_KINDS = ("(M)", "(P)", "(B)", "(R)")
-"""What objects are matched by, that which decides a task first: its masks or keypoints before its boxes."""
+"""What objects are matched by; masks and keypoints are more important than boxes."""
 
 TIME_COLUMNS = (
     "runs",
@@ -42,25 +42,33 @@ TIME_COLUMNS = (
     "images_per_s",
 )
 
+FILE_COLUMNS = {
+    "label": pl.String,
+    "onnx_mb": pl.Float64,
+    "engine_mb": pl.Float64,
+    "build_s": pl.Float64,
+    "export_s": pl.Float64,
+}
+
 
 def primary_metrics(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Column and readable name of the accuracies that decide, those of the kind that decides first.
+    """Column and readable name of the primary metrics, the most important match kind first.
 
     Args:
         metrics: `Evaluation.metrics`.
     """
-    found = []
+    primary = []
     for prefix, name in PRIMARY:
         for column in metrics:
-            tail = column[len(prefix.rstrip("(")) :]
-            if column.startswith(prefix) and (not tail or tail.startswith("(")):
-                readable = "mAP50-95(R) by exact overlap" if tail == "(R)" else name
-                found.append((column, readable.format("" if tail in ("", "(B)") else tail)))
-    return sorted(found, key=lambda pair: MATCH_KINDS.index(_match_kind(pair[0])))
+            suffix = column[len(prefix.rstrip("(")) :]
+            if column.startswith(prefix) and (not suffix or suffix.startswith("(")):
+                readable = "mAP50-95(R) by exact overlap" if suffix == "(R)" else name
+                primary.append((column, readable.format("" if suffix in ("", "(B)") else suffix)))
+    return sorted(primary, key=lambda pair: MATCH_KINDS.index(_match_kind(pair[0])))
 
 
 def leading_metrics(metrics: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    """The accuracies of the kind that decides alone: masks of segment, keypoints of pose, else boxes or classes.
+    """The primary metrics of the first match kind: masks of segment, keypoints of pose, else boxes or classes.
 
     Args:
         metrics: From `primary_metrics`.
@@ -80,80 +88,72 @@ def comparison_frame(
     primary: Sequence[str],
     differences: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """One row a precision and batch.
+    """One row per precision and batch, as `Comparison.rows`.
 
     Args:
         artifacts: Files by precision and format.
         evaluations: Evaluations by precision.
-        timing: Times, labeled by precision.
-        reference: The precision that changes are told against.
-        primary: Metrics to tell changes of.
-        differences: `all_differences` of the evaluations, for the ends of the changes' intervals, else null.
+        timing: Latencies, labeled by precision.
+        reference: The precision that changes refer to.
+        primary: Columns of the metrics whose changes are listed.
+        differences: `compute_all_differences` of the evaluations, for confidence intervals; None leaves them null.
     """
     base = evaluations[reference].metrics
-    ends = {}
+    intervals = {}
     if differences is not None:
         for row in differences.filter(pl.col("scope") == "all").iter_rows(named=True):
-            ends[row["precision"], row["metric"]] = row["low"], row["high"]
+            intervals[row["precision"], row["metric"]] = row["low"], row["high"]
     accuracy = pl.DataFrame(
         [
             {
                 "label": label,
-                **{name: float(value) for name, value in one.metrics.items()},
+                **{name: float(value) for name, value in evaluation.metrics.items()},
                 **{
-                    f"delta {name}{tail}": value
+                    f"delta {name}{suffix}": value
                     for name in primary
-                    for tail, value in zip(
+                    for suffix, value in zip(
                         ("", " low", " high"),
-                        (float(one.metrics[name] - base[name]), *ends.get((label, name), (None, None))),
+                        (float(evaluation.metrics[name] - base[name]), *intervals.get((label, name), (None, None))),
                         strict=True,
                     )
                 },
             }
-            for label, one in evaluations.items()
+            for label, evaluation in evaluations.items()
         ],
         schema_overrides={f"delta {name} {end}": pl.Float64 for name in primary for end in ("low", "high")},
     )
     files = pl.DataFrame(
-        [{"label": label, **_file_facts(files)} for label, files in artifacts.items()], schema=FILE_COLUMNS
+        [{"label": label, **_file_facts(by_format)} for label, by_format in artifacts.items()], schema=FILE_COLUMNS
     )
-    times = timing.frame().select("label", "runner", "engine", "clock", "imgsz", "batch", "padded", *TIME_COLUMNS)
-    whole = times.join(accuracy, on="label", maintain_order="left").join(files, on="label", maintain_order="left")
-    order = {label: place for place, label in enumerate(artifacts)}
-    whole = whole.sort(pl.col("label").replace_strict(order, return_dtype=pl.Int64), "batch")
-    front = ["label", "runner", "engine", "clock", "imgsz", "batch", "padded"]
-    rest = [name for name in (*accuracy.columns, *TIME_COLUMNS, *FILE_COLUMNS) if name not in front]
-    return whole.select(*front, *rest).rename({"label": "precision"})
+    latencies = timing.frame().select("label", "runner", "engine", "clock", "imgsz", "batch", "padded", *TIME_COLUMNS)
+    joined = latencies.join(accuracy, on="label", maintain_order="left").join(files, on="label", maintain_order="left")
+    order = {label: position for position, label in enumerate(artifacts)}
+    joined = joined.sort(pl.col("label").replace_strict(order, return_dtype=pl.Int64), "batch")
+    first = ["label", "runner", "engine", "clock", "imgsz", "batch", "padded"]
+    rest = [name for name in (*accuracy.columns, *TIME_COLUMNS, *FILE_COLUMNS) if name not in first]
+    return joined.select(*first, *rest).rename({"label": "precision"})
 
 
-FILE_COLUMNS = {
-    "label": pl.String,
-    "onnx_mb": pl.Float64,
-    "engine_mb": pl.Float64,
-    "build_s": pl.Float64,
-    "export_s": pl.Float64,
-}
-
-
-def _file_facts(files: Mapping[str, Artifact]) -> dict[str, Any]:
-    engine = files.get("engine")
+def _file_facts(by_format: Mapping[str, Artifact]) -> dict[str, Any]:
+    engine = by_format.get("engine")
     return {
-        "onnx_mb": files["onnx"].size / 1e6,
+        "onnx_mb": by_format["onnx"].size / 1e6,
         "engine_mb": None if engine is None else engine.size / 1e6,
         "build_s": None if engine is None else engine.build_seconds,
-        "export_s": sum(file.seconds for file in files.values()),
+        "export_s": sum(file.seconds for file in by_format.values()),
     }
 
 
 def concat_by_precision(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Frames by precision as one, with the precision in front."""
+    """Frames by precision as one frame whose first column is the precision.
+
+    Args:
+        frames: Frames by precision.
+    """
     return pl.concat(
         [frame.select(pl.lit(label).alias("precision"), pl.all()) for label, frame in frames.items()],
         how="diagonal_relaxed",
     )
-
-
-# What a comparison knows beside its frames: the facts that its verdict and its report tell.
 
 
 def comparison_facts(
@@ -163,23 +163,22 @@ def comparison_facts(
     calibration: Calibration | None,
     imgsz: int | tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """What no frame holds, JSON-ready.
+    """The facts of a comparison that no frame holds, JSON-ready.
 
     Args:
-        model: What was compared.
+        model: The compared model.
         artifacts: Files by precision and format.
         evaluations: Evaluations by precision.
-        calibration: The calibration behind INT8, if there was one.
-        imgsz: The image size that was asked for, pixels.
+        calibration: The calibration of INT8, if there is one.
+        imgsz: The requested image size, pixels.
     """
     reference = "fp32" if "fp32" in artifacts else next(iter(artifacts))
     first = evaluations[reference]
     passports = {label: files["engine"].passport for label, files in artifacts.items() if "engine" in files}
-    calibrated = None
+    calibration_facts = None
     if calibration is not None:
-        calibrated = {
-            name: getattr(calibration, name) for name in ("algorithm", "percentile", "images", "split", "hash")
-        }
+        names = ("algorithm", "percentile", "images", "split", "hash")
+        calibration_facts = {name: getattr(calibration, name) for name in names}
     return {
         "model": model.stem,
         "task": model.task,
@@ -192,7 +191,7 @@ def comparison_facts(
         "target": next((passport.gpu or passport.sm for passport in passports.values() if passport), None),
         "engines": {label: _engine_facts(passport) for label, passport in passports.items() if passport},
         "files": {label: {kind: str(file.path) for kind, file in files.items()} for label, files in artifacts.items()},
-        "calibration": calibrated,
+        "calibration": calibration_facts,
         "recipes": {
             label: {kind: file.recipe.to_dict() for kind, file in files.items()} for label, files in artifacts.items()
         },
@@ -200,15 +199,15 @@ def comparison_facts(
     }
 
 
-def _notes(model: Model, imgsz: int | tuple[int, int] | None, judged: Mapping[str, Evaluation]) -> list[str]:
-    notes = list(dict.fromkeys(note for one in judged.values() for note in one.notes))
+def _notes(model: Model, imgsz: int | tuple[int, int] | None, evaluations: Mapping[str, Evaluation]) -> list[str]:
+    notes = list(dict.fromkeys(note for evaluation in evaluations.values() for note in evaluation.notes))
     if imgsz is not None and (size := round_imgsz(imgsz, model.stride)) != round_imgsz(imgsz, 1):
         notes.append(f"imgsz {imgsz} was rounded up to {size[0]}x{size[1]}, a multiple of the stride {model.stride}")
     return notes
 
 
 def _engine_facts(passport: Passport) -> dict[str, Any]:
-    """What a reader asks an engine for; the rest stays in its file."""
+    """The main facts of an engine; its file has the rest."""
     names = ("tensorrt", "sm", "gpu", "driver", "batch", "dynamic", "plan_size", "build_seconds", "created")
-    shown = {name: getattr(passport, name) for name in names if getattr(passport, name) not in ("", None)}
-    return {**shown, "layers": len(passport.layers)} if passport.layers else shown
+    facts = {name: getattr(passport, name) for name in names if getattr(passport, name) not in ("", None)}
+    return {**facts, "layers": len(passport.layers)} if passport.layers else facts

@@ -1,4 +1,4 @@
-"""What a comparison's numbers say, in sentences that claim no more than the numbers do."""
+"""Verdict on a comparison: accuracy, latency, file sizes, engines and calibration in sentences."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from trtkit.comparison.tables import leading_metrics
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["verdict_sentences"]
+__all__ = ["NEGLIGIBLE_DELTA", "verdict_sentences"]
 
-# Differences of AP below this are printed as none: the fourth digit of an AP moves with the order of equal scores.
 NEGLIGIBLE_DELTA = 0.00005
-# Standard deviation over mean above which times say more about the machine than about the model.
+"""Changes of AP below this are shown as none: the fourth digit depends on the order of equal scores."""
+
 MAX_LATENCY_VARIATION = 0.1
+"""Standard deviation over mean from which latencies are unreliable."""
+
+FEW_IMAGES = 500
+"""Eval images below which differences of a few thousandths can be noise."""
 
 
 def verdict_sentences(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str, ...]:
@@ -31,14 +35,15 @@ def verdict_sentences(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str
     once = rows.unique("precision", keep="first", maintain_order=True)
     reference = once.row(by_predicate=_has_precision(about["reference"]), named=True)
     others = [row for row in once.iter_rows(named=True) if row["precision"] != about["reference"]]
-    said = [_accuracy(row, reference, leading_metrics(about["metrics"])) for row in others]
-    said += _evidence(about)
-    said += _speed(rows, about["reference"])
-    said.append(_sizes(once))
-    said += _engines(rows, about)
-    said += _calibration(about)
-    said += [f"Note: {note}." for note in about["notes"]]
-    return tuple(said)
+    return (
+        *(_describe_accuracy(row, reference, leading_metrics(about["metrics"])) for row in others),
+        *_describe_images(about),
+        *_describe_latency(rows, about["reference"]),
+        _describe_sizes(once),
+        _describe_engines(rows, about),
+        *_describe_calibration(about),
+        *(f"Note: {note}." for note in about["notes"]),
+    )
 
 
 def _has_precision(precision: str) -> pl.Expr:
@@ -47,8 +52,8 @@ def _has_precision(precision: str) -> pl.Expr:
     return pl.col("precision") == precision
 
 
-def _accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], metrics: Sequence[Sequence[str]]) -> str:
-    """One precision's accuracy against the reference, by every definition."""
+def _describe_accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], metrics: Sequence[Sequence[str]]) -> str:
+    """One precision against the reference, by every primary metric."""
     parts = []
     for column, name in metrics:
         delta = row[column] - reference[column]
@@ -59,89 +64,84 @@ def _accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], metrics: Seq
         interval = ""
         if low is not None and high is not None and (low, high) != (0, 0):
             change = f"change {delta:+.4f}, " if abs(delta) >= NEGLIGIBLE_DELTA else ""
-            interval = f"; {change}95 % interval {low:+.4f} to {high:+.4f}"
+            interval = f"; {change}95 % confidence interval {low:+.4f} to {high:+.4f}"
             if low <= 0 <= high and abs(delta) >= NEGLIGIBLE_DELTA:
-                verb = "shows no measurable loss of"
+                verb = "has no significant loss of"
         parts.append(f"{verb} {name} ({reference[column]:.4f} to {row[column]:.4f}{interval})")
     return f"{row['precision'].upper()} {_join_words(parts)}."
 
 
-def _evidence(about: Mapping[str, Any]) -> list[str]:
-    """How much the accuracy rests on."""
+def _describe_images(about: Mapping[str, Any]) -> list[str]:
     images, skipped = about["eval_images"], len(about["skipped"])
-    told = f"Accuracy is judged on {_count_of(images, 'image')} of {about['split']}"
-    if images < 500:
-        told += "; on so few, differences of a few thousandths can be chance"
-    said = [told + "."]
+    noise = "; with so few, differences of a few thousandths can be noise" if images < FEW_IMAGES else ""
+    sentences = [f"Accuracy is measured on {_count_of(images, 'image')} of {about['split']}{noise}."]
     if skipped:
-        said.append(
-            f"{_count_of(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} left out."
+        sentences.append(
+            f"{_count_of(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} skipped."
         )
-    return said
+    return sentences
 
 
-def _speed(rows: pl.DataFrame, reference: str) -> list[str]:
-    """Times against the reference, each batch with the name of what ran."""
-    said = []
+def _describe_latency(rows: pl.DataFrame, reference: str) -> list[str]:
+    """Mean latency per image against the reference, by batch."""
+    sentences = []
     for size in rows["batch"].unique(maintain_order=True):
-        part = list(rows.filter(rows["batch"] == size).iter_rows(named=True))
-        base = next(row for row in part if row["precision"] == reference)
-        times = [f"{row['image_ms']:.2f} ms with {row['precision'].upper()}{_share(row, base)}" for row in part]
-        names = _join_words(list(dict.fromkeys(row["runner"] for row in part)))
-        said.append(f"At batch {size}, {names} takes {_join_words(times)} for an image.")
-    scatter = (rows["std_ms"] / rows["mean_ms"]).fill_null(0).max()
-    if isinstance(scatter, float) and scatter > MAX_LATENCY_VARIATION:
-        said.append(
-            f"Times scatter by up to {scatter:.0%} of their mean: other work disturbed them; trust them little."
+        of_batch = list(rows.filter(rows["batch"] == size).iter_rows(named=True))
+        base = next(row for row in of_batch if row["precision"] == reference)
+        latencies = [
+            f"{row['precision'].upper()} {row['image_ms']:.2f} ms/image{_format_ratio(row, base)}" for row in of_batch
+        ]
+        names = _join_words(list(dict.fromkeys(row["runner"] for row in of_batch)))
+        sentences.append(f"Batch {size}, {names}: {', '.join(latencies)}.")
+    variation = (rows["std_ms"] / rows["mean_ms"]).fill_null(0).max()
+    if isinstance(variation, float) and variation > MAX_LATENCY_VARIATION:
+        sentences.append(
+            f"Latency varied by up to {100 * variation:.0f} % (std/mean): the machine was busy; "
+            "rerun before relying on it."
         )
     if not rows["engine"].all():
-        said.append(
-            "These times are not TensorRT's and do not say how fast an engine is: "
-            "a processor gains little or nothing from FP16 and INT8 graphs that are made for GPUs."
+        sentences.append(
+            "This is not TensorRT's latency and does not predict it: CPUs gain little or nothing from FP16 and INT8 "
+            "graphs, which are made for GPUs."
         )
-    return said
+    return sentences
 
 
-def _share(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """The time as a share of the reference's, nothing for the reference itself."""
-    return "" if row is base else f" ({row['mean_ms'] / base['mean_ms']:.2f} times {base['precision'].upper()}'s)"
+def _format_ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    return "" if row is base else f" ({row['mean_ms'] / base['mean_ms']:.2f}x {base['precision'].upper()})"
 
 
-def _sizes(once: pl.DataFrame) -> str:
-    """File sizes, in the order of the precisions."""
-    labels = _join_words([name.upper() for name in once["precision"]])
-    told = f"The ONNX files of {labels} have {_join_words([f'{size:.1f}' for size in once['onnx_mb']])} MB"
-    if once["engine_mb"].null_count() == 0:
-        told += f", the engines {_join_words([f'{size:.1f}' for size in once['engine_mb']])} MB"
-    return told + "."
+def _describe_sizes(once: pl.DataFrame) -> str:
+    def listed(column: str) -> str:
+        return ", ".join(f"{name.upper()} {size:.1f} MB" for name, size in once.select("precision", column).iter_rows())
+
+    engines = "" if once["engine_mb"].null_count() else f"; engines: {listed('engine_mb')}"
+    return f"ONNX files: {listed('onnx_mb')}{engines}."
 
 
-def _engines(rows: pl.DataFrame, about: Mapping[str, Any]) -> list[str]:
+def _describe_engines(rows: pl.DataFrame, about: Mapping[str, Any]) -> str:
     """What was built, and whether it ran."""
     built = rows.filter(rows["engine_mb"].is_not_null())["precision"].unique(maintain_order=True).to_list()
     if not built:
-        return ["No TensorRT engine was built: " + (about["why_not_built"] or "none was asked for") + "."]
-    told = (
-        f"{about['builder']} built the engines of {_join_words([name.upper() for name in built])} for {about['target']}"
-    )
-    return [
-        told + (" and they ran here." if rows["engine"].all() else f"; they did not run here: {about['why_not_run']}.")
-    ]
+        return f"No TensorRT engine was built: {about['why_not_built'] or 'not requested'}."
+    names = _join_words([name.upper() for name in built])
+    result = "; they ran here" if rows["engine"].all() else f"; they did not run here: {about['why_not_run']}"
+    return f"{about['builder']} built the {names} engines for {about['target']}{result}."
 
 
-def _calibration(about: Mapping[str, Any]) -> list[str]:
-    """What INT8 was calibrated on, and whether the same images judge it."""
+def _describe_calibration(about: Mapping[str, Any]) -> list[str]:
+    """The calibration of INT8, and whether its images are those of the evaluation."""
     calibration = about["calibration"]
     if calibration is None:
         return []
-    share = calibration.get("percentile")
-    told = (
-        f"INT8's ranges come from {_count_of(calibration['images'], 'image')} of {calibration['split']} "
-        f"({calibration['algorithm']}{'' if share is None else f' {share:g}'})"
+    percentile = calibration.get("percentile")
+    algorithm = calibration["algorithm"] + ("" if percentile is None else f" {percentile:g}")
+    sentence = (
+        f"INT8 was calibrated on {_count_of(calibration['images'], 'image')} of {calibration['split']} ({algorithm})"
     )
     if calibration["split"] == about["split"]:
-        told += ": the split that also judges it, which flatters INT8"
-    return [told + "."]
+        sentence += ": the same split is used for calibration and evaluation, so INT8 accuracy is optimistic"
+    return [sentence + "."]
 
 
 def _count_of(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a comparison in which one precision and one class stand out, so that several can be read together."""
+"""Figures of comparisons: accuracy, latency and size; changes with confidence intervals; one highlighted precision."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 FAINT = 0.45
-"""Opacity of what does not stand out: still readable, and told apart by its shape."""
+"""Opacity of what is not highlighted."""
 
-MOST_CLASSES = 40
+MAX_CLASSES = 40
 
 HATCHES = ("", "/", "x", "-")
 """Patterns of the bars of several batch sizes."""
@@ -37,14 +37,14 @@ LEGEND = {"y": 1.02, "yanchor": "bottom"}
 def accuracy_figure(
     differences: pl.DataFrame, metrics: Sequence[str], *, reference: str, focus: str, name: str = ""
 ) -> go.Figure:
-    """How each metric changes against the reference, with 95 % intervals; filled where the change is measurable.
+    """The change of each metric against the reference, with 95 % confidence intervals; filled if significant.
 
     Args:
         differences: `Comparison.differences`.
-        metrics: Which metrics, from the top.
-        reference: What changes are told against.
-        focus: The precision that stands out.
-        name: The class whose metrics to show; "" shows those of all.
+        metrics: The metrics, from the top.
+        reference: The precision that changes refer to.
+        focus: The highlighted precision.
+        name: The class; "" takes all classes.
     """
     rows = differences.filter(
         pl.col("metric").is_in(list(metrics))
@@ -57,21 +57,21 @@ def accuracy_figure(
 
 
 def classes_change_figure(
-    differences: pl.DataFrame, metric: str, *, reference: str, focus: str, selected: str = "", most: int = MOST_CLASSES
+    differences: pl.DataFrame, metric: str, *, reference: str, focus: str, selected: str = "", limit: int = MAX_CLASSES
 ) -> go.Figure:
-    """How a metric changes by class, the class that loses most in the focus on top.
+    """The change of a metric per class, the class with the largest loss of the highlighted precision at the top.
 
     Args:
         differences: `Comparison.differences`.
-        metric: Which metric.
-        reference: What changes are told against.
-        focus: The precision that stands out.
-        selected: A class to mark.
-        most: Most classes shown.
+        metric: The metric.
+        reference: The precision that changes refer to.
+        focus: The highlighted precision.
+        selected: The class to mark.
+        limit: Largest number of classes.
     """
     rows = differences.filter((pl.col("scope") == "class") & (pl.col("metric") == metric))
     order = rows.filter(pl.col("precision") == focus).sort("delta", maintain_order=True)["name"].to_list()
-    order = (order or rows["name"].unique(maintain_order=True).to_list())[:most]
+    order = (order or rows["name"].unique(maintain_order=True).to_list())[:limit]
     figure = _forest(rows, "name", order, focus=focus, title=f"change of {metric} against {reference.upper()}")
     if selected in order:
         figure.add_hrect(
@@ -82,13 +82,13 @@ def classes_change_figure(
 
 
 def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, focus: str) -> go.Figure:
-    """The share of runs that took at most so long, by precision.
+    """The cumulative distribution of the latency by precision.
 
     Args:
         samples: `Comparison.samples`.
         runners: `Comparison.runners`.
-        batch: The batch size to show.
-        focus: The precision that stands out.
+        batch: The batch size.
+        focus: The highlighted precision.
     """
     labels = runners["label"].to_list()
     figure = go.Figure()
@@ -97,35 +97,35 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
         times = samples.filter((pl.col("label") == label) & (pl.col("batch") == batch))["ms"].sort()
         if times.is_empty():
             continue
-        look, bright = trace_style(label, labels), label == focus
-        half, most = (float(times.quantile(share, "linear") or 0.0) for share in (0.5, 0.99))
+        style, highlighted = trace_style(label, labels), label == focus
+        p50, p99 = (float(times.quantile(share, "linear") or 0.0) for share in (0.5, 0.99))
         figure.add_scatter(
             x=times,
-            y=[(place + 1) / len(times) for place in range(len(times))],
+            y=[(index + 1) / len(times) for index in range(len(times))],
             name=label,
             mode="lines",
-            opacity=1.0 if bright else FAINT + 0.1,
-            line={"color": look.color, "dash": look.dash, "shape": "hv", "width": 4 if bright else 2},
+            opacity=1.0 if highlighted else FAINT + 0.1,
+            line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 4 if highlighted else 2},
             hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
         )
         figure.add_scatter(
-            x=[half, most],
+            x=[p50, p99],
             y=[0.5, 0.99],
-            name=f"{label}: half within, 99 % within",
-            mode="markers+text" if bright else "markers",
-            opacity=1.0 if bright else FAINT + 0.1,
-            text=[f" {half:.3g} ms", f" {most:.3g} ms"],
+            name=f"{label}: p50, p99",
+            mode="markers+text" if highlighted else "markers",
+            opacity=1.0 if highlighted else FAINT + 0.1,
+            text=[f" {p50:.3g} ms", f" {p99:.3g} ms"],
             textposition="bottom right",
-            marker={"color": look.color, "symbol": look.symbol, "size": 11 if bright else 8},
+            marker={"color": style.color, "symbol": style.symbol, "size": 11 if highlighted else 8},
             showlegend=False,
             hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + label + "</extra>",
         )
     clock = "not TensorRT" if not runners["engine"].all() else "TensorRT"
     names = ", ".join(runners["runner"].unique(maintain_order=True))
     figure.update_xaxes(
-        title_standoff=6, title_text=f"ms a batch of {batch}<br>{names}; {clock}", range=[0, 1.16 * top]
+        title_standoff=6, title_text=f"latency, ms per batch of {batch}<br>{names}; {clock}", range=[0, 1.16 * top]
     )
-    figure.update_yaxes(title_text="runs done within", tickformat=".0%", range=[0, 1.04])
+    figure.update_yaxes(title_text="share of runs", tickformat=".0%", range=[0, 1.04])
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40})
 
 
@@ -134,7 +134,7 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
 
     Args:
         rows: `Comparison.rows`.
-        focus: The precision that stands out.
+        focus: The highlighted precision.
     """
     once = rows.unique("precision", keep="first", maintain_order=True)
     order = once["precision"].to_list()
@@ -164,28 +164,28 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
 
 
 def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str, title: str) -> go.Figure:
-    """Changes with their intervals, a line a name, the precisions of a name below each other."""
+    """Changes with confidence intervals, one row per name, its precisions below each other."""
     labels = rows["precision"].unique(maintain_order=True).to_list()
-    places = {name: place for place, name in enumerate(order)}
+    positions = {name: position for position, name in enumerate(order)}
     figure = go.Figure()
     for number, label in enumerate(labels):
         part = rows.filter((pl.col("precision") == label) & pl.col(column).is_in(list(order)))
-        look, bright = trace_style(label, labels), label == focus
+        style, highlighted = trace_style(label, labels), label == focus
         shift = 0.16 * (2 * number - len(labels) + 1) if len(labels) > 1 else 0.0
         figure.add_scatter(
             x=part["delta"],
-            y=[places[name] + shift for name in part[column]],
+            y=[positions[name] + shift for name in part[column]],
             name=label,
             mode="markers",
-            opacity=1.0 if bright else FAINT,
-            marker=_markers(part, look, size=11 if bright else 8),
+            opacity=1.0 if highlighted else FAINT,
+            marker=_markers(part, style, size=11 if highlighted else 8),
             error_x={
                 "type": "data",
                 "symmetric": False,
                 "array": (part["high"] - part["delta"]).fill_null(0.0),
                 "arrayminus": (part["delta"] - part["low"]).fill_null(0.0),
-                "color": look.color,
-                "thickness": 2 if bright else 1,
+                "color": style.color,
+                "thickness": 2 if highlighted else 1,
                 "width": 4,
             },
             customdata=part[column].to_list(),
@@ -194,10 +194,10 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
     figure.update_xaxes(
-        title_standoff=6, title_text=f"{title}<br>bars: 95 % interval; filled: 0 is outside", gridcolor=LINE
+        title_standoff=6, title_text=f"{title}<br>bars: 95 % confidence interval; filled: significant", gridcolor=LINE
     )
     figure.update_yaxes(
-        tickvals=list(places.values()),
+        tickvals=list(positions.values()),
         ticktext=list(order),
         range=[len(order) - 0.4, -0.6],
         showgrid=False,
@@ -206,34 +206,34 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
     return figure.update_layout(template=template(), legend=LEGEND, margin={"t": 40, "l": 110})
 
 
-def _markers(part: pl.DataFrame, look: TraceStyle, *, size: int) -> dict[str, Any]:
+def _markers(part: pl.DataFrame, style: TraceStyle, *, size: int) -> dict[str, Any]:
     return {
-        "color": look.color,
-        "symbol": [look.symbol if sure else f"{look.symbol}-open" for sure in part["significant"]],
+        "color": style.color,
+        "symbol": [style.symbol if significant else f"{style.symbol}-open" for significant in part["significant"]],
         "size": size,
-        "line": {"width": 2, "color": look.color},
+        "line": {"width": 2, "color": style.color},
     }
 
 
 def _hover_text(row: dict[str, Any]) -> str:
-    interval = "" if row["low"] is None else f", 95 % interval {row['low']:+.4f} to {row['high']:+.4f}"
-    sure = "significant" if row["significant"] else "not measurable"
+    interval = "" if row["low"] is None else f", 95 % confidence interval {row['low']:+.4f} to {row['high']:+.4f}"
+    significance = "significant" if row["significant"] else "not significant"
     name = f" of {row['name']}" if row["name"] else ""
     values = f"{row['reference']:.4f} to {row['value']:.4f}"
-    return f"{row['metric']}{name}: {values}<br>change {row['delta']:+.4f}{interval}<br>{sure}"
+    return f"{row['metric']}{name}: {values}<br>change {row['delta']:+.4f}{interval}<br>{significance}"
 
 
 def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
-    """The focus drawn last, so that it lies on top."""
+    """The labels with the highlighted one last, so that it is drawn on top."""
     return [label for label in labels if label != focus] + [label for label in labels if label == focus]
 
 
 def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> go.Figure:
-    """What each precision costs and buys: accuracy, time and size side by side.
+    """Accuracy, latency and file size of each precision side by side.
 
     Args:
         rows: `Comparison.frame()`.
-        metrics: Column and readable name of the accuracies to show, the first one filled, the others open.
+        metrics: Column and readable name of the metrics; the first has filled markers, the others open ones.
     """
     once = rows.unique("precision", keep="first", maintain_order=True)
     order = once["precision"].to_list()
@@ -243,17 +243,17 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
         rows=1,
         cols=3,
         subplot_titles=[
-            _titled("Accuracy", "higher is better; the axis does not begin at 0"),
-            _titled("Time an image", f"median; {clock}"),
-            _titled("File size", "ONNX beside engine" if once["engine_mb"].null_count() == 0 else "ONNX"),
+            _make_title("Accuracy", "higher is better; the axis does not start at 0"),
+            _make_title("Latency per image", f"p50; {clock}"),
+            _make_title("File size", "ONNX and engine" if once["engine_mb"].null_count() == 0 else "ONNX"),
         ],
         horizontal_spacing=0.09,
     )
     _add_accuracy(figure, once, metrics)
     _add_times(figure, rows, order)
     _add_sizes(figure, once)
-    ranked = bool(metrics) and metrics[0][0].startswith("top")
-    figure.update_yaxes(title_text="share of images" if ranked else "AP", row=1, col=1)
+    is_top1 = bool(metrics) and metrics[0][0].startswith("top")
+    figure.update_yaxes(title_text="share of images" if is_top1 else "AP", row=1, col=1)
     figure.update_yaxes(title_text="ms", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(title_text="MB", rangemode="tozero", row=1, col=3)
     figure.update_xaxes(type="category", tickfont={"size": 14}, range=[-0.5, len(order) - 0.5])
@@ -269,62 +269,60 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
     return figure
 
 
-def _titled(title: str, below: str) -> str:
-    return f"<b>{title}</b><br><span style='font-size:0.75em'>{below}</span>"
+def _make_title(title: str, subtitle: str) -> str:
+    return f"<b>{title}</b><br><span style='font-size:0.75em'>{subtitle}</span>"
 
 
 def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> None:
     order = once["precision"].to_list()
     shown: list[float] = []
-    for place, (column, name) in enumerate(metrics):
+    for position, (column, name) in enumerate(metrics):
         values = once[column].to_list()
         shown += [value for value in values if value is not None]
         figure.add_scatter(
             x=order,
             y=values,
             name=name,
-            offsetgroup=str(place),
+            offsetgroup=str(position),
             mode="lines+markers+text",
             line={"color": LINE, "width": 1},
             marker={
-                "symbol": [trace_style(label, order).symbol + ("-open" if place else "") for label in order],
+                "symbol": [trace_style(label, order).symbol + ("-open" if position else "") for label in order],
                 "color": [trace_style(label, order).color for label in order],
                 "size": 13,
                 "line": {"width": 2, "color": [trace_style(label, order).color for label in order]},
             },
             text=["" if value is None else f"{value:.4f}" for value in values],
-            textposition="bottom center" if place else "top center",
+            textposition="bottom center" if position else "top center",
             hovertemplate=f"%{{x}}: %{{y:.4f}}<extra>{name}</extra>",
             row=1,
             col=1,
         )
     if shown:
-        # At least two points of AP are shown, so that a loss of nothing looks like nothing.
-        middle, half = (max(shown) + min(shown)) / 2, max(0.01, 0.75 * (max(shown) - min(shown)))
-        figure.update_yaxes(range=[middle - half, middle + half], row=1, col=1)
+        # The axis spans at least 0.02, so that a negligible loss looks negligible.
+        center, half_span = (max(shown) + min(shown)) / 2, max(0.01, 0.75 * (max(shown) - min(shown)))
+        figure.update_yaxes(range=[center - half_span, center + half_span], row=1, col=1)
 
 
 def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> None:
     batches = rows["batch"].unique(maintain_order=True).to_list()
-    for place, size in enumerate(batches):
+    for position, size in enumerate(batches):
         part = rows.filter(pl.col("batch") == size)
-        half = part["p50_ms"] / size
+        p50 = part["p50_ms"] / size
         figure.add_bar(
             x=part["precision"],
-            y=half,
+            y=p50,
             name=f"batch {size}",
             showlegend=len(batches) > 1,
             marker={
                 "color": [trace_style(label, order).color for label in part["precision"]],
-                "pattern": hatch(HATCHES[place % len(HATCHES)]),
+                "pattern": hatch(HATCHES[position % len(HATCHES)]),
             },
-            text=[f"{value:.3g}" for value in half],
+            text=[f"{value:.3g}" for value in p50],
             textposition="outside",
             cliponaxis=False,
             customdata=part["p99_ms"] / size,
-            hovertemplate=(
-                f"%{{x}}: half within %{{y:.3f}} ms, 99 % within %{{customdata:.3f}} ms<extra>batch {size}</extra>"
-            ),
+            hovertemplate=(f"%{{x}}: p50 %{{y:.3f}} ms, p99 %{{customdata:.3f}} ms<extra>batch {size}</extra>"),
             row=1,
             col=2,
         )
@@ -332,7 +330,7 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> N
 
 def _add_sizes(figure: go.Figure, once: pl.DataFrame) -> None:
     order = once["precision"].to_list()
-    for column, name, solid in (("onnx_mb", "ONNX file", False), ("engine_mb", "engine file", True)):
+    for column, name, pattern in (("onnx_mb", "ONNX file", "."), ("engine_mb", "engine file", "")):
         values = once[column].to_list()
         if all(value is None for value in values):
             continue
@@ -342,7 +340,7 @@ def _add_sizes(figure: go.Figure, once: pl.DataFrame) -> None:
             name=name,
             marker={
                 "color": [trace_style(label, order).color for label in order],
-                "pattern": hatch("" if solid else "."),
+                "pattern": hatch(pattern),
             },
             text=["" if value is None else f"{value:.1f}" for value in values],
             textposition="outside",
@@ -353,20 +351,20 @@ def _add_sizes(figure: go.Figure, once: pl.DataFrame) -> None:
         )
 
 
-def classes_figure(classes: pl.DataFrame, column: str, *, most: int = 30) -> go.Figure:
-    """Accuracy of each class by precision, the class that loses most on top.
+def classes_figure(classes: pl.DataFrame, column: str, *, limit: int = 30) -> go.Figure:
+    """Accuracy of each class by precision, the class with the largest loss at the top.
 
     Args:
         classes: Columns precision, name and `column`.
-        column: The accuracy to show.
-        most: Most classes shown.
+        column: The metric.
+        limit: Largest number of classes.
     """
     order = classes["precision"].unique(maintain_order=True).to_list()
     spread = (
         classes.group_by("name", maintain_order=True)
         .agg(loss=pl.col(column).first() - pl.col(column).min())
         .sort("loss", maintain_order=True)
-        .tail(most)
+        .tail(limit)
     )
     names = spread["name"].to_list()
     figure = go.Figure()
@@ -376,16 +374,16 @@ def classes_figure(classes: pl.DataFrame, column: str, *, most: int = 30) -> go.
         figure.add_scatter(
             x=span, y=[name, name], mode="lines", line={"color": LINE, "width": 3}, showlegend=False, hoverinfo="skip"
         )
-    for place, label in enumerate(order):
+    for position, label in enumerate(order):
         part = classes.filter((pl.col("precision") == label) & pl.col("name").is_in(names))
-        look = trace_style(label, order)
+        style = trace_style(label, order)
         figure.add_scatter(
             x=part[column],
             y=part["name"],
             name=label,
             mode="markers",
-            # The first lies lowest and is largest, so that equal values still show every precision.
-            marker={"color": look.color, "symbol": look.symbol, "size": max(9, 17 - 4 * place)},
+            # The first one is at the bottom and the largest, so that equal values show every precision.
+            marker={"color": style.color, "symbol": style.symbol, "size": max(9, 17 - 4 * position)},
             hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{label}</extra>",
         )
     figure.update_xaxes(title_text=column)
@@ -396,35 +394,35 @@ def classes_figure(classes: pl.DataFrame, column: str, *, most: int = 30) -> go.
 
 
 def losses_figure(losses: pl.DataFrame) -> go.Figure:
-    """What each precision changes of each task's metrics, with the 95 % interval of each change.
+    """The change of each primary metric by task and precision, with 95 % confidence intervals.
 
     Args:
-        losses: `Comparison.losses()`, of one comparison or of several below each other.
+        losses: `Comparison.losses()`, of one comparison or several, concatenated.
     """
     shown = losses.with_columns(row=pl.format("{}: {}", "task", "metric"))
     rows = shown["row"].unique(maintain_order=True).to_list()
     precisions = shown["precision"].unique(maintain_order=True).to_list()
     figure = go.Figure()
     for precision in precisions:
-        look = trace_style(precision, precisions)
-        mine = shown.filter(pl.col("precision") == precision)
+        style = trace_style(precision, precisions)
+        part = shown.filter(pl.col("precision") == precision)
         figure.add_scatter(
-            x=mine["delta"],
-            y=mine["row"],
+            x=part["delta"],
+            y=part["row"],
             name=precision.upper(),
             orientation="h",
             mode="markers",
-            marker={"color": look.color, "symbol": look.symbol, "size": 11},
+            marker={"color": style.color, "symbol": style.symbol, "size": 11},
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": mine["high"] - mine["delta"],
-                "arrayminus": mine["delta"] - mine["low"],
-                "color": look.color,
+                "array": part["high"] - part["delta"],
+                "arrayminus": part["delta"] - part["low"],
+                "color": style.color,
                 "width": 6,
             },
-            customdata=mine.select("value", "low", "high").rows(),
-            hovertemplate="%{x:+.4f} to %{customdata[0]:.4f}, 95 % interval %{customdata[1]:+.4f} to "
+            customdata=part.select("value", "low", "high").rows(),
+            hovertemplate="%{x:+.4f} to %{customdata[0]:.4f}, 95 % confidence interval %{customdata[1]:+.4f} to "
             "%{customdata[2]:+.4f}",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
@@ -433,7 +431,7 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
     height = 210 + 46 * len(rows)
     figure.update_layout(
         template=template(),
-        title={"text": "What each precision changes", "x": 0},
+        title={"text": "Change of accuracy by precision", "x": 0},
         height=height,
         legend={"y": -75 / (height - 120)},
         scattermode="group",

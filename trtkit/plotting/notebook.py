@@ -1,106 +1,126 @@
-"""plotly figures in a notebook, and in what is left of it once the kernel is gone: saved, exported, offline."""
+"""plotly figures in notebooks and HTML pages: one plotly.js per page, drawn offline and without a kernel."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import gzip
-import html
 import json
 import sys
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trtkit.html import asset, render
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from markupsafe import Markup
 
-__all__ = ["library_html_once", "mime_bundle", "register_renderer", "show_figure"]
+__all__ = [
+    "MIMETYPE",
+    "compressed_plotly",
+    "figure_html",
+    "library_html",
+    "library_html_once",
+    "mime_bundle",
+    "plotly_loader",
+    "plotly_url",
+    "register_renderer",
+    "show_figure",
+]
 
 MIMETYPE = "application/vnd.plotly.v1+json"
 
-# What plotly chooses by itself in a notebook. A saved page shows nothing of the first, and the second puts 5 MB of
-# uncompressed library into the notebook.
+# plotly's own choices in a notebook. A saved page shows nothing of the first; the second puts 5 MB of uncompressed
+# library into the notebook.
 DEFAULT_RENDERERS = ("plotly_mimetype", "plotly_mimetype+notebook")
 
-CDN = "https://cdn.plot.ly/plotly-{version}.min.js"
-
-# Draws once the library is there: brought by an output of the same page, or by the network.
-SCRIPT = """(async () => {{
-  const page = window, place = document.getElementById("{name}");
-  page.trtkitPlotly ||= new Promise((ready, fail) => {{
-    if (page.Plotly) return ready(page.Plotly);
-    const tag = document.createElement("script"), define = page.define;
-    page.define = undefined;
-    const carried = document.querySelector("[data-trtkit-library]");
-    if (!carried) {{
-      Object.assign(tag, {{src: "{cdn}", onload: () => ready(page.Plotly), onerror: fail}});
-      return document.head.appendChild(tag);
-    }}
-    const bytes = Uint8Array.from(atob(carried.textContent), (letter) => letter.charCodeAt(0));
-    new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then((code) => {{
-      tag.text = code; document.head.appendChild(tag); page.define = define; ready(page.Plotly);
-    }}, fail);
-  }});
-  const Plotly = await page.trtkitPlotly;
-  const figure = JSON.parse(place.querySelector("script").textContent);
-  place.textContent = "";
-  Plotly.newPlot(place, figure.data, figure.layout, {{responsive: true, displaylogo: false}});
-}})();"""
-
-HEIGHT = 450
-"""plotly's own height of a figure that names none, pixels."""
+DEFAULT_HEIGHT = 450
+"""Height that plotly gives a figure without one, pixels."""
 
 _carrier: dict[str, str] = {}
 
 
-def mime_bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None) -> dict[str, Any]:
-    """A figure as a MIME bundle: plotly's own type for live notebooks, and HTML that draws itself in saved ones.
+def figure_html(figure: go.Figure | Mapping[str, Any], *, css: str = "", toolbar: bool = True) -> Markup:
+    """A figure as HTML that draws itself once the page has plotly.js, as `library_html` brings it.
+
+    A page without it loads plotly.js from plotly's own host.
 
     Args:
-        figure: What to show, or its dict.
-        library: Carry plotly.js along (compressed, 2 MB); None lets one cell of a notebook carry it for all. A page
-            that has it nowhere fetches it from plotly's own host.
+        figure: A figure or its dict.
+        css: CSS class of the element.
+        toolbar: Whether plotly's toolbar appears.
     """
-    from plotly.io import to_json
-
-    data = json.loads(to_json(figure, validate=False))
-    layout = data.get("layout") or {}
-    name = f"trtkit-{uuid.uuid4().hex[:12]}"
-    title = (layout.get("title") or {}).get("text") or "figure"
-    plain = json.dumps({"data": data["data"], "layout": layout}).replace("</", "<\\/")
-    carry = _claim_library_cell() if library is None else library
-    markup = (
-        (_library_tag() if carry else "")
-        + f"<div id='{name}' style='width:100%;height:{layout.get('height') or HEIGHT}px' role='img' "
-        f"aria-label='{html.escape(title, quote=True)}'>"
-        f"<script type='application/json'>{plain}</script></div>"
-        f"<script>{SCRIPT.format(name=name, cdn=CDN.format(version=_version()))}</script>"
+    data = _figure_data(figure)
+    return render(
+        "plotting/templates/figure.html.j2",
+        name=f"trtkit-{uuid.uuid4().hex[:12]}",
+        css=css,
+        height=data["layout"].get("height") or DEFAULT_HEIGHT,
+        title=_title(data),
+        figure={"data": data["data"], "layout": data["layout"]},
+        code=_draw_code(),
+        host=plotly_url(),
+        options={"responsive": True, "displaylogo": False, **({} if toolbar else {"displayModeBar": False})},
     )
-    return {MIMETYPE: data, "text/html": markup, "text/plain": f"Figure({title})"}
+
+
+def mime_bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None = None) -> dict[str, Any]:
+    """A figure as a MIME bundle: plotly's type for live notebooks, HTML for saved ones.
+
+    Args:
+        figure: A figure or its dict.
+        library: Include plotly.js (compressed, 2 MB); None includes it in one cell per notebook.
+    """
+    data = _figure_data(figure)
+    include = _claim_library_cell() if library is None else library
+    markup = (library_html() if include else "") + figure_html(data)
+    return {MIMETYPE: data, "text/html": str(markup), "text/plain": f"Figure({_title(data)})"}
+
+
+def library_html() -> Markup:
+    """plotly.js, compressed (2 MB), for all figures of a page; shows nothing."""
+    return render("plotting/templates/library.html.j2", library=base64.b64encode(compressed_plotly()).decode())
 
 
 def library_html_once() -> str:
-    """HTML that shows nothing and carries plotly.js (compressed, 2 MB); "" where another cell of the notebook does."""
-    return _library_tag() if _claim_library_cell() else ""
+    """`library_html`; "" if another cell of the notebook has it."""
+    return library_html() if _claim_library_cell() else ""
 
 
-def library_html() -> str:
-    """plotly.js, compressed, for every figure of the page that this HTML is part of; 2 MB."""
-    return f"<script type='text/plain' data-trtkit-library>{_compressed_library()}</script>"
+def plotly_loader() -> str:
+    """JavaScript that defines `loadPlotly`, which resolves to the page's plotly.js."""
+    return asset("plotting/plotly_loader.js")
+
+
+@functools.cache
+def plotly_url() -> str:
+    """Address of plotly.js on plotly's own host."""
+    from plotly.offline import get_plotlyjs_version
+
+    return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+
+
+@functools.cache
+def compressed_plotly() -> bytes:
+    """plotly.js, compressed by gzip."""
+    from plotly.offline import get_plotlyjs
+
+    return gzip.compress(get_plotlyjs().encode(), 9)
 
 
 def show_figure(figure: go.Figure) -> None:
-    """Display a figure as a cell's output that outlives the kernel."""
+    """Display a figure as a cell's output that is drawn without a kernel too."""
     from IPython.display import display
 
     display(mime_bundle(figure), raw=True)  # type: ignore[no-untyped-call]
 
 
 def register_renderer() -> None:
-    """In a notebook, let every figure that a cell displays outlive the kernel.
+    """Display figures by `mime_bundle` in a notebook, so that saved notebooks show them.
 
-    Does nothing outside a notebook, or where another renderer of plotly's was chosen.
+    Does nothing outside a notebook, or if another plotly renderer was chosen.
     """
     if "ipykernel" not in sys.modules:
         return
@@ -110,19 +130,37 @@ def register_renderer() -> None:
         return
     from plotly.io.base_renderers import MimetypeRenderer
 
-    class Kept(MimetypeRenderer):  # type: ignore[misc]  # plotly has no types
-        """plotly's name for a function from a figure to a MIME bundle."""
+    class BundleRenderer(MimetypeRenderer):  # type: ignore[misc]  # plotly has no types
+        """Renders figures by `mime_bundle`."""
 
         def to_mimebundle(self, figure: dict[str, Any]) -> dict[str, Any]:
             """As `mime_bundle`."""
             return mime_bundle(figure)
 
-    pio.renderers["trtkit"] = Kept()
+    pio.renderers["trtkit"] = BundleRenderer()
     pio.renderers.default = "trtkit"
 
 
+def _figure_data(figure: go.Figure | Mapping[str, Any]) -> dict[str, Any]:
+    from plotly.io import to_json
+
+    data: dict[str, Any] = json.loads(to_json(figure, validate=False))
+    return {**data, "layout": data.get("layout") or {}}
+
+
+def _title(data: Mapping[str, Any]) -> str:
+    return str((data["layout"].get("title") or {}).get("text") or "figure")
+
+
+@functools.cache
+def _draw_code() -> Markup:
+    from markupsafe import Markup
+
+    return Markup(f"{plotly_loader()}{asset('plotting/draw_figure.js')}")
+
+
 def _claim_library_cell() -> bool:
-    """Whether this output is the one to carry the library: the first of its notebook, also when its cell runs again."""
+    """Whether this output includes plotly.js: the first one of its notebook, and that cell when it runs again."""
     if "IPython" not in sys.modules:
         return True
     from IPython.core.getipython import get_ipython
@@ -135,21 +173,3 @@ def _claim_library_cell() -> bool:
         return False
     _carrier.update(cell=cell, run=run)
     return True
-
-
-def _library_tag() -> str:
-    return f"<script type='text/plain' data-trtkit-library>{_compressed_library()}</script>"
-
-
-@functools.cache
-def _compressed_library() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9)).decode()
-
-
-@functools.cache
-def _version() -> str:
-    from plotly.offline import get_plotlyjs_version
-
-    return str(get_plotlyjs_version())

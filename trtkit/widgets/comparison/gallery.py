@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANGE_LABELS", "Gallery", "gallery", "render_change_cards"]
 
-CHANGE_LABELS = {"lost": "▼ lost", "new error": "▼ new error", "gained": "▲ gained", "error gone": "▲ error gone"}
+CHANGE_LABELS = {
+    "lost": "▼ lost",
+    "false positive added": "▼ false positive added",
+    "gained": "▲ gained",
+    "false positive removed": "▲ false positive removed",
+}
 """Labels of the kinds of change; the arrow tells losses from gains without color."""
 
 

@@ -25,9 +25,9 @@ __all__ = [
 
 CHANGES = {
     "lost": "objects that the reference detects and the precision does not",
-    "new error": "false positives that the precision adds",
+    "false positive added": "false positives that the precision adds",
     "gained": "objects that the precision detects and the reference does not",
-    "error gone": "false positives of the reference that the precision does not have",
+    "false positive removed": "false positives of the reference that the precision does not have",
 }
 """Kinds of change with their explanation, losses first."""
 
@@ -248,7 +248,7 @@ class GalleryState:
 
     comparison: Comparison
     precision: str
-    kinds: tuple[str, ...] = ("lost", "new error", "gained")
+    kinds: tuple[str, ...] = ("lost", "false positive added", "gained")
     class_name: str = ""
     conf: float = 0.25
     page: int = 0

@@ -1,0 +1,57 @@
+"""HTML templates: escaping, JSON in scripts, tables."""
+
+import json
+
+import polars as pl
+import pytest
+
+from trtkit.html import asset, facts_html, render, script_json, table_html
+
+NASTY = "</script><b>&'\"\u2028"
+
+
+def test_values_are_escaped_in_tables_and_facts():
+    markup = table_html(pl.DataFrame({"<name>": [NASTY]}), caption=NASTY, row_classes={0: "a'b"}) + facts_html(
+        {NASTY: 1}
+    )
+    assert "<b>" not in markup
+    assert "&lt;b&gt;" in markup
+    assert "&lt;name&gt;" in markup
+    assert "a'b" not in markup
+
+
+def test_markup_is_not_escaped_again():
+    table = table_html(pl.DataFrame({"a": [1]}))
+    page = render("templates/result.html.j2", lines=[], table=table, kind="x", runner="y", created="z")
+    assert str(table) in page
+
+
+@pytest.mark.parametrize("value", [NASTY, {"text": NASTY, "numbers": [1, None]}, json.dumps(NASTY)])
+def test_script_json_ends_no_script_and_keeps_the_value(value):
+    text = script_json(value if not isinstance(value, str) else json.dumps(value))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == value
+
+
+def test_numbers_are_right_aligned_and_formatted():
+    frame = pl.DataFrame({"name": ["a", None], "count": [1234, 5], "share": [0.123456, None], "is": [True, False]})
+    markup = table_html(frame, headings={"count": "how many"}, digits={"share": 2})
+    assert "<th scope='col' class='trtkit-number'>how many</th>" in markup
+    for cell in ("<td>a</td>", "<td>–</td>", ">1,234</td>", ">0.12</td>", "<td>yes</td>", "<td>no</td>"):
+        assert cell in markup
+
+
+def test_rows_beyond_the_limit_are_counted():
+    markup = table_html(pl.DataFrame({"a": range(5)}), limit=2)
+    assert markup.count("<tr") == 3
+    assert "3 more rows" in markup
+
+
+def test_facts_leave_out_nothing_and_empty_text():
+    markup = facts_html({"a": None, "b": "", "c": 0, "d": ["x", "y"]})
+    assert [name for name in "abcd" if f">{name}</th>" in markup] == ["c", "d"]
+    assert "<td>x, y</td>" in markup
+
+
+def test_assets_are_files_of_the_package():
+    assert "function loadPlotly" in asset("plotting/plotly_loader.js")
