@@ -1,4 +1,4 @@
-"""Machines as the wizard sees them, made by hand."""
+"""Hand-made machines for the wizard."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ NO_GPU = "no NVIDIA driver with a GPU was found"
 BARE = Machine(
     titles={"onnxruntime": RUNTIME},
     missing={**NO_TENSORRT, **NO_RTX},
-    builds={"tensorrt": "it is not installed", "tensorrt_rtx": "it is not installed"},
-    runs={"tensorrt": "it is not installed", "tensorrt_rtx": "it is not installed"},
+    build_problems={"tensorrt": "it is not installed", "tensorrt_rtx": "it is not installed"},
+    run_problems={"tensorrt": "it is not installed", "tensorrt_rtx": "it is not installed"},
 )
-"""Neither a GPU nor anything that builds."""
+"""No GPU and no engine builder."""
 
 CROSS = Machine(
     titles={"tensorrt_rtx": RTX, "onnxruntime": RUNTIME},
     missing=NO_TENSORRT,
     best="tensorrt_rtx",
-    builds={"tensorrt": "it is not installed", "tensorrt_rtx": NO_GPU},
-    runs={"tensorrt": "it is not installed", "tensorrt_rtx": NO_GPU},
-    cross={"tensorrt_rtx": ("sm75", "sm86", "sm89")},
+    build_problems={"tensorrt": "it is not installed", "tensorrt_rtx": NO_GPU},
+    run_problems={"tensorrt": "it is not installed", "tensorrt_rtx": NO_GPU},
+    cross_targets={"tensorrt_rtx": ("sm75", "sm86", "sm89")},
 )
-"""TensorRT-RTX and no GPU."""
+"""TensorRT-RTX without a GPU."""
 
 OLD = Machine(
     titles={"tensorrt": "TensorRT 8.6.0", "onnxruntime": RUNTIME},
     missing=NO_RTX,
     gpus=(("NVIDIA H100", "sm90"), ("NVIDIA T4", "sm75")),
     best="tensorrt",
-    builds={"tensorrt": "", "tensorrt_rtx": "it is not installed"},
-    runs={"tensorrt": "", "tensorrt_rtx": "it is not installed"},
-    calibrates=("tensorrt",),
+    build_problems={"tensorrt": "", "tensorrt_rtx": "it is not installed"},
+    run_problems={"tensorrt": "", "tensorrt_rtx": "it is not installed"},
+    calibrators=("tensorrt",),
 )
-"""Two GPUs and a TensorRT that still calibrates by itself."""
+"""Two GPUs and a TensorRT with an INT8 calibrator of its own."""
 
 NEW = Machine(
     titles={"tensorrt": "TensorRT 11.4.0", "tensorrt_rtx": RTX, "onnxruntime": RUNTIME},
     gpus=(("NVIDIA GeForce RTX 4090", "sm89"),),
     best="tensorrt",
-    builds={"tensorrt": "", "tensorrt_rtx": ""},
-    runs={"tensorrt": "", "tensorrt_rtx": ""},
-    cross={"tensorrt_rtx": ("sm75", "sm86", "sm89")},
+    build_problems={"tensorrt": "", "tensorrt_rtx": ""},
+    run_problems={"tensorrt": "", "tensorrt_rtx": ""},
+    cross_targets={"tensorrt_rtx": ("sm75", "sm86", "sm89")},
 )
-"""A GPU with everything new."""
+"""A GPU with current TensorRT and TensorRT-RTX."""
 
 ALL = {"bare": BARE, "cross": CROSS, "old": OLD, "new": NEW}

@@ -19,7 +19,7 @@ from trtkit.widgets.comparison.state import CHANGES, PAGE_SIZE, DashboardState, 
 
 
 def figure(live: Any) -> Any:
-    return json.loads(live._place.figure)
+    return json.loads(live._view.figure)
 
 
 # ---- the dashboard's state
@@ -264,7 +264,7 @@ def test_without_arguments_the_demo_is_compared_in_the_background(
     monkeypatch.setattr(compared, "compare_demo_model", failing)
     broken = tk.gallery()
     assert broken.wait(30)
-    assert "its images are gone" in broken.job_view.fault.value
+    assert "its images are gone" in broken.job_view.error_box.value
     assert "still running" in broken.static_html()
     with pytest.raises(DataError) as error:
         broken.turn_page()

@@ -18,7 +18,7 @@ Pair = tuple[LayerTable, LayerTable]
 
 
 def figure(live: Any) -> Any:
-    return json.loads(live._place.figure)
+    return json.loads(live._view.figure)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_without_arguments_the_engines_of_the_demo_are_built(
     monkeypatch.setattr(explorer_module, "build_demo_engines", failing)
     broken = tk.explorer()
     assert broken.wait(30)
-    assert "builder-missing" in broken.job_view.fault.value
+    assert "builder-missing" in broken.job_view.error_box.value
     with pytest.raises(DataError) as error:
         broken.select(0)
     assert error.value.code == "explorer-empty"

@@ -1,4 +1,4 @@
-"""A job: every state, every way from one to the next, and who hears of it."""
+"""Job: its states, the transitions between them, and their reports."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trtkit.widgets.ui.jobs import JOB_STATES, Job
 
 
 class Steps:
-    """A call of three steps that waits between them until it is let go on."""
+    """A call of three steps that waits between them until it is released."""
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
         self.entered = threading.Event()
 
     def __call__(self, answer: object = "answer", *, progress: Any, cancel: Any) -> object:
-        work = Reporter(progress, cancel)
+        reporter = Reporter(progress, cancel)
         for step in range(3):
-            work.step("count", step, 3, "begun" if step == 0 else "")
+            reporter.step("count", step, 3, "begun" if step == 0 else "")
             self.entered.set()
             assert self.gate.acquire(timeout=60)
         if isinstance(answer, BaseException):
@@ -36,7 +36,7 @@ class Steps:
         self.gate.release(3)
 
 
-def test_it_is_idle_at_first_and_waiting_for_nothing_is_over_at_once() -> None:
+def test_a_new_job_is_idle_and_wait_returns_at_once() -> None:
     job: Job[object] = Job()
     assert (job.state, job.running, job.cancelling, job.result, job.error) == ("idle", False, False, None, None)
     assert job.wait()
@@ -44,11 +44,11 @@ def test_it_is_idle_at_first_and_waiting_for_nothing_is_over_at_once() -> None:
     assert job.state == "idle"
 
 
-def test_a_call_runs_to_its_end_and_both_ends_are_told() -> None:
+def test_start_and_end_are_reported() -> None:
     events: list[Event] = []
-    told: list[str] = []
+    states: list[str] = []
     call = Steps()
-    job: Job[object] = Job("count", on_event=events.append, on_state=lambda job: told.append(job.state))
+    job: Job[object] = Job("count", on_event=events.append, on_state=lambda job: states.append(job.state))
     job.start(call)
     assert call.entered.wait(60)
     assert job.running
@@ -58,15 +58,15 @@ def test_a_call_runs_to_its_end_and_both_ends_are_told() -> None:
     assert (job.state, job.result, job.error, job.log) == ("done", "answer", None, ["begun"])
     assert [event.done for event in events] == [0, 1, 2]
     assert job.event == events[-1]
-    assert told == ["running", "done"]
+    assert states == ["running", "done"]
     assert job.seconds > 0
-    assert set(told) <= set(JOB_STATES)
+    assert set(states) <= set(JOB_STATES)
 
 
-def test_cancel_stops_at_the_next_step_and_says_at_once_that_it_will() -> None:
-    told: list[tuple[str, bool]] = []
+def test_cancel_is_reported_at_once_and_stops_at_the_next_step() -> None:
+    states: list[tuple[str, bool]] = []
     call = Steps()
-    job: Job[object] = Job(on_state=lambda job: told.append((job.state, job.cancelling)))
+    job: Job[object] = Job(on_state=lambda job: states.append((job.state, job.cancelling)))
     job.start(call)
     assert call.entered.wait(60)
     job.cancel()
@@ -75,11 +75,11 @@ def test_cancel_stops_at_the_next_step_and_says_at_once_that_it_will() -> None:
     call.finish()
     job.wait()
     assert (job.state, job.result, job.error, job.cancelling) == ("cancelled", None, None, False)
-    assert told == [("running", False), ("running", True), ("cancelled", False)]
+    assert states == [("running", False), ("running", True), ("cancelled", False)]
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), TrtkitError("a", "b", "c"), SystemExit(3), MemoryError()])
-def test_whatever_is_raised_is_kept(error: BaseException) -> None:
+def test_any_error_is_kept(error: BaseException) -> None:
     call = Steps()
     job: Job[object] = Job()
     job.start(call, error)
@@ -89,7 +89,7 @@ def test_whatever_is_raised_is_kept(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [CancelledError("count"), KeyboardInterrupt()])
-def test_what_means_to_stop_is_no_failure(error: BaseException) -> None:
+def test_a_cancellation_is_no_failure(error: BaseException) -> None:
     call = Steps()
     job: Job[object] = Job()
     job.start(call, error)
@@ -98,12 +98,13 @@ def test_what_means_to_stop_is_no_failure(error: BaseException) -> None:
     assert (job.state, job.error) == ("cancelled", None)
 
 
-def test_a_running_job_is_not_started_again_and_an_ended_one_forgets() -> None:
+def test_a_running_job_is_not_started_again_and_a_new_run_resets_it() -> None:
     first, second = Steps(), Steps()
     job: Job[object] = Job("counting")
     job.start(first, ValueError("wrong"))
-    with pytest.raises(TrtkitError, match="start counting: it already runs"):
+    with pytest.raises(TrtkitError) as e:
         job.start(second)
+    assert (e.value.code, e.value.fields["name"]) == ("job-running", "counting")
     first.finish()
     job.wait()
     job.start(second)
@@ -113,7 +114,7 @@ def test_a_running_job_is_not_started_again_and_an_ended_one_forgets() -> None:
     assert (job.state, job.result) == ("done", "answer")
 
 
-def test_a_cancel_of_before_does_not_cancel_the_next_run() -> None:
+def test_an_earlier_cancel_does_not_cancel_the_next_run() -> None:
     first, second = Steps(), Steps()
     job: Job[object] = Job()
     job.start(first)
@@ -126,10 +127,10 @@ def test_a_cancel_of_before_does_not_cancel_the_next_run() -> None:
     assert job.state == "done"
 
 
-def test_the_interrupt_button_cancels_waits_for_the_end_and_goes_on_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_of_wait_cancels_and_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Steps()
-    told: list[str] = []
-    job: Job[object] = Job(on_state=lambda job: told.append(job.state))
+    states: list[str] = []
+    job: Job[object] = Job(on_state=lambda job: states.append(job.state))
     job.start(call)
     thread = job._thread
     assert thread is not None
@@ -145,7 +146,7 @@ def test_the_interrupt_button_cancels_waits_for_the_end_and_goes_on_up(monkeypat
         job.wait()
     assert job.state == "cancelled"
     assert not thread.is_alive()
-    assert told[-1] == "cancelled"
+    assert states[-1] == "cancelled"
     again = Steps()
     job.start(again)
     again.finish()
@@ -153,7 +154,7 @@ def test_the_interrupt_button_cancels_waits_for_the_end_and_goes_on_up(monkeypat
     assert job.state == "done"
 
 
-def test_warnings_of_the_call_are_lines_of_the_log_and_others_are_not() -> None:
+def test_user_warnings_of_the_call_are_logged() -> None:
     call = Steps()
 
     def warn(*, progress: Any, cancel: Any) -> None:
@@ -175,7 +176,7 @@ def test_warnings_of_the_call_are_lines_of_the_log_and_others_are_not() -> None:
     assert [str(one.message) for one in others] == ["of another thread"]
 
 
-def test_jobs_that_overlap_keep_their_warnings_apart_and_leave_nothing_behind() -> None:
+def test_overlapping_jobs_capture_their_own_warnings() -> None:
     hook = warnings.showwarning
     first, second = Steps(), Steps()
 
@@ -204,19 +205,19 @@ def in_loop(body: Callable[[], Any]) -> Any:
     return asyncio.run(main())
 
 
-def test_under_an_event_loop_the_end_is_told_in_the_loop_s_thread() -> None:
+def test_with_an_event_loop_the_end_is_reported_in_its_thread() -> None:
     threads: list[str] = []
 
     async def body() -> None:
         ended = asyncio.Event()
 
-        def told(job: Job[object]) -> None:
+        def states(job: Job[object]) -> None:
             threads.append(f"{job.state} in {threading.current_thread().name}")
             if not job.running:
                 ended.set()
 
         call = Steps()
-        job: Job[object] = Job(on_state=told)
+        job: Job[object] = Job(on_state=states)
         job.start(call)
         call.finish()
         await asyncio.wait_for(ended.wait(), 60)
@@ -225,32 +226,32 @@ def test_under_an_event_loop_the_end_is_told_in_the_loop_s_thread() -> None:
     assert threads == ["running in MainThread", "done in MainThread"]
 
 
-def test_waiting_inside_a_loop_tells_the_end_once() -> None:
-    told: list[str] = []
+def test_wait_inside_a_loop_reports_the_end_once() -> None:
+    states: list[str] = []
 
     async def body() -> None:
         call = Steps()
-        job: Job[object] = Job(on_state=lambda job: told.append(job.state))
+        job: Job[object] = Job(on_state=lambda job: states.append(job.state))
         job.start(call)
         call.finish()
         job.wait()
-        assert told == ["running", "done"]
+        assert states == ["running", "done"]
         again = Steps()
         job.start(again)
-        # What the first run left in the loop must not be taken for the end of the second.
+        # The first run's callback in the loop must not report the end of the second.
         await asyncio.sleep(0.05)
-        assert told == ["running", "done", "running"]
+        assert states == ["running", "done", "running"]
         again.finish()
         job.wait()
 
     in_loop(body)
-    assert told == ["running", "done", "running", "done"]
+    assert states == ["running", "done", "running", "done"]
 
 
-def test_a_loop_that_closed_meanwhile_does_not_lose_the_end() -> None:
-    told: list[str] = []
+def test_a_closed_loop_does_not_lose_the_end() -> None:
+    states: list[str] = []
     call = Steps()
-    job: Job[object] = Job(on_state=lambda job: told.append(job.state))
+    job: Job[object] = Job(on_state=lambda job: states.append(job.state))
 
     async def body() -> None:
         job.start(call)
@@ -258,4 +259,4 @@ def test_a_loop_that_closed_meanwhile_does_not_lose_the_end() -> None:
     in_loop(body)
     call.finish()
     job.wait()
-    assert told == ["running", "done"]
+    assert states == ["running", "done"]

@@ -1,10 +1,10 @@
-"""A line of progress: written once, then rewritten in place."""
+"""ProgressLine: displayed once, then updated in place."""
 
 import IPython.display
 import pytest
 
 from trtkit.progress import Event
-from trtkit.widgets.ui import progress_line as line
+from trtkit.widgets.ui import progress_line
 
 
 class Handle:
@@ -33,7 +33,7 @@ def shown(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(line.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress_line.time, "perf_counter", lambda: now[0])
     return now
 
 
@@ -41,33 +41,33 @@ def texts(shown):
     return [bundle["text/plain"] for bundle in shown]
 
 
-def test_it_tells_stage_count_and_seconds(shown, clock):
-    watch = line.ProgressLine()
-    assert watch.text == ""
-    watch(Event(stage="calibrate", done=0, total=64))
+def test_stage_count_and_seconds(shown, clock):
+    line = progress_line.ProgressLine()
+    assert line.text == ""
+    line(Event(stage="calibrate", done=0, total=64))
     clock[0] += 12
-    watch(Event(stage="calibrate", done=8, total=64))
-    assert watch.text == texts(shown)[-1] == "calibrate · 8 of 64 · 12 s"
+    line(Event(stage="calibrate", done=8, total=64))
+    assert line.text == texts(shown)[-1] == "calibrate · 8 of 64 · 12 s"
 
 
-def test_events_that_come_too_fast_are_left_out_but_no_stage_and_no_end(shown, clock):
-    watch = line.ProgressLine()
+def test_quick_events_are_skipped_except_new_stages_and_ends(shown, clock):
+    line = progress_line.ProgressLine()
     for done in range(5):
         clock[0] += 0.01
-        watch(Event(stage="judge", done=done, total=4))
-    watch(Event(stage="build", done=0))
-    assert list(dict.fromkeys(texts(shown))) == ["judge · 0 of 4 · 0 s", "judge · 4 of 4 · 0 s", "build · 0 s"]
+        line(Event(stage="evaluate", done=done, total=4))
+    line(Event(stage="build", done=0))
+    assert list(dict.fromkeys(texts(shown))) == ["evaluate · 0 of 4 · 0 s", "evaluate · 4 of 4 · 0 s", "build · 0 s"]
 
 
 def test_the_text_is_escaped(shown, clock):
-    line.ProgressLine()(Event(stage="<b>", done=1))
+    progress_line.ProgressLine()(Event(stage="<b>", done=1))
     assert "&lt;b&gt;" in shown[0]["text/html"]
     assert "<b>" not in shown[0]["text/html"]
 
 
 def test_without_a_notebook_nothing_breaks(monkeypatch, clock):
     monkeypatch.setattr(IPython.display, "display", lambda *bundle, **settings: None)
-    watch = line.ProgressLine()
-    watch(Event(stage="a", done=0, total=2))
-    watch(Event(stage="a", done=2, total=2))
-    assert watch.text == "a · 2 of 2 · 0 s"
+    line = progress_line.ProgressLine()
+    line(Event(stage="a", done=0, total=2))
+    line(Event(stage="a", done=2, total=2))
+    assert line.text == "a · 2 of 2 · 0 s"

@@ -52,7 +52,7 @@ def prepared(
 
 def overview(widget: Tuner) -> Any:
     """The overview figure as the page gets it."""
-    return json.loads(widget.ranges.overview._place.figure)
+    return json.loads(widget.ranges.overview._view.figure)
 
 
 def test_an_algorithm_redraws_the_overview(prepared: Tuner, calibration: Calibration) -> None:
@@ -92,7 +92,7 @@ def test_a_click_and_the_list_do_the_same(prepared: Tuner, quantizable_layers: Q
     assert prepared.state.kept_fp16 == (quantizable_layers.quantizable[0], node)
     assert '<pre class="trtkit-code trtkit-keep"' in prepared.code.value
     assert node in prepared.code.value
-    kept = json.loads(prepared.layers.ranking._place.figure)["data"][2]
+    kept = json.loads(prepared.layers.ranking._view.figure)["data"][2]
     assert set(kept["customdata"]) == {node, quantizable_layers.quantizable[0]}
 
 
@@ -120,8 +120,8 @@ def test_figures_without_clicks_are_plain_outputs(prepared: Tuner, algorithm_com
     widget = tk.tuner(calibration=algorithm_comparison.calibration, clickable=False)
     widget.choose_algorithm("percentile", 99.9)
     assert not widget.ranges.overview.clickable
-    assert isinstance(widget.ranges.overview._place, ipywidgets.Output)
-    assert widget.ranges.overview._place.outputs
+    assert isinstance(widget.ranges.overview._view, ipywidgets.Output)
+    assert widget.ranges.overview._view.outputs
 
 
 def test_a_calibration_can_be_shown_without_a_model(calibration: Calibration) -> None:
@@ -212,8 +212,8 @@ def test_a_missing_model_is_shown_as_an_error_of_the_job(tmp_path: Path) -> None
     widget = tk.tuner(tmp_path / "missing.pt", cache_dir=tmp_path)
     assert widget.wait(60)
     assert widget.job_view.job.state == "failed"
-    assert "missing.pt" in widget.job_view.fault.value
-    assert "<details>" in widget.job_view.fault.value
+    assert "missing.pt" in widget.job_view.error_box.value
+    assert "<details>" in widget.job_view.error_box.value
     assert widget.state.algorithm_comparison is None
 
 

@@ -1,4 +1,4 @@
-"""The wizard's form: every recipe fills it, it comes to that recipe again, and nothing is lost by choosing."""
+"""The wizard's form: recipe to form and back, and no field loses its value."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> WizardForm:
+def forms(draw: st.DrawFn) -> WizardForm:
     side = st.integers(1, 4096)
     size = draw(st.just("") | side.map(str) | st.tuples(side, side).map(lambda pair: f"{pair[0]},{pair[1]}"))
     target = draw(st.sampled_from(["best", "tensorrt", "tensorrt_rtx", "onnx"]))
     precision = draw(st.sampled_from(["fp32", "fp16", "int8"] + (["implicit"] if target != "onnx" else [])))
-    measured = draw(st.booleans())
+    saved = draw(st.booleans())
     engines = st.sampled_from(["best", "tensorrt", "tensorrt_rtx"])
     return WizardForm(
         model=draw(text),
@@ -42,33 +42,33 @@ def plans(draw: st.DrawFn) -> WizardForm:
         keep=tuple(draw(st.lists(text, max_size=2))),
         data=draw(st.just("") | text),
         fraction=draw(st.floats(0, 1, exclude_min=True)),
-        measured=measured,
-        calibration=draw(text) if measured else draw(st.just("") | text),
-        check=draw(st.booleans()),
+        use_saved_calibration=saved,
+        calibration=draw(text) if saved else draw(st.just("") | text),
+        check_overflow=draw(st.booleans()),
         output=draw(st.just("") | text),
         overwrite=draw(st.booleans()),
-        onnxruntime=draw(st.booleans()),
+        names_onnxruntime=draw(st.booleans()),
     )  # fmt: skip
 
 
-@given(plans())
-def test_the_recipe_of_a_form_fills_the_form_that_comes_to_it_again(plan: WizardForm) -> None:
-    recipe = plan.recipe()
-    assert WizardForm.of(recipe).recipe() == recipe
+@given(forms())
+def test_recipe_to_form_and_back(form: WizardForm) -> None:
+    recipe = form.recipe()
+    assert WizardForm.from_recipe(recipe).recipe() == recipe
 
 
-@given(plans(), st.data())
-def test_choosing_loses_nothing_of_what_was_filled_in(plan: WizardForm, data: st.DataObject) -> None:
-    before = plan.recipe()
-    other = plan
+@given(forms(), st.data())
+def test_changing_precision_and_target_keeps_every_field(form: WizardForm, data: st.DataObject) -> None:
+    before = form.recipe()
+    other = form
     for _ in range(3):
         precision = data.draw(st.sampled_from(["fp32", "fp16", "int8", "implicit"]))
         target = data.draw(st.sampled_from(["best", "tensorrt", "tensorrt_rtx", "onnx"]))
         machine = data.draw(st.sampled_from(list(machines.ALL.values())))
-        other = other.changed(precision=precision).targeting(target, machine)
-    back = other.changed(precision=plan.precision, target=plan.target)
-    # A device that was not chosen before may have been filled in; one that was stays.
-    if plan.target in plan.devices or plan.target == "onnx":
+        other = other.replace(precision=precision).with_target(target, machine)
+    back = other.replace(precision=form.precision, target=form.target)
+    # A target gets a device when it is first selected; one that was selected before stays.
+    if form.target in form.devices or form.target == "onnx":
         assert back.recipe() == before
 
 
@@ -88,9 +88,9 @@ def test_choosing_loses_nothing_of_what_was_filled_in(plan: WizardForm, data: st
         {"imgsz": (320, 640), "output": "x.engine", "overwrite": True, "dynamic": True},
     ],
 )
-def test_a_recipe_is_kept_as_it_was_given(settings: dict[str, object]) -> None:
+def test_a_recipe_comes_back_unchanged(settings: dict[str, object]) -> None:
     recipe = Recipe(model="m.pt", **settings)  # type: ignore[arg-type]
-    assert WizardForm.of(recipe).recipe() == recipe
+    assert WizardForm.from_recipe(recipe).recipe() == recipe
 
 
 @pytest.mark.parametrize(
@@ -102,70 +102,71 @@ def test_a_recipe_is_kept_as_it_was_given(settings: dict[str, object]) -> None:
         ({"keep": ("a",)}, {}),
     ],
 )
-def test_settings_without_a_use_are_left_out(given_: dict[str, object], left: dict[str, object]) -> None:
-    assert WizardForm.of(Recipe(model="m.pt", **given_)).recipe() == Recipe(model="m.pt", **left)  # type: ignore[arg-type]
+def test_unused_settings_are_left_out(given_: dict[str, object], left: dict[str, object]) -> None:
+    assert WizardForm.from_recipe(Recipe(model="m.pt", **given_)).recipe() == Recipe(model="m.pt", **left)  # type: ignore[arg-type]
 
 
-def test_the_form_begins_with_what_is_embedded_and_writes_outside_the_package() -> None:
-    recipe = WizardForm.start().recipe()
+def test_the_default_form_uses_the_embedded_model_and_writes_outside_the_package() -> None:
+    recipe = WizardForm.default().recipe()
     assert (recipe.model, recipe.data) == (str(demo.model_path()), str(demo.data_path()))
     assert recipe.int8
     assert recipe.output == "runs/wizard/yolo11n-int8.engine"
-    other = WizardForm.start().changed(precision="fp16", target="onnx")
+    other = WizardForm.default().replace(precision="fp16", target="onnx")
     assert other.recipe().output == "runs/wizard/yolo11n-fp16.onnx"
-    assert other.changed(output="mine.onnx").recipe().output == "mine.onnx"
-    assert WizardForm.start().changed(model="mine.pt").recipe().output is None
+    assert other.replace(output="mine.onnx").recipe().output == "mine.onnx"
+    assert WizardForm.default().replace(model="mine.pt").recipe().output is None
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "code"),
     [
-        ({"imgsz": "wide"}, "no image size"),
-        ({"imgsz": "1,2,3"}, "no image size"),
-        ({"imgsz": "0"}, "no image size"),
-        ({"workspace": "lots"}, "no size in GiB"),
-        ({"workspace": "-1"}, "no size in GiB"),
-        ({"batch": 0}, "at least one image"),
-        ({"fraction": 0.0}, "above 0"),
-        ({"measured": True}, "no folder is named"),
+        ({"imgsz": "wide"}, "wizard-imgsz-unreadable"),
+        ({"imgsz": "1,2,3"}, "wizard-imgsz-unreadable"),
+        ({"imgsz": "0"}, ""),
+        ({"workspace": "lots"}, "wizard-workspace-unreadable"),
+        ({"workspace": "-1"}, ""),
+        ({"batch": 0}, ""),
+        ({"fraction": 0.0}, ""),
+        ({"use_saved_calibration": True}, "wizard-calibration-missing"),
     ],
 )
-def test_a_field_that_makes_no_sense_is_told_in_a_sentence(fields: dict[str, object], words: str) -> None:
-    plan = WizardForm.start().changed(**fields)
-    with pytest.raises(RecipeError, match=words):
-        plan.recipe()
-    assert words in plan.problem(None)
-    assert words in plan.problem(machines.CROSS)
+def test_an_invalid_field_is_an_error_and_a_problem(fields: dict[str, object], code: str) -> None:
+    form = WizardForm.default().replace(**fields)
+    with pytest.raises(RecipeError) as e:
+        form.recipe()
+    # Without a code of the form's own, it is the recipe that refuses.
+    assert e.value.code == code if code else e.value.code.startswith("recipe")
+    assert form.find_problem(None) == form.find_problem(machines.CROSS) == str(e.value)
 
 
 @pytest.mark.parametrize("text", ["480,640", "480 , 640", "480x640"])
-def test_sizes_are_read_as_people_write_them(text: str) -> None:
-    assert WizardForm.start().changed(imgsz=text).recipe().imgsz == (480, 640)
+def test_image_sizes_have_several_spellings(text: str) -> None:
+    assert WizardForm.default().replace(imgsz=text).recipe().imgsz == (480, 640)
 
 
-def test_what_can_t_be_built_here_says_why() -> None:
-    plan = WizardForm.start()
-    assert "pip install" in plan.problem(machines.BARE)
-    assert "TensorRT engine: it is not installed" in plan.changed(target="tensorrt").problem(machines.CROSS)
-    assert "has no calibrator" in plan.changed(precision="implicit").problem(machines.CROSS)
-    assert plan.changed(target="onnx").problem(machines.BARE) == ""
+def test_a_form_that_can_t_be_built_here_states_the_problem() -> None:
+    form = WizardForm.default()
+    assert "pip install" in form.find_problem(machines.BARE)
+    assert "TensorRT engine" in form.replace(target="tensorrt").find_problem(machines.CROSS)
+    assert "no calibrator" in form.replace(precision="implicit").find_problem(machines.CROSS)
+    assert form.replace(target="onnx").find_problem(machines.BARE) == ""
 
 
-def test_the_backends_have_the_last_word_on_a_device() -> None:
-    machine = dataclasses.replace(machines.CROSS, refuses=inspect_machine().refuses)
-    plan = WizardForm.start().changed(devices={"best": "abacus"})
-    assert "no such device name" in plan.problem(machine)
-    assert plan.changed(target="onnx").problem(machine) == ""
-    assert plan.changed(devices={"best": "cpu"}).problem(machine) != ""
+def test_the_backends_check_the_device() -> None:
+    machine = dataclasses.replace(machines.CROSS, find_build_problem=inspect_machine().find_build_problem)
+    form = WizardForm.default().replace(devices={"best": "abacus"})
+    assert "abacus" in form.find_problem(machine)
+    assert form.replace(target="onnx").find_problem(machine) == ""
+    assert form.replace(devices={"best": "cpu"}).find_problem(machine) != ""
 
 
-def test_a_target_that_was_not_chosen_before_starts_at_the_gpu_here_or_a_common_one() -> None:
-    plan = WizardForm.start().targeting("tensorrt_rtx", machines.CROSS)
-    assert plan.device == "sm89"
-    assert plan.recipe().backend == "tensorrt_rtx"
-    away = plan.aimed("sm86").targeting("onnx", machines.CROSS)
-    assert away.targeting("tensorrt_rtx", machines.CROSS).device == "sm86"
-    assert WizardForm.start().targeting("tensorrt", machines.OLD).device is None
+def test_a_new_target_starts_with_this_machine_s_gpu_or_a_common_one() -> None:
+    form = WizardForm.default().with_target("tensorrt_rtx", machines.CROSS)
+    assert form.device == "sm89"
+    assert form.recipe().backend == "tensorrt_rtx"
+    away = form.with_device("sm86").with_target("onnx", machines.CROSS)
+    assert away.with_target("tensorrt_rtx", machines.CROSS).device == "sm86"
+    assert WizardForm.default().with_target("tensorrt", machines.OLD).device is None
 
 
 @pytest.mark.parametrize(
@@ -178,5 +179,5 @@ def test_a_target_that_was_not_chosen_before_starts_at_the_gpu_here_or_a_common_
         ("", "detect", ""),
     ],
 )
-def test_embedded_images_give_way_to_those_of_the_model_s_task(data: str, task: str, becomes: str) -> None:
-    assert WizardForm.start().changed(data=data).fitting(task).data == becomes
+def test_embedded_images_follow_the_model_s_task(data: str, task: str, becomes: str) -> None:
+    assert WizardForm.default().replace(data=data).for_task(task).data == becomes

@@ -1,1 +1,1 @@
-"""Ui."""
+"""Building blocks of the widgets: controls, figures, jobs, static output."""

@@ -1,17 +1,20 @@
-"""Stock ipywidgets with a label, a tooltip and a class that styles and browser tests can name."""
+"""Controls that the widgets share: labeled ipywidgets, error box, note, option buttons, collapsible section, panel."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import html
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ipywidgets
 
 from trtkit.errors import TrtkitError
+from trtkit.html import render
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = [
     "NARROW_WIDTH",
@@ -32,45 +35,110 @@ __all__ = [
     "render_note",
 ]
 
+LABEL_WIDTH = "11rem"
+"""Width of a control's label."""
 
-# Errors in a widget: one sentence, with the traceback folded below it.
+SHORT_LABEL = {"description_width": "6rem"}
+"""Style of a control with a short label."""
+
+NARROW_WIDTH = "min(26rem, 100%)"
+"""Width of a control that stands beside others."""
+
+WRAPPED_ROW = {"flex_flow": "row wrap", "grid_gap": "0 1rem", "align_items": "flex-start"}
+"""Layout of a row that wraps on narrow pages."""
+
+W = TypeVar("W")
+S = TypeVar("S")
+
+
+def half_width() -> ipywidgets.Layout:
+    """Layout of one half of a row."""
+    return ipywidgets.Layout(flex="1 1 24rem", min_width="0")
+
+
+def make_control(control_type: Callable[..., W], label: str, tooltip: str, *, name: str, **traits: Any) -> W:
+    """Make an ipywidget with a label, a tooltip and a CSS class.
+
+    Args:
+        control_type: An ipywidgets class, such as `ipywidgets.Dropdown`.
+        label: The label beside the control.
+        tooltip: Shown on hover and read by screen readers.
+        name: Adds the CSS class `trtkit-<name>`.
+        **traits: Passed to `control_type`.
+    """
+    traits.setdefault("layout", ipywidgets.Layout(width="min(34rem, 100%)"))
+    traits.setdefault("style", {"description_width": LABEL_WIDTH})
+    control: Any = control_type(description=label, tooltip=tooltip, **traits)
+    control.add_class(f"trtkit-{name}")
+    typed: W = control
+    return typed
+
+
+def make_button(
+    label: str, tooltip: str, on_click: Callable[[], Any], *, name: str, **traits: Any
+) -> ipywidgets.Button:
+    """Make a button.
+
+    Args:
+        label: The button's text.
+        tooltip: Shown on hover and read by screen readers.
+        on_click: Called without arguments.
+        name: Adds the CSS class `trtkit-<name>`.
+        **traits: Passed to `ipywidgets.Button`.
+    """
+    button = ipywidgets.Button(description=label, tooltip=tooltip, **traits)
+    button.add_class(f"trtkit-{name}")
+    button.on_click(lambda _: on_click())
+    return button
+
+
+# Errors and notes
 
 
 def format_error(error: BaseException) -> str:
-    """What went wrong, in one sentence.
+    """The error as one sentence.
 
     Args:
-        error: An error of trtkit says itself what was asked, found and what to do; any other one is named.
+        error: A `TrtkitError` is its own sentence; any other error is prefixed with its type.
     """
     if isinstance(error, TrtkitError):
         text = str(error)
         return text[:1].upper() + text[1:]
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0] if first else 'no message'}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def render_error(error: BaseException) -> str:
-    """The sentence and, folded, the traceback; HTML for an `ipywidgets.HTML`.
+def render_error(error: BaseException) -> Markup:
+    """The error's sentence with the traceback in a closed `<details>`, as HTML.
 
     Args:
-        error: What was raised.
+        error: The raised error.
     """
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return (
-        "<div class='trtkit-fault' role='alert'><span class='trtkit-sign' aria-hidden='true'>✕</span>"
-        f"<div><p><b>Error.</b> {html.escape(format_error(error))}</p>"
-        f"<details><summary>Traceback</summary><pre>{html.escape(trace)}</pre></details></div></div>"
-    )
+    return render("widgets/ui/templates/error.html.j2", sentence=format_error(error), trace=trace)
+
+
+class ErrorBox(ipywidgets.HTML):
+    """Shows the last error of a widget; hidden without one."""
+
+    def __init__(self) -> None:
+        super().__init__(layout=ipywidgets.Layout(display="none"))
+        self.add_class("trtkit-error")
+
+    def show(self, error: BaseException | None) -> None:
+        """Show an error; None clears the box."""
+        self.value = "" if error is None else render_error(error)
+        self.layout.display = "none" if error is None else ""
 
 
 def catch_errors(show: Callable[[BaseException | None], None]) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Make a callback that shows what it raises, instead of losing it in the kernel's log.
+    """Make a decorator that shows a callback's errors, which the kernel would only log.
 
     Args:
-        show: Receives None before each call, which clears what was shown, and the error after a failed one.
+        show: Called with None before the callback and with the error after a failure, as `ErrorBox.show` is.
 
     Returns:
-        A decorator. An interrupt ends the callback and is shown like an error, so that no half-done state is hidden.
+        The decorator. KeyboardInterrupt is shown like an error.
     """
 
     def decorate(callback: Callable[..., Any]) -> Callable[..., None]:
@@ -79,7 +147,7 @@ def catch_errors(show: Callable[[BaseException | None], None]) -> Callable[[Call
             show(None)
             try:
                 callback(*arguments, **settings)
-            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (shown to the user, traceback and all)
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (shown to the user with its traceback)
                 show(error)
 
         return call
@@ -87,252 +155,185 @@ def catch_errors(show: Callable[[BaseException | None], None]) -> Callable[[Call
     return decorate
 
 
-W = TypeVar("W")
-
-LABEL_WIDTH = "11rem"
-
-
-def make_control(kind: Callable[..., W], label: str, tooltip: str, *, name: str, **traits: Any) -> W:
-    """A stock control with its label beside it.
-
-    Args:
-        kind: Such as `ipywidgets.Dropdown`.
-        label: Its name, shown.
-        tooltip: What it does, shown on hover and read by screen readers.
-        name: Gives the class `trtkit-<name>`.
-        **traits: Passed on.
-    """
-    traits.setdefault("layout", ipywidgets.Layout(width="min(34rem, 100%)"))
-    traits.setdefault("style", {"description_width": LABEL_WIDTH})
-    control: Any = kind(description=label, tooltip=tooltip, **traits)
-    control.add_class(f"trtkit-{name}")
-    made: W = control
-    return made
-
-
-def make_button(label: str, tooltip: str, clicked: Callable[[], Any], *, name: str, **traits: Any) -> ipywidgets.Button:
-    """A button that calls `clicked()`.
-
-    Args:
-        label: What it says.
-        tooltip: What it does.
-        clicked: Called with nothing.
-        name: Gives the class `trtkit-<name>`.
-        **traits: Passed on.
-    """
-    made = ipywidgets.Button(description=label, tooltip=tooltip, **traits)
-    made.add_class(f"trtkit-{name}")
-    made.on_click(lambda _: clicked())
-    return made
-
-
 ICONS = {"note": "i", "warning": "!", "problem": "✕", "good": "✓"}
 
 
-def render_note(text: str, *, kind: str = "note", detail: str = "") -> str:
-    """A sentence in a box, its kind told by a sign and a color.
+def render_note(text: str, *, kind: str = "note", detail: str = "") -> Markup:
+    """A sentence in a box with an icon, as HTML.
 
     Args:
         text: The sentence.
-        kind: "note", "warning", "problem" or "good".
-        detail: A second, quieter sentence.
+        kind: "note", "warning", "problem" or "good"; sets icon and color.
+        detail: A second sentence in a softer color.
     """
-    more = f"<p class='trtkit-soft'>{html.escape(detail)}</p>" if detail else ""
-    return (
-        f"<div class='trtkit-note {kind}'><span class='trtkit-sign' title='{kind}'>{ICONS[kind]}</span>"
-        f"<div><p>{html.escape(text)}</p>{more}</div></div>"
-    )
+    return render("widgets/ui/templates/note.html.j2", text=text, kind=kind, icon=ICONS[kind], detail=detail)
 
 
-class ErrorBox(ipywidgets.HTML):
-    """Where a widget shows the last error, or nothing; `show` is what `catch_errors` wants."""
-
-    def __init__(self) -> None:
-        super().__init__(layout=ipywidgets.Layout(display="none"))
-        self.add_class("trtkit-error")
-
-    def show(self, error: BaseException | None) -> None:
-        """Show an error, or clear it."""
-        self.value = "" if error is None else render_error(error)
-        self.layout.display = "none" if error is None else ""
+# Option buttons
 
 
-# One of several as a column of buttons, which unlike a stock drop-down can show what can't be chosen, and why.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of an `OptionGroup`.
+
+    Attributes:
+        value: The value it stands for.
+        label: The button's text.
+        description: One line beside the button.
+        reason: Why it is unavailable; "" where it is available.
+    """
+
+    value: str
+    label: str
+    description: str = ""
+    reason: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be selected."""
+        return not self.reason
 
 
 ICON_SELECTED, ICON_UNSELECTED, ICON_UNAVAILABLE = "dot-circle-o", "circle-o", "ban"
 
 
 class OptionGroup(ipywidgets.VBox):
-    """Buttons of which one is down; each says what it means, or why it can't be pressed.
+    """Radio buttons with a description each; unlike `ipywidgets.Dropdown`, unavailable options state their reason.
 
     Args:
-        name: Gives the class `trtkit-<name>`, and `trtkit-<name>-<value>` to each button.
-        chosen: Called with the value that a user pressed.
+        name: Adds the CSS class `trtkit-<name>`, and `trtkit-<name>-<value>` to each button.
+        on_select: Called with the value of the pressed button.
 
     Attributes:
-        buttons: Each `ToggleButton` by its value.
-        value: What is chosen.
+        buttons: The `ToggleButton` of each value.
+        value: The selected value.
     """
 
-    def __init__(self, name: str, chosen: Callable[[str], object]) -> None:
+    def __init__(self, name: str, on_select: Callable[[str], object]) -> None:
         super().__init__()
-        self.add_class("trtkit-choices")
+        self.add_class("trtkit-options")
         self.add_class(f"trtkit-{name}")
         self.name = name
-        self.chosen = chosen
+        self.on_select = on_select
         self.value = ""
         self.buttons: dict[str, ipywidgets.ToggleButton] = {}
-        self._words: dict[str, ipywidgets.HTML] = {}
+        self._descriptions: dict[str, ipywidgets.HTML] = {}
 
-    def show(self, choices: Sequence[Option], value: str) -> None:
-        """Show these choices with one of them down; the same buttons stay, so that the keyboard's place is kept."""
-        if list(self.buttons) != [choice.value for choice in choices]:
-            self._make(choices)
+    def show(self, options: Sequence[Option], value: str) -> None:
+        """Show options and select one.
+
+        Args:
+            options: The options; the buttons are kept where the values are the same, which keeps the keyboard focus.
+            value: The selected value.
+        """
+        if list(self.buttons) != [option.value for option in options]:
+            self._make_buttons(options)
         self.value = value
-        for choice in choices:
-            button, words = self.buttons[choice.value], self._words[choice.value]
-            here = choice.value == value
-            button.description = choice.label
-            button.disabled = not choice.possible
-            button.tooltip = f"Not here: {choice.reason}" if choice.reason else choice.told
-            button.icon = ICON_UNAVAILABLE if not choice.possible else ICON_SELECTED if here else ICON_UNSELECTED
-            if button.value != here:
-                button.value = here
-            reason = f" <span class='trtkit-reason'>Not here: {html.escape(choice.reason)}.</span>"
-            words.value = f"<span>{html.escape(choice.told)}{reason if choice.reason else ''}</span>"
+        for option in options:
+            button, selected = self.buttons[option.value], option.value == value
+            button.description = option.label
+            button.disabled = not option.available
+            button.tooltip = f"Not available: {option.reason}" if option.reason else option.description
+            button.icon = ICON_UNAVAILABLE if not option.available else ICON_SELECTED if selected else ICON_UNSELECTED
+            if button.value != selected:
+                button.value = selected
+            self._descriptions[option.value].value = render("widgets/ui/templates/option.html.j2", option=option)
 
-    def _make(self, choices: Sequence[Option]) -> None:
-        self.buttons, self._words, rows = {}, {}, []
-        for choice in choices:
+    def _make_buttons(self, options: Sequence[Option]) -> None:
+        self.buttons, self._descriptions, rows = {}, {}, []
+        for option in options:
             button = ipywidgets.ToggleButton(layout=ipywidgets.Layout(width="15.5rem", flex="0 0 auto"))
-            button.add_class("trtkit-choice")
-            button.add_class(f"trtkit-{self.name}-{choice.value.replace('_', '-')}")
-            button.observe(lambda change, value=choice.value: self._pressed(value, change["new"]), "value")
-            words = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 auto", min_width="12rem"))
-            self.buttons[choice.value], self._words[choice.value] = button, words
-            rows.append(ipywidgets.HBox([button, words], layout=ipywidgets.Layout(align_items="center")))
+            button.add_class("trtkit-option")
+            button.add_class(f"trtkit-{self.name}-{option.value.replace('_', '-')}")
+            button.observe(lambda change, value=option.value: self._on_toggle(value, change["new"]), "value")
+            description = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 auto", min_width="12rem"))
+            self.buttons[option.value], self._descriptions[option.value] = button, description
+            rows.append(ipywidgets.HBox([button, description], layout=ipywidgets.Layout(align_items="center")))
         self.children = rows
 
-    def _pressed(self, value: str, down: bool) -> None:
-        if down and value != self.value:
-            self.chosen(value)
-        elif not down and value == self.value:
-            # Pressing what is chosen chooses it again: one is always down.
+    def _on_toggle(self, value: str, pressed: bool) -> None:
+        if pressed and value != self.value:
+            self.on_select(value)
+        elif not pressed and value == self.value:
+            # One button is always pressed: pressing the selected one selects it again.
             self.buttons[value].value = True
 
 
-# Part of a widget that is folded away until it is asked for; unlike a stock accordion, a keyboard opens it too.
+# Collapsible section and panel
 
 
 class Collapsible(ipywidgets.VBox):
-    """A button that shows and hides what is below it.
+    """A button that shows and hides its children; unlike `ipywidgets.Accordion`, it works by keyboard.
 
     Args:
-        title: What is below.
-        children: It.
-        name: Gives the class `trtkit-<name>`, and `trtkit-<name>-open` to the button.
+        title: The button's text.
+        children: The widgets below.
+        name: Adds the CSS class `trtkit-<name>`, and `trtkit-<name>-open` to the button.
 
     Attributes:
-        toggle: The button; its value says whether the fold is open.
+        toggle: The button; its value states whether the children are visible.
     """
 
     def __init__(self, title: str, children: Sequence[ipywidgets.Widget], *, name: str) -> None:
         self.toggle = ipywidgets.ToggleButton(
             description=title, tooltip=f"Show or hide: {title}", layout=ipywidgets.Layout(width="auto")
         )
-        for word in ("trtkit-fold", f"trtkit-{name}-open"):
-            self.toggle.add_class(word)
+        for css_class in ("trtkit-collapsible", f"trtkit-{name}-open"):
+            self.toggle.add_class(css_class)
         self._body = ipywidgets.VBox(list(children))
-        self._body.add_class("trtkit-folded")
+        self._body.add_class("trtkit-collapsible-body")
         super().__init__([self.toggle, self._body])
         self.add_class(f"trtkit-{name}")
-        self.toggle.observe(lambda change: self._show(change["new"]), "value")
-        self._show(False)
+        self.toggle.observe(lambda change: self._set_open(change["new"]), "value")
+        self._set_open(False)
 
-    def _show(self, opened: bool) -> None:
-        self._body.layout.display = "" if opened else "none"
-        self.toggle.icon = "caret-down" if opened else "caret-right"
-
-
-# A part of a widget: it shows states, and tells what its controls chose.
-
-
-WRAPPED_ROW = {"flex_flow": "row wrap", "grid_gap": "0 1rem", "align_items": "flex-start"}
-"""Layout of things beside each other, below each other where there is no room."""
-
-NARROW_WIDTH = "min(26rem, 100%)"
-"""Width of a control that stands beside others."""
-
-SHORT_LABEL = {"description_width": "6rem"}
-"""Style of a control with a short label."""
-
-S = TypeVar("S")
-
-
-def half_width() -> ipywidgets.Layout:
-    """The layout of one of two halves."""
-    return ipywidgets.Layout(flex="1 1 24rem", min_width="0")
+    def _set_open(self, is_open: bool) -> None:
+        self._body.layout.display = "" if is_open else "none"
+        self.toggle.icon = "caret-down" if is_open else "caret-right"
 
 
 class Panel(ipywidgets.VBox, Generic[S]):
-    """A part that shows states; while it does, its controls tell nothing.
+    """A part of a widget that renders a state; rendering triggers none of its own `on_change` callbacks.
 
     Args:
         children: Its widgets.
-        name: Gives the class `trtkit-<name>`.
+        name: Adds the CSS class `trtkit-<name>`.
     """
 
     def __init__(self, children: Sequence[ipywidgets.Widget], name: str) -> None:
         super().__init__(children)
         self.add_class(f"trtkit-{name}")
-        self.shown: S | None = None
-        self.quiet = False
+        self._previous: S | None = None
+        self._rendering = False
 
     def render(self, state: S) -> None:
-        """Show a state: only what differs from the one before is drawn again."""
-        self.quiet = True
+        """Show a state; `_render` redraws what differs from the previous one."""
+        self._rendering = True
         try:
-            self._render(state, self.shown)
+            self._render(state, self._previous)
         finally:
-            self.quiet = False
-        self.shown = state
+            self._rendering = False
+        self._previous = state
 
     def _render(self, state: S, before: S | None) -> None:
         raise NotImplementedError
 
-    def on_change(self, call: Callable[..., Any]) -> Callable[[Any], None]:
-        """An observer that passes a control's new value on, unless it was set here."""
+    def on_change(self, callback: Callable[..., Any]) -> Callable[[Any], None]:
+        """An observer that passes a control's new value to `callback`, except while the panel renders."""
 
         def observe(change: Any) -> None:
-            if not self.quiet:
-                call(change["new"])
+            if not self._rendering:
+                callback(change["new"])
 
         return observe
 
 
 def has_changed(state: S, before: S | None, *names: str) -> bool:
-    """Whether any of these attributes changed; they are compared by identity where equality would look inside."""
-    return before is None or any(getattr(state, name) is not getattr(before, name) for name in names)
+    """Whether any of these attributes is another object than before.
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Option:
-    """One of several things to choose from.
-
-    Attributes:
-        value: What is chosen.
-        label: Its name, short enough for a button.
-        told: What it means, in a line.
-        reason: Why it can't be chosen; "" where it can.
+    Args:
+        state: The new state.
+        before: The previous state; None counts as changed.
+        *names: Attributes to compare, by identity: equality of frames would compare their contents.
     """
-
-    value: str
-    label: str
-    told: str = ""
-    reason: str = ""
-
-    @property
-    def possible(self) -> bool:
-        """Whether it can be chosen."""
-        return not self.reason
+    return before is None or any(getattr(state, name) is not getattr(before, name) for name in names)

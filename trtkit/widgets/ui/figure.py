@@ -1,20 +1,19 @@
-"""A figure in a widget that changes in place and whose points can be clicked.
+"""plotly figures inside widgets: one that is replaced as a whole, and one that updates in place and reports clicks.
 
-plotly's own `FigureWidget` is not used: changes made before the page has loaded it are lost, each figure brings its own
-5 MB of library, and importing it takes seconds. Here the page always has the whole figure, draws what differs by
-`Plotly.react`, and gets the library once.
+plotly's `FigureWidget` is not used: it loses updates made before the page has loaded it, carries 5 MB of plotly.js per
+figure and takes seconds to import. `ClickableFigure` sends the whole figure and the page redraws it by `Plotly.react`.
 """
 
 from __future__ import annotations
 
 import functools
-import gzip
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from trtkit.plotting.notebook import mime_bundle
+from trtkit.html import asset
+from trtkit.plotting.notebook import compressed_plotly, mime_bundle, plotly_loader, plotly_url
 from trtkit.widgets.ui.controls import catch_errors
 
 if TYPE_CHECKING:
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["ClickableFigure", "FigureOutput", "can_click"]
 
 
-# A plotly figure in a widget.
-
-
 class FigureOutput(ipywidgets.Output):
-    """A place in a widget that shows one figure and may be given another from any thread.
+    """Shows one figure, which any thread may replace.
+
+    Args:
+        figure: The first figure.
 
     Attributes:
-        figure: What is shown, or None.
+        figure: The shown figure, or None.
     """
 
     def __init__(self, figure: go.Figure | None = None) -> None:
@@ -39,88 +38,17 @@ class FigureOutput(ipywidgets.Output):
         self.draw(figure)
 
     def draw(self, figure: go.Figure | None) -> None:
-        """Show `figure`, or nothing."""
+        """Show `figure`; None clears the output."""
         self.figure = figure
-        # A widget is not saved with its notebook, so it need not carry the library for what is.
+        # Widgets are not saved with the notebook, so that the output need not carry plotly.js for it.
         data = None if figure is None else mime_bundle(figure, library=False)
-        shown = () if data is None else ({"output_type": "display_data", "data": data, "metadata": {}},)
-        # Setting the trait, unlike `with output:`, captures no other thread's prints.
-        self.outputs: tuple[Any, ...] = shown
-
-
-# One promise a page, which figures outside of widgets share (see `trtkit.plotting.notebook`): kept by the first figure
-# that brings the library along, or after a while by plotly's own host, where a page has lost its kernel.
-SCRIPT = """
-function library(model) {
-  const page = window;
-  if (page.Plotly) return Promise.resolve(page.Plotly);
-  if (!page.trtkitPlotly) {
-    page.trtkitPlotly = new Promise((ready) => { page.trtkitPlotlyReady = ready; });
-    setTimeout(() => { if (!page.Plotly) {
-      const tag = document.createElement("script"), define = page.define;
-      page.define = undefined;
-      Object.assign(tag, { src: model.get("host"), onload: () => { page.define = define; given(page.Plotly); } });
-      document.head.appendChild(tag);
-    } }, 15000);
-  }
-  const packed = model.get("library");
-  if (packed && packed.byteLength && page.trtkitPlotlyReady && !page.trtkitPlotlyLoading) {
-    page.trtkitPlotlyLoading = true;
-    const text = new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-    text.then((code) => {
-      const tag = document.createElement("script"), define = page.define;
-      page.define = undefined;
-      tag.text = code;
-      document.head.appendChild(tag);
-      page.define = define;
-      given(page.Plotly);
-    });
-  }
-  return page.trtkitPlotly;
-}
-
-function given(plotly) { window.trtkitPlotlyReady?.(plotly); }
-
-async function render({ model, el }) {
-  const place = document.createElement("div");
-  place.style.width = "100%";
-  const parse = () => JSON.parse(model.get("figure") || "null");
-  const named = (figure) => {
-    place.style.minHeight = `${figure.layout.height ?? 450}px`;
-    place.setAttribute("role", "img");
-    place.setAttribute("aria-label", model.get("told"));
-  };
-  const first = parse();
-  if (first) named(first);
-  el.appendChild(place);
-  const options = { responsive: true, displaylogo: false, displayModeBar: false };
-  const plotly = await library(model);
-  let listening = false;
-  const draw = async () => {
-    const figure = parse();
-    if (!figure) return;
-    named(figure);
-    await plotly.react(place, figure.data, { ...figure.layout, autosize: true }, options);
-    if (listening) return;
-    listening = true;
-    place.on("plotly_click", (event) => {
-      const point = event.points[0];
-      if (point?.customdata !== undefined) model.send({ kind: "click", data: point.customdata });
-    });
-  };
-  model.on("change:figure", draw);
-  await draw();
-  const observer = new ResizeObserver(() => { if (place.offsetWidth && listening) plotly.Plots.resize(place); });
-  observer.observe(place);
-  return () => { observer.disconnect(); model.off("change:figure", draw); plotly.purge(place); };
-}
-
-export default { render };
-"""
+        outputs = () if data is None else ({"output_type": "display_data", "data": data, "metadata": {}},)
+        # Setting the trait captures no prints of other threads, as `with output:` would.
+        self.outputs: tuple[Any, ...] = outputs
 
 
 def can_click() -> bool:
-    """Whether figures can change in place and be clicked here, which needs anywidget."""
+    """Whether figures can report clicks, which needs anywidget."""
     try:
         import anywidget  # noqa: F401
     except ImportError:
@@ -129,18 +57,18 @@ def can_click() -> bool:
 
 
 class ClickableFigure(ipywidgets.VBox):
-    """A figure whose points can be clicked; a plain image of it where anywidget is missing.
+    """A figure that updates in place and whose points can be clicked; a `FigureOutput` where anywidget is missing.
 
     Args:
-        name: Gives the class `trtkit-<name>`.
-        clicked: Receives the `customdata` of a clicked point; None for a figure that nothing follows from.
-        show: Shows what `clicked` raises, as `trtkit.widgets.ui.controls.catch_errors` wants it.
-        click: Whether points can be clicked; None asks `can_click`.
-        carry: Bring the library along; one figure of a widget does.
+        name: Adds the CSS class `trtkit-<name>`.
+        on_click: Called with the `customdata` of a clicked point; None ignores clicks.
+        show_error: Shows the errors of `on_click`, as `ErrorBox.show` does.
+        clickable: Whether points can be clicked; None asks `can_click`.
+        include_plotlyjs: Carry plotly.js; one figure of a widget does, for all of them.
 
     Attributes:
         clickable: Whether points can be clicked.
-        figure: What is shown, or None.
+        figure: The shown figure, or None.
     """
 
     def __init__(
@@ -157,65 +85,57 @@ class ClickableFigure(ipywidgets.VBox):
         self.name = name
         self.clickable = can_click() if clickable is None else clickable
         self.figure: go.Figure | None = None
-        self._clicked = on_click if on_click is None or show_error is None else catch_errors(show_error)(on_click)
-        self._place: Any = (
-            _figure_widget_class()(name, self._on_message, carry=include_plotlyjs) if self.clickable else FigureOutput()
+        self._on_click = on_click if on_click is None or show_error is None else catch_errors(show_error)(on_click)
+        self._view: Any = (
+            _figure_widget_class()(f"{name} figure", self._on_message, include_plotlyjs=include_plotlyjs)
+            if self.clickable
+            else FigureOutput()
         )
-        self.children = (self._place,)
+        self.children = (self._view,)
 
     def draw(self, figure: go.Figure) -> None:
-        """Show a figure in the place of the one before."""
+        """Show a figure in place of the previous one."""
         self.figure = figure
         if not self.clickable:
-            self._place.draw(figure)
+            self._view.draw(figure)
             return
         from plotly.io import to_json
 
-        self._place.figure = to_json(figure, validate=False)
+        self._view.figure = to_json(figure, validate=False)
 
     def click(self, data: Any) -> None:
         """Do what a click on a point with this `customdata` does."""
-        if self._clicked is not None:
-            self._clicked(data)
+        if self._on_click is not None:
+            self._on_click(data)
 
     def _on_message(self, message: Any) -> None:
-        """What the page sent."""
         if isinstance(message, dict) and message.get("kind") == "click":
             self.click(message.get("data"))
 
 
 @functools.cache
 def _figure_widget_class() -> Any:
-    """The widget's class, made when it is first needed: importing anywidget takes a while."""
+    """The anywidget class, defined on first use: importing anywidget is slow."""
     import anywidget
     import traitlets
-    from plotly.offline import get_plotlyjs_version
 
-    class Plot(anywidget.AnyWidget):
-        """A figure as JSON, and the library that draws it.
+    class FigureWidget(anywidget.AnyWidget):
+        """A figure as JSON, and plotly.js where it is carried.
 
         Args:
-            told: What it is called by screen readers.
-            receive: Receives what the page sends.
-            carry: Bring the library along.
+            label: The name that screen readers read.
+            on_message: Called with each message of the page.
+            include_plotlyjs: Carry plotly.js.
         """
 
-        _esm = SCRIPT
+        _esm = plotly_loader() + asset("widgets/ui/figure.js")
         figure = traitlets.Unicode().tag(sync=True)
-        told = traitlets.Unicode().tag(sync=True)
+        label = traitlets.Unicode().tag(sync=True)
         library = traitlets.Bytes().tag(sync=True)
-        host = traitlets.Unicode(f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js").tag(sync=True)
+        host = traitlets.Unicode(plotly_url()).tag(sync=True)
 
-        def __init__(self, told: str, receive: Callable[[Any], None], *, carry: bool) -> None:
-            super().__init__(told=f"{told} figure", library=_compressed_plotlyjs() if carry else b"")
-            self.on_msg(lambda _, message, buffers: receive(message))
+        def __init__(self, label: str, on_message: Callable[[Any], None], *, include_plotlyjs: bool) -> None:
+            super().__init__(label=label, library=compressed_plotly() if include_plotlyjs else b"")
+            self.on_msg(lambda _, message, buffers: on_message(message))
 
-    return Plot
-
-
-@functools.cache
-def _compressed_plotlyjs() -> bytes:
-    """plotly.js, compressed."""
-    from plotly.offline import get_plotlyjs
-
-    return gzip.compress(get_plotlyjs().encode(), 6)
+    return FigureWidget

@@ -9,8 +9,8 @@ import ipywidgets
 
 from trtkit.html import render
 from trtkit.widgets.ui.controls import ErrorBox, catch_errors
-from trtkit.widgets.ui.html import StaticOutput, style_widget
 from trtkit.widgets.ui.jobs import Job, JobView
+from trtkit.widgets.ui.static_output import StaticOutput, style_widget
 
 if TYPE_CHECKING:
     from markupsafe import Markup

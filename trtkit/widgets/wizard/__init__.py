@@ -1,1 +1,1 @@
-"""Wizard."""
+"""The export wizard."""

@@ -1,4 +1,4 @@
-"""The wizard's form: what was chosen, what follows from it, and the recipe it comes to."""
+"""The wizard's form: every field, what the fields imply, and the recipe they give."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from trtkit.errors import RecipeError, TrtkitError
 from trtkit.recipe import Recipe
 from trtkit.widgets.wizard.options import Device, Machine, device_options, precision_options, target_options
 
-__all__ = ["OUTPUT", "WizardForm"]
+__all__ = ["OUTPUT_DIR", "WizardForm"]
 
-OUTPUT = Path("runs/wizard")
-"""Where the wizard puts what is made from a model inside the package, which is no place for a user's files."""
+OUTPUT_DIR = Path("runs/wizard")
+"""Output folder for a model inside the package, where nothing may be written."""
 
 NO_DEVICES: Mapping[str, Device] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WizardForm:
-    """Every field of the form, as it was filled in; nothing is lost by choosing something that does not use it.
+    """Every field of the form. A field that the precision or target does not use keeps its value.
 
     Attributes:
-        model: The model's path.
-        precision: "fp32", "fp16", "int8" or "implicit".
+        model: Path of the model.
+        precision: "fp32", "fp16", "int8" or "implicit" (INT8 by TensorRT's own calibrator).
         target: "best", "tensorrt", "tensorrt_rtx" or "onnx".
-        devices: What an engine is built for, by target.
-        imgsz: "" for the model's own, or "640" or "480,640".
-        batch: The largest batch.
-        dynamic: Open shapes: yes, no, or None for what suits the target.
+        devices: The device an engine is built for, by target.
+        imgsz: "" for the model's own, or "640" or "480,640", pixels.
+        batch: Largest batch.
+        dynamic: Dynamic shapes: yes, no, or None for the default of the precision and format.
         simplify: Simplify the graph.
-        nms: Put suppression into the graph.
-        workspace: GiB, "" to let TensorRT decide.
-        opt_level: Optimization level, or None for TensorRT's own.
+        nms: Put NMS into the graph.
+        workspace: Builder memory in GiB; "" for TensorRT's own default.
+        opt_level: Optimization level; None for TensorRT's own default.
         isolate: Build in a child process.
-        keep: Patterns of nodes that stay in high precision.
-        data: The data set's path; "" for the small example set.
-        fraction: Share of the calibration images.
-        measured: Whether ranges come from `calibration` instead of being measured on `data`.
+        keep: Patterns of nodes kept in higher precision (INT8: in FP16; FP16: in FP32).
+        data: Path of the data set; "" for the embedded example set.
+        fraction: Share of the calibration split to draw from, (0, 1].
+        use_saved_calibration: Take INT8 ranges from `calibration`; otherwise calibrate on `data`.
         calibration: Folder of a saved calibration.
-        check: Whether an FP16 export looks for overflow on the images.
-        output: The file to write, "" to name it after the model.
-        overwrite: Replace it if it exists.
-        images: Images to judge by, None for all.
-        baseline: Whether FP32 is judged beside the result.
-        onnxruntime: Whether an ONNX recipe named its backend.
+        check_overflow: Check an FP16 export for overflow on `data`.
+        output: File to write; "" names it after the model.
+        overwrite: Replace the file if it exists.
+        eval_images: Maximum number of evaluation images; None uses the whole split.
+        compare_fp32: Measure FP32 as well, as the reference.
+        names_onnxruntime: Whether the recipe of an ONNX file names ONNX Runtime as its backend.
     """
 
     model: str = ""
@@ -64,25 +64,25 @@ class WizardForm:
     keep: tuple[str, ...] = ()
     data: str = ""
     fraction: float = 1.0
-    measured: bool = False
+    use_saved_calibration: bool = False
     calibration: str = ""
-    check: bool = False
+    check_overflow: bool = False
     output: str = ""
     overwrite: bool = False
     eval_images: int | None = None
-    baseline: bool = True
-    onnxruntime: bool = False
+    compare_fp32: bool = True
+    names_onnxruntime: bool = False
 
     @classmethod
-    def start(cls) -> WizardForm:
-        """The form as it first appears: the embedded model and images, INT8, the best engine here."""
-        return cls(model=str(demo.model_path()), data=str(demo.data_path()), check=True)
+    def default(cls) -> WizardForm:
+        """The initial form: the embedded model and images, INT8, the best engine of this machine."""
+        return cls(model=str(demo.model_path()), data=str(demo.data_path()), check_overflow=True)
 
     @classmethod
-    def of(cls, recipe: Recipe) -> WizardForm:
-        """The form that a recipe fills in."""
-        onnx = recipe.format == "onnx"
-        target = "onnx" if onnx else recipe.backend or "best"
+    def from_recipe(cls, recipe: Recipe) -> WizardForm:
+        """The form filled from a recipe."""
+        is_onnx = recipe.format == "onnx"
+        target = "onnx" if is_onnx else recipe.backend or "best"
         size = recipe.imgsz
         return cls(
             model=recipe.model,
@@ -100,85 +100,90 @@ class WizardForm:
             keep=recipe.keep,
             data=recipe.data or "",
             fraction=recipe.fraction,
-            measured=recipe.calibration is not None,
+            use_saved_calibration=recipe.calibration is not None,
             calibration=recipe.calibration or "",
-            check=recipe.half and recipe.data is not None,
+            check_overflow=recipe.half and recipe.data is not None,
             output=recipe.output or "",
             overwrite=recipe.overwrite,
-            onnxruntime=onnx and recipe.backend is not None,
+            names_onnxruntime=is_onnx and recipe.backend is not None,
         )
 
-    def changed(self, **fields: object) -> WizardForm:
-        """This form with some fields filled in otherwise."""
+    def replace(self, **fields: object) -> WizardForm:
+        """A copy with some fields changed."""
         return dataclasses.replace(self, **fields)  # type: ignore[arg-type]
 
     @property
     def device(self) -> Device:
-        """What the engine is built for."""
+        """The device the engine is built for."""
         return self.devices.get(self.target)
 
-    def aimed(self, device: Device) -> WizardForm:
-        """This form with another device for the same target."""
-        return self.changed(devices={**self.devices, self.target: device})
+    def with_device(self, device: Device) -> WizardForm:
+        """A copy with another device for the same target."""
+        return self.replace(devices={**self.devices, self.target: device})
 
-    def targeting(self, target: str, machine: Machine) -> WizardForm:
-        """This form with another target; one that was not chosen before starts at the GPU here, or at a common one."""
+    def with_target(self, target: str, machine: Machine) -> WizardForm:
+        """A copy with another target; its device is the one chosen before, else this machine's GPU or a common one."""
         from trtkit.backends.capabilities import DEFAULT_TARGET
 
-        plan = self.changed(target=target)
+        form = self.replace(target=target)
         if target in self.devices:
-            return plan
-        found = [device for _, device in device_options(target, machine)]
-        return plan.aimed(DEFAULT_TARGET if found[0] is not None and DEFAULT_TARGET in found else found[0])
+            return form
+        devices = [device for _, device in device_options(target, machine)]
+        prefers_common = devices[0] is not None and DEFAULT_TARGET in devices
+        return form.with_device(DEFAULT_TARGET if prefers_common else devices[0])
 
-    def fitting(self, task: str) -> WizardForm:
-        """This form for a model of that task: the embedded images of another task give way to this one's."""
+    def for_task(self, task: str) -> WizardForm:
+        """A copy for a model of that task: embedded images of another task are replaced by those of `task`."""
         embedded = {str(demo.data_path(name)) for name in demo.EMBEDDED_TASKS}
         if self.data not in embedded:
             return self
-        return self.changed(data=str(demo.data_path(task)) if task in demo.EMBEDDED_TASKS else "")
+        return self.replace(data=str(demo.data_path(task)) if task in demo.EMBEDDED_TASKS else "")
 
     @property
     def int8(self) -> bool:
-        """Whether either kind of INT8 is chosen."""
+        """Whether either kind of INT8 is selected."""
         return self.precision in ("int8", "implicit")
 
     @property
     def calibrates(self) -> bool:
-        """Whether the export measures ranges on images."""
-        return self.precision == "implicit" or (self.precision == "int8" and not self.measured)
+        """Whether the export calibrates on images."""
+        return self.precision == "implicit" or (self.precision == "int8" and not self.use_saved_calibration)
 
     @property
-    def engine(self) -> bool:
-        """Whether an engine is made."""
+    def builds_engine(self) -> bool:
+        """Whether an engine is built."""
         return self.target != "onnx"
 
     @property
-    def output_shown(self) -> str:
-        """The output that an empty field stands for; "" where that is beside the model."""
+    def default_output(self) -> str:
+        """The output an empty field stands for; "" where that is a file beside the model."""
         if not Path(self.model).is_absolute() or not Path(self.model).is_relative_to(demo.model_path().parent):
             return ""
-        mark = "" if self.precision == "fp32" else "-int8" if self.int8 else "-fp16"
-        return str(OUTPUT / f"{Path(self.model).stem}{mark}{'.engine' if self.engine else '.onnx'}")
+        suffix = "" if self.precision == "fp32" else "-int8" if self.int8 else "-fp16"
+        extension = ".engine" if self.builds_engine else ".onnx"
+        return str(OUTPUT_DIR / f"{Path(self.model).stem}{suffix}{extension}")
 
     def recipe(self) -> Recipe:
-        """What the form comes to; settings that the choices have no use for are left at their defaults.
+        """The recipe; fields that the precision or target does not use are left at their defaults.
 
         Raises:
-            RecipeError: A field can't be read, or a value is out of range.
+            RecipeError: A field can't be parsed, or a value is out of range.
         """
-        images = self.calibrates or (self.precision == "fp16" and self.check and bool(self.data))
-        from_folder = self.precision == "int8" and self.measured
+        uses_images = self.calibrates or (self.precision == "fp16" and self.check_overflow and bool(self.data))
+        from_folder = self.precision == "int8" and self.use_saved_calibration
         if from_folder and not self.calibration:
             raise RecipeError(
-                "take the ranges from a saved calibration", "no folder is named", "name one, or measure on images"
+                "use a saved calibration",
+                "no folder is named",
+                "name one, or calibrate on images",
+                code="wizard-calibration-missing",
             )
-        backend = self.target if self.engine and self.target != "best" else None
+        backend = self.target if self.builds_engine and self.target != "best" else None
         return Recipe(
             model=self.model,
-            format="engine" if self.engine else "onnx",
-            backend="onnxruntime" if not self.engine and self.onnxruntime else backend,
-            device=self.device if self.engine else None,
+            format="engine" if self.builds_engine else "onnx",
+            backend="onnxruntime" if not self.builds_engine and self.names_onnxruntime else backend,
+            device=self.device if self.builds_engine else None,
             half=self.precision == "fp16",
             int8=self.int8,
             implicit=self.precision == "implicit",
@@ -187,22 +192,22 @@ class WizardForm:
             dynamic=self.dynamic,
             simplify=self.simplify,
             nms=self.nms,
-            workspace=_parse_workspace(self.workspace) if self.engine else None,
-            opt_level=self.opt_level if self.engine else None,
-            isolate=self.isolate and self.engine,
+            workspace=_parse_workspace(self.workspace) if self.builds_engine else None,
+            opt_level=self.opt_level if self.builds_engine else None,
+            isolate=self.isolate and self.builds_engine,
             keep=self.keep if self.precision in ("fp16", "int8") else (),
-            data=self.data or None if images else None,
-            fraction=self.fraction if images else 1.0,
+            data=self.data or None if uses_images else None,
+            fraction=self.fraction if uses_images else 1.0,
             calibration=self.calibration if from_folder else None,
-            output=self.output or self.output_shown or None,
+            output=self.output or self.default_output or None,
             overwrite=self.overwrite,
         )
 
-    def problem(self, machine: Machine | None) -> str:
-        """Why this form can't be built, in a sentence; "" where it can.
+    def find_problem(self, machine: Machine | None) -> str:
+        """Why this form can't be built, in one sentence; "" where it can.
 
         Args:
-            machine: What can be done here; None leaves that question out.
+            machine: What this machine can build; None checks the fields only.
         """
         try:
             recipe = self.recipe()
@@ -210,31 +215,37 @@ class WizardForm:
             return str(error)
         if machine is None:
             return ""
-        for choice in (*target_options(machine), *precision_options(self.target, machine)):
-            if choice.value in (self.target, self.precision) and not choice.possible:
-                return f"{choice.label}: {choice.reason}."
-        return machine.refuses(recipe.backend, recipe.device) if self.engine else ""
+        for option in (*target_options(machine), *precision_options(self.target, machine)):
+            if option.value in (self.target, self.precision) and not option.available:
+                return f"{option.label}: {option.reason}."
+        return machine.find_build_problem(recipe.backend, recipe.device) if self.builds_engine else ""
 
 
 def _parse_imgsz(text: str) -> int | tuple[int, int] | None:
-    """ "640" or "480,640" in pixels; "" as None.
+    """ "640", "480,640" or "480x640" in pixels; "" as None.
 
     Raises:
-        RecipeError: It is neither.
+        RecipeError: The text is no image size.
     """
-    parts = [part.strip() for part in text.replace("x", ",").split(",")]
-    if parts == [""]:
+    sides = [side.strip() for side in text.replace("x", ",").split(",")]
+    if sides == [""]:
         return None
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise RecipeError(f"export at imgsz={text}", "that is no image size", "write one side or height,width")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise RecipeError(
+            f"export at imgsz={text}",
+            "that is no image size",
+            "use one side or height,width",
+            code="wizard-imgsz-unreadable",
+            value=text,
+        )
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def _parse_workspace(text: str) -> float | None:
-    """Gibibytes; "" as None.
+    """A number of GiB; "" as None.
 
     Raises:
-        RecipeError: It is no number.
+        RecipeError: The text is no number.
     """
     if not text.strip():
         return None
@@ -242,5 +253,9 @@ def _parse_workspace(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise RecipeError(
-            f"build with workspace={text}", "that is no size in GiB", "write a number, or leave the field empty"
+            f"build with workspace={text}",
+            "that is no size in GiB",
+            "use a number, or leave the field empty",
+            code="wizard-workspace-unreadable",
+            value=text,
         ) from None

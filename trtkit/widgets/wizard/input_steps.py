@@ -1,181 +1,260 @@
-"""What the wizard starts from: the model, and the images with what the doctor says of them. Callbacks only."""
+"""The steps before the build: model, precision and target, images."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+from markupsafe import Markup
 
 from trtkit import demo
-from trtkit.widgets.ui.controls import Option, OptionGroup, make_button, make_control, render_note
+from trtkit.html import facts_html, render, table_html
+from trtkit.widgets.ui.controls import Collapsible, Option, OptionGroup, make_button, make_control, render_note
 from trtkit.widgets.ui.figure import FigureOutput
-from trtkit.widgets.ui.html import render_facts, render_table
 from trtkit.widgets.ui.jobs import Job, JobView
-from trtkit.widgets.wizard.actions import diagnosis_messages, examine_images, model_facts, read_model
+from trtkit.widgets.wizard.actions import examine_images, read_model
+from trtkit.widgets.wizard.options import device_options, precision_options, target_options
 from trtkit.widgets.wizard.state import WizardState
+from trtkit.widgets.wizard.steps import SHORT, WIDE, Step, StepHost, render_reason
+from trtkit.widgets.wizard.summary import diagnosis_messages, model_facts, render_messages
 
 if TYPE_CHECKING:
     from trtkit.widgets.wizard.actions import Examination
 
-__all__ = ["SHORT", "WIDE", "ImagesStep", "ModelStep", "Step", "StepHost", "render_messages"]
-
-
-# A step of the wizard, and what it may ask of the wizard around it.
-
-
-# A mapping, of which every control makes a layout of its own: one that is shared would be hidden by all.
-WIDE = {"width": "100%", "max_width": "46rem"}
-SHORT = {"width": "22rem"}
-
-
-class StepHost(Protocol):
-    """What a step needs of the wizard around it."""
-
-    session: WizardState
-    showing: bool
-
-    def guard(self, callback: Callable[..., Any]) -> Callable[..., None]:
-        """A callback that shows what it raises."""
-
-    def update(self, change: Callable[[WizardState], WizardState]) -> None:
-        """Replace the state and show the new one."""
-
-    def begin(self, view: JobView, call: Callable[..., Any], /, *arguments: Any, **settings: Any) -> None:
-        """Start a job, unless another one runs."""
-
-    def finish(self, job: Job[Any], change: Callable[[WizardState, Any], WizardState]) -> None:
-        """Take in what a job ended with."""
-
-    @property
-    def busy(self) -> str:
-        """Why no job can be started now; "" where one can."""
-
-
-class Step(ipywidgets.VBox):
-    """One step: its heading, its controls, and `show`, which makes them say what the state says.
-
-    Args:
-        desk: The wizard.
-        name: Its key in `session.STEPS`.
-        title: What is to be done.
-        told: Why, in a sentence or two.
-    """
-
-    act: ipywidgets.Button | None = None
-    """The button that does the step's work, in a step that has any."""
-
-    def __init__(self, desk: StepHost, name: str, title: str, told: str) -> None:
-        super().__init__()
-        self.desk = desk
-        self.add_class(f"trtkit-page-{name}")
-        words = f"<h3>{html.escape(title)}</h3><p class='trtkit-soft'>{html.escape(told)}</p>"
-        self.heading = ipywidgets.HTML(words)
-
-    def show(self, session: WizardState) -> None:
-        """Show a state."""
-        raise NotImplementedError
-
-    def fills(
-        self, control: ipywidgets.ValueWidget, field: str, read: Callable[[Any], Any] = lambda value: value
-    ) -> None:
-        """Let a control fill in a field of the form.
-
-        Args:
-            control: Anything with a `value`.
-            field: Of `Plan`.
-            read: From the control's value to the field's.
-        """
-
-        def changed(change: dict[str, Any]) -> None:
-            if not self.desk.showing:
-                self.desk.update(lambda session: session.fill(**{field: read(change["new"])}))
-
-        control.observe(changed, "value")
-
-
-def render_messages(*said: Any) -> str:
-    """Sentences of `account` as boxes."""
-    return "".join(render_note(one.text, kind=one.kind, detail=one.detail) for one in said)
+__all__ = ["ImagesStep", "ModelStep", "SettingsStep"]
 
 
 class ModelStep(Step):
-    """Which model."""
+    """Name and read the model."""
 
-    def __init__(self, desk: StepHost) -> None:
+    def __init__(self, host: StepHost) -> None:
         super().__init__(
-            desk,
+            host,
             "model",
-            "Which model?",
-            "A YOLO11 or YOLOv8 checkpoint (.pt), or an .onnx file. A checkpoint is read without running its pickle.",
+            "Model",
+            "A YOLO checkpoint (.pt) or an ONNX file. A checkpoint is read without executing its pickle.",
         )
         self.path = make_control(
             ipywidgets.Text,
             "Model file",
-            "Path of a .pt or .onnx file on the machine of this kernel",
+            "Path of a .pt or .onnx file on the kernel's machine",
             name="model-path",
             layout=WIDE,
             placeholder="yolo11n.pt",
         )
-        self.act = self.read = make_button(
+        self.main_button = self.read = make_button(
             "Read model",
-            "Read the file and show what is in it",
-            desk.guard(self.start),
+            "Read the file and show its contents",
+            host.guard(self.start),
             name="read-model",
         )
         self.embedded = make_button(
             "Use the embedded model",
-            "A small detector that comes with trtkit, with images",
-            desk.guard(self._embedded),
+            "A small detector with images that comes with trtkit",
+            host.guard(self._use_embedded),
             name="embedded-model",
             layout=ipywidgets.Layout(width="13rem"),
         )
-        self.view = JobView("reading the model", self._ended)
+        self.view = JobView("reading the model", self._on_end)
         self.facts = ipywidgets.HTML()
         self.facts.add_class("trtkit-model-facts")
         self.machine = ipywidgets.HTML()
         self.machine.add_class("trtkit-machine")
-        self._asked = ""
-        self.fills(self.path, "model")
+        self._path_read = ""
+        self.bind(self.path, "model")
         row = ipywidgets.HBox([self.read, self.embedded])
         self.children = (self.heading, self.path, row, self.view, self.facts, self.machine)
 
-    def show(self, session: WizardState) -> None:
-        """Show a state."""
-        self.path.value = session.plan.model
-        self.read.disabled = bool(self.desk.busy) or not session.plan.model.strip()
-        known = session.model is not None and not session.unread
-        self.facts.value = (
-            render_facts(model_facts(session.model), caption="What was read") if known and session.model else ""
+    def show(self, state: WizardState) -> None:
+        """Set the controls from a state."""
+        self.path.value = state.form.model
+        self.read.disabled = bool(self.host.busy) or not state.form.model.strip()
+        is_read = state.model is not None and not state.model_problem
+        self.facts.value = facts_html(model_facts(state.model), caption="Model") if is_read and state.model else ""
+        self.machine.value = render_note(
+            "Inspecting this machine …" if state.machine is None else state.machine.summary
         )
-        told = "Looking at this machine …" if session.machine is None else session.machine.told
-        self.machine.value = render_note(told)
 
-    def _embedded(self) -> None:
-        path, data = str(demo.model_path()), str(demo.data_path())
-        self.desk.update(lambda session: session.fill(model=path, data=session.plan.data or data))
+    def _use_embedded(self) -> None:
+        model, data = str(demo.model_path()), str(demo.data_path())
+        self.host.update(lambda state: state.fill(model=model, data=state.form.data or data))
         self.start()
 
     def start(self) -> None:
         """Read the model."""
-        self._asked = self.desk.session.plan.model
-        self.desk.begin(self.view, read_model, self._asked)
+        self._path_read = self.host.state.form.model
+        self.host.start_job(self.view, read_model, self._path_read)
 
-    def _ended(self, job: Job[Any]) -> None:
-        self.desk.finish(job, lambda session, model: session.has_read(model, self._asked))
+    def _on_end(self, job: Job[Any]) -> None:
+        self.host.finish_job(job, lambda state, model: state.with_model(model, self._path_read))
+
+
+# Fields whose control has the name of the field and needs no conversion but that of NONE.
+FIELDS = ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "opt_level", "isolate", "output")
+
+# Stands for None in a drop-down, where the value None means that nothing is selected.
+NONE = "none"
+
+
+class SettingsStep(Step):
+    """Select precision, target and build settings."""
+
+    def __init__(self, host: StepHost) -> None:
+        super().__init__(
+            host,
+            "settings",
+            "Precision and target",
+            "Options that are not available on this machine are disabled and state the reason.",
+        )
+        self.precision = OptionGroup("precision", lambda value: host.update(lambda state: state.fill(precision=value)))
+        self.target = OptionGroup("target", lambda value: host.update(lambda state: state.select_target(value)))
+        self.device = make_control(
+            ipywidgets.Dropdown, "Device", "The GPU that the engine runs on", name="device", layout=WIDE
+        )
+        self.device.observe(self._on_device, "value")
+        self.imgsz = make_control(
+            ipywidgets.Text,
+            "Image size",
+            "One side or height,width in pixels; empty for the model's own",
+            name="imgsz",
+            placeholder="the model's own",
+            layout=SHORT,
+        )
+        self.batch = make_control(
+            ipywidgets.IntText, "Largest batch", "Maximum number of images per run", name="batch", layout=SHORT
+        )
+        self.dynamic = make_control(
+            ipywidgets.Dropdown,
+            "Dynamic shapes",
+            "Whether batch, height and width may change at run time; by default they may in an INT8 engine",
+            name="dynamic",
+            options=[("default", NONE), ("yes", True), ("no", False)],
+            layout=SHORT,
+        )
+        self.nms = make_control(
+            ipywidgets.Checkbox, "NMS in the graph", "The engine returns final boxes (nms=True)", name="nms"
+        )
+        self.nms_reason = ipywidgets.HTML()
+        self.simplify = make_control(
+            ipywidgets.Checkbox, "Simplify the graph", "Simplify the ONNX graph with onnxslim", name="simplify"
+        )
+        self.keep = make_control(
+            ipywidgets.Textarea,
+            "Keep",
+            "Nodes excluded from INT8 (kept in FP16), or from FP16 (kept in FP32): patterns of ONNX node names, "
+            "one a line, such as /model.23/*",
+            name="keep",
+            placeholder="/model.23/*",
+            rows=2,
+            layout=WIDE,
+        )
+        self.workspace = make_control(
+            ipywidgets.Text,
+            "Workspace (GiB)",
+            "Memory the builder may use; empty for TensorRT's default",
+            name="workspace",
+            placeholder="TensorRT's default",
+            layout=SHORT,
+        )
+        self.opt_level = make_control(
+            ipywidgets.Dropdown,
+            "Optimization level",
+            "Builder optimization level: 0 builds fastest, 5 searches most tactics",
+            name="level",
+            layout=SHORT,
+            options=[("TensorRT's default", NONE), *((str(number), number) for number in range(6))],
+        )
+        self.isolate = make_control(
+            ipywidgets.Checkbox, "Build in a child process", "A crash inside TensorRT becomes an error", name="isolate"
+        )
+        self.output = make_control(
+            ipywidgets.Text,
+            "Output file",
+            "Path of the output; empty names it after the model",
+            name="output",
+            layout=WIDE,
+        )
+        for name in FIELDS:
+            self.bind(getattr(self, name), name, lambda value: None if value == NONE else value)
+        self.bind(self.keep, "keep", _split_lines)
+        more = [
+            self.imgsz,
+            self.batch,
+            self.dynamic,
+            self.keep,
+            self.nms,
+            self.nms_reason,
+            self.simplify,
+            self.workspace,
+            self.opt_level,
+            self.isolate,
+            self.output,
+        ]
+        self.more = Collapsible("More settings", more, name="more")
+        self.problem = ipywidgets.HTML()
+        self.problem.add_class("trtkit-problem")
+        titles = [ipywidgets.HTML(Markup("<h4>{}</h4>").format(title)) for title in ("Precision", "Target")]
+        self.children = (
+            self.heading,
+            titles[0],
+            self.precision,
+            titles[1],
+            self.target,
+            self.device,
+            self.more,
+            self.problem,
+        )
+
+    def _on_device(self, change: dict[str, Any]) -> None:
+        if not self.host.rendering:
+            device = None if change["new"] == NONE else change["new"]
+            self.host.update(lambda state: state.fill(devices=state.form.with_device(device).devices))
+
+    def show(self, state: WizardState) -> None:
+        """Set the controls from a state."""
+        form, machine = state.form, state.machine
+        if machine is None:
+            self.problem.value = render_note("Inspecting this machine …")
+            return
+        self.precision.show(precision_options(form.target, machine), form.precision)
+        self.target.show(target_options(machine), form.target)
+        devices = device_options(form.target, machine, form.device)
+        options = tuple((label, NONE if device is None else device) for label, device in devices)
+        if self.device.options != options:
+            self.device.options = options
+        self.device.value = form.device if form.builds_engine and form.device is not None else NONE
+        self.device.disabled = not form.builds_engine
+        for name in FIELDS:
+            value = getattr(form, name)
+            getattr(self, name).value = NONE if value is None else value
+        # Text that gives the same patterns stays as it was typed.
+        if _split_lines(self.keep.value) != form.keep:
+            self.keep.value = "\n".join(form.keep)
+        self.keep.disabled = form.precision not in ("fp16", "int8")
+        self.nms.disabled = not state.nms_option.available
+        self.nms_reason.value = render_reason(
+            f"Not available: {state.nms_option.reason}." if state.nms_option.reason else ""
+        )
+        for control in (self.workspace, self.opt_level, self.isolate):
+            control.disabled = not form.builds_engine
+        self.output.placeholder = form.default_output or "beside the model, named by model and precision"
+        self.problem.value = render_note(state.problem, kind="problem") if state.problem else ""
+
+
+def _split_lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 class ImagesStep(Step):
-    """Which images calibrate and judge, and what the doctor says of them."""
+    """Name the images for calibration and evaluation, and examine those for calibration."""
 
-    def __init__(self, desk: StepHost) -> None:
+    def __init__(self, host: StepHost) -> None:
         super().__init__(
-            desk,
+            host,
             "images",
-            "Which images?",
-            "INT8 takes the range of every tensor from the images of train; those of val judge the result. Ranges "
-            "are only as good as the images are like the ones the model will meet.",
+            "Images",
+            "INT8 is calibrated on images of train, and the result is evaluated on val. Calibration images should be "
+            "like those of the application.",
         )
         self.data = make_control(
             ipywidgets.Text,
@@ -185,11 +264,13 @@ class ImagesStep(Step):
             layout=WIDE,
             placeholder="data.yaml",
         )
-        self.source = OptionGroup("ranges", lambda value: desk.update(lambda s: s.fill(measured=value == "saved")))
+        self.source = OptionGroup(
+            "ranges", lambda value: host.update(lambda state: state.fill(use_saved_calibration=value == "saved"))
+        )
         self.fraction = make_control(
             ipywidgets.FloatText,
-            "Share of train",
-            "Share of the images to draw from, above 0 and at most 1",
+            "Fraction of train",
+            "Share of the split to draw calibration images from, above 0 and at most 1",
             name="fraction",
             step=0.05,
             layout=SHORT,
@@ -197,90 +278,85 @@ class ImagesStep(Step):
         self.calibration = make_control(
             ipywidgets.Text,
             "Calibration folder",
-            "A folder that trtkit.calibrate(...).save() wrote",
+            "A folder written by trtkit.calibrate(...).save()",
             name="calibration",
             layout=WIDE,
             placeholder="runs/calibrate",
         )
-        self.check = make_control(
+        self.check_overflow = make_control(
             ipywidgets.Checkbox,
-            "Look for overflow on 32 of these images",
-            "Layers that leave FP16's range stay in FP32",
+            "Check for FP16 overflow on 32 of these images",
+            "Layers that exceed FP16's range stay in FP32",
             name="check",
             layout=WIDE,
         )
-        self.act = self.examine = make_button(
+        self.main_button = self.examine = make_button(
             "Examine images",
-            "Ask the doctor what is wrong with the calibration images",
-            desk.guard(self.start),
+            "Check the calibration images for problems",
+            host.guard(self.start),
             name="examine",
             layout=ipywidgets.Layout(width="11rem"),
         )
-        self.why = ipywidgets.HTML()
-        self.view = JobView("the examination", lambda job: desk.finish(job, WizardState.has_examined))
+        self.reason = ipywidgets.HTML()
+        self.view = JobView("the image checks", lambda job: host.finish_job(job, WizardState.with_examination))
         self.findings = ipywidgets.HTML()
         self.findings.add_class("trtkit-findings")
-        self.image = FigureOutput()
+        self.figure = FigureOutput()
         self._drawn: Examination | None = None
-        for control, field in ((self.data, "data"), (self.fraction, "fraction"), (self.check, "check")):
-            self.fills(control, field)
-        self.fills(self.calibration, "calibration")
+        for name in ("data", "fraction", "check_overflow", "calibration"):
+            self.bind(getattr(self, name), name)
         self.children = (
             self.heading,
             self.data,
             self.source,
             self.fraction,
             self.calibration,
-            self.check,
-            ipywidgets.HBox([self.examine, self.why], layout=ipywidgets.Layout(align_items="center")),
+            self.check_overflow,
+            ipywidgets.HBox([self.examine, self.reason], layout=ipywidgets.Layout(align_items="center")),
             self.view,
             self.findings,
-            self.image,
+            self.figure,
         )
 
-    def show(self, session: WizardState) -> None:
-        """Show a state."""
-        plan = session.plan
-        self.data.value, self.fraction.value = plan.data, plan.fraction
-        self.calibration.value, self.check.value = plan.calibration, plan.check
+    def show(self, state: WizardState) -> None:
+        """Set the controls from a state."""
+        form = state.form
+        self.data.value, self.fraction.value = form.data, form.fraction
+        self.calibration.value, self.check_overflow.value = form.calibration, form.check_overflow
         self.source.show(
             (
-                Option(value="images", label="Measure on images", told="A pass over the images while it builds."),
-                Option(
-                    value="saved", label="Saved calibration", told="Ranges measured before, with the tuner perhaps."
-                ),
+                Option(value="images", label="Calibrate on images", description="During the build."),
+                Option(value="saved", label="Saved calibration", description="From tk.calibrate or the tuner."),
             ),
-            "saved" if plan.measured else "images",
+            "saved" if form.use_saved_calibration else "images",
         )
-        self.source.layout.display = "" if plan.precision == "int8" else "none"
-        self.calibration.layout.display = "" if plan.precision == "int8" and plan.measured else "none"
-        self.fraction.layout.display = "" if plan.calibrates or plan.precision == "fp16" else "none"
-        self.check.layout.display = "" if plan.precision == "fp16" else "none"
-        self.check.disabled = not plan.data
-        why = session.unexaminable
-        self.examine.disabled = bool(self.desk.busy or why)
-        self.why.value = f"<span class='trtkit-reason'>{html.escape(why)}</span>" if why else ""
-        found = session.examined if not why else None
-        if found is None:
-            self.findings.value = ""
-            self._draw(None)
-            return
-        old = ""
-        if session.out_of_date:
-            old = render_note("This is about other images than are chosen now.", kind="warning")
-        classes = render_table(found.diagnosis.classes, caption="Objects of each class", headings={"class": "Class"})
-        self.findings.value = (
-            (old if session.out_of_date else "") + render_messages(*diagnosis_messages(found.diagnosis)) + classes
-        )
-        self._draw(found)
+        self.source.layout.display = "" if form.precision == "int8" else "none"
+        uses_folder = form.precision == "int8" and form.use_saved_calibration
+        self.calibration.layout.display = "" if uses_folder else "none"
+        self.fraction.layout.display = "" if form.calibrates or form.precision == "fp16" else "none"
+        self.check_overflow.layout.display = "" if form.precision == "fp16" else "none"
+        self.check_overflow.disabled = not form.data
+        problem = state.examine_problem
+        self.examine.disabled = bool(self.host.busy or problem)
+        self.reason.value = render_reason(problem)
+        examination = None if problem else state.examination
+        self.findings.value = "" if examination is None else self._render_findings(state, examination)
+        if examination is not self._drawn:
+            self._drawn = examination
+            self.figure.draw(None if examination is None else examination.figure)
 
-    def _draw(self, found: Examination | None) -> None:
-        if found is not self._drawn:
-            self._drawn = found
-            self.image.draw(None if found is None else found.figure)
+    def _render_findings(self, state: WizardState, examination: Examination) -> str:
+        parts = []
+        if state.examination_outdated:
+            parts.append(render_note("These findings are about other images than the form names.", kind="warning"))
+        parts.append(render_messages(*diagnosis_messages(examination.diagnosis)))
+        parts.append(
+            table_html(examination.diagnosis.classes, caption="Objects of each class", headings={"class": "Class"})
+        )
+        return render("widgets/wizard/templates/parts.html.j2", parts=parts)
 
     def start(self) -> None:
-        """Examine the images."""
-        session = self.desk.session
-        assert session.model is not None
-        self.desk.begin(self.view, examine_images, session.plan.data, session.model.task, session.plan.fraction)
+        """Examine the calibration images."""
+        state = self.host.state
+        assert state.model is not None
+        self.host.start_job(self.view, examine_images, state.form.data, state.model.task, state.form.fraction)

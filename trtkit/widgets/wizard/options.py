@@ -1,4 +1,4 @@
-"""What can be chosen on this machine, and why the rest can't: asked of the backends, never guessed."""
+"""The options this machine offers: targets, devices and precisions, with the reason where one is unavailable."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from trtkit.errors import CapabilityError, RecipeError, TrtkitError
 from trtkit.widgets.ui.controls import Option
 
 __all__ = [
+    "GPU_NAMES",
     "Device",
     "Machine",
     "device_label",
@@ -19,7 +20,7 @@ __all__ = [
     "target_options",
 ]
 
-# What people call the compute capabilities that TensorRT-RTX builds for; https://developer.nvidia.com/cuda-gpus.
+# Product names of the compute capabilities that TensorRT-RTX builds for; https://developer.nvidia.com/cuda-gpus.
 GPU_NAMES = {
     "sm75": "GeForce RTX 20 series, T4",
     "sm80": "A100, A30",
@@ -36,94 +37,94 @@ Device = int | str | None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What this machine builds and runs; one look, so that a widget asks once.
+    """What this machine builds and runs, as the backends report it.
 
     Attributes:
         titles: Name and version of each backend that is present, such as "TensorRT-RTX 1.7.1.116".
-        missing: Why a backend is absent, and what brings it, by backend.
+        missing: Why a backend is absent and how to install it, by backend.
         gpus: Name and compute capability of each GPU.
-        best: What an engine is built by where nothing is asked for, "onnxruntime" where nothing builds.
-        builds: Why a backend builds no engine for the GPU that is here, and what to do; "" where it does.
-        runs: Why its engines don't run here; "" where they do.
-        cross: Compute capabilities that a backend builds for with no such GPU.
-        calibrates: Backends with an INT8 calibrator of their own.
-        refuses: Why a backend, None for the best, builds nothing for a device; "" where it does.
+        best: The best engine builder present; "onnxruntime" where none is.
+        build_problems: Why a backend builds no engine for this machine's GPU, and what to do; "" where it does.
+        run_problems: Why its engines do not run here; "" where they do.
+        cross_targets: Compute capabilities a backend builds for without such a GPU.
+        calibrators: Backends with an INT8 calibrator of their own.
+        find_build_problem: Why a backend (None: the best) builds nothing for a device; "" where it does.
     """
 
     titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gpus: tuple[tuple[str, str], ...] = ()
     best: str = "onnxruntime"
-    builds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    runs: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    cross: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    calibrates: tuple[str, ...] = ()
-    refuses: Callable[[str | None, Device], str] = dataclasses.field(
+    build_problems: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    run_problems: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cross_targets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    calibrators: tuple[str, ...] = ()
+    find_build_problem: Callable[[str | None, Device], str] = dataclasses.field(
         default=lambda backend, device: "", repr=False, compare=False
     )
 
     @property
-    def told(self) -> str:
-        """What this machine can do, in a sentence or two."""
-        here = ", ".join(f"{name} ({sm})" for name, sm in self.gpus) or "no NVIDIA GPU"
-        said = f"This machine has {here}."
-        engines = [self.titles[name] for name, reason in self.builds.items() if not reason]
-        if engines and self.gpus:
-            said += f" {' and '.join(engines)} build engines for it."
-        for name, sms in self.cross.items():
-            said += f" {self.titles[name]} builds engines here for {', '.join(sms)}, with no such GPU."
-        if not engines and not self.cross:
-            said += " It builds no engines: it lacks TensorRT and TensorRT-RTX."
-        if any(not reason for reason in self.runs.values()):
-            return said
+    def summary(self) -> str:
+        """GPUs, builders and runners of this machine, in a few sentences."""
+        gpus = ", ".join(f"{name} ({sm})" for name, sm in self.gpus) or "no NVIDIA GPU"
+        summary = f"This machine has {gpus}."
+        builders = [self.titles[name] for name, problem in self.build_problems.items() if not problem]
+        if builders and self.gpus:
+            verb = "builds" if len(builders) == 1 else "build"
+            summary += f" {' and '.join(builders)} {verb} engines for it."
+        for name, targets in self.cross_targets.items():
+            summary += f" {self.titles[name]} builds engines for {', '.join(targets)} without such a GPU."
+        if not builders and not self.cross_targets:
+            summary += " No engines can be built: TensorRT and TensorRT-RTX are missing."
+        if any(not problem for problem in self.run_problems.values()):
+            return summary
         runner = self.titles.get("onnxruntime", "ONNX Runtime")
-        return f"{said} Engines don't run here; {runner} runs the same graphs, so accuracy can be judged."
+        return f"{summary} Engines do not run here; {runner} evaluates the same graphs."
 
 
 def inspect_machine() -> Machine:
-    """Look at this machine; on one with a GPU this imports torch and takes seconds.
-
-    Returns:
-        What was found. Nothing here compares versions: every answer is the backends' own.
-    """
+    """Ask every backend what it can do here; with a GPU this imports torch and takes seconds."""
     from trtkit.backends.base import get_backend, list_backends
     from trtkit.backends.capabilities import best, probe, require_build, require_run
 
-    found = {name: probe(name) for name in list_backends()}
-    engines = [name for name in found if get_backend(name).needs_gpu]
-    builds, runs = {}, {}
-    for name in engines:
-        builds[name], runs[name] = "", ""
+    capabilities = {name: probe(name) for name in list_backends()}
+    builders = [name for name in capabilities if get_backend(name).needs_gpu]
+    build_problems, run_problems = {}, {}
+    for name in builders:
+        build_problems[name], run_problems[name] = "", ""
         try:
             require_build(name)
-            if not found[name].gpus:
-                builds[name] = "no NVIDIA driver with a GPU was found; build for another GPU instead"
+            if not capabilities[name].gpus:
+                build_problems[name] = "no NVIDIA driver with a GPU was found; build for another GPU instead"
         except CapabilityError as error:
-            builds[name] = f"{error.found}; {error.do}"
+            build_problems[name] = f"{error.found}; {error.do}"
         try:
             require_run(name)
         except CapabilityError as error:
-            runs[name] = error.found
+            run_problems[name] = error.found
+    present = {name: one for name, one in capabilities.items() if one.present}
     return Machine(
-        titles={name: one.title for name, one in found.items() if one.present},
+        titles={name: one.title for name, one in present.items()},
         missing={
-            name: f"{one.missing}; {get_backend(name).install_hint}" for name, one in found.items() if not one.present
+            name: f"{one.missing}; {get_backend(name).install_hint}"
+            for name, one in capabilities.items()
+            if not one.present
         },
-        gpus=tuple((gpu.name, gpu.sm) for gpu in found["tensorrt"].gpus),
+        gpus=tuple((gpu.name, gpu.sm) for gpu in capabilities["tensorrt"].gpus),
         best=best("build"),
-        builds=builds,
-        runs=runs,
-        cross={
-            name: found[name].cross_build_targets
-            for name in engines
-            if found[name].present and found[name].cross_build_targets
+        build_problems=build_problems,
+        run_problems=run_problems,
+        cross_targets={
+            name: present[name].cross_build_targets
+            for name in builders
+            if name in present and present[name].cross_build_targets
         },
-        calibrates=tuple(name for name in engines if found[name].present and found[name].has_int8_calibrator),
-        refuses=_build_problem,
+        calibrators=tuple(name for name in builders if name in present and present[name].has_int8_calibrator),
+        find_build_problem=_find_build_problem,
     )
 
 
-def _build_problem(backend: str | None, device: Device) -> str:
+def _find_build_problem(backend: str | None, device: Device) -> str:
     from trtkit.backends.capabilities import require_build
 
     try:
@@ -134,121 +135,145 @@ def _build_problem(backend: str | None, device: Device) -> str:
 
 
 def target_options(machine: Machine) -> tuple[Option, ...]:
-    """What to make: an engine by each builder, or an ONNX file."""
-    best = machine.best
-    if best == "onnxruntime":
-        auto = Option(
+    """What to export: an engine by each builder, or an ONNX file.
+
+    Args:
+        machine: From `inspect_machine`.
+    """
+    if machine.best == "onnxruntime":
+        best = Option(
             value="best",
             label="Best engine here",
-            told="An engine by the best builder of this machine.",
+            description="An engine by the best builder of this machine.",
             reason=machine.missing.get("tensorrt_rtx") or "neither TensorRT nor TensorRT-RTX works here",
         )
     else:
-        aim = machine.gpus[0][0] if machine.gpus else f"{device_label(None, 'best', machine)}"
-        auto = Option(value="best", label="Best engine here", told=f"{machine.titles[best]}, for {aim}.")
+        device = machine.gpus[0][0] if machine.gpus else device_label(None, "best", machine)
+        best = Option(
+            value="best", label="Best engine here", description=f"{machine.titles[machine.best]}, for {device}."
+        )
     return (
-        auto,
-        _engine("tensorrt", "TensorRT engine", "For the GPU of this machine, and only for it.", machine),
-        _engine(
+        best,
+        _engine_option("tensorrt", "TensorRT engine", "For this machine's GPU only.", machine),
+        _engine_option(
             "tensorrt_rtx",
             "TensorRT-RTX engine",
-            "For GeForce and RTX cards; builds without one, and the user's machine finishes the work when it loads it.",
+            "For GeForce and RTX GPUs; builds without a GPU and is compiled on the user's machine when it is loaded.",
             machine,
         ),
         Option(
             value="onnx",
             label="ONNX file",
-            told="The same graph, its precision included, for any runtime; needs no GPU.",
+            description="The same graph with its precision, for any runtime; needs no GPU.",
         ),
     )
 
 
-def _engine(backend: str, label: str, told: str, machine: Machine) -> Option:
+def _engine_option(backend: str, label: str, description: str, machine: Machine) -> Option:
     reason = machine.missing.get(backend, "")
-    if not reason and not machine.cross.get(backend):
-        reason = machine.builds.get(backend, "")
+    if not reason and not machine.cross_targets.get(backend):
+        reason = machine.build_problems.get(backend, "")
     title = machine.titles.get(backend)
-    return Option(value=backend, label=label, told=f"{title}. {told}" if title else told, reason=reason)
+    description = f"{title}. {description}" if title else description
+    return Option(value=backend, label=label, description=description, reason=reason)
 
 
-def device_options(target: str, machine: Machine, asked: Device = None) -> tuple[tuple[str, Device], ...]:
-    """Labels and values of what an engine can be built for.
+def device_options(target: str, machine: Machine, selected: Device = None) -> tuple[tuple[str, Device], ...]:
+    """Labels and values of the devices an engine can be built for.
 
     Args:
-        target: One of `target_options`' values.
-        machine: This one.
-        asked: What a recipe asks for; it is among them even where this machine does not offer it.
+        target: A value of `target_options`.
+        machine: From `inspect_machine`.
+        selected: The selected device; it is listed even where this machine does not offer it.
     """
     if target == "onnx":
-        return (("none: the file fits any", None),)
+        return (("none: the file runs on any", None),)
     builder = machine.best if target == "best" else target
-    found: list[Device] = [None] if machine.gpus or target == "best" else []
-    found += list(range(1, len(machine.gpus)))
-    found += list(machine.cross.get(builder, ()))
-    if asked not in found:
-        found.append(asked)
-    return tuple((device_label(device, target, machine), device) for device in found)
+    devices: list[Device] = [None] if machine.gpus or target == "best" else []
+    devices += list(range(1, len(machine.gpus)))
+    devices += list(machine.cross_targets.get(builder, ()))
+    if selected not in devices:
+        devices.append(selected)
+    return tuple((device_label(device, target, machine), device) for device in devices)
 
 
 def device_label(device: Device, target: str, machine: Machine) -> str:
-    """A device as people know it."""
+    """Readable name of a device.
+
+    Args:
+        device: The device.
+        target: A value of `target_options`.
+        machine: From `inspect_machine`.
+    """
     from trtkit.backends.capabilities import DEFAULT_TARGET
     from trtkit.backends.devices import parse_device
 
     if device is None and machine.gpus:
         return f"this machine's {machine.gpus[0][0]}"
     try:
-        wanted = parse_device(device)
+        parsed = parse_device(device)
     except RecipeError:
         return str(device)
-    sm = DEFAULT_TARGET if wanted.kind == "any" else wanted.sm
+    sm = DEFAULT_TARGET if parsed.kind == "any" else parsed.sm
     if sm:
         return f"{sm}: {GPU_NAMES[sm]}" if sm in GPU_NAMES else sm
-    if wanted.kind == "cuda" and wanted.index < len(machine.gpus):
-        return f"GPU {wanted.index}: {machine.gpus[wanted.index][0]}"
+    if parsed.kind == "cuda" and parsed.index < len(machine.gpus):
+        return f"GPU {parsed.index}: {machine.gpus[parsed.index][0]}"
     return str(device)
 
 
 def precision_options(target: str, machine: Machine) -> tuple[Option, ...]:
-    """FP32, FP16, INT8, and INT8 by TensorRT's own calibrator, for a target."""
+    """FP32, FP16, INT8, and INT8 by TensorRT's own calibrator.
+
+    Args:
+        target: A value of `target_options`.
+        machine: From `inspect_machine`.
+    """
     builder = {"best": machine.best, "onnx": ""}.get(target, target)
     title = machine.titles.get(builder, "it")
-    implicit = ""
+    reason = ""
     if target == "onnx":
-        implicit = "an ONNX file has no builder that could calibrate"
-    elif builder not in machine.calibrates:
-        implicit = (
-            f"{title} has no calibrator of its own (TensorRT up to 10 has)"
+        reason = "an ONNX file is not built, so that no builder calibrates it"
+    elif builder not in machine.calibrators:
+        reason = (
+            f"{title} has no calibrator of its own (TensorRT 10 and older have one)"
             if builder in machine.titles
-            else "TensorRT up to 10 has it, and there is none here"
+            else "it needs TensorRT 10 or older, which is not installed"
         )
     return (
-        Option(value="fp32", label="FP32", told="The model as it was trained: the yardstick for the others."),
-        Option(value="fp16", label="FP16", told="Half the size; nearly always as accurate. Needs no images."),
+        Option(value="fp32", label="FP32", description="The model as trained; the reference for the others."),
+        Option(
+            value="fp16",
+            label="FP16",
+            description="Half the size, practically no accuracy loss, no calibration data.",
+        ),
         Option(
             value="int8",
             label="INT8",
-            told="The fastest where it pays, at some accuracy. Ranges come from your images and go into the graph.",
+            description="Lowest latency where layers support it, at some accuracy loss; calibrated on your images, "
+            "with the scales stored in the graph (Q/DQ).",
         ),
         Option(
             value="implicit",
             label="INT8, TensorRT's calibrator",
-            told="TensorRT measures the ranges while it builds and chooses the layers itself.",
-            reason=implicit,
+            description="TensorRT calibrates during the build and selects the INT8 layers itself.",
+            reason=reason,
         ),
     )
 
 
-def nms_option(task: str | None, already: bool) -> Option:
-    """Whether suppression can be put into the graph.
+def nms_option(task: str | None, in_graph: bool) -> Option:
+    """NMS in the graph.
 
     Args:
-        task: The model's, None where no model was read yet.
-        already: Whether the model's graph has it.
+        task: The model's task; None before a model was read.
+        in_graph: Whether the model's graph contains NMS already.
     """
     reason = ""
-    if already:
-        reason = "it is in the model's graph already"
+    if in_graph:
+        reason = "the model's graph contains NMS already"
     elif task == "classify":
-        reason = "a classifier finds no boxes, so there are none to suppress"
-    return Option(value="nms", label="Suppression in the graph", told="Boxes come out final.", reason=reason)
+        reason = "a classifier has no boxes"
+    return Option(
+        value="nms", label="NMS in the graph (nms=True)", description="The engine returns final boxes.", reason=reason
+    )

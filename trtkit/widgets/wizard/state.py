@@ -1,4 +1,4 @@
-"""Where the wizard is, what it has found, and where it may go; each move gives a new state and loses nothing."""
+"""The wizard's state: form, results so far, and which steps can be entered; each change gives a new state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trtkit.errors import RecipeError, TrtkitError
 from trtkit.recipe import Recipe
 from trtkit.widgets.ui.controls import Option
 from trtkit.widgets.wizard.form import WizardForm
-from trtkit.widgets.wizard.options import Machine, nms_option
+from trtkit.widgets.wizard.options import Machine, nms_option, precision_options
 
 if TYPE_CHECKING:
     from trtkit.models import Model
@@ -21,231 +21,242 @@ __all__ = ["STEPS", "TITLES", "WizardState"]
 
 TITLES = {
     "model": "Model",
-    "choices": "Precision and target",
+    "settings": "Precision and target",
     "images": "Images",
     "build": "Build",
     "result": "Accuracy and latency",
     "engine": "Engine and code",
 }
-"""Readable names of the steps, in order."""
+"""Titles of the steps, in order."""
 
 STEPS = tuple(TITLES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WizardState:
-    """Everything the wizard knows.
+    """Everything the wizard holds.
 
     Attributes:
-        plan: The form.
+        form: The form.
         step: One of `STEPS`.
-        machine: What can be done here; None until it was looked at.
-        model: The model that was read; None until then.
-        read: The path it was read from.
-        examined: What the doctor said of the calibration images; None until asked.
-        made: What was built; None until then.
-        measured: Its accuracy and latency; None until then.
-        written: What names each file that was built here; those may be replaced.
+        machine: What this machine builds and runs; None until it was inspected.
+        model: The model; None until it was read.
+        model_path: The path it was read from.
+        examination: Findings about the calibration images; None until they were examined.
+        built: The built file; None before the build.
+        measurement: Accuracy and latency of the built file; None before it was measured.
+        own_files: Identity of each file this wizard built, which it may replace.
     """
 
-    plan: WizardForm
+    form: WizardForm
     step: str = "model"
     machine: Machine | None = None
     model: Model | None = None
-    read: str = ""
-    examined: Examination | None = None
-    made: BuiltArtifact | None = None
-    measured: Measurement | None = None
-    written: frozenset[tuple[str, ...]] = frozenset()
+    model_path: str = ""
+    examination: Examination | None = None
+    built: BuiltArtifact | None = None
+    measurement: Measurement | None = None
+    own_files: frozenset[tuple[str, ...]] = frozenset()
 
     @classmethod
-    def of(cls, recipe: Recipe | None, data: str = "") -> WizardState:
-        """The state a wizard begins in.
+    def initial(cls, recipe: Recipe | None, data: str = "") -> WizardState:
+        """The state of a new wizard.
 
         Args:
-            recipe: What fills the form; None fills it with the embedded model and images.
-            data: Images to judge by, where the recipe names none.
+            recipe: Fills the form; None fills it with the embedded model and images.
+            data: The evaluation data, where the recipe names none.
         """
-        plan = WizardForm.start() if recipe is None else WizardForm.of(recipe)
-        return cls(plan=plan.changed(data=data) if data else plan)
+        form = WizardForm.default() if recipe is None else WizardForm.from_recipe(recipe)
+        return cls(form=form.replace(data=data) if data else form)
 
-    def fill(self, **fields: object) -> WizardState:
-        """Fill in some fields of the form."""
-        return self._with(plan=self.plan.changed(**fields))
-
-    def _with(self, **changes: object) -> WizardState:
+    def _replace(self, **changes: object) -> WizardState:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
-    def looked(self, machine: Machine) -> WizardState:
-        """The machine was looked at."""
-        return self._with(machine=machine)
+    # Changes
 
-    def target(self, target: str) -> WizardState:
-        """Choose a target; a precision that it can't have gives way to INT8 by the graph."""
+    def fill(self, **fields: object) -> WizardState:
+        """Fill in fields of the form."""
+        return self._replace(form=self.form.replace(**fields))
+
+    def select_target(self, target: str) -> WizardState:
+        """Select a target; a precision it does not offer becomes INT8 (Q/DQ)."""
         assert self.machine is not None
-        plan = self.plan.targeting(target, self.machine)
-        from trtkit.widgets.wizard.options import precision_options
+        form = self.form.with_target(target, self.machine)
+        available = {option.value for option in precision_options(target, self.machine) if option.available}
+        return self._replace(form=form if form.precision in available else form.replace(precision="int8"))
 
-        possible = {one.value for one in precision_options(target, self.machine) if one.possible}
-        return self._with(plan=plan if plan.precision in possible else plan.changed(precision="int8"))
+    def with_machine(self, machine: Machine) -> WizardState:
+        """Store what this machine builds and runs."""
+        return self._replace(machine=machine)
 
-    def has_read(self, model: Model, path: str) -> WizardState:
-        """A model was read: images of another task and suppression that it can't have are left behind."""
-        plan = self.plan.changed(model=path).fitting(model.task)
-        if not nms_option(model.task, model.nms).possible:
-            plan = plan.changed(nms=False)
-        return self._with(plan=plan, model=model, read=path)
+    def with_model(self, model: Model, path: str) -> WizardState:
+        """Store the model; images of another task and NMS that the model can't have are reset."""
+        form = self.form.replace(model=path).for_task(model.task)
+        if not nms_option(model.task, model.nms).available:
+            form = form.replace(nms=False)
+        return self._replace(form=form, model=model, model_path=path)
 
-    def has_examined(self, examined: Examination) -> WizardState:
-        """The doctor has answered."""
-        return self._with(examined=examined)
+    def with_examination(self, examination: Examination) -> WizardState:
+        """Store the findings about the calibration images."""
+        return self._replace(examination=examination)
 
-    def has_built(self, made: BuiltArtifact) -> WizardState:
-        """A file was made; making it again may replace it."""
-        written = self.written | {_name(made.artifact.recipe)}
-        return self._with(made=made, measured=None, written=written)
+    def with_built(self, built: BuiltArtifact) -> WizardState:
+        """Store the built file; building it again may replace it."""
+        own_files = self.own_files | {_file_identity(built.artifact.recipe)}
+        return self._replace(built=built, measurement=None, own_files=own_files)
 
-    def has_measured(self, measured: Measurement) -> WizardState:
-        """The file was measured."""
-        return self._with(measured=measured)
-
-    @property
-    def nms(self) -> Option:
-        """Whether suppression can be put into the graph."""
-        return nms_option(self.model.task if self.model else None, self.model.nms if self.model else False)
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether the file that the choices lead to was written by this wizard before.
-
-        Raises:
-            RecipeError: The form has no recipe yet.
-        """
-        return _name(self.plan.recipe()) in self.written
-
-    def recipe(self) -> Recipe:
-        """What the choices come to.
-
-        Raises:
-            RecipeError: A field can't be read, or a value is out of range.
-        """
-        recipe = self.plan.recipe()
-        return dataclasses.replace(recipe, overwrite=True) if self.rewrites else recipe
-
-    @property
-    def problem(self) -> str:
-        """Why the choices can't be built; "" where they can."""
-        return self.plan.problem(self.machine)
-
-    @property
-    def unread(self) -> str:
-        """Why nothing is known of the model; "" once it was read."""
-        if not self.plan.model.strip():
-            return "Name a model first."
-        if self.model is None:
-            return "Read the model first."
-        return "" if self.read == self.plan.model else "Read the model first: its path was changed."
-
-    @property
-    def stale(self) -> str:
-        """What a reader of the results must know when the choices were changed since; "" where they fit."""
-        if self.made is None:
-            return ""
-        try:
-            wanted = self.plan.recipe()
-        except TrtkitError:
-            wanted = None
-        # Whether a file may be replaced changes nothing in it.
-        old = dataclasses.replace(self.made.artifact.recipe, overwrite=False)
-        if wanted is not None and dataclasses.replace(wanted, overwrite=False) == old:
-            return ""
-        return "The choices were changed since: this is about the file that was built before. Build again to renew it."
-
-    @property
-    def unexaminable(self) -> str:
-        """Why the doctor has nothing to look at; "" where it has."""
-        if self.unread:
-            return self.unread
-        if not self.plan.int8:
-            return f"{self.plan.precision.upper()} is not calibrated: there are no calibration images to examine."
-        if not self.plan.calibrates:
-            return "The ranges come from a saved calibration: no images are measured."
-        return ""
-
-    @property
-    def out_of_date(self) -> bool:
-        """Whether the doctor spoke of other images than are chosen now."""
-        if self.examined is None:
-            return False
-        settings = self.examined.diagnosis.provenance.settings
-        data = self.plan.data or (demo.data_path(settings["task"]) if settings["task"] in demo.EMBEDDED_TASKS else "")
-        same = Path(settings["data"]).absolute() == Path(data).expanduser().absolute()
-        return not same or settings["fraction"] != self.plan.fraction
-
-    def blocked(self, step: str) -> str:
-        """Why a step can't be entered; "" where it can."""
-        if step == "model":
-            return ""
-        if self.unread:
-            return self.unread
-        if step == "choices":
-            return ""
-        if self.machine is None:
-            return "This machine is still being looked at."
-        if self.problem:
-            return self.problem
-        if step == "result" and self.made is None:
-            return "Build the file first."
-        return ""
+    def with_measurement(self, measurement: Measurement) -> WizardState:
+        """Store accuracy and latency."""
+        return self._replace(measurement=measurement)
 
     def go(self, step: str) -> WizardState:
         """Enter a step.
 
         Raises:
-            RecipeError: It is blocked.
+            RecipeError: The step can't be entered yet.
         """
         reason = self.blocked(step)
         if reason:
-            raise RecipeError(f"go to {TITLES[step]!r}", reason.rstrip("."), "then try again")
-        return self._with(step=step)
+            raise RecipeError(
+                f"go to {TITLES[step]!r}", reason.rstrip("."), "then try again", code="wizard-step-blocked", step=step
+            )
+        return self._replace(step=step)
+
+    # Recipe and code
+
+    def recipe(self) -> Recipe:
+        """The recipe of the form.
+
+        Raises:
+            RecipeError: A field can't be parsed, or a value is out of range.
+        """
+        recipe = self.form.recipe()
+        return dataclasses.replace(recipe, overwrite=True) if self.replaces_own_file else recipe
 
     @property
-    def following(self) -> str | None:
-        """The step after this one, None after the last."""
-        place = STEPS.index(self.step) + 1
-        return STEPS[place] if place < len(STEPS) else None
+    def replaces_own_file(self) -> bool:
+        """Whether the form's output was built by this wizard.
 
-    @property
-    def preceding(self) -> str | None:
-        """The step before this one, None before the first."""
-        place = STEPS.index(self.step) - 1
-        return STEPS[place] if place >= 0 else None
-
-    @property
-    def finished(self) -> frozenset[str]:
-        """Steps whose work is done and fits the choices."""
-        done = set()
-        if not self.unread:
-            done.add("model")
-            if self.machine is not None and not self.problem:
-                done.add("choices")
-        if self.examined is not None and not self.out_of_date:
-            done.add("images")
-        if self.made is not None and not self.stale:
-            done |= {"build", "engine"} | ({"result"} if self.measured is not None else set())
-        return frozenset(done)
+        Raises:
+            RecipeError: The form gives no recipe.
+        """
+        return _file_identity(self.form.recipe()) in self.own_files
 
     @property
     def code(self) -> tuple[str, str]:
         """Python and the command line that repeat the build.
 
         Raises:
-            RecipeError: The form has no recipe yet.
+            RecipeError: The form gives no recipe.
         """
         recipe = self.recipe()
         return f"{recipe.to_python()}artifact = tk.export(**recipe.to_dict())\n", recipe.to_command()
 
+    # What is possible, outdated and finished
 
-def _name(recipe: Recipe) -> tuple[str, ...]:
+    @property
+    def nms_option(self) -> Option:
+        """NMS in the graph, and whether the model can have it."""
+        return nms_option(self.model.task if self.model else None, self.model.nms if self.model else False)
+
+    @property
+    def problem(self) -> str:
+        """Why the form can't be built; "" where it can."""
+        return self.form.find_problem(self.machine)
+
+    @property
+    def model_problem(self) -> str:
+        """Why the model is unknown; "" once it was read."""
+        if not self.form.model.strip():
+            return "Name a model first."
+        if self.model is None:
+            return "Read the model first."
+        return "" if self.model_path == self.form.model else "Read the model first: its path was changed."
+
+    @property
+    def examine_problem(self) -> str:
+        """Why there are no calibration images to examine; "" where there are."""
+        if self.model_problem:
+            return self.model_problem
+        if not self.form.int8:
+            return f"{self.form.precision.upper()} needs no calibration images."
+        if not self.form.calibrates:
+            return "A saved calibration is used: no calibration images are needed."
+        return ""
+
+    @property
+    def examination_outdated(self) -> bool:
+        """Whether the findings are about other images than the form names."""
+        if self.examination is None:
+            return False
+        settings = self.examination.diagnosis.provenance.settings
+        task = settings["task"]
+        data = self.form.data or (demo.data_path(task) if task in demo.EMBEDDED_TASKS else "")
+        same_data = Path(settings["data"]).absolute() == Path(data).expanduser().absolute()
+        return not same_data or settings["fraction"] != self.form.fraction
+
+    @property
+    def outdated(self) -> str:
+        """A warning where the form was changed after the build; "" where the built file fits the form."""
+        if self.built is None:
+            return ""
+        try:
+            recipe = self.form.recipe()
+        except TrtkitError:
+            recipe = None
+        # `overwrite` does not change the file.
+        built = dataclasses.replace(self.built.artifact.recipe, overwrite=False)
+        if recipe is not None and dataclasses.replace(recipe, overwrite=False) == built:
+            return ""
+        return "The settings were changed after the build: this is the file of the earlier settings. Build again."
+
+    def blocked(self, step: str) -> str:
+        """Why a step can't be entered; "" where it can.
+
+        Args:
+            step: One of `STEPS`.
+        """
+        if step == "model":
+            return ""
+        if self.model_problem:
+            return self.model_problem
+        if step == "settings":
+            return ""
+        if self.machine is None:
+            return "This machine is still being inspected."
+        if self.problem:
+            return self.problem
+        if step == "result" and self.built is None:
+            return "Build the file first."
+        return ""
+
+    @property
+    def next_step(self) -> str | None:
+        """The step after this one; None after the last."""
+        index = STEPS.index(self.step) + 1
+        return STEPS[index] if index < len(STEPS) else None
+
+    @property
+    def previous_step(self) -> str | None:
+        """The step before this one; None before the first."""
+        index = STEPS.index(self.step) - 1
+        return STEPS[index] if index >= 0 else None
+
+    @property
+    def finished_steps(self) -> frozenset[str]:
+        """Steps that are done and fit the form."""
+        finished = set()
+        if not self.model_problem:
+            finished.add("model")
+            if self.machine is not None and not self.problem:
+                finished.add("settings")
+        if self.examination is not None and not self.examination_outdated:
+            finished.add("images")
+        if self.built is not None and not self.outdated:
+            finished |= {"build", "engine"} | ({"result"} if self.measurement is not None else set())
+        return frozenset(finished)
+
+
+def _file_identity(recipe: Recipe) -> tuple[str, ...]:
     """What an export names its file by."""
     return recipe.model, recipe.output or "", recipe.precision, recipe.format

@@ -1,46 +1,40 @@
-"""wizard(): from a model to an engine, the proof that it is good enough, and the code that does it again."""
+"""wizard(): from a model to an engine or ONNX file, its accuracy and latency, and the code that repeats it."""
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+from markupsafe import Markup
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.progress import CancelToken, Progress
 from trtkit.recipe import Recipe
 from trtkit.widgets.ui.controls import ErrorBox, catch_errors, make_button
-from trtkit.widgets.ui.html import Still, style_widget
 from trtkit.widgets.ui.jobs import Job, JobView
+from trtkit.widgets.ui.static_output import StaticOutput, style_widget
 from trtkit.widgets.wizard.actions import WizardResult
-from trtkit.widgets.wizard.input_steps import ImagesStep, ModelStep, Step, StepHost
+from trtkit.widgets.wizard.input_steps import ImagesStep, ModelStep, SettingsStep
 from trtkit.widgets.wizard.options import Machine, inspect_machine
-from trtkit.widgets.wizard.output_steps import (
-    BuildStep,
-    ChoicesStep,
-    CodePanel,
-    EngineStep,
-    ResultStep,
-    render_engine,
-    render_result,
-)
+from trtkit.widgets.wizard.output_steps import BuildStep, CodePanel, EngineStep, ResultStep
 from trtkit.widgets.wizard.state import TITLES, WizardState
+from trtkit.widgets.wizard.steps import Step, StepHost, render_reason
+from trtkit.widgets.wizard.summary import render_accuracy, render_engine, render_latency
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = ["Wizard", "wizard"]
 
-PAUSE = 0.7
-"""How long the look at this machine lets the page come up first, s."""
+INSPECTION_DELAY = 0.7
+"""Delay of the machine's inspection, s: its imports would slow the first display of the widget."""
 
-PAGES: dict[str, Callable[[StepHost], Step]] = {
+STEP_CLASSES: dict[str, Callable[[StepHost], Step]] = {
     "model": ModelStep,
-    "choices": ChoicesStep,
+    "settings": SettingsStep,
     "images": ImagesStep,
     "build": BuildStep,
     "result": ResultStep,
@@ -49,209 +43,248 @@ PAGES: dict[str, Callable[[StepHost], Step]] = {
 
 
 def wizard(recipe: Recipe | None = None, *, data: str | Path | None = None) -> Wizard:
-    """Walk from a model to an engine or an ONNX file, with what it costs in accuracy, and the code that repeats it.
+    """Export a model step by step: precision and target, images, build, accuracy and latency, code.
 
-    Display the result in a notebook to click through it, or call its `run` to do the whole thing at once.
+    Display the result in a notebook, or call its `run` to do all steps at once.
 
     Args:
-        recipe: Fills in the form; None fills it in with the embedded model and images.
-        data: A data set that judges, where the recipe names none: a `data.yaml`, or a folder for classify.
+        recipe: Fills the form; None fills it with the embedded model and images.
+        data: Evaluation data where the recipe names none: a `data.yaml`, or a folder for classify.
 
     Returns:
-        The widget. Nothing was read or built yet.
+        The widget. Nothing is read or built yet.
     """
     return Wizard(recipe, "" if data is None else str(data))
 
 
-class Wizard(ipywidgets.VBox):
-    """The wizard; made by `wizard`.
+class Wizard(StaticOutput):
+    """The export wizard; made by `wizard`.
 
     Args:
-        recipe: As `wizard` takes it.
-        data: As `wizard` takes it, "" for none.
+        recipe: As in `wizard`.
+        data: As in `wizard`; "" for none.
 
     Attributes:
-        session: Everything it knows; replaced as a whole by each change.
-        steps: The pages that were shown so far, by name.
+        state: Everything the wizard holds; each change replaces it as a whole.
+        steps: The steps that were shown so far, by name.
         tabs: The buttons that lead to them, by name.
         code: The panel with Python and the command line.
-        showing: Whether the controls are being set from the state, and not by a user.
+        rendering: Whether the controls are being set from the state, so that their changes are no user's.
     """
 
     def __init__(self, recipe: Recipe | None = None, data: str = "") -> None:
         super().__init__()
-        for name in ("trtkit", "trtkit-wizard"):
-            self.add_class(name)
-        self.session = WizardState.of(recipe, data)
-        self.showing = False
-        self.fault = ErrorBox()
-        self.guard = catch_errors(self.fault.show)
-        # Without an event loop a job ends in its own thread.
+        for css_class in ("trtkit", "trtkit-wizard"):
+            self.add_class(css_class)
+        self.state = WizardState.initial(recipe, data)
+        self.rendering = False
+        self.error_box = ErrorBox()
+        self.guard = catch_errors(self.error_box.show)
+        # Without an event loop a job reports its end in its own thread.
         self._lock = threading.RLock()
         self.tabs = {
-            name: make_button(f"{number} {title}", title, self.guard(lambda name=name: self.go(name)), name=f"step-{name}",
-                         layout=ipywidgets.Layout(width="auto"))
+            name: make_button(
+                f"{number} {title}",
+                title,
+                self.guard(lambda name=name: self.go(name)),
+                name=f"step-{name}",
+                layout=ipywidgets.Layout(width="auto"),
+            )
             for number, (name, title) in enumerate(TITLES.items(), 1)
-        }  # fmt: skip
+        }
         self.steps: dict[str, Step] = {}
         self.code = CodePanel()
         self.back = make_button(
-            "Back", "The step before; nothing is lost", self.guard(self._back), name="back", icon="arrow-left"
+            "Back", "The previous step; all settings are kept", self.guard(self._back), name="back", icon="arrow-left"
         )
         self.next = make_button("Next", "The next step", self.guard(self._next), name="next", icon="arrow-right")
-        self.why = ipywidgets.HTML()
-        self.why.add_class("trtkit-why")
-        self._still = Still(self.still)
+        self.reason = ipywidgets.HTML()
+        self.reason.add_class("trtkit-why")
         self._page = ipywidgets.VBox()
         self._page.add_class("trtkit-page")
-        bar = ipywidgets.HBox(list(self.tabs.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
-        bar.add_class("trtkit-steps")
-        foot = ipywidgets.HBox([self.back, self.next, self.why], layout=ipywidgets.Layout(align_items="center"))
-        self.children = (style_widget(), self._still.hidden, bar, self._page, self.fault, foot, self.code)
+        tab_row = ipywidgets.HBox(list(self.tabs.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+        tab_row.add_class("trtkit-steps")
+        buttons = ipywidgets.HBox([self.back, self.next, self.reason], layout=ipywidgets.Layout(align_items="center"))
+        self.children = (
+            style_widget(),
+            self.hiding_style,
+            tab_row,
+            self._page,
+            self.error_box,
+            buttons,
+            self.code,
+        )
         self.render()
-        self._looking: Job[Machine] = Job("looking at this machine", on_state=self._looked)
-        self._hurry = threading.Event()
-        self._looking.start(_inspect_machine_later, self._hurry)
+        self._inspection: Job[Machine] = Job("the machine's inspection", on_state=self._on_inspection)
+        self._inspect_now = threading.Event()
+        self._inspection.start(_inspect_machine, self._inspect_now)
 
     def update(self, change: Callable[[WizardState], WizardState]) -> None:
-        """Replace the state and show the new one; what goes wrong is shown, and the old state stays."""
+        """Replace the state and render the new one; an error is shown, and the state stays.
+
+        Args:
+            change: From the current state to the new one.
+        """
         self.guard(self._update)(change)
 
     def _update(self, change: Callable[[WizardState], WizardState]) -> None:
         with self._lock:
-            self.session = change(self.session)
+            self.state = change(self.state)
             self.render()
-
-    def finish(self, job: Job[Any], change: Callable[[WizardState, Any], WizardState]) -> None:
-        """Take in what a job ended with: its result changes the state, an error is shown where it ran."""
-        self.update(lambda session: change(session, job.result) if job.state == "done" else session)
-        if job.state == "done":
-            self.guard(self._still.renew)()
 
     def go(self, step: str) -> None:
         """Enter a step.
 
         Args:
-            step: One of `session.STEPS`.
+            step: One of `state.STEPS`.
 
         Raises:
-            RecipeError: It can't be entered yet; the message says why.
+            RecipeError: The step can't be entered yet.
         """
-        moved = step != self.session.step
-        self.session = self.session.go(step)
-        if moved and step == "engine":
+        entered = step != self.state.step
+        self.state = self.state.go(step)
+        if entered and step == "engine":
             self.code.toggle.value = True
         self.render()
-        self._still.renew()
+        self.refresh_static()
 
     def _back(self) -> None:
-        if self.session.preceding is not None:
-            self.go(self.session.preceding)
+        if self.state.previous_step is not None:
+            self.go(self.state.previous_step)
 
     def _next(self) -> None:
-        if self.session.following is not None:
-            self.go(self.session.following)
+        if self.state.next_step is not None:
+            self.go(self.state.next_step)
 
     def page(self, step: str) -> Step:
-        """The page of a step, made when it is first asked for: what nobody sees need not be sent to the browser."""
+        """The page of a step, made on first use: pages that are not shown are not sent to the browser.
+
+        Args:
+            step: One of `state.STEPS`.
+        """
         if step not in self.steps:
-            self.steps[step] = PAGES[step](self)
+            self.steps[step] = STEP_CLASSES[step](self)
         return self.steps[step]
 
-    @property
-    def views(self) -> dict[str, JobView]:
-        """The jobs of the steps that have one."""
-        return {name: step.view for name, step in self.steps.items() if hasattr(step, "view")}
+    # Jobs
 
     @property
     def busy(self) -> str:
         """Why no job can be started now; "" where one can."""
-        running = next((view.job for view in self.views.values() if view.job.running), None)
-        return f"{running.name[:1].upper()}{running.name[1:]} still runs." if running is not None else ""
+        views: list[JobView] = [step.view for step in self.steps.values() if hasattr(step, "view")]
+        running = next((view.job for view in views if view.job.running), None)
+        return f"{running.name[:1].upper()}{running.name[1:]} is running." if running is not None else ""
 
-    def begin(self, view: JobView, call: Callable[..., Any], /, *arguments: Any, **settings: Any) -> None:
+    def start_job(self, view: JobView, call: Callable[..., Any], /, *arguments: Any, **settings: Any) -> None:
         """Start a job, unless another one runs.
 
         Args:
-            view: Where it is shown.
-            call: What to call.
+            view: The view that shows it.
+            call: The function to call.
             *arguments: Its arguments.
             **settings: Its keyword arguments.
 
         Raises:
-            TrtkitError: Another job runs.
+            TrtkitError: Another job is running.
         """
         if self.busy:
             raise TrtkitError(
-                f"start {view.job.name}", self.busy.rstrip(".").lower(), "wait for it, or cancel it first"
+                f"start {view.job.name}",
+                self.busy.rstrip(".").lower(),
+                "wait for it, or cancel it first",
+                code="job-running",
+                name=view.job.name,
             )
         view.start(call, *arguments, **settings)
         self.render()
 
-    def render(self) -> None:
-        """Make every control say what the state says."""
-        session = self.session
-        with self._lock:
-            self.showing = True
-            try:
-                self._render(session)
-            finally:
-                self.showing = False
+    def finish_job(self, job: Job[Any], change: Callable[[WizardState, Any], WizardState]) -> None:
+        """Put the result of a job into the state; the job's view shows its error.
 
-    def _render(self, session: WizardState) -> None:
-        for number, (name, title) in enumerate(TITLES.items(), 1):
-            tab, reason = self.tabs[name], session.blocked(name)
-            here = name == session.step
+        Args:
+            job: The ended job.
+            change: From the state and the result to the new state.
+        """
+        self.update(lambda state: change(state, job.result) if job.state == "done" else state)
+        if job.state == "done":
+            self.guard(self.refresh_static)()
+
+    def _on_inspection(self, job: Job[Machine]) -> None:
+        if job.state == "failed":
+            self.error_box.show(job.error)
+        elif job.state == "done" and job.result is not None:
+            machine = job.result
+            self.update(lambda state: state.with_machine(machine))
+
+    # Rendering
+
+    def render(self) -> None:
+        """Set every control from the state."""
+        with self._lock:
+            self.rendering = True
+            try:
+                self._render(self.state)
+            finally:
+                self.rendering = False
+
+    def _render(self, state: WizardState) -> None:
+        for name, title in TITLES.items():
+            tab, reason, is_current = self.tabs[name], state.blocked(name), name == state.step
             tab.disabled, tab.tooltip = bool(reason), reason or title
-            tab.description = f"{number} {title}"
-            tab.icon = "check" if name in session.finished else ""
-            tab.button_style = "primary" if here else ""
-            (tab.add_class if here else tab.remove_class)("trtkit-here")
-        step = self.page(session.step)
-        step.show(session)
+            tab.icon = "check" if name in state.finished_steps else ""
+            tab.button_style = "primary" if is_current else ""
+            (tab.add_class if is_current else tab.remove_class)("trtkit-current")
+        step = self.page(state.step)
+        step.show(state)
         if self._page.children != (step,):
             self._page.children = (step,)
-        following = session.following
-        reason = session.blocked(following) if following is not None else ""
-        self.back.disabled = session.preceding is None
-        self.next.disabled = following is None or bool(reason)
-        act = step.act if step.act is not None and not step.act.disabled else None
-        ready = act is None or session.step in session.finished
-        self.next.button_style = "primary" if ready and not self.next.disabled else ""
-        if act is not None:
-            act.button_style = "" if ready else "primary"
-        reason = reason or self.busy
-        self.why.value = f"<span class='trtkit-reason'>{html.escape(reason)}</span>" if reason else ""
-        self.code.show(session)
+        reason = state.blocked(state.next_step) if state.next_step is not None else ""
+        self.back.disabled = state.previous_step is None
+        self.next.disabled = state.next_step is None or bool(reason)
+        # The step's own button is highlighted until the step is finished, then Next.
+        button = step.main_button if step.main_button is not None and not step.main_button.disabled else None
+        is_ready = button is None or state.step in state.finished_steps
+        self.next.button_style = "primary" if is_ready and not self.next.disabled else ""
+        if button is not None:
+            button.button_style = "" if is_ready else "primary"
+        self.reason.value = render_reason(reason or self.busy)
+        self.code.show(state)
 
-    def _looked(self, job: Job[Machine]) -> None:
-        if job.state == "failed":
-            self.fault.show(job.error)
-        elif job.state == "done" and job.result is not None:
-            found = job.result
-            self.update(lambda session: session.looked(found))
+    def static_parts(self) -> Sequence[Figure | str]:
+        """The built file, accuracy and latency with their figures, and the code."""
+        built, measurement = self.state.built, self.state.measurement
+        parts: list[Figure | str] = [
+            Markup("<h3>Export wizard</h3>"),
+            render_engine(None if built is None else built.artifact, self.state.outdated),
+        ]
+        if built is not None and measurement is not None:
+            comparison_figure, latency_figure = measurement.figures
+            parts.append(render_accuracy(measurement, built.artifact.precision))
+            parts += [comparison_figure] if comparison_figure is not None else []
+            parts += [render_latency(measurement), latency_figure]
+        return [*parts, self.code.python.value, self.code.command.value]
+
+    # Without clicking
 
     def ready(self) -> None:
-        """Wait until this machine was looked at."""
-        self._hurry.set()
-        self._looking.wait()
+        """Wait until this machine was inspected."""
+        self._inspect_now.set()
+        self._inspection.wait()
 
     def run(self) -> WizardResult:
-        """Do all of it at once, with no clicking: read, examine, build, measure.
-
-        The widget shows the same meanwhile, where it is displayed.
+        """Do all steps at once: read, examine, build, measure. A displayed widget shows them meanwhile.
 
         Returns:
-            The file, its accuracy and latency, and the doctor's findings.
+            The file, its comparison with FP32, its latency and the findings about the calibration images.
 
         Raises:
-            TrtkitError: From the step that failed; what came before it stays in `session`.
+            TrtkitError: From the step that failed; the results of earlier steps stay in `state`.
             CancelledError: Cancel was pressed.
-            KeyboardInterrupt: The interrupt button was; the step that ran was cancelled first.
+            KeyboardInterrupt: The user interrupted; the running step was cancelled.
         """
         self.ready()
         for name in ("model", "images", "build", "result"):
-            if name == "images" and self.session.unexaminable:
+            if name == "images" and self.state.examine_problem:
                 continue
             self.go(name)
             step: Any = self.page(name)
@@ -263,31 +296,17 @@ class Wizard(ipywidgets.VBox):
             if job.state == "cancelled":
                 raise CancelledError(job.name)
         self.go("engine")
-        made, measured, examined = self.session.made, self.session.measured, self.session.examined
-        assert made is not None
-        assert measured is not None
+        built, measurement, examination = self.state.built, self.state.measurement, self.state.examination
+        assert built is not None
+        assert measurement is not None
         return WizardResult(
-            artifact=made.artifact,
-            measured=measured,
-            diagnosis=None if examined is None or self.session.unexaminable else examined.diagnosis,
+            artifact=built.artifact,
+            comparison=measurement.comparison,
+            timing=measurement.timing,
+            diagnosis=None if examination is None or self.state.examine_problem else examination.diagnosis,
         )
 
-    def still(self) -> Sequence[Figure | str]:
-        """What a saved notebook keeps: the code, the file with its passport, the measurements and their figures."""
-        session = self.session
-        parts: list[Figure | str] = ["<h3>Export wizard</h3>", render_engine(session)]
-        if session.made is not None and session.measured is not None:
-            accuracy, latency = render_result(session.measured, session.made.artifact.precision)
-            first, second = session.measured.figures
-            parts += [accuracy, *([first] if first is not None else []), latency, second]
-        return [*parts, self.code.python.value, self.code.command.value]
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        self._still.show()
-        return dict(super()._repr_mimebundle_(**kwargs) or {})
-
-
-def _inspect_machine_later(hurry: threading.Event, *, progress: Progress, cancel: CancelToken) -> Machine:
-    # Importing what builds engines would hold up the page, which needs none of it yet.
-    hurry.wait(PAUSE)
+def _inspect_machine(now: threading.Event, *, progress: Progress, cancel: CancelToken) -> Machine:
+    now.wait(INSPECTION_DELAY)
     return inspect_machine()

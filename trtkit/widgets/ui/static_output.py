@@ -1,0 +1,102 @@
+"""The static HTML output beside a widget, which a saved or exported notebook shows in the widget's place."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from markupsafe import Markup
+
+from trtkit.html import asset, render
+from trtkit.plotting.notebook import library_html_once, mime_bundle
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["StaticOutput", "style_widget", "widget_css"]
+
+REFRESH_DELAY = 1.5
+"""Seconds from a change to the refresh of the output; changes in between share one refresh."""
+
+
+@functools.cache
+def widget_css() -> Markup:
+    """The style of every widget and of its static output; it applies inside elements of the class `trtkit`."""
+    return Markup(asset("widgets/ui/widgets.css"))
+
+
+def style_widget() -> ipywidgets.HTML:
+    """The style as an invisible widget, the first child of a box of the class `trtkit`."""
+    return _invisible(Markup("<style>{}</style>").format(widget_css()))
+
+
+def _invisible(markup: Markup) -> ipywidgets.HTML:
+    return ipywidgets.HTML(markup, layout=ipywidgets.Layout(display="none"))
+
+
+class StaticOutput(ipywidgets.VBox):
+    """Base of widgets that leave their figures and tables in the notebook's file.
+
+    A widget needs its kernel; the output displayed beside it is part of the notebook's file. `hiding_style` hides the
+    output while the widget is shown, so that it appears only where the widget can't be: in a saved notebook that is
+    opened again and in a page exported from it. plotly.js is in an output of its own, which is never refreshed.
+
+    Attributes:
+        hiding_style: The style that hides the output; a child of the widget.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._static_name = f"trtkit-static-{uuid.uuid4().hex[:12]}"
+        self._displayed = self._refresh_pending = False
+        self.hiding_style = _invisible(Markup("<style>.{} {{ display: none; }}</style>").format(self._static_name))
+
+    def static_parts(self) -> Sequence[go.Figure | str]:
+        """Figures and HTML, in the order they are shown."""
+        raise NotImplementedError
+
+    def static_html(self) -> Markup:
+        """`static_parts` as one piece of HTML, without plotly.js."""
+        parts = [
+            Markup(part if isinstance(part, str) else mime_bundle(part, library=False)["text/html"])
+            for part in self.static_parts()
+        ]
+        return render(
+            "widgets/ui/templates/static_output.html.j2", name=self._static_name, css=widget_css(), parts=parts
+        )
+
+    def refresh_static(self) -> None:
+        """Refresh the output after `REFRESH_DELAY`, if it was displayed; at once where no event loop runs."""
+        if not self._displayed or self._refresh_pending:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._refresh()
+            return
+        self._refresh_pending = True
+        loop.call_later(REFRESH_DELAY, self._refresh)
+
+    def _refresh(self) -> None:
+        self._refresh_pending = False
+        self._display(update=True)
+
+    def _display(self, *, update: bool) -> None:
+        from IPython.display import display
+
+        data = {"text/html": self.static_html(), "text/plain": ""}
+        display(data, raw=True, display_id=self._static_name, update=update)  # type: ignore[no-untyped-call]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        from IPython.display import display
+
+        display({"text/html": library_html_once(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
+        self._display(update=False)
+        self._displayed = True
+        bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
+        # Without the widget the output is shown; the widget's text form would be noise.
+        return {**bundle, "text/html": ""}
