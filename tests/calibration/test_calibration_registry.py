@@ -18,6 +18,7 @@ from trtkit.cli import main
 from trtkit.errors import CalibrationError
 from trtkit.models import Model, load
 from trtkit.tuning.sweep import sweep
+from trtkit.widgets.tuner.state import TunerState
 
 NAME = "three_quarters"
 SHARES = "tail_share"
@@ -100,6 +101,15 @@ def test_it_is_compared_plotted_saved_and_loaded(measured: Calibration, tmp_path
     assert NAME in [note.text for note in figure.layout.annotations]
     own = measured.with_algorithm(NAME)
     assert Calibration.load(own.save(tmp_path / "own")).ranges == own.ranges
+
+
+def test_the_tuner_takes_it(measured: Calibration) -> None:
+    state = TunerState(model="m.pt", data="d.yaml").with_calibration(AlgorithmComparison(measured))
+    assert state.unavailable_algorithms()[NAME] == ""
+    chosen = state.with_algorithm(NAME)
+    assert chosen.label == NAME
+    assert NAME in state.other_reaches()
+    assert state.with_algorithm(SHARES, 90.0).label == f"{SHARES} 90"
 
 
 def test_a_sweep_takes_it() -> None:

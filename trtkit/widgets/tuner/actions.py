@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.calibration.calibration import Calibration
-from trtkit.errors import CalibrationError, TrtkitError
+from trtkit.errors import TrtkitError
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Result
 from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
@@ -92,7 +92,7 @@ def prepare_tuner(
         ModelError, DataError: Model or data can't be read.
         CancelledError: The caller cancelled.
     """
-    from trtkit.calibration import calibrate
+    from trtkit.calibration import calibrate, check_fits
     from trtkit.models import load
 
     reporter, cache_dir = Reporter(progress, cancel), Path(cache_dir)
@@ -105,15 +105,7 @@ def prepare_tuner(
         )  # fmt: skip
         algorithm_comparison = AlgorithmComparison(calibration)
     provenance = algorithm_comparison.calibration.provenance
-    if provenance.model_hash != loaded.hash:
-        raise CalibrationError(
-            f"tune {loaded.stem} with the given calibration",
-            f"it is of another model ({provenance.model_hash[:12]}, not {loaded.hash[:12]})",
-            "calibrate this model",
-            code="calibration-model-mismatch",
-            model_hash=loaded.hash,
-            value=provenance.model_hash,
-        )
+    check_fits(algorithm_comparison.calibration, loaded)
     size = imgsz if imgsz is not None else provenance.settings.get("imgsz")
     quantizable_layers = find_quantizable_layers(
         loaded,
