@@ -102,7 +102,7 @@ def compare(
         CancelledError: The caller cancelled; finished files stay, no comparison was written.
     """
     from trtkit import backends
-    from trtkit.calibration import Calibration, calibrate
+    from trtkit.calibration import Calibration, calibrate, check_fits
     from trtkit.evaluation.evaluator import evaluate
     from trtkit.models import Model, load
 
@@ -145,8 +145,9 @@ def compare(
             imgsz=size,
             **watch,
         )
-    elif not isinstance(calibration, Calibration):
-        calibration = Calibration.load(calibration)
+    else:
+        calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        check_fits(calibration, loaded)
     shared: dict[str, Any] = {
         "imgsz": size,
         "dynamic": len(batches) > 1 if dynamic is None else dynamic,
