@@ -137,7 +137,7 @@ def test_a_significant_change_has_another_symbol(comparison: Comparison) -> None
 
 def test_the_static_output_of_the_dashboard_has_all_figures(comparison: Comparison) -> None:
     page = tk.dashboard(comparison).static_html()
-    assert page.count("<script type='application/json'>") == 4
+    assert page.count("Plotly.newPlot") == 4
     assert "<h3>" in page
 
 
