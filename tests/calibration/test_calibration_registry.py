@@ -134,5 +134,7 @@ def test_the_command_line_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads((output / "calibration.json").read_text())["facts"]["algorithm"] == NAME
     assert tk.Calibration.load(output).algorithm == NAME
     capsys.readouterr()
-    assert main(["calibrate", *words, "--algorithm=unknown", f"--output={tmp_path / 'other'}"]) == 2
+    with pytest.raises(SystemExit) as error:
+        main(["calibrate", *words, "--algorithm=unknown", f"--output={tmp_path / 'other'}"])
+    assert error.value.code == 2
     assert NAME in capsys.readouterr().err

@@ -167,13 +167,13 @@ class Calibration(Result):
                 "the calibration has no histogram of it",
                 "calibrate with histograms=True and pass one of calibration.histograms",
                 code="calibration-histogram-missing",
-                value=tensor,
+                tensor=tensor,
             )
         return tensor_figure(
             stats.histogram.bins(512),
             {name: compute_magnitude(stats, name, tensor=tensor) for name in ALGORITHMS},
             tensor=tensor,
-            largest=max(abs(stats.low), abs(stats.high)),
+            largest=stats.largest,
             looks=figure_looks(),
         )
 
