@@ -1,4 +1,4 @@
-"""The notebooks as data: where they are, what each declares for tests, and how one is run from a clean copy."""
+"""The notebooks for tests: their files, their fast values, and a run in a clean copy."""
 
 import os
 import shutil
@@ -11,68 +11,68 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 
-# Far longer than any chapter takes with its fast values: what is slow here is found by hand, not by a timed test.
-SECONDS = 900
+TIMEOUT = 900
+"""Longest time of a cell, s."""
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def code_of(notebook):
+def list_code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def parameters_of(notebook):
-    """The one cell that a reader changes, and its place."""
-    ((place, cell),) = [
-        (place, cell) for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())
+def find_parameters(notebook):
+    """The parameters cell and its index."""
+    ((index, cell),) = [
+        (index, cell) for index, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())
     ]
-    return place, cell
+    return index, cell
 
 
-def fast_of(notebook):
+def read_fast_values(notebook):
     """The values that a notebook declares for tests, by name."""
     return notebook.metadata["trtkit"]["fast"]
 
 
-def quickened(notebook, **more):
-    """The notebook with its fast values put behind its settings."""
-    place, _ = parameters_of(notebook)
-    values = {**fast_of(notebook), **more}
+def insert_fast_values(notebook, **more):
+    """Insert a cell with the fast values after the parameters cell."""
+    index, _ = find_parameters(notebook)
+    values = {**read_fast_values(notebook), **more}
     lines = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(lines, id="fast"))
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(lines, id="fast"))
     return notebook
 
 
 def run(path, folder, **more):
-    """Execute a chapter in a copy of the notebooks' folder, as a newcomer does after a clean checkout.
+    """Execute a notebook in a copy of the folder of notebooks, as after a clean checkout.
 
     Args:
         path: The notebook.
         folder: An empty folder.
-        **more: Values beside the fast ones it declares.
+        **more: Values in addition to the fast ones.
 
     Returns:
         The executed notebook.
     """
-    there = Path(shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*")))
-    notebook = quickened(read(there / path.name), **more)
-    # The kernel of this very environment, whatever kernels the user has.
+    copy = Path(shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*")))
+    notebook = insert_fast_values(read(copy / path.name), **more)
+    # Use the kernel of this environment, not one that the user has installed.
     os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
     client = NotebookClient(
         notebook,
-        timeout=SECONDS,
+        timeout=TIMEOUT,
         kernel_name="python3",
-        resources={"metadata": {"path": str(there)}},
+        resources={"metadata": {"path": str(copy)}},
     )
     return client.execute()
 
 
-def outputs_of(notebook):
-    return [output for cell in code_of(notebook) for output in cell.outputs]
+def list_outputs(notebook):
+    return [output for cell in list_code_cells(notebook) for output in cell.outputs]
 
 
-def shown(notebook, kind):
-    """Everything of one MIME type that the notebook shows."""
-    return [output.data[kind] for output in outputs_of(notebook) if kind in output.get("data", {})]
+def list_data(notebook, kind):
+    """The outputs of one MIME type."""
+    return [output.data[kind] for output in list_outputs(notebook) if kind in output.get("data", {})]

@@ -1,11 +1,11 @@
-"""Every notebook is a chapter, with its settings in one cell, short cells of code, and nothing that was run."""
+"""Structure of the notebooks: one settings cell, short code cells, no outputs."""
 
 import ast
 import json
 import re
 
 import pytest
-from chapters import CHAPTERS, code_of, fast_of, parameters_of, read
+from chapters import CHAPTERS, find_parameters, list_code_cells, read, read_fast_values
 
 NAMES = (
     "01_quickstart",
@@ -15,36 +15,36 @@ NAMES = (
     "05_five_tasks",
     "06_inside_the_engine",
 )
-MOST_LINES = 25
+MAX_LINES = 25
 
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
 
 
-def text_of(notebook):
+def join_markdown(notebook):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def headings(notebook):
-    return re.findall(r"^#+ .*$", text_of(notebook), re.MULTILINE)
+def list_headings(notebook):
+    return re.findall(r"^#+ .*$", join_markdown(notebook), re.MULTILINE)
 
 
-def python_of(cell):
-    """A cell's Python without its magics."""
+def remove_magics(cell):
+    """The Python code of a cell without magics."""
     return "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
 
 
-def assigned(cell):
-    """Names that a cell gives a value."""
-    nodes = ast.walk(ast.parse(python_of(cell)))
+def list_assigned_names(cell):
+    """Names that a cell assigns."""
+    nodes = ast.walk(ast.parse(remove_magics(cell)))
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
-def test_all_chapters_are_there():
+def test_all_notebooks_exist():
     assert tuple(path.stem for path in CHAPTERS) == NAMES
 
 
 @chapters
-def test_nothing_was_run(path):
+def test_notebooks_have_no_outputs(path):
     raw = json.loads(path.read_text(encoding="utf-8"))
     for cell in raw["cells"]:
         if cell["cell_type"] == "code":
@@ -53,17 +53,17 @@ def test_nothing_was_run(path):
 
 
 @chapters
-def test_cells_keep_names_of_their_own(path):
+def test_cell_ids_are_unique_words(path):
     raw = json.loads(path.read_text(encoding="utf-8"))
     assert (raw["nbformat"], raw["nbformat_minor"]) == (4, 5)
     names = [cell["id"] for cell in raw["cells"]]
     assert len(set(names)) == len(names)
-    # Words, not the random letters that a front end gives.
+    # Words instead of the random ids of a front end.
     assert all(re.fullmatch(r"[a-z][a-z-]*", name) for name in names)
 
 
 @chapters
-def test_any_python_3_runs_it(path):
+def test_the_kernel_is_python3(path):
     metadata = read(path).metadata
     assert metadata.kernelspec.name == "python3"
     assert set(metadata) == {"kernelspec", "language_info", "trtkit"}
@@ -71,68 +71,75 @@ def test_any_python_3_runs_it(path):
 
 
 @chapters
-def test_it_reads_as_a_chapter(path):
+def test_a_notebook_has_title_goal_reason_and_next_steps(path):
     notebook = read(path)
     first, last = notebook.cells[0], notebook.cells[-1]
     assert first.source.startswith(f"# {int(path.stem[:2])} · ")
     assert "**What you learn.**" in first.source
-    # How long it takes, for the reader who has a minute.
+    # The duration.
     assert "minute" in first.source
     assert last.source.startswith("## What to try next")
     assert len(last.source.splitlines()) >= 4
-    assert sum(heading.startswith("## Why it matters") for heading in headings(notebook)) == 1
-    assert sum(heading.startswith("# ") for heading in headings(notebook)) == 1
+    assert sum(heading.startswith("## Why it matters") for heading in list_headings(notebook)) == 1
+    assert sum(heading.startswith("# ") for heading in list_headings(notebook)) == 1
 
 
 @chapters
-def test_code_never_comes_without_words(path):
-    """Two cells of code may follow each other (a table and its figure), three may not."""
+def test_code_cells_have_text_between_them(path):
+    """Two consecutive code cells are fine (a table and its figure), three are not."""
     kinds = "".join(cell.cell_type[0] for cell in read(path).cells)
     assert "ccc" not in kinds
     assert kinds[0] == kinds[-1] == "m"
 
 
 @chapters
-def test_cells_of_code_are_short_and_hold_no_logic(path):
-    for cell in code_of(read(path)):
-        assert len(cell.source.splitlines()) < MOST_LINES, cell.id
-        for node in ast.walk(ast.parse(python_of(cell))):
-            unwanted = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.If, ast.While, ast.Try, ast.AsyncFunctionDef)
-            assert not isinstance(node, unwanted), cell.id
+def test_code_cells_are_short_and_without_control_flow(path):
+    for cell in list_code_cells(read(path)):
+        assert len(cell.source.splitlines()) <= MAX_LINES, cell.id
+        for node in ast.walk(ast.parse(remove_magics(cell))):
+            forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.If, ast.While, ast.Try, ast.AsyncFunctionDef)
+            assert not isinstance(node, forbidden), cell.id
 
 
 @chapters
-def test_one_cell_holds_everything_to_change_and_all_fast_values_are_in_it(path):
+def test_all_settings_are_in_the_parameters_cell(path):
     notebook = read(path)
-    place, cell = parameters_of(notebook)
+    index, cell = find_parameters(notebook)
     tree = ast.parse(cell.source)
     assert all(isinstance(node, ast.Assign) for node in tree.body)
     names = {target.id for node in tree.body for target in node.targets}
-    assert fast_of(notebook)
-    assert set(fast_of(notebook)) <= names
-    # Every setting is explained where it stands.
+    assert read_fast_values(notebook)
+    assert set(read_fast_values(notebook)) <= names
+    # Every setting has a comment.
     assert all("  # " in line or line.startswith("output") for line in cell.source.splitlines())
-    # And no later cell takes them over.
-    for later in code_of(notebook):
-        assert later.id == cell.id or not assigned(later) & names, later.id
-    assert notebook.cells[place - 1].source.startswith("## Settings")
+    # No later cell assigns them.
+    for later in list_code_cells(notebook):
+        assert later.id == cell.id or not list_assigned_names(later) & names, later.id
+    assert notebook.cells[index - 1].source.startswith("## Settings")
 
 
 @chapters
-def test_it_names_no_place_of_the_machine_it_was_written_on(path):
+def test_no_absolute_paths(path):
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"(?<![\w.:/])/(home|Users|work|tmp|root|opt|mnt|usr)/", text)
     assert not re.search(r"[A-Z]:\\\\", text)
 
 
 @chapters
-def test_links_lead_to_chapters_that_are_there(path):
-    for link in re.findall(r"\]\(([^)]+)\)", text_of(read(path))):
+def test_links_lead_to_notebooks_that_exist(path):
+    for link in re.findall(r"\]\(([^)]+)\)", join_markdown(read(path))):
         assert (path.parent / link).is_file(), link
 
 
 @chapters
+def test_only_public_names_are_used(path):
+    for cell in list_code_cells(read(path)):
+        assert "from trtkit" not in cell.source, cell.id
+        assert "import trtkit." not in cell.source, cell.id
+
+
+@chapters
 def test_results_are_written_below_runs(path):
-    for cell in code_of(read(path)):
+    for cell in list_code_cells(read(path)):
         for name in re.findall(r"(?:output|cache_dir)=f?\"([^\"]+)\"", cell.source):
             assert name.startswith(f"runs/{path.stem}"), name

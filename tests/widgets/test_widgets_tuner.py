@@ -12,6 +12,7 @@ import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
+from trtkit.calibration.algorithms import TensorStats, register, unregister
 from trtkit.errors import CancelledError, DataError, RecipeError
 from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
@@ -64,6 +65,22 @@ def test_an_algorithm_redraws_the_overview(prepared: Tuner, calibration: Calibra
     assert after["data"][0] == before["data"][0]
     assert after["data"][1]["y"] != before["data"][1]["y"]
     assert "mse" in prepared.to_python()
+
+
+def test_an_algorithm_registered_elsewhere_can_be_chosen(calibration: Calibration) -> None:
+    @register("half_range", title="half of the largest magnitude", needs_histogram=False)
+    def compute_half_range(stats: TensorStats) -> float:
+        return stats.largest / 2
+
+    try:
+        widget = tk.tuner(calibration=calibration)
+        widget.ranges.algorithm.value = "half_range"
+        assert (widget.state.ranges["covered"] == 0.5).all()
+        assert "half of the largest magnitude" in " ".join(widget.ranges.algorithm.tooltips)
+        assert "half_range" in overview(widget)["data"][1]["name"]
+        assert "half_range" in widget.to_python()
+    finally:
+        unregister("half_range")
 
 
 def test_the_percentile_is_enabled_for_its_algorithm_only(prepared: Tuner) -> None:

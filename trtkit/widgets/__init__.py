@@ -1,5 +1,5 @@
-"""What people meet in a notebook: the wizard, the tuner, the explorer, the gallery and the dashboard.
+"""Notebook widgets: the export wizard, the calibration tuner, the dashboard, the gallery and the engine explorer.
 
-A widget holds callbacks only: what it decides lives in a module that imports no ipywidgets, and what it does is one
-call of the package. Importing this room imports nothing heavy.
+State and decisions are in modules that import no ipywidgets, and every action is one call of the package. Importing
+this package imports nothing heavy.
 """

@@ -1,1 +1,1 @@
-"""Explorer."""
+"""explorer(): the layers of one engine or of two."""
