@@ -65,7 +65,7 @@ def main() -> None:
             begun = time.perf_counter()
             ours = tk.evaluate(runner, data)
             wall = time.perf_counter() - begun
-        inference = ours.speed["infer"] * options.images / 1e3
+        inference = ours.speed["inference"] * options.images / 1e3
         rows.append(
             {"who": "trtkit", "wall_s": wall, "inference_s": inference, "mAP50-95": ours.metrics["mAP50-95(B)"]}
         )

@@ -1,4 +1,4 @@
-"""Classification's way in, against what Pillow makes."""
+"""Center crop and antialiased resizing, against Pillow."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ REFERENCE = Path(__file__).parent / "references" / "pillow.npz"
 @pytest.mark.parametrize("before", [(40, 60), (61, 33), (150, 100), (24, 24), (9, 130)])
 @pytest.mark.parametrize("after", [(24, 24), (32, 48)])
 def test_resizing_is_pillow_s(before, after):
-    """Against references/make_pillow.py, since trtkit needs no Pillow."""
+    """Against references/make_pillow.py: trtkit does not depend on Pillow."""
     image = np.random.default_rng(0).random((*before, 3))
     found = resize_antialias((image * 256).astype(np.uint8), after)
     expected = np.load(REFERENCE)[f"{before}-{after}".replace(" ", "")]
-    # Pillow 13 goes down the columns first for these; older ones never did.
+    # Pillow 13 starts with the columns for these; older versions never did.
     tall = before == (61, 33) or (before, after) == ((150, 100), (32, 48))
     assert np.abs(found.astype(int) - expected).max() <= (1 if tall else 0)
 
 
 def test_shrinking_averages():
-    # A triangle of radius 2 over pixels 0 255 0 255: weights 1/8 3/8 3/8 1/8 within, cut off at the edges.
+    # A triangle of radius 2 over pixels 0 255 0 255: weights 1/8 3/8 3/8 1/8 inside, truncated at the edges.
     stripes = np.tile(np.array([0, 255], np.uint8), 8).reshape(1, 16, 1)
     assert set(resize_antialias(stripes, (1, 8))[0, 1:-1, 0].tolist()) <= {127, 128}
 

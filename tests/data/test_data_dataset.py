@@ -133,7 +133,7 @@ def test_pose_needs_kpt_shape(folder):
     assert caught.value.code == "data-kpt-shape-missing"
 
 
-def test_bare_name_says_that_nothing_is_downloaded():
+def test_a_bare_name_is_not_downloaded():
     with pytest.raises(DataError) as caught:
         open_dataset("coco.yaml", task="detect")
     assert caught.value.code == "data-yaml-missing"
@@ -159,7 +159,7 @@ def test_download_script_is_never_run(folder):
         ("!!python/name:os.system", "data-yaml-invalid"),
     ],
 )
-def test_yaml_that_is_none(tmp_path, text, code):
+def test_invalid_yaml(tmp_path, text, code):
     path = tmp_path / "data.yaml"
     path.write_text(text)
     with pytest.raises(DataError) as caught:

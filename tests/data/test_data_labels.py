@@ -103,7 +103,7 @@ def test_missing_and_empty_files_mean_no_objects(tmp_path, task, shape):
         ("0 .1 .1 1.2 .5 .3 .3", {"task": "segment"}, "outside-image", {"line": 1}),
     ],
 )
-def test_bad_rows_are_told_apart(tmp_path, text, options, code, fields):
+def test_invalid_rows(tmp_path, text, options, code, fields):
     with pytest.raises(DataError) as caught:
         read(tmp_path, text, **options)
     assert caught.value.code == f"data-label-{code}"
@@ -111,7 +111,7 @@ def test_bad_rows_are_told_apart(tmp_path, text, options, code, fields):
     assert fields.items() <= caught.value.fields.items()
 
 
-def test_text_that_is_no_text(tmp_path):
+def test_a_file_that_is_no_text(tmp_path):
     path = tmp_path / "0.txt"
     path.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DataError) as caught:

@@ -32,8 +32,8 @@ def test_half_the_labels_found():
     assert average_precision(np.array([0.5]), np.array([1.0])) == pytest.approx(0.495)
 
 
-def test_curve_with_a_wrong_detection_between():
-    # Right, wrong, right of two labels: recall .5 .5 1, precision 1 1/2 2/3; envelope 1 until .5, then 2/3.
+def test_curve_with_a_false_positive_between():
+    # Match, false positive, match of two labels: recall .5 .5 1, precision 1 1/2 2/3; envelope 1 until .5, then 2/3.
     found = average_precision(np.array([0.5, 0.5, 1.0]), np.array([1, 1 / 2, 2 / 3]))
     # 50 recalls read 1 (0 to .49), 50 read 2/3 (.50 to .99), the last reads 0; less half of both ends.
     assert found == pytest.approx((50 + 50 * 2 / 3 - 0.5) / 100)
@@ -57,11 +57,11 @@ def test_average_precision_is_a_share(right, labels):
 def test_match_takes_the_best_free_label_by_falling_score():
     similarity = np.array([[0.8, 0.9, 0.0], [0.6, 0.55, 0.2]], np.float32)
     matched, claimed = match_detections(similarity, np.zeros(2, np.int64), np.zeros(3, np.int64))
-    # Up to 0.8 the first detection takes label 0 and the second is left label 1 at 0.55.
+    # Up to 0.8 the first detection takes label 0, and label 1 at 0.55 remains for the second.
     assert matched[:, 0].tolist() == [True, True, False]
     assert claimed[:, 0].tolist() == [0, 1]
     assert matched[:, 2].tolist() == [True, False, False]
-    # Above 0.8 the first matches nothing, so that the second may have label 0.
+    # Above 0.8 the first matches nothing, and the second takes label 0.
     assert matched[:, 7].tolist() == [False, True, False]
     assert claimed[:, 7].tolist() == [1, -1]
 
@@ -118,12 +118,12 @@ def test_scores_of_perfect_detections():
     np.testing.assert_allclose(found.ap, 0.995)
     means = found.means()
     assert means["precision"] == means["recall"] == 1
-    # The best F1 lies where every detection still counts, below the lowest score; smoothing keeps it there.
+    # The best F1 is where all detections count, below the lowest score; smoothing keeps it there.
     assert found.confidence < 0.6
 
 
 def test_precision_and_recall_at_the_best_f1():
-    """Two right at 0.9, one wrong at 0.1, three labels: above 0.1 precision 1, recall 2/3."""
+    """Two matches at 0.9, a false positive at 0.1, three labels: above 0.1 precision 1, recall 2/3."""
     matched = np.zeros((3, 10), np.bool_)
     matched[:2] = True
     scores = np.array([0.9, 0.9, 0.1], np.float32)

@@ -1,4 +1,4 @@
-"""Every verb on every task, in Python on models that need no file, and on the command line on trained ones."""
+"""Every verb on every task: in Python with untrained models, on the command line with trained ones."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_in_python(task, tmp_path):
         assert file.precision == ("fp32" if name == "nms" else name)
         with trtkit.open(file) as runner:
             assert len(runner.predict(images)) == len(images)
-    judged = {name: trtkit.evaluate(file, data, conf=0.25) for name, file in files.items()}
-    assert all(metric in found.metrics for found in judged.values())
-    # FP16 rounds scores a little, so that only their order may move.
-    assert judged["fp16"].metrics[metric] == pytest.approx(judged["fp32"].metrics[metric], abs=0.1)
+    evaluations = {name: trtkit.evaluate(file, data, conf=0.25) for name, file in files.items()}
+    assert all(metric in found.metrics for found in evaluations.values())
+    # FP16 rounds scores slightly: only their order may change.
+    assert evaluations["fp16"].metrics[metric] == pytest.approx(evaluations["fp32"].metrics[metric], abs=0.1)
     found = trtkit.sweep(model, data, algorithms=("minmax",), calibration_images=(4,), resamples=20)
     assert found.metric == metric
     assert found.best["loss_low"] <= found.best["loss_high"]
@@ -78,33 +78,35 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
     size = 64 if task == "classify" else 160
     metric = get_task(task).metric
 
-    def say(*words):
+    def run_cli(*words):
         capsys.readouterr()
         assert main([str(word) for word in words]) == 0
         return capsys.readouterr().out
 
-    assert "Calibration" in say("calibrate", model, data, "--calibration-images", 4, "--imgsz", size)
+    assert "Calibration" in run_cli("calibrate", model, data, "--calibration-images", 4, "--imgsz", size)
     nms = () if task == "classify" else ("--nms",)
-    assert "fp16 onnx" in say("export", model, "--format=onnx", "--imgsz", size, "--half", *nms, "--output=nms.onnx")
+    assert "fp16 onnx" in run_cli(
+        "export", model, "--format=onnx", "--imgsz", size, "--half", *nms, "--output=nms.onnx"
+    )
     if BUILDS:
         words = ("--imgsz", size, "--device=sm89", "--int8", "--calibration=runs/calibrate")
-        assert "int8 engine" in say("export", model, *words, "--output=int8.engine")
-        assert task in say("engine", "show", "int8.engine")
-    out = say(
+        assert "int8 engine" in run_cli("export", model, *words, "--output=int8.engine")
+        assert task in run_cli("engine", "show", "int8.engine")
+    out = run_cli(
         "compare", model, data, "--imgsz", size, "--eval-images=8", "--calibration=runs/calibrate", "--no-build",
         "--runs=2", "--seconds=0.01",
     )  # fmt: skip
     assert metric in out
     report = Path("runs/compare/report.html")
     report.unlink()
-    assert say("report", "runs/compare").strip() == str(report)
+    assert run_cli("report", "runs/compare").strip() == str(report)
     page = report.read_text(encoding="utf-8")
     assert "What changed" in page
     assert "FP16" in page
     files = sorted(Path("runs/compare").glob("*.onnx"))
     images = open_dataset(data, task=task).images("val")[:2]
     for file in (files[-1], "nms.onnx"):
-        out = say("predict", file, *images, "--conf=0.01")
+        out = run_cli("predict", file, *images, "--conf=0.01")
         assert all(str(path) in out for path in images)
         drawn = tmp_path / "runs" / "predict"
         assert all((drawn / f"{path.stem}.jpg").stat().st_size > 1000 for path in images)
@@ -113,12 +115,12 @@ def test_on_the_command_line(task, shared, tmp_path, capsys, monkeypatch):
         assert {"path", "class", "name", "score"} | (OWN.get(task, set()) if len(frame) else set()) <= set(
             frame.columns
         )
-    assert metric in say("evaluate", files[-1], data, "--eval-images=8")
-    assert "mean_ms" in say("benchmark", *files, "--runs=2", "--seconds=0.01")
+    assert metric in run_cli("evaluate", files[-1], data, "--eval-images=8")
+    assert "mean_ms" in run_cli("benchmark", *files, "--runs=2", "--seconds=0.01")
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_lab_on_the_command_line(task, tmp_path, capsys, monkeypatch):
+def test_tuning_on_the_command_line(task, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = drawn_set(tmp_path / "set", task)
     trtkit.export(untrained(task), "onnx", output="model.onnx")
@@ -133,7 +135,7 @@ def test_the_lab_on_the_command_line(task, tmp_path, capsys, monkeypatch):
         assert (tmp_path / "runs" / words[0] / f"{words[0]}.html").is_file()
 
 
-def test_predict_tells_what_it_finds(tmp_path, capsys, monkeypatch):
+def test_predict_writes_and_prints_its_detections(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = drawn_set(tmp_path / "set", "detect")
     path = trtkit.export(untrained("detect"), "onnx", output=tmp_path / "a.onnx").path

@@ -1,4 +1,4 @@
-"""Every verb of judging on every task, with drawn images and models that need no file."""
+"""evaluate and compare on every task, with synthetic images and untrained models."""
 
 import contextlib
 import io
@@ -26,11 +26,11 @@ def test_compare_and_report(task, tmp_path):
     found = trtkit.compare(
         untrained(task), data, precisions=("fp32", "int8"), build=False, runs=5, seconds=0.1, output=tmp_path / "out"
     )
-    decides = {"segment": "mAP50-95(M)", "pose": "mAP50-95(P)", "classify": "top1"}.get(task, "mAP50-95(B)")
+    primary = {"segment": "mAP50-95(M)", "pose": "mAP50-95(P)", "classify": "top1"}.get(task, "mAP50-95(B)")
     row = found.rows.filter(precision="int8").row(0, named=True)
-    assert {"mAP50(B)", decides} & set(found.rows.columns)
-    assert row[f"delta {decides} low"] <= row[f"delta {decides}"] + 1e-9
-    assert row[f"delta {decides}"] <= row[f"delta {decides} high"] + 1e-9
+    assert {"mAP50(B)", primary} & set(found.rows.columns)
+    assert row[f"delta {primary} low"] <= row[f"delta {primary}"] + 1e-9
+    assert row[f"delta {primary}"] <= row[f"delta {primary} high"] + 1e-9
     assert found.differences["scope"].unique().sort().to_list() == (
         ["all", "class"] if task == "classify" else ["all", "class", "size"]
     )
@@ -86,7 +86,7 @@ def of_kind(found, kind):
 
 
 def by_pycocotools(found, dataset, kind):
-    """Its numbers on labels read from the files and detections read from the frame, built without our code."""
+    """pycocotools' own numbers, on labels from the files and detections from the frame."""
     labels, results, images = [], [], []
     for image in found.per_image.iter_rows(named=True):
         shape = (image["height"], image["width"])
@@ -102,7 +102,7 @@ def by_pycocotools(found, dataset, kind):
                 row["area"] = abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
                 row["segmentation"] = [np.column_stack((x, y)).ravel().tolist()]
             elif kind == "B" and whole.segments:
-                # COCO's size of an object is its polygon's, whatever is matched.
+                # COCO's area of an object is its polygon's, for boxes too.
                 x, y = (whole.segments[place] * side).T
                 row["area"] = abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
             elif kind == "B":
@@ -123,25 +123,27 @@ def by_pycocotools(found, dataset, kind):
         else:
             row["keypoints"] = one["keypoints"]
         results.append(row)
-    truth = COCO()
-    truth.dataset = {
+    ground_truth = COCO()
+    ground_truth.dataset = {
         "info": {}, "images": images, "annotations": labels, "categories": [{"id": number} for number in dataset.names],
     }  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(results), {"B": "bbox", "M": "segm", "P": "keypoints"}[kind])
+        ground_truth.createIndex()
+        evaluator = COCOeval(
+            ground_truth, ground_truth.loadRes(results), {"B": "bbox", "M": "segm", "P": "keypoints"}[kind]
+        )
         if kind == "P":
-            judge.params.kpt_oks_sigmas = np.full(dataset.kpt_shape[0], 1 / dataset.kpt_shape[0])
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+            evaluator.params.kpt_oks_sigmas = np.full(dataset.kpt_shape[0], 1 / dataset.kpt_shape[0])
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     if kind == "P":
         names = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
     tail = "" if kind == "B" else f"({kind})"
     return {
         f"pycocotools/{name}{tail}": value
-        for name, value in zip(names, judge.stats.tolist(), strict=True)
+        for name, value in zip(names, evaluator.stats.tolist(), strict=True)
         if value >= 0
     }
 
@@ -157,11 +159,11 @@ def test_shared_scenes_equal_pycocotools(task, ending, shared, tmp_path):
         assert of_kind(found, kind) == pytest.approx(by_pycocotools(found, dataset, kind), abs=1e-6)
 
 
-def test_a_rotated_set_is_judged_by_both_overlaps(tmp_path):
+def test_oriented_boxes_are_evaluated_by_both_overlaps(tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, "obb", count=8), task="obb")
     found = evaluate(CannedRunner("obb", noisy_outputs(dataset, "obb", seed=1)), dataset)
     assert found.metrics["mAP50(B)"] > 0.2
-    # Probabilistic overlap is the kinder measure of small shifts.
+    # ProbIoU and the exact IoU differ on shifted boxes.
     assert found.metrics["mAP50-95(R)"] != found.metrics["mAP50-95(B)"]
     assert {"x", "y", "width", "height", "angle"} <= set(found.detections.columns)
     assert not [name for name in found.metrics if name.startswith("pycocotools/")]
@@ -169,8 +171,8 @@ def test_a_rotated_set_is_judged_by_both_overlaps(tmp_path):
 
 def test_classify_counts_by_hand(tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, "classify", count=4), task="classify")
-    truths = [0, 0, 1, 1]
-    outputs = [np.array([[0.9, 0.1]], np.float32) for _ in truths]
+    true_classes = [0, 0, 1, 1]
+    outputs = [np.array([[0.9, 0.1]], np.float32) for _ in true_classes]
     found = evaluate(CannedRunner("classify", [{"output0": one} for one in outputs], size=32), dataset)
     assert found.metrics == {"top1": 0.5, "top5": 1.0}
     assert found.per_class.select("class", "images", "top1").rows() == [(0, 2, 1.0), (1, 2, 0.0)]

@@ -11,7 +11,7 @@ from trtkit.models.model import ModelInfo
 
 
 class Sleeper(Runner):
-    """A runner that takes a known time."""
+    """A runner with a known latency."""
 
     engine = False
     passport = None
@@ -34,7 +34,7 @@ class Sleeper(Runner):
 
 
 class Clocked(Sleeper):
-    """A runner that measures time on its device."""
+    """A runner that measures GPU time."""
 
     engine = True
 
@@ -85,10 +85,10 @@ def test_statistics_equal_numpy_s():
 def test_runners_take_turns():
     log = []
     benchmark({"a": Sleeper(0, name="a", log=log), "b": Sleeper(0, name="b", log=log)}, runs=20, warmup=0)
-    stretches = [log[start : start + BLOCK_RUNS + 1] for start in range(0, len(log), BLOCK_RUNS + 1)]
-    # Each stretch is one runner's, with one run more than is counted, and neither is ever ahead by two.
-    assert all(len(set(stretch)) == 1 for stretch in stretches)
-    lead = np.cumsum([1 if stretch[0] == "a" else -1 for stretch in stretches])
+    blocks = [log[start : start + BLOCK_RUNS + 1] for start in range(0, len(log), BLOCK_RUNS + 1)]
+    # Each block is one runner's, with one discarded run, and no runner is ahead by two blocks.
+    assert all(len(set(block)) == 1 for block in blocks)
+    lead = np.cumsum([1 if block[0] == "a" else -1 for block in blocks])
     assert lead[-1] == 0
     assert abs(lead).max() <= 1
 

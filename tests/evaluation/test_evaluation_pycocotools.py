@@ -1,4 +1,4 @@
-"""The coco/ metrics against pycocotools itself, on the same detections."""
+"""The pycocotools/ metrics against pycocotools itself, on the same detections."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def boxed(frame, score=False):
 
 
 def by_pycocotools(labels, found, images, classes):
-    """The twelve numbers; -1 where there is nothing to judge."""
-    truth = COCO()
-    truth.dataset = {
+    """The twelve metrics; -1 for sizes without labels."""
+    ground_truth = COCO()
+    ground_truth.dataset = {
         "info": {},
         "images": [{"id": number} for number in range(images)],
         "annotations": labels,
         "categories": [{"id": number} for number in classes],
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(found), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return dict(zip(NAMES, judge.stats.tolist(), strict=True))
+        ground_truth.createIndex()
+        evaluator = COCOeval(ground_truth, ground_truth.loadRes(found), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return dict(zip(NAMES, evaluator.stats.tolist(), strict=True))
 
 
 def test_real_detections(demo_data):
@@ -70,8 +70,8 @@ def test_real_detections(demo_data):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_made_up_detections(seed):
-    """Crowded images of three sizes, more than 100 detections of a class, equal scores."""
+def test_synthetic_detections(seed):
+    """Crowded images, objects of three sizes, more than 100 detections of a class, equal scores."""
     generator = np.random.default_rng(seed)
     images, classes = 6, 3
     labels, found = [], []

@@ -12,7 +12,7 @@ import trtkit
 REFERENCES = Path(__file__).parent / "references"
 
 
-def judged(model, data, folder, **settings):
+def evaluate_onnx(model, data, folder, **settings):
     artifact = trtkit.export(trtkit.load(model), format="onnx", output=folder / "model.onnx", **settings)
     with trtkit.open(artifact) as runner:
         return trtkit.evaluate(runner, data)
@@ -26,7 +26,7 @@ def agree(evaluation, name):
 
 
 def test_demo_equals_ultralytics(demo_model, demo_data, tmp_path):
-    agree(judged(demo_model, demo_data, tmp_path), "demo-detect")
+    agree(evaluate_onnx(demo_model, demo_data, tmp_path), "demo-detect")
 
 
 @pytest.mark.slow
@@ -36,4 +36,4 @@ def test_shared_scenes_equal_ultralytics(task, shared, tmp_path):
     folder = shared / "data" / "scenes" / task
     data = folder if task == "classify" else folder / "data.yaml"
     imgsz = reference["arguments"]["imgsz"]
-    agree(judged(shared / "models" / reference["model"], data, tmp_path, imgsz=imgsz), task)
+    agree(evaluate_onnx(shared / "models" / reference["model"], data, tmp_path, imgsz=imgsz), task)

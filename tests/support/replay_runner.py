@@ -1,4 +1,4 @@
-"""A runner that gives back detections stored beforehand, so that judging is tested without a model."""
+"""A runner that returns stored detections, to test evaluation without a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = 300
 
 
 class ReplayRunner(Runner):
-    """Answers in the order of the images, as a graph with NMS inside does.
+    """Returns rows in the order of the images, as a graph with NMS does.
 
     Args:
         detections: Of each image, x1, y1, x2, y2 (input pixels), score, class; shape (n, 6).

@@ -1,4 +1,4 @@
-"""A few drawn images labeled for each task, and untrained models small enough to run in a blink."""
+"""Small synthetic data sets and untrained models for each task, and runners with given outputs."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ SIZES = {"detect": 64, "segment": 64, "pose": 64, "obb": 64, "classify": 32}
 
 
 def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path:
-    """Images of turned bars and blobs; the data.yaml, or the folder for classify."""
-    dice = np.random.default_rng(seed)
+    """Write images of rotated bars and blobs; return the data.yaml, or the folder for classify."""
+    generator = np.random.default_rng(seed)
     for split in ("train", "val"):
         for index in range(count):
-            height, width = (int(side) for side in dice.integers(80, 140, 2))
-            image = dice.integers(0, 80, (height, width, 3), np.uint8)
+            height, width = (int(side) for side in generator.integers(80, 140, 2))
+            image = generator.integers(0, 80, (height, width, 3), np.uint8)
             rows, last = [], 0
-            for _ in range(int(dice.integers(1, 4))):
-                last = int(dice.integers(2))
-                center = dice.uniform((25, 25), (width - 25, height - 25))
-                size = dice.uniform((16, 8), (36, 18)) if last == 0 else dice.uniform(14, 30, 2)
-                corners = cv2.boxPoints((tuple(center), tuple(size), float(dice.uniform(0, 90)) if last == 0 else 0.0))
+            for _ in range(int(generator.integers(1, 4))):
+                last = int(generator.integers(2))
+                center = generator.uniform((25, 25), (width - 25, height - 25))
+                size = generator.uniform((16, 8), (36, 18)) if last == 0 else generator.uniform(14, 30, 2)
+                corners = cv2.boxPoints(
+                    (tuple(center), tuple(size), float(generator.uniform(0, 90)) if last == 0 else 0.0)
+                )
                 corners = np.clip(corners, 1, (width - 2, height - 2))
-                cv2.fillPoly(image, [np.round(corners).astype(np.int32)], dice.integers(120, 256, 3).tolist())
+                cv2.fillPoly(image, [np.round(corners).astype(np.int32)], generator.integers(120, 256, 3).tolist())
                 rows.append(label_row(task, last, corners / (width, height)))
             if task == "classify":
-                place = folder / split / NAMES[index % 2]
-                place.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(place / f"{index}.png"), image)
+                class_folder = folder / split / NAMES[index % 2]
+                class_folder.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(class_folder / f"{index}.png"), image)
                 continue
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -47,10 +49,10 @@ def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path
             (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows) + "\n")
     if task == "classify":
         return folder
-    described = {"train": "images/train", "val": "images/val", "names": NAMES}
+    content = {"train": "images/train", "val": "images/val", "names": NAMES}
     if task == "pose":
-        described["kpt_shape"] = [POINTS, 3]
-    (folder / "data.yaml").write_text(yaml.safe_dump(described))
+        content["kpt_shape"] = [POINTS, 3]
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
     return folder / "data.yaml"
 
 
@@ -68,7 +70,7 @@ def label_row(task: str, number: int, corners: np.ndarray) -> str:
 
 
 class Untrained(nn.Module):
-    """Three strides of features and a head, weights by chance."""
+    """Features of three strides and a head, with random weights."""
 
     def __init__(self, task: str) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ def untrained(task: str, size: int | None = None) -> trtkit.Model:
 
 
 class CannedRunner(Runner):
-    """Gives back outputs made beforehand, one image after the other."""
+    """Returns given outputs, one per image."""
 
     name = "made-up outputs"
     engine = False
@@ -130,51 +132,51 @@ class CannedRunner(Runner):
 
 
 def noisy_outputs(dataset, task: str, *, seed: int, shake: float = 0.06, size: int = 64) -> list[dict[str, np.ndarray]]:
-    """What a fair model would answer: every label somewhere near its place, some missed, some made up."""
+    """Return outputs near the labels, with some labels missed and some detections repeated."""
     from trtkit.data import read_image
     from trtkit.data.images import compute_letterbox
     from trtkit.tasks.nms import corners_to_xywhr
 
-    dice = np.random.default_rng(seed)
-    answers = []
+    generator = np.random.default_rng(seed)
+    all_outputs = []
     for path in dataset.images("val"):
         shape = read_image(path).shape[:2]
-        fit, labels = compute_letterbox(shape, (size, size)), dataset.labels(path).to_pixels(shape)
-        boxes = fit.to_network(labels.boxes)
+        transform, labels = compute_letterbox(shape, (size, size)), dataset.labels(path).to_pixels(shape)
+        boxes = transform.to_network(labels.boxes)
         rows, masks = [], []
-        for place, (number, box) in enumerate(zip(labels.classes, boxes, strict=True)):
-            for _ in range(int(dice.integers(0, 4))):
+        for index, (number, box) in enumerate(zip(labels.classes, boxes, strict=True)):
+            for _ in range(int(generator.integers(0, 4))):
                 side = box[2:] - box[:2]
-                moved = box + dice.normal(0, shake, 4) * np.tile(side, 2)
-                scores = dice.uniform(0, 0.3, 2)
-                scores[number] = dice.uniform(0.2, 1)
+                moved = box + generator.normal(0, shake, 4) * np.tile(side, 2)
+                scores = generator.uniform(0, 0.3, 2)
+                scores[number] = generator.uniform(0.2, 1)
                 extra: list[float] = []
                 if task == "pose":
-                    points = fit.to_network(labels.keypoints[place][:, :2])
-                    points = points + dice.normal(0, shake * side.mean(), points.shape)
+                    points = transform.to_network(labels.keypoints[index][:, :2])
+                    points = points + generator.normal(0, shake * side.mean(), points.shape)
                     extra = np.column_stack((points, np.ones(POINTS))).ravel().tolist()
                 row = [*((moved[:2] + moved[2:]) / 2), *np.maximum(moved[2:] - moved[:2], 1), *scores, *extra]
                 if task == "obb":
-                    turned = corners_to_xywhr(fit.to_network(labels.corners[place])[None])[0]
-                    turned += dice.normal(0, 1, 5) * [1, 1, 1, 1, 0.05]
-                    row = [*turned[:4], *scores, turned[4]]
+                    oriented = corners_to_xywhr(transform.to_network(labels.corners[index])[None])[0]
+                    oriented += generator.normal(0, 1, 5) * [1, 1, 1, 1, 0.05]
+                    row = [*oriented[:4], *scores, oriented[4]]
                 rows.append(row)
                 if task == "segment":
                     canvas = np.zeros((size // 4, size // 4), np.float32)
-                    outline = fit.to_network(labels.segments[place]) / 4 + dice.normal(0, 0.3, (1, 2))
+                    outline = transform.to_network(labels.segments[index]) / 4 + generator.normal(0, 0.3, (1, 2))
                     cv2.fillPoly(canvas, [np.round(outline).astype(np.int32)], 1)
                     masks.append(canvas * 2 - 1)
         count = max(1, len(rows))
         columns = {"detect": 6, "segment": 6, "pose": 6 + POINTS * 3, "obb": 7}[task]
         output = np.zeros((1, columns + (count if task == "segment" else 0), count), np.float32)
-        for place, row in enumerate(rows):
-            output[0, : len(row), place] = row
+        for index, row in enumerate(rows):
+            output[0, : len(row), index] = row
             if task == "segment":
-                output[0, 6 + place, place] = 1
-        answer = {"output0": output}
+                output[0, 6 + index, index] = 1
+        outputs = {"output0": output}
         if task == "segment":
             prototypes = np.zeros((1, count, size // 4, size // 4), np.float32)
             prototypes[0, : len(masks)] = masks if masks else 0
-            answer["output1"] = prototypes
-        answers.append(answer)
-    return answers
+            outputs["output1"] = prototypes
+        all_outputs.append(outputs)
+    return all_outputs

@@ -32,13 +32,13 @@ def rows(found):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("judging", {"conf": 0.001, "multi_label": True}),
-        ("predicting", {"conf": 0.25}),
+        ("evaluate", {"conf": 0.001, "multi_label": True}),
+        ("predict", {"conf": 0.25}),
         ("all", {"conf": 0.001, "iou": 0.45, "max_det": 3600, "multi_label": True}),
     ],
 )
 def test_crowd_equals_ultralytics(name, options):
-    """1,200 made-up anchors; the references come from Ultralytics' own suppression (references/make.py)."""
+    """1,200 synthetic anchors; the references come from Ultralytics' own NMS (references/make.py)."""
     stored = np.load(REFERENCES / "crowd.npz")
     whole = compute_letterbox((10**4, 10**4), (10**4, 10**4))
     output = stored["output0"] + np.array([200, 200, 0, 0, 0, 0, 0], np.float32)[:, None]
@@ -48,13 +48,13 @@ def test_crowd_equals_ultralytics(name, options):
 
 
 def test_demo_images_equal_ultralytics():
-    """What Ultralytics kept of yolo11n's raw outputs on 40 images."""
+    """Ultralytics' NMS of yolo11n's raw outputs on 40 images."""
     stored = np.load(REFERENCES / "demo-detect.npz")
     outputs = np.split(stored["output0"], np.cumsum(stored["anchors"])[:-1], 1)
     kept = np.split(stored["kept"], np.cumsum(stored["counts"])[:-1])
     for output, expected in zip(outputs, kept, strict=True):
         wide = output.copy()
-        wide[:2] += 1000  # away from the edges, where boxes are clipped
+        wide[:2] += 1000  # away from the edges, where boxes would be clipped
         roomy = compute_letterbox((4000, 4000), (4000, 4000))
         (found,) = decoded(wide[None], classes=10, fit=roomy, conf=0.001, multi_label=True)
         np.testing.assert_allclose(found.boxes - 1000, expected[:, :4], atol=1e-3)
@@ -63,7 +63,7 @@ def test_demo_images_equal_ultralytics():
 
 
 def test_one_box_by_hand():
-    """A box at the middle of a letterboxed 320x640 image, two classes above the threshold."""
+    """A box at the center of a letterboxed 160x320 image, two classes above the threshold."""
     output = np.zeros((1, 7, 2), np.float32)
     output[0, :, 0] = [320, 320, 100, 50, 0.1, 0.9, 0.3]
     fit = compute_letterbox((160, 320), (640, 640))
@@ -83,7 +83,7 @@ def test_boxes_are_clipped_to_the_image():
     np.testing.assert_allclose(found.boxes, [[0, 0, 60, 30]])
 
 
-def test_nothing_found():
+def test_no_detections():
     (found,) = decoded(np.zeros((1, 7, 5), np.float32))
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
@@ -98,7 +98,7 @@ def test_threshold_is_exclusive():
         assert select_candidates(scores, PostprocessSettings(multi_label=multi_label))[2].tolist() == [1]
 
 
-def test_graph_with_suppression_inside():
+def test_nms_rows_of_a_graph():
     output = np.zeros((1, 300, 6), np.float32)
     output[0, 0] = [320, 330, 340, 350, 0.5, 2]
     output[0, 1] = [1, 2, 3, 4, 0.9, 0]

@@ -1,4 +1,4 @@
-"""Drawn images in a notebook: each as a JPEG of its own, with words for those who can't see it."""
+"""Image grids in a notebook: one JPEG per image, with alternative text."""
 
 import base64
 import re
@@ -13,14 +13,14 @@ def plain(height, width, color):
     return np.full((height, width, 3), color, np.uint8)
 
 
-def shown(sheet):
-    found = re.findall(r"base64,([^']+)", sheet._repr_html_())
+def shown(grid):
+    found = re.findall(r"base64,([^']+)", grid._repr_html_())
     return [cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), cv2.IMREAD_COLOR) for one in found]
 
 
 def test_every_image_is_shown_with_its_colors_the_right_way_round():
-    sheet = ImageGrid(images=(plain(40, 60, (250, 0, 0)), plain(50, 20, (0, 0, 250))), captions=("blue", "red"))
-    first, second = shown(sheet)
+    grid = ImageGrid(images=(plain(40, 60, (250, 0, 0)), plain(50, 20, (0, 0, 250))), captions=("blue", "red"))
+    first, second = shown(grid)
     assert first.shape == (40, 60, 3)
     assert second.shape == (50, 20, 3)
     assert np.abs(first.astype(int) - (250, 0, 0)).max() < 8
@@ -28,13 +28,13 @@ def test_every_image_is_shown_with_its_colors_the_right_way_round():
 
 
 def test_large_images_are_made_smaller_and_small_ones_stay():
-    sheet = ImageGrid(images=(plain(4 * HEIGHT, 2 * HEIGHT, 9), plain(10, 10, 9)), captions=("", ""))
-    large, small = shown(sheet)
+    grid = ImageGrid(images=(plain(4 * HEIGHT, 2 * HEIGHT, 9), plain(10, 10, 9)), captions=("", ""))
+    large, small = shown(grid)
     assert large.shape == (2 * HEIGHT, HEIGHT, 3)
     assert small.shape == (10, 10, 3)
 
 
 def test_words_stand_for_each_image():
-    sheet = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
-    assert "alt='2 of &#x27;a&#x27; &amp; &lt;b&gt;'" in sheet._repr_html_()
-    assert repr(sheet) == "ImageGrid of 1\n  2 of 'a' & <b>"
+    grid = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
+    assert "alt='2 of &#x27;a&#x27; &amp; &lt;b&gt;'" in grid._repr_html_()
+    assert repr(grid) == "ImageGrid of 1\n  2 of 'a' & <b>"

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from trtkit.tasks.nms import box_iou, nms, xywh_to_xyxy
 
-# Whole pixels, so that sums and products are exact and a shift changes nothing.
+# Whole pixels: sums and products are exact, and a shift changes nothing.
 CORNERS = st.integers(0, 200)
 
 
@@ -61,7 +61,7 @@ def test_scale(first, second, factor):
 
 
 def greedy(some, scores, classes, iou):
-    """Suppression as its definition says it, one box after another."""
+    """NMS by its definition, one box after another."""
     kept: list[int] = []
     for place in sorted(range(len(some)), key=lambda i: -scores[i]):
         rivals = [other for other in kept if classes[other] == classes[place]]
@@ -79,7 +79,7 @@ def crowds(draw):
 
 
 @given(crowds(), st.sampled_from([0.1, 0.3, 0.5, 0.7]))
-def test_suppression_equals_its_definition(crowd, iou):
+def test_nms_equals_its_definition(crowd, iou):
     assert nms(*crowd, iou=iou, max_det=300).tolist() == greedy(*crowd, iou)
 
 
@@ -90,7 +90,7 @@ def test_max_det_keeps_the_first(crowd, most):
 
 
 @given(crowds())
-def test_suppressing_again_changes_nothing(crowd):
+def test_nms_of_kept_boxes_changes_nothing(crowd):
     some, scores, classes = crowd
     kept = nms(some, scores, classes, iou=0.5, max_det=300)
     again = nms(some[kept], scores[kept], classes[kept], iou=0.5, max_det=300)
@@ -109,14 +109,14 @@ def test_blocks_agree_with_the_definition():
     assert kept.tolist() == greedy(some, scores, classes, 0.4)
 
 
-def test_nothing_to_suppress():
+def test_nms_of_no_boxes():
     none = np.zeros((0, 4), np.float32)
     assert nms(none, np.zeros(0, np.float32), np.zeros(0, np.int64), iou=0.5, max_det=3).shape == (0,)
 
 
 @pytest.mark.parametrize("iou", [0.7, 0.45, 0.1])
 def test_overlap_equal_to_the_limit_stays(iou):
-    # Two boxes of width 1 and height 100: their overlap is the share of the height they have in common.
+    # Two boxes of width 1 and height 1000: their IoU follows from the height they share.
     height = np.float32(1000)
     common = np.float32(2 * iou / (1 + iou) * height)
     some = np.array([[0, 0, 1, height], [0, height - common, 1, 2 * height - common]], np.float32)

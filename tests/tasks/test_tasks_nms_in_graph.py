@@ -1,4 +1,4 @@
-"""Graphs with suppression inside give the predictions that suppression outside gives, for every task that has it."""
+"""NMS in the graph gives the same predictions as NMS outside, for every task with boxes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from trtkit.tasks import PostprocessSettings, get_task
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
-def test_the_same_objects_come_out(task, tmp_path):
-    # At 64 pixels there are fewer boxes than the 300 rows that suppression gives.
+def test_predictions_are_the_same(task, tmp_path):
+    # At 64 pixels there are fewer boxes than the 300 rows of NMS.
     model = untrained(task, 128)
     images = [read_image(path) for path in open_dataset(drawn_set(tmp_path, task), task=task).images("val")[:3]]
     found = {}

@@ -1,4 +1,4 @@
-"""Rotated boxes, against hand-made numbers, OpenCV and what must hold for any two boxes."""
+"""Oriented boxes, against numbers by hand, polygon clipping and properties of any two boxes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one(*values):
 
 
 def clipped_area(polygon, window):
-    """What a polygon shares with a convex one: Sutherland and Hodgman 1974, one side after the other."""
+    """Area of the intersection of a polygon with a convex one (Sutherland and Hodgman 1974)."""
 
     def side(point, start, end):
         return (end[0] - start[0]) * (point[1] - start[1]) - (end[1] - start[1]) * (point[0] - start[0])
@@ -44,7 +44,7 @@ def clipped_area(polygon, window):
 
 def test_corners_by_hand():
     found = xywhr_to_corners(one(10, 20, 4, 2, math.pi / 2))
-    # Turned by a right angle, the width points down the image.
+    # Rotated by a right angle, the width points down the image.
     np.testing.assert_allclose(found[0], [[11, 18], [11, 22], [9, 22], [9, 18]], atol=1e-5)
     np.testing.assert_allclose(xywhr_to_xyxy(one(10, 20, 4, 2, 0)), [[8, 19, 12, 21]])
 
@@ -53,9 +53,9 @@ def test_exact_overlap_by_hand():
     upright, shifted = one(0, 0, 4, 2, 0), one(1, 1, 4, 2, 0)
     # 3 x 1 of 8 + 8 - 3.
     assert rotated_iou(upright, shifted)[0, 0] == pytest.approx(3 / 13)
-    # Two crossed bars of 4 x 2 share their 2 x 2 middle.
+    # Two crossed bars of 4 x 2 share their 2 x 2 center.
     assert rotated_iou(upright, one(0, 0, 4, 2, math.pi / 2))[0, 0] == pytest.approx(4 / 12)
-    # A square and itself turned by 45 degrees share an octagon, 8 (sqrt 2 - 1) of the half side squared.
+    # A square and itself rotated by 45 degrees share an octagon, 8 (sqrt 2 - 1) of the half side squared.
     octagon = 8 * (math.sqrt(2) - 1)
     assert rotated_iou(one(5, 5, 2, 2, 0), one(5, 5, 2, 2, math.pi / 4))[0, 0] == pytest.approx(
         octagon / (8 - octagon), abs=1e-5
@@ -69,7 +69,7 @@ def test_probabilistic_overlap_by_hand():
     distance = 3.0**2 / (8 * 6.0**2 / 12)
     expected = 1 - math.sqrt(1 - math.exp(-distance))
     assert prob_iou(one(0, 0, 6, 6, 0.2), one(3, 0, 6, 6, 0.2))[0, 0] == pytest.approx(expected, abs=1e-4)
-    # Squares of sides s and 2s at one place: ln(det(mean) / sqrt(det1 det2)) / 2 = ln(2.5^2 / 4) / 2.
+    # Concentric squares of sides s and 2s: ln(det(mean) / sqrt(det1 det2)) / 2 = ln(2.5^2 / 4) / 2.
     expected = 1 - math.sqrt(1 - math.exp(-math.log(2.5**2 / 4) / 2))
     assert prob_iou(one(0, 0, 6, 6, 0), one(0, 0, 12, 12, 0))[0, 0] == pytest.approx(expected, abs=1e-4)
 
@@ -77,7 +77,7 @@ def test_probabilistic_overlap_by_hand():
 @settings(max_examples=150, deadline=None)
 @given(BOX, BOX)
 def test_exact_overlap_is_that_of_clipped_polygons(first, second):
-    # OpenCV's rotatedRectangleIntersection is no measure: of boxes that share an edge it can be wrong by three times.
+    # OpenCV's rotatedRectangleIntersection is no reference: boxes that share an edge can be off by a factor of 3.
     shared = clipped_area(xywhr_to_corners(one(*first))[0].tolist(), xywhr_to_corners(one(*second))[0].tolist())
     expected = shared / (first[2] * first[3] + second[2] * second[3] - shared)
     assert rotated_iou(one(*first), one(*second))[0, 0] == pytest.approx(expected, abs=2e-3)
@@ -107,8 +107,8 @@ def test_corners_give_the_box_back(box):
     assert rotated_iou(again, one(*box))[0, 0] == pytest.approx(1, abs=5e-3)
 
 
-def test_suppression_is_the_fast_one():
-    # B is covered by A and covers C; C does not touch A's share. Greedy keeps C, fast suppression does not.
+def test_rotated_nms_is_fast_nms():
+    # B is covered by A and covers C; C does not touch A's share. Greedy NMS keeps C, Fast NMS does not.
     boxes = np.concatenate((one(0, 0, 10, 10, 0), one(2, 0, 10, 10, 0), one(4, 0, 10, 10, 0)))
     scores, classes = np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int64)
     near = prob_iou(boxes, boxes)

@@ -1,4 +1,4 @@
-"""Object keypoint similarity, by hand and by what must hold."""
+"""Object keypoint similarity (OKS), by hand and by its properties."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_by_hand():
     assert compute_oks(label, found, areas, (0.25, 0.5, 0.1))[0, 0] == pytest.approx(expected)
 
 
-def test_a_label_without_keypoints_is_like_nothing():
+def test_a_label_without_keypoints_has_no_similarity():
     label = np.zeros((1, 2, 3), np.float32)
     assert compute_oks(label, label, np.array([9], np.float32), (0.1, 0.1))[0, 0] == 0
 

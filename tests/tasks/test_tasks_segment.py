@@ -1,4 +1,4 @@
-"""Masks: what prototypes and polygons become, and their overlap."""
+"""Masks from prototypes and polygons, their RLE and their IoU."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def made(fit=PLAIN, box=(16, 8, 48, 40)):
     )
 
 
-def test_coarse_masks_end_at_their_box():
+def test_low_resolution_masks_end_at_their_box():
     mask = made().low_resolution()[0]
     assert (np.flatnonzero(mask.any(0)).tolist(), np.flatnonzero(mask.any(1)).tolist()) == (
         [4, 5, 6, 7],
@@ -79,7 +79,7 @@ def test_coarse_masks_end_at_their_box():
     )
 
 
-def test_whole_masks_are_interpolated_between_pixel_centers():
+def test_full_resolution_masks_are_interpolated_between_pixel_centers():
     mask = made().full_resolution(0)
     assert mask.shape == (64, 64)
     # Prototype pixels 7 and 8 have their centers at 30 and 34; the value passes 0 at 32.
@@ -87,13 +87,13 @@ def test_whole_masks_are_interpolated_between_pixel_centers():
     assert np.flatnonzero(mask.any(1)).tolist() == list(range(8, 40))
 
 
-def test_whole_masks_follow_the_letterbox():
-    # An image of 32 x 64 doubled in neither direction: 16 rows of padding above.
+def test_full_resolution_masks_follow_the_letterbox():
+    # An image of 32 x 64, not resized: 16 rows of padding above.
     fit = ImageTransform(shape=(32, 64), resized=(32, 64), pad=(16, 0), size=(64, 64))
     mask = made(fit).full_resolution(0)
     assert mask.shape == (32, 64)
     assert np.flatnonzero(mask.any(1)).tolist() == list(range(24))
-    # The same, the image being twice the size of what the network saw.
+    # The same, with an image of twice the size.
     large = ImageTransform(shape=(64, 128), resized=(32, 64), pad=(16, 0), size=(64, 64))
     assert made(large).full_resolution(0).sum() == 4 * mask.sum()
 

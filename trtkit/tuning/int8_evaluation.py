@@ -187,7 +187,7 @@ def evaluate_int8(
             calibration_images=calibration_images,
             imgsz=size,
             seed=seed,
-            cache_dir=cache.calibrations,
+            cache=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )

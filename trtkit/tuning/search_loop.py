@@ -149,7 +149,7 @@ def search(
             histograms=True,
             imgsz=size,
             seed=seed,
-            cache_dir=cache.calibrations,
+            cache=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )

@@ -212,7 +212,7 @@ def sensitivity(
             calibration_images=calibration_images,
             imgsz=size,
             seed=seed,
-            cache_dir=ResultCache(cache_dir).calibrations,
+            cache=ResultCache(cache_dir).calibrations,
             progress=progress,
             cancel=cancel,
         )

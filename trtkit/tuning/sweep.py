@@ -216,7 +216,7 @@ def sweep(
             histograms=True,
             imgsz=size,
             seed=seed,
-            cache_dir=cache.calibrations,
+            cache=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )

@@ -8,7 +8,7 @@ from PIL import Image
 resized = {}
 for before in [(40, 60), (61, 33), (150, 100), (24, 24), (9, 130)]:
     for after in [(24, 24), (32, 48)]:
-        picture = (np.random.default_rng(0).random((*before, 3)) * 256).astype(np.uint8)
-        made = Image.fromarray(picture).resize((after[1], after[0]), Image.Resampling.BILINEAR)
-        resized[f"{before}-{after}".replace(" ", "")] = np.asarray(made)
+        image = (np.random.default_rng(0).random((*before, 3)) * 256).astype(np.uint8)
+        resized = Image.fromarray(image).resize((after[1], after[0]), Image.Resampling.BILINEAR)
+        resized[f"{before}-{after}".replace(" ", "")] = np.asarray(resized)
 np.savez_compressed(Path(__file__).parent / "pillow.npz", **resized)

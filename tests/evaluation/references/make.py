@@ -1,12 +1,12 @@
-"""Makes the reference numbers beside this file with Ultralytics' own `val`.
+"""Make the reference numbers beside this file with Ultralytics' own `val`.
 
 Run in an environment that has ultralytics 8.4.190 (never a dependency of trtkit):
 
     python tests/evaluation/references/make.py SHARED [DEMO]
 
-`SHARED` holds `models/yolo11n*.pt` and `data/scenes/<task>`; `DEMO` is `trtkit/demo`, from which 40 pictures'
-detections and one picture's raw outputs are kept too. Ultralytics writes caches beside labels, so everything is copied
-to a temporary folder first.
+`SHARED` holds `models/yolo11n*.pt` and `data/scenes/<task>`; `DEMO` is `trtkit/demo`, of which the detections of 40
+images and the raw outputs of one are stored too. Ultralytics writes caches beside labels, so everything is copied to a
+temporary folder first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RUNS = {
 }
 
 
-def judge(model: Path, data: Path, imgsz: int, task: str) -> dict[str, Any]:
+def validate(model: Path, data: Path, imgsz: int, task: str) -> dict[str, Any]:
     """Ultralytics' metrics of `model` on the val split of `data`."""
     os.chdir(data if data.is_dir() else data.parent)  # their `path: .` is the working folder
     arguments: dict[str, Any] = {"imgsz": imgsz, "device": "cpu", "plots": False, "workers": 0, "batch": 16}
@@ -73,12 +73,12 @@ def write(name: str, reference: dict[str, Any]) -> None:
 
 
 def keep_detections(model: Path, data: Path) -> None:
-    """Judge `data` and keep what Ultralytics judged: raw outputs of one picture, all detections, all matches."""
+    """Validate `data` and store raw outputs of one image, all detections and all matches."""
     rows: list[np.ndarray] = []
     names: list[str] = []
     raw: list[np.ndarray] = []
     kept: list[np.ndarray] = []
-    update, suppress = DetectionValidator.update_metrics, DetectionValidator.postprocess
+    update, nms = DetectionValidator.update_metrics, DetectionValidator.postprocess
 
     def recording_update(self: Any, preds: Any, batch: Any) -> None:
         for index, pred in enumerate(preds):
@@ -94,19 +94,19 @@ def keep_detections(model: Path, data: Path) -> None:
             names.append(Path(batch["im_file"][index]).name)
         update(self, preds, batch)
 
-    def recording_suppress(self: Any, preds: Any) -> Any:
+    def recording_nms(self: Any, preds: Any) -> Any:
         outputs = (preds[0] if isinstance(preds, (list, tuple)) else preds).numpy()
         # Anchors below the threshold never become candidates; leaving them out keeps the file small.
         raw.extend(output[:, output[4:].max(0) > 0.001].copy() for output in outputs)
-        found = suppress(self, preds)
+        found = nms(self, preds)
         kept.extend(torch.cat((one["bboxes"], one["conf"][:, None], one["cls"][:, None]), 1).numpy() for one in found)
         return found
 
-    DetectionValidator.update_metrics, DetectionValidator.postprocess = recording_update, recording_suppress
+    DetectionValidator.update_metrics, DetectionValidator.postprocess = recording_update, recording_nms
     try:
-        write("demo-detect", judge(model, data, 640, "detect"))
+        write("demo-detect", validate(model, data, 640, "detect"))
     finally:
-        DetectionValidator.update_metrics, DetectionValidator.postprocess = update, suppress
+        DetectionValidator.update_metrics, DetectionValidator.postprocess = update, nms
     np.savez_compressed(
         HERE / "demo-detect.npz",
         detections=np.concatenate(rows),
@@ -119,7 +119,7 @@ def keep_detections(model: Path, data: Path) -> None:
 
 
 def keep_crowd() -> None:
-    """Suppression of one crowded picture: 1,200 made-up anchors, 3 classes, no two scores alike."""
+    """NMS of one crowded image: 1,200 synthetic anchors, 3 classes, no two scores equal."""
     generator = np.random.default_rng(0)
     output = np.zeros((1, 7, 1200), np.float32)
     output[0, :2] = generator.integers(0, 1280, (2, 1200)) / 2
@@ -127,8 +127,8 @@ def keep_crowd() -> None:
     output[0, 4:] = (generator.permutation(3600).reshape(3, 1200) / 3600) ** 2
     kept = {}
     for name, arguments in {
-        "judging": {"multi_label": True, "conf_thres": 0.001},
-        "predicting": {"conf_thres": 0.25},
+        "evaluate": {"multi_label": True, "conf_thres": 0.001},
+        "predict": {"conf_thres": 0.25},
     }.items():
         kept[name] = non_max_suppression(torch.from_numpy(output.copy()), iou_thres=0.7, max_det=300, **arguments)[
             0
@@ -155,7 +155,7 @@ def main() -> None:
             for path in (copy, *copy.rglob("*/")):
                 path.chmod(0o755)
             data = copy if task == "classify" else copy / "data.yaml"
-            write(task, judge(shared / "models" / checkpoint, data, imgsz, task))
+            write(task, validate(shared / "models" / checkpoint, data, imgsz, task))
         os.chdir(HERE)
 
 
