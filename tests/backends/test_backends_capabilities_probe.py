@@ -40,7 +40,7 @@ def of_stubs() -> Surface:
     text = (Path(next(iter(spec.submodule_search_locations))) / "tensorrt.pyi").read_text(encoding="utf-8")
     surface: Surface = {}
     members: dict[str, list[str] | None] = {}
-    # By lines: the stubs hold signatures that Python's own parser refuses.
+    # By lines: the stubs contain signatures that are not valid Python.
     for line in text.splitlines():
         if match := re.match(r"class (\w+)", line):
             members = surface.setdefault(match[1], {})

@@ -43,7 +43,7 @@ def model(task: str, dynamic: bool) -> tk.Model:
 def calibration(task: str, dynamic: bool) -> tk.Calibration:
     data = demo.data_path("classify" if task == "classify" else "detect")
     if task == "pose":
-        # A pose data set says how many points there are; its labels play no part here.
+        # A pose data set states the number of keypoints; the labels are not used.
         description = f"path: {data.parent}\ntrain: images/train\nnames: [person]\nkpt_shape: [17, 3]\n"
         data = Path(tempfile.mkdtemp()) / "data.yaml"
         data.write_text(description)

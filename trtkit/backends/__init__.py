@@ -115,7 +115,7 @@ def open(
         )
     from trtkit.backends.engine_file import read_engine
 
-    # No backend accepts it: reading it as an engine says why.
+    # No backend accepts it: reading it as an engine raises the reason.
     file = read_engine(model)
     raise EngineError(
         f"open {model}",
