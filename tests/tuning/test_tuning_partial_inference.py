@@ -56,10 +56,10 @@ def test_segments_equal_the_whole_graph(
     placement = plan_qdq(proto, kept)
     plain = segments.prepare_variant(NO_INT8, ranges)
     variant = segments.prepare_variant(placement, ranges, corrections)
-    float_, found = segments.run(IMAGES[:1], [plain, variant])
+    float_, result = segments.run(IMAGES[:1], [plain, variant])
     np.testing.assert_allclose(float_["output0"], run(proto, IMAGES[:1])[0], rtol=1e-5, atol=1e-5)
     expected = whole(insert_qdq(proto, ranges, kept, corrections=corrections), IMAGES[:1])
-    np.testing.assert_allclose(found["output0"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result["output0"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_placement_of_one_layer(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
@@ -67,9 +67,9 @@ def test_every_placement_of_one_layer(proto: onnx.ModelProto, ranges: dict[str, 
     for name in layer_noise.full_int8.layers:
         keep = [other for other in layer_noise.weighted if other != name]
         variant = layer_noise.prepare_variant(layer_noise.plan_only([name]), ranges)
-        (found,) = layer_noise.segments.run(IMAGES[:1], [variant])
+        (result,) = layer_noise.segments.run(IMAGES[:1], [variant])
         np.testing.assert_allclose(
-            found["output0"],
+            result["output0"],
             whole(insert_qdq(proto, ranges, keep, protect=False), IMAGES[:1]),
             rtol=1e-5,
             atol=1e-5,
@@ -126,7 +126,7 @@ def test_noise_of_one_layer_by_hand(proto: onnx.ModelProto, ranges: dict[str, tu
     layer_noise = LayerNoise(proto, CLASSES)
     assert set(layer_noise.head_tensors) == {"sides", "classes"}
     variant = layer_noise.prepare_variant(layer_noise.plan_only(["head"]), ranges)
-    found = layer_noise.measure_sqnr(
+    result = layer_noise.measure_sqnr(
         {"head": variant}, lambda: [IMAGES[:1], IMAGES[1:2]], 2, stage="", reporter=Reporter()
     )
     plain, int8 = (
@@ -151,7 +151,7 @@ def test_noise_of_one_layer_by_hand(proto: onnx.ModelProto, ranges: dict[str, tu
                 signal += float((factor * exact**2).sum())
                 noise += float((factor * (rounded - exact) ** 2).sum())
             shares.append(noise / signal)
-    assert found["head"] == pytest.approx(-10 * np.log10(np.mean(shares)), abs=0.01)
+    assert result["head"] == pytest.approx(-10 * np.log10(np.mean(shares)), abs=0.01)
     assert compute_sqnr(np.ones(2), np.array([0.01, 0.03])) == pytest.approx(10 * np.log10(50))
     assert compute_sqnr(np.ones(2), np.zeros(2)) == 200.0
 

@@ -42,12 +42,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(model: tk.Model, cache: Path) -> Search:
+def result(model: tk.Model, cache: Path) -> Search:
     return search(model, demo.data_path(), 0.02, cache_dir=cache, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
 
 
-def test_trials(found: Search) -> None:
-    trials = found.frame()
+def test_trials(result: Search) -> None:
+    trials = result.frame()
     assert trials["assignment"][:5].to_list() == [
         "fp16",
         "minmax",
@@ -56,87 +56,91 @@ def test_trials(found: Search) -> None:
         "per-tensor ranges, bias correction",
     ]
     assert len(trials) <= 8
-    assert ((trials["metric"] + trials["loss"]) - found.value_float).abs().max() < 1e-12  # type: ignore[operator]
+    assert ((trials["metric"] + trials["loss"]) - result.value_float).abs().max() < 1e-12  # type: ignore[operator]
     assert trials["chosen"].sum() == 1
     assert trials["int8_share"][0] == 0.0
     assert trials["cost"][0] == 1.0
     assert set(trials["unit"]) == {"relative"}
-    assert found.cost_source == ArithmeticCost.source
+    assert result.cost_source == ArithmeticCost.source
     shares = dict(zip(trials["assignment"], trials["int8_share"], strict=True))
     assert 0.95 < shares["minmax"] < 1
     for row in trials.iter_rows(named=True):
         assert row["cost"] == pytest.approx(1 - row["int8_share"] / 2)
 
 
-def test_the_choice_is_the_fastest_accepted_trial(found: Search) -> None:
-    allowed = found.trials.filter(pl.col("loss") <= 0.02)
-    assert found.reached
-    assert found.best["cost"] == allowed["cost"].min()
-    front = found.pareto()
-    assert found.best["assignment"] in front["assignment"].to_list()
+def test_the_choice_is_the_fastest_accepted_trial(result: Search) -> None:
+    allowed = result.trials.filter(pl.col("loss") <= 0.02)
+    assert result.reached
+    assert result.best["cost"] == allowed["cost"].min()
+    front = result.pareto()
+    assert result.best["assignment"] in front["assignment"].to_list()
     assert front["cost"].is_sorted()
     assert front["metric"].is_sorted()
 
 
-def test_range_selection_reduces_noise(found: Search) -> None:
-    noise = dict(zip(found.trials["assignment"], found.trials["sqnr"], strict=True))
+def test_range_selection_reduces_noise(result: Search) -> None:
+    noise = dict(zip(result.trials["assignment"], result.trials["sqnr"], strict=True))
     assert noise["per-tensor ranges"] > max(noise["minmax"], noise["percentile 99.999"])
-    assert any("cross-layer equalization: 0" in note for note in found.notes)
-    assert found.layers["noise_share"].sum() == pytest.approx(1)
-    assert sorted(found.layers["exclusion_rank"]) == list(range(1, 86))
+    assert any("cross-layer equalization: 0" in note for note in result.notes)
+    assert result.layers["noise_share"].sum() == pytest.approx(1)
+    assert sorted(result.layers["exclusion_rank"]) == list(range(1, 86))
 
 
-def test_the_choice_exports_to_the_evaluated_graph(found: Search, model: tk.Model, cache: Path, tmp_path: Path) -> None:
-    folder = found.save(tmp_path / "found")
+def test_the_choice_exports_to_the_evaluated_graph(
+    result: Search, model: tk.Model, cache: Path, tmp_path: Path
+) -> None:
+    folder = result.save(tmp_path / "result")
     artifact = tk.export(
         model,
         "onnx",
         imgsz=SIDE,
         int8=True,
-        keep=found.keep,
+        keep=result.keep,
         calibration=folder / "calibration",
-        output=tmp_path / "found.onnx",
+        output=tmp_path / "result.onnx",
     )
-    metric = tk.evaluate(artifact, demo.data_path(), eval_images=8).metrics[found.metric]
-    assert metric == pytest.approx(found.best["metric"], abs=1e-6)
+    metric = tk.evaluate(artifact, demo.data_path(), eval_images=8).metrics[result.metric]
+    assert metric == pytest.approx(result.best["metric"], abs=1e-6)
     scope: dict[str, object] = {}
     calls: list[dict[str, object]] = []
-    code = found.to_python("my.pt", "runs/search").replace("import trtkit as tk\n", "")
+    code = result.to_python("my.pt", "runs/search").replace("import trtkit as tk\n", "")
     exec(code, {"tk": SimpleNamespace(export=lambda **arguments: calls.append(arguments))}, scope)
     assert calls[0]["model"] == "my.pt"
     assert calls[0]["calibration"] == "runs/search/calibration"
     assert calls[0]["imgsz"] == (SIDE, SIDE)
-    assert tuple(calls[0].get("keep", ())) == found.keep  # type: ignore[arg-type]
-    _, options = parse_command(shlex.split(found.to_command("my.pt", "runs/search"))[1:])
-    assert (options.model, options.int8, tuple(options.keep)) == ("my.pt", True, found.keep)
+    assert tuple(calls[0].get("keep", ())) == result.keep  # type: ignore[arg-type]
+    _, options = parse_command(shlex.split(result.to_command("my.pt", "runs/search"))[1:])
+    assert (options.model, options.int8, tuple(options.keep)) == ("my.pt", True, result.keep)
 
 
-def test_save_load_and_plot(found: Search, tmp_path: Path) -> None:
-    loaded = Search.load(found.save(tmp_path / "search"))
-    assert loaded.trials.equals(found.trials)
-    assert loaded.keep == found.keep
-    assert loaded.calibration.hash == found.calibration.hash
-    assert loaded.calibration.corrections == found.calibration.corrections
-    assert repr(loaded) == repr(found)
-    best = (found.best["cost"], found.best["metric"])
+def test_save_load_and_plot(result: Search, tmp_path: Path) -> None:
+    loaded = Search.load(result.save(tmp_path / "search"))
+    assert loaded.trials.equals(result.trials)
+    assert loaded.keep == result.keep
+    assert loaded.calibration.hash == result.calibration.hash
+    assert loaded.calibration.corrections == result.calibration.corrections
+    assert repr(loaded) == repr(result)
+    best = (result.best["cost"], result.best["metric"])
     assert best in [(trace_.x[0], trace_.y[0]) for trace_ in loaded.plot().data if len(trace_.x) == 1]
 
 
-def test_a_search_of_format_version_1_loads(found: Search) -> None:
+def test_a_search_of_format_version_1_loads(result: Search) -> None:
     tables = {
-        "trials": found.trials.rename(
+        "trials": result.trials.rename(
             {"assignment": "mix", "algorithm": "ranges", "bias_corrected": "corrected", "kept_layers": "kept"}
         ),
-        "layers": found.layers.rename({"noise_share": "noise", "algorithm": "ranges", "exclusion_rank": "excluded_as"}),
+        "layers": result.layers.rename(
+            {"noise_share": "noise", "algorithm": "ranges", "exclusion_rank": "excluded_as"}
+        ),
     }
-    upgraded = Search.upgrade(SavedResult(version=1, tables=tables, facts=dict(found.facts()), provenance={}))
-    restored = Search.restore(upgraded.tables, upgraded.facts, found.provenance)
-    assert restored.trials.equals(found.trials)
-    assert restored.layers.equals(found.layers)
+    upgraded = Search.upgrade(SavedResult(version=1, tables=tables, facts=dict(result.facts()), provenance={}))
+    restored = Search.restore(upgraded.tables, upgraded.facts, result.provenance)
+    assert restored.trials.equals(result.trials)
+    assert restored.layers.equals(result.layers)
 
 
 def test_a_second_run_uses_the_cache(
-    found: Search, model: tk.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+    result: Search, model: tk.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this step is cached")
@@ -144,7 +148,7 @@ def test_a_second_run_uses_the_cache(
     for name in ("cache.evaluate", "search_loop.choose_ranges", "search_loop.compute_bias_corrections"):
         monkeypatch.setattr(f"trtkit.tuning.{name}", refuse)
     again = search(model, demo.data_path(), 0.02, cache_dir=cache, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
-    assert again.trials.drop("sqnr").equals(found.trials.drop("sqnr"))
+    assert again.trials.drop("sqnr").equals(result.trials.drop("sqnr"))
 
 
 def test_layers_are_excluded_until_the_loss_is_accepted(model: tk.Model, cache: Path) -> None:
@@ -273,7 +277,7 @@ def test_arithmetic_cost_counts_int8_half(model: tk.Model) -> None:
 
 
 def test_classify_is_searched_by_top1() -> None:
-    found = search(
+    result = search(
         demo.model_path("classify"),
         demo.data_path("classify"),
         0.05,
@@ -284,6 +288,6 @@ def test_classify_is_searched_by_top1() -> None:
         trials=7,
         backend="onnxruntime",
     )
-    assert found.metric == "top1"
-    assert found.best["loss"] <= 0.05 or not found.reached
-    assert found.trials["int8_share"].max() > 0.5  # type: ignore[operator]
+    assert result.metric == "top1"
+    assert result.best["loss"] <= 0.05 or not result.reached
+    assert result.trials["int8_share"].max() > 0.5  # type: ignore[operator]

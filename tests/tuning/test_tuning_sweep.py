@@ -32,40 +32,40 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(model: tk.Model, cache: Path) -> Sweep:
+def result(model: tk.Model, cache: Path) -> Sweep:
     return sweep(model, demo.data_path(), cache_dir=cache, **SETTINGS)  # type: ignore[arg-type]
 
 
-def test_every_setting_is_evaluated(found: Sweep) -> None:
-    rows = found.frame()
+def test_every_setting_is_evaluated(result: Sweep) -> None:
+    rows = result.frame()
     assert rows.select("algorithm", "percentile", "calibration_images").rows() == [
         (algorithm, percentile, count)
         for count in (2, 4)
         for algorithm, percentile in (("minmax", None), ("entropy", None), ("percentile", 99.9), ("percentile", 99.999))
     ]
-    assert found.metric == "mAP50-95(B)"
-    assert found.image_count == 6
-    assert ((rows["metric"] + rows["loss"]) - found.value_float).abs().max() < 1e-12  # type: ignore[operator]
+    assert result.metric == "mAP50-95(B)"
+    assert result.image_count == 6
+    assert ((rows["metric"] + rows["loss"]) - result.value_float).abs().max() < 1e-12  # type: ignore[operator]
     assert (rows["low"] <= rows["metric"]).all()
     assert (rows["metric"] <= rows["high"]).all()
     assert (rows["loss_low"] <= rows["loss_high"]).all()
 
 
-def test_sufficient_is_the_fewest_images_as_good_as_the_best(found: Sweep) -> None:
-    best, sufficient = found.best, found.sufficient
+def test_sufficient_is_the_fewest_images_as_good_as_the_best(result: Sweep) -> None:
+    best, sufficient = result.best, result.sufficient
     assert best["gap"] == 0.0
     assert best["sufficient"]
-    counts = found.frame().filter(pl.col("sufficient"))["calibration_images"]
+    counts = result.frame().filter(pl.col("sufficient"))["calibration_images"]
     assert sufficient["calibration_images"] == counts.min()
-    assert found.verdict() in repr(found)
-    assert f"{sufficient['metric']:.4f}" in found.verdict()
+    assert result.verdict() in repr(result)
+    assert f"{sufficient['metric']:.4f}" in result.verdict()
 
 
-def test_save_load_and_plot(found: Sweep, tmp_path: Path) -> None:
-    loaded = Sweep.load(found.save(tmp_path / "sweep"))
-    assert loaded.frame().equals(found.frame())
-    assert loaded.verdict() == found.verdict()
-    assert loaded.image_count == found.image_count
+def test_save_load_and_plot(result: Sweep, tmp_path: Path) -> None:
+    loaded = Sweep.load(result.save(tmp_path / "sweep"))
+    assert loaded.frame().equals(result.frame())
+    assert loaded.verdict() == result.verdict()
+    assert loaded.image_count == result.image_count
     traces = [trace for trace in loaded.plot().data if len(trace.x) > 1]
     assert [trace.name for trace in traces] == ["minmax", "entropy", "percentile 99.9", "percentile 99.999"]
     assert len(loaded.plot().data) == 5
@@ -74,14 +74,14 @@ def test_save_load_and_plot(found: Sweep, tmp_path: Path) -> None:
 
 
 def test_a_second_run_uses_the_cache(
-    found: Sweep, model: tk.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+    result: Sweep, model: tk.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this evaluation is cached")
 
     monkeypatch.setattr("trtkit.tuning.cache.evaluate", refuse)
     again = sweep(model, demo.data_path(), cache_dir=cache, **SETTINGS)  # type: ignore[arg-type]
-    assert again.frame().equals(found.frame())
+    assert again.frame().equals(result.frame())
 
 
 @pytest.mark.parametrize("changed", ["image", "label", "weight", "version", "eval_images"])
@@ -162,7 +162,7 @@ def test_refusals(model: tk.Model, settings: dict[str, object], code: str) -> No
 
 
 def test_classify_is_swept_by_top1() -> None:
-    found = sweep(
+    result = sweep(
         demo.model_path("classify"),
         demo.data_path("classify"),
         algorithms=("minmax", "percentile"),
@@ -170,22 +170,22 @@ def test_classify_is_swept_by_top1() -> None:
         eval_images=40,
         resamples=50,
     )
-    rows = found.frame()
-    assert found.metric == "top1"
-    assert found.image_count == 40
+    rows = result.frame()
+    assert result.metric == "top1"
+    assert result.image_count == 40
     # Accuracies on 40 images.
     assert ((rows["metric"] * 40).round(6) % 1 == 0).all()
     assert (rows["loss_low"] <= rows["loss"]).all()
 
 
-def test_a_sweep_of_format_version_1_loads(found: Sweep) -> None:
-    rows = found.rows.rename(
+def test_a_sweep_of_format_version_1_loads(result: Sweep) -> None:
+    rows = result.rows.rename(
         {"calibration_images": "images", "gap": "behind", "gap_low": "behind_low", "gap_high": "behind_high",
          "sufficient": "enough"}
     )  # fmt: skip
-    facts = {"metric": found.metric, "value_float": found.value_float, "pictures": found.image_count}
+    facts = {"metric": result.metric, "value_float": result.value_float, "pictures": result.image_count}
     saved = SavedResult(version=1, tables={"sweep": rows}, facts=facts, provenance={})
     upgraded = Sweep.upgrade(saved)
-    restored = Sweep.restore(upgraded.tables, upgraded.facts, found.provenance)
-    assert restored.rows.equals(found.rows)
-    assert repr(restored) == repr(found)
+    restored = Sweep.restore(upgraded.tables, upgraded.facts, result.provenance)
+    assert restored.rows.equals(result.rows)
+    assert repr(restored) == repr(result)

@@ -152,8 +152,8 @@ def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
     from trtkit.backends import get_backend, list_backends, probe, require_build, require_run
     from trtkit.results import describe_machine, package_versions
 
-    here = describe_machine()
-    print(f"{here['processor']}, {here['cores']} cores, {here['system']}")
+    machine = describe_machine()
+    print(f"{machine['processor']}, {machine['cores']} cores, {machine['system']}")
     print(", ".join(f"{name} {version}" for name, version in package_versions().items()))
     gpus = probe("tensorrt").gpus
     for gpu in gpus:
@@ -162,11 +162,11 @@ def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
         print("GPU: none (no NVIDIA driver with a GPU was found)")
     for name in list_backends():
         try:
-            backend, found = get_backend(name), probe(name)
+            backend, here = get_backend(name), probe(name)
         except CapabilityError as error:
             print(f"\n{name}: {error.found}; {error.do}")
             continue
-        print(f"\n{found.title}" if found.present else f"\n{backend.title}: {found.missing}")
+        print(f"\n{here.title}" if here.present else f"\n{backend.title}: {here.missing}")
         if backend.build is None:
             print(f"  builds  nothing; runs {backend.models}")
             continue
@@ -177,7 +177,7 @@ def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
                 print(f"  {word:<6}  no: {error.found}; {error.do}")
                 continue
             targets = (
-                f" for {', '.join(found.cross_build_targets)}" if word == "builds" and found.cross_build_targets else ""
+                f" for {', '.join(here.cross_build_targets)}" if word == "builds" and here.cross_build_targets else ""
             )
             print(f"  {word:<6}  {backend.models}{targets}")
 

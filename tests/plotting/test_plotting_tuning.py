@@ -8,12 +8,12 @@ import pytest
 from trtkit.plotting.tuning import SHARE_POINTS, find_pareto, int8_share_figure, layer_ranking_figure
 
 
-def test_nothing_beats_the_front() -> None:
+def test_pareto_front() -> None:
     assert find_pareto([0.9, 0.5, 0.5, 0.9], [0.7, 0.8, 0.7, 0.7]) == [True, True, False, True]
     assert find_pareto([], []) == []
 
 
-def test_the_ranking_shows_what_is_kept_by_shape() -> None:
+def test_layer_ranking_marks_fp16_layers_by_shape() -> None:
     layers = pl.DataFrame(
         {"node": ["a", "b", "c"], "block": ["x"] * 3, "macs": [4, 1, 1], "sqnr_only": [30.0, 40.0, 50.0],
          "gain": [1.0, 0.5, 0.0], "kept_fp16": [False, True, False]}
@@ -23,7 +23,7 @@ def test_the_ranking_shows_what_is_kept_by_shape() -> None:
     assert list(low.customdata) == ["a", "c"]
     assert list(high.customdata) == ["b"]
     assert low.marker.symbol != high.marker.symbol
-    # Areas follow the arithmetic: a has four times c's.
+    # Areas are proportional to the multiply-accumulates: a has four times as many as c.
     smallest, largest = 7.0, 26.0
     assert low.marker.size == (largest, smallest + (largest - smallest) * 0.5)
     assert list(selected.x) == [2]
@@ -32,7 +32,7 @@ def test_the_ranking_shows_what_is_kept_by_shape() -> None:
     assert list(unmeasured.data[1].y) == pytest.approx([4 / 6, 1 / 6])
 
 
-def test_the_share_figure_marks_what_may_be_lost_and_the_mix_in_hand() -> None:
+def test_int8_share_figure_marks_the_accepted_loss_and_the_current_share() -> None:
     row = {"label": "m", "kind": "chosen", "int8_share": 0.9, "metric": 0.79, "loss": 0.01, "loss_low": 0.0,
            "loss_high": 0.03, "pareto": True, "row": 0}  # fmt: skip
     points = pl.DataFrame([row], schema=SHARE_POINTS)
@@ -40,8 +40,8 @@ def test_the_share_figure_marks_what_may_be_lost_and_the_mix_in_hand() -> None:
     heights = [shape.y0 for shape in figure.layout.shapes if shape.xref == "paper"]
     assert heights == [0.8, pytest.approx(0.795)]
     assert [shape.x0 for shape in figure.layout.shapes if shape.yref == "paper"] == [0.7]
-    found = next(trace for trace in figure.data if trace.name == "chosen")
-    assert found.error_y.array[0] == pytest.approx(0.01)
-    assert found.error_y.arrayminus[0] == pytest.approx(0.02)
+    result = next(trace for trace in figure.data if trace.name == "chosen")
+    assert result.error_y.array[0] == pytest.approx(0.01)
+    assert result.error_y.arrayminus[0] == pytest.approx(0.02)
     empty = int8_share_figure(points.clear(), metric="", value_float=None, max_drop=0.005, share_now=None)
     assert not empty.layout.shapes
