@@ -14,6 +14,7 @@ from trtkit.cli import COMMANDS, parse_command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MEASURED = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -53,30 +54,40 @@ def test_the_python_uses_names_and_arguments_that_are_there():
 
 
 def test_the_table_names_what_is_there():
-    table = README[README.index("| step |") :].split("\n\n")[0].splitlines()[2:]
+    table = README[README.index("| command | Python |") :].split("\n\n")[0].splitlines()[2:]
     assert len(table) == 13
     for line in table:
-        command, function = (cell.strip("` ") for cell in line.split("|")[2:4])
+        command, function = (cell.strip("` ") for cell in line.split("|")[1:3])
         assert command in ("", *COMMANDS)
-        found = trtkit
+        member = trtkit
         for part in function.split("."):
-            found = getattr(found, part)
-        assert callable(found)
+            member = getattr(member, part)
+        assert callable(member)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", README))
-def test_every_file_it_points_at_is_there(link):
-    path = next(filter(None, link))
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "docs/benchmarks.md"])
+def test_every_linked_file_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    missing = [path for link in links for path in link if path and not ((ROOT / page).parent / path).exists()]
+    assert not missing
 
 
-def test_the_losses_are_those_measured():
+def test_architecture_names_tests_and_modules_that_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = [path for path in re.findall(r"`((?:tests/)?\w+/[\w/]+\.py)`", text) if "<" not in path]
+    assert len(paths) > 8
+    missing = [path for path in paths if not (ROOT / path).exists() and not (ROOT / "trtkit" / path).exists()]
+    assert not missing
+
+
+def test_published_losses_are_the_measured_ones():
     measured = json.loads((ROOT / "benchmarks" / "results" / "five_tasks.json").read_text(encoding="utf-8"))["tasks"]
-    table = README[README.index("| task | predictions |") :].split("\n\n")[0].splitlines()[2:]
+    table = MEASURED[MEASURED.index("| task | predictions |") :].split("\n\n")[0].splitlines()[2:]
     assert [line.split("|")[1].strip() for line in table] == list(measured)
     for line, one in zip(table, measured.values(), strict=True):
         row = next(row for row in one["changes"] if (row["metric"], row["precision"]) == (one["metric"], "int8"))
-        told = [cell.strip() for cell in line.split("|")[4:7]]
+        cells = [cell.strip() for cell in line.split("|")[4:7]]
         interval = f"{row['delta']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
-        assert told == [f"{row['reference']:.4f}", f"{row['value']:.4f}", interval]
+        assert cells == [f"{row['reference']:.4f}", f"{row['value']:.4f}", interval]
         assert not row["significant"]
