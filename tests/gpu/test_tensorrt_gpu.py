@@ -93,7 +93,7 @@ def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
             np.testing.assert_array_equal(plain, replayed)
             other = runner.infer(feed[::-1].copy())["output0"]
             np.testing.assert_allclose(other[::-1], plain, atol=1e-3, rtol=1e-3)
-            times = runner.gpu_times(feed, 50)
+            times = runner.measure_gpu_times(feed, 50)
             print(f"      {precision}: p50 {np.median(times):.3f} ms, {runner.device_memory / 2**20:.1f} MiB, {runner}")
             assert 0 < np.median(times) < 50
 
