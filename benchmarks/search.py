@@ -31,7 +31,8 @@ def run_search(model: str, data: str, max_drop: float, cache_dir: str | None) ->
         "max_drop": max_drop,
         "reached": result.reached,
         "best": {
-            name: best[name] for name in ("assignment", "int8_share", "kept_layers", "metric", "loss", "loss_low", "loss_high")
+            name: best[name]
+            for name in ("assignment", "int8_share", "kept_layers", "metric", "loss", "loss_low", "loss_high")
         },
         "keep": list(result.keep),
         "cost": result.cost_source,

@@ -5,7 +5,7 @@ import onnx
 from detector_graph import detector, run
 from onnx import TensorProto, numpy_helper
 
-from trtkit.calibration.graph_outputs import find_fp16_overflows
+from trtkit.calibration.calibrator import find_fp16_overflows
 from trtkit.graph.fp16 import convert_to_fp16
 
 

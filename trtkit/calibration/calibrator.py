@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
 
 from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, resolve_percentile
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
 from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.fp16 import FP16_MAX
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe, round_imgsz
 from trtkit.results import Provenance
@@ -27,8 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALGORITHMS",
+    "OVERFLOW_MARGIN",
     "calibrate",
     "check_fp16_overflow",
+    "find_fp16_overflows",
     "load_input_batches",
     "prepare_implicit_calibration",
     "resolve_calibration",
@@ -318,7 +328,7 @@ def check_fp16_overflow(
     Returns:
         Largest magnitude by node name.
     """
-    from trtkit.calibration.graph_outputs import find_fp16_overflows
+
     from trtkit.graph.torch_export import trace
 
     reporter.step("check FP16 overflow", 0, 1)
@@ -373,3 +383,52 @@ def prepare_implicit_calibration(
         batches=load_input_batches(paths, preprocess=model.preprocess, size=size, batch=batch, skipped=[]),
         cache=folder / f"{model.stem}-{key[:16]}.cache",
     )
+
+
+OVERFLOW_MARGIN = 4.0
+
+
+def find_fp16_overflows(
+    proto: onnx.ModelProto, batches: Iterable[np.ndarray], *, margin: float = OVERFLOW_MARGIN
+) -> dict[str, float]:
+    """Run an FP32 graph over images and find nodes with outputs that exceed the range of FP16.
+
+    Args:
+        proto: FP32 graph with unique node names and a dynamic batch.
+        batches: (N, C, H, W) float32 in [0, 1].
+        margin: Safety margin on the measured peak.
+
+    Returns:
+        Largest magnitude by node name, for nodes above `65504 / margin`, in graph order.
+    """
+    import onnxruntime as ort
+
+    index = GraphIndex(proto)
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    values = [*inferred.graph.value_info, *inferred.graph.output]
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    # Decode nodes always stay in FP32.
+    decode_nodes = index.decode_nodes()
+    names = [
+        name for node in proto.graph.node if node.name not in decode_nodes for name in node.output if name in floats
+    ]
+    monitored = copy.deepcopy(proto)
+    targets: list[str] = []
+    for number, name in enumerate(names):
+        for operator in ("ReduceMin", "ReduceMax"):
+            targets.append(f"trtkit_peak_{operator}_{number}")
+            monitored.graph.node.append(helper.make_node(operator, [name], [targets[-1]], targets[-1], keepdims=0))
+            monitored.graph.output.append(helper.make_tensor_value_info(targets[-1], TensorProto.FLOAT, []))
+    session = ort.InferenceSession(monitored.SerializeToString(), providers=["CPUExecutionProvider"])
+    input_name = session.get_inputs()[0].name
+    peaks = np.zeros(len(names))
+    for images in batches:
+        extremes = np.array(session.run(targets, {input_name: images}), np.float64)
+        batch_peaks = np.abs(extremes).reshape(-1, 2).max(axis=1)
+        # NaN and infinity in FP32 count as overflow in FP16.
+        peaks = np.maximum(peaks, np.where(np.isfinite(batch_peaks), batch_peaks, np.inf))
+    return {
+        index.producer[name].name: float(peak)
+        for name, peak in zip(names, peaks, strict=True)
+        if peak > FP16_MAX / margin
+    }

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.algorithms import TensorStats
-from trtkit.calibration.graph_outputs import BoundOutputs, find_fixed_shapes
 from trtkit.calibration.histogram import CountingBuffer, Histogram
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.graph.analysis import GraphIndex
@@ -24,9 +23,11 @@ from trtkit.graph.qdq import passes_int8, quantizable_tensors
 from trtkit.threads import available_cores
 
 __all__ = [
+    "BoundOutputs",
     "HistogramCollector",
     "HistogramCounter",
     "MinMaxCollector",
+    "find_fixed_shapes",
     "find_pass_through_sources",
     "get_fixed_batch",
     "select_providers",
@@ -393,3 +394,76 @@ def _add_tensor_outputs(proto: onnx.ModelProto, tensors: list[str]) -> onnx.Mode
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in present
     )
     return result
+
+
+class BoundOutputs:
+    """Tensors of a session, bound to reused memory.
+
+    From the second batch of a shape on, ONNX Runtime writes into the memory of the first one: a detector has some 80 MB
+    of activations per image at 640 x 640.
+
+    Args:
+        session: An ONNX Runtime session with the tensors among its outputs.
+        names: The tensors; the graph's input may be one of them.
+        fixed: Tensors with a shape that the input shape determines; the others get new memory for each batch. Empty if
+            the session does not run on the CPU.
+    """
+
+    def __init__(self, session: Any, names: Sequence[str], fixed: Iterable[str] = ()) -> None:
+        self.session = session
+        self.names = tuple(names)
+        self.input = session.get_inputs()[0].name
+        self.computed = [name for name in names if name != self.input]
+        self.fixed = frozenset(fixed)
+        self.shape: tuple[int, ...] | None = None
+        self.binding: Any = None
+        self.buffers: dict[str, NDArray[np.float32]] = {}
+
+    def run(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Compute the tensors.
+
+        Args:
+            inputs: (N, C, H, W) float32.
+
+        Returns:
+            The tensors in the order of `names`, valid until the next call.
+        """
+        if self.fixed and inputs.shape == self.shape:
+            self.binding.bind_cpu_input(self.input, np.ascontiguousarray(inputs))
+            self.session.run_with_iobinding(self.binding)
+            outputs = zip(self.computed, self.binding.get_outputs(), strict=True)
+            values = {name: self.buffers[name] if name in self.buffers else value.numpy() for name, value in outputs}
+        else:
+            values = dict(zip(self.computed, self.session.run(self.computed, {self.input: inputs}), strict=True))
+            if self.fixed:
+                self._bind(inputs.shape, values)
+        values[self.input] = inputs
+        return [values[name] for name in self.names]
+
+    def _bind(self, shape: tuple[int, ...], values: dict[str, NDArray[np.float32]]) -> None:
+        """Allocate memory for the next inputs of a shape."""
+        self.shape, self.binding = shape, self.session.io_binding()
+        self.buffers = {name: np.empty_like(values[name]) for name in self.computed if name in self.fixed}
+        for name in self.computed:
+            buffer = self.buffers.get(name)
+            if buffer is None:
+                self.binding.bind_output(name, "cpu")
+            else:
+                self.binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+
+
+def find_fixed_shapes(proto: onnx.ModelProto, names: Iterable[str]) -> frozenset[str]:
+    """Find the tensors with a shape that the input shape determines; other shapes may differ by image."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    graph_input = inferred.input[0]
+    known = {dim.dim_param for dim in graph_input.type.tensor_type.shape.dim if dim.dim_param}
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in (graph_input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    return frozenset(
+        name
+        for name in names
+        if name in shapes and all(dim.HasField("dim_value") or dim.dim_param in known for dim in shapes[name])
+    )

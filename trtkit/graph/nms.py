@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.builder import GraphBuilder
+from trtkit.graph.analysis import GraphBuilder
 from trtkit.graph.torch_export import update_metadata
 from trtkit.models.model import DENSE, NMS_ROWS, ModelInfo
 

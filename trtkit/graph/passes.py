@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.builder import remove_unused_initializers
+from trtkit.graph.analysis import GraphIndex, remove_unused_initializers
 
 __all__ = ["fuse_box_decoding", "remove_copies"]
 

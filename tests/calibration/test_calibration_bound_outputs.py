@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime as ort
 from detector_graph import detector
 
-from trtkit.calibration.graph_outputs import BoundOutputs, find_fixed_shapes
+from trtkit.calibration.collector import BoundOutputs, find_fixed_shapes
 
 
 def test_batches_of_one_shape_share_memory() -> None:
