@@ -68,8 +68,8 @@ def most(one: dict[str, Any]) -> list[dict[str, Any]]:
 def default(task: str, one: dict[str, Any]) -> str:
     row = next(row for row in most(one) if row["algorithm"] == DEFAULTS.algorithm and row["percentile"] == PERCENTILE)
     return (
-        f"- {task}: the default of `export(int8=True)` ({format_setting(row)}, {row['calibration_images']} images) loses "
-        f"{row['loss']:.4f} "
+        f"- {task}: the default of `export(int8=True)` ({format_setting(row)}, "
+        f"{row['calibration_images']} images) loses {row['loss']:.4f} "
         f"({spans(row['loss_low'], row['loss_high'])}) of {one['metric']} {one['fp32']:.4f} on {one['images']} "
         "images."
     )

@@ -139,8 +139,8 @@ def prepare(options: argparse.Namespace) -> None:
         measured = tk.calibrate(model, dataset, imgsz=IMGSZ, calibration_images=128, histograms=True, progress=show)
         layer_noise = LayerNoise(trace(model, imgsz=size, batch=1), len(model.names), exact=False)
         probe = NoiseProbe(
-            layer_noise, dataset, measured, preprocess=model.preprocess, imgsz=size, split="val", probe_images=8, seed=0,
-            threads=None, reporter=Reporter(show, None),
+            layer_noise, dataset, measured, preprocess=model.preprocess, imgsz=size, split="val", probe_images=8,
+            seed=0, threads=None, reporter=Reporter(show, None),
         )  # fmt: skip
         assignments, _ = repair_ranges(probe, measured, ResultCache(None))
     calibrations = {assignment.label: assignment.calibration for assignment in assignments}

@@ -36,7 +36,7 @@ class Recipe:
         data: Calibration data for INT8; None takes the task's small example set and says so.
         fraction: Share of the calibration images to draw from, (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
-        backend: The name of a registered backend, such as "tensorrt"; None takes the best present. The export checks it.
+        backend: A registered backend, such as "tensorrt"; None takes the best present. The export checks it.
         calibration: Folder of a saved calibration; None calibrates on `data`.
         implicit: Calibrate INT8 by TensorRT's own calibrator (TensorRT up to 10) instead of Q/DQ pairs in the graph.
         keep: fnmatch patterns of ONNX node names that stay in high precision.

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.tuning.equalization import equalize
+from trtkit.tuning.corrections import equalize
 
 
 def chain(activation: str | None, seed: int = 0, group: int = 1) -> onnx.ModelProto:

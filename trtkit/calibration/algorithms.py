@@ -33,6 +33,7 @@ __all__ = [
     "compute_percentile_magnitude",
     "compute_range",
     "figure_looks",
+    "format_algorithm",
     "get_algorithm",
     "register",
     "resolve_percentile",
@@ -488,3 +489,8 @@ def _prefix_sums(
 ) -> NDArray[np.float64]:
     """(n + 1,) sums of the first 0, 1, ..., n values."""
     return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def format_algorithm(algorithm: str, percentile: float | None) -> str:
+    """A calibration algorithm as text, with its percentile if it has one: "percentile 99.999"."""
+    return algorithm if percentile is None else f"{algorithm} {percentile:g}"

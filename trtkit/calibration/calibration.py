@@ -24,6 +24,7 @@ from trtkit.calibration.histogram import Histogram
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
 from trtkit.models.model import OutputFormat, Preprocess
+from trtkit.recipe import round_imgsz
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.threads import parallel_map
 
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
 
     from trtkit.models import Model
 
-__all__ = ["Calibration", "check_fits", "compute_ranges"]
+__all__ = [
+    "Calibration",
+    "check_fits",
+    "compute_ranges",
+    "load_calibration",
+    "resolve_imgsz",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -391,3 +398,38 @@ def check_fits(calibration: Calibration, model: Model) -> None:
             value=calibration.preprocess.to_dict(),
             expected=model.preprocess.to_dict(),
         )
+
+
+def load_calibration(calibration: Calibration | str | Path | None, model: Model) -> Calibration | None:
+    """Load a calibration where a folder is given, and check that it fits the model.
+
+    Args:
+        calibration: A calibration, the folder of a saved one, or None.
+        model: The model it must have been measured on.
+
+    Raises:
+        CalibrationError: It was measured on another model.
+        DataError: The folder holds no calibration.
+    """
+    if calibration is None:
+        return None
+    loaded = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    check_fits(loaded, model)
+    return loaded
+
+
+def resolve_imgsz(
+    imgsz: int | tuple[int, int] | None, model: Model, calibration: Calibration | None
+) -> tuple[int, int]:
+    """The image size to use: the requested one, else the calibration's, else the model's own.
+
+    Args:
+        imgsz: Image side, or (height, width), pixels, as requested; None if not.
+        model: The model.
+        calibration: A given calibration, or None.
+
+    Returns:
+        Height and width, pixels, rounded up to the model's stride.
+    """
+    measured: Any = None if calibration is None else calibration.provenance.settings.get("imgsz")
+    return round_imgsz(imgsz or (tuple(measured) if measured else model.imgsz), model.stride)

@@ -386,6 +386,7 @@ def prepare_implicit_calibration(
 
 
 OVERFLOW_MARGIN = 4.0
+"""Safety margin: unseen images may exceed the measured peak, so peaks above 65504 / 4 count as overflow."""
 
 
 def find_fp16_overflows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,21 @@ from numpy.typing import NDArray
 
 from trtkit.errors import DataError
 from trtkit.files import hash_parts
+from trtkit.models.model import Preprocess
 from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.models.model import Preprocess
 
-__all__ = ["hash_preprocessing", "load_input_batches", "sample_stratified", "select_calibration_images"]
+__all__ = [
+    "InputSource",
+    "hash_preprocessing",
+    "load_input_batches",
+    "make_input_source",
+    "sample_stratified",
+    "select_calibration_images",
+]
 
 
 def select_calibration_images(
@@ -190,3 +198,27 @@ def hash_preprocessing(preprocess: Preprocess, size: tuple[int, int]) -> str:
     images = [generator.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
     inputs = [to_input([resize_to_input(image, size, preprocess)[0]], preprocess) for image in images]
     return hash_parts(*(array.tobytes() for array in inputs), str(inputs[0].shape))
+
+
+InputSource = Callable[[], Iterable[NDArray[np.float32]]]
+"""Returns the same inputs (1, C, H, W), float32 in [0, 1], on every call."""
+
+
+def make_input_source(
+    paths: Sequence[Path], *, preprocess: Preprocess, imgsz: tuple[int, int], skipped: list[str] | None = None
+) -> InputSource:
+    """Preprocessed images as an `InputSource`; no image is read before the first call.
+
+    Args:
+        paths: Image files.
+        preprocess: The model's preprocessing.
+        imgsz: Height and width, pixels.
+        skipped: Cleared at each call, then receives the paths of unreadable images.
+    """
+    unreadable = [] if skipped is None else skipped
+
+    def load_inputs() -> Iterable[NDArray[np.float32]]:
+        unreadable.clear()
+        return load_input_batches(paths, preprocess=preprocess, size=imgsz, batch=1, skipped=unreadable)
+
+    return load_inputs

@@ -218,7 +218,7 @@ SHARE_POINTS = {
     "pareto": pl.Boolean,
     "row": pl.Int64,
 }
-"""Columns of the points of `int8_share_figure`; `kind` is "searched", "chosen" or "evaluated", `row` the index there."""
+"""Columns of `int8_share_figure`'s points; `kind` is "searched", "chosen" or "evaluated", `row` the index there."""
 
 SMALLEST, LARGEST = 7.0, 26.0
 """Diameters of the layers' markers, pixels."""

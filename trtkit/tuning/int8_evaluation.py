@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
+from trtkit.calibration.algorithms import format_algorithm
+from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.data import open_dataset
 from trtkit.errors import RecipeError
 from trtkit.evaluation.bootstrap import resample_metric
@@ -22,7 +24,6 @@ from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result
 from trtkit.tasks import get_task
 from trtkit.tuning.cache import CachedEvaluator, ResultCache
-from trtkit.tuning.inputs import format_algorithm, load_calibration, resolve_imgsz
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

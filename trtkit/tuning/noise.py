@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from trtkit.calibration.sampling import InputSource
 from trtkit.graph.analysis import GraphIndex, block_of, count_macs, escape_pattern
 from trtkit.graph.qdq import QDQPlacement, plan_qdq
 from trtkit.progress import Reporter
 from trtkit.threads import parallel_map
-from trtkit.tuning.inputs import InputSource
 from trtkit.tuning.partial_inference import NO_INT8, Ranges, SegmentedGraph, Variant
 
 __all__ = ["LayerNoise", "compute_sqnr", "runner_name"]

@@ -12,6 +12,9 @@ import onnx
 import polars as pl
 
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
+from trtkit.calibration.algorithms import format_algorithm
+from trtkit.calibration.calibration import load_calibration, resolve_imgsz
+from trtkit.calibration.sampling import InputSource, make_input_source
 from trtkit.data import open_dataset, sample_images
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.evaluation.significance import TUNING_RESAMPLES
@@ -24,16 +27,8 @@ from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance
 from trtkit.tasks import get_task
 from trtkit.tuning.cache import CachedEvaluator, ResultCache, measurement_versions
-from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections
+from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
 from trtkit.tuning.cost_model import select_cost_model
-from trtkit.tuning.equalization import equalize
-from trtkit.tuning.inputs import (
-    InputSource,
-    format_algorithm,
-    load_calibration,
-    make_input_source,
-    resolve_imgsz,
-)
 from trtkit.tuning.noise import LayerNoise
 from trtkit.tuning.search import Search
 from trtkit.tuning.trials import PrecisionAssignment, Trials

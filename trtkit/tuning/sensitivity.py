@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from trtkit.backends.base import Runner
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
+from trtkit.calibration.calibration import load_calibration, resolve_imgsz
+from trtkit.calibration.sampling import InputSource, make_input_source
 from trtkit.data import open_dataset, sample_images
 from trtkit.errors import EngineError, RecipeError
 from trtkit.evaluation.evaluator import evaluate
@@ -26,7 +28,6 @@ from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.cache import ResultCache
-from trtkit.tuning.inputs import InputSource, load_calibration, make_input_source, resolve_imgsz
 from trtkit.tuning.noise import LayerNoise, runner_name
 from trtkit.tuning.partial_inference import Variant
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.calibration import ALGORITHMS, DEFAULTS, Calibration, calibrate
+from trtkit.calibration.algorithms import format_algorithm
+from trtkit.calibration.calibration import resolve_imgsz
 from trtkit.data import open_dataset
 from trtkit.errors import RecipeError
 from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
@@ -21,7 +23,6 @@ from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.cache import CachedEvaluator, ResultCache
-from trtkit.tuning.inputs import format_algorithm, resolve_imgsz
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
