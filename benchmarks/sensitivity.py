@@ -70,8 +70,8 @@ def main() -> None:
         f"`{provenance['command']}`",
         "",
         f"**{seconds:.0f} s** and {peak:.2f} GB for {ran} placements of {len(scan.layers)} layers over "
-        f"{scan.image_count} images, calibration and the metric of the worst layers included (load {content['load']:.1f}). "
-        f"INT8 throughout: {scan.sqnr:.1f} dB, "
+        f"{scan.image_count} images, calibration and the metric of the worst layers included "
+        f"(load {content['load']:.1f}). INT8 throughout: {scan.sqnr:.1f} dB, "
         f"{scan.metric} {scan.metric_int8:.4f} against {scan.metric_float:.4f} in FP32 on these images.",
         "",
         *table(["layer", "block", "only it, dB", "gain of keeping it, dB", "mAP, only it", "mAP, all but it"], rows),
