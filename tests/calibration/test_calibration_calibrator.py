@@ -216,7 +216,7 @@ def test_cancelling_leaves_no_cache_entry(tmp_path: Path) -> None:
             stop.set()
 
     with pytest.raises(CancelledError):
-        run_calibration(cache=tmp_path / "cache", progress=watch, cancel=stop)
+        run_calibration(cache_dir=tmp_path / "cache", progress=watch, cancel=stop)
     assert not (tmp_path / "cache").exists()
 
 
@@ -232,7 +232,7 @@ def test_unreadable_images_are_skipped(demo_copy: Path) -> None:
 
 
 def cached(data: Path, folder: Path, proto: onnx.ModelProto | None = None, **settings: object) -> Calibration:
-    given = {"calibration_images": 6, "device": "cpu", "algorithm": "minmax", "cache": folder, **settings}
+    given = {"calibration_images": 6, "device": "cpu", "algorithm": "minmax", "cache_dir": folder, **settings}
     return calibrate(model(proto), data, **given)  # type: ignore[arg-type]
 
 
@@ -311,7 +311,7 @@ def test_cache_miss_by_one_setting(filled: tuple[Path, Path, Calibration], setti
             data,
             calibration_images=6,
             device="cpu",
-            cache=folder,
+            cache_dir=folder,
         )
     else:
         other = cached(data, folder, **{setting: value})

@@ -1,64 +1,135 @@
-"""Every command has the names and defaults of its function."""
+"""Every command has the names and defaults of its function, and help written for the command line."""
 
-import argparse
 import inspect
+import re
+import shlex
 
 import pytest
 
 import trtkit
+from trtkit.backends import Runner
+from trtkit.calibration import register
+from trtkit.calibration.algorithms import unregister
 from trtkit.cli import COMMANDS, parse_command
-from trtkit.cli.options import WATCHERS, add_options, call_with_options, parse_argument_texts
+from trtkit.cli.options import OPTIONS, RUN_CONTROL, VERB_OPTIONS, find_option
 
-VERBS = {
-    "export": "model", "calibrate": "model", "evaluate": "runner", "benchmark": "runners", "compare": "model",
-    "examine": "data", "sweep": "model", "sensitivity": "model", "search": "model",
-}  # fmt: skip
+REQUIRED = {
+    "export": ["a"],
+    "calibrate": ["a"],
+    "evaluate": ["a", "b"],
+    "evaluate_int8": ["a", "b"],
+    "benchmark": ["a"],
+    "compare": ["a", "b"],
+    "examine": ["a"],
+    "sweep": ["a", "b"],
+    "sensitivity": ["a", "b"],
+    "search": ["a", "b"],
+}
 
 
 def settings(*words):
     return vars(parse_command(words)[1])
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_names_and_defaults_are_the_function_s(verb):
-    words = {"export": ["a"], "calibrate": ["a"], "benchmark": ["a"], "examine": ["a"]}.get(verb, ["a", "b"])
-    found = settings(verb, *words)
-    for name, parameter in inspect.signature(getattr(trtkit, verb)).parameters.items():
-        if name in WATCHERS or parameter.default is inspect.Parameter.empty or name == "runners":
+def arguments(verb):
+    function = Runner.predict if verb == "predict" else getattr(trtkit, verb)
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in (*RUN_CONTROL, "self", "images", "runners")
+    }
+
+
+def help_of(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        parse_command([*command.split(), "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", REQUIRED)
+def test_names_and_defaults_of_the_function(verb):
+    values = settings(verb.replace("_", "-"), *REQUIRED[verb])
+    for name, parameter in arguments(verb).items():
+        if parameter.default is inspect.Parameter.empty:
             continue
-        value = found[name]
+        value = values[name]
         assert (tuple(value) if isinstance(value, list) else value) == parameter.default, name
+
+
+@pytest.mark.parametrize("verb", [*REQUIRED, "predict"])
+def test_every_argument_has_a_help_text(verb):
+    for name in arguments(verb):
+        assert find_option(verb, name).help, name
+
+
+def test_no_help_text_is_unused():
+    used = {name for verb in [*REQUIRED, "predict"] for name in arguments(verb)}
+    assert set(OPTIONS) <= used
+    for verb, name in VERB_OPTIONS:
+        assert name in arguments(verb)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"engine {kind}" for kind in ("show", "check", "strip", "wrap"))])
+def test_help_is_written_for_the_command_line(command, capsys, monkeypatch):
+    text = help_of(command, capsys, monkeypatch)
+    assert text.startswith(f"usage: trtkit {command}")
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"\b(None|True|False|tuple|dict)\b|`|leav\w+ (it|that) out|[a-z]=[A-Z\"]", text)
+    # Every option and positional argument has a text, on its own line or on the next.
+    body = re.split(r"^(?:positional arguments|options):$", text, flags=re.MULTILINE)[1:]
+    for block in body:
+        entries = re.split(r"^  (?=\S)", block, flags=re.MULTILINE)[1:]
+        for entry in entries:
+            assert len(re.split(r" {2,}|\n", entry.strip(), maxsplit=1)) == 2, entry
+
+
+def test_required_arguments_look_required(capsys, monkeypatch):
+    assert "usage: trtkit compare MODEL DATA [options]" in help_of("compare", capsys, monkeypatch)
+    with pytest.raises(SystemExit):
+        parse_command(["compare"])
+    assert "required: MODEL, DATA" in capsys.readouterr().err
+
+
+def test_registered_algorithms_are_choices(capsys, monkeypatch):
+    register("largest", title="largest value")(lambda stats: float(stats.high))
+    try:
+        assert settings("calibrate", "a.pt", "--algorithm", "largest")["algorithm"] == "largest"
+        assert "largest" in help_of("sweep", capsys, monkeypatch)
+    finally:
+        unregister("largest")
 
 
 def test_export_has_the_guide_s_table():
     # https://docs.ultralytics.com/integrations/tensorrt: imgsz and data are left to the model and to a warning here.
-    found = settings("export", "yolo11n.pt")
+    values = settings("export", "yolo11n.pt")
     guide = {"format": "engine", "half": False, "int8": False, "simplify": True, "workspace": None, "nms": False,
              "batch": 1, "fraction": 1.0, "device": None}  # fmt: skip
-    assert {name: found[name] for name in guide} == guide
-    assert {"imgsz", "dynamic", "data"} <= set(found)
+    assert {name: values[name] for name in guide} == guide
+    assert {"imgsz", "dynamic", "data"} <= set(values)
 
 
 def test_export_reads_every_kind_of_value():
-    found = settings(
+    values = settings(
         "export", "--model=my model.pt", "--format=onnx", "--imgsz=480,640", "--half", "--dynamic", "--no-simplify",
         "--workspace=2.5", "--batch=8", "--fraction=0.5", "--device=0", "--keep=/a/*", "--keep=b", "--overwrite",
+        "--opt-level=5",
     )  # fmt: skip
     expected = {
         "model": "my model.pt", "format": "onnx", "imgsz": (480, 640), "half": True, "dynamic": True, "simplify": False,
         "workspace": 2.5, "batch": 8, "fraction": 0.5, "device": 0, "keep": ["/a/*", "b"], "overwrite": True,
+        "opt_level": 5,
     }  # fmt: skip
-    assert {name: found[name] for name in expected} == expected
+    assert {name: values[name] for name in expected} == expected
 
 
 def test_a_recipe_s_command_line_gives_its_settings():
     recipe = trtkit.Recipe(
         model="a b.pt", half=True, imgsz=(320, 640), batch=4, keep=("/model.23/*",), dynamic=False, workspace=1.5
     )
-    import shlex
-
-    found = settings(*shlex.split(recipe.to_command())[1:])
-    again = trtkit.Recipe.from_dict({name: found[name] for name in recipe.to_dict()})
+    values = settings(*shlex.split(recipe.to_command())[1:])
+    again = trtkit.Recipe.from_dict({name: values[name] for name in recipe.to_dict()})
     assert again == recipe
 
 
@@ -85,45 +156,14 @@ def test_batches(text, value):
     assert settings("compare", "a.pt", "b.yaml", "--batch", text)["batch"] == value
 
 
-def test_precisions():
+def test_lists():
     assert settings("compare", "a.pt", "b.yaml", "--precisions", "fp16,int8")["precisions"] == ("fp16", "int8")
     assert settings("compare", "a.pt", "b.yaml")["precisions"] == ("fp32", "fp16", "int8")
-
-
-@pytest.mark.parametrize("verb", ["load", "export", "calibrate", "evaluate", "benchmark", "compare"])
-def test_every_argument_has_its_words(verb):
-    function = getattr(trtkit, verb)
-    assert set(parse_argument_texts(function)) == set(inspect.signature(function).parameters)
-    assert all(parse_argument_texts(function).values())
-
-
-def test_docstrings_that_run_over_lines_are_read_whole():
-    def verb(alpha, beta=2):
-        """Do it.
-
-        Args:
-            alpha: First words
-                and 100 % of the rest.
-            beta: None takes `two`.
-
-        Returns:
-            Nothing.
-        """
-        return alpha, beta
-
-    assert parse_argument_texts(verb) == {"alpha": "First words and 100 % of the rest.", "beta": "None takes `two`."}
-    parser = argparse.ArgumentParser()
-    add_options(parser, verb)
-    text = " ".join(parser.format_help().split())
-    assert "100 % of the rest." in text
-    assert "leaving it out takes two. [default: 2]" in text
-    values = parser.parse_args(["--alpha", "x"])
-    assert call_with_options(verb, values, beta=3) == ("x", 3)
-
-
-def test_every_command_has_help(capsys):
-    for verb in COMMANDS:
-        with pytest.raises(SystemExit) as stopped:
-            parse_command([verb, "--help"])
-        assert stopped.value.code == 0
-        assert f"usage: trtkit {verb}" in capsys.readouterr().out
+    values = settings(
+        "sweep", "a.pt", "b.yaml", "--algorithms=minmax,mse", "--percentiles=99.9,99.99", "--calibration-images=8"
+    )
+    assert values["algorithms"] == ("minmax", "mse")
+    assert values["percentiles"] == (99.9, 99.99)
+    assert values["calibration_images"] == (8,)
+    values = settings("examine", "b.yaml", "--image-paths", "a.jpg", "--image-paths", "b.jpg")
+    assert values["image_paths"] == ["a.jpg", "b.jpg"]

@@ -1,7 +1,7 @@
-"""Writes `references/*.npz` and `references/structures.json` with Ultralytics itself; run by hand, in an environment of
-its own: `python tests/models/make_references.py [folder of the checkpoints]`.
+"""Writes `references/*.npz` and `references/structures.json` with Ultralytics itself.
 
-Made with ultralytics 8.4.190, torch 2.14.1, on CPU, FP32. The models are fused, as Ultralytics runs them.
+Run by hand, in a separate environment: `python tests/models/make_references.py [folder of the checkpoints]`. The stored
+files are of ultralytics 8.4.190 and torch 2.14.1, on CPU in FP32; the models are fused, as Ultralytics runs them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEYPOINTS = {"yolov8": (5, 2), "yolo11": (5, 3)}
 PROTOTYPES = slice(None, None, 4)
 
 
-def made(family: str, size: str, suffix: str):
+def build(family: str, size: str, suffix: str):
     kind, classes, shape = MODELS[suffix]
     extra = {"data_kpt_shape": KEYPOINTS[family]} if suffix == "-pose" else {}
     return kind(f"{family}{size}{suffix}.yaml", nc=classes, verbose=False, **extra), shape
@@ -57,7 +57,7 @@ def main() -> None:
     for family in ("yolov8", "yolo11"):
         for suffix in MODELS:
             for size in "nsmlx":
-                model, shape = made(family, size, suffix)
+                model, shape = build(family, size, suffix)
                 name = f"{family}{size}{suffix}"
                 structures[name] = {"yaml": model.yaml, "digest": digest(model)}
                 if size in "ns":

@@ -67,7 +67,7 @@ def calibrate(
     stratify: bool = False,
     imgsz: int | tuple[int, int] | None = None,
     device: int | str | None = None,
-    cache: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Calibration:
@@ -93,8 +93,8 @@ def calibrate(
         stratify: Keep each class's share of the images in the sample.
         imgsz: Height and width, pixels; None takes the model's.
         device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU, else the CPU.
-        cache: Folder of earlier calibrations; one is reused only if model, images, preprocessing and settings are the
-            same. None caches nothing.
+        cache_dir: Cache directory; a calibration in it is reused only if model, images, preprocessing and settings are
+            the same. None caches nothing.
         progress: Receives an event for each batch.
         cancel: Checked before each batch.
 
@@ -146,14 +146,14 @@ def calibrate(
     )
     stage = f"calibrate ({algorithm})"
     notes: list[str] = []
-    if cache is not None:
+    if cache_dir is not None:
         from trtkit.calibration.storage import CalibrationKey, find_calibration
 
-        cached, reason = find_calibration(cache, CalibrationKey.from_provenance(provenance))
+        cached, reason = find_calibration(cache_dir, CalibrationKey.from_provenance(provenance))
         if cached is not None:
-            reporter.step(stage, len(paths), len(paths), f"loaded from the cache {cache}")
+            reporter.step(stage, len(paths), len(paths), f"loaded from the cache {cache_dir}")
             return cached
-        notes.append(f"not in the cache {cache}: {reason}")
+        notes.append(f"not in the cache {cache_dir}: {reason}")
         reporter.log(stage, notes[-1])
     collector = _create_collector(loaded, size, batch, device, with_histograms)
     skipped: list[str] = []
@@ -189,10 +189,10 @@ def calibrate(
         notes=tuple(notes),
         provenance=dataclasses.replace(provenance, runner=collector.runner),
     )
-    if cache is not None:
+    if cache_dir is not None:
         from trtkit.calibration.storage import store_calibration
 
-        store_calibration(cache, calibration)
+        store_calibration(cache_dir, calibration)
     return calibration
 
 

@@ -1,4 +1,4 @@
-"""The command line: every verb of the package, with the same names and defaults."""
+"""The command line: one command per verb, with the names and defaults of the Python function."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: The words after `trtkit`; None takes the process's own.
+        arguments: The words after `trtkit`; None uses the process's arguments.
 
     Returns:
-        The exit status: 0 when done, 2 for an error of trtkit (one sentence on stderr), 130 after Ctrl-C.
+        The exit status: 0 when done, 2 for a `TrtkitError` (one sentence on stderr), 130 after Ctrl-C.
     """
-
     words = list(sys.argv[1:] if arguments is None else arguments)
     cancel = threading.Event()
     before = _watch_signals(cancel)
@@ -40,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             command(values, cancel)
     except (CancelledError, KeyboardInterrupt):
-        print("trtkit: stopped; nothing was left half-written.", file=sys.stderr)
+        print("trtkit: stopped; no incomplete file was left.", file=sys.stderr)
         return INTERRUPTED
     except TrtkitError as error:
         print(f"trtkit: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of a pipe (head, less) left early; what it wanted it has.
+        # The reader of the pipe (head, less) closed it: that is no error.
         sys.stderr.close()
         return 0
     finally:
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _watch_signals(cancel: threading.Event) -> dict[signal.Signals, Any]:
-    """Let the first Ctrl-C stop the work at its next step, where files are whole, and the second one at once."""
+    """Let the first Ctrl-C cancel at the next step, where all files are complete, and the second one at once."""
     if threading.current_thread() is not threading.main_thread():
         return {}
 
@@ -74,81 +73,96 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, *
         print(f"trtkit: note: {message}", file=sys.stderr)
 
 
-# Words to a command and its settings; only the chosen verb is imported.
-
-
 Command = Callable[[argparse.Namespace, threading.Event], None]
 
-# Verb, the module of `trtkit.cli` that does it, and what it is for.
-COMMANDS = {
-    "export": ("model_commands", "take a model to a TensorRT engine or an ONNX file"),
-    "calibrate": ("model_commands", "measure the ranges that INT8 needs, over your images"),
-    "predict": ("model_commands", "run one model file on images and draw what it finds"),
-    "evaluate": ("model_commands", "judge one model file on labeled images"),
-    "benchmark": ("model_commands", "time model files against each other"),
-    "compare": ("model_commands", "FP32, FP16 and INT8 side by side: accuracy, time, size, report"),
-    "report": ("model_commands", "write the report of a saved comparison again"),
-    "examine": ("model_commands", "find what is wrong with a calibration set"),
-    "sweep": ("model_commands", "which algorithm, and how many images, calibrate well enough"),
-    "sensitivity": ("model_commands", "what each layer and block costs in INT8"),
-    "search": ("model_commands", "the fastest mix of INT8 and FP16 within a loss"),
-    "engine": ("system_commands", "show, check, strip or wrap an engine file"),
-    "doctor": ("system_commands", "say what this machine can build and run"),
-    "demo": ("system_commands", "compare() on the embedded model and images"),
-    "lab": ("system_commands", "open JupyterLab"),
+MODULES = {"model": "trtkit.cli.model_commands", "system": "trtkit.cli.system_commands"}
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "export": ("model", "MODEL", "export a model to a TensorRT engine or an ONNX file"),
+    "calibrate": ("model", "MODEL [DATA]", "measure the activation ranges that INT8 needs"),
+    "predict": ("model", "FILE IMAGE [IMAGE ...]", "run a model file on images and draw its predictions"),
+    "evaluate": ("model", "FILE DATA", "measure the accuracy of a model file on labeled images"),
+    "evaluate-int8": ("model", "MODEL DATA", "measure the accuracy of INT8 against FP32, before an export"),
+    "benchmark": ("model", "FILE [FILE ...]", "measure the latency of model files"),
+    "compare": ("model", "MODEL DATA", "compare FP32, FP16 and INT8: accuracy, latency, size, report"),
+    "report": ("model", "FOLDER", "write the report of a saved comparison again"),
+    "examine": ("model", "DATA", "check the images of a calibration set"),
+    "sweep": ("model", "MODEL DATA", "compare calibration algorithms and numbers of images"),
+    "sensitivity": ("model", "MODEL DATA", "measure what INT8 costs each layer and block"),
+    "search": ("model", "MODEL DATA", "find the fastest INT8/FP16 assignment within an accepted loss"),
+    "engine": ("system", "show|check|strip|wrap FILE", "show, check, strip or wrap an engine file"),
+    "doctor": ("system", "", "show what this machine can build and run"),
+    "demo": ("system", "", "compare the embedded model's precisions"),
+    "lab": ("system", "", "open JupyterLab on the notebooks"),
 }
+"""By command: the key of its module, its positional arguments, and what it does."""
 
 EXAMPLES = """examples:
-  trtkit demo                                                   the whole thing, with nothing of yours
-  trtkit doctor                                                 what works on this machine, what would bring the rest
-  trtkit export yolo11n.pt --half                               an FP16 engine beside the model
-  trtkit export yolo11n.pt --int8 --data coco.yaml --batch 8    an INT8 engine, calibrated on coco's train images
-  trtkit export yolo11n.pt --format onnx --int8 --data my.yaml  the same graph as ONNX, for any runtime
-  trtkit compare yolo11n.pt --data coco.yaml --batch 1,8        is INT8 worth it? runs/compare/report.html says
-  trtkit predict yolo11n-int8.engine street.jpg                 what it finds, drawn, in runs/predict
-  trtkit evaluate yolo11n-int8.engine --data coco.yaml          mAP by both definitions
-  trtkit search yolo11n.pt --data coco.yaml --max-drop 0.005    which layers to keep high, as a --keep list
-  trtkit engine show yolo11n.engine                             what the file says about itself
+  trtkit demo
+      compare precisions of the embedded model, with embedded images
+  trtkit doctor
+      what works on this machine, and what to install for the rest
+  trtkit export yolo11n.pt --half
+      an FP16 engine beside the model
+  trtkit export yolo11n.pt --int8 --data coco.yaml --batch 8
+      an INT8 engine, calibrated on the train split
+  trtkit export yolo11n.pt --format onnx --int8 --data my.yaml
+      the same graph as ONNX, for other runtimes
+  trtkit compare yolo11n.pt --data coco.yaml --batch 1,8
+      whether INT8 pays, in runs/compare/report.html
+  trtkit predict yolo11n-int8.engine street.jpg
+      predictions drawn into runs/predict
+  trtkit evaluate yolo11n-int8.engine --data coco.yaml
+      mAP by Ultralytics and by pycocotools
+  trtkit search yolo11n.pt --data coco.yaml --max-drop 0.005
+      which layers to keep in FP16, as --keep patterns
+  trtkit engine show yolo11n.engine
+      the metadata of an engine file
 
-Every command has the names and defaults of the Python function, and its own --help.
-Exit status: 0 done, 2 an error (one sentence says what to do), 130 stopped by Ctrl-C."""
+trtkit COMMAND --help shows the options; they have the names and defaults of the
+Python functions. Exit status: 0 done, 2 error, 130 stopped by Ctrl-C."""
 
 
 def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
-    """The command that the words ask for, and its settings.
+    """Parse the words of a command line; imports only the chosen command.
 
     Args:
-        words: What follows `trtkit`.
+        words: The words after `trtkit`.
+
+    Returns:
+        The command and its options.
 
     Raises:
-        SystemExit: --help or --version was asked for (0), or the words make no sense (2).
+        SystemExit: `--help` or `--version` was printed (0), or the words are invalid (2).
     """
     width = max(map(len, COMMANDS))
-    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
-    whole = argparse.ArgumentParser(
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
+    top = argparse.ArgumentParser(
         prog="trtkit",
-        usage="trtkit COMMAND [settings]",
-        description="YOLO models to TensorRT engines, with the proof of what each precision costs and buys.",
+        usage="trtkit COMMAND [options]",
+        description="YOLO models to TensorRT engines, with accuracy and latency by precision.",
         epilog=f"commands:\n{verbs}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"trtkit {__version__}")
-    whole.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    # argparse alone would have to know every verb's options, and so import every verb, to read any.
-    own = words[: next((place + 1 for place, word in enumerate(words) if not word.startswith("-")), len(words))]
-    verb = whole.parse_args(own or ["--help"]).command
-    home = importlib.import_module(f"trtkit.cli.{COMMANDS[verb][0]}")
+    top.add_argument("--version", action="version", version=f"trtkit {__version__}")
+    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    # argparse alone would need every command's options, and so import every command, to parse any.
+    own = words[: next((index + 1 for index, word in enumerate(words) if not word.startswith("-")), len(words))]
+    name = top.parse_args(own or ["--help"]).command
+    module, positional, text = COMMANDS[name]
     parser = argparse.ArgumentParser(
-        prog=f"trtkit {verb}",
-        description=COMMANDS[verb][1][0].upper() + COMMANDS[verb][1][1:] + ".",
+        prog=f"trtkit {name}",
+        usage=" ".join(word for word in (f"trtkit {name}", positional, "[options]") if word),
+        description=f"{text[0].upper()}{text[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command: Command = getattr(home, f"{verb}_options")(parser)
+    add_command = getattr(importlib.import_module(MODULES[module]), f"add_{name.replace('-', '_')}")
+    command: Command = add_command(parser)
     values, rest = parser.parse_known_args(words[len(own) :])
     if rest and not hasattr(values, "passed_on"):
-        parser.error(f"unknown settings: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     values.passed_on = rest
-    missing = [name for name in getattr(values, "needed", ()) if getattr(values, name) is None]
+    missing = [metavar for name, metavar in getattr(values, "required", {}).items() if getattr(values, name) is None]
     if missing:
-        parser.error(f"{' and '.join(missing)} must be given")
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return command, values

@@ -1,122 +1,304 @@
-"""A function's signature and docstring as options of a command, so that the two can't say different things."""
+"""Command-line options of the verbs: names and defaults from the function's signature, help and types from a table.
+
+An argument means the same in every verb, so that `OPTIONS` has one entry per argument name; `VERB_OPTIONS` has the few
+whose text depends on the verb. Docstrings are for Python and are not shown here.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["add_options", "call_with_options", "parse_argument_texts", "parse_numbers", "parse_size"]
+from trtkit.backends import list_backends
+from trtkit.calibration import ALGORITHMS
+from trtkit.data.dataset import SPLITS
+from trtkit.models.model import TASKS
+from trtkit.tasks.base import REGISTERED_TASKS
 
-# Arguments that watch the work and shape no result.
-WATCHERS = ("progress", "cancel")
+__all__ = ["DEVICE", "OPTIONS", "VERB_OPTIONS", "Option", "add_options", "call_with_options", "find_option"]
+
+RUN_CONTROL = ("progress", "cancel")
+"""Arguments that control a run and are no options."""
+
+
+def parse_numbers(text: str) -> int | tuple[int, ...]:
+    """ "8" as 8, "1,8" as (1, 8)."""
+    numbers = tuple(int(part) for part in text.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """ "8" as (8,), "8,32" as (8, 32)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def parse_floats(text: str) -> tuple[float, ...]:
+    """ "99.9,99.99" as (99.9, 99.99)."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def parse_size(text: str) -> int | tuple[int, ...]:
+    """ "640" as 640; "480,640" and "480x640" as (480, 640)."""
+    size = parse_numbers(text.replace("x", ","))
+    if isinstance(size, tuple) and len(size) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither one side nor height,width")
+    return size
+
+
+def parse_device(text: str) -> int | str:
+    """ "0" as 0; "cuda:0" and "sm89" as they are."""
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
+
+
+def _parse_words(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A parser of comma-separated words, each one of `choices`."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(text.split(","))
+        unknown = [word for word in words if word not in choices]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"invalid choice: {unknown[0]!r} (choose from {', '.join(choices)})")
+        return words
+
+    return parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """How the command line shows and reads one argument.
+
+    Attributes:
+        help: The help text; the default is appended where the text does not have one.
+        metavar: The placeholder of the value.
+        type: Converts the value.
+        choices: Returns the accepted values; it is called when the parser is made, so that registered ones are there.
+        many: The value is a comma-separated list of `choices`.
+        repeat: The option can be repeated and collects its values.
+        switch: The option has no value: `--name`, and `--no-name` if the default is not false.
+    """
+
+    help: str
+    metavar: str | None = None
+    type: Callable[[str], Any] = str
+    choices: Callable[[], Iterable[Any]] | None = None
+    many: bool = False
+    repeat: bool = False
+    switch: bool = False
+
+
+def _count(text: str) -> Option:
+    return Option(text, "N", int)
+
+
+def _counts(text: str) -> Option:
+    return Option(text, "N[,N...]", parse_numbers)
+
+
+def _number(text: str) -> Option:
+    return Option(text, "X", float)
+
+
+def _switch(text: str) -> Option:
+    return Option(text, switch=True)
+
+
+def _split(text: str) -> Option:
+    return Option(text, choices=lambda: SPLITS)
+
+
+DEVICE = Option("GPU index or name, such as 0 or cuda:1 [default: the first GPU]", "DEVICE", parse_device)
+
+OPTIONS: Mapping[str, Option] = {
+    "against": _split("split to compare the calibration images with"),
+    "algorithm": Option("calibration algorithm", choices=lambda: ALGORITHMS),
+    "algorithms": Option("calibration algorithms to compare [default: all]", choices=lambda: ALGORITHMS, many=True),
+    "backend": Option("backend [default: the best one on this machine]", choices=list_backends),
+    "batch": _count("images per run"),
+    "build": _switch("build engines [default: if a backend can build on this machine]"),
+    "cache_dir": Option("cache directory; an interrupted run resumes from it", "FOLDER"),
+    "calibration": Option("folder of a saved calibration [default: calibrate on DATA]", "FOLDER"),
+    "calibration_images": _count("maximum number of calibration images"),
+    "conf": _number("confidence threshold"),
+    "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA"),
+    "device": DEVICE,
+    "dynamic": _switch("dynamic batch, height and width [default: for INT8 engines]"),
+    "eval_images": _count("maximum number of evaluation images [default: the whole split]"),
+    "format": Option("output format", choices=lambda: ("engine", "onnx")),
+    "fraction": _number("share of the split to draw calibration images from, above 0 to 1"),
+    "half": _switch("FP16 precision"),
+    "histograms": _switch("keep histograms, which other algorithms need [default: if --algorithm does]"),
+    "image_paths": Option("image file to examine instead of a sample; can be repeated", "FILE", repeat=True),
+    "implicit": _switch("calibrate with TensorRT's own min-max calibrator (TensorRT up to 10)"),
+    "imgsz": Option("image size, one side or height,width, pixels [default: the model's]", "SIDE|H,W", parse_size),
+    "int8": _switch("INT8 precision, by Q/DQ nodes in the graph"),
+    "iou": _number("IoU threshold of class-wise NMS"),
+    "isolate": _switch("build in a child process, which contains a crash of TensorRT"),
+    "keep": Option("name pattern of nodes to keep in FP16; can be repeated", "PATTERN", repeat=True),
+    "label": Option("name of the precision assignment in the result", "NAME"),
+    "max_det": _count("maximum number of detections per image"),
+    "max_drop": _number("largest accepted loss of the metric"),
+    "model": Option("a .pt or .onnx file", "MODEL"),
+    "nms": _switch("put NMS into the graph"),
+    "opt_level": Option(
+        "TensorRT's optimization level, from a quick build to a fast engine [default: 3]",
+        type=int,
+        choices=lambda: range(6),
+    ),
+    "output": Option("folder of the result", "FOLDER"),
+    "overwrite": _switch("replace an existing output"),
+    "percentile": _number("share of values that percentile does not clip, percent [default: 99.999]"),
+    "percentiles": Option("percentiles to compare, percent", "X[,X...]", parse_floats),
+    "precisions": Option("precisions to compare", choices=lambda: ("fp32", "fp16", "int8"), many=True),
+    "probe_images": _count("number of images that layer noise is measured on"),
+    "protect": _switch("exclude the layers that INT8 excludes by default, such as attention"),
+    "repair": _switch("equalization, range selection and bias correction before excluding layers"),
+    "resamples": _count("number of bootstrap resamples"),
+    "runner": Option("an .engine or .onnx file", "FILE"),
+    "runs": _count("maximum number of timed runs per file and batch"),
+    "seconds": _number("maximum time per file and batch, seconds"),
+    "seed": _count("seed of all random choices"),
+    "simplify": _switch("simplify the graph with onnxslim"),
+    "split": _split("split to evaluate on"),
+    "stratify": _switch("draw images with the class shares of the split"),
+    "task": Option("task of the labels", choices=lambda: dict.fromkeys((*TASKS, *REGISTERED_TASKS))),
+    "threads": _count("images processed in parallel [default: one per core]"),
+    "trials": _count("maximum number of trials"),
+    "warmup": _count("warm-up runs per file and batch"),
+    "workspace": _number("memory limit of the builder, GiB [default: TensorRT's own]"),
+    "worst": _count("number of worst layers to measure the metric for"),
+}
+"""Options by argument name."""
+
+CALIBRATION_SPLIT = _split("split of the calibration images [default: train, else val]")
+
+VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
+    ("benchmark", "batch"): _counts("batch sizes to time"),
+    ("calibrate", "batch"): _count("images per run [default: 2]"),
+    ("calibrate", "device"): Option("cpu, or a GPU of ONNX Runtime [default: the first GPU, else cpu]", "DEVICE"),
+    ("calibrate", "split"): CALIBRATION_SPLIT,
+    ("compare", "backend"): Option(
+        "backend; onnxruntime builds no engine [default: the best one on this machine]", choices=list_backends
+    ),
+    ("compare", "batch"): _counts("batch sizes to time; engines are built for the largest"),
+    ("compare", "device"): Option(
+        "GPU index or name, or sm89 to build for a GPU elsewhere [default: the first GPU]", "DEVICE", parse_device
+    ),
+    ("compare", "dynamic"): _switch("dynamic batch, height and width [default: for several batches]"),
+    ("compare", "output"): Option("folder of the files and the report", "FOLDER"),
+    ("evaluate", "batch"): _count("images per run [default: the file's largest batch]"),
+    ("examine", "split"): CALIBRATION_SPLIT,
+    ("export", "batch"): _count("largest batch"),
+    ("export", "calibration"): Option(
+        "folder of a saved calibration, or a TensorRT .cache file [default: calibrate on --data]", "PATH"
+    ),
+    ("export", "data"): Option("images for calibration (INT8) or for the overflow check (FP16)", "DATA"),
+    ("export", "device"): Option(
+        "GPU index or name, dla:0, or sm89 to build for a GPU elsewhere [default: the first GPU]",
+        "DEVICE",
+        parse_device,
+    ),
+    ("export", "output"): Option("file to write [default: beside the model]", "FILE"),
+    ("search", "backend"): Option(
+        "backend to time engines with; onnxruntime uses the cost model [default: engines if they run here]",
+        choices=list_backends,
+    ),
+    ("search", "batch"): _count("images per run, for evaluation and latency"),
+    ("sensitivity", "split"): _split("split of the probe images"),
+    ("sweep", "calibration_images"): Option("numbers of calibration images to compare", "N[,N...]", parse_counts),
+}
+"""Options by verb and argument name, where the text or the type depends on the verb."""
+
+
+def find_option(verb: str, name: str) -> Option:
+    """The option of a verb's argument.
+
+    Args:
+        verb: The function's name.
+        name: The argument's name.
+    """
+    return VERB_OPTIONS.get((verb, name)) or OPTIONS[name]
+
+
+class _Switch(argparse.BooleanOptionalAction):
+    """`--name` and `--no-name`, without Python's default in the help."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.help = settings.get("help")
 
 
 def add_options(
     parser: argparse.ArgumentParser,
     function: Callable[..., Any],
     *,
-    first: Mapping[str, str] | None = None,
+    positional: Sequence[str] = (),
     without: Iterable[str] = (),
 ) -> None:
-    """Give `parser` one option an argument of `function`, with its default and its words.
+    """Add an option for each argument of a verb.
 
     Args:
         parser: Receives the options.
-        function: A verb of trtkit with a Google docstring.
-        first: Arguments that may also stand without their name, in this order, and what a command line takes for them.
+        function: The verb.
+        positional: Arguments that can also be given by position, in this order.
         without: Arguments to leave out.
     """
-    first = first or {}
-    texts = {**parse_argument_texts(function), **first}
-    parameters = inspect.signature(function).parameters
-    for name, text in first.items():
-        # The option of the same name holds the value where the word is missing.
-        parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=name.upper(), help=_escaped(text))
-    for name, parameter in parameters.items():
-        if name in WATCHERS or name in without:
-            continue
-        required = parameter.default is inspect.Parameter.empty
-        default = None if required else parameter.default
-        shown = "" if required or default in (None, (), False) else f" [default: {_format_value(default)}]"
-        text = argparse.SUPPRESS if name in first else _escaped(texts[name] + shown)
-        if parameter.annotation == "Sequence[str]" and not default:
-            # argparse appends to a copy of the default, which a tuple has no room for.
-            default = []
+    verb, parameters = function.__name__, inspect.signature(function).parameters
+    for name in positional:
+        option = find_option(verb, name)
+        # The option of the same name has the value if the word is missing.
         parser.add_argument(
-            "--" + name.replace("_", "-"), dest=name, default=default, help=text, **_argument_kind(parameter)
+            name, nargs="?", default=argparse.SUPPRESS, metavar=option.metavar, help=_escape(option.help)
         )
-    parser.set_defaults(needed=tuple(name for name in first if parameters[name].default is inspect.Parameter.empty))
+    for name, parameter in parameters.items():
+        if name in RUN_CONTROL or name in without:
+            continue
+        option = find_option(verb, name)
+        default = None if parameter.default is inspect.Parameter.empty else parameter.default
+        text = argparse.SUPPRESS if name in positional else _escape(option.help + _format_default(option, default))
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text, **_settings(option, default))
+    required = {
+        name: find_option(verb, name).metavar
+        for name in positional
+        if parameters[name].default is inspect.Parameter.empty
+    }
+    parser.set_defaults(required=required)
 
 
 def call_with_options(function: Callable[..., Any], values: argparse.Namespace, **more: Any) -> Any:
-    """Call `function` with the parsed settings it knows and `more`."""
+    """Call a verb with the parsed options it has, and with `more`."""
     known = inspect.signature(function).parameters
     return function(**{name: value for name, value in vars(values).items() if name in known} | more)
 
 
-def parse_argument_texts(function: Callable[..., Any]) -> dict[str, str]:
-    """The texts of a Google docstring's `Args`, by argument."""
-    section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
-    texts: dict[str, str] = {}
-    for line in section.group(1).splitlines() if section else ():
-        begun = re.match(r" {4}(\w+): (.*)", line)
-        if begun:
-            name = begun.group(1)
-            texts[name] = begun.group(2)
-        else:
-            texts[name] += " " + line.strip()
-    return texts
+def _settings(option: Option, default: Any) -> dict[str, Any]:
+    """The arguments of `ArgumentParser.add_argument`."""
+    if option.switch:
+        return {"action": "store_true" if default is False else _Switch, "default": default}
+    if option.repeat:
+        # argparse appends to a copy of the default, which must be a list.
+        return {
+            "action": "append",
+            "default": list(default) if default is not None else None,
+            "metavar": option.metavar,
+        }
+    choices = None if option.choices is None else tuple(option.choices())
+    if choices is not None and option.many:
+        return {"type": _parse_words(choices), "default": default, "metavar": f"{{{','.join(choices)}}}[,...]"}
+    return {"type": option.type, "default": default, "choices": choices, "metavar": option.metavar}
 
 
-def _argument_kind(parameter: inspect.Parameter) -> dict[str, Any]:
-    """What argparse needs to know to read an argument of this annotation."""
-    annotation = str(parameter.annotation)
-    if annotation.startswith("bool") and parameter.default is False:
-        return {"action": "store_true"}
-    if annotation.startswith("bool"):
-        return {"action": argparse.BooleanOptionalAction}
-    if annotation.startswith("int | Sequence[int]"):
-        return {"type": parse_numbers, "metavar": "N[,N...]"}
-    if annotation.startswith("int | tuple"):
-        return {"type": parse_size, "metavar": "SIDE|H,W"}
-    if annotation.startswith(("int | str", "str | int")):
-        return {"type": parse_device, "metavar": "DEVICE"}
-    if annotation.startswith("Sequence[str]"):
-        if parameter.default:
-            return {"type": lambda text: tuple(text.split(",")), "metavar": "WORD[,WORD...]"}
-        return {"action": "append", "metavar": "PATTERN"}
-    if annotation.startswith("int"):
-        return {"type": int, "metavar": "N"}
-    if annotation.startswith("float"):
-        return {"type": float, "metavar": "X"}
-    return {"type": str, "metavar": parameter.name.upper()}
+def _format_default(option: Option, default: Any) -> str:
+    if "[default:" in option.help or default is None or default is False or default in ((), ""):
+        return ""
+    if default is True:
+        return " [default: on]"
+    return f" [default: {','.join(map(str, default)) if isinstance(default, (tuple, list)) else default}]"
 
 
-def parse_numbers(text: str) -> int | tuple[int, ...]:
-    """ "8" as 8, "1,8" as (1, 8)."""
-    found = tuple(int(part) for part in text.split(","))
-    return found[0] if len(found) == 1 else found
-
-
-def parse_size(text: str) -> int | tuple[int, ...]:
-    """ "640" as 640; "480,640" and "480x640" as (480, 640)."""
-    found = parse_numbers(text.replace("x", ","))
-    if isinstance(found, tuple) and len(found) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither one side nor height,width")
-    return found
-
-
-def parse_device(text: str) -> int | str:
-    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
-
-
-def _format_value(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def _escaped(text: str) -> str:
-    """A docstring's words for argparse, where % begins a placeholder, and without Python's None."""
-    return re.sub(r"\bNone\b", "leaving it out", text.replace("%", "%%").replace("`", ""))
+def _escape(text: str) -> str:
+    """Text for argparse, where % starts a placeholder."""
+    return text.replace("%", "%%")

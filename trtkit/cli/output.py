@@ -1,4 +1,4 @@
-"""Events as progress bars on a terminal, and as one line a stage everywhere else."""
+"""Progress bars and tables: on a terminal, in a pipe and in a log."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["ProgressBars", "make_frame_table", "make_table", "print_table"]
 
 
 class ProgressBars:
-    """A receiver of events; a context manager, so that the terminal is left as it was.
+    """A progress callback: bars on a terminal, else one line per stage. A context manager that restores the terminal.
 
     Args:
-        console: Where to draw; None is stderr, so that stdout carries results alone.
+        console: The console to draw on; None uses stderr, so that stdout has results only.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -64,7 +64,7 @@ class ProgressBars:
             self.bars.log(event.message)
 
     def _finish(self) -> None:
-        """Close the bar of the stage that ended."""
+        """Complete the bar of the current stage."""
         if self.stage is None:
             return
         self.bars.update(self.task, completed=self.total or 1, total=self.total or 1)
@@ -73,11 +73,13 @@ class ProgressBars:
         self.stage = None
 
 
-# Tables on a terminal, in a pipe and in a log.
-
-
 def make_table(*words: str, numbers: tuple[str, ...] = ()) -> Table:
-    """A table without lines: `words` stand left, `numbers` right."""
+    """A table without lines.
+
+    Args:
+        *words: Headers of left-aligned columns.
+        numbers: Headers of right-aligned columns, after them.
+    """
     table = Table(*words, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in numbers:
         table.add_column(name, justify="right")
@@ -85,7 +87,7 @@ def make_table(*words: str, numbers: tuple[str, ...] = ()) -> Table:
 
 
 def make_frame_table(frame: pl.DataFrame) -> Table:
-    """A frame as a table: every row and column, numbers to four digits, lists as how many they hold."""
+    """A frame as a table with all rows and columns, numbers with four digits and lists as their length."""
     table = make_table()
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left")
@@ -105,7 +107,7 @@ def _format_cell(value: Any) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as it is, where nothing is a terminal; a cut table is lost in a log."""
+    """Print a table; in full width if stdout is no terminal, so that no cell of a log is cut."""
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 10_000

@@ -1,4 +1,4 @@
-"""`trtkit engine`: what an engine file says, whether it fits this machine, and its header on or off."""
+"""Commands on engine files and this machine: engine, doctor, demo and lab."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trtkit.cli import Command
 from trtkit.cli.model_commands import print_comparison
-from trtkit.cli.options import parse_size
+from trtkit.cli.options import DEVICE, OPTIONS, parse_size
 from trtkit.cli.output import ProgressBars, make_table, print_table
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 
-if TYPE_CHECKING:
-    from trtkit.models.model import ModelInfo
-
-__all__ = ["demo_options", "doctor_options", "engine_options", "lab_options"]
+__all__ = ["add_demo", "add_doctor", "add_engine", "add_lab"]
 
 
-def engine_options(parser: argparse.ArgumentParser) -> Command:
-    """The four things to do with an engine file."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="show|check|strip|wrap")
-    shown = kinds.add_parser("show", help="what the file says about itself")
-    shown.add_argument("file", metavar="ENGINE")
-    shown.add_argument("--layers", action="store_true", help="the table of layers too")
-    shown.set_defaults(run=show)
-    checked = kinds.add_parser("check", help="whether it runs on this machine, and what differs if not")
-    checked.add_argument("file", metavar="ENGINE")
-    checked.add_argument("--device", help="GPU index or name; the first GPU if left out")
-    checked.set_defaults(run=check)
-    stripped = kinds.add_parser("strip", help="write the bare plan, as trtexec and Triton take it")
-    stripped.add_argument("file", metavar="ENGINE")
-    stripped.add_argument("output", metavar="PLAN")
-    stripped.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    stripped.set_defaults(run=strip)
-    wrapped = kinds.add_parser("wrap", help="give a bare plan a header, so that trtkit and Ultralytics open it")
-    wrapped.add_argument("file", metavar="PLAN")
-    wrapped.add_argument("output", metavar="ENGINE")
-    wrapped.add_argument("--like", required=True, metavar="MODEL", help="the .pt or .onnx the plan was built from")
-    wrapped.add_argument("--imgsz", type=parse_size, metavar="SIDE|H,W", help="image size it was built for")
+def add_engine(parser: argparse.ArgumentParser) -> Command:
+    """Add the subcommands of `trtkit engine`."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="show|check|strip|wrap", prog=parser.prog)
+    shown = kinds.add_parser("show", help="print the metadata of an engine file")
+    shown.add_argument("file", metavar="ENGINE", help="an .engine file or a bare plan")
+    shown.add_argument("--layers", action="store_true", help="also print the layer table")
+    shown.set_defaults(run=_show)
+    checked = kinds.add_parser("check", help="check whether an engine runs on this machine")
+    checked.add_argument("file", metavar="ENGINE", help="an .engine file")
+    checked.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
+    checked.set_defaults(run=_check)
+    stripped = kinds.add_parser("strip", help="write the bare plan, which trtexec and Triton read")
+    stripped.add_argument("file", metavar="ENGINE", help="an .engine file")
+    stripped.add_argument("output", metavar="PLAN", help="the file to write")
+    stripped.add_argument("--overwrite", action="store_true", help=OPTIONS["overwrite"].help)
+    stripped.set_defaults(run=_strip)
+    wrapped = kinds.add_parser("wrap", help="add the header to a bare plan that trtkit and Ultralytics read")
+    wrapped.add_argument("file", metavar="PLAN", help="a bare plan")
+    wrapped.add_argument("output", metavar="ENGINE", help="the file to write")
+    wrapped.add_argument(
+        "--like", required=True, metavar="MODEL", help="the .pt or .onnx file that the plan was built from"
+    )
+    wrapped.add_argument(
+        "--imgsz", type=parse_size, metavar="SIDE|H,W", help="image size that it was built for [default: the model's]"
+    )
     wrapped.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch [default: 1]")
-    wrapped.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    wrapped.set_defaults(run=wrap)
+    wrapped.add_argument("--overwrite", action="store_true", help=OPTIONS["overwrite"].help)
+    wrapped.set_defaults(run=_wrap)
     return lambda values, cancel: values.run(values, cancel)
 
 
-def show(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Print the passport, the description, and what precisions the layers run in."""
+def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Print the passport, the model's metadata, and the layers by precision."""
     from trtkit.backends import layer_frame, read_engine
 
     file = read_engine(values.file)
@@ -61,8 +61,7 @@ def show(values: argparse.Namespace, cancel: threading.Event) -> None:
     known = dict(file.metadata)
     known.pop("trtkit", None)
     if file.passport is None:
-        told = "a bare plan" if not known else "no passport of trtkit's"
-        table.add_row("header", told)
+        table.add_row("header", "without a passport of trtkit" if known else "none: a bare plan")
         table.add_row("plan", f"{len(file.plan):,} bytes")
     else:
         passport = dataclasses.asdict(file.passport)
@@ -74,7 +73,7 @@ def show(values: argparse.Namespace, cancel: threading.Event) -> None:
         if len(rows):
             counts = rows["precision"].fill_null("?").value_counts(sort=True)
             layers = ", ".join(f"{count} {name}" for name, count in counts.iter_rows())
-            table.add_row("layers", f"{len(rows)}: {layers}; {rows['reformat'].sum()} only reformat")
+            table.add_row("layers", f"{len(rows)}: {layers}; {rows['reformat'].sum()} reformats")
     for name in ("task", "imgsz", "batch", "stride", "names"):
         if name in known and not (file.passport and name in ("imgsz", "batch")):
             table.add_row(name, _format_value(known[name]))
@@ -88,47 +87,48 @@ def show(values: argparse.Namespace, cancel: threading.Event) -> None:
         print_table(listed)
 
 
-def check(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Say that the engine fits this machine, or fail with what differs."""
+def _check(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Check an engine against this machine."""
     from trtkit import backends
     from trtkit.backends.devices import parse_device
 
     file = backends.read_engine(values.file)
     if file.passport is not None:
-        found = backends.probe(file.backend)
-        device = int(values.device) if values.device and values.device.isdecimal() else values.device
-        mismatch = backends.check_compatibility(file.passport, found, parse_device(device)) if found.present else None
+        here = backends.probe(file.backend)
+        device = parse_device(values.device)
+        mismatch = backends.check_compatibility(file.passport, here, device) if here.present else None
         if mismatch is not None:
             raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do, code=mismatch.code)
     backends.require_run(file.backend, device=values.device)
-    known = "it fits" if file.passport is not None else "it has no passport, so only opening it tells more"
-    print(f"{values.file}: {known}.")
+    result = "it runs on this machine" if file.passport is not None else "without a passport it can only be tried"
+    print(f"{values.file}: {result}.")
 
 
-def strip(values: argparse.Namespace, cancel: threading.Event) -> None:
+def _strip(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Write the bare plan."""
     from trtkit.backends import strip_engine
 
     print(strip_engine(values.file, values.output, overwrite=values.overwrite))
 
 
-def wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Write the plan behind a header."""
+def _wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Write the plan with a header."""
     from trtkit.backends import wrap_engine
+    from trtkit.models import load
 
-    info = _info(values.like)
+    info = load(values.like).info
     if values.imgsz is not None:
         side = values.imgsz
         info = dataclasses.replace(info, imgsz=(side, side) if isinstance(side, int) else side)
     if values.batch < 1:
-        raise RecipeError(f"wrap with batch={values.batch}", "a batch holds at least one image", "use batch >= 1")
+        raise RecipeError(
+            f"wrap a plan for batch {values.batch}",
+            "it is less than 1",
+            "use the batch that it was built for",
+            code="cli-batch-out-of-range",
+            value=values.batch,
+        )
     print(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=values.batch))
-
-
-def _info(path: str) -> ModelInfo:
-    from trtkit.models import load
-
-    return load(path).info
 
 
 def _format_value(value: object) -> str:
@@ -139,16 +139,13 @@ def _format_value(value: object) -> str:
     return str(value)
 
 
-# Commands about this machine: doctor, demo and lab.
+def add_doctor(parser: argparse.ArgumentParser) -> Command:
+    """`trtkit doctor` has no options."""
+    return _run_doctor
 
 
-def doctor_options(parser: argparse.ArgumentParser) -> Command:
-    """Doctor takes no settings."""
-    return doctor
-
-
-def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Print what is installed and what each backend can do here."""
+def _run_doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Print what is installed and what each backend can do on this machine."""
     from trtkit.backends import get_backend, list_backends, probe, require_build, require_run
     from trtkit.results import describe_machine, package_versions
 
@@ -182,26 +179,30 @@ def doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
             print(f"  {word:<6}  {backend.models}{targets}")
 
 
-def demo_options(parser: argparse.ArgumentParser) -> Command:
-    """Where the demo writes."""
+def add_demo(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit demo`."""
     from trtkit import demo as embedded
 
     parser.add_argument(
-        "--output", type=Path, default=embedded.OUTPUT_DIR, metavar="FOLDER", help=f"[default: {embedded.OUTPUT_DIR}]"
+        "--output",
+        type=Path,
+        default=embedded.OUTPUT_DIR,
+        metavar="FOLDER",
+        help=f"folder of the result [default: {embedded.OUTPUT_DIR}]",
     )
-    return demo
+    return _run_demo
 
 
-def demo(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Compare the embedded model's precisions and print the table and the places of the files."""
+def _run_demo(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Compare the embedded model's precisions, and print the table and the paths of the files."""
     from trtkit import demo as embedded
     from trtkit.backends.capabilities import probe
     from trtkit.comparison.comparator import compare
 
-    # The demo's own results may be replaced; where there is no GPU it builds for one that is common.
+    # The demo replaces its own results; without a GPU it builds for a common one.
     device = None if probe("tensorrt_rtx").gpus else embedded.DEVICE
     with ProgressBars() as bars:
-        found = compare(
+        comparison = compare(
             embedded.model_path(),
             embedded.data_path(),
             device=device,
@@ -210,21 +211,26 @@ def demo(values: argparse.Namespace, cancel: threading.Event) -> None:
             progress=bars,
             cancel=cancel,
         )
-    print_comparison(found, values.output)
+    print_comparison(comparison, values.output)
 
 
-def lab_options(parser: argparse.ArgumentParser) -> Command:
-    """What JupyterLab is told."""
-    parser.epilog = "All other settings go to JupyterLab, such as --no-browser."
+def add_lab(parser: argparse.ArgumentParser) -> Command:
+    """`trtkit lab` passes its options to JupyterLab."""
+    parser.epilog = "All options are passed to JupyterLab, such as --no-browser."
     parser.set_defaults(passed_on=[])
-    return lab
+    return _run_lab
 
 
-def lab(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Open JupyterLab on the notebooks, or here where there are none."""
+def _run_lab(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Open JupyterLab on `notebooks/`, or on this folder if there is none."""
     if importlib.util.find_spec("jupyterlab") is None:
-        raise CapabilityError("open JupyterLab", "it is not installed", "run pip install 'trtkit[notebook]'")
-    # JupyterLab answers Ctrl-C itself, and asks before it stops.
+        raise CapabilityError(
+            "open JupyterLab",
+            "it is not installed",
+            "run pip install 'trtkit[notebook]'",
+            code="cli-jupyterlab-missing",
+        )
+    # JupyterLab handles Ctrl-C itself.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     folder = Path("notebooks") if Path("notebooks").is_dir() else Path()
     subprocess.run([sys.executable, "-m", "jupyterlab", *values.passed_on], cwd=folder, check=False)

@@ -188,7 +188,7 @@ def evaluate_int8(
             calibration_images=calibration_images,
             imgsz=size,
             seed=seed,
-            cache=cache.calibrations,
+            cache_dir=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )

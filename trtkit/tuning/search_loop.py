@@ -144,7 +144,7 @@ def search(
             histograms=True,
             imgsz=size,
             seed=seed,
-            cache=cache.calibrations,
+            cache_dir=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )

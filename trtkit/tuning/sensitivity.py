@@ -213,7 +213,7 @@ def sensitivity(
             calibration_images=calibration_images,
             imgsz=size,
             seed=seed,
-            cache=ResultCache(cache_dir).calibrations,
+            cache_dir=ResultCache(cache_dir).calibrations,
             progress=progress,
             cancel=cancel,
         )

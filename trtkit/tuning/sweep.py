@@ -217,7 +217,7 @@ def sweep(
             histograms=True,
             imgsz=size,
             seed=seed,
-            cache=cache.calibrations,
+            cache_dir=cache.calibrations,
             progress=progress,
             cancel=cancel,
         )

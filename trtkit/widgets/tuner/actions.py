@@ -101,7 +101,7 @@ def prepare_tuner(
     if algorithm_comparison is None:
         calibration = calibrate(
             loaded, data, calibration_images=calibration_images, imgsz=imgsz, seed=seed, histograms=True,
-            cache=cache_dir / "calibrations", progress=progress, cancel=cancel,
+            cache_dir=cache_dir / "calibrations", progress=progress, cancel=cancel,
         )  # fmt: skip
         algorithm_comparison = AlgorithmComparison(calibration)
     provenance = algorithm_comparison.calibration.provenance
