@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
     from trtkit.plotting.comparison import losses_figure as losses_figure
+    from trtkit.plotting.notebook import ProgressLine as ProgressLine
     from trtkit.progress import Event as Event
     from trtkit.recipe import Recipe as Recipe
     from trtkit.tasks.base import Detections as Detections
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from trtkit.widgets.comparison.gallery import gallery as gallery
     from trtkit.widgets.explorer.explorer import explorer as explorer
     from trtkit.widgets.tuner.tuner import tuner as tuner
-    from trtkit.widgets.ui.progress_line import ProgressLine as ProgressLine
     from trtkit.widgets.wizard.wizard import wizard as wizard
 
 # Names of the public interface and the module each lives in; None for a module that is itself the name.
@@ -74,7 +74,7 @@ _HOMES: dict[str, str | None] = {
     "LayerTable": "trtkit.inspection.layer_table",
     "Model": "trtkit.models.model",
     "Passport": "trtkit.backends.engine_file",
-    "ProgressLine": "trtkit.widgets.ui.progress_line",
+    "ProgressLine": "trtkit.plotting.notebook",
     "Recipe": "trtkit.recipe",
     "Runner": "trtkit.backends.base",
     "Search": "trtkit.tuning.search",

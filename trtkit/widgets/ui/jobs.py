@@ -18,9 +18,9 @@ from markupsafe import escape
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.html import render
+from trtkit.plotting.notebook import format_stage
 from trtkit.progress import Event
 from trtkit.widgets.ui.controls import ErrorBox, make_button
-from trtkit.widgets.ui.progress_line import format_stage
 
 __all__ = ["JOB_STATES", "Job", "JobView", "cancel_on_interrupt", "capture_warnings"]
 

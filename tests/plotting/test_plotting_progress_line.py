@@ -3,8 +3,8 @@
 import IPython.display
 import pytest
 
+from trtkit.plotting import notebook
 from trtkit.progress import Event
-from trtkit.widgets.ui import progress_line
 
 
 class Handle:
@@ -33,7 +33,7 @@ def shown(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress_line.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(notebook.time, "perf_counter", lambda: now[0])
     return now
 
 
@@ -42,7 +42,7 @@ def texts(shown):
 
 
 def test_stage_count_and_seconds(shown, clock):
-    line = progress_line.ProgressLine()
+    line = notebook.ProgressLine()
     assert line.text == ""
     line(Event(stage="calibrate", done=0, total=64))
     clock[0] += 12
@@ -51,7 +51,7 @@ def test_stage_count_and_seconds(shown, clock):
 
 
 def test_quick_events_are_skipped_except_new_stages_and_ends(shown, clock):
-    line = progress_line.ProgressLine()
+    line = notebook.ProgressLine()
     for done in range(5):
         clock[0] += 0.01
         line(Event(stage="evaluate", done=done, total=4))
@@ -60,14 +60,14 @@ def test_quick_events_are_skipped_except_new_stages_and_ends(shown, clock):
 
 
 def test_the_text_is_escaped(shown, clock):
-    progress_line.ProgressLine()(Event(stage="<b>", done=1))
+    notebook.ProgressLine()(Event(stage="<b>", done=1))
     assert "&lt;b&gt;" in shown[0]["text/html"]
     assert "<b>" not in shown[0]["text/html"]
 
 
 def test_without_a_notebook_nothing_breaks(monkeypatch, clock):
     monkeypatch.setattr(IPython.display, "display", lambda *bundle, **settings: None)
-    line = progress_line.ProgressLine()
+    line = notebook.ProgressLine()
     line(Event(stage="a", done=0, total=2))
     line(Event(stage="a", done=2, total=2))
     assert line.text == "a · 2 of 2 · 0 s"
