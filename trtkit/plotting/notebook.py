@@ -1,4 +1,4 @@
-"""Notebooks and HTML pages: plotly figures drawn offline and without a kernel, one plotly.js per page; a progress line."""
+"""Notebooks and HTML pages: plotly figures that draw offline and without a kernel, and a progress line."""
 
 from __future__ import annotations
 
