@@ -1,3 +1,5 @@
+"""Replay code: the Python and the command line that repeat a call."""
+
 import shlex
 
 from hypothesis import given
@@ -9,10 +11,10 @@ from trtkit.codegen import non_default_arguments, render_command, render_python
 def verb(
     model, data, precisions=("fp32", "int8"), *, batch=1, keep=(), simplify=True, overwrite=False, imgsz=None, scale=1.5
 ):
-    """Stands for a verb of trtkit."""
+    """A stand-in for a verb of trtkit."""
 
 
-def test_only_what_differs_from_the_defaults_is_told():
+def test_arguments_equal_to_the_defaults_are_left_out():
     values = {"model": "a.pt", "data": "d.yaml", "precisions": ["fp32", "int8"], "batch": [1], "keep": [], "scale": 1.5}
     assert non_default_arguments(verb, values) == {"model": "a.pt", "data": "d.yaml"}
 
@@ -40,6 +42,10 @@ def test_the_command_spells_flags_lists_and_odd_paths():
 def test_the_python_makes_the_same_call(values):
     calls = []
     code = render_python("verb", verb, values).replace("import trtkit as tk\n", "")
-    tk = type("tk", (), {"verb": staticmethod(lambda **given: calls.append(given))})
+    tk = type("tk", (), {"verb": staticmethod(lambda **arguments: calls.append(arguments))})
     exec(code, {"tk": tk})
     assert non_default_arguments(verb, calls[0]) == non_default_arguments(verb, values)
+
+
+def test_the_result_is_named():
+    assert "\nartifact = tk.verb(\n" in render_python("verb", verb, {"model": "m"}, result="artifact")

@@ -105,7 +105,7 @@ def test_the_command_line_rebuilds_the_recipe(recipe: Recipe) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
-def test_a_shell_reads_the_command_line_as_it_was_meant() -> None:
+def test_a_shell_reads_the_command_line() -> None:
     recipe = Recipe(
         model='it\'s "here"\n$HOME/`id`/*.pt',
         int8=True,
@@ -118,7 +118,7 @@ def test_a_shell_reads_the_command_line_as_it_was_meant() -> None:
     assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
 
 
-def test_settings_of_other_types_are_made_plain() -> None:
+def test_settings_of_other_types_are_converted() -> None:
     class Spelled(str, enum.Enum):
         FORMAT = "onnx"
 
@@ -158,32 +158,41 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "code", "name"),
     [
-        ({"half": True, "int8": True}, "two precisions at once"),
-        ({"format": "tflite"}, "no such format"),
-        ({"backend": "onnxruntime"}, "builds no engines"),
-        ({"batch": 0}, "at least one image"),
-        ({"fraction": 0.0}, "above 0"),
-        ({"fraction": 1.5}, "above 0"),
-        ({"workspace": -1.0}, "no size in GiB"),
-        ({"imgsz": 0}, "no image size"),
-        ({"imgsz": (640, 640, 3)}, "no image size"),
-        ({"opt_level": 6}, "levels 0 to 5"),
-        ({"implicit": True}, "INT8 engines only"),
-        ({"implicit": True, "int8": True, "keep": ("x",)}, "chooses the layers"),
-        ({"int8": True, "calibration": "c", "data": "d.yaml"}, "only one of them"),
-        ({"batch": 2.5}, "no value for it"),
-        ({"half": "yes"}, "neither True nor False"),
-        ({"fraction": "many"}, "no value for it"),
-        ({"imgsz": "large"}, "no value for it"),
+        ({"half": True, "int8": True}, "recipe-two-precisions", None),
+        ({"format": "tflite"}, "recipe-format-unknown", None),
+        ({"backend": "onnxruntime"}, "recipe-backend-builds-no-engine", None),
+        ({"batch": 0}, "recipe-out-of-range", "batch"),
+        ({"fraction": 0.0}, "recipe-out-of-range", "fraction"),
+        ({"fraction": 1.5}, "recipe-out-of-range", "fraction"),
+        ({"workspace": -1.0}, "recipe-out-of-range", "workspace"),
+        ({"imgsz": 0}, "recipe-out-of-range", "imgsz"),
+        ({"imgsz": (640, 640, 3)}, "recipe-out-of-range", "imgsz"),
+        ({"opt_level": 6}, "recipe-out-of-range", "opt_level"),
+        ({"implicit": True}, "recipe-implicit-needs-int8-engine", None),
+        ({"implicit": True, "int8": True, "keep": ("x",)}, "recipe-implicit-excludes-keep-and-calibration", None),
+        ({"int8": True, "calibration": "c", "data": "d.yaml"}, "recipe-calibration-and-data", None),
+        ({"batch": 2.5}, "recipe-value-invalid", "batch"),
+        ({"half": "yes"}, "recipe-value-invalid", "half"),
+        ({"fraction": "many"}, "recipe-value-invalid", "fraction"),
+        ({"imgsz": "large"}, "recipe-value-invalid", "imgsz"),
     ],
 )
-def test_settings_at_odds_are_refused(wrong: dict[str, object], words: str) -> None:
-    with pytest.raises(RecipeError, match=words):
+def test_invalid_settings_are_refused(wrong: dict[str, object], code: str, name: str | None) -> None:
+    with pytest.raises(RecipeError) as e:
         Recipe(model="m.pt", **wrong)  # type: ignore[arg-type]
+    assert (e.value.code, e.value.fields.get("name")) == (code, name)
 
 
 def test_unknown_settings_are_named() -> None:
-    with pytest.raises(RecipeError, match="precison"):
+    with pytest.raises(RecipeError) as e:
         Recipe.from_dict({"model": "m.pt", "precison": "int8"})
+    assert (e.value.code, e.value.fields["names"]) == ("recipe-settings-unknown", ["precison"])
+    with pytest.raises(RecipeError) as e:
+        Recipe.from_dict({"int8": True})
+    assert e.value.code == "recipe-model-missing"
+
+
+def test_a_recipe_of_format_version_1_is_read() -> None:
+    assert Recipe.from_dict({"model": "m.pt", "level": 2}).opt_level == 2

@@ -9,7 +9,7 @@ import pytest
 from trtkit.threads import available_cores, parallel_map
 
 
-def test_results_come_in_the_order_of_the_items() -> None:
+def test_results_are_in_the_order_of_the_items() -> None:
     def slow_when_even(item: int) -> int:
         time.sleep(0.02 if item % 2 == 0 else 0)
         return item * item
@@ -18,7 +18,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
     assert available_cores() >= 1
 
 
-def test_items_are_read_no_further_ahead_than_allowed() -> None:
+def test_pending_results_are_limited() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -33,7 +33,7 @@ def test_items_are_read_no_further_ahead_than_allowed() -> None:
     assert len(taken) == 5
 
 
-def test_what_goes_wrong_arrives_and_ends_the_threads() -> None:
+def test_an_error_is_raised_and_ends_the_threads() -> None:
     before = threading.active_count()
 
     def fail(item: int) -> int:

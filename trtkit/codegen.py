@@ -1,4 +1,4 @@
-"""An INT8 export as tuned: which ranges, which layers stay high, and the Python and command line that repeat it."""
+"""Replay code: the Python and the command lines that repeat a call or a tuned export."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtkit.graph.analysis import escape_pattern
+from trtkit.recipe import command_words, python_arguments
 
 if TYPE_CHECKING:
     from trtkit.calibration import Calibration
 
 __all__ = ["TunedExport", "non_default_arguments", "render_command", "render_python"]
 
-
-# A call's settings as the Python and the command line that make it again.
+IMPORT = "import trtkit as tk\n\n"
 
 
 def non_default_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that differ from the function's defaults, in its order."""
+    """The arguments that differ from the defaults, in the order of the signature.
+
+    Args:
+        function: The function that takes them.
+        values: Arguments by name; other names are ignored.
+    """
     return {
         name: _plain_value(values[name])
         for name, parameter in inspect.signature(function).parameters.items()
@@ -28,156 +33,158 @@ def non_default_arguments(function: Callable[..., Any], values: Mapping[str, Any
     }
 
 
-def render_python(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
+def render_python(verb: str, function: Callable[..., Any], values: Mapping[str, Any], *, result: str = "result") -> str:
     """Python that calls `trtkit.<verb>` with these arguments.
 
     Args:
-        verb: A name of `trtkit`.
-        function: What it is.
-        values: Arguments by name, as plain data.
+        verb: A public function of `trtkit`.
+        function: The function.
+        values: Arguments by name, JSON-ready.
+        result: Name of the result.
     """
-    lines = "".join(f"    {name}={value!r},\n" for name, value in non_default_arguments(function, values).items())
-    return f"import trtkit as tk\n\nresult = tk.{verb}(\n{lines})\n"
+    return IMPORT + _render_call(verb, function, values, result)
 
 
 def render_command(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
-    """The command line that does the same, quoted for a POSIX shell."""
-    words = ["trtkit", verb]
-    for name, value in non_default_arguments(function, values).items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif name == "keep":
-            words += [f"{flag}={pattern}" for pattern in value]
-        elif isinstance(value, tuple):
-            words.append(f"{flag}={','.join(map(str, value))}")
-        else:
-            words.append(f"{flag}={value}")
-    return shlex.join(words)
+    """The command line that does the same, quoted for a POSIX shell.
+
+    Args:
+        verb: A command of `trtkit`.
+        function: The function of that name.
+        values: Arguments by name, JSON-ready.
+    """
+    return shlex.join(["trtkit", verb, *command_words(non_default_arguments(function, values))])
+
+
+def _render_call(verb: str, function: Callable[..., Any], values: Mapping[str, Any], result: str) -> str:
+    return f"{result} = tk.{verb}(\n{python_arguments(non_default_arguments(function, values))})\n"
 
 
 def _plain_value(value: Any) -> Any:
-    """Lists as tuples, and one number in a list as the number, since the verbs take either."""
+    """Lists as tuples, and a list of one number as the number: verbs take either."""
     if isinstance(value, (list, tuple)):
         return value[0] if len(value) == 1 and isinstance(value[0], int) else tuple(value)
     return value
 
 
+class _Expression(str):
+    """Python code as a value: its repr is the code."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TunedExport:
-    """What to export and how.
+    """An INT8 export with chosen ranges and chosen layers in FP16.
 
     Attributes:
         model: The model's file.
-        settings: Arguments of `calibrate`, as `Calibration.origin.settings` holds them, the algorithm in use among
-            them; without "data" there is nothing to calibrate on again.
-        seed: Of the calibration.
-        saved: The folder of a saved calibration to take instead of measuring again; its algorithm is then read off it.
-        layers: Names of the layers that stay high.
-        half: Nothing is left in INT8, so that it is an FP16 export that needs no calibration.
-        raw: The saved calibration is used as it lies there: its ranges were repaired, so that no algorithm gives them.
+        settings: Arguments of `calibrate`, as `Calibration.provenance.settings` with the algorithm in use; without
+            "data" the calibration can't be repeated.
+        seed: Seed of the calibration.
+        calibration_path: Folder of a saved calibration, which is loaded instead of repeated; "" for none.
+        kept_fp16: Names of the layers kept in FP16.
+        uses_saved_ranges: Use the ranges of the saved calibration as they are, such as those of a search, which no
+            algorithm gives.
+        all_fp16: No layer is left in INT8: an FP16 export without calibration.
     """
 
     model: str
     settings: Mapping[str, Any]
     seed: int | None = 0
-    saved: str = ""
-    layers: tuple[str, ...] = ()
-    raw: bool = False
-    half: bool = False
+    calibration_path: str = ""
+    kept_fp16: tuple[str, ...] = ()
+    uses_saved_ranges: bool = False
+    all_fp16: bool = False
 
     @classmethod
     def from_calibration(
-        cls, model: str, calibration: Calibration, layers: tuple[str, ...] = (), *, saved: str = ""
+        cls, model: str, calibration: Calibration, kept_fp16: tuple[str, ...] = (), *, calibration_path: str = ""
     ) -> TunedExport:
-        """What a calibration and some layers come to.
+        """The export with a calibration and some layers in FP16.
 
         Args:
             model: The model's file.
-            calibration: Read by the algorithm in use.
-            layers: Names of the layers that stay high.
-            saved: The folder it lies in, where it was not measured from images that can be named.
+            calibration: The calibration by the algorithm in use.
+            kept_fp16: Names of the layers kept in FP16.
+            calibration_path: Folder of the calibration, if it can't be repeated.
         """
         settings = dict(calibration.provenance.settings)
-        # A calibration that some histogram algorithm was read off keeps histograms by that algorithm alone.
+        # The repeated calibration collects the histograms that its algorithm needs, and no others.
         settings.update(algorithm=calibration.algorithm, percentile=calibration.percentile, histograms=None)
-        return cls(model=model, settings=settings, seed=calibration.provenance.seed, saved=saved, layers=layers)
+        return cls(
+            model=model,
+            settings=settings,
+            seed=calibration.provenance.seed,
+            calibration_path=calibration_path,
+            kept_fp16=kept_fp16,
+        )
 
     @property
     def keep(self) -> tuple[str, ...]:
-        """The `keep=` patterns; none where nothing is left in INT8."""
-        if self.half:
-            return ()
-        return tuple(map(escape_pattern, self.layers))
+        """The `keep=` patterns; () for an FP16 export."""
+        return () if self.all_fp16 else tuple(map(escape_pattern, self.kept_fp16))
 
     @property
     def algorithm(self) -> str:
-        """The algorithm in use."""
-        return str(self.settings.get("algorithm", "minmax"))
+        """The calibration algorithm."""
+        from trtkit.calibration import DEFAULTS
+
+        return str(self.settings.get("algorithm", DEFAULTS.algorithm))
 
     @property
     def percentile(self) -> float | None:
-        """Its percentile, percent; None for an algorithm without one."""
+        """The percentile, percent; None for an algorithm without one."""
         return self.settings.get("percentile")
 
     def to_python(self) -> str:
-        """Python code that makes the ONNX file or engine; `artifact` is what came out."""
-        if self.half:
-            size = f", imgsz={self._imgsz()!r}" if self._imgsz() is not None else ""
-            return f"import trtkit as tk\n\nartifact = tk.export({self.model!r}, half=True{size})\n"
-        if self.raw:
-            measured = ""
-            given = repr(self.saved)
-        elif self.saved:
-            read = f", percentile={self.percentile!r}" if self.percentile is not None else ""
-            measured = f"calibration = tk.Calibration.load({self.saved!r}).with_algorithm({self.algorithm!r}{read})\n"
-            given = "calibration"
+        """Python code that writes the file; `artifact` is the result."""
+        from trtkit.calibration import calibrate
+        from trtkit.exporter import export
+
+        code = IMPORT
+        calibration: str = _Expression("calibration")
+        if self.all_fp16 or self.uses_saved_ranges:
+            calibration = self.calibration_path
+        elif self.calibration_path:
+            arguments = [repr(self.algorithm)]
+            if self.percentile is not None:
+                arguments.append(f"percentile={self.percentile!r}")
+            loaded = f"tk.Calibration.load({self.calibration_path!r})"
+            code += f"calibration = {loaded}.with_algorithm({', '.join(arguments)})\n"
         else:
-            lines = "".join(f"    {name}={value!r},\n" for name, value in self._calibrating().items())
-            measured = f"calibration = tk.calibrate(\n{lines})\n"
-            given = "calibration"
-        keep = "".join(f"\n        {pattern!r}," for pattern in self.keep)
-        listed = f"    keep=[{keep}\n    ],\n" if keep else ""
-        size = f"    imgsz={self._imgsz()!r},\n" if self._imgsz() is not None else ""
-        return (
-            f"import trtkit as tk\n\n{measured}artifact = tk.export(\n    {self.model!r},\n    int8=True,\n"
-            f"{size}    calibration={given},\n{listed})\n"
-        )
+            code += _render_call("calibrate", calibrate, self._calibrate_arguments(), "calibration")
+        return code + _render_call("export", export, self._export_arguments(calibration), "artifact")
 
     def to_command(self, folder: str = "runs/calibrate") -> str:
         """The command lines that do the same, quoted for a POSIX shell.
 
         Args:
-            folder: Where the calibration is kept between the two, where one is measured.
+            folder: Folder of the calibration between the two commands.
         """
-        words = ["trtkit", "export", f"--model={self.model}", "--half" if self.half else "--int8"]
-        size = self._imgsz()
-        if size is not None:
-            words.append(f"--imgsz={size if isinstance(size, int) else ','.join(map(str, size))}")
-        if self.half:
-            return shlex.join(words)
-        first = ""
-        if self.raw:
-            words.append(f"--calibration={self.saved}")
-        else:
-            words.append(f"--calibration={folder}")
-            from trtkit.calibration import calibrate
-
-            whole = render_command("calibrate", calibrate, self._calibrating())
-            first = f"{whole} --output={shlex.quote(folder)} --overwrite\n"
-        words += [f"--keep={pattern}" for pattern in self.keep]
-        return first + shlex.join(words)
-
-    def _calibrating(self) -> dict[str, Any]:
-        """The arguments of `calibrate` that differ from its defaults."""
         from trtkit.calibration import calibrate
+        from trtkit.exporter import export
 
-        known = inspect.signature(calibrate).parameters
-        values = {name: value for name, value in self.settings.items() if name in known}
-        return non_default_arguments(calibrate, {"model": self.model, **values, "seed": self.seed})
+        if self.all_fp16 or self.uses_saved_ranges:
+            return render_command("export", export, self._export_arguments(self.calibration_path))
+        first = render_command("calibrate", calibrate, self._calibrate_arguments())
+        output = shlex.join([f"--output={folder}", "--overwrite"])
+        return f"{first} {output}\n{render_command('export', export, self._export_arguments(folder))}"
+
+    def _calibrate_arguments(self) -> dict[str, Any]:
+        return {**self.settings, "model": self.model, "seed": self.seed}
+
+    def _export_arguments(self, calibration: str) -> dict[str, Any]:
+        arguments = {"model": self.model, "imgsz": self._imgsz()}
+        if self.all_fp16:
+            return {**arguments, "half": True}
+        return {**arguments, "int8": True, "calibration": calibration, "keep": self.keep}
 
     def _imgsz(self) -> int | tuple[int, int] | None:
-        """The image size that was calibrated at, which the export has to share."""
+        """The image size of the calibration, which the export shares."""
         size = self.settings.get("imgsz")
         if size is None or isinstance(size, int):
             return size

@@ -1,4 +1,4 @@
-"""export(): the rooms of the house in one line of work, from a model to a file that runs elsewhere."""
+"""export(): a model to a TensorRT engine or an ONNX file."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Artifact:
         path: The file.
         format: "engine" or "onnx".
         precision: "fp32", "fp16" or "int8".
-        info: What the model does.
-        recipe: The settings that made it.
+        info: Task, classes, input and output of the model.
+        recipe: The settings of the export.
         model_hash: SHA-256 of the model's weights and architecture.
-        calibration_hash: SHA-256 of the calibration behind an INT8 file, None otherwise.
-        passport: What an engine was built with and for, None for ONNX.
+        calibration_hash: SHA-256 of the calibration of an INT8 file, else None.
+        passport: What an engine was built with and for; None for ONNX.
         seconds: Wall time of the whole export, s.
         build_seconds: Wall time of the engine build alone, s; None for ONNX.
         size: Bytes.
@@ -59,9 +59,9 @@ class Artifact:
     size: int
 
     def __repr__(self) -> str:
-        made = f" for {self.passport.gpu or self.passport.sm}" if self.passport is not None else ""
+        target = f" for {self.passport.gpu or self.passport.sm}" if self.passport is not None else ""
         size = f"{self.size / 1e6:.1f} MB"
-        return f"Artifact({self.path}: {self.precision} {self.format}{made}, {size}, {self.seconds:.1f} s)"
+        return f"Artifact({self.path}: {self.precision} {self.format}{target}, {size}, {self.seconds:.1f} s)"
 
 
 def export(
@@ -90,72 +90,56 @@ def export(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Artifact:
-    """Take a model to a TensorRT engine or an ONNX file in FP32, FP16 or INT8.
+    """Export a model to a TensorRT engine or an ONNX file in FP32, FP16 or INT8.
 
     Args:
         model: From `load`, or what `load` takes.
         format: "engine" or "onnx".
         imgsz: Image side, or (height, width), pixels; None takes the model's own. Rounded up to the stride.
         half: FP16.
-        int8: INT8 by Q/DQ pairs in the graph; what is not worth INT8 runs in FP16 where TensorRT has the choice.
+        int8: INT8 by Q/DQ in the graph; layers that do not gain from INT8 run in FP16.
         dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
-        nms: Put non-maximum suppression into the graph.
+        nms: Put NMS into the graph.
         batch: The largest batch; engines accept smaller ones.
-        data: Calibration data for INT8; None takes the task's small example set and warns. With `half`, images on
-            which overflow is looked for; None leaves that out.
-        fraction: Share of the calibration images to draw from, (0, 1].
+        data: Calibration data for INT8; None takes the task's embedded example set and warns. With `half`, images for
+            the overflow check; None skips it.
+        fraction: Share of the split that calibration images are drawn from, in (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
-        calibration: A `Calibration`, the folder of a saved one, or a `.cache` file of TensorRT's own calibrators, which
-            can't be checked and warns; None calibrates on `data` by percentile 99.999, which costs less accuracy than
-            the min-max that `calibrate` and TensorRT's own calibrator start from.
-        implicit: Calibrate INT8 by TensorRT's own min-max calibrator (TensorRT up to 10) instead of Q/DQ pairs in the
-            graph; its `.cache` lies beside the engine, named by what it was measured on.
-        keep: fnmatch patterns of ONNX node names that stay in high precision.
-        opt_level: TensorRT's optimization level, 0 (quick build) to 5 (slow build); None takes TensorRT's default, 3.
+        calibration: A `Calibration`, the folder of a saved one, or a TensorRT calibration cache (`.cache`), which can't
+            be checked and warns; None calibrates on `data` with `trtkit.calibration.DEFAULTS`.
+        implicit: INT8 by TensorRT's own min-max calibrator (TensorRT <= 10) instead of Q/DQ in the graph; its `.cache`
+            is written beside the engine.
+        keep: fnmatch patterns of ONNX node names excluded from INT8 (with FP16: kept in FP32).
+        opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
-        output: The file to write; None puts it beside the model, its name saying the precision.
+        output: The file to write; None puts it beside the model, with the precision in its name.
         overwrite: Replace the output if it exists.
         progress: Receives events.
-        cancel: Asked between steps.
+        cancel: Checked between steps.
 
     Returns:
-        The file and what made it.
+        The file and its facts.
 
     Raises:
-        RecipeError: Settings out of range or at odds.
+        RecipeError: A setting is out of range, or settings contradict each other.
         OutputExistsError: The output exists and `overwrite` is false; nothing was computed.
         CapabilityError: This machine can't build what was asked.
-        BuildError: TensorRT failed.
+        BuildError: TensorRT failed to build the engine.
         ModelError, DataError, CalibrationError: From reading the model, the data or the calibration.
         CancelledError: The caller cancelled; nothing was written.
     """
+    arguments = locals()
+    source = model if isinstance(model, (str, Path)) else getattr(model, "source", None) or type(model).__name__
     recipe = Recipe(
-        model=str(model)
-        if isinstance(model, (str, Path))
-        else str(getattr(model, "source", None) or type(model).__name__),
-        format=format,
-        imgsz=imgsz,
-        half=half,
-        int8=int8,
-        dynamic=dynamic,
-        simplify=simplify,
-        workspace=workspace,
-        nms=nms,
-        batch=batch,
-        data=None if data is None else str(getattr(data, "path", data)),
-        fraction=fraction,
-        device=device,
-        backend=backend,
-        calibration=str(calibration) if isinstance(calibration, (str, Path)) else None,
-        implicit=implicit,
-        keep=tuple(keep) if not isinstance(keep, str) else (keep,),
-        opt_level=opt_level,
-        isolate=isolate,
-        output=None if output is None else str(output),
-        overwrite=overwrite,
+        **{
+            **{field.name: arguments[field.name] for field in dataclasses.fields(Recipe)},
+            "model": source,
+            "data": getattr(data, "path", data),
+            "calibration": calibration if isinstance(calibration, (str, Path)) else None,
+        }
     )
     return export_with_graph(model, recipe, calibration=calibration, data=data, progress=progress, cancel=cancel)[0]
 
@@ -169,21 +153,24 @@ def export_with_graph(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[Artifact, onnx.ModelProto]:
-    """`export` by a recipe, with the ONNX graph that was written or built: ONNX Runtime judges by it where no GPU is.
+    """`export` by a recipe; also returns the ONNX graph that was written or built, for ONNX Runtime.
 
     Args:
         model: From `load`, or what `load` takes; the recipe's model.
         recipe: The settings.
-        calibration: A calibration or its folder in place of the recipe's.
-        data: Calibration data in place of the recipe's.
+        calibration: A calibration or its folder instead of the recipe's.
+        data: Calibration data instead of the recipe's.
         progress: Receives events.
-        cancel: Asked between steps.
+        cancel: Checked between steps.
+
+    Returns:
+        The file, and its ONNX graph.
 
     Raises:
         TrtkitError: As `export` does.
     """
     from trtkit import backends
-    from trtkit.calibration import calibrator as measurements
+    from trtkit.calibration.calibrator import check_fp16_overflow, prepare_implicit_calibration, resolve_calibration
     from trtkit.models import Model, load
 
     started = time.perf_counter()
@@ -202,18 +189,21 @@ def export_with_graph(
     path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
     if path.exists() and not recipe.overwrite:
         raise OutputExistsError(
-            f"write {path}", "the file exists and was kept", "pass overwrite=True or another output"
+            f"write {path}",
+            "the file exists and was kept",
+            "pass overwrite=True or another output",
+            path=str(path),
         )
     size = _resolve_imgsz(loaded, recipe)
-    ranges = None
+    resolved = None
     if recipe.int8 and not recipe.implicit:
-        ranges = measurements.resolve_calibration(loaded, recipe, calibration, data, size, reporter)
+        resolved = resolve_calibration(loaded, recipe, calibration, data, size, reporter)
     reporter.step("graph", 0, 1)
     overflow = None
     if recipe.half and data is not None:
-        overflow = measurements.check_fp16_overflow(loaded, recipe, data, size, reporter)
-    graph = build_graph(loaded, recipe, ranges, imgsz=size, overflow=overflow)
-    calibration_hash = ranges.hash if ranges is not None else None
+        overflow = check_fp16_overflow(loaded, recipe, data, size, reporter)
+    graph = build_graph(loaded, recipe, resolved, imgsz=size, overflow=overflow)
+    calibration_hash = resolved.hash if resolved is not None else None
     info = dataclasses.replace(loaded.info, imgsz=size, output_format=NMS_ROWS if recipe.nms else loaded.output_format)
     build_seconds, passport = None, None
     if builder is None:
@@ -222,12 +212,10 @@ def export_with_graph(
         with atomic_write(path, overwrite=recipe.overwrite) as temporary:
             onnx.save(graph, str(temporary))
     else:
-        own = (
-            measurements.prepare_implicit_calibration(loaded, recipe, data, size, path.parent, builder)
-            if recipe.implicit
-            else None
+        implicit = (
+            prepare_implicit_calibration(loaded, recipe, data, size, path.parent, builder) if recipe.implicit else None
         )
-        built, passport = _build_engine(graph, builder, loaded, recipe, ranges, size, reporter, own)
+        built, passport = _build_engine(graph, builder, loaded, recipe, resolved, size, reporter, implicit)
         build_seconds = built.seconds
         metadata = info.to_metadata(
             batch=recipe.batch, imgsz=size, dynamic=recipe.is_dynamic, half=recipe.half, int8=recipe.int8
@@ -258,14 +246,14 @@ def build_graph(
     imgsz: tuple[int, int],
     overflow: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
-    """The ONNX graph that a recipe asks for: traced, with suppression if asked, in the recipe's precision.
+    """Build the ONNX graph of a recipe: traced, with NMS if requested, in the recipe's precision.
 
     Args:
         model: From `load`.
         recipe: The settings.
-        calibration: Ranges, needed for INT8.
+        calibration: The calibration of INT8, else None.
         imgsz: Height and width, multiples of the stride, pixels.
-        overflow: Nodes that leave FP16's range on images, with their peaks; None where that was not looked at.
+        overflow: Largest magnitude of nodes that overflow in FP16, by name; None if that was not checked.
     """
     from trtkit.graph.analysis import GraphIndex
     from trtkit.graph.fp16 import convert_to_fp16
@@ -281,7 +269,7 @@ def build_graph(
         graph = insert_qdq(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
         update_metadata(graph, {}, {"calibration_hash": calibration.hash})
     elif recipe.int8:
-        # TensorRT's calibrator would run decoding in INT8 too, where an image's width has 127 steps.
+        # TensorRT's calibrator would run decoding in INT8 too, where box coordinates have 127 steps.
         update_metadata(graph, {}, {"fp32": sorted(GraphIndex(graph).decode_nodes())})
     elif recipe.half:
         graph = convert_to_fp16(graph, recipe.keep, keep_nodes=overflow or ())
@@ -290,11 +278,11 @@ def build_graph(
 
 
 def _resolve_imgsz(model: Model, recipe: Recipe) -> tuple[int, int]:
-    asked = recipe.imgsz if recipe.imgsz is not None else model.imgsz
-    size = round_imgsz(asked, model.stride)
-    if size != round_imgsz(asked, 1):
+    requested = recipe.imgsz if recipe.imgsz is not None else model.imgsz
+    size = round_imgsz(requested, model.stride)
+    if size != round_imgsz(requested, 1):
         warnings.warn(
-            f"imgsz {asked} is no multiple of the model's stride {model.stride}: exported at {size[0]}x{size[1]}.",
+            f"imgsz {requested} is not a multiple of the stride {model.stride}: exported at {size[0]}x{size[1]}.",
             stacklevel=4,
         )
     return size
@@ -317,7 +305,7 @@ def _build_engine(
     if recipe.int8 and builder == "tensorrt":
         graph = pad_channels(graph)
     if calibration is not None and backends.probe(builder).strongly_typed_only:
-        # Such a TensorRT takes every type from the graph: without this, what is not INT8 would run in FP32.
+        # This TensorRT takes all types from the graph: layers without INT8 would run in FP32.
         graph = convert_qdq_to_fp16(graph)
     settings = backends.BuildSettings(
         precision=recipe.precision,
@@ -346,10 +334,10 @@ def _build_engine(
 
 
 def _default_path(model: Model, recipe: Recipe) -> Path:
-    """`yolo11n.engine`, `yolo11n-fp16.engine`, `yolo11n-int8.onnx`, ...: precisions don't overwrite each other."""
+    """`yolo11n.engine`, `yolo11n-fp16.engine`, `yolo11n-int8.onnx`, ...: one name per precision."""
     folder = model.source.parent if model.source is not None else Path()
-    mark = "" if recipe.precision == "fp32" else f"-{recipe.precision}"
+    ending = "" if recipe.precision == "fp32" else f"-{recipe.precision}"
     suffix = ".engine" if recipe.format == "engine" else ".onnx"
-    path = folder / f"{model.stem}{mark}{suffix}"
+    path = folder / f"{model.stem}{ending}{suffix}"
     # An ONNX source must not be overwritten by its own export.
     return path if model.source is None or path != model.source else folder / f"{model.stem}-trtkit{suffix}"

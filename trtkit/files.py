@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; hashes name their content."""
+"""Atomic writes, JSON and SHA-256 of files."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ __all__ = ["atomic_write", "hash_file", "hash_parts", "read_json", "write_bytes"
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that becomes `path` when the block ends well.
+    """Yield a temporary path beside `path` that replaces `path` when the block ends without an error.
 
-    When the block raises (Ctrl-C included) the temporary file goes and whatever was at `path` stays.
+    If the block raises (Ctrl-C included), the temporary file is removed and `path` stays as it was.
 
     Args:
-        path: Where the file shall appear; missing folders are made.
-        overwrite: Whether a file already there is replaced.
+        path: The file; missing folders are created.
+        overwrite: Replace an existing file.
 
     Yields:
         A path to write to.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is false.
-        DiskFullError: No space was left.
+        DiskFullError: The disk is full.
         OutputError: The folder can't be written.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise OutputExistsError(
-            f"write {path}", "the file exists and was kept", "pass overwrite=True or another output"
+            f"write {path}",
+            "the file exists and was kept",
+            "pass overwrite=True or another output",
+            path=str(path),
         )
     temporary: Path | None = None
     try:
@@ -55,11 +58,15 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"write {path}", "no space left on the disk", "free some space; nothing was written"
+                f"write {path}", "the disk is full", "free some space; nothing was written", path=str(path)
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
             raise OutputError(
-                f"write {path}", error.strerror or str(error), "choose an output you may write to"
+                f"write {path}",
+                error.strerror or str(error),
+                "choose an output that you can write to",
+                code="output-not-writable",
+                path=str(path),
             ) from error
         raise
     finally:
@@ -68,7 +75,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = True) -> Path:
-    """Write `data` to `path`, whole or not at all.
+    """Write bytes atomically.
 
     Raises:
         OutputError: As `atomic_write` does.
@@ -79,7 +86,11 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = True) -> Pat
 
 
 def write_json(path: str | Path, value: Any, *, overwrite: bool = True) -> Path:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write a value as indented JSON atomically.
+
+    Raises:
+        OutputError: As `atomic_write` does.
+    """
     return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
 
 
@@ -89,7 +100,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def hash_parts(*parts: bytes | str) -> str:
-    """SHA-256 over length-prefixed parts, as 64 hex digits, so that ("ab", "c") and ("a", "bc") differ."""
+    """SHA-256 of length-prefixed parts as 64 hex digits; ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -99,7 +110,7 @@ def hash_parts(*parts: bytes | str) -> str:
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's content, as 64 hex digits."""
+    """SHA-256 of a file as 64 hex digits."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

@@ -1,4 +1,4 @@
-"""Events of long work, and a way to cancel it."""
+"""Progress events and cancellation of long work."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Event:
     """One step of long work.
 
     Attributes:
-        stage: What is being done, as a short phrase ("calibrate", "build fp16 engine").
+        stage: The stage, as a short phrase ("calibrate", "build fp16 engine").
         done: Steps finished.
-        total: Steps in all, or None where that is not known.
-        message: A line worth keeping in a log, or "".
+        total: Steps in all, or None if that is not known.
+        message: A line for a log, or "".
     """
 
     stage: str
@@ -32,18 +32,18 @@ Progress = Callable[[Event], None]
 
 
 class CancelToken(Protocol):
-    """Anything that says whether to stop; `threading.Event` is one."""
+    """A cancellation token; `threading.Event` is one."""
 
     def is_set(self) -> bool:
-        """Whether the work should stop."""
+        """Whether to stop."""
 
 
 class Reporter:
-    """Carries `progress` and `cancel` through the rooms, so that each step is one call.
+    """Progress callback and cancellation token.
 
     Args:
         progress: Receives every `Event`; None drops them.
-        cancel: Asked before every event; None never cancels.
+        cancel: Checked before every event; None never cancels.
     """
 
     def __init__(self, progress: Progress | None = None, cancel: CancelToken | None = None) -> None:
@@ -51,11 +51,17 @@ class Reporter:
         self.cancel = cancel
 
     def is_cancelled(self) -> bool:
-        """Whether the caller asked to stop."""
+        """Whether the caller cancelled."""
         return self.cancel is not None and self.cancel.is_set()
 
     def step(self, stage: str, done: int, total: int | None = None, message: str = "") -> None:
         """Report a step.
+
+        Args:
+            stage: As `Event.stage`.
+            done: Steps finished.
+            total: Steps in all, or None.
+            message: A line for a log, or "".
 
         Raises:
             CancelledError: The caller cancelled.
@@ -66,5 +72,13 @@ class Reporter:
             self.progress(Event(stage=stage, done=done, total=total, message=message))
 
     def log(self, stage: str, message: str) -> None:
-        """Report a line for the log that is no step forward."""
+        """Report a line for a log, without a step.
+
+        Args:
+            stage: As `Event.stage`.
+            message: The line.
+
+        Raises:
+            CancelledError: The caller cancelled.
+        """
         self.step(stage, 0, None, message)

@@ -1,4 +1,4 @@
-"""A run's settings, validated before anything slow starts and replayable as Python or on a command line."""
+"""Recipe: the settings of one export, validated before anything slow starts, and their replay code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 
 from trtkit.errors import RecipeError
 
-__all__ = ["FORMATS", "Recipe", "round_imgsz"]
+__all__ = ["FORMATS", "Recipe", "command_words", "python_arguments", "round_imgsz"]
 
 FORMATS = ("engine", "onnx")
+
+_VERSION_1 = {"level": "opt_level"}
+"""Names of settings that trtkit 0.1.0 wrote, and the present ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,16 +34,16 @@ class Recipe:
         dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
-        nms: Put non-maximum suppression into the graph.
+        nms: Put NMS into the graph.
         batch: The largest batch.
-        data: Calibration data for INT8; None takes the task's small example set and says so.
-        fraction: Share of the calibration images to draw from, (0, 1].
+        data: Calibration data for INT8; None takes the task's embedded example set and warns.
+        fraction: Share of the split that calibration images are drawn from, in (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
-        backend: A registered backend, such as "tensorrt"; None takes the best present. The export checks it.
+        backend: Name of a registered backend, such as "tensorrt"; None takes the best present.
         calibration: Folder of a saved calibration; None calibrates on `data`.
-        implicit: Calibrate INT8 by TensorRT's own calibrator (TensorRT up to 10) instead of Q/DQ pairs in the graph.
-        keep: fnmatch patterns of ONNX node names that stay in high precision.
-        opt_level: TensorRT's optimization level, 0 (quick build) to 5; None takes TensorRT's default.
+        implicit: INT8 by TensorRT's own calibrator (TensorRT <= 10) instead of Q/DQ in the graph.
+        keep: fnmatch patterns of ONNX node names excluded from INT8 (with FP16: kept in FP32).
+        opt_level: TensorRT's optimization level, 0 (fast build) to 5; None takes TensorRT's default, 3.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
         overwrite: Replace the output if it exists.
@@ -75,75 +78,84 @@ class Recipe:
         self._convert_settings()
         if self.format not in FORMATS:
             raise RecipeError(
-                f"export format={self.format!r}", "there is no such format", f"use one of {', '.join(FORMATS)}"
+                f"export format={self.format!r}",
+                "there is no such format",
+                f"use one of {', '.join(FORMATS)}",
+                code="recipe-format-unknown",
+                value=self.format,
+                names=FORMATS,
             )
         if self.backend == "onnxruntime" and self.format == "engine":
             raise RecipeError(
                 "export format='engine' with backend='onnxruntime'",
                 "ONNX Runtime runs ONNX files and builds no engines",
                 "use format='onnx', or backend='tensorrt' or 'tensorrt_rtx'",
+                code="recipe-backend-builds-no-engine",
+                value=self.backend,
             )
         if self.half and self.int8:
             raise RecipeError(
                 "export with half=True and int8=True",
-                "they ask for two precisions at once",
-                "use int8=True alone: what is not worth INT8 runs in FP16 anyway",
+                "they request two precisions",
+                "use int8=True alone: layers that do not gain from INT8 run in FP16",
+                code="recipe-two-precisions",
             )
         if self.int8 and self.calibration is not None and self.data is not None:
             raise RecipeError(
-                "export with both calibration= and data=",
+                "export with calibration= and data=",
                 "only one of them can give the ranges",
-                "leave data out, or calibration to measure anew",
+                "leave out data, or leave out calibration to calibrate again",
+                code="recipe-calibration-and-data",
             )
         if self.implicit and not (self.int8 and self.format == "engine"):
             raise RecipeError(
-                "calibrate by implicit=True",
+                "export with implicit=True",
                 "TensorRT's own calibrator makes INT8 engines only",
-                "add int8=True and format='engine', or leave implicit out",
+                "add int8=True and format='engine', or leave out implicit",
+                code="recipe-implicit-needs-int8-engine",
             )
         if self.implicit and (self.keep or self.calibration is not None):
             raise RecipeError(
-                "calibrate by implicit=True with keep= or calibration=",
-                "TensorRT's own calibrator measures by itself and chooses the layers",
-                "leave implicit out to choose them yourself",
+                "export with implicit=True and keep= or calibration=",
+                "TensorRT's own calibrator computes the ranges and chooses the layers",
+                "leave out implicit to choose them",
+                code="recipe-implicit-excludes-keep-and-calibration",
             )
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
-            raise RecipeError(
-                f"build at opt_level={self.opt_level}", "TensorRT knows levels 0 to 5", "use one of them or None"
-            )
+            raise self._out_of_range("opt_level", "TensorRT has levels 0 to 5", "use one of them or None")
         sides = (self.imgsz,) if isinstance(self.imgsz, int) else (self.imgsz or ())
         if any(side < 1 for side in sides) or (not isinstance(self.imgsz, int) and len(sides) not in (0, 2)):
-            raise RecipeError(
-                f"export at imgsz={self.imgsz}", "that is no image size", "use one side or (height, width)"
-            )
+            raise self._out_of_range("imgsz", "it is not an image size", "use one side or (height, width)")
         if self.batch < 1:
-            raise RecipeError(f"export with batch={self.batch}", "a batch holds at least one image", "use batch >= 1")
+            raise self._out_of_range("batch", "a batch has at least one image", "use batch >= 1")
         if not (0 < self.fraction <= 1):
-            raise RecipeError(
-                f"calibrate on fraction={self.fraction}",
-                "a share lies above 0 and at most at 1",
-                "use 0 < fraction <= 1",
-            )
+            raise self._out_of_range("fraction", "a share is above 0 and at most 1", "use 0 < fraction <= 1")
         if self.workspace is not None and not (self.workspace > 0 and math.isfinite(self.workspace)):
-            raise RecipeError(
-                f"build with workspace={self.workspace}", "that is no size in GiB", "use a positive number or None"
-            )
+            raise self._out_of_range("workspace", "it is not a size in GiB", "use a positive number or None")
+
+    def _out_of_range(self, name: str, found: str, do: str) -> RecipeError:
+        value = getattr(self, name)
+        asked = f"export with {name}={value!r}"
+        return RecipeError(asked, found, do, code="recipe-out-of-range", name=name, value=value)
 
     def _convert_settings(self) -> None:
-        """Turn paths, numpy's numbers and lists into what Python code, JSON and a command line spell alike."""
+        """Convert paths, numpy numbers and lists to types with one spelling in Python, JSON and on a command line."""
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
             if given is None:
                 continue
             try:
-                plain = _CONVERTERS[field.name](given)
+                converted = _CONVERTERS[field.name](given)
             except (TypeError, ValueError) as error:
                 raise RecipeError(
                     f"export with {field.name}={given!r}",
-                    f"that is no value for it ({error})",
+                    f"it is not a valid value ({error})",
                     "see help(trtkit.Recipe)",
+                    code="recipe-value-invalid",
+                    name=field.name,
+                    value=given,
                 ) from error
-            object.__setattr__(self, field.name, plain)
+            object.__setattr__(self, field.name, converted)
 
     @property
     def precision(self) -> str:
@@ -152,7 +164,7 @@ class Recipe:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether shapes are left open: as asked, or for INT8 engines by default, as the export guide has it."""
+        """Whether batch, height and width are open: `dynamic`, or by default for INT8 engines."""
         return self.dynamic if self.dynamic is not None else (self.int8 and self.format == "engine")
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,14 +182,22 @@ class Recipe:
         Raises:
             RecipeError: A name is unknown, `model` is missing, or a value is out of range.
         """
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        # trtkit 0.1.0 wrote "level".
+        values = {_VERSION_1.get(name, name): value for name, value in values.items()}
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names))
         if unknown or "model" not in values:
-            found = f"unknown settings {sorted(unknown)}" if unknown else "no model"
-            raise RecipeError("read a recipe", found, "use the names of export()")
+            raise RecipeError(
+                "read a recipe",
+                f"unknown settings {', '.join(unknown)}" if unknown else "it has no model",
+                "use the arguments of export()",
+                code="recipe-settings-unknown" if unknown else "recipe-model-missing",
+                names=unknown,
+            )
         return cls(**values)
 
     def non_default_settings(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, the model left out."""
+        """The settings that differ from their defaults, without the model."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -185,24 +205,48 @@ class Recipe:
         }
 
     def to_python(self) -> str:
-        """Python code that rebuilds this recipe as `recipe`; `tk.export(**recipe.to_dict())` makes the file again."""
-        settings = "".join(f",\n    {name}={value!r}" for name, value in self.non_default_settings().items())
-        return f"import trtkit as tk\n\nrecipe = tk.Recipe(\n    model={self.model!r}{settings},\n)\n"
+        """Python code that creates this recipe as `recipe`; `tk.export(**recipe.to_dict())` repeats the export."""
+        arguments = python_arguments({"model": self.model, **self.non_default_settings()})
+        return f"import trtkit as tk\n\nrecipe = tk.Recipe(\n{arguments})\n"
 
     def to_command(self) -> str:
-        """The command line that does the same, quoted for a POSIX shell."""
-        words = ["trtkit", "export", f"--model={self.model}"]
-        for name, value in self.non_default_settings().items():
-            flag = "--" + name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(flag if value else f"--no-{flag[2:]}")
-            elif name == "keep":
-                words += [f"{flag}={pattern}" for pattern in value]
-            elif isinstance(value, tuple):
-                words.append(f"{flag}={','.join(map(str, value))}")
-            else:
-                words.append(f"{flag}={value!r}" if isinstance(value, float) else f"{flag}={value}")
-        return shlex.join(words)
+        """The command line that repeats the export, quoted for a POSIX shell."""
+        return shlex.join(["trtkit", "export", *command_words({"model": self.model, **self.non_default_settings()})])
+
+
+def python_arguments(values: Mapping[str, Any]) -> str:
+    """Keyword arguments in Python, one per line, indented; the patterns of `keep` one per line too.
+
+    Args:
+        values: Values by name.
+    """
+    lines = []
+    for name, value in values.items():
+        text = repr(value)
+        if name == "keep":
+            text = "[" + "".join(f"\n        {pattern!r}," for pattern in value) + "\n    ]"
+        lines.append(f"    {name}={text},\n")
+    return "".join(lines)
+
+
+def command_words(values: Mapping[str, Any]) -> list[str]:
+    """Options of a command line, not quoted.
+
+    Args:
+        values: Values by the name of the Python argument.
+    """
+    words = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif name == "keep":
+            words += [f"--{option}={pattern}" for pattern in value]
+        elif isinstance(value, tuple):
+            words.append(f"--{option}={','.join(map(str, value))}")
+        else:
+            words.append(f"--{option}={value}")
+    return words
 
 
 def _to_bool(value: Any) -> bool:
@@ -216,7 +260,7 @@ def _to_int(value: Any) -> int:
 
 
 def _to_str(value: Any) -> str:
-    # Also of a subclass, which may have a spelling of its own.
+    # A subclass may have its own __str__.
     return str.__str__(os.fsdecode(value))
 
 
@@ -225,13 +269,13 @@ def _to_imgsz(value: Any) -> int | tuple[int, ...]:
 
 
 def _to_device(value: Any) -> int | str:
-    """A number where it reads as one: a command line can't tell the two apart."""
+    """A number if the text is one: a command line has only text."""
     text = _to_str(value) if isinstance(value, str) else str(_to_int(value))
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
 def _to_patterns(value: Any) -> tuple[str, ...]:
-    # One pattern needs no brackets.
+    # A single pattern may come without a list.
     return (_to_str(value),) if isinstance(value, str) else tuple(map(_to_str, value))
 
 
@@ -244,15 +288,18 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "device": _to_device,
     "keep": _to_patterns,
 }
-"""What makes a setting plain, by its name."""
+"""Conversion of each setting."""
 
 
 def round_imgsz(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
-    """Height and width, each rounded up to a multiple of the stride.
+    """Round an image size up to a multiple of the stride.
 
     Args:
         imgsz: One side or (height, width), pixels.
         stride: The model's stride, pixels.
+
+    Returns:
+        Height and width, pixels.
     """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     return -(-height // stride) * stride, -(-width // stride) * stride

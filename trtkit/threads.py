@@ -1,4 +1,4 @@
-"""One function over many items on a few threads, in order, with only a few items in memory."""
+"""Parallel map over threads, in order and with a bounded number of pending items."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Output = TypeVar("Output")
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -26,27 +26,27 @@ def parallel_map(
     *,
     max_pending: int | None = None,
 ) -> Generator[Output, None, None]:
-    """Apply a function to items, several at a time.
+    """Apply a function to items on several threads.
 
     Args:
-        function: What to do with one.
-        items: What to do it with.
-        threads: How many at a time; None takes one for each core.
-        max_pending: How many results may wait to be taken; None takes as many as there are threads.
+        function: The function.
+        items: Its arguments.
+        threads: Number of threads; None takes one per core.
+        max_pending: Largest number of results that wait to be taken; None takes the number of threads.
 
     Yields:
         The results in the order of the items.
     """
     count = threads or available_cores()
-    room = max(count, max_pending or 0)
-    waiting: collections.deque[Future[Output]] = collections.deque()
+    limit = max(count, max_pending or 0)
+    pending: collections.deque[Future[Output]] = collections.deque()
     with ThreadPoolExecutor(count, thread_name_prefix="trtkit") as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > room:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > limit:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

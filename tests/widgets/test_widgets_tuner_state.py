@@ -176,7 +176,7 @@ def test_another_trial_of_the_search_sets_the_layers_only(
     # Without any INT8 layer it is an FP16 export.
     assert "half=True" in tuned.to_python()
     assert tuned.keep == ()
-    assert shlex.split(tuned.to_command())[-2:] == ["--half", "--imgsz=160"]
+    assert set(shlex.split(tuned.to_command())[-2:]) == {"--half", "--imgsz=160"}
     assert after.with_trial(1).kept_fp16 == ()
     with pytest.raises(RecipeError) as error:
         state.with_trial()

@@ -351,21 +351,21 @@ class TunerState:
             return TunedExport(
                 model=f"{folder}/{Search.kind}.equalized.onnx" if equalized else self.model,
                 settings={"imgsz": self.search.provenance.settings.get("imgsz")},
-                saved=f"{folder}/calibration",
-                layers=self.kept_fp16,
-                raw=True,
+                calibration_path=f"{folder}/calibration",
+                kept_fp16=self.kept_fp16,
+                uses_saved_ranges=True,
             )
         if self.algorithm_comparison is None:
             return None
         calibration = self.algorithm_comparison.with_algorithm(self.algorithm, self.percentile)
         export = TunedExport.from_calibration(
-            self.model or "model.pt", calibration, self.kept_fp16, saved=self.calibration_path
+            self.model or "model.pt", calibration, self.kept_fp16, calibration_path=self.calibration_path
         )
         if all_fp16:
-            return dataclasses.replace(export, half=True)
+            return dataclasses.replace(export, all_fp16=True)
         own = self.algorithm_comparison.calibration
         unchanged = (own.algorithm, own.percentile) == (self.algorithm, self.percentile)
-        return dataclasses.replace(export, raw=bool(self.calibration_path) and unchanged)
+        return dataclasses.replace(export, uses_saved_ranges=bool(self.calibration_path) and unchanged)
 
     def __repr__(self) -> str:
         ranges = "no calibration yet" if self.algorithm_comparison is None else self.label
