@@ -127,9 +127,7 @@ def test_a_saved_calibration_gives_the_same_graph(model: tk.Model, calibration: 
     assert [t.raw_data for t in first.graph.initializer] == [t.raw_data for t in second.graph.initializer]
 
 
-def test_a_tensorrt_calibration_cache_is_used(
-    model: tk.Model, calibration: Calibration, tmp_path: Path
-) -> None:
+def test_a_tensorrt_calibration_cache_is_used(model: tk.Model, calibration: Calibration, tmp_path: Path) -> None:
     cache = tmp_path / "old.cache"
     cache.write_text(calibration.to_tensorrt_cache())
     one = tk.export(model, format="onnx", imgsz=96, int8=True, calibration=calibration, output=tmp_path / "a.onnx")

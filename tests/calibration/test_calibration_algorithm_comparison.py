@@ -39,7 +39,7 @@ def calibration() -> Calibration:
     return Calibration(
         ranges=compute_ranges(stats, sources, names, "minmax"),
         algorithm="minmax",
-        images=2,
+        image_count=2,
         split="train",
         stats=stats,
         sources=sources,
@@ -119,7 +119,7 @@ def test_the_frame_has_reach_and_clipping(calibration: Calibration) -> None:
 
 def test_scales_alone_allow_no_other_algorithm() -> None:
     plain = Calibration(
-        ranges={"a": (-1.0, 1.0)}, algorithm="tensorrt", images=0, split="", provenance=Provenance(model_hash="m")
+        ranges={"a": (-1.0, 1.0)}, algorithm="tensorrt", image_count=0, split="", provenance=Provenance(model_hash="m")
     )
     comparison = AlgorithmComparison(plain)
     reasons = comparison.unavailable_reasons()

@@ -135,8 +135,8 @@ def test_the_defaults_are_those_of_every_verb() -> None:
 
 def test_fraction_is_applied_before_the_number_of_images() -> None:
     pool = len(open_dataset(demo.data_path(), task="detect").images("train"))
-    assert run_calibration(fraction=0.5, calibration_images=512).images == round(pool * 0.5)
-    assert run_calibration(fraction=0.5, calibration_images=3).images == 3
+    assert run_calibration(fraction=0.5, calibration_images=512).image_count == round(pool * 0.5)
+    assert run_calibration(fraction=0.5, calibration_images=3).image_count == 3
 
 
 def test_a_calibration_fits_its_model_only(calibration: Calibration) -> None:
@@ -181,7 +181,7 @@ def test_saved_histograms_keep_their_signs(calibration: Calibration, tmp_path: P
 
 def test_a_calibration_of_trtkit_0_1_0_loads() -> None:
     old = Calibration.load(Path(__file__).parent / "references" / "v1" / "calibration")
-    assert (old.algorithm, old.images, old.split) == ("minmax", 2, "train")
+    assert (old.algorithm, old.image_count, old.split) == ("minmax", 2, "train")
     assert old.provenance.settings["calibration_images"] == 2
     assert (old.preprocess, old.output_format) == (None, None)
     assert list(old.histograms) == ["images", "stem", "stem/relu"]
@@ -225,7 +225,7 @@ def test_unreadable_images_are_skipped(demo_copy: Path) -> None:
     broken.write_bytes(b"\xff\xd8 cut")
     result = calibrate(model(), demo_copy, device="cpu")
     assert result.skipped == (str(broken),)
-    assert result.images == len(open_dataset(demo_copy, task="detect").images("train")) - 1
+    assert result.image_count == len(open_dataset(demo_copy, task="detect").images("train")) - 1
 
 
 # The cache.

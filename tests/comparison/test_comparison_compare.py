@@ -156,7 +156,7 @@ def test_provenance_and_replay_code_have_every_setting(whole):
 
 def test_the_calibration_has_its_split(whole):
     assert whole[0].about["calibration"]["split"] == "train"
-    assert whole[0].about["calibration"]["images"] == 4
+    assert whole[0].about["calibration"]["image_count"] == 4
 
 
 def test_progress_names_every_stage(whole):

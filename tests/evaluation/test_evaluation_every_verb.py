@@ -26,7 +26,7 @@ def test_in_python(task, tmp_path):
     model, data = untrained(task), drawn_set(tmp_path / "set", task)
     metric = get_task(task).metric
     calibration = trtkit.calibrate(model, data, calibration_images=4)
-    assert calibration.images == 4
+    assert calibration.image_count == 4
     files = {
         name: trtkit.export(model, "onnx", output=tmp_path / f"{name}.onnx", **settings)
         for name, settings in {

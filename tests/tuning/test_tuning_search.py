@@ -168,7 +168,7 @@ def test_layers_are_excluded_until_the_loss_is_accepted(model: tk.Model, cache: 
 
 def test_without_repair(model: tk.Model, calibration: Calibration) -> None:
     fast = Calibration(
-        ranges=calibration.ranges, algorithm="minmax", images=8, split="train", provenance=calibration.provenance
+        ranges=calibration.ranges, algorithm="minmax", image_count=8, split="train", provenance=calibration.provenance
     )
     settings = {**SETTINGS, "trials": 2}
     plain = search(

@@ -208,7 +208,7 @@ def test_the_first_job_calibrates_and_its_results_are_reused(
     assert widget.wait(120)
     assert widget.job_view.job.error is None
     assert widget.state.algorithm_comparison is not None
-    assert widget.state.algorithm_comparison.calibration.images == 2
+    assert widget.state.algorithm_comparison.calibration.image_count == 2
     assert widget.state.algorithm_comparison.is_immediate("entropy")
     # The saved results are of this model.
     assert widget.state.sensitivity is not None

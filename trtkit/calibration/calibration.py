@@ -50,7 +50,7 @@ class Calibration(Result):
         ranges: Minimum and maximum that the INT8 scale of each tensor covers, by tensor name, in graph order.
         algorithm: One of `ALGORITHMS`, or "tensorrt" for the scales of a TensorRT calibration cache.
         percentile: Percentile of the algorithm, percent; None for an algorithm without one.
-        images: Number of images.
+        image_count: Number of images.
         split: Their split.
         skipped: Paths of images that could not be read.
         stats: Statistics of the measured tensors, with histograms if they were collected.
@@ -67,7 +67,7 @@ class Calibration(Result):
     ranges: Mapping[str, tuple[float, float]]
     algorithm: str
     percentile: float | None = None
-    images: int
+    image_count: int
     split: str
     skipped: tuple[str, ...] = ()
     stats: Mapping[str, TensorStats] = dataclasses.field(default_factory=dict)
@@ -153,7 +153,7 @@ class Calibration(Result):
         """Ranges in graph order, as bars from minimum to maximum."""
         from trtkit.plotting.calibration import ranges_figure
 
-        title = f"Ranges by {self.algorithm} over {self.images} images of {self.split}"
+        title = f"Ranges by {self.algorithm} over {self.image_count} images of {self.split}"
         return ranges_figure(self.frame(), title=title)
 
     def plot_tensor(self, tensor: str) -> go.Figure:
@@ -211,7 +211,7 @@ class Calibration(Result):
         return cls(
             ranges=ranges,
             algorithm="tensorrt",
-            images=0,
+            image_count=0,
             split="",
             notes=("scales from a TensorRT calibration cache, which records neither weights nor images",),
             provenance=provenance,
@@ -251,7 +251,7 @@ class Calibration(Result):
         return {
             "algorithm": self.algorithm,
             "percentile": self.percentile,
-            "images": self.images,
+            "image_count": self.image_count,
             "split": self.split,
             "skipped": list(self.skipped),
             "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
@@ -266,6 +266,7 @@ class Calibration(Result):
         saved = super().upgrade(saved)
         stats = saved.tables.pop("seen")
         saved.tables["stats"] = stats.with_columns(pl.lit(None, dtype=pl.List(pl.Int64)).alias("negative"))
+        saved.facts = rename_version_1_keys(saved.facts, {"images": "image_count"})
         saved.facts.update(preprocess=None, output_format=None)
         settings = rename_version_1_keys(saved.provenance["settings"], {"images": "calibration_images"})
         saved.provenance["settings"] = settings
@@ -295,7 +296,7 @@ class Calibration(Result):
             ranges={name: (low, high) for name, low, high, _ in rows},
             algorithm=facts["algorithm"],
             percentile=facts["percentile"],
-            images=facts["images"],
+            image_count=facts["image_count"],
             split=facts["split"],
             skipped=tuple(facts["skipped"]),
             stats=stats,
@@ -321,7 +322,7 @@ class Calibration(Result):
         algorithm = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
         histograms = ", with histograms" if self.histograms else ""
         return (
-            f"Calibration({algorithm}: {len(self.ranges)} tensors, {self.images} images of {self.split}{histograms}, "
+            f"Calibration({algorithm}: {len(self.ranges)} tensors, {self.image_count} images of {self.split}{histograms}, "
             f"model {self.provenance.model_hash[:12]})"
         )
 

@@ -179,7 +179,7 @@ def calibrate(
         ranges=compute_ranges(stats, collector.sources, collector.names, algorithm, percentile),
         algorithm=algorithm,
         percentile=percentile,
-        images=collector.image_count,
+        image_count=collector.image_count,
         split=split,
         skipped=tuple(skipped),
         stats=stats,

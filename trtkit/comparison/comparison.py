@@ -249,6 +249,8 @@ class Comparison(Result):
         """Convert a comparison of format version 1, its recipes, settings and replay code included."""
         saved = super().upgrade(saved)
         facts = rename_version_1_keys(saved.facts, {"images": "eval_images"})
+        if facts["calibration"] is not None:
+            facts["calibration"] = rename_version_1_keys(facts["calibration"], {"images": "image_count"})
         facts["metrics"] = [[column, rename_version_1(name)] for column, name in facts["metrics"]]
         facts["recipes"] = {
             precision: {kind: rename_version_1_keys(recipe, {"level": "opt_level"}) for kind, recipe in recipes.items()}

@@ -177,7 +177,7 @@ def comparison_facts(
     passports = {label: files["engine"].passport for label, files in artifacts.items() if "engine" in files}
     calibration_facts = None
     if calibration is not None:
-        names = ("algorithm", "percentile", "images", "split", "hash")
+        names = ("algorithm", "percentile", "image_count", "split", "hash")
         calibration_facts = {name: getattr(calibration, name) for name in names}
     return {
         "model": model.stem,

@@ -161,7 +161,7 @@ class Search(Result):
             **{**facts, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])},
             trials=tables["trials"],
             layers=tables["layers"],
-            calibration=Calibration(ranges={}, algorithm="", images=0, split="", provenance=provenance),
+            calibration=Calibration(ranges={}, algorithm="", image_count=0, split="", provenance=provenance),
             provenance=provenance,
         )
 

@@ -230,7 +230,7 @@ def sweep(
                 {
                     "algorithm": setting.algorithm,
                     "percentile": setting.percentile,
-                    "calibration_images": calibration.images,
+                    "calibration_images": calibration.image_count,
                     "metric": interval.value,
                     "low": interval.low,
                     "high": interval.high,

@@ -42,7 +42,7 @@ def render_heading(state: TunerState, notes: Sequence[str] = ()) -> str:
     status = "The calibration runs first."
     if state.algorithm_comparison is not None:
         calibration = state.algorithm_comparison.calibration
-        images = f" on {calibration.images} images of {calibration.split}" if calibration.images else ""
+        images = f" on {calibration.image_count} images of {calibration.split}" if calibration.image_count else ""
         count = len(calibration.stats) or len(calibration.ranges)
         status = f"{count} tensors calibrated{images}, {calibration.provenance.runner}"
     name = Path(state.model).name or "a calibration"
