@@ -1,4 +1,4 @@
-"""A real JupyterLab on a free port of this machine, with settings of its own, and a page of headless Chromium in it."""
+"""JupyterLab on a free port with its own settings, and a page of headless Chromium in it."""
 
 import os
 import shutil
@@ -25,15 +25,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def chromium():
-    """The browser: CHROMIUM names one, else the first one on the path."""
+    """The browser: the one CHROMIUM names, else the first one on the path."""
     named = os.environ.get("CHROMIUM")
-    found = named or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found or not Path(found).exists():
+    path = named or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not path or not Path(path).exists():
         pytest.fail(
             f"no Chromium was found ({named or ', '.join(BROWSERS)}): install it (on Debian: apt-get install chromium) "
             "or name it in the environment variable CHROMIUM"
         )
-    return found
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def page_maker(chromium):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # A sandbox needs rights that root in a container does not have; only pages of this machine are opened.
+        # Root in a container can't use the sandbox; only pages of this machine are opened.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -49,7 +49,7 @@ def page_maker(chromium):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """JupyterLab in a folder of its own; its address with the token, and the folder."""
+    """JupyterLab in a temporary folder: its address and the folder of its notebooks."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     settings = folder / "settings" / "@jupyterlab"
@@ -89,10 +89,10 @@ def server(tmp_path_factory):
 
 
 SETTINGS = {
-    # The browser says whether the page is light or dark.
+    # The page follows the browser's light or dark mode.
     "apputils-extension/themes": '{"adaptive-theme": true}',
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
-    # Every cell is in the page, also those out of sight.
+    # All cells are in the page, also those not in view.
     "notebook-extension/tracker": '{"windowingMode": "none", "autoStartDefaultKernel": true}',
     "docmanager-extension/plugin": '{"autosave": false}',
 }
@@ -111,8 +111,8 @@ def _wait(address, process, log):
 
 
 @pytest.fixture
-def lab(server, page_maker, request):
-    """JupyterLab in a page; a failed test leaves its image."""
+def lab(server, page_maker):
+    """JupyterLab in a page of its own."""
     address, folder = server
     context = page_maker.new_context(viewport={"width": 1360, "height": 1000})
     opened = Lab(context.new_page(), address, folder)
@@ -122,8 +122,8 @@ def lab(server, page_maker, request):
 
 
 @pytest.fixture(scope="session")
-def images():
-    """Where screenshots are kept: runs/browser in the repository."""
+def screenshots():
+    """Folder of the screenshots: runs/browser in the repository."""
     folder = Path(__file__).resolve().parents[2] / "runs" / "browser"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""JupyterLab as a user has it: notebooks are opened, cells run, widgets clicked."""
+"""Drives JupyterLab: opens notebooks, runs cells, clicks widgets."""
 
 import cv2
 import nbformat
@@ -6,9 +6,8 @@ import numpy as np
 from playwright.sync_api import expect
 
 SLOW = 180_000
-"""Milliseconds that the slowest single step (reading a model on busy cores) may take."""
+"""Timeout of a single step, ms; reading a model on busy cores is the slowest."""
 
-# What a kernel on busy cores shows, it shows late.
 expect.set_options(timeout=SLOW)
 
 
@@ -16,9 +15,9 @@ class Lab:
     """One page of JupyterLab.
 
     Args:
-        page: Playwright's.
-        address: The server.
-        folder: Where its notebooks lie.
+        page: A Playwright page.
+        address: The server's address.
+        folder: The folder of its notebooks.
     """
 
     def __init__(self, page, address, folder):
@@ -28,11 +27,11 @@ class Lab:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def open(self, notebook, name):
-        """Write a notebook to the server's folder and open it, its kernel ready.
+        """Write a notebook to the server's folder, open it and wait for its kernel.
 
         Args:
-            notebook: From nbformat, or a list of cells' code.
-            name: File name without ending.
+            notebook: An nbformat notebook, or a list of code cells.
+            name: File name without the extension.
         """
         if isinstance(notebook, (list, tuple)):
             cells = [nbformat.v4.new_code_cell(code, id=f"cell-{place}") for place, code in enumerate(notebook)]
@@ -51,7 +50,7 @@ class Lab:
         self.wait_idle()
 
     def wait_idle(self):
-        """Wait until every cell that was run has its number."""
+        """Wait until every run cell has its execution number."""
         self.page.wait_for_function(
             """() => {
               const panel = window.jupyterapp.shell.currentWidget;
@@ -63,7 +62,7 @@ class Lab:
         )
 
     def run_new_cell(self, code):
-        """Put code into a new last cell, run it, and give what it shows as text."""
+        """Run code in a new last cell and return its outputs as text."""
         self.page.evaluate(
             """async (code) => {
               const app = window.jupyterapp, panel = app.shell.currentWidget, notebook = panel.content;
@@ -78,7 +77,7 @@ class Lab:
         return self.page.locator(".jp-Notebook .jp-Cell").last.locator(".jp-OutputArea-output").all_inner_texts()
 
     def save(self):
-        """Save the notebook as it is shown, and read it."""
+        """Save the notebook and read it."""
         name = self.page.evaluate(
             """async () => {
               await window.jupyterapp.commands.execute('docmanager:save');
@@ -88,11 +87,11 @@ class Lab:
         return nbformat.read(self.folder / name, as_version=4)
 
     def find(self, name):
-        """A control or part of a widget by its class, such as "next" for `.trtkit-next`."""
+        """A part of a widget by its CSS class, such as "next" for `.trtkit-next`."""
         return self.page.locator(f".jp-Notebook .trtkit-{name}")
 
     def fill(self, name, text):
-        """Type into a text control and leave it."""
+        """Type into a text field and leave it."""
         box = self.find(name).locator("input")
         box.fill(text)
         box.press("Tab")
@@ -102,33 +101,33 @@ class Lab:
         self.find(name).click()
 
     def theme(self, scheme):
-        """Let the browser ask for "light" or "dark" pages."""
+        """Switch the browser to "light" or "dark" mode."""
         self.page.emulate_media(color_scheme=scheme)
         self.page.wait_for_function(
             "light => document.body.dataset.jpThemeLight === light", arg=str(scheme == "light").lower()
         )
 
-    def both_themes(self, name, folder, called):
-        """Images of a part in light and dark, after checking that each is what it says.
+    def both_themes(self, name, folder, stem):
+        """Take screenshots of a part in light and dark mode and check brightness and contrast of both.
 
         Args:
             name: As `find` takes it.
-            folder: Where `<called>-light.png` and `<called>-dark.png` go.
-            called: What to call them.
+            folder: Folder of `<stem>-light.png` and `<stem>-dark.png`.
+            stem: Start of the file names.
         """
         shades = {}
         for scheme in ("light", "dark"):
             self.theme(scheme)
-            path = folder / f"{called}-{scheme}.png"
-            self.image(self.find(name), path)
+            path = folder / f"{stem}-{scheme}.png"
+            self.screenshot(self.find(name), path)
             gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            # What there is most of is the page; ink is told by how far the other end of the grays lies.
+            # The median is the page's background; the range of the grays is the contrast of the text.
             shades[scheme] = (float(np.median(gray)), float(np.ptp(np.percentile(gray, [0.5, 99.5]))))
         assert shades["light"][0] > 200 > 60 > shades["dark"][0], shades
         assert min(contrast for _, contrast in shades.values()) > 120, shades
 
-    def image(self, locator, path):
-        """A screenshot of a part of the page, all of it, whatever the window shows."""
+    def screenshot(self, locator, path):
+        """Take a screenshot of a whole part of the page, also beyond the viewport."""
         size = self.page.viewport_size
         locator.scroll_into_view_if_needed()
         tall = int(locator.bounding_box()["height"]) + 400
@@ -138,7 +137,7 @@ class Lab:
         self.page.set_viewport_size(size)
 
     def close(self):
-        """Stop the kernel, so that no test's work slows the next."""
+        """Shut the kernel down, so that it does not slow the next test."""
         self.page.evaluate(
             "async () => { await window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown?.(); }"
         )

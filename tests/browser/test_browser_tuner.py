@@ -45,7 +45,7 @@ def tuned(lab):
     return lab
 
 
-def test_another_algorithm_redraws_the_ranges_and_the_saved_notebook_still_shows_them(tuned, images, tmp_path):
+def test_another_algorithm_redraws_the_ranges_and_the_saved_notebook_still_shows_them(tuned, screenshots, tmp_path):
     lab = tuned
     before, overview = traces(lab, "histogram"), traces(lab, "overview")
     code = lab.find("tuner-code").inner_text()
@@ -63,13 +63,13 @@ def test_another_algorithm_redraws_the_ranges_and_the_saved_notebook_still_shows
     assert traces(lab, "overview") != overview
     assert "mse" in lab.find("tuner-code").inner_text()
     assert lab.find("tuner-code").inner_text() != code
-    lab.both_themes("tuner", images, "tuner")
+    lab.both_themes("tuner", screenshots, "tuner")
     # The output that outlives the kernel is renewed soon after a change.
     lab.page.wait_for_timeout(4000)
-    show_offline(lab, lab.save(), tmp_path / "exported.html", images)
+    show_offline(lab, lab.save(), tmp_path / "exported.html", screenshots)
 
 
-def show_offline(lab, notebook, path, images):
+def show_offline(lab, notebook, path, screenshots):
     """Open the exported page where no kernel and no network is, and find figures and tables in it."""
     nbformat.validate(notebook)
     path.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
@@ -82,5 +82,5 @@ def show_offline(lab, notebook, path, images):
     # The cell's own figure, and at least one of the tuner's; each draws several layers.
     assert page.locator(".js-plotly-plot:visible").count() >= 2
     assert page.locator("table:visible").count() >= 2
-    page.screenshot(path=str(images / "tuner-exported.png"), full_page=True)
+    page.screenshot(path=str(screenshots / "tuner-exported.png"), full_page=True)
     page.close()

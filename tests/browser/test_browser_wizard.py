@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not probe("tensorrt_rtx").present, reason="Tenso
 
 
 def open_wizard(lab, name, **settings):
-    """A wizard with no model yet, for a GPU that is not here."""
+    """Open a notebook with a wizard without a model, for a GPU that is not present."""
     recipe = {"model": "", "data": str(demo.data_path()), "int8": True, "device": "sm89", **settings}
     recipe["output"] = f"runs/{name}.engine"
     arguments = ", ".join(f"{key}={value!r}" for key, value in recipe.items())
@@ -37,21 +37,21 @@ def stage(lab, step):
     return lab.find(f"page-{step}").locator(".trtkit-stage")
 
 
-def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, images):
+def test_from_a_model_to_an_engine_and_its_code(lab, screenshots):
     open_wizard(lab, "clicked", imgsz=320, fraction=0.1)
     read_model(lab, demo.model_path())
     expect(lab.find("model-facts")).to_contain_text("detect")
-    go_to(lab, "choices")
-    lab.both_themes("wizard", images, "wizard-choices")
+    go_to(lab, "settings")
+    lab.both_themes("wizard", screenshots, "wizard-settings")
     go_to(lab, "images", "build")
     lab.click("build")
     expect(stage(lab, "build")).to_contain_text("Done in")
     go_to(lab, "result")
-    lab.fill("images", "6")
+    lab.fill("eval-images", "6")
     lab.click("measure")
     expect(stage(lab, "result")).to_contain_text("Done in")
     expect(lab.find("accuracy")).to_contain_text("mAP50-95")
-    lab.both_themes("wizard", images, "wizard-result")
+    lab.both_themes("wizard", screenshots, "wizard-result")
     go_to(lab, "engine")
     path = lab.folder / "runs" / "clicked.engine"
     first = backends.read_engine(path)
@@ -64,19 +64,19 @@ def test_it_is_clicked_from_a_model_to_an_engine_and_its_code_runs(lab, images):
     shown = lab.run_new_cell(f"{code}\nartifact")
     assert "Artifact(runs/clicked.engine: int8 engine for sm89" in shown[-1]
     again = backends.read_engine(path).passport
-    # The first build may replace nothing; its code, which comes after it, may.
+    # The code replaces the file of the first build, which itself may replace nothing.
     assert {**again.recipe, "overwrite": False} == {**first.passport.recipe, "overwrite": False}
     assert again.calibration_hash == first.passport.calibration_hash
     assert (again.model_hash, again.data_hash) == (first.passport.model_hash, first.passport.data_hash)
 
 
-def test_cancel_during_calibration_leaves_nothing_behind_and_everything_usable(lab):
+def test_cancel_during_calibration_leaves_no_file_and_a_usable_wizard(lab):
     open_wizard(lab, "cancelled")
     read_model(lab, demo.model_path())
-    go_to(lab, "choices", "images", "build")
+    go_to(lab, "settings", "images", "build")
     lab.click("build")
     expect(stage(lab, "build")).to_contain_text(re.compile(r"calibrate .*\d+ of 64"))
-    # The kernel is free while the wizard works: another cell runs at once.
+    # Other cells run while the wizard builds.
     assert lab.run_new_cell("6 * 7") == ["42"]
     lab.find("page-build").locator(".trtkit-cancel").click()
     expect(stage(lab, "build")).to_contain_text("Cancelled after")
@@ -86,15 +86,15 @@ def test_cancel_during_calibration_leaves_nothing_behind_and_everything_usable(l
     expect(lab.find("page-images")).to_be_visible()
 
 
-def test_a_wrong_path_is_told_in_one_sentence_with_the_traceback_folded(lab):
+def test_a_wrong_path_is_one_sentence_with_the_traceback_folded(lab):
     open_wizard(lab, "wrong")
     read_model(lab, "nowhere.pt")
-    fault = lab.find("page-model").locator(".trtkit-fault")
-    expect(fault).to_contain_text("nowhere.pt")
-    expect(fault.locator("pre")).to_be_hidden()
-    fault.locator("summary").click()
-    expect(fault.locator("pre")).to_contain_text("Traceback")
+    error = lab.find("page-model").locator(".trtkit-error-message")
+    expect(error).to_contain_text("nowhere.pt")
+    expect(error.locator("pre")).to_be_hidden()
+    error.locator("summary").click()
+    expect(error.locator("pre")).to_contain_text("Traceback")
     expect(lab.find("next")).to_be_disabled()
     read_model(lab, demo.model_path())
-    expect(fault).to_be_hidden()
+    expect(error).to_be_hidden()
     expect(lab.find("next")).to_be_enabled()

@@ -58,7 +58,8 @@ class Measurement:
 
     Attributes:
         timing: Latency of the file, and of FP32 where it was measured too.
-        figures: Of the comparison (None without one) and of the latency; drawn in the job, as plotly imports slowly.
+        figures: Of the accuracy losses (None without FP32) and of the latency; drawn in the job, as plotly imports
+            slowly.
         comparison: The built precision and FP32; of the built precision alone where FP32 was not measured, None where
             there were no labeled images.
         engine_problem: Why the engine does not run here, so that ONNX Runtime ran its graph; "" where it runs, and for
@@ -277,7 +278,7 @@ def measure(
     )
     return Measurement(
         timing=timing,
-        figures=(comparison.plot(), timing.plot()),
+        figures=(comparison.plot_losses() if len(artifacts) > 1 else None, timing.plot()),
         comparison=comparison,
         engine_problem=engine_problem,
     )

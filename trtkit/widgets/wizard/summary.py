@@ -285,12 +285,12 @@ def render_accuracy(measurement: Measurement, precision: str) -> Markup:
         frame = accuracy_frame(measurement.comparison, precision)
         headings = {
             "metric": "Metric", "reference": measurement.comparison.about["reference"].upper(),
-            "value": precision.upper(), "delta": "Change", "low": "95 % interval from", "high": "to",
+            "value": precision.upper(), "delta": "Change", "interval": "95 % interval",
             "significant": "Significant (95 %)",
         }  # fmt: skip
-        digits = dict.fromkeys(("reference", "value", "delta", "low", "high"), 4)
+        digits = dict.fromkeys(("reference", "value", "delta"), 4)
         has_interval = frame["low"].is_not_null() if "low" in frame.columns else frame["value"].is_not_null()
-        table = table_html(frame.filter(has_interval), headings=headings, digits=digits)
+        table = table_html(_join_interval(frame.filter(has_interval)), headings=headings, digits=digits)
         if not has_interval.all():
             without = frame.filter(~has_interval).select("metric", "reference", "value", "delta")
             other = table_html(without, headings=headings, digits=digits)
@@ -301,6 +301,17 @@ def render_accuracy(measurement: Measurement, precision: str) -> Markup:
         table=table,
         other=other,
     )
+
+
+def _join_interval(frame: pl.DataFrame) -> pl.DataFrame:
+    """The two ends of the interval as one text column."""
+    import polars as pl
+
+    if "low" not in frame.columns:
+        return frame
+    ends = zip(frame["low"], frame["high"], strict=True)
+    interval = pl.Series("interval", [f"{low:+.4f} to {high:+.4f}" for low, high in ends], dtype=pl.String)
+    return frame.with_columns(interval).select("metric", "reference", "value", "delta", "interval", "significant")
 
 
 def render_latency(measurement: Measurement) -> Markup:

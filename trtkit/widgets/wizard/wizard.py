@@ -258,9 +258,9 @@ class Wizard(StaticOutput):
             render_engine(None if built is None else built.artifact, self.state.outdated),
         ]
         if built is not None and measurement is not None:
-            comparison_figure, latency_figure = measurement.figures
+            losses_figure, latency_figure = measurement.figures
             parts.append(render_accuracy(measurement, built.artifact.precision))
-            parts += [comparison_figure] if comparison_figure is not None else []
+            parts += [losses_figure] if losses_figure is not None else []
             parts += [render_latency(measurement), latency_figure]
         return [*parts, self.code.python.value, self.code.command.value]
 
