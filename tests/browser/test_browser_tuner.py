@@ -21,8 +21,8 @@ def traces(lab, name):
     figure = lab.find(name).locator(".js-plotly-plot")
     expect(figure.locator(".main-svg").first).to_be_visible()
     # plotly keeps numbers as typed arrays.
-    told = "at => JSON.stringify(at.data.map((one) => [one.name, Array.from(one.x ?? []), Array.from(one.y ?? [])]))"
-    return {name: (x, y) for name, x, y in json.loads(figure.evaluate(told))}
+    script = "at => JSON.stringify(at.data.map((one) => [one.name, Array.from(one.x ?? []), Array.from(one.y ?? [])]))"
+    return {name: (x, y) for name, x, y in json.loads(figure.evaluate(script))}
 
 
 def counted(histogram):
