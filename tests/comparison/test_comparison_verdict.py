@@ -89,7 +89,7 @@ def test_calibration_with_its_split_and_percentile():
     assert "optimistic" in text(split="val")
     assert "optimistic" not in text(split="train")
     assert "calibrated" not in text(calibration=None)
-    calibration = {"algorithm": "percentile", "percentile": 99.999, "images": 64, "split": "train", "hash": "0"}
+    calibration = {"algorithm": "percentile", "percentile": 99.999, "image_count": 64, "split": "train", "hash": "0"}
     assert "64 images of train (percentile 99.999)." in text(calibration=calibration)
     assert "(minmax)." in text(calibration={**calibration, "algorithm": "minmax", "percentile": None})
 

@@ -322,8 +322,8 @@ class Calibration(Result):
         algorithm = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
         histograms = ", with histograms" if self.histograms else ""
         return (
-            f"Calibration({algorithm}: {len(self.ranges)} tensors, {self.image_count} images of {self.split}{histograms}, "
-            f"model {self.provenance.model_hash[:12]})"
+            f"Calibration({algorithm}: {len(self.ranges)} tensors, {self.image_count} images of {self.split}"
+            f"{histograms}, model {self.provenance.model_hash[:12]})"
         )
 
 

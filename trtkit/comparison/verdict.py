@@ -136,7 +136,8 @@ def _describe_calibration(about: Mapping[str, Any]) -> list[str]:
         return []
     percentile = calibration.get("percentile")
     algorithm = calibration["algorithm"] + ("" if percentile is None else f" {percentile:g}")
-    sentence = f"INT8 was calibrated on {_count_of(calibration['image_count'], 'image')} of {calibration['split']} ({algorithm})"
+    images = _count_of(calibration["image_count"], "image")
+    sentence = f"INT8 was calibrated on {images} of {calibration['split']} ({algorithm})"
     if calibration["split"] == about["split"]:
         sentence += ": the same split is used for calibration and evaluation, so INT8 accuracy is optimistic"
     return [sentence + "."]
