@@ -23,10 +23,10 @@ def images(split):
 
 @pytest.mark.parametrize(("split", "count"), SPLITS.items())
 def test_each_split_has_its_images_and_a_label_for_each(split, count):
-    found = images(split)
-    assert len(found) == count
+    paths = images(split)
+    assert len(paths) == count
     labels = demo.data_path().parent / "labels" / split
-    assert {path.stem for path in found} == {path.stem for path in labels.glob("*.txt")}
+    assert {path.stem for path in paths} == {path.stem for path in labels.glob("*.txt")}
 
 
 def test_the_images_take_at_most_5_mb():
@@ -68,7 +68,7 @@ def test_the_model_and_the_images_of_a_task_fit_together(task):
     assert dict(data.names) == dict(model.names)
     for split in ("train", "val"):
         classes = [data.labels(path).classes.tolist() for path in data.images(split)]
-        assert {number for found in classes for number in found} == set(model.names)
+        assert {number for numbers in classes for number in numbers} == set(model.names)
 
 
 def test_the_digits_of_classify_are_balanced_and_the_splits_are_disjoint():
@@ -93,9 +93,9 @@ def test_a_folder_of_checkpoints_adds_the_tasks_it_has(tmp_path):
 
 
 def test_the_shared_folder_has_all_five(shared):
-    found = demo.models_and_data(shared)
-    assert list(found) == ["detect", "segment", "pose", "obb", "classify"]
-    assert all(path.exists() for pair in found.values() for path in pair)
+    pairs = demo.models_and_data(shared)
+    assert list(pairs) == ["detect", "segment", "pose", "obb", "classify"]
+    assert all(path.exists() for pair in pairs.values() for path in pair)
 
 
 def test_everything_embedded_takes_at_most_15_mb():

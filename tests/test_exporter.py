@@ -53,9 +53,9 @@ def test_onnx_in_three_precisions_does_not_overwrite_itself(
         assert (artifact.precision, artifact.format, artifact.size) == (precision, "onnx", artifact.path.stat().st_size)
         proto = onnx.load(artifact.path)
         onnx.checker.check_model(proto, full_check=True)
-        found = read_trtkit_metadata(proto)
-        assert found["precision"] == precision
-        assert found["model_hash"] == model.hash
+        metadata = read_trtkit_metadata(proto)
+        assert metadata["precision"] == precision
+        assert metadata["model_hash"] == model.hash
         with tk.open(artifact) as runner:
             assert runner.precision == precision
             shapes[precision] = runner.infer(images)["output0"]

@@ -100,8 +100,8 @@ def test_python_code_rebuilds_the_recipe(recipe: Recipe) -> None:
 def test_the_command_line_rebuilds_the_recipe(recipe: Recipe) -> None:
     program, *words = shlex.split(recipe.to_command())
     assert program == "trtkit"
-    found = vars(parse_command(words)[1])
-    assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
+    options = vars(parse_command(words)[1])
+    assert Recipe.from_dict({name: options[name] for name in recipe.to_dict()}) == recipe
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
@@ -114,8 +114,8 @@ def test_a_shell_reads_the_command_line() -> None:
     )
     script = f"trtkit() {{ printf '%s\\0' \"$@\"; }}\n{recipe.to_command()}"
     words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
-    found = vars(parse_command(words)[1])
-    assert Recipe.from_dict({name: found[name] for name in recipe.to_dict()}) == recipe
+    options = vars(parse_command(words)[1])
+    assert Recipe.from_dict({name: options[name] for name in recipe.to_dict()}) == recipe
 
 
 def test_settings_of_other_types_are_converted() -> None:

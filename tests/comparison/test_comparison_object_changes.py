@@ -32,32 +32,39 @@ def worse(dataset):
 
 
 def test_object_changes_agree_with_the_frames(fair, worse):
-    found = find_object_changes(fair, worse, conf=0.3)
+    changes = find_object_changes(fair, worse, conf=0.3)
     # "score(B)" of a label is that of its match at similarity 0.5.
     before, after = (one.labels["score(B)"].fill_null(0) >= 0.3 for one in (fair, worse))
-    assert len(found.filter(change="lost")) == (before & ~after).sum()
-    assert len(found.filter(change="gained")) == (~before & after).sum()
-    assert found["score_drop"].is_sorted(descending=True)
-    assert (found.filter(pl.col("change").is_in(["lost", "false positive added"]))["score_drop"] > 0).all()
+    assert len(changes.filter(change="lost")) == (before & ~after).sum()
+    assert len(changes.filter(change="gained")) == (~before & after).sum()
+    assert changes["score_drop"].is_sorted(descending=True)
+    assert (changes.filter(pl.col("change").is_in(["lost", "false positive added"]))["score_drop"] > 0).all()
+    for change, column, detections in (
+        ("false positive added", "detection", worse.detections),
+        ("false positive removed", "detection_reference", fair.detections),
+    ):
+        rows = changes.filter(change=change)
+        assert len(rows)
+        assert detections[rows[column].to_list()]["x1"].to_list() == rows["x1"].to_list()
     back = find_object_changes(worse, fair, conf=0.3)
-    assert len(back.filter(change="lost")) == len(found.filter(change="gained"))
-    assert len(back.filter(change="false positive added")) == len(found.filter(change="false positive removed"))
+    assert len(back.filter(change="lost")) == len(changes.filter(change="gained"))
+    assert len(back.filter(change="false positive added")) == len(changes.filter(change="false positive removed"))
     assert not len(find_object_changes(fair, fair))
 
 
 def test_object_changes_are_drawn_unless_the_image_is_missing(fair, worse):
-    found = find_object_changes(fair, worse)
-    drawn = draw_object_changes(found, fair, worse, limit=3)
+    changes = find_object_changes(fair, worse)
+    drawn = draw_object_changes(changes, fair, worse, limit=3)
     assert all(png.startswith(b"\x89PNG") for png in drawn["png"])
-    gone = found.with_columns(path=pl.lit("nowhere.png"))
+    gone = changes.with_columns(path=pl.lit("nowhere.png"))
     assert draw_object_changes(gone, fair, worse, limit=1)["png"].to_list() == [None]
 
 
 def test_a_new_false_positive_has_the_class_of_the_label_it_overlaps(fair, worse):
-    found = find_object_changes(fair, worse, conf=0.3).filter(change="false positive added")
+    changes = find_object_changes(fair, worse, conf=0.3).filter(change="false positive added")
     names = dict(fair.per_class.select("class", "name").iter_rows())
-    assert found["label_class"].null_count() < len(found)
-    for row in found.iter_rows(named=True):
+    assert changes["label_class"].null_count() < len(changes)
+    for row in changes.iter_rows(named=True):
         labels = fair.labels.filter(image=row["image"])
         overlap = box_iou(
             np.array([[row[name] for name in ("x1", "y1", "x2", "y2")]], np.float32),
@@ -91,10 +98,10 @@ def test_a_panel_shows_the_label_in_white_and_the_detection_in_its_color(tmp_pat
             )  # fmt: skip
 
     with_it, without = Side([0.9]), Side([])
-    found = find_object_changes(with_it, without)
-    assert found["change"].to_list() == ["lost"]
-    assert found["score_drop"].to_list() == pytest.approx([0.9])
-    (png,) = draw_object_changes(found, with_it, without)["png"]
+    changes = find_object_changes(with_it, without)
+    assert changes["change"].to_list() == ["lost"]
+    assert changes["score_drop"].to_list() == pytest.approx([0.9])
+    (png,) = draw_object_changes(changes, with_it, without)["png"]
     drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape == (240, 240 + 6 + 240, 3)
     left, right = drawn[:, :240], drawn[:, 246:]

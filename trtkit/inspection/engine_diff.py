@@ -223,7 +223,7 @@ def _describe_layers_above_int8(table: LayerTable) -> list[str]:
         for name in names:
             if WEIGHTED_NODE.search(name):
                 precisions.setdefault(name, set()).add(precision or "untyped")
-    above = [name for name, found in precisions.items() if "int8" not in found]
+    above = [name for name, used in precisions.items() if "int8" not in used]
     if not above:
         return ["All layers with weights or products run in INT8."]
     listed = ", ".join(above[:LISTED_LAYERS])

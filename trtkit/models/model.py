@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import ModelError
+from trtkit.version import FORMAT_VERSION
 
 if TYPE_CHECKING:
     import onnx
@@ -20,7 +21,6 @@ __all__ = [
     "CLASS_SCORES",
     "DENSE",
     "DESCRIPTION_KEYS",
-    "FORMAT_VERSION",
     "NMS_ROWS",
     "TASKS",
     "Model",
@@ -43,9 +43,6 @@ TASKS = ("detect", "segment", "classify", "pose", "obb")
 """The tasks of YOLO models."""
 
 _REGISTERED_TASKS: list[str] = []
-
-FORMAT_VERSION = 2
-"""Version of what trtkit adds to a file's metadata; files without a version are of version 1."""
 
 DESCRIPTION_KEYS = frozenset({"format_version", "preprocess", "output_format"})
 """Keys of `ModelInfo.to_metadata()["trtkit"]`."""

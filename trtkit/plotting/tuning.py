@@ -28,28 +28,30 @@ __all__ = [
 
 # Percentiles share their color.
 _PERCENTILE_SYMBOLS = ("circle", "circle-open", "star", "hourglass")
+LEGEND = {"y": 1.02, "yanchor": "bottom"}
+
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def error_bars(*, up: pl.Series, down: pl.Series, **look: Any) -> dict[str, Any]:
+def error_bars(*, up: pl.Series, down: pl.Series, **settings: Any) -> dict[str, Any]:
     """Plotly's settings of error bars.
 
     Args:
         up: Lengths above the points.
         down: Lengths below the points.
-        **look: Further settings of the bars, such as `color`.
+        **settings: Further settings of the bars, such as `color`.
     """
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, **look}
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, **settings}
 
 
-def metric_error_bars(trials: pl.DataFrame, **look: Any) -> dict[str, Any]:
+def metric_error_bars(trials: pl.DataFrame, **settings: Any) -> dict[str, Any]:
     """Error bars of the metric from the confidence interval of its loss.
 
     Args:
         trials: With the columns `loss`, `loss_low` and `loss_high`.
-        **look: As for `error_bars`.
+        **settings: As for `error_bars`.
     """
-    return error_bars(up=trials["loss"] - trials["loss_low"], down=trials["loss_high"] - trials["loss"], **look)
+    return error_bars(up=trials["loss"] - trials["loss_low"], down=trials["loss_high"] - trials["loss"], **settings)
 
 
 def sweep_figure(
@@ -209,8 +211,6 @@ def int8_evaluation_figure(rows: pl.DataFrame) -> go.Figure:
     return figure.update_layout(template=template(), height=360)
 
 
-LEGEND = {"y": 1.02, "yanchor": "bottom"}
-
 SHARE_POINTS = {
     "label": pl.String,
     "kind": pl.String,
@@ -225,27 +225,27 @@ SMALLEST, LARGEST = 7.0, 26.0
 
 
 def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figure:
-    """Layers in the order given: what INT8 costs each, how much arithmetic it has, and whether it is kept high.
+    """Layers in the given order: SQNR alone in INT8, share of the multiply-accumulates, INT8 or kept in FP16.
 
     Args:
-        layers: One row a layer: `node`, `block`, `macs`, `sqnr_only` (dB; null where it was not measured), `gain` (dB)
-            and `kept_fp16` (whether it is kept in FP16).
+        layers: One row per layer: `node`, `block`, `macs`, `sqnr_only` (dB, null if not measured), `gain` (dB) and
+            `kept_fp16`.
         selected: The layer to mark.
     """
-    measured = layers["sqnr_only"].null_count() < len(layers)
+    is_measured = layers["sqnr_only"].null_count() < len(layers)
     total = max(int(layers["macs"].sum() or 0), 1)
     rows = layers.with_row_index("rank").with_columns(
         pl.col("rank").cast(pl.Int64),
-        part=pl.col("macs").fill_null(0) / total,
-        y=pl.col("sqnr_only") if measured else pl.col("macs").fill_null(0) / total,
+        share=pl.col("macs").fill_null(0) / total,
+        y=pl.col("sqnr_only") if is_measured else pl.col("macs").fill_null(0) / total,
     )
     figure = go.Figure()
     figure.add_bar(
         x=rows["rank"], y=rows["y"], width=0.12, marker={"color": LINE, "line": {"width": 0}}, showlegend=False,
         hoverinfo="skip",
     )  # fmt: skip
-    largest = max(float(rows["part"].max() or 0.0), 1e-12)  # type: ignore[arg-type]
-    for kept, name, look, color in (
+    largest = max(float(rows["share"].max() or 0.0), 1e-12)  # type: ignore[arg-type]
+    for kept, name, style, color in (
         (False, "INT8", trace_style("int8"), trace_style("int8").color),
         (True, "kept in FP16", trace_style("fp16"), ORANGE),
     ):
@@ -256,9 +256,9 @@ def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figu
             mode="markers",
             name=name,
             marker={
-                "symbol": look.symbol,
+                "symbol": style.symbol,
                 "color": color,
-                "size": [SMALLEST + (LARGEST - SMALLEST) * (share / largest) ** 0.5 for share in part["part"]],
+                "size": [SMALLEST + (LARGEST - SMALLEST) * (share / largest) ** 0.5 for share in part["share"]],
                 "line": {"width": 1.5, "color": INK if kept else color},
                 "opacity": 0.9,
             },
@@ -271,41 +271,41 @@ def layer_ranking_figure(layers: pl.DataFrame, *, selected: str = "") -> go.Figu
         x=marked["rank"],
         y=marked["y"],
         mode="markers",
-        name="shown above",
+        name="selected",
         marker={"symbol": "circle-open", "size": LARGEST + 8, "color": INK, "line": {"width": 2.5}},
         hoverinfo="skip",
     )
-    told = "the costliest on the left" if measured else "in graph order; their cost was not measured yet"
-    figure.update_xaxes(title_text=f"layers, {told}", title_standoff=6, range=[-0.8, len(rows) - 0.2], showgrid=False)
-    title = "SQNR alone in INT8, dB<br>(lower costs more)" if measured else "share of the arithmetic"
-    figure.update_yaxes(title_text=title, rangemode="tozero", tickformat="" if measured else ".1%")
+    order = "lowest SQNR on the left" if is_measured else "in graph order; SQNR was not measured yet"
+    figure.update_xaxes(title_text=f"layers, {order}", title_standoff=6, range=[-0.8, len(rows) - 0.2], showgrid=False)
+    title = "SQNR alone in INT8, dB" if is_measured else "share of multiply-accumulates"
+    figure.update_yaxes(title_text=title, rangemode="tozero", tickformat="" if is_measured else ".1%")
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40}, hovermode="closest")
 
 
 def int8_share_figure(
     points: pl.DataFrame, *, metric: str, value_float: float | None, max_drop: float, share_now: float | None
 ) -> go.Figure:
-    """Accuracy against the share of the arithmetic in INT8, with intervals, and what may be lost.
+    """Accuracy over the share of multiply-accumulates in INT8, with confidence intervals and the largest accepted loss.
 
     Args:
-        points: Mixes that were judged, with the columns `SHARE_POINTS`.
-        metric: The name of what judges.
-        value_float: What FP32 gets, or None where nothing was judged.
-        max_drop: The loss that is allowed.
-        share_now: The share of the mix that is being put together, 0..1, or None where it is not known.
+        points: Evaluated precision assignments, with the columns `SHARE_POINTS`.
+        metric: Name of the metric.
+        value_float: The metric in FP32, or None before any evaluation.
+        max_drop: The largest accepted loss.
+        share_now: The share of the current assignment, 0..1, or None if it is not known.
     """
     figure = go.Figure()
     front = points.filter("pareto").sort("int8_share")
     figure.add_scatter(
-        x=front["int8_share"], y=front["metric"], mode="lines", name="nothing beats these",
+        x=front["int8_share"], y=front["metric"], mode="lines", name="Pareto front",
         line={"color": INK, "dash": "dot", "width": 1.5}, hoverinfo="skip",
     )  # fmt: skip
-    looks = (
+    markers = (
         ("searched", "circle", trace_style("fp32").color, 10),
         ("evaluated", "square", PURPLE, 12),
         ("chosen", "star", VERMILION, 18),
     )
-    for kind, symbol, color, size in looks:
+    for kind, symbol, color, size in markers:
         part = points.filter(pl.col("kind") == kind)
         figure.add_scatter(
             x=part["int8_share"],
@@ -327,7 +327,7 @@ def int8_share_figure(
     if value_float is not None:
         for value, name, dash in (
             (value_float, "FP32", "solid"),
-            (value_float - max_drop, f"may lose {max_drop:g}", "dash"),
+            (value_float - max_drop, f"largest accepted loss: {max_drop:g}", "dash"),
         ):
             shapes.append(_line(y=value, dash=dash))
             notes.append(
@@ -335,7 +335,7 @@ def int8_share_figure(
             )
     span = _span(points, share_now)
     if span[0] > 0:
-        # Mixes crowd near the right end; what has nothing in INT8 is told by its height alone.
+        # The axis shows its right end only: assignments without INT8 are horizontal lines.
         for label, value in points.filter(pl.col("int8_share") == 0).select("label", "metric").iter_rows():
             shapes.append(_line(y=value, dash="dot"))
             notes.append({"xref": "paper", "x": 0, "y": value, "text": label, "showarrow": False, "yshift": -8,
@@ -345,29 +345,34 @@ def int8_share_figure(
         anchor, shift = ("right", -4) if share_now > 0.5 else ("left", 4)
         notes.append(
             {
-                "yref": "paper", "y": 0.0, "x": share_now, "text": "your mix", "showarrow": False, "xshift": shift,
+                "yref": "paper", "y": 0.0, "x": share_now, "text": "current", "showarrow": False, "xshift": shift,
                 "yshift": 10, "xanchor": anchor,
             }
         )  # fmt: skip
     figure.update_layout(shapes=shapes, annotations=notes)
-    figure.update_xaxes(title_text="share of the arithmetic in INT8", title_standoff=6, tickformat=".0%", range=span)
+    figure.update_xaxes(
+        title_text="share of multiply-accumulates in INT8", title_standoff=6, tickformat=".0%", range=span
+    )
     figure.update_yaxes(title_text=metric or "accuracy")
     return figure.update_layout(template=template(), height=340, legend=LEGEND, margin={"t": 40}, hovermode="closest")
 
 
 def _span(points: pl.DataFrame, share_now: float | None) -> list[float]:
-    """The shares to show: all of them, or the right end where all mixes with anything in INT8 lie there."""
+    """The range of the axis: 0 to 1, or its right end if all assignments with INT8 are there."""
     shares = [share for share in (*points["int8_share"], share_now) if share]
     lowest = min(shares, default=0.0)
     return [-0.03, 1.03] if lowest < 0.5 else [lowest - max(0.02, 0.15 * (1 - lowest)), 1.01]
 
 
 def find_pareto(shares: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Which points no other one beats in both the share in INT8 and the accuracy.
+    """Find the Pareto-optimal points in share in INT8 and accuracy.
 
     Args:
-        shares: Larger is better.
-        values: Larger is better.
+        shares: Shares in INT8; larger is better.
+        values: Accuracies; larger is better.
+
+    Returns:
+        Whether each point is Pareto-optimal.
     """
     points = list(zip(shares, values, strict=True))
     return [
@@ -376,16 +381,16 @@ def find_pareto(shares: Sequence[float], values: Sequence[float]) -> list[bool]:
 
 
 def _line(*, x: float | None = None, y: float | None = None, dash: str) -> dict[str, object]:
-    look = {"type": "line", "line": {"color": INK, "width": 1.5, "dash": dash}}
+    base = {"type": "line", "line": {"color": INK, "width": 1.5, "dash": dash}}
     if x is not None:
-        return {**look, "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
-    return {**look, "y0": y, "y1": y, "x0": 0, "x1": 1, "xref": "paper"}
+        return {**base, "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
+    return {**base, "y0": y, "y1": y, "x0": 0, "x1": 1, "xref": "paper"}
 
 
 def _layer_text(row: dict[str, object]) -> str:
     cost = (
         ""
         if row["sqnr_only"] is None
-        else f"<br>{row['sqnr_only']:.1f} dB alone, keeping it high gains {row['gain']:+.2f} dB"
+        else f"<br>{row['sqnr_only']:.1f} dB alone in INT8, {row['gain']:+.2f} dB if kept in FP16"
     )
-    return f"<b>{row['node']}</b><br>{row['part']:.1%} of the arithmetic{cost}"
+    return f"<b>{row['node']}</b><br>{row['share']:.1%} of multiply-accumulates{cost}"
