@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trtkit.comparison.comparison import Comparison as Comparison
     from trtkit.data import Dataset as Dataset
     from trtkit.evaluation.evaluation import Evaluation as Evaluation
-    from trtkit.evaluation.evaluator import evaluate as evaluate
+    from trtkit.evaluation.evaluation import evaluate as evaluate
     from trtkit.evaluation.latency import Timing as Timing
     from trtkit.evaluation.latency import benchmark as benchmark
     from trtkit.exporter import Artifact as Artifact
@@ -88,7 +88,7 @@ _HOMES: dict[str, str | None] = {
     "compare": "trtkit.comparison.comparator",
     "dashboard": "trtkit.widgets.comparison.dashboard",
     "demo": None,
-    "evaluate": "trtkit.evaluation.evaluator",
+    "evaluate": "trtkit.evaluation.evaluation",
     "evaluate_int8": "trtkit.tuning.int8_evaluation",
     "examine": "trtkit.calibration.diagnosis",
     "explorer": "trtkit.widgets.explorer.explorer",

@@ -11,8 +11,8 @@ from task_models import CannedRunner, drawn_set, noisy_outputs
 from trtkit.comparison.object_changes import draw_object_changes, find_object_changes
 from trtkit.data import open_dataset
 from trtkit.errors import DataError
-from trtkit.evaluation.evaluator import evaluate
-from trtkit.tasks.drawing import class_color
+from trtkit.evaluation.evaluation import evaluate
+from trtkit.tasks.base import class_color
 from trtkit.tasks.nms import box_iou
 
 

@@ -14,8 +14,7 @@ from replay_runner import ReplayRunner
 from trtkit.data import open_dataset, read_image
 from trtkit.data.images import compute_letterbox
 from trtkit.errors import CancelledError, DataError, EngineError, RecipeError
-from trtkit.evaluation.evaluation import Evaluation
-from trtkit.evaluation.evaluator import evaluate
+from trtkit.evaluation.evaluation import Evaluation, evaluate
 
 REFERENCES = Path(__file__).parent / "references"
 

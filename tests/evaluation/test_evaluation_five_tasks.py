@@ -14,7 +14,7 @@ from task_models import NAMES, CannedRunner, drawn_set, noisy_outputs, untrained
 import trtkit
 from trtkit.comparison.comparison import Comparison
 from trtkit.data import open_dataset, read_image
-from trtkit.evaluation.evaluator import evaluate
+from trtkit.evaluation.evaluation import evaluate
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 KINDS = {"detect": "B", "segment": "BM", "pose": "BP", "obb": "BR", "classify": ""}

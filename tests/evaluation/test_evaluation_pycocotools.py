@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from replay_runner import ReplayRunner
 
 from trtkit.data import open_dataset
-from trtkit.evaluation.evaluator import evaluate
+from trtkit.evaluation.evaluation import evaluate
 from trtkit.evaluation.metrics import compute_pycocotools_metrics
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

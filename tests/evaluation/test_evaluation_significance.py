@@ -11,7 +11,7 @@ from trtkit.data import open_dataset
 from trtkit.errors import DataError, RecipeError
 from trtkit.evaluation.average_precision import score_classes, unpack_thresholds
 from trtkit.evaluation.bootstrap import build_class_curves, draw_resamples, resample_average_precision
-from trtkit.evaluation.evaluator import evaluate
+from trtkit.evaluation.evaluation import evaluate
 from trtkit.evaluation.metrics import compute_pycocotools_metrics
 from trtkit.evaluation.significance import compute_differences
 

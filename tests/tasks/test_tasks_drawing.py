@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 
-from trtkit.tasks.drawing import HEIGHT, ImageGrid
+from trtkit.tasks.base import HEIGHT, ImageGrid
 
 
 def plain(height, width, color):

@@ -18,7 +18,7 @@ from trtkit.progress import Reporter
 if TYPE_CHECKING:
     import onnx
 
-    from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
+    from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
     from trtkit.backends.engine_file import (
         EngineFile,
         Mismatch,
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "build_settings"),
+    **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "base"),
     **dict.fromkeys(("EngineFile", "read_engine", "strip_engine", "wrap_engine", "write_engine"), "engine_file"),
     **dict.fromkeys(("Mismatch", "Passport", "check_compatibility", "detect_backend"), "engine_file"),
     "layer_frame": "trt.layer_info",

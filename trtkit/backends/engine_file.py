@@ -19,7 +19,7 @@ from trtkit.models.model import DESCRIPTION_KEYS, ModelInfo
 from trtkit.results import package_versions
 
 if TYPE_CHECKING:
-    from trtkit.backends.build_settings import BuildResult, BuildSettings
+    from trtkit.backends.base import BuildResult, BuildSettings
 
 __all__ = [
     "EngineFile",

@@ -180,7 +180,7 @@ def _summarize_prediction(prediction: Prediction, names: Mapping[int, str]) -> s
 
 def add_evaluate(parser: argparse.ArgumentParser) -> Command:
     """Add the options of `trtkit evaluate`."""
-    from trtkit.evaluation.evaluator import evaluate
+    from trtkit.evaluation.evaluation import evaluate
 
     add_options(parser, evaluate, positional=("runner", "data"))
     _add_output(parser, None, "folder of the result")

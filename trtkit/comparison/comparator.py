@@ -103,7 +103,7 @@ def compare(
     """
     from trtkit import backends
     from trtkit.calibration import Calibration, calibrate, check_fits
-    from trtkit.evaluation.evaluator import evaluate
+    from trtkit.evaluation.evaluation import evaluate
     from trtkit.models import Model, load
 
     arguments = {name: value for name, value in locals().items() if name in inspect.signature(compare).parameters}

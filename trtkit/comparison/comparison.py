@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends import Runner
-    from trtkit.tasks.drawing import ImageGrid
+    from trtkit.tasks.base import ImageGrid
 
 __all__ = ["Comparison", "PrecisionEvaluation"]
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from trtkit.data import read_image
 from trtkit.errors import DataError
-from trtkit.tasks.drawing import class_color
+from trtkit.tasks.base import class_color
 from trtkit.tasks.nms import box_iou, xywhr_to_corners
 
 if TYPE_CHECKING:

@@ -1,19 +1,51 @@
-"""Evaluation: metrics of a runner, with the matches behind them."""
+"""evaluate(): run a runner over a labeled split and compute its metrics, with the matches behind them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
+from trtkit.errors import DataError, EngineError, RecipeError
+from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
+from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.results import Provenance
+from trtkit.tasks import PostprocessSettings, get_task
+from trtkit.threads import parallel_map
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from trtkit.backends.base import Runner
+    from trtkit.data import Dataset, ImageTransform, Labels
+    from trtkit.exporter import Artifact
+    from trtkit.models.model import Preprocess
+
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
+from trtkit.results import Result, SavedResult, rename_version_1_keys
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import polars as pl
     from typing_extensions import Self
 
-__all__ = ["Evaluation"]
+__all__ = [
+    "Evaluation",
+    "LoadedImage",
+    "PreparedImage",
+    "evaluate",
+    "load_images",
+]
 
 _VERSION_1_STAGES = {"prepare": "preprocess", "infer": "inference", "decode": "postprocess", "judge": "match"}
 
@@ -132,3 +164,335 @@ def _rule(metric: str) -> str:
     if metric.startswith("pycocotools/"):
         return "pycocotools' rule"
     return "accuracy" if metric.startswith("top") else "Ultralytics' rule"
+
+
+STAGES = ("read", "preprocess", "inference", "postprocess", "match")
+"""Keys of `Evaluation.speed`, which adds "wall"."""
+
+
+def evaluate(
+    runner: Runner | Artifact | str | Path,
+    data: str | Path | Dataset,
+    split: str = "val",
+    *,
+    batch: int | None = None,
+    imgsz: int | tuple[int, int] | None = None,
+    conf: float = 0.001,
+    iou: float = 0.7,
+    max_det: int = 300,
+    eval_images: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Evaluation:
+    """Evaluate a runner on labeled images.
+
+    Args:
+        runner: From `open`, or an exported file.
+        data: A data set's YAML file, or a folder of class folders for classify.
+        split: Split to evaluate on.
+        batch: Images per run; None takes the runner's largest batch, 1 if it has no limit.
+        imgsz: Image side or (height, width), pixels; None takes the runner's own.
+        conf: Smallest score of a detection, exclusive.
+        iou: IoU above which class-wise NMS drops the lower-scoring of two detections.
+        max_det: Maximum number of detections per image.
+        eval_images: Maximum number of evaluation images, a seeded sample; None uses the whole split.
+        seed: Seed of that sample.
+        progress: Receives progress events.
+        cancel: Cancellation token, checked between batches.
+
+    Returns:
+        Metrics by Ultralytics' and pycocotools' rules, with the matches behind them.
+
+    Raises:
+        DataError: The data set or its labels can't be used, or no image could be read.
+        EngineError: The runner does not accept that batch or size.
+        RecipeError: A setting is out of range.
+        CancelledError: The caller cancelled.
+    """
+    from trtkit import backends
+
+    settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det, multi_label=True)
+    if batch is not None and batch < 1:
+        raise RecipeError(
+            f"evaluate with batch={batch}",
+            "it is less than 1",
+            "pass batch=1 or more",
+            code="evaluate-batch-too-small",
+            value=batch,
+        )
+    with contextlib.ExitStack() as stack:
+        if not isinstance(runner, backends.Runner):
+            runner = stack.enter_context(backends.open(runner))
+        start = time.perf_counter()
+        dataset = open_dataset(data, task=runner.info.task)
+        notes = _check_agreement(runner, dataset)
+        size = _resolve_imgsz(runner, imgsz, notes)
+        batch = _resolve_batch(runner, batch)
+        paths = sample_images(dataset.images(split), count=eval_images, seed=seed)
+        unlabeled = dataset.require_labels(paths)
+        if unlabeled:
+            notes.append(f"{unlabeled} of {len(paths)} images have no label file and count as images without objects")
+        data_hash = dataset.hash_images(paths)
+        task = get_task(runner.info.task)
+        evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
+        seconds, skipped = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
+    if len(skipped) == len(paths):
+        raise DataError(
+            f"evaluate on {split!r} of {dataset.path}",
+            f"none of {len(paths)} images can be read",
+            "replace or remove them",
+            code="evaluate-images-unreadable",
+            path=dataset.path,
+            split=split,
+            count=len(paths),
+        )
+    before = time.perf_counter()
+    scores = evaluator.compute_scores()
+    end = time.perf_counter()
+    seconds["match"] += end - before
+    seconds["wall"] = end - start
+    return Evaluation(
+        task=task.name,
+        **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)},
+        speed={stage: 1000 * value / len(scores.per_image) for stage, value in seconds.items()},
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+        provenance=Provenance(
+            model_hash=runner.hash,
+            data_hash=data_hash,
+            runner=runner.name,
+            settings={
+                "data": str(dataset.path),
+                "split": split,
+                "precision": runner.precision,
+                "batch": batch,
+                "imgsz": list(size),
+                "conf": conf,
+                "iou": iou,
+                "max_det": max_det,
+                "eval_images": eval_images,
+                "seed": seed,
+            },
+            seed=seed,
+        ),
+    )
+
+
+def _run_batches(
+    runner: Runner,
+    evaluator: DetectionEvaluator | ClassificationEvaluator,
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    batch: int,
+    settings: PostprocessSettings,
+    reporter: Reporter,
+) -> tuple[dict[str, float], list[str]]:
+    """Run all images and add their predictions to the evaluator.
+
+    Returns:
+        Seconds by stage, and the paths of images that could not be read.
+    """
+    info = runner.info
+    seconds = dict.fromkeys(STAGES, 0.0)
+    skipped: list[str] = []
+    done = 0
+    step = f"evaluate {runner.precision}"
+    reporter.step(step, 0, len(paths))
+    images = load_images(paths, evaluator.dataset, info.preprocess, size, max_pending=2 * batch)
+    with contextlib.closing(images):
+        for chunk in _batched(images, batch):
+            skipped += [str(loaded.path) for loaded in chunk if loaded.prepared is None]
+            prepared = [(loaded.path, loaded.prepared) for loaded in chunk if loaded.prepared is not None]
+            if prepared:
+                start = time.perf_counter()
+                inputs = to_input([one.image for _, one in prepared], info.preprocess)
+                stacked = time.perf_counter()
+                outputs = runner.infer(inputs)
+                inferred = time.perf_counter()
+                transforms = [one.transform for _, one in prepared]
+                predictions = evaluator.task.postprocess(outputs, info, transforms, settings)
+                postprocessed = time.perf_counter()
+                for (path, one), prediction in zip(prepared, predictions, strict=True):
+                    evaluator.add(path, one.labels, prediction)
+                seconds["preprocess"] += stacked - start
+                seconds["inference"] += inferred - stacked
+                seconds["postprocess"] += postprocessed - inferred
+                seconds["match"] += time.perf_counter() - postprocessed
+            seconds["read"] += sum(loaded.read_seconds for loaded in chunk)
+            seconds["preprocess"] += sum(loaded.preprocess_seconds for loaded in chunk)
+            done += len(chunk)
+            reporter.step(step, done, len(paths))
+    return seconds, skipped
+
+
+def _batched(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
+    while chunk := list(itertools.islice(images, size)):
+        yield chunk
+
+
+# Images are read and preprocessed on a second thread while the model runs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """An image with its labels, ready to run.
+
+    Attributes:
+        image: Resized to the model input, BGR uint8.
+        transform: Where the image lies in the input.
+        labels: In pixels of the original image.
+    """
+
+    image: NDArray[np.uint8]
+    transform: ImageTransform
+    labels: Labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedImage:
+    """The result of loading one image file.
+
+    Attributes:
+        path: The file.
+        prepared: None if the image can't be read.
+        read_seconds: Time to read image and labels.
+        preprocess_seconds: Time to resize the image.
+    """
+
+    path: Path
+    prepared: PreparedImage | None = None
+    read_seconds: float = 0.0
+    preprocess_seconds: float = 0.0
+
+
+def load_images(
+    paths: Sequence[Path], dataset: Dataset, preprocess: Preprocess, size: tuple[int, int], *, max_pending: int
+) -> Generator[LoadedImage, None, None]:
+    """Load images in order, a bounded number of them ahead of use.
+
+    One thread reads: more would take cores from the model. Memory does not grow with the number of images.
+
+    Args:
+        paths: Image files.
+        dataset: The data set of the labels.
+        preprocess: The model's preprocessing.
+        size: (height, width) of the input.
+        max_pending: Maximum number of images loaded ahead.
+
+    Yields:
+        One `LoadedImage` per path.
+
+    Raises:
+        DataError: A label file contradicts the data set.
+    """
+
+    def load(path: Path) -> LoadedImage:
+        start = time.perf_counter()
+        try:
+            image = read_image(path)
+        except DataError:
+            return LoadedImage(path=path, read_seconds=time.perf_counter() - start)
+        labels = dataset.labels(path).to_pixels((image.shape[0], image.shape[1]))
+        read = time.perf_counter()
+        resized, transform = resize_to_input(image, size, preprocess)
+        return LoadedImage(
+            path=path,
+            prepared=PreparedImage(image=resized, transform=transform, labels=labels),
+            read_seconds=read - start,
+            preprocess_seconds=time.perf_counter() - read,
+        )
+
+    return parallel_map(load, paths, 1, max_pending=max_pending)
+
+
+# Checks of the arguments against runner and data set
+
+
+def _check_agreement(runner: Runner, dataset: Dataset) -> list[str]:
+    """Check that model and data set have the same classes and keypoints.
+
+    Returns:
+        Notes for the reader of the metrics.
+
+    Raises:
+        DataError: The data set has more classes than the model, or other keypoints.
+    """
+    info = runner.info
+    asked, do = f"evaluate on {dataset.path}", "use the data set the model was trained for"
+    if len(dataset.names) > len(info.names):
+        raise DataError(
+            asked,
+            f"it has {len(dataset.names)} classes and the model {len(info.names)}",
+            do,
+            code="evaluate-classes-mismatch",
+            dataset=len(dataset.names),
+            model=len(info.names),
+        )
+    data_shape, model_shape = dataset.kpt_shape, info.kpt_shape
+    if data_shape is not None and model_shape is not None and data_shape[0] != model_shape[0]:
+        raise DataError(
+            asked,
+            f"it has {data_shape[0]} keypoints and the model {model_shape[0]}",
+            do,
+            code="evaluate-keypoints-mismatch",
+            dataset=data_shape[0],
+            model=model_shape[0],
+        )
+    notes = []
+    other = next((number for number, name in dataset.names.items() if info.names.get(number) != name), None)
+    if other is not None:
+        notes.append(
+            f"class {other} is {info.names.get(other)!r} in the model and {dataset.names[other]!r} in the data set"
+        )
+    if info.nms:
+        notes.append(
+            "NMS is in the graph, with its own threshold and one class per box: AP is lower than with NMS outside the "
+            "graph"
+        )
+    return notes
+
+
+def _resolve_imgsz(runner: Runner, imgsz: int | tuple[int, int] | None, notes: list[str]) -> tuple[int, int]:
+    """Return the input's (height, width), rounded up to the stride.
+
+    Raises:
+        EngineError: The runner has a fixed size and `imgsz` is another.
+    """
+    if imgsz is None:
+        return runner.imgsz
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    stride = runner.info.stride
+    size = (math.ceil(height / stride) * stride, math.ceil(width / stride) * stride)
+    if size != (height, width):
+        notes.append(f"imgsz {height}x{width} was rounded up to {size[0]}x{size[1]}, a multiple of the stride {stride}")
+    if size != tuple(runner.imgsz) and not runner.dynamic:
+        raise EngineError(
+            f"evaluate at {size[0]}x{size[1]}",
+            f"the runner has the fixed size {runner.imgsz[0]}x{runner.imgsz[1]}",
+            "leave imgsz out, or export with dynamic=True",
+            code="evaluate-imgsz-fixed",
+            imgsz=size,
+            limit=tuple(runner.imgsz),
+        )
+    return size
+
+
+def _resolve_batch(runner: Runner, batch: int | None) -> int:
+    """Return the images per run.
+
+    Raises:
+        EngineError: The batch is larger than the runner's.
+    """
+    if batch is None:
+        return runner.batch or 1
+    if runner.batch is not None and batch > runner.batch:
+        raise EngineError(
+            f"evaluate with batch={batch}",
+            f"the runner's largest batch is {runner.batch}",
+            f"pass batch={runner.batch}",
+            code="evaluate-batch-too-large",
+            batch=batch,
+            limit=runner.batch,
+        )
+    return batch

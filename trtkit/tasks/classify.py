@@ -15,10 +15,10 @@ from trtkit.tasks.base import (
     PostprocessSettings,
     Prediction,
     decode_outputs,
+    draw_box,
     register_output_format,
     register_task,
 )
-from trtkit.tasks.drawing import draw_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,10 +15,10 @@ from trtkit.tasks.base import (
     PostprocessSettings,
     RawDetections,
     decode_outputs,
+    draw_box,
     register_output_format,
     register_task,
 )
-from trtkit.tasks.drawing import draw_box
 from trtkit.tasks.nms import box_iou, nms, nms_rotated, xywh_to_xyxy
 
 if TYPE_CHECKING:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from trtkit.tasks.base import BoxLayout, Detections, PostprocessSettings, decode_outputs, register_task
+from trtkit.tasks.base import (
+    BoxLayout,
+    Detections,
+    PostprocessSettings,
+    class_color,
+    decode_outputs,
+    draw_box,
+    line_width,
+    register_task,
+)
 from trtkit.tasks.detect import Detect
-from trtkit.tasks.drawing import class_color, draw_box, line_width
 from trtkit.tasks.nms import corners_to_xywhr, prob_iou, rotated_iou, xywhr_to_corners, xywhr_to_xyxy
 
 if TYPE_CHECKING:

@@ -10,9 +10,16 @@ import cv2
 import numpy as np
 
 from trtkit.errors import ModelError
-from trtkit.tasks.base import BoxLayout, Detections, PostprocessSettings, decode_outputs, register_task
+from trtkit.tasks.base import (
+    BoxLayout,
+    Detections,
+    PostprocessSettings,
+    class_color,
+    decode_outputs,
+    line_width,
+    register_task,
+)
 from trtkit.tasks.detect import Detect
-from trtkit.tasks.drawing import class_color, line_width
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from trtkit.errors import TrtkitError
-from trtkit.evaluation.evaluation import Evaluation
-from trtkit.evaluation.evaluator import evaluate
+from trtkit.evaluation.evaluation import Evaluation, evaluate
 from trtkit.files import hash_parts, read_json, write_json
 from trtkit.progress import Event, Progress, Reporter
 from trtkit.results import package_versions

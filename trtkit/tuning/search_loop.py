@@ -29,9 +29,9 @@ from trtkit.tasks import get_task
 from trtkit.tuning.cache import CachedEvaluator, ResultCache, measurement_versions
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
 from trtkit.tuning.cost_model import select_cost_model
+from trtkit.tuning.int8_evaluation import PrecisionAssignment, Trials
 from trtkit.tuning.noise import LayerNoise
 from trtkit.tuning.search import Search
-from trtkit.tuning.trials import PrecisionAssignment, Trials
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.calibration.sampling import InputSource, make_input_source
 from trtkit.data import open_dataset, sample_images
 from trtkit.errors import EngineError, RecipeError
-from trtkit.evaluation.evaluator import evaluate
+from trtkit.evaluation.evaluation import evaluate
 from trtkit.graph.analysis import block_of, block_types, escape_pattern
 from trtkit.graph.qdq import QDQPlacement
 from trtkit.graph.torch_export import trace

@@ -14,8 +14,7 @@ from trtkit.errors import RecipeError
 if TYPE_CHECKING:
     import onnx
 
-    from trtkit.backends.base import Runner
-    from trtkit.backends.build_settings import BuildResult, BuildSettings
+    from trtkit.backends.base import BuildResult, BuildSettings, Runner
     from trtkit.progress import Reporter
 
 __all__ = ["TENSORRT", "TENSORRT_RTX"]

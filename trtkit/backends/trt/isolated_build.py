@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from trtkit import errors
-from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
+from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
 from trtkit.progress import Event, Reporter

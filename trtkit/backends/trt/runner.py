@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtkit.backends.base import Runner
-from trtkit.backends.build_settings import PRECISIONS
+from trtkit.backends.base import PRECISIONS, Runner
 from trtkit.backends.capabilities import Capabilities, require_run
 from trtkit.backends.devices import Device, parse_device
 from trtkit.backends.engine_file import EngineFile, check_compatibility, read_engine

@@ -29,7 +29,7 @@ from trtkit.widgets.ui.controls import (
     render_note,
 )
 from trtkit.widgets.ui.figure import ClickableFigure
-from trtkit.widgets.ui.job_widget import JobWidget, make_section_title, render_scrollable, render_text
+from trtkit.widgets.ui.static_output import JobWidget, make_section_title, render_scrollable, render_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

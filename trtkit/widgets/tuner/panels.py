@@ -24,7 +24,7 @@ from trtkit.widgets.ui.controls import (
     make_control,
 )
 from trtkit.widgets.ui.figure import ClickableFigure
-from trtkit.widgets.ui.job_widget import make_section_title, render_scrollable, render_text
+from trtkit.widgets.ui.static_output import make_section_title, render_scrollable, render_text
 
 __all__ = ["AssignmentsPanel", "LayersPanel", "RangesPanel"]
 

@@ -227,7 +227,7 @@ def measure(
     """
     from trtkit import backends
     from trtkit.comparison.comparator import join_comparison
-    from trtkit.evaluation.evaluator import evaluate
+    from trtkit.evaluation.evaluation import evaluate
     from trtkit.evaluation.latency import benchmark
 
     watch: dict[str, Any] = {"progress": progress, "cancel": cancel}

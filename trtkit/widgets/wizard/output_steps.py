@@ -12,8 +12,8 @@ from trtkit.widgets.ui.controls import Collapsible, format_error, make_button, m
 from trtkit.widgets.ui.figure import FigureOutput
 from trtkit.widgets.ui.jobs import JobView
 from trtkit.widgets.wizard.actions import build, find_eval_data, measure
+from trtkit.widgets.wizard.input_steps import SHORT, WIDE, Step, StepHost, render_reason
 from trtkit.widgets.wizard.state import WizardState
-from trtkit.widgets.wizard.steps import SHORT, WIDE, Step, StepHost, render_reason
 from trtkit.widgets.wizard.summary import recipe_facts, render_accuracy, render_engine, render_latency
 
 if TYPE_CHECKING:

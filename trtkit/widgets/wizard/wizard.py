@@ -17,11 +17,10 @@ from trtkit.widgets.ui.controls import ErrorBox, catch_errors, make_button
 from trtkit.widgets.ui.jobs import Job, JobView
 from trtkit.widgets.ui.static_output import StaticOutput, style_widget
 from trtkit.widgets.wizard.actions import WizardResult
-from trtkit.widgets.wizard.input_steps import ImagesStep, ModelStep, SettingsStep
+from trtkit.widgets.wizard.input_steps import ImagesStep, ModelStep, SettingsStep, Step, StepHost, render_reason
 from trtkit.widgets.wizard.options import Machine, inspect_machine
 from trtkit.widgets.wizard.output_steps import BuildStep, CodePanel, EngineStep, ResultStep
 from trtkit.widgets.wizard.state import TITLES, WizardState
-from trtkit.widgets.wizard.steps import Step, StepHost, render_reason
 from trtkit.widgets.wizard.summary import render_accuracy, render_engine, render_latency
 
 if TYPE_CHECKING:
