@@ -13,7 +13,7 @@ from trtkit.evaluation.average_precision import score_classes, unpack_thresholds
 from trtkit.evaluation.bootstrap import build_class_curves, draw_resamples, resample_average_precision
 from trtkit.evaluation.evaluation import evaluate
 from trtkit.evaluation.metrics import compute_pycocotools_metrics
-from trtkit.evaluation.significance import compute_differences
+from trtkit.evaluation.significance import _difference_row, compute_differences
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +146,11 @@ def test_the_interval_of_paired_accuracies_is_the_textbook_s():
         pytest.approx(-0.05 - 1.96 * error, abs=0.004),
         pytest.approx(-0.05 + 1.96 * error, abs=0.004),
     )
+
+
+@pytest.mark.parametrize(("end", "significant"), [(-5.6e-17, False), (0.0, False), (-1e-4, True)])
+def test_an_interval_that_ends_at_zero_but_for_rounding_is_not_significant(end, significant):
+    changes = np.array([-0.1, *[-0.2] * 50, *[end] * 50])
+    row = _difference_row("mAP50-95(B)", "all", "", 0.5, 0.4, changes)
+    assert row["high"] == pytest.approx(end)
+    assert row["significant"] is significant

@@ -36,5 +36,5 @@ def test_large_images_are_made_smaller_and_small_ones_stay():
 
 def test_words_stand_for_each_image():
     grid = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
-    assert "alt='2 of &#x27;a&#x27; &amp; &lt;b&gt;'" in grid._repr_html_()
+    assert "alt='2 of &#39;a&#39; &amp; &lt;b&gt;'" in grid._repr_html_()
     assert repr(grid) == "ImageGrid of 1\n  2 of 'a' & <b>"

@@ -36,6 +36,9 @@ RESAMPLES = 1000
 TUNING_RESAMPLES = 500
 """Bootstrap resamples of each trial in sweep, search and tuner."""
 
+ROUNDING_ERROR = 1e-12
+"""Metrics lie in 0..1, so that a difference this small comes from float arithmetic alone."""
+
 INTERVAL_PERCENTILES = (2.5, 97.5)
 """Percentiles of the 95 % confidence interval."""
 
@@ -177,7 +180,9 @@ def _difference_row(
         interval = compute_interval(ResampledMetric(value=float(changes[0]), values=values))
         # Shifted from the change that the resampling computes to the one that is reported.
         low, high = (end + delta - interval.value for end in (interval.low, interval.high))
+    # The shift leaves rounding errors where an end is zero.
+    excludes_zero = low is not None and high is not None and (low > ROUNDING_ERROR or high < -ROUNDING_ERROR)
     return {
         "metric": metric, "scope": scope, "name": name, "reference": old, "value": new, "delta": delta,
-        "low": low, "high": high, "significant": low is not None and high is not None and (low > 0 or high < 0),
+        "low": low, "high": high, "significant": excludes_zero,
     }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 from typing import TYPE_CHECKING
 
 import cv2
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from trtkit.data.labels import register_label_format
 from trtkit.errors import ModelError, RecipeError
+from trtkit.html import render
 from trtkit.models.model import register_task_name
 
 if TYPE_CHECKING:
@@ -392,12 +392,8 @@ class ImageGrid:
     captions: tuple[str, ...]
 
     def _repr_html_(self) -> str:
-        shown = "".join(
-            f"<img src='data:image/jpeg;base64,{_encode_jpeg(image)}' alt='{html.escape(text, quote=True)}' "
-            f"title='{html.escape(text, quote=True)}' style='height:{HEIGHT}px;max-width:100%;object-fit:contain'>"
-            for image, text in zip(self.images, self.captions, strict=True)
-        )
-        return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{shown}</div>"
+        images = [(_encode_jpeg(image), text) for image, text in zip(self.images, self.captions, strict=True)]
+        return render("templates/images.html.j2", images=images, height=HEIGHT)
 
     def __repr__(self) -> str:
         return "\n".join((f"ImageGrid of {len(self.images)}", *(f"  {text}" for text in self.captions)))
