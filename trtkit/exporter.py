@@ -191,7 +191,8 @@ def export_with_graph(
         raise OutputExistsError(
             f"write {path}",
             "the file exists and was kept",
-            "pass overwrite=True or another output",
+            "allow overwriting (overwrite=True, --overwrite) or name another output",
+            code="output-exists",
             path=str(path),
         )
     size = _resolve_imgsz(loaded, recipe)

@@ -40,7 +40,8 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise OutputExistsError(
             f"write {path}",
             "the file exists and was kept",
-            "pass overwrite=True or another output",
+            "allow overwriting (overwrite=True, --overwrite) or name another output",
+            code="output-exists",
             path=str(path),
         )
     temporary: Path | None = None
@@ -58,7 +59,11 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"write {path}", "the disk is full", "free some space; nothing was written", path=str(path)
+                f"write {path}",
+                "the disk is full",
+                "free some space; nothing was written",
+                code="disk-full",
+                path=str(path),
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
             raise OutputError(

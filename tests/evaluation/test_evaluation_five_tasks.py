@@ -35,7 +35,7 @@ def test_compare_and_report(task, tmp_path):
         ["all", "class"] if task == "classify" else ["all", "class", "size"]
     )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "What changed" in page
+    assert "Changed objects" in page
     assert f"{task} at" in page
     again = Comparison.load(tmp_path / "out")
     assert again.changes("int8").equals(found.changes("int8"))

@@ -122,7 +122,7 @@ def compare(
         raise OutputExistsError(
             f"write {folder}",
             "it has a comparison, which was kept",
-            "pass overwrite=True or another output",
+            "allow overwriting (overwrite=True, --overwrite) or name another output",
             code="comparison-exists",
             path=str(folder),
         )
