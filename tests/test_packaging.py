@@ -98,12 +98,6 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not HEAVY & set(names)
 
 
-def test_importing_the_package_takes_under_300_ms():
-    code = "import time; begun = time.perf_counter(); import trtkit; print(time.perf_counter() - begun)"
-    # The best of three: a busy machine may be slow once.
-    assert min(float(python(code)[0]) for _ in range(3)) < 0.3
-
-
 def test_every_public_name_is_there():
     for name in dir(trtkit):
         assert getattr(trtkit, name) is not None, name

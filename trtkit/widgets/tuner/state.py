@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison, clipped_share
-from trtkit.calibration.algorithms import ALGORITHMS
+from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS
 from trtkit.calibration.calibration import Calibration
 from trtkit.codegen import TunedExport
 from trtkit.errors import CalibrationError, RecipeError
@@ -55,8 +55,8 @@ class TunerState:
     cache_dir: str = "runs/tuner"
     algorithm_comparison: AlgorithmComparison | None = None
     calibration_path: str = ""
-    algorithm: str = "minmax"
-    percentile: float | None = None
+    algorithm: str = DEFAULTS.algorithm
+    percentile: float | None = DEFAULTS.percentile
     quantizable_layers: QuantizableLayers | None = None
     sensitivity: Sensitivity | None = None
     search: Search | None = None
