@@ -10,6 +10,7 @@ import trtkit
 from trtkit.backends.capabilities import probe
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
+from trtkit.evaluation.significance import ROUNDING_ERROR
 from trtkit.plotting.comparison import losses_figure
 
 SMALL = {"imgsz": 160, "eval_images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
@@ -70,7 +71,7 @@ def test_losses_have_every_primary_metric_with_its_interval(whole):
         base, own = (comparison.evaluation(name).metrics[row["metric"]] for name in ("fp32", row["precision"]))
         assert row["value"] == pytest.approx(own)
         assert row["delta"] == pytest.approx(own - base)
-        assert row["significant"] == (row["low"] > 0 or row["high"] < 0)
+        assert row["significant"] == (row["low"] > ROUNDING_ERROR or row["high"] < -ROUNDING_ERROR)
 
 
 def test_an_evaluated_precision_can_be_opened_and_drawn(whole):

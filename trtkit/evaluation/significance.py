@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DIFFERENCE_COLUMNS",
     "RESAMPLES",
+    "ROUNDING_ERROR",
     "TUNING_RESAMPLES",
     "ConfidenceInterval",
     "compute_all_differences",
