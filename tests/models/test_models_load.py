@@ -17,7 +17,15 @@ from torch import nn
 
 from trtkit.errors import CheckpointError, ModelError
 from trtkit.models import TASKS, ModelInfo, OutputFormat, Preprocess, load
-from trtkit.models.model import CLASS_SCORES, DENSE, NMS_ROWS, parse_imgsz, register_task_name
+from trtkit.models.model import (
+    CLASS_SCORES,
+    DENSE,
+    DETR_QUERIES,
+    END2END_ROWS,
+    NMS_ROWS,
+    parse_imgsz,
+    register_task_name,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,7 +219,7 @@ PREPROCESS = st.builds(
     mean=st.just(()) | st.tuples(*[st.floats(-1e3, 1e3)] * 3),
     std=st.just(()) | st.tuples(*[st.floats(1e-3, 1e3)] * 3),
 )
-FORMATS = st.sampled_from([DENSE, NMS_ROWS, CLASS_SCORES, OutputFormat(name="queries")])
+FORMATS = st.sampled_from([DENSE, NMS_ROWS, END2END_ROWS, DETR_QUERIES, CLASS_SCORES, OutputFormat(name="queries")])
 
 
 @given(
@@ -234,15 +242,17 @@ def test_model_info_survives_metadata_as_json_and_as_text(preprocess: Preprocess
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("nms", [False, True])
-def test_files_without_formats_get_the_defaults_of_their_task(task: str, nms: bool) -> None:
+@pytest.mark.parametrize(("nms", "end2end"), [(False, False), (True, False), (False, True)])
+def test_files_without_formats_get_the_defaults_of_their_task(task: str, nms: bool, end2end: bool) -> None:
     """What trtkit 0.1.0 and Ultralytics wrote."""
     metadata = {**ModelInfo(task=task, names={0: "a"}).to_metadata(), "args": {"nms": nms}, "channels": 1}
+    metadata["end2end"] = end2end
     metadata["trtkit"] = {"precision": "int8"}
     info = ModelInfo.from_metadata(metadata)
     classify = task == "classify"
     assert info.preprocess == Preprocess(kind="center_crop" if classify else "letterbox", channels=1)
-    assert info.output_format == (CLASS_SCORES if classify else NMS_ROWS if nms else DENSE)
+    assert info.output_format == (CLASS_SCORES if classify else END2END_ROWS if end2end else NMS_ROWS if nms else DENSE)
+    assert info.end2end == (end2end and not classify)
     assert info.nms == (nms and not classify)
     assert info.channels == 1
 

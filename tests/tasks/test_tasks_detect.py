@@ -8,7 +8,7 @@ import pytest
 from trtkit.data.images import compute_letterbox
 from trtkit.data.labels import Labels
 from trtkit.errors import ModelError, RecipeError
-from trtkit.models.model import NMS_ROWS, TASKS, ModelInfo
+from trtkit.models.model import DETR_QUERIES, END2END_ROWS, NMS_ROWS, TASKS, ModelInfo
 from trtkit.tasks import Detections, PostprocessSettings, get_task
 from trtkit.tasks.detect import select_candidates
 
@@ -98,20 +98,38 @@ def test_threshold_is_exclusive():
         assert select_candidates(scores, PostprocessSettings(multi_label=multi_label))[2].tolist() == [1]
 
 
-def test_nms_rows_of_a_graph():
+@pytest.mark.parametrize("output_format", [NMS_ROWS, END2END_ROWS])
+def test_rows_of_a_graph(output_format):
     output = np.zeros((1, 300, 6), np.float32)
     output[0, 0] = [320, 330, 340, 350, 0.5, 2]
     output[0, 1] = [1, 2, 3, 4, 0.9, 0]
     output[0, 2] = [1, 2, 3, 4, 0.1, 1]
     settings = PostprocessSettings()
-    (found,) = get_task("detect").postprocess({"output0": output}, info(output_format=NMS_ROWS), [SAME], settings)
+    (found,) = get_task("detect").postprocess({"output0": output}, info(output_format=output_format), [SAME], settings)
     assert found.classes.tolist() == [0, 2]
     np.testing.assert_allclose(found.boxes, [[1, 2, 3, 4], [320, 330, 340, 350]])
     settings = PostprocessSettings(max_det=1)
     (found,) = get_task("detect").postprocess(
-        {"output0": output}, info(output_format=NMS_ROWS), [SAME], PostprocessSettings(max_det=1)
+        {"output0": output}, info(output_format=output_format), [SAME], PostprocessSettings(max_det=1)
     )
     assert found.classes.tolist() == [0]
+
+
+def test_detr_queries():
+    """Boxes as fractions of the input that ran (640 x 320), not of the model's own size."""
+    output = np.zeros((1, 4, 7), np.float32)
+    output[0, 0] = [0.5, 0.5, 0.25, 0.5, 0.3, 0.4, 0.1]
+    output[0, 1] = [0.25, 0.75, 0.5, 0.25, 0.1, 0.1, 0.9]
+    output[0, 2] = [0.5, 0.5, 1, 1, 0.25, 0.2, 0.1]
+    output[0, 3] = output[0, 0]
+    wide = compute_letterbox((320, 640), (320, 640))
+    detect, model = get_task("detect"), info(output_format=DETR_QUERIES)
+    (found,) = detect.postprocess({"output0": output}, model, [wide], PostprocessSettings(multi_label=True))
+    np.testing.assert_allclose(found.boxes, [[0, 200, 320, 280], [240, 80, 400, 240], [240, 80, 400, 240]])
+    np.testing.assert_allclose(found.scores, [0.9, 0.4, 0.4])
+    assert found.classes.tolist() == [2, 1, 1]
+    (found,) = detect.postprocess({"output0": output}, model, [wide], PostprocessSettings(max_det=1))
+    assert found.classes.tolist() == [2]
 
 
 @pytest.mark.parametrize("shape", [(1, 84, 8400), (1, 7), (1, 8400, 7)])

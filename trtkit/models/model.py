@@ -21,6 +21,8 @@ __all__ = [
     "CLASS_SCORES",
     "DENSE",
     "DESCRIPTION_KEYS",
+    "DETR_QUERIES",
+    "END2END_ROWS",
     "NMS_ROWS",
     "TASKS",
     "Model",
@@ -109,8 +111,8 @@ class Preprocess:
 class OutputFormat:
     """What a model returns.
 
-    The formats of YOLO exports are `DENSE`, `NMS_ROWS` and `CLASS_SCORES`. Any other name is possible: the decoder
-    registered under it (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
+    Known formats are `DENSE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_QUERIES` and `CLASS_SCORES`. Any other name is
+    possible: the decoder registered under it (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
 
     Attributes:
         name: The decoder's name.
@@ -138,6 +140,14 @@ NMS_ROWS = OutputFormat(name="nms_rows")
 """`output0` of shape (N, max_det, 6 + extra): x1, y1, x2, y2 in input pixels, score, class, then the task's extra
 values; for obb x, y, width, height, score, class, angle. Unused rows are zero."""
 
+END2END_ROWS = OutputFormat(name="end2end_rows")
+"""`output0` of shape (N, rows, 6 + extra) with the columns of `NMS_ROWS`, from a one-to-one head (YOLO26, YOLOv10), whose
+boxes need no NMS: the highest-scoring ones, none of them zero."""
+
+DETR_QUERIES = OutputFormat(name="detr_queries")
+"""`output0` of shape (N, queries, 4 + classes): center x, center y, width and height as fractions of the input's width
+and height, then class scores (RT-DETR)."""
+
 CLASS_SCORES = OutputFormat(name="class_scores")
 """`output0` of shape (N, classes): class probabilities."""
 
@@ -152,16 +162,17 @@ def default_preprocess(task: str, *, channels: int = 3) -> Preprocess:
     return Preprocess(kind="center_crop" if task == "classify" else "letterbox", channels=channels)
 
 
-def default_output_format(task: str, *, nms: bool = False) -> OutputFormat:
+def default_output_format(task: str, *, nms: bool = False, end2end: bool = False) -> OutputFormat:
     """The output format of YOLO exports.
 
     Args:
         task: One of `TASKS`.
         nms: Whether the graph ends in NMS.
+        end2end: Whether it ends in a one-to-one head.
     """
     if task == "classify":
         return CLASS_SCORES
-    return NMS_ROWS if nms else DENSE
+    return END2END_ROWS if end2end else NMS_ROWS if nms else DENSE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +217,11 @@ class ModelInfo:
         """Whether the graph ends in NMS."""
         return self.output_format == NMS_ROWS
 
+    @property
+    def end2end(self) -> bool:
+        """Whether the model ends in a one-to-one head, whose rows need no NMS."""
+        return self.output_format == END2END_ROWS
+
     def to_metadata(self, *, batch: int = 1, imgsz: tuple[int, int] | None = None, **args: Any) -> dict[str, Any]:
         """The keys that Ultralytics writes into its exports, so that its loader opens ours, and ours under "trtkit".
 
@@ -228,7 +244,7 @@ class ModelInfo:
             "names": dict(self.names),
             "args": {**args, "nms": self.nms},
             "channels": self.channels,
-            "end2end": False,
+            "end2end": self.end2end,
             "architecture": self.architecture,
             "trtkit": {
                 "format_version": FORMAT_VERSION,
@@ -244,8 +260,8 @@ class ModelInfo:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> ModelInfo:
         """The inverse of `to_metadata`, for values as JSON (engines) or as strings (ONNX `metadata_props`).
 
-        A file without preprocessing and output format (of Ultralytics or of trtkit 0.1.0) gets the task's defaults,
-        with NMS if its `args` contain it.
+        A file without preprocessing and output format (of Ultralytics or of trtkit 0.1.0) gets the task's defaults:
+        end-to-end rows if it says `end2end`, NMS rows if its `args` contain `nms`.
 
         Raises:
             KeyError: `task` or `names` is missing.
@@ -264,6 +280,7 @@ class ModelInfo:
         arguments = values.get("args")
         task = str(values["task"])
         nms = isinstance(arguments, Mapping) and bool(arguments.get("nms", False))
+        end2end = values.get("end2end") is True
         ours = parse_trtkit_entry(metadata.get("trtkit"))
         return cls(
             task=task,
@@ -277,7 +294,7 @@ class ModelInfo:
             else default_preprocess(task, channels=int(values.get("channels", 3))),
             output_format=OutputFormat.from_dict(ours["output_format"])
             if "output_format" in ours
-            else default_output_format(task, nms=nms),
+            else default_output_format(task, nms=nms, end2end=end2end),
             notes={key: values[key] for key in ("author", "date", "version", "license", "docs") if values.get(key)},
         )
 

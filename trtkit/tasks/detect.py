@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtkit.errors import ModelError
-from trtkit.models.model import DENSE, NMS_ROWS
+from trtkit.models.model import DENSE, DETR_QUERIES, END2END_ROWS, NMS_ROWS
 from trtkit.tasks.base import (
     BoxLayout,
     Detections,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import ModelInfo
 
-__all__ = ["Detect", "decode_dense", "decode_nms_rows", "get_main_output", "select_candidates"]
+__all__ = ["Detect", "decode_dense", "decode_detr_queries", "decode_rows", "get_main_output", "select_candidates"]
 
 
 @register_task
@@ -51,6 +52,9 @@ class Detect:
         Raises:
             ModelError: The outputs do not fit the output format.
         """
+        if transforms:
+            # `DETR_QUERIES` are fractions of the input that was run, which a dynamic model may not have been made at.
+            info = dataclasses.replace(info, imgsz=transforms[0].size)
         decoded = decode_outputs(outputs, info, BoxLayout(), settings)
         return [
             Detections(
@@ -130,10 +134,11 @@ def decode_dense(
 
 
 @register_output_format(NMS_ROWS.name)
-def decode_nms_rows(
+@register_output_format(END2END_ROWS.name)
+def decode_rows(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
 ) -> Iterable[RawDetections]:
-    """Decode `output0` of shape (batch, rows, 6 + extra), boxes after NMS; unused rows are zero.
+    """Decode `output0` of shape (batch, rows, 6 + extra): final boxes, after NMS or of a one-to-one head.
 
     Raises:
         ModelError: The output has another shape.
@@ -146,6 +151,34 @@ def decode_nms_rows(
         # Ultralytics' order for rotated boxes: x, y, width, height, score, class, angle.
         boxes = rows[:, [0, 1, 2, 3, -1]] if layout.rotated else rows[:, :4]
         return RawDetections(boxes=boxes, scores=rows[:, 4], classes=rows[:, 5].astype(np.int64), extra=rows[:, 6:])
+
+    return map(decode, array)
+
+
+@register_output_format(DETR_QUERIES.name)
+def decode_detr_queries(
+    outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
+) -> Iterable[RawDetections]:
+    """Decode `output0` of shape (batch, queries, 4 + classes): one object per query, of its highest-scoring class.
+
+    Raises:
+        ModelError: The output has another shape.
+    """
+    array = get_main_output(outputs, info, axis=2, columns=4 + len(info.names) + layout.extra)
+    height, width = info.imgsz
+    size = np.array([width, height, width, height], np.float32)
+
+    def decode(image: NDArray[np.float32]) -> RawDetections:
+        scores = image[:, 4 : 4 + len(info.names)]
+        best = scores.max(1)
+        order = np.argsort(-best, kind="stable")
+        order = order[best[order] > settings.conf][: settings.max_det]
+        return RawDetections(
+            boxes=xywh_to_xyxy(image[order, :4] * size),
+            scores=best[order],
+            classes=scores[order].argmax(1).astype(np.int64),
+            extra=image[order, 4 + len(info.names) :],
+        )
 
     return map(decode, array)
 
