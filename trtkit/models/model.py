@@ -141,8 +141,8 @@ NMS_ROWS = OutputFormat(name="nms_rows")
 values; for obb x, y, width, height, score, class, angle. Unused rows are zero."""
 
 END2END_ROWS = OutputFormat(name="end2end_rows")
-"""`output0` of shape (N, rows, 6 + extra) with the columns of `NMS_ROWS`, from a one-to-one head (YOLO26, YOLOv10), whose
-boxes need no NMS: the highest-scoring ones, none of them zero."""
+"""`output0` of shape (N, rows, 6 + extra) with the columns of `NMS_ROWS`, from a one-to-one head (YOLO26, YOLOv10): the
+highest-scoring boxes, which need no NMS."""
 
 DETR_QUERIES = OutputFormat(name="detr_queries")
 """`output0` of shape (N, queries, 4 + classes): center x, center y, width and height as fractions of the input's width
