@@ -19,7 +19,7 @@ from trtkit.errors import (
     RecipeError,
 )
 from trtkit.exporter import build_graph
-from trtkit.graph.torch_export import read_trtkit_metadata
+from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.progress import Event
 from trtkit.recipe import Recipe
 

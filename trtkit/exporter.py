@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import OutputExistsError
-from trtkit.files import atomic_write, hash_parts
+from trtkit.files import hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe, round_imgsz
@@ -128,6 +128,7 @@ def export(
         OutputExistsError: The output exists and `overwrite` is false; nothing was computed.
         CapabilityError: This machine can't build what was asked.
         BuildError: TensorRT failed to build the engine.
+        OnnxError: The ONNX checker or ONNX Runtime rejects the graph; nothing was written.
         ModelError, DataError, CalibrationError: From reading the model, the data or the calibration.
         CancelledError: The caller cancelled; nothing was written.
     """
@@ -208,10 +209,9 @@ def export_with_graph(
     info = dataclasses.replace(loaded.info, imgsz=size, output_format=NMS_ROWS if recipe.nms else loaded.output_format)
     build_seconds, passport = None, None
     if builder is None:
-        import onnx
+        from trtkit.graph.onnx_file import write_onnx
 
-        with atomic_write(path, overwrite=recipe.overwrite) as temporary:
-            onnx.save(graph, str(temporary))
+        write_onnx(graph, path, overwrite=recipe.overwrite)
     else:
         implicit = (
             prepare_implicit_calibration(loaded, recipe, data, size, path.parent, builder) if recipe.implicit else None
@@ -259,8 +259,9 @@ def build_graph(
     from trtkit.graph.analysis import GraphIndex
     from trtkit.graph.fp16 import convert_to_fp16
     from trtkit.graph.nms import add_nms
+    from trtkit.graph.onnx_file import update_metadata
     from trtkit.graph.qdq import insert_qdq
-    from trtkit.graph.torch_export import trace, update_metadata
+    from trtkit.graph.torch_export import trace
 
     graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
     if recipe.nms and not model.nms:

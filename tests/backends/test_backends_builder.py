@@ -16,7 +16,7 @@ from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration, capabilities
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
 from trtkit.graph.nms import add_nms
-from trtkit.graph.torch_export import update_metadata
+from trtkit.graph.onnx_file import update_metadata
 from trtkit.progress import Reporter
 
 SMALL = BuildSettings(imgsz=(32, 32))

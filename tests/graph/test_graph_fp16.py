@@ -3,12 +3,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import tiny_graphs
 from detector_graph import run
 from onnx import TensorProto, numpy_helper
 
+import trtkit as tk
 from trtkit.errors import RecipeError
-from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16
+from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16, convert_to_fp32, has_fp16
 from trtkit.graph.qdq import insert_qdq, plan_qdq
+from trtkit.graph.torch_export import trace
 
 
 def types(proto: onnx.ModelProto) -> dict[str, int]:
@@ -79,3 +82,47 @@ def test_qdq_in_fp16_has_fp16_scales_and_the_same_integers(proto: onnx.ModelProt
     difference = np.abs(run(typed, images)[0] - run(qdq, images)[0])
     assert np.median(difference) < 0.01
     assert difference.max() < 0.2
+
+
+@pytest.mark.parametrize("input_type", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_an_fp16_source_becomes_fp32_with_the_same_weights(input_type: int) -> None:
+    source = tiny_graphs.detector("fp16")
+    if input_type == TensorProto.FLOAT16:
+        # As Ultralytics writes it: input and output are FP16, and no cast is left.
+        casts = {node.output[0]: node.input[0] for node in source.graph.node if node.op_type == "Cast"}
+        nodes = [node for node in source.graph.node if node.op_type != "Cast"]
+        for node in nodes:
+            node.input[:] = [casts.get(name, name) for name in node.input]
+        del source.graph.node[:]
+        source.graph.node.extend(nodes)
+        for value in (*source.graph.input, *source.graph.output):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        reach = next(tensor for tensor in source.graph.initializer if tensor.name == "reach")
+        reach.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(reach).astype(np.float16), "reach"))
+    onnx.checker.check_model(source, full_check=True)
+    result = convert_to_fp32(source)
+    onnx.checker.check_model(result, full_check=True)
+    assert not has_fp16(result)
+    assert has_fp16(source)
+    assert "Cast" not in {node.op_type for node in result.graph.node} or input_type == TensorProto.FLOAT
+    originals = {tensor.name: numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
+    for tensor in result.graph.initializer:
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), originals[tensor.name])
+    images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    kind = np.float16 if input_type == TensorProto.FLOAT16 else np.float32
+    # ONNX Runtime's CPU computes FP16 graphs in FP32, rounded between nodes.
+    np.testing.assert_allclose(run(result, images)[0], run(source, images.astype(kind))[0], rtol=2e-2, atol=2e-2)
+
+
+def test_an_fp16_source_is_quantized_like_its_fp32_form() -> None:
+    source = tiny_graphs.detector("fp16")
+    graph = trace(tk.load(source))
+    assert not has_fp16(graph)
+    assert plan_qdq(graph).layers == ("stem", "head")
+    calibration = tk.calibrate(tk.load(source), tk.demo.data_path(), calibration_images=2, imgsz=32)
+    with_qdq = insert_qdq(graph, calibration.ranges)
+    assert sum(node.op_type == "QuantizeLinear" for node in with_qdq.graph.node) >= 4
+
+
+def test_a_graph_without_fp16_is_returned_as_it_is(proto: onnx.ModelProto) -> None:
+    assert convert_to_fp32(proto) is proto

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.collector import MinMaxCollector
 from trtkit.errors import CalibrationError, RecipeError
+from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.qdq import compute_weight_scales, insert_qdq, plan_qdq, quantizable_tensors
-from trtkit.graph.torch_export import read_trtkit_metadata
 
 
 def minmax_ranges(proto: onnx.ModelProto, images: np.ndarray) -> dict[str, tuple[float, float]]:

@@ -66,7 +66,7 @@ def test_run_builds_a_tensorrt_rtx_engine_and_evaluates_its_graph(tmp_path: Path
     # The evaluated graph is the built one: its Q/DQ come from the calibration in the passport.
     built = widget.state.built
     assert built is not None
-    from trtkit.graph.torch_export import read_trtkit_metadata
+    from trtkit.graph.onnx_file import read_trtkit_metadata
 
     assert read_trtkit_metadata(built.graph)["calibration_hash"] == result.artifact.passport.calibration_hash
 

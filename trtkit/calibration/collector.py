@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit.calibration.algorithms import TensorStats
 from trtkit.calibration.histogram import CountingBuffer, Histogram
 from trtkit.errors import CalibrationError, CapabilityError
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
 from trtkit.graph.qdq import passes_int8, quantizable_tensors
 from trtkit.threads import available_cores
 
@@ -369,19 +369,16 @@ def _add_min_max_outputs(proto: onnx.ModelProto, tensors: list[str]) -> onnx.Mod
     """A copy of the graph with minimum, maximum and sum of each tensor by image as further outputs."""
     result = copy.deepcopy(proto)
     graph = result.graph
-    version = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    rows, axis = "trtkit_rows", "trtkit_axis"
+    opset, rows = get_opset(proto), "trtkit_rows"
     graph.initializer.append(numpy_helper.from_array(np.array([0, -1], np.int64), rows))
-    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axis))
     for index, name in enumerate(tensors):
         flat = f"trtkit_flat_{index}"
         graph.node.append(helper.make_node("Reshape", [name, rows], [flat], flat))
-        for kind, operator, since in (("low", "ReduceMin", 18), ("high", "ReduceMax", 18), ("sum", "ReduceSum", 13)):
+        for kind, operator in (("low", "ReduceMin"), ("high", "ReduceMax"), ("sum", "ReduceSum")):
             target = f"trtkit_{kind}_{index}"
-            # From opset `since` on, axes are an input instead of an attribute.
-            inputs = [flat, axis] if version >= since else [flat]
-            axes: dict[str, Any] = {} if version >= since else {"axes": [1]}
-            graph.node.append(helper.make_node(operator, inputs, [target], target, keepdims=0, **axes))
+            node, constants = make_reduction(operator, flat, target, [1], opset)
+            graph.node.append(node)
+            graph.initializer.extend(constants)
             graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, None))
     return result
 

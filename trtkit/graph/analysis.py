@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ __all__ = [
     "block_types",
     "count_macs",
     "escape_pattern",
+    "get_opset",
+    "make_reduction",
     "remove_unused_initializers",
     "split_into_segments",
 ]
@@ -400,16 +402,48 @@ def remove_unused_initializers(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(used)
 
 
+def get_opset(proto: onnx.ModelProto) -> int:
+    """The version of the operator set "ai.onnx" of a graph; 0 if the graph names none.
+
+    Args:
+        proto: The graph.
+    """
+    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def make_reduction(
+    operator: str, source: str, target: str, axes: Sequence[int], opset: int, *, keepdims: int = 0
+) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """A reduction as the operator set wants it: axes are an input since 18 (ReduceSum: 13), an attribute before.
+
+    Args:
+        operator: "ReduceMax", "ReduceMin", "ReduceMean" or "ReduceSum".
+        source: The tensor to reduce.
+        target: The result, and the node's name.
+        axes: The reduced axes.
+        opset: The graph's operator set.
+        keepdims: 1 keeps the reduced axes at length 1.
+
+    Returns:
+        The node, and the constants it reads.
+    """
+    if opset < (13 if operator == "ReduceSum" else 18):
+        return helper.make_node(operator, [source], [target], target, axes=list(axes), keepdims=keepdims), []
+    constant = numpy_helper.from_array(np.array(axes, np.int64), f"{target}_axes")
+    return helper.make_node(operator, [source, constant.name], [target], target, keepdims=keepdims), [constant]
+
+
 class GraphBuilder:
     """Appends nodes and constants to a graph; methods take and return tensor names.
 
     Args:
-        graph: Modified in place.
+        proto: Modified in place; operator set 13 or newer, where the axes of Squeeze and Unsqueeze are inputs.
         prefix: Prefix of the new names.
     """
 
-    def __init__(self, graph: onnx.GraphProto, prefix: str) -> None:
-        self.graph = graph
+    def __init__(self, proto: onnx.ModelProto, prefix: str) -> None:
+        self.graph = proto.graph
+        self.opset = get_opset(proto)
         self.prefix = prefix
         self.count = 0
 
@@ -446,6 +480,13 @@ class GraphBuilder:
     def unsqueeze(self, name: str, axis: int) -> str:
         """The tensor with a new axis of length 1."""
         return self.node("Unsqueeze", [name, self.constant(np.array([axis], np.int64))])
+
+    def reduce(self, operator: str, name: str, axes: Sequence[int], *, keepdims: int = 0) -> str:
+        """The tensor reduced along axes, by an operator of `make_reduction`."""
+        node, constants = make_reduction(operator, name, self._name(), axes, self.opset, keepdims=keepdims)
+        self.graph.node.append(node)
+        self.graph.initializer.extend(constants)
+        return str(node.output[0])
 
     def gather_rows(self, table: str, indices: str) -> str:
         """The rows (N, K, columns) of each image's `table` (N, M, columns) at its `indices` (N, K)."""

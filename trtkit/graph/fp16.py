@@ -1,4 +1,4 @@
-"""FP32 graph -> typed FP16 graph, and FP16 emulated on processors that compute in FP32.
+"""FP32 graph -> typed FP16 graph, the way back, and FP16 emulated on processors that compute in FP32.
 
 Inputs, outputs, decoding and nodes that overflow stay in FP32, between Casts.
 """
@@ -14,10 +14,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.torch_export import read_trtkit_metadata, update_metadata
+from trtkit.graph.analysis import GraphIndex, get_opset
+from trtkit.graph.onnx_file import read_trtkit_metadata, update_metadata
 
-__all__ = ["FP16_MAX", "convert_qdq_to_fp16", "convert_to_fp16", "emulate_fp16", "has_fp16", "match_node_names"]
+__all__ = [
+    "FP16_MAX",
+    "convert_qdq_to_fp16",
+    "convert_to_fp16",
+    "convert_to_fp32",
+    "emulate_fp16",
+    "has_fp16",
+    "match_node_names",
+]
 
 FP16_MAX = 65504.0
 
@@ -65,13 +73,13 @@ def convert_to_fp16(
 def convert_qdq_to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Convert the FP32 parts of a Q/DQ graph to FP16, for a TensorRT that takes every type from the graph.
 
-    Q/DQ with FP16 scales needs operator set 19, so the graph is raised to it; every TensorRT that is strongly typed
-    only reads that set.
+    Q/DQ with FP16 scales needs operator set 19, so an older graph is raised to it; every TensorRT that is strongly
+    typed only reads that set.
 
     Args:
         proto: From `trtkit.graph.qdq.insert_qdq`.
     """
-    raised = onnx.version_converter.convert_version(proto, 19)
+    raised = onnx.version_converter.convert_version(proto, max(19, get_opset(proto)))
     # The converter keeps node names but drops the metadata.
     update_metadata(
         raised,
@@ -189,6 +197,71 @@ class _Fp16Converter:
         for attribute in node.attribute:
             if attribute.name == "to" and attribute.i == FP32 and not stays_fp32:
                 attribute.i = FP16
+
+
+# The way back.
+
+
+def convert_to_fp32(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert an FP16 graph to FP32; the caller's graph is not modified.
+
+    Every FP16 number is an FP32 number, so the weights keep their values; sums and products are no longer rounded.
+
+    Args:
+        proto: Any graph; one without FP16 is returned as it is.
+
+    Returns:
+        A graph whose weights, inputs, outputs and casts are FP32 where they were FP16. Casts that no longer change
+        a type are gone.
+    """
+    if not has_fp16(proto):
+        return proto
+    result = copy.deepcopy(proto)
+    _widen_graph(result.graph)
+    del result.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(result).graph
+    floats = {
+        value.name
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        if value.type.tensor_type.elem_type == FP32
+    } | {tensor.name for tensor in result.graph.initializer if tensor.data_type == FP32}
+    _remove_float_casts(result.graph, floats)
+    return result
+
+
+def _widen_graph(graph: onnx.GraphProto) -> None:
+    """FP16 as FP32 in declared types, constants and attributes of a graph and its subgraphs."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == FP16:
+            value.type.tensor_type.elem_type = FP32
+    for tensor in graph.initializer:
+        _widen_constant(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen_constant(attribute.t)
+            if attribute.HasField("g"):
+                _widen_graph(attribute.g)
+            for subgraph in attribute.graphs:
+                _widen_graph(subgraph)
+            if attribute.name in ("to", "dtype") and attribute.i == FP16:
+                attribute.i = FP32
+
+
+def _remove_float_casts(graph: onnx.GraphProto, floats: set[str]) -> None:
+    """Remove casts from FP32 to FP32, except those that compute an output of the graph."""
+    outputs = {value.name for value in graph.output}
+    sources: dict[str, str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        node.input[:] = [sources.get(name, name) for name in node.input]
+        to_float = node.op_type == "Cast" and any(item.name == "to" and item.i == FP32 for item in node.attribute)
+        if to_float and node.input[0] in floats and node.output[0] not in outputs:
+            sources[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 # Emulation: an FP16 graph as an FP32 graph that rounds every result to FP16.

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
 from trtkit.graph.analysis import GraphBuilder
-from trtkit.graph.torch_export import update_metadata
+from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, NMS_ROWS, ModelInfo
 
 __all__ = [
@@ -89,7 +89,7 @@ def add_nms(
             for index, name in enumerate(names):
                 if name == "output0":
                     names[index] = raw
-    builder, rotated = GraphBuilder(graph, "trtkit_nms"), info.task == "obb"
+    builder, rotated = GraphBuilder(result, "trtkit_nms"), info.task == "obb"
     classes, extra = len(info.names), _count_columns(graph) - 4 - len(info.names)
     top_k = max(TOP_K, max_det)
     rows, top = _select_top_k(builder, raw, classes, top_k)
@@ -128,7 +128,7 @@ def add_nms(
 
 def _select_top_k(builder: GraphBuilder, raw: str, classes: int, top_k: int) -> tuple[str, str]:
     """The rows (N, top_k, columns) of the highest-scoring boxes in descending order, and their scores (N, top_k)."""
-    best = builder.node("ReduceMax", [builder.slice(raw, 4, 4 + classes, axis=1)], axes=[1], keepdims=0)
+    best = builder.reduce("ReduceMax", builder.slice(raw, 4, 4 + classes, axis=1), [1])
     # Small images have fewer than `top_k` boxes: scores are padded with zeros, which are no detections.
     padded = builder.node("Pad", [best, builder.constant(np.array([0, 0, 0, top_k], np.int64))])
     count = builder.constant(np.array([top_k], np.int64))

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from trtkit.errors import CalibrationError
 from trtkit.graph.analysis import DisjointSets, GraphIndex
 from trtkit.graph.fp16 import match_node_names
-from trtkit.graph.torch_export import update_metadata
+from trtkit.graph.onnx_file import update_metadata
 
 __all__ = ["QDQPlacement", "compute_weight_scales", "insert_qdq", "plan_qdq", "quantizable_tensors"]
 

@@ -1,22 +1,22 @@
-"""A model as one FP32 ONNX graph, and the metadata in it."""
+"""A model as one FP32 ONNX graph."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
+from trtkit.graph.analysis import get_opset
+from trtkit.graph.fp16 import convert_to_fp32
+from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.models.model import Model
 
-__all__ = ["OPSET", "read_trtkit_metadata", "trace", "update_metadata"]
+__all__ = ["OPSET", "trace"]
 
 OPSET = 17
 """The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it, too."""
@@ -39,7 +39,8 @@ def trace(
     """Trace a model to an FP32 ONNX graph with input `images`, (N, C, H, W) float32.
 
     Args:
-        model: From `trtkit.load`. A model from an ONNX file keeps its own graph, simplified.
+        model: From `trtkit.load`. A model from an ONNX file keeps its own graph, simplified, FP16 converted to FP32,
+            operator sets before 13 raised to 13.
         imgsz: Height and width, pixels; None takes the model's own.
         batch: Batch size of a static graph.
         dynamic: Make batch, height and width dynamic.
@@ -47,7 +48,8 @@ def trace(
         simplify: Fold constants and fuse nodes with onnxslim, then `remove_copies` and `fuse_box_decoding`.
 
     Returns:
-        The graph, operator set 17, outputs `output0`, `output1`, ..., with the model's metadata.
+        The graph, operator set 17 or that of the ONNX file, outputs `output0`, `output1`, ..., with the model's
+        metadata.
 
     Raises:
         ModelError: The module can't be traced.
@@ -58,7 +60,7 @@ def trace(
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         _check_shape(proto, batch=batch, size=size, dynamic=dynamic)
-        proto = _raise_opset(proto)
+        proto = convert_to_fp32(_raise_opset(proto))
     else:
         proto = _from_module(model, size=size, batch=batch, dynamic=dynamic, dynamic_batch=dynamic_batch)
     if simplify:
@@ -71,36 +73,6 @@ def trace(
         fuse_box_decoding(proto)
     metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
     return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
-
-
-def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit: Mapping[str, Any]) -> onnx.ModelProto:
-    """Merge keys into a graph's `metadata_props`; the graph is modified and returned.
-
-    Args:
-        proto: The graph.
-        metadata: Ultralytics' keys, written as text; trtkit's own under "trtkit" (`ModelInfo.to_metadata`).
-        trtkit: Further keys of trtkit's own, which are one JSON object.
-    """
-    texts = {entry.key: entry.value for entry in proto.metadata_props}
-    ours = {**json.loads(texts.get("trtkit", "{}")), **metadata.get("trtkit", {}), **trtkit}
-    texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(ours, sort_keys=True))
-    del proto.metadata_props[:]
-    for key, value in texts.items():
-        proto.metadata_props.add(key=key, value=value)
-    return proto
-
-
-def read_trtkit_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
-    """trtkit's own metadata of a graph (precision, model_hash, ...); {} for other exporters' graphs.
-
-    Args:
-        proto: The graph.
-    """
-    for entry in proto.metadata_props:
-        if entry.key == "trtkit":
-            values: dict[str, Any] = json.loads(entry.value)
-            return values
-    return {}
 
 
 def name_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -190,7 +162,7 @@ def _check_shape(proto: onnx.ModelProto, *, batch: int, size: tuple[int, int], d
 
 def _raise_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a graph of an older operator set to `MINIMUM_OPSET`."""
-    version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    version = get_opset(proto)
     if version >= MINIMUM_OPSET:
         return proto
     try:

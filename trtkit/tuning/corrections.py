@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.calibration import Calibration
 from trtkit.calibration.sampling import InputSource
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8
 from trtkit.progress import Reporter
 from trtkit.threads import parallel_map
@@ -147,7 +147,9 @@ def _add_quantized_twins(
             nodes.append(
                 helper.make_node("Sub", [twin.output[0], node.output[0]], [f"{node.name}/error"], f"{node.name}/sub")
             )
-            nodes.append(_make_mean_node(f"{node.name}/error", target, axes, constants, result))
+            mean, mean_constants = make_reduction("ReduceMean", f"{node.name}/error", target, axes, get_opset(result))
+            nodes.append(mean)
+            constants += mean_constants
             targets[node.name] = target
     del result.graph.node[:]
     result.graph.node.extend(nodes)
@@ -174,16 +176,6 @@ def _make_quantized_twin(node: onnx.NodeProto, index: GraphIndex) -> tuple[onnx.
     scale = compute_weight_scales(weight, axis).reshape(shape)
     values = (np.clip(np.rint(weight / scale), -128, 127) * scale).astype(np.float32)
     return twin, numpy_helper.from_array(values, f"{node.name}/weight")
-
-
-def _make_mean_node(
-    source: str, target: str, axes: list[int], constants: list[onnx.TensorProto], proto: onnx.ModelProto
-) -> onnx.NodeProto:
-    version = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if version < 18:
-        return helper.make_node("ReduceMean", [source], [target], target, axes=axes, keepdims=0)
-    constants.append(numpy_helper.from_array(np.array(axes, np.int64), f"{target}/axes"))
-    return helper.make_node("ReduceMean", [source, f"{target}/axes"], [target], target, keepdims=0)
 
 
 # Per-tensor range selection: for each scale, the calibration algorithm with the best SQNR.

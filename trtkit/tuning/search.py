@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.calibration import Calibration
-from trtkit.files import write_bytes
 from trtkit.results import Provenance, Result, SavedResult
 
 if TYPE_CHECKING:
@@ -118,7 +117,11 @@ class Search(Result):
         """Write the result, its calibration into `calibration/`, and the equalized graph if there is one."""
         self.calibration.save(Path(folder) / "calibration")
         if self.equalized is not None:
-            write_bytes(Path(folder) / self._equalized_name(), self.equalized)
+            import onnx
+
+            from trtkit.graph.onnx_file import write_onnx
+
+            write_onnx(onnx.load_from_string(self.equalized), Path(folder) / self._equalized_name())
         return super().save(folder)
 
     @classmethod

@@ -13,7 +13,7 @@ from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, RecipeError
 from trtkit.graph.fp16 import has_fp16
-from trtkit.graph.torch_export import read_trtkit_metadata
+from trtkit.graph.onnx_file import read_trtkit_metadata
 
 __all__ = [
     "compute_profile_shapes",

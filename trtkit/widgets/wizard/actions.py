@@ -325,10 +325,9 @@ def _files_by_format(built: BuiltArtifact, folder: Path) -> dict[str, Artifact]:
     artifact = built.artifact
     if artifact.format == "onnx":
         return {"onnx": artifact}
-    import onnx
+    from trtkit.graph.onnx_file import write_onnx
 
-    path = folder / f"{artifact.precision}.onnx"
-    onnx.save(built.graph, str(path))
+    path = write_onnx(built.graph, folder / f"{artifact.precision}.onnx")
     graph = dataclasses.replace(
         artifact, path=path, format="onnx", passport=None, seconds=0.0, build_seconds=None, size=path.stat().st_size
     )
