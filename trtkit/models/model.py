@@ -29,10 +29,9 @@ __all__ = [
     "ModelInfo",
     "OutputFormat",
     "Preprocess",
-    "count_classes",
     "default_output_format",
     "default_preprocess",
-    "infer_classes",
+    "names_mismatch",
     "parse_imgsz",
     "parse_trtkit_entry",
     "register_task_name",
@@ -152,14 +151,16 @@ CLASS_SCORES = OutputFormat(name="class_scores")
 """`output0` of shape (N, classes): class probabilities."""
 
 
-def default_preprocess(task: str, *, channels: int = 3) -> Preprocess:
-    """The preprocessing of YOLO models: center crop for classify, letterbox for the other tasks.
+def default_preprocess(task: str, *, channels: int = 3, output_format: OutputFormat | None = None) -> Preprocess:
+    """The usual preprocessing: center crop for classify, stretch for `DETR_QUERIES`, else letterbox.
 
     Args:
         task: One of `TASKS`.
         channels: Channels of the input.
+        output_format: What the model returns, if it is known.
     """
-    return Preprocess(kind="center_crop" if task == "classify" else "letterbox", channels=channels)
+    kind = "stretch" if output_format == DETR_QUERIES else "center_crop" if task == "classify" else "letterbox"
+    return Preprocess(kind=kind, channels=channels)
 
 
 def default_output_format(task: str, *, nms: bool = False, end2end: bool = False) -> OutputFormat:
@@ -202,10 +203,12 @@ class ModelInfo:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        defaults = {"preprocess": default_preprocess(self.task), "output_format": default_output_format(self.task)}
-        for name, default in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+        given = dict(vars(self))  # as given: the fields' types leave out None
+        if given["output_format"] is None:
+            object.__setattr__(self, "output_format", default_output_format(self.task))
+        if given["preprocess"] is None:
+            preprocess = default_preprocess(self.task, output_format=self.output_format)
+            object.__setattr__(self, "preprocess", preprocess)
 
     @property
     def channels(self) -> int:
@@ -362,10 +365,9 @@ class Model(ModelInfo):
         )
 
 
-# Task, classes and keypoints of models that do not describe themselves, from arguments and output shapes.
+# Task, names and sizes of models that do not describe themselves, from arguments.
 
 
-OutputShape = Sequence[int | None]
 ErrorType = type[ModelError]
 
 
@@ -417,102 +419,6 @@ def resolve_task(task: str | None, known: str | None, asked: str, error_type: Er
     return task
 
 
-def count_classes(
-    task: str, shapes: Sequence[OutputShape], names: int | None, asked: str, error_type: ErrorType
-) -> tuple[int, tuple[int, int] | None]:
-    """The number of classes and, for pose, the keypoint shape, of a model with `DENSE` or `CLASS_SCORES` output.
-
-    Args:
-        task: One of `TASKS`.
-        shapes: Shapes of the outputs in order, None where a size is dynamic.
-        names: Number of class names that the caller passed, or None.
-        asked: What was asked for, for errors.
-        error_type: The error to raise.
-
-    Returns:
-        Classes, and (keypoints, values per keypoint) for pose or None. If the keypoint values divide by both 2 and 3,
-        they are taken as x, y, visibility.
-
-    Raises:
-        ModelError: The shapes do not fit the task, or they are ambiguous and no names were passed.
-    """
-    rank = 2 if task == "classify" else 3
-    if not shapes or len(shapes[0]) != rank or (task == "segment" and (len(shapes) < 2 or len(shapes[1]) != 4)):
-        text = ", ".join("x".join("?" if size is None else str(size) for size in shape) for shape in shapes)
-        raise error_type(
-            asked,
-            f"outputs of shape {text or 'nothing'} do not fit {task}",
-            "pass the task it was made for",
-            code="model-outputs-mismatch",
-            task=task,
-            shapes=[list(shape) for shape in shapes],
-        )
-    values = shapes[0][1]
-    box_values = {"classify": 0, "detect": 4, "obb": 5}.get(task, 4)
-    if task == "segment":
-        masks = shapes[1][1]
-        values = None if masks is None or values is None else values - masks
-    if task == "pose":
-        if names is None:
-            raise error_type(
-                asked,
-                "its output shape does not separate classes from keypoints",
-                "pass names=",
-                code="model-names-missing",
-            )
-        extra = 0 if values is None else values - 4 - names
-        if extra < 2 or (extra % 3 and extra % 2):
-            raise error_type(
-                asked,
-                f"{values} values per anchor leave no keypoints for {names} classes",
-                "pass names= with one name for each class",
-                code="model-names-mismatch",
-                names=names,
-            )
-        width = 2 if extra % 3 else 3
-        return names, (extra // width, width)
-    if values is None and names is None:
-        raise error_type(asked, "its number of classes is dynamic", "pass names=", code="model-names-missing")
-    classes = names if values is None else values - box_values
-    if classes is None or classes < 1 or (names is not None and names != classes):
-        raise _names_mismatch(names, classes, asked, error_type)
-    return classes, None
-
-
-def infer_classes(
-    task: str,
-    output_format: OutputFormat,
-    shapes: Sequence[OutputShape],
-    names: int | None,
-    asked: str,
-    error_type: ErrorType,
-) -> tuple[int, tuple[int, int] | None]:
-    """The number of classes and, for pose, the keypoint shape, of a model of any output format.
-
-    Args:
-        task: One of `TASKS`, or a registered task, which needs names.
-        output_format: What the model returns; formats other than YOLO exports' need names.
-        shapes: As in `count_classes`, like the arguments below.
-        names: Number of class names that the caller passed, or None.
-        asked: What was asked for, for errors.
-        error_type: The error to raise.
-
-    Raises:
-        ModelError: The shapes do not fit the task, or names are needed and were not passed.
-    """
-    if task in TASKS and output_format in (DENSE, CLASS_SCORES):
-        return count_classes(task, shapes, names, asked, error_type)
-    if names is None:
-        raise error_type(
-            asked,
-            f"the number of classes does not follow from {output_format.name} output of {task}",
-            "pass names=",
-            code="model-names-missing",
-            output_format=output_format.name,
-        )
-    return names, None
-
-
 def with_channels(preprocess: Preprocess, channels: int | None, asked: str, error_type: ErrorType) -> Preprocess:
     """The preprocessing with the model's number of channels.
 
@@ -556,11 +462,19 @@ def resolve_class_names(
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
     by_index = {int(index): str(name) for index, name in pairs}
     if sorted(by_index) != list(range(classes)):
-        raise _names_mismatch(len(by_index), classes, asked, error_type)
+        raise names_mismatch(len(by_index), classes, asked, error_type)
     return dict(sorted(by_index.items()))
 
 
-def _names_mismatch(names: int | None, classes: int | None, asked: str, error_type: ErrorType) -> ModelError:
+def names_mismatch(names: int | None, classes: int | None, asked: str, error_type: ErrorType) -> ModelError:
+    """The error for names that do not fit the number of classes.
+
+    Args:
+        names: Number of names.
+        classes: Number of classes.
+        asked: What was asked for.
+        error_type: The error's type.
+    """
     return error_type(
         asked,
         f"{names} names do not fit {classes} classes",

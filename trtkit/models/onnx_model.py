@@ -13,17 +13,25 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from trtkit.errors import OnnxError
 from trtkit.files import hash_parts
 from trtkit.models.model import (
+    END2END_ROWS,
+    NMS_ROWS,
     Model,
     ModelInfo,
     OutputFormat,
     Preprocess,
-    default_output_format,
-    infer_classes,
+    names_mismatch,
     parse_imgsz,
     parse_trtkit_entry,
     resolve_class_names,
     resolve_task,
     with_channels,
+)
+from trtkit.models.output_shapes import (
+    OutputShape,
+    check_outputs,
+    fit_output_format,
+    infer_classes,
+    infer_output_format,
 )
 
 __all__ = ["from_proto", "read_onnx"]
@@ -92,7 +100,8 @@ def from_proto(
     """An ONNX graph as a model.
 
     The graph's metadata describes it (`ModelInfo.from_metadata`); trtkit's own entry is kept in `notes["trtkit"]`.
-    Without metadata the task must be passed, and sizes and class count follow from the shapes.
+    Without metadata the task must be passed, and sizes, class count and output format follow from the shapes. With
+    metadata the shapes must fit it.
 
     Args:
         proto: The graph.
@@ -112,6 +121,15 @@ def from_proto(
     inputs = [value for value in graph.input if value.name not in initializers]
     if not graph.node or not graph.output or not inputs:
         raise OnnxError(asked, "its graph has no nodes, inputs or outputs", AGAIN, code="onnx-graph-empty")
+    if len(inputs) > 1:
+        names_of_inputs = [value.name for value in inputs]
+        raise OnnxError(
+            asked,
+            f"it has {len(inputs)} inputs ({', '.join(names_of_inputs)})",
+            "name a model with one image input",
+            code="onnx-several-inputs",
+            inputs=names_of_inputs,
+        )
     shape = _read_shape(inputs[0])
     if len(shape) != 4:
         raise OnnxError(
@@ -135,16 +153,26 @@ def from_proto(
                 expected=size,
             )
         size = wanted
+    # `output0` is the main output, wherever it stands.
+    shapes = [_read_shape(value) for value in sorted(graph.output, key=lambda value: value.name != "output0")]
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if "task" in metadata and "names" in metadata:
         info = _read_info(metadata, asked)
         resolve_task(task, info.task, asked, OnnxError)
         class_names = info.names if names is None else resolve_class_names(names, len(info.names), asked, OnnxError)
-        info = dataclasses.replace(info, names=class_names, output_format=output_format or info.output_format)
+        info = dataclasses.replace(info, names=class_names)
+        if output_format is None:
+            info = fit_output_format(info, shapes, metadata)
+        elif output_format != info.output_format:
+            info = dataclasses.replace(info, output_format=output_format)
     else:
-        info = _infer_info(
-            graph, resolve_task(task, metadata.get("task"), asked, OnnxError), names, output_format, asked
-        )
+        task = resolve_task(task, metadata.get("task"), asked, OnnxError)
+        info = _infer_info(graph, task, shapes, names, output_format, asked)
+    check_outputs(info, shapes, asked, OnnxError)
+    if info.output_format in (NMS_ROWS, END2END_ROWS):
+        classes = _count_row_classes(graph)
+        if classes not in (None, len(info.names)):
+            raise names_mismatch(len(info.names), classes, asked, OnnxError)
     values = {field.name: getattr(info, field.name) for field in dataclasses.fields(ModelInfo)}
     values["imgsz"] = (size[0] or info.imgsz[0], size[1] or info.imgsz[1])
     values["preprocess"] = with_channels(preprocess or info.preprocess, shape[1], asked, OnnxError)
@@ -172,12 +200,18 @@ def _read_info(metadata: Mapping[str, str], asked: str) -> ModelInfo:
 
 
 def _infer_info(
-    graph: onnx.GraphProto, task: str, names: Names, output_format: OutputFormat | None, asked: str
+    graph: onnx.GraphProto,
+    task: str,
+    shapes: Sequence[OutputShape],
+    names: Names,
+    output_format: OutputFormat | None,
+    asked: str,
 ) -> ModelInfo:
     """The description of a graph without metadata, from its output shapes."""
-    output_format = output_format or default_output_format(task)
-    shapes = [_read_shape(value) for value in graph.output]
     count = None if names is None else len(names)
+    output_format = output_format or infer_output_format(task, shapes, classes=count)
+    if count is None and output_format in (NMS_ROWS, END2END_ROWS):
+        count = _count_row_classes(graph)
     classes, kpt_shape = infer_classes(task, output_format, shapes, count, asked, OnnxError)
     return ModelInfo(
         task=task,
@@ -187,6 +221,26 @@ def _infer_info(
         architecture=graph.name if graph.name.isidentifier() and graph.name not in ("main_graph", "graph") else "",
         output_format=output_format,
     )
+
+
+def _count_row_classes(graph: onnx.GraphProto) -> int | None:
+    """The number of classes of an end-to-end head, or None if the graph does not show it.
+
+    Such a head selects the highest of all anchors' class scores; a row's class is that index modulo the number of
+    classes.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    indices: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
+        elif node.op_type == "TopK":
+            indices.add(node.output[1])
+        elif node.op_type in ("Cast", "Unsqueeze", "Identity") and node.input[0] in indices:
+            indices.add(node.output[0])
+        elif node.op_type == "Mod" and node.input[0] in indices and node.input[1] in constants:
+            return int(onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
+    return None
 
 
 def _read_shape(value: onnx.ValueInfoProto) -> list[int | None]:

@@ -19,14 +19,13 @@ from trtkit.models.model import (
     Model,
     OutputFormat,
     Preprocess,
-    default_output_format,
     default_preprocess,
-    infer_classes,
     parse_imgsz,
     resolve_class_names,
     resolve_task,
     with_channels,
 )
+from trtkit.models.output_shapes import check_outputs, infer_classes, infer_output_format
 from trtkit.models.yolo import Yolo, build_model, load_weights
 
 __all__ = ["from_checkpoint", "from_module"]
@@ -148,13 +147,12 @@ def from_module(
             "wrap it so that it returns one tensor or a tuple of them",
             code="model-outputs-not-tensors",
         )
-    output_format = output_format or default_output_format(task)
     shapes = [tuple(output.shape) for output in outputs]
-    classes, kpt_shape = infer_classes(
-        task, output_format, shapes, None if names is None else len(names), asked, ModelError
-    )
-    preprocess = preprocess or default_preprocess(task)
-    return Model(
+    count = None if names is None else len(names)
+    output_format = output_format or infer_output_format(task, shapes, classes=count)
+    classes, kpt_shape = infer_classes(task, output_format, shapes, count, asked, ModelError)
+    preprocess = preprocess or default_preprocess(task, output_format=output_format)
+    model = Model(
         task=task,
         names=resolve_class_names(names, classes, asked, ModelError),
         stride=1 if task == "classify" else 32,
@@ -168,6 +166,8 @@ def from_module(
         example=example,
         parameters=sum(parameter.numel() for parameter in copied.parameters()),
     )
+    check_outputs(model, shapes, asked, ModelError)
+    return model
 
 
 def _checkpoint_from_module(module: nn.Module) -> Checkpoint:

@@ -136,7 +136,11 @@ class TensorRTRunner(Runner):
         self.batch = self._max_shape[0]
         imgsz = info.imgsz if self.dynamic and "imgsz" in file.metadata else opt_shape[2:]
         self.imgsz = (int(imgsz[0]), int(imgsz[1]))
-        self.info = info if info.names else self._add_class_names(info)
+        try:
+            self.info = self._fit_info(info, file.metadata)
+        except ModelError:
+            self._execution.close()
+            raise
         self.hash = file.passport.model_hash if file.passport is not None else hash_parts(file.plan)
         self.precision = _read_precision(file) or self._lowest_precision()
         self._staged: dict[str, Any] = {}
@@ -366,18 +370,24 @@ class TensorRTRunner(Runner):
         )
         return raw
 
-    def _add_class_names(self, info: ModelInfo) -> ModelInfo:
-        from trtkit.models.model import count_classes
+    def _fit_info(self, info: ModelInfo, metadata: Mapping[str, Any]) -> ModelInfo:
+        """The description with what the file does not state, checked against the shapes of the engine's outputs."""
+        from trtkit.models.output_shapes import check_outputs, fit_output_format, infer_classes, infer_output_format
 
         asked = f"open {self.path}"
         shapes: list[list[int | None]] = [
             [None if side < 0 else int(side) for side in self._execution.engine.get_tensor_shape(name)]
-            for name in self._execution.output_names
+            for name in sorted(self._execution.output_names, key=lambda name: name != "output0")
         ]
-        classes, kpt_shape = count_classes(info.task, shapes, None, asked, ModelError)
-        return dataclasses.replace(
-            info, names={index: f"class{index}" for index in range(classes)}, kpt_shape=kpt_shape
-        )
+        if info.names:
+            info = fit_output_format(info, shapes, metadata)
+        else:
+            output_format = infer_output_format(info.task, shapes)
+            classes, kpt_shape = infer_classes(info.task, output_format, shapes, None, asked, ModelError)
+            names = {index: f"class{index}" for index in range(classes)}
+            info = dataclasses.replace(info, names=names, kpt_shape=kpt_shape, output_format=output_format)
+        check_outputs(info, shapes, asked, ModelError)
+        return info
 
     def _read_layers(self) -> tuple[dict[str, Any], ...]:
         inspector = self._execution.engine.create_engine_inspector()
