@@ -37,7 +37,7 @@ def calibration(model: tk.Model) -> Calibration:
 def test_onnx_in_three_precisions_does_not_overwrite_itself(
     model: tk.Model, calibration: Calibration, tmp_path: Path
 ) -> None:
-    shapes = {}
+    shapes, sizes = {}, {}
     images = np.random.default_rng(0).random((1, 3, 160, 160), np.float32)
     for half, int8 in ((False, False), (True, False), (False, True)):
         precision = "int8" if int8 else "fp16" if half else "fp32"
@@ -51,6 +51,7 @@ def test_onnx_in_three_precisions_does_not_overwrite_itself(
             output=tmp_path / f"{precision}.onnx",
         )
         assert (artifact.precision, artifact.format, artifact.size) == (precision, "onnx", artifact.path.stat().st_size)
+        sizes[precision] = artifact.size
         proto = onnx.load(artifact.path)
         onnx.checker.check_model(proto, full_check=True)
         metadata = read_trtkit_metadata(proto)
@@ -59,6 +60,7 @@ def test_onnx_in_three_precisions_does_not_overwrite_itself(
         with tk.open(artifact) as runner:
             assert runner.precision == precision
             shapes[precision] = runner.infer(images)["output0"]
+    assert sizes["int8"] < 0.3 * sizes["fp32"]
     assert np.abs(shapes["fp16"] - shapes["fp32"]).max() < 1.0
     assert 0 < np.abs(shapes["int8"][:, 4:] - shapes["fp32"][:, 4:]).max() < 0.5
 

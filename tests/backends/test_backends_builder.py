@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny_graphs
+from detector_graph import run
 from onnx import TensorProto, helper, numpy_helper
 from raising import raises
 
@@ -60,6 +63,26 @@ def test_precision_comes_from_the_graph_or_from_flags(
     assert built.facts["gpu"] == "NVIDIA H100 80GB HBM3"
     assert built.facts["warnings"] == ["a warning of the builder"]
     assert built.layers[-1]["name"] == "scale"
+
+
+@pytest.mark.parametrize(
+    ("version", "external"), [("8.6.0", False), ("8.6.0", True), ("10.13.0.35", False), ("11.4.0.106", False)]
+)
+def test_int8_weights_are_expanded_where_tensorrt_reads_none(
+    tensorrt: Any, tmp_path: Path, version: str, external: bool
+) -> None:
+    trt = tensorrt(version)
+    graph = tiny_graphs.detector("int8")
+    source: Any = graph
+    if external:
+        stored, source = tiny_graphs.detector("int8"), tmp_path / "tiny.onnx"
+        onnx.save_model(stored, source, save_as_external_data=True, size_threshold=0, location="tiny.data")
+    backends.build(source, dataclasses.replace(SMALL, precision="int8"))
+    parsed = trt.fake.builds[-1][0].proto
+    added = [node.op_type for node in parsed.graph.node if node.name not in {one.name for one in graph.graph.node}]
+    assert added == (["QuantizeLinear", "QuantizeLinear"] if version == "8.6.0" else [])
+    image = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    assert np.array_equal(run(parsed, image)[0], run(graph, image)[0])
 
 
 def test_fp32_nodes_of_an_fp16_graph_are_constrained_with_flags(tensorrt: Any) -> None:

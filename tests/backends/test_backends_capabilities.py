@@ -33,6 +33,7 @@ def test_tensorrt_8_6(tensorrt: Any) -> None:
     assert caps.has_timing_cache
     assert not caps.has_progress_monitor
     assert not caps.has_parser_nodes
+    assert not caps.has_int8_weights
     assert caps.title == "TensorRT 8.6.0"
 
 
@@ -43,6 +44,7 @@ def test_tensorrt_10(tensorrt: Any) -> None:
     assert not caps.strongly_typed_only
     assert caps.has_progress_monitor
     assert caps.has_int8_calibrator
+    assert caps.has_int8_weights
     assert caps.cross_build_targets == ()
 
 
@@ -52,6 +54,7 @@ def test_tensorrt_11(tensorrt: Any) -> None:
     assert caps.strongly_typed_only
     assert not caps.has_int8_calibrator
     assert not caps.has_dla
+    assert caps.has_int8_weights
     assert not caps.explicit_batch_flag
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs
+from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs, remove_unused_constants
 
 
 def test_layers_excluded_by_default_follow_from_structure(proto: onnx.ModelProto) -> None:
@@ -69,3 +69,32 @@ def test_disjoint_sets_are_the_connected_components(pairs: list[tuple[int, int]]
         components = [c for c in components if c.isdisjoint(merged)] + [merged]
     for component in components:
         assert {item for item in range(10) if sets.find(item) == sets.find(min(component))} == component
+
+
+def test_only_constants_that_nothing_reads_are_removed() -> None:
+    """Subgraphs and graph outputs read, too; an initializer listed among the inputs goes from both lists."""
+    info = helper.make_tensor_value_info
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["images", "in_branch"], ["sum"], "sum")], "then", [], [info("sum", 1, [1])]
+    )
+    other = helper.make_graph([helper.make_node("Neg", ["images"], ["neg"], "neg")], "else", [], [info("neg", 1, [1])])
+    node = numpy_helper.from_array(np.ones(1, np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["unread_node"], "unread_node", value=node),
+        helper.make_node("Constant", [], ["read_node"], "read_node", value=node),
+        helper.make_node("If", ["condition"], ["chosen"], "if", then_branch=branch, else_branch=other),
+        helper.make_node("Add", ["chosen", "read_node"], ["total"], "add"),
+    ]
+    constants = [numpy_helper.from_array(np.ones(1, np.float32), name) for name in ("in_branch", "is_output", "unread")]
+    constants.append(numpy_helper.from_array(np.array(True), "condition"))
+    graph = helper.make_graph(
+        nodes,
+        "subgraphs",
+        [info("images", 1, [1]), info("unread", 1, [1]), info("in_branch", 1, [1])],
+        [info("total", 1, [1]), info("is_output", 1, [1])],
+        constants,
+    )
+    remove_unused_constants(graph)
+    assert [node.name for node in graph.node] == ["read_node", "if", "add"]
+    assert {tensor.name for tensor in graph.initializer} == {"in_branch", "is_output", "condition"}
+    assert [value.name for value in graph.input] == ["images", "in_branch"]

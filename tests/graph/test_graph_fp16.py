@@ -78,6 +78,10 @@ def test_qdq_in_fp16_has_fp16_scales_and_the_same_integers(proto: onnx.ModelProt
     assert elem_types["residual_dq"] == TensorProto.FLOAT16
     assert elem_types["residual_q"] == TensorProto.INT8
     assert elem_types["output0"] == TensorProto.FLOAT
+    stored = {t.name: numpy_helper.to_array(t) for t in qdq.graph.initializer if t.data_type == TensorProto.INT8}
+    kept = {t.name: numpy_helper.to_array(t) for t in typed.graph.initializer if t.data_type == TensorProto.INT8}
+    assert set(stored) == set(kept)
+    assert all(np.array_equal(stored[name], kept[name]) for name in stored)
     # FP16 between Q/DQ rounds a few values to the next integer, which moves a box side by a tenth of a pixel.
     difference = np.abs(run(typed, images)[0] - run(qdq, images)[0])
     assert np.median(difference) < 0.01

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import trtkit
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.pad_channels import pad_channels
-from trtkit.graph.qdq import insert_qdq, quantizable_tensors
+from trtkit.graph.qdq import expand_int8_weights, insert_qdq, quantizable_tensors
 from trtkit.graph.torch_export import trace
 
 
@@ -78,14 +78,16 @@ def channels(proto: onnx.ModelProto, layer: str) -> tuple[int, int]:
     block=st.sampled_from([4, 8, 16, 32]),
     residual=st.booleans(),
     whole=st.booleans(),
-    int8=st.booleans(),
+    weights=st.sampled_from(["float", "int8", "float behind Q/DQ"]),
 )
 def test_outputs_do_not_change_and_blocks_are_whole(
-    half: int, block: int, residual: bool, whole: bool, int8: bool
+    half: int, block: int, residual: bool, whole: bool, weights: str
 ) -> None:
     proto = c3k2(half, 3, residual=residual, whole=whole)
-    if int8:
+    if weights != "float":
         proto = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (-3.0, 3.0)), protect=False)
+    if weights == "float behind Q/DQ":
+        proto = expand_int8_weights(proto)
     after = pad_channels(proto, block)
     onnx.checker.check_model(after, full_check=True)
     multiple = -(-half // block) * block
@@ -107,6 +109,42 @@ def test_channels_read_by_another_operator_are_not_padded() -> None:
 
 def test_channels_read_by_a_depthwise_layer_are_not_padded(proto: onnx.ModelProto) -> None:
     assert pad_channels(proto, 8) == proto
+
+
+def int8_weights(zero_point: int, *, per_tensor: bool) -> onnx.ModelProto:
+    """The block with weights as another exporter may store them."""
+    proto = c3k2(16, 8)
+    shape = () if per_tensor else None
+    for node in [node for node in proto.graph.node if node.op_type == "Conv"]:
+        weight = GraphIndex(proto).array(node.input[1])
+        size = shape if shape is not None else weight.shape[:1]
+        constants = {
+            "q": np.clip(np.rint(weight / 0.01), -120, 120).astype(np.int8),
+            "s": np.full(size, 0.01, np.float32),
+            "z": np.full(size, zero_point, np.int8),
+        }
+        names = [f"{node.name}.{key}" for key in constants]
+        proto.graph.initializer.extend(map(numpy_helper.from_array, constants.values(), names))
+        attributes = {} if per_tensor else {"axis": 0}
+        dequantize = helper.make_node("DequantizeLinear", names, [f"{node.name}.dq"], f"{node.name}.dq", **attributes)
+        proto.graph.node.insert(0, dequantize)
+        node.input[1] = f"{node.name}.dq"
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@pytest.mark.parametrize("per_tensor", [True, False])
+def test_int8_weights_of_other_exporters(per_tensor: bool) -> None:
+    proto = int8_weights(0, per_tensor=per_tensor)
+    after = pad_channels(proto)
+    assert channels(after, "second") == (8, 32)
+    np.testing.assert_allclose(run(after, IMAGES)[0], run(proto, IMAGES)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_with_another_zero_point_are_not_padded() -> None:
+    """A padded 0 would stand for another value than 0."""
+    proto = int8_weights(3, per_tensor=False)
+    assert pad_channels(proto) == proto
 
 
 def test_the_caller_s_graph_is_not_modified() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -8,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
+from raising import raises
 
 from trtkit.calibration.collector import MinMaxCollector
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.graph.onnx_file import read_trtkit_metadata
-from trtkit.graph.qdq import compute_weight_scales, insert_qdq, plan_qdq, quantizable_tensors
+from trtkit.graph.qdq import (
+    compute_weight_scales,
+    expand_int8_weights,
+    insert_qdq,
+    plan_qdq,
+    quantizable_tensors,
+    quantize_weight,
+)
 
 
 def minmax_ranges(proto: onnx.ModelProto, images: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -37,12 +48,15 @@ def test_every_layer_has_qdq_on_data_and_weight(proto: onnx.ModelProto, images: 
     result = insert_qdq(proto, minmax_ranges(proto, images))
     onnx.checker.check_model(result, full_check=True)
     producers = {name: node for node in result.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in result.graph.initializer}
     layers = [node for node in result.graph.node if node.name in plan_qdq(proto).layers]
     assert len(layers) == 9
     for node in layers:
         data, weight = producers[node.input[0]], producers[node.input[1]]
         assert (data.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
-        assert producers[weight.input[0]].op_type == "QuantizeLinear"
+        assert weight.input[0] not in producers
+        assert constants[weight.input[0]].data_type == TensorProto.INT8
+        assert f"{node.name}.weight" not in constants
     assert read_trtkit_metadata(result)["precision"] == "int8"
 
 
@@ -163,3 +177,187 @@ def test_computed_shapes_are_not_quantized() -> None:
     assert quantizable_tensors(proto) == ("images", "first", "same")
     result = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (0.0, 1.0)), protect=False)
     assert run(result, np.ones((2, 3, 4, 4), np.float32))
+
+
+# Weights stored as INT8, and the float form of them.
+
+
+@functools.cache
+def quantizer(axis: int) -> Any:
+    """ONNX Runtime's own QuantizeLinear along an axis of a tensor of rank 4."""
+    import onnxruntime as ort
+
+    shapes = (("weight", TensorProto.FLOAT, 4), ("scales", TensorProto.FLOAT, 1), ("zeros", TensorProto.INT8, 1))
+    inputs = [
+        helper.make_tensor_value_info(name, kind, [f"{name}{i}" for i in range(rank)]) for name, kind, rank in shapes
+    ]
+    node = helper.make_node("QuantizeLinear", ["weight", "scales", "zeros"], ["integers"], "quantize", axis=axis)
+    output = helper.make_tensor_value_info("integers", TensorProto.INT8, [f"out{i}" for i in range(4)])
+    graph = helper.make_graph([node], "quantize", inputs, [output])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def quantize(weight: np.ndarray, scales: np.ndarray) -> Any:
+        feeds = {"weight": weight, "scales": scales, "zeros": np.zeros(len(scales), np.int8)}
+        return session.run(None, feeds)[0]
+
+    return quantize
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> np.ndarray:
+    """Floats of any magnitude, or halves of a power of two, where every second value lies between two integers."""
+    shape = draw(hnp.array_shapes(min_dims=4, max_dims=4, max_side=4))
+    if draw(st.booleans()):
+        return draw(hnp.arrays(np.float32, shape, elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+    step = np.float32(2.0 ** draw(st.integers(-20, 5)))
+    halves = draw(hnp.arrays(np.int16, shape, elements=st.integers(-254, 254))).astype(np.float32) / 2
+    halves[..., 0, 0] = 127  # with axis 0 or 1 every channel reaches 127 steps, so that its scale is the step
+    return halves * step
+
+
+@settings(max_examples=150, deadline=None)
+@given(weights(), st.sampled_from([0, 1]))
+def test_the_stored_weight_is_what_quantizelinear_computes(weight: np.ndarray, axis: int) -> None:
+    scales = compute_weight_scales(weight, axis)
+    assert np.array_equal(quantize_weight(weight, scales, axis), quantizer(axis)(weight, scales))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hnp.arrays(np.float32, 3, elements=st.floats(float(np.float32(1e-44)), 2.0**120, width=32)),
+    st.sampled_from([0, 1]),
+)
+def test_an_expanded_weight_is_quantized_to_the_same_integers(scales: np.ndarray, axis: int) -> None:
+    """For every INT8 value and any scale, subnormal ones included."""
+    integers = np.tile(np.arange(-128, 128, dtype=np.int8), 3).reshape(3, 256, 1, 1)
+    integers = integers if axis == 0 else integers.transpose(1, 0, 2, 3).copy()
+    constants = [
+        numpy_helper.from_array(value, name)
+        for name, value in (("q", integers), ("s", scales), ("z", np.zeros(3, np.int8)))
+    ]
+    node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], "w_DequantizeLinear", axis=axis)
+    graph = helper.make_graph([node], "w", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, None)], constants)
+    expanded = expand_int8_weights(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).graph
+    assert [(one.op_type, one.name) for one in expanded.node] == [
+        ("QuantizeLinear", "w_QuantizeLinear"),
+        ("DequantizeLinear", "w_DequantizeLinear"),
+    ]
+    weight = {tensor.name: numpy_helper.to_array(tensor) for tensor in expanded.initializer}[expanded.node[0].input[0]]
+    assert weight.dtype == np.float32
+    assert np.array_equal(quantizer(axis)(weight, scales), integers)
+
+
+def run_at(proto: onnx.ModelProto, images: np.ndarray, level: str, *, as_written: bool) -> np.ndarray:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.intra_op_num_threads = 1
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: images})[0])
+
+
+@pytest.mark.parametrize("as_written", [True, False])
+@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+def test_both_forms_have_the_same_outputs(
+    proto: onnx.ModelProto, images: np.ndarray, level: str, as_written: bool
+) -> None:
+    """The stored form, the expanded one, and the one with the float weights themselves, bit for bit."""
+    small = insert_qdq(proto, minmax_ranges(proto, images))
+    before = small.SerializeToString()
+    expanded = expand_int8_weights(small)
+    assert small.SerializeToString() == before
+    onnx.checker.check_model(expanded, full_check=True)
+    float_weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    original = onnx.ModelProto()
+    original.CopyFrom(expanded)
+    for node in original.graph.node:
+        if node.name.endswith("_weight_QuantizeLinear"):
+            weight = float_weights[node.name.replace("_weight_QuantizeLinear", ".weight")]
+            assert numpy_helper.to_array(weight).dtype == np.float32
+            original.graph.initializer.append(weight)
+            node.input[0] = weight.name
+    outputs = [run_at(one, images, level, as_written=as_written) for one in (small, expanded, original)]
+    assert np.array_equal(outputs[0], outputs[1])
+    assert np.array_equal(outputs[0], outputs[2])
+
+
+def test_expanding_changes_weights_alone_and_once(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    small = insert_qdq(proto, minmax_ranges(proto, images))
+    expanded = expand_int8_weights(small)
+    added = [node for node in expanded.graph.node if node.name not in {one.name for one in small.graph.node}]
+    assert sorted(node.name for node in added) == sorted(
+        f"{name}_weight_QuantizeLinear" for name in plan_qdq(proto).layers
+    )
+    assert {node.op_type for node in added} == {"QuantizeLinear"}
+    assert all(
+        t.data_type != TensorProto.INT8 or not numpy_helper.to_array(t).any() for t in expanded.graph.initializer
+    )
+    assert expand_int8_weights(expanded) == expanded
+    assert expand_int8_weights(proto) == proto
+
+
+@pytest.mark.parametrize("zero_point", ["of each channel", "one", "none"])
+def test_expanding_other_exporters_weights(zero_point: str) -> None:
+    """Names that the rewriting itself might choose, scales by tensor and by channel, zero points other than 0."""
+    random = np.random.default_rng(0)
+    shape = () if zero_point == "one" else (4,)
+    values = {
+        "w_quantized": random.integers(-128, 128, (4, 3, 1, 1), dtype=np.int8),
+        "w_scale": random.uniform(0.01, 0.1, shape).astype(np.float32),
+        "w_zero_point": random.integers(-5, 5, shape, dtype=np.int8),
+    }
+    inputs = list(values)[: 2 if zero_point == "none" else 3]
+    attributes = {} if zero_point == "one" else {"axis": 0}
+    nodes = [
+        helper.make_node("DequantizeLinear", inputs, ["w"], "w_DequantizeLinear", **attributes),
+        helper.make_node("Conv", ["images", "w"], ["output0"], "conv"),
+    ]
+    sides = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 4, 4])]
+    outputs = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 4, 4, 4])]
+    constants = [numpy_helper.from_array(np.asarray(values[name]), name) for name in inputs]
+    graph = helper.make_graph(nodes, "foreign", sides, outputs, constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    expanded = expand_int8_weights(proto)
+    onnx.checker.check_model(expanded, full_check=True)
+    assert [node.op_type for node in expanded.graph.node] == ["QuantizeLinear", "DequantizeLinear", "Conv"]
+    images = random.random((1, 3, 4, 4), np.float32)
+    assert np.array_equal(run(expanded, images)[0], run(proto, images)[0])
+
+
+def test_a_weight_of_two_layers_is_stored_once(images: np.ndarray) -> None:
+    weight = numpy_helper.from_array(np.random.default_rng(3).normal(size=(3, 3, 1, 1)).astype(np.float32), "weight")
+    value = helper.make_node("Constant", [], ["constant"], "constant", value=weight)
+    nodes = [
+        value,
+        helper.make_node("Conv", ["images", "weight"], ["first"], "first"),
+        helper.make_node("Conv", ["first", "weight"], ["second"], "second"),
+        helper.make_node("Conv", ["second", "constant"], ["third"], "third"),
+    ]
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3, 32, 32]) for name in ("images", "third")]
+    graph = helper.make_graph(nodes, "tied", sides[:1], sides[1:], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    small = insert_qdq(proto, dict.fromkeys(quantizable_tensors(proto), (-2.0, 2.0)), protect=False)
+    onnx.checker.check_model(small, full_check=True)
+    stored = [t.name for t in small.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
+    # The weight of a Constant node is another one, and that node is gone.
+    assert stored == ["first_weight_q", "third_weight_q"]
+    assert all(node.op_type != "Constant" for node in small.graph.node)
+    expanded = expand_int8_weights(small)
+    assert sum(len(t.dims) == 4 for t in expanded.graph.initializer) == 2
+    assert np.array_equal(run(expanded, images)[0], run(small, images)[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_raises(proto: onnx.ModelProto, images: np.ndarray, value: float) -> None:
+    ranges = minmax_ranges(proto, images)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "classes.weight":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[1, 2] = value
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    with raises(CalibrationError, "weight-not-finite", node="classes"):
+        insert_qdq(proto, ranges)

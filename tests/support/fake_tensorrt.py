@@ -45,7 +45,8 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     fill["LayerInformationFormat"] = flags("LayerInformationFormat", "ONELINE JSON")
     fill["TensorIOMode"] = flags("TensorIOMode", "NONE INPUT OUTPUT")
     fill["TensorLocation"] = flags("TensorLocation", "DEVICE HOST")
-    fill["DataType"] = flags("DataType", " ".join(name for name in SIZES if major >= 10 or name != "INT64"))
+    names = [name for name in SIZES if major >= 10 or name != "INT64"]
+    fill["DataType"] = flags("DataType", " ".join([*names, "INT4"] if major >= 10 else names))
     fill["Severity"] = flags("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
     fill["float32"], fill["float16"] = fill["DataType"].FLOAT, fill["DataType"].HALF
     state = types.SimpleNamespace(

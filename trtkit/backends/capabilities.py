@@ -59,6 +59,7 @@ class Capabilities:
         has_int8_flag: `BuilderFlag.INT8` exists.
         has_precision_constraints: Single layers can be constrained to a precision.
         has_int8_calibrator: TensorRT's own INT8 calibrators exist.
+        has_int8_weights: Graphs may store weights as INT8; otherwise they must be float behind Q/DQ pairs.
         has_dla: The API supports DLA cores; the build checks whether the board has any.
         has_progress_monitor: Builds report progress and can be cancelled.
         has_timing_cache: Tactic timings can be kept between builds.
@@ -81,6 +82,7 @@ class Capabilities:
     has_int8_flag: bool = False
     has_precision_constraints: bool = False
     has_int8_calibrator: bool = False
+    has_int8_weights: bool = False
     has_dla: bool = False
     has_progress_monitor: bool = False
     has_timing_cache: bool = False
@@ -237,6 +239,8 @@ def probe_tensorrt(backend: str) -> Capabilities:
         has_int8_flag=hasattr(flags, "INT8"),
         has_precision_constraints=hasattr(flags, "PREFER_PRECISION_CONSTRAINTS"),
         has_int8_calibrator=hasattr(trt, "IInt8MinMaxCalibrator"),
+        # Quantized constants came together with INT4, which exists for weights only.
+        has_int8_weights=hasattr(trt.DataType, "INT4"),
         # DLA runs layers by precision flag; the enumeration's name alone outlived the cores.
         has_dla=fp16 and hasattr(getattr(trt, "DeviceType", None), "DLA"),
         has_progress_monitor=hasattr(trt, "IProgressMonitor"),

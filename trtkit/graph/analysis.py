@@ -26,7 +26,7 @@ __all__ = [
     "escape_pattern",
     "get_opset",
     "make_reduction",
-    "remove_unused_initializers",
+    "remove_unused_constants",
     "split_into_segments",
 ]
 
@@ -390,16 +390,33 @@ class DisjointSets(Generic[Item]):
         self._parent[self.find(other)] = self.find(one)
 
 
-def remove_unused_initializers(graph: onnx.GraphProto) -> None:
-    """Remove the constants that no node reads.
+def remove_unused_constants(graph: onnx.GraphProto) -> None:
+    """Remove initializers and Constant nodes that nothing reads.
 
     Args:
         graph: Modified in place.
     """
-    read = {name for node in graph.node for name in node.input}
-    used = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(used)
+    read = set(_read_names(graph))
+    nodes = [node for node in graph.node if node.op_type != "Constant" or node.output[0] in read]
+    if len(nodes) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+    unused = {tensor.name for tensor in graph.initializer} - read
+    # Before IR version 4 initializers are listed among the inputs too.
+    for values in (graph.initializer, graph.input):
+        used = [value for value in values if value.name not in unused]
+        del values[:]
+        values.extend(used)
+
+
+def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that a graph's nodes, the subgraphs of If and Loop, and its outputs read."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for subgraph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _read_names(subgraph)
+    yield from (value.name for value in graph.output)
 
 
 def get_opset(proto: onnx.ModelProto) -> int:

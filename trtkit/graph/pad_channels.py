@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtkit.graph.analysis import GraphIndex, remove_unused_initializers
+from trtkit.graph.analysis import GraphIndex, remove_unused_constants
 
 __all__ = ["CHANNEL_BLOCK", "pad_channels"]
 
@@ -170,15 +170,15 @@ def _apply(index: GraphIndex, channels: dict[str, Channels]) -> None:
                 bias = _pad_array(index.array(node.input[2]), outputs, axis=0)
                 node.input[2] = _add_constant(graph, f"{node.name}_filled_bias", bias)
             for one in qdq:
-                # Empty channels get scale 1; Q and DQ read the same two constants.
-                scale = _pad_array(index.array(one.input[1]), outputs, axis=0, value=1)
-                zero_point = _pad_array(index.array(one.input[2]), outputs, axis=0)
-                one.input[1] = _add_constant(graph, f"{node.name}_filled_scale", scale)
-                one.input[2] = _add_constant(graph, f"{node.name}_filled_zero_point", zero_point)
+                # Empty channels get scale 1; Q and DQ of a float weight read the same two constants.
+                for place, suffix, value in ((1, "scale", 1), (2, "zero_point", 0)):
+                    if place < len(one.input) and index.array(one.input[place]).size > 1:
+                        padded = _pad_array(index.array(one.input[place]), outputs, axis=0, value=value)
+                        one.input[place] = _add_constant(graph, f"{node.name}_filled_{suffix}", padded)
         reader.input[slot] = _add_constant(graph, f"{node.name}_filled_weight", weight)
     # Recorded shapes are out of date.
     del graph.value_info[:]
-    remove_unused_initializers(graph)
+    remove_unused_constants(graph)
 
 
 def _add_constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
@@ -199,20 +199,25 @@ def _pad_array(array: np.ndarray, channels: Channels, *, axis: int, value: float
 
 
 def _weight_qdq_nodes(index: GraphIndex, node: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
-    """The Q and DQ node in front of a layer's weight; () if the weight is not quantized."""
+    """What stands in front of a layer's weight: the DQ node of an INT8 one, Q and DQ of a float one, or nothing."""
     dequantize = index.producer.get(node.input[1])
-    if dequantize is not None and dequantize.op_type == "DequantizeLinear":
-        quantize = index.producer.get(dequantize.input[0])
-        if quantize is not None and quantize.op_type == "QuantizeLinear":
-            return quantize, dequantize
-    return ()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return ()
+    quantize = index.producer.get(dequantize.input[0])
+    if quantize is None or quantize.op_type == "Constant":
+        return (dequantize,)
+    return (quantize, dequantize) if quantize.op_type == "QuantizeLinear" else ()
 
 
 def _is_dense_conv(index: GraphIndex, node: onnx.NodeProto) -> bool:
-    """Whether a node is a convolution of one group with constant weight and bias."""
+    """Whether a node is a convolution of one group with constant weight and bias, where 0 stands for 0."""
     if node.op_type != "Conv" or index.group(node) != 1:
         return False
     qdq = _weight_qdq_nodes(index, node)
+    if any(name not in index.constants for one in qdq for name in one.input[1:]):
+        return False
+    if any(index.array(name).any() for one in qdq for name in one.input[2:]):
+        return False
     source = qdq[0].input[0] if qdq else node.input[1]
     return source in index.constants and all(name in index.constants for name in node.input[2:] if name)
 

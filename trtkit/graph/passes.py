@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import GraphIndex, remove_unused_initializers
+from trtkit.graph.analysis import GraphIndex, remove_unused_constants
 
 __all__ = ["fuse_box_decoding", "remove_copies"]
 
@@ -294,7 +294,7 @@ def _rewrite_box_decoding(index: GraphIndex, decoding: _BoxDecoding) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    remove_unused_initializers(graph)
+    remove_unused_constants(graph)
     _drop_shapes(graph, {decoding.wide.output[0], decoding.layer.output[0], decoding.flat.output[0]})
 
 

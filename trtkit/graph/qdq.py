@@ -1,9 +1,12 @@
 """QDQ placement: which tensors of an FP32 graph are INT8, which share a scale, and the Q/DQ pairs themselves.
 
 The placement follows what TensorRT's explicit quantization accepts and fuses: per-tensor pairs on the inputs of
-weighted layers, per-channel pairs on their weights, nothing between a layer and its activation, no quantized bias. A
+weighted layers, per-channel scales on their weights, nothing between a layer and its activation, no quantized bias. A
 tensor is quantized once, where it is computed, and every node that can reads it as INT8: concatenation, pooling,
 upsampling and split then move bytes, which requires one scale for their inputs and outputs.
+
+Weights are stored as INT8 behind a DequantizeLinear, a quarter of their float size. `expand_int8_weights` rewrites such
+a graph for a TensorRT that reads float weights behind Q/DQ pairs only.
 """
 
 from __future__ import annotations
@@ -12,18 +15,25 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from trtkit.errors import CalibrationError
-from trtkit.graph.analysis import DisjointSets, GraphIndex
+from trtkit.graph.analysis import DisjointSets, GraphIndex, remove_unused_constants
 from trtkit.graph.fp16 import match_node_names
 from trtkit.graph.onnx_file import update_metadata
 
-__all__ = ["QDQPlacement", "compute_weight_scales", "insert_qdq", "plan_qdq", "quantizable_tensors"]
+__all__ = [
+    "QDQPlacement",
+    "compute_weight_scales",
+    "expand_int8_weights",
+    "insert_qdq",
+    "plan_qdq",
+    "quantizable_tensors",
+    "quantize_weight",
+]
 
 INT8_PASSTHROUGH_OPS = ("Concat", "MaxPool", "Split", "Slice", "Reshape", "Transpose", "Resize", "Identity")
 """Operators that give the same result on integers as on floats, so that INT8 passes through."""
@@ -139,7 +149,7 @@ def insert_qdq(
 
     The arithmetic is `x ~ s * clip(round(x / s), -128, 127)` with `s = max(|low|, |high|) / 127` for activations and
     one such scale for each output channel of a weight (Wu et al., 2020, "Integer Quantization for Deep Learning
-    Inference").
+    Inference"). Weights are stored as INT8.
 
     Args:
         proto: FP32 graph with unique node names.
@@ -154,7 +164,8 @@ def insert_qdq(
         The graph with Q/DQ, operator set unchanged, `precision` set to "int8".
 
     Raises:
-        CalibrationError: A tensor's range is missing or not finite, or a bias correction does not fit its layer.
+        CalibrationError: A tensor's range is missing or not finite, a weight is not finite, or a bias correction does
+            not fit its layer.
         RecipeError: A pattern matches no node.
     """
     placement = placement or plan_qdq(proto, keep, protect=protect)
@@ -166,12 +177,13 @@ def insert_qdq(
     quantized = set(placement.tensors)
     zero = "trtkit_zero_point"
     constants = [numpy_helper.from_array(np.zeros((), np.int8), zero)]
-    before: dict[str, list[onnx.NodeProto]] = {}  # node name -> pair on its weight
+    before: dict[str, onnx.NodeProto] = {}  # node name -> DequantizeLinear of its weight
+    stored: dict[tuple[str, int], str] = {}  # (float weight, channel axis) -> prefix of its INT8 constants
     after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> its pair
     for name in placement.tensors:
         scale = f"{name}_scale"
         constants.append(numpy_helper.from_array(np.array(scales[name], np.float32), scale))
-        after[name] = _make_qdq_pair(name, f"{name}_q", f"{name}_dq", scale, zero)
+        after[name] = _make_qdq_pair(name, scale, zero)
         for node in index.consumers[name]:
             if _reads_int8(node, layers, quantized):
                 for slot, source in enumerate(node.input):
@@ -180,26 +192,27 @@ def insert_qdq(
     for node in graph.node:
         if node.name not in layers:
             continue
-        weight, axis = index.array(node.input[1]), _channel_axis(node)
-        name = f"{node.name}_weight"
-        values = compute_weight_scales(weight, axis)
-        constants.append(numpy_helper.from_array(values, f"{name}_scale"))
-        constants.append(numpy_helper.from_array(np.zeros(len(values), np.int8), f"{name}_zero_point"))
-        # TensorRT 8.6 needs a float weight behind a whole pair, not an INT8 weight behind a lone DequantizeLinear.
-        before[node.name] = _make_qdq_pair(
-            node.input[1], f"{name}_q", f"{name}_dq", f"{name}_scale", f"{name}_zero_point", axis
+        source, axis, name = node.input[1], _channel_axis(node), f"{node.name}_weight"
+        prefix = stored.setdefault((source, axis), name)
+        if prefix == name:
+            constants += _make_int8_weight(index.array(source), axis, name, node.name)
+        inputs = [f"{prefix}_q", f"{prefix}_scale", f"{prefix}_zero_point"]
+        before[node.name] = helper.make_node(
+            "DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_DequantizeLinear", axis=axis
         )
         node.input[1] = f"{name}_dq"
         if corrections is not None and node.name in corrections:
             constants.append(_correct_bias(index, node, corrections[node.name]))
     nodes = [pair for value in graph.input for pair in after.get(value.name, [])]
     for node in graph.node:
-        nodes += before.get(node.name, [])
+        if node.name in before:
+            nodes.append(before[node.name])
         nodes.append(node)
         nodes += [pair for name in node.output for pair in after.get(name, [])]
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
+    remove_unused_constants(graph)
     del graph.value_info[:]
     # A TensorRT that chooses types by itself needs the names of the nodes that must not run in FP16.
     decode_nodes = sorted(GraphIndex(proto).decode_nodes())
@@ -220,7 +233,114 @@ def compute_weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
     """
     others = tuple(index for index in range(weight.ndim) if index != axis % weight.ndim)
     largest = np.abs(weight).max(axis=others).astype(np.float64)
-    return np.where(largest > 0, largest / INT8_MAX, 1.0).astype(np.float32)
+    scales = (largest / INT8_MAX).astype(np.float32)
+    # The smallest floats over 127 are zero.
+    return np.where(scales > 0, scales, np.float32(1))
+
+
+def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
+    """Quantize a weight exactly as ONNX's QuantizeLinear does: divide, round half to even, clip to -128..127.
+
+    Args:
+        weight: Float weight of any shape.
+        scales: (channels,), of the weight's type.
+        axis: The output channels' axis.
+
+    Returns:
+        INT8, of the weight's shape.
+    """
+    steps: np.ndarray = np.rint(weight / _broadcast(scales, weight.ndim, axis))
+    return steps.clip(-128, 127).astype(np.int8)
+
+
+def expand_int8_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite weights stored as INT8 to float weights behind Q/DQ pairs, with unchanged outputs.
+
+    TensorRT 8.6 reads this form only; `trtkit.backends.build` rewrites graphs for it. Every INT8 value is restored
+    exactly, because a product with the scale divided by the scale rounds to it.
+
+    Args:
+        proto: Any graph; not modified. DequantizeLinear nodes that read no INT8 constant stay as they are.
+    """
+    result = copy.deepcopy(proto)
+    graph = result.graph
+    index = GraphIndex(result)
+    nodes: list[onnx.NodeProto] = []
+    expanded: dict[tuple[str, ...], str] = {}  # inputs and axis of a DequantizeLinear -> float weight
+    for node in graph.node:
+        if _reads_int8_constants(index, node):
+            name = node.output[0]
+            axis = [a for a in node.attribute if a.name == "axis"]
+            values, scales = (index.array(source) for source in node.input[:2])
+            if len(node.input) > 2 and node.input[2]:
+                zero_points = index.array(node.input[2])
+            else:
+                # Without a zero point QuantizeLinear would write UINT8.
+                zero_points = np.zeros(scales.shape, np.int8)
+                node.input[2:] = [f"{name}/zero_point"]
+                graph.initializer.append(numpy_helper.from_array(zero_points, node.input[2]))
+            key = (*node.input, *(str(a.i) for a in axis))
+            if key not in expanded:
+                expanded[key] = f"{name}/float"
+                weight = _dequantize(values, scales, zero_points, axis[0].i if axis else 1)
+                graph.initializer.append(numpy_helper.from_array(weight, expanded[key]))
+            quantize = helper.make_node(
+                "QuantizeLinear",
+                [expanded[key], *node.input[1:]],
+                [f"{name}/int8"],
+                re.sub(r"DequantizeLinear$", "", node.name) + "QuantizeLinear",
+            )
+            quantize.attribute.extend(axis)
+            nodes.append(quantize)
+            node.input[0] = f"{name}/int8"
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    if expanded:
+        remove_unused_constants(graph)
+    return result
+
+
+def _reads_int8_constants(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    """Whether a node dequantizes an INT8 constant, by tensor or by channel."""
+    if node.op_type != "DequantizeLinear" or any(a.name == "block_size" and a.i for a in node.attribute):
+        return False
+    names = [name for name in node.input if name]
+    return all(n in index.constants for n in names) and index.constants[names[0]].data_type == onnx.TensorProto.INT8
+
+
+def _dequantize(values: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, axis: int) -> np.ndarray:
+    """What DequantizeLinear computes."""
+    steps = values.astype(np.int32) - _broadcast(zero_points.astype(np.int32), values.ndim, axis)
+    product: np.ndarray = steps.astype(scales.dtype) * _broadcast(scales, values.ndim, axis)
+    return product
+
+
+def _broadcast(values: np.ndarray, dimensions: int, axis: int) -> np.ndarray:
+    """One value for each channel, shaped to multiply a weight; a scalar as it is."""
+    if values.ndim == 0:
+        return values
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _make_int8_weight(weight: np.ndarray, axis: int, name: str, node: str) -> list[onnx.TensorProto]:
+    """The INT8 weight of a layer, its scales and its zero points."""
+    if not np.isfinite(weight).all():
+        raise CalibrationError(
+            "quantize a graph",
+            f"the weight of {node!r} holds NaN or infinity",
+            "train the model again, or look for a damaged file",
+            code="weight-not-finite",
+            node=node,
+        )
+    scales = compute_weight_scales(weight, axis)
+    return [
+        numpy_helper.from_array(quantize_weight(weight, scales, axis), f"{name}_q"),
+        numpy_helper.from_array(scales, f"{name}_scale"),
+        numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{name}_zero_point"),
+    ]
 
 
 def _correct_bias(index: GraphIndex, node: onnx.NodeProto, correction: Sequence[float]) -> onnx.TensorProto:
@@ -291,12 +411,8 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     return 0 if node.op_type == "Conv" or transposed else 1
 
 
-def _make_qdq_pair(
-    source: str, middle: str, target: str, scale: str, zero: str, axis: int | None = None
-) -> list[onnx.NodeProto]:
-    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-    stem = re.sub(r"_q$", "", middle)
+def _make_qdq_pair(name: str, scale: str, zero: str) -> list[onnx.NodeProto]:
     return [
-        helper.make_node("QuantizeLinear", [source, scale, zero], [middle], f"{stem}_QuantizeLinear", **attributes),
-        helper.make_node("DequantizeLinear", [middle, scale, zero], [target], f"{stem}_DequantizeLinear", **attributes),
+        helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}_q"], f"{name}_QuantizeLinear"),
+        helper.make_node("DequantizeLinear", [f"{name}_q", scale, zero], [f"{name}_dq"], f"{name}_DequantizeLinear"),
     ]

@@ -44,6 +44,7 @@ from trtkit.backends.trt.network import (
 )
 from trtkit.backends.trt.timing_cache import TimingCache
 from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError
+from trtkit.graph.qdq import expand_int8_weights
 from trtkit.progress import Reporter
 
 __all__ = ["build_engine", "read_graph"]
@@ -111,6 +112,8 @@ def build_engine(
     gpu = capabilities.gpus[device.gpu] if capabilities.gpus and device.kind != "sm" else None
     _check_workspace(settings, gpu)
     data, proto, path = read_graph(source)
+    if not capabilities.has_int8_weights:
+        data, proto = _expand_int8_weights(data, proto, path)
     stage = f"build {settings.precision} engine"
     reporter.step(stage, 0, PROGRESS_STEPS)
     started = time.perf_counter()
@@ -135,6 +138,15 @@ def build_engine(
         "warnings": list(dict.fromkeys(messages.warnings))[:MAX_WARNINGS],
     }
     return BuildResult(plan=plan, seconds=seconds, facts=facts, layers=layers)
+
+
+def _expand_int8_weights(data: bytes, proto: onnx.ModelProto, path: str) -> tuple[bytes, onnx.ModelProto]:
+    """The graph with float weights behind Q/DQ pairs; as it is where it stores no weight as INT8."""
+    if path:
+        onnx.load_external_data_for_model(proto, str(Path(path).parent))
+    expanded = expand_int8_weights(proto)
+    is_changed = len(expanded.graph.node) > len(proto.graph.node)
+    return (expanded.SerializeToString(), expanded) if is_changed else (data, proto)
 
 
 class _EngineBuild:
