@@ -125,7 +125,8 @@ def test_an_fp16_source_is_quantized_like_its_fp32_form() -> None:
     assert plan_qdq(graph).layers == ("stem", "head")
     calibration = tk.calibrate(tk.load(source), tk.demo.data_path(), calibration_images=2, imgsz=32)
     with_qdq = insert_qdq(graph, calibration.ranges)
-    assert sum(node.op_type == "QuantizeLinear" for node in with_qdq.graph.node) >= 4
+    assert sum(node.op_type == "QuantizeLinear" for node in with_qdq.graph.node) == 2
+    assert sum(node.op_type == "DequantizeLinear" for node in with_qdq.graph.node) == 4
 
 
 def test_a_graph_without_fp16_is_returned_as_it_is(proto: onnx.ModelProto) -> None:
