@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from deterministic_weights import deterministic_input, deterministic_weights
+from raising import raises
 
+from trtkit.errors import ModelError
 from trtkit.models import load
 from trtkit.models.yolo import Yolo, build_model, load_weights
 
@@ -19,7 +21,10 @@ FOLDER = Path(__file__).parent / "references"
 STRUCTURES: dict[str, Any] = json.loads((FOLDER / "structures.json").read_text())
 COMPARED = sorted(path.stem for path in FOLDER.glob("yolo*.npz"))
 SHARED = sorted(path.stem.removeprefix("shared-") for path in FOLDER.glob("shared-*.npz"))
+# What make_references.py keeps of prototypes, and of the outputs of the newer families.
 PROTOTYPES = slice(None, None, 4)
+THINNED = ("yolo26", "yolov10")
+ANCHORS, ROWS, PIXELS = slice(None, None, 7), slice(None, None, 5), slice(None, None, 2)
 
 
 def build_with_weights(name: str) -> Yolo:
@@ -30,32 +35,41 @@ def build_with_weights(name: str) -> Yolo:
     return load_weights(module, weights)
 
 
-def compare(module: torch.nn.Module, name: str) -> None:
+def compare(module: Yolo, name: str) -> None:
     """Outputs within 1e-4 of the stored ones, and beyond that within eight steps of FP32.
 
     The machine that stored them has no difference; other instruction sets differ by 1e-6 of a coordinate.
     """
     with np.load(FOLDER / f"{name}.npz") as stored:
         expected = {key: stored[key] for key in stored.files}
+    images = torch.from_numpy(deterministic_input(2, *expected.pop("shape")))
+    found = {}
     with torch.no_grad():
-        outputs = module(torch.from_numpy(deterministic_input(2, *expected.pop("shape"))))
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = [outputs[0].numpy(), *(output.numpy()[:, PROTOTYPES] for output in outputs[1:])]
-    assert [value.shape for value in found] == [value.shape for value in expected.values()]
-    for ours, theirs in zip(found, expected.values(), strict=True):
+        outputs = module(images)
+        outputs = [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        if "rows" in expected:
+            rows = module.with_head(end2end=True)(images)
+            found["rows"] = (rows[0] if isinstance(rows, tuple) else rows).numpy()[:, ROWS]
+    found.update(zip(("output0", "output1"), [outputs[0], *(o[:, PROTOTYPES] for o in outputs[1:])], strict=False))
+    if name.removeprefix("shared-").startswith(THINNED) and outputs[0].ndim == 3:
+        found["output0"] = found["output0"][:, :, ANCHORS]
+        found.update({key: found[key][:, :, PIXELS, PIXELS] for key in ("output1",) if key in found})
+    assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in expected.items()}
+    for key, theirs in expected.items():
         # The tolerance is the rounding of float32 at some hundred pixels: 2e-6 of the largest value.
-        np.testing.assert_allclose(ours, theirs, atol=max(1e-4, 2e-6 * float(np.abs(theirs).max())), rtol=1e-6)
+        tolerance = max(1e-4, 2e-6 * float(np.abs(theirs).max()))
+        np.testing.assert_allclose(found[key], theirs, atol=tolerance, rtol=1e-6, err_msg=key)
 
 
 def test_references_cover_every_family_size_and_task() -> None:
     suffixes = ("", "-seg", "-cls", "-pose", "-obb")
-    assert set(COMPARED) == {
-        f"{family}{size}{suffix}" for family in ("yolov8", "yolo11") for size in "ns" for suffix in suffixes
-    }
-    assert set(STRUCTURES) == {
-        f"{family}{size}{suffix}" for family in ("yolov8", "yolo11") for size in "nsmlx" for suffix in suffixes
-    }
-    assert set(SHARED) == {f"yolo11n{suffix}" for suffix in suffixes}
+    families = ("yolov8", "yolo11", "yolo26")
+    compared = {f"{family}{size}{suffix}" for family in families for size in "ns" for suffix in suffixes}
+    built = {f"{family}{size}{suffix}" for family in families for size in "nsmlx" for suffix in suffixes}
+    assert set(COMPARED) >= {*compared, "yolov10n"}
+    assert set(STRUCTURES) >= built | {f"yolov10{size}" for size in "nsmblx"}
+    newer = {f"yolo26n{suffix}" for suffix in suffixes if suffix != "-cls"}
+    assert set(SHARED) >= {*(f"yolo11n{suffix}" for suffix in suffixes), *newer, "yolov10n"}
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -86,6 +100,11 @@ def test_trained_checkpoints_equal_ultralytics(shared: Path, name: str) -> None:
         ("yolo11n-cls", "classify", 64, 1, None),
         ("yolo11n-pose", "pose", 320, 32, (4, 3)),
         ("yolo11n-obb", "obb", 320, 32, None),
+        ("yolo26n", "detect", 640, 32, None),
+        ("yolo26n-seg", "segment", 320, 32, None),
+        ("yolo26n-pose", "pose", 320, 32, (4, 3)),
+        ("yolo26n-obb", "obb", 320, 32, None),
+        ("yolov10n", "detect", 640, 32, None),
     ],
 )
 def test_trained_checkpoints_have_their_metadata(
@@ -99,7 +118,7 @@ def test_trained_checkpoints_have_their_metadata(
     assert repr(model).startswith(f"Model({name}: {task}, 10 classes")
 
 
-@pytest.mark.parametrize("name", ["yolo11n", "yolov8n-seg", "yolo11n-obb"])
+@pytest.mark.parametrize("name", ["yolo11n", "yolov8n-seg", "yolo11n-obb", "yolo26n-seg", "yolov10n"])
 def test_fusing_does_not_change_outputs(name: str) -> None:
     plain = build_model(STRUCTURES[name]["yaml"])
     shapes = {key: tuple(value.shape) for key, value in plain.state_dict().items()}
@@ -118,7 +137,8 @@ def test_fusing_does_not_change_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"), [("yolov8x", 68_229_648), ("yolo11m", 20_114_688), ("yolo11x", 56_966_176)]
+    ("name", "weights"),
+    [("yolov8x", 68_229_648), ("yolo11m", 20_114_688), ("yolo11x", 56_966_176), ("yolo26x", 58_993_368)],
 )
 def test_large_models_have_the_published_number_of_weights(name: str, weights: int) -> None:
     # The numbers that Ultralytics' architecture files state for 80 classes.
@@ -128,17 +148,28 @@ def test_large_models_have_the_published_number_of_weights(name: str, weights: i
 
 @pytest.mark.ultralytics
 @pytest.mark.parametrize(
-    "name", ["yolo11n", "yolov8n", "yolo11n-seg", "yolo11n-cls", "yolo11n-pose", "yolo11n-obb", "yolo11m"]
-)
-def test_a_live_ultralytics_model_is_rebuilt(name: str) -> None:
+    "name",
+    [
+        "yolo11n", "yolov8n", "yolo11n-seg", "yolo11n-cls", "yolo11n-pose", "yolo11n-obb", "yolo11m",
+        "yolo26n", "yolo26n-seg", "yolo26n-cls", "yolo26n-pose", "yolo26n-obb", "yolov10n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end2end", [False, True])
+def test_a_live_ultralytics_model_is_rebuilt(name: str, end2end: bool) -> None:
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     kinds = {"seg": "SegmentationModel", "cls": "ClassificationModel", "pose": "PoseModel", "obb": "OBBModel"}
     kind = getattr(tasks, kinds.get(name.partition("-")[2], "DetectionModel"))
     theirs = kind(f"{name}.yaml", verbose=False)
     shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()})
-    ours = load(theirs.eval())
+    if end2end and getattr(theirs.model[-1], "one2one_cv2", None) is None:
+        with raises(ModelError, "model-without-one-to-one-head"):
+            load(theirs.eval(), end2end=True)
+        return
+    ours = load(theirs.eval(), end2end=end2end)
     assert ours.module is not None
+    if hasattr(theirs, "end2end"):
+        theirs.end2end = end2end
     theirs.fuse(verbose=False)
     for module in theirs.modules():
         if hasattr(module, "export"):

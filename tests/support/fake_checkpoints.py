@@ -26,10 +26,8 @@ TINY = {
     "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C2f", [16, True]]],
     "head": [[-1, 1, "Conv", [16, 3, 2]], [[2, 3], 1, "Detect", ["nc"]]],
 }
-SUBMODULES = {
-    "Conv": "conv", "DWConv": "conv", "Concat": "conv", "C2f": "block", "Bottleneck": "block", "DFL": "block",
-    "SPPF": "block", "Detect": "head", "Yolo": "tasks",
-}  # fmt: skip
+CONVOLUTIONS = ("Conv", "DWConv", "Concat")
+"""Layers that Ultralytics has in its module `conv`; its other layers are in `block`."""
 
 
 def state_dict(yaml: Mapping[str, Any] = TINY) -> dict[str, torch.Tensor]:
@@ -53,22 +51,17 @@ def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attrib
 
 
 def rename_classes(module: nn.Module) -> nn.Module:
-    name = type(module).__name__
-    if name not in SUBMODULES:
+    kind = type(module)
+    if kind in (nn.Sequential, nn.ModuleList):
+        return kind(map(rename_classes, module)) if kind is nn.ModuleList else kind(*map(rename_classes, module))
+    if not kind.__module__.startswith("trtkit."):
         return module
-    package = "ultralytics.nn.tasks" if name == "Yolo" else f"ultralytics.nn.modules.{SUBMODULES[name]}"
-    kind = fake_class(package, "DetectionModel" if name == "Yolo" else name)
-    copied = kind()
+    name = "DetectionModel" if kind.__name__ == "Yolo" else kind.__name__
+    part = "conv" if name in CONVOLUTIONS else "head" if kind.__module__.endswith(".heads") else "block"
+    package = "ultralytics.nn.tasks" if name == "DetectionModel" else f"ultralytics.nn.modules.{part}"
+    copied = fake_class(package, name)()
     for key, child in module.named_children():
-        copied.add_module(
-            key, nn.Sequential(*map(rename_classes, child)) if type(child) is nn.Sequential else rename_classes(child)
-        )
-        if type(child) is nn.ModuleList:
-            inner = [
-                rename_classes(item) if type(item) is not nn.Sequential else nn.Sequential(*map(rename_classes, item))
-                for item in child
-            ]
-            setattr(copied, key, nn.ModuleList(inner))
+        copied.add_module(key, rename_classes(child))
     for key, value in module.named_parameters(recurse=False):
         copied.register_parameter(key, value)
     return copied

@@ -271,7 +271,7 @@ def count_macs(graph: onnx.ModelProto, index: GraphIndex) -> dict[str, int]:
 
 _NUMBERED = re.compile(r"^/?(model\.\d+)(?:/|$)")
 
-_HEAD_BRANCH = re.compile(r"^/?(model\.\d+/(?:cv|one2one_cv)\d\.\d+)(?:/|$)")
+_HEAD_BRANCH = re.compile(r"^/?(model\.\d+/(?:one2one_)?cv\d(?:_kpts)?\.\d+)(?:/|$)")
 
 
 def block_of(node: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT_MAX_DET",
     "TOP_K",
     "add_nms",
+    "check_nms_applies",
     "find_overlaps",
     "find_rotated_overlaps",
 ]
@@ -72,15 +73,7 @@ def add_nms(
     Raises:
         RecipeError: The model does not return dense boxes.
     """
-    if info.output_format != DENSE:
-        raise RecipeError(
-            f"export a model for {info.task} with nms=True",
-            f"NMS does not apply to its output format, {info.output_format.name}",
-            "leave nms out",
-            code="nms-not-applicable",
-            task=info.task,
-            output_format=info.output_format.name,
-        )
+    check_nms_applies(info)
     result = copy.deepcopy(proto)
     graph = result.graph
     raw = "trtkit_nms_input"
@@ -124,6 +117,26 @@ def add_nms(
     metadata = {"args": {"nms": True, "conf": conf, "iou": iou, "max_det": max_det}}
     settings = {"conf": conf, "iou": iou, "max_det": max_det}
     return update_metadata(result, metadata, {"nms": settings, "output_format": NMS_ROWS.to_dict()})
+
+
+def check_nms_applies(info: ModelInfo) -> None:
+    """Raise an error for a model that does not return dense boxes.
+
+    Args:
+        info: The model's description.
+
+    Raises:
+        RecipeError: NMS can't be added to it.
+    """
+    if info.output_format != DENSE:
+        raise RecipeError(
+            f"export a model for {info.task} with nms=True",
+            f"NMS does not apply to its output format, {info.output_format.name}",
+            "leave nms out",
+            code="nms-not-applicable",
+            task=info.task,
+            output_format=info.output_format.name,
+        )
 
 
 def _select_top_k(builder: GraphBuilder, raw: str, classes: int, top_k: int) -> tuple[str, str]:

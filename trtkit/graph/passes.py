@@ -142,7 +142,7 @@ def _drop_shapes(graph: onnx.GraphProto, changed: set[str]) -> None:
 
 
 def fuse_box_decoding(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Compute a box's center and size from its bins by one convolution; the graph is modified and returned.
+    """Compute a box, center and size or corners, from its bins by one convolution; the graph is modified and returned.
 
     The distances `l, t, r, b` of an anchor to the sides of its box are expectations over bins (distribution focal loss,
     Li et al., 2020, arXiv:2006.04388). Center and size are linear in them:
@@ -150,8 +150,9 @@ def fuse_box_decoding(proto: onnx.ModelProto) -> onnx.ModelProto:
         (x + (r - l) / 2, y + (b - t) / 2, l + r, t + b)
 
     so one convolution over the bins of all sides computes them up to the anchor. It replaces a convolution to a single
-    channel, which GPUs run inefficiently, and seven sums, differences and copies of half a box each. Results agree up
-    to FP32 rounding. Other decodings, such as those of oriented boxes, are not changed.
+    channel, which GPUs run inefficiently, and seven sums, differences and copies of half a box each. Corners, which
+    one-to-one heads return, are linear in the distances, too. Results agree up to FP32 rounding. Other decodings are
+    not changed: those of oriented boxes, and those of YOLO26, whose distances have no bins.
 
     Args:
         proto: FP32 graph with unique node names, after `remove_copies`.
@@ -174,8 +175,9 @@ class _BoxDecoding:
         wide: Unsqueeze before the layer.
         layer: The convolution that computes the expectation over bins.
         flat: Squeeze after it.
-        removed: Names of the nodes from the distances to the concatenated center and size.
-        joined: Concatenation of center and size.
+        removed: Names of the nodes from the distances to the concatenated box.
+        joined: Concatenation of center and size, or of both corners.
+        corners: Whether the box is x1, y1, x2, y2 instead of center, width and height.
         scaled: Product with the stride.
         anchors: The tensor of anchor positions.
     """
@@ -188,6 +190,7 @@ class _BoxDecoding:
     joined: onnx.NodeProto
     scaled: onnx.NodeProto
     anchors: str
+    corners: bool
 
     @classmethod
     def match(cls, index: GraphIndex, layer: onnx.NodeProto) -> _BoxDecoding | None:
@@ -215,6 +218,17 @@ class _BoxDecoding:
         if sorted(high.input) != sorted((low.input[0], split.output[1])):
             return None
         corners = [low.output[0], high.output[0]]
+        before = (sides, split, low, high)
+        joined = _sole_consumer_of_type(index, corners[0], "Concat")
+        if joined is not None and list(joined.input) == corners and joined == index.sole_consumer(corners[1]):
+            scaled = _sole_consumer_of_type(index, joined.output[0], "Mul")
+            if scaled is None or index.axis(joined) != 1:
+                return None
+            return cls(
+                softmax=softmax, wide=wide, layer=layer, flat=flat,
+                removed=tuple(node.name for node in (*before, joined)),
+                joined=joined, scaled=scaled, anchors=low.input[0], corners=True,
+            )  # fmt: skip
         ends = [{node.op_type: node for node in index.consumers[name]} for name in corners]
         if [sorted(readers) for readers in ends] != [["Add", "Sub"]] * 2 or ends[0] != ends[1]:
             return None
@@ -228,10 +242,10 @@ class _BoxDecoding:
             return None
         if index.axis(joined) != 1:
             return None
-        removed = (sides, split, low, high, total, size, center, joined)
         return cls(
-            softmax=softmax, wide=wide, layer=layer, flat=flat, removed=tuple(node.name for node in removed),
-            joined=joined, scaled=scaled, anchors=low.input[0],
+            softmax=softmax, wide=wide, layer=layer, flat=flat,
+            removed=tuple(node.name for node in (*before, total, size, center, joined)),
+            joined=joined, scaled=scaled, anchors=low.input[0], corners=False,
         )  # fmt: skip
 
 
@@ -262,8 +276,9 @@ def _has_two_rows(index: GraphIndex, name: str) -> bool:
 def _rewrite_box_decoding(index: GraphIndex, decoding: _BoxDecoding) -> None:
     graph, stem = index.graph, decoding.layer.name
     bins = index.array(decoding.layer.input[1]).reshape(-1).astype(np.float64)
-    # Rows: center x and y, width and height; columns: the coefficients of left, top, right and bottom.
-    coefficients = np.array([[-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5], [1, 0, 1, 0], [0, 1, 0, 1]])
+    # Rows: center x and y, width and height, or both corners; columns: the coefficients of left, top, right and bottom.
+    center_and_size = np.array([[-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5], [1, 0, 1, 0], [0, 1, 0, 1]])
+    coefficients = np.diag([-1.0, -1, 1, 1]) if decoding.corners else center_and_size
     weight = (coefficients[:, :, None] * bins).reshape(4, -1, 1, 1).astype(np.float32)
 
     def constant(name: str, value: np.ndarray) -> str:
@@ -276,7 +291,7 @@ def _rewrite_box_decoding(index: GraphIndex, decoding: _BoxDecoding) -> None:
     before = [helper.make_node("Reshape", [decoding.softmax.output[0], sizes], [together], together)]
     decoding.wide.input[0] = together
     decoding.layer.input[1] = constant("box_weight", weight)
-    after, anchors = _extend_anchors(index, decoding.anchors, constant)
+    after, anchors = _extend_anchors(index, decoding.anchors, constant, repeat=decoding.corners)
     moved = f"{stem}_moved"
     after.append(helper.make_node("Add", [decoding.flat.output[0], anchors], [moved], moved))
     for slot, name in enumerate(decoding.scaled.input):
@@ -299,12 +314,15 @@ def _rewrite_box_decoding(index: GraphIndex, decoding: _BoxDecoding) -> None:
 
 
 def _extend_anchors(
-    index: GraphIndex, anchors: str, constant: Callable[[str, np.ndarray], str]
+    index: GraphIndex, anchors: str, constant: Callable[[str, np.ndarray], str], *, repeat: bool
 ) -> tuple[list[onnx.NodeProto], str]:
-    """Anchors with zeros for width and height: a constant if the anchors are constant, else nodes that append them."""
+    """Anchors twice, for both corners, or with zeros for width and height: a constant, or nodes that append them."""
     if anchors in index.constants:
         values = index.array(anchors)
-        return [], constant("anchors", np.concatenate([values, np.zeros_like(values)], axis=-2))
+        return [], constant("anchors", np.concatenate([values, values if repeat else np.zeros_like(values)], axis=-2))
+    if repeat:
+        extended = f"{anchors}_twice"
+        return [helper.make_node("Concat", [anchors, anchors], [extended], extended, axis=-2)], extended
     zero = constant("zero", np.array(0, np.float32))
     zeros, extended = f"{zero}_sizes", f"{zero}_anchors"
     return [

@@ -96,12 +96,17 @@ def _from_module(
 ) -> onnx.ModelProto:
     import torch
 
+    from trtkit.models.yolo import Yolo
+
     assert model.module is not None
+    module = model.module
+    if model.end2end and isinstance(module, Yolo):
+        module = module.with_head(dynamic=dynamic)
     example = model.example if model.example is not None else torch.zeros(batch, model.channels, *size)
     if model.example is not None and tuple(example.shape) != (batch, model.channels, *size):
         example = torch.zeros(batch, model.channels, *size, dtype=example.dtype)
     with torch.inference_mode():
-        outputs = model.module(example)
+        outputs = module(example)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     names = [f"output{index}" for index in range(len(outputs))]
     axes: dict[str, dict[int, str]] = {}
@@ -109,7 +114,7 @@ def _from_module(
         axes["images"] = {0: "batch", **({2: "height", 3: "width"} if dynamic else {})}
         for name, output in zip(names, outputs, strict=True):
             axes[name] = {0: "batch"}
-            if dynamic and output.ndim == 3:
+            if dynamic and output.ndim == 3 and not model.end2end:
                 axes[name][2] = "anchors"
             elif dynamic and output.ndim == 4:
                 axes[name].update({2: "mask_height", 3: "mask_width"})
@@ -120,7 +125,7 @@ def _from_module(
             # newer one does not write; its tracer also warns about every shape that becomes a constant.
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                model.module,
+                module,
                 (example,),
                 Path(folder) / "model.onnx",
                 opset_version=OPSET,
@@ -130,7 +135,7 @@ def _from_module(
                 do_constant_folding=True,
                 dynamo=False,
             )
-            return onnx.load(Path(folder) / "model.onnx")
+            proto = onnx.load(Path(folder) / "model.onnx")
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ModelError(
             f"trace {model.stem} to ONNX",
@@ -139,6 +144,11 @@ def _from_module(
             code="model-trace-failed",
             model=model.stem,
         ) from error
+    if model.end2end:
+        # The exporter doesn't infer the number of rows of a dynamic graph.
+        for dim, size in zip(proto.graph.output[0].type.tensor_type.shape.dim[1:], outputs[0].shape[1:], strict=True):
+            dim.dim_value = size
+    return proto
 
 
 def _check_shape(proto: onnx.ModelProto, *, batch: int, size: tuple[int, int], dynamic: bool) -> None:

@@ -26,33 +26,50 @@ def load(
     example: torch.Tensor | None = None,
     preprocess: Preprocess | None = None,
     output_format: OutputFormat | None = None,
+    end2end: bool = False,
 ) -> Model:
     """Read a model.
 
     Args:
-        source: A YOLOv8 or YOLO11 `.pt` file, an `.onnx` file, a torch module, or an ONNX graph in memory. A `Model` is
-            returned as it is.
+        source: A YOLO `.pt` file, an `.onnx` file, a torch module, or an ONNX graph in memory. A `Model` is returned as
+            it is, or with its one-to-one head.
         task: One of `TASKS`, if the source has no metadata; otherwise it must agree with the metadata.
         names: Class names, if the source has none, or to replace its own.
         imgsz: Height and width in pixels, or one number for both, if the source has none, or to replace its own.
         example: An input that a torch module accepts, (B, C, H, W) float32; not needed for Ultralytics' modules.
         preprocess: How an image becomes the input; None takes the source's, or the task's default.
         output_format: What an ONNX graph or a torch module returns; None takes the source's, or the task's default.
+        end2end: Take the one-to-one head of a checkpoint (YOLO26, YOLOv10), whose rows need no NMS, instead of its
+            one-to-many head. A file that holds only one of the heads is read with that one; an ONNX file with
+            end-to-end rows keeps them.
 
     Raises:
         CheckpointError: A `.pt` file is missing, damaged, foreign or unsafe.
         OnnxError: An ONNX file is missing, damaged or of unknown task.
         ModelError: The source is none of these, or an argument contradicts it.
     """
+    try:
+        model = _load_source(source, task, names, imgsz, example, preprocess, output_format)
+        return model.with_end2end() if end2end and not model.end2end else model
+    except ModelError as error:
+        if isinstance(source, (str, Path)):
+            error.fields.setdefault("path", Path(source))
+        raise
+
+
+def _load_source(
+    source: str | Path | Model | torch.nn.Module | onnx.ModelProto,
+    task: str | None,
+    names: Mapping[int, str] | Sequence[str] | None,
+    imgsz: int | tuple[int, int] | None,
+    example: torch.Tensor | None,
+    preprocess: Preprocess | None,
+    output_format: OutputFormat | None,
+) -> Model:
     if isinstance(source, Model):
         return source
     if isinstance(source, (str, Path)):
-        path = Path(source)
-        try:
-            return _load_file(path, task, names, imgsz, preprocess, output_format)
-        except ModelError as error:
-            error.fields.setdefault("path", path)
-            raise
+        return _load_file(Path(source), task, names, imgsz, preprocess, output_format)
     # Neither torch nor onnx is imported for the check: a module or a graph can't exist without its library.
     if "torch" in sys.modules and isinstance(source, sys.modules["torch"].nn.Module):
         from trtkit.models.torch_model import from_module

@@ -1,4 +1,4 @@
-"""Layers of YOLOv8 and YOLO11; attribute names are those of Ultralytics' checkpoints.
+"""Layers of YOLO models; attribute names are those of Ultralytics' checkpoints.
 
 Shapes are NCHW. The layers are written for inference and tracing: no control flow depends on tensor values, and sizes
 that may be dynamic are computed in the graph.
@@ -17,16 +17,22 @@ __all__ = [
     "ACTIVATIONS",
     "C2PSA",
     "C3",
+    "CIB",
+    "PSA",
     "SPPF",
     "Attention",
     "Bottleneck",
     "C2f",
+    "C2fCIB",
     "C3k",
     "C3k2",
     "Concat",
     "Conv",
     "DWConv",
     "PSABlock",
+    "RepVGGDW",
+    "SCDown",
+    "gather_rows",
     "reshape",
     "reshape_like",
 ]
@@ -61,6 +67,19 @@ class _ReshapeLike(torch.autograd.Function):
         return g.op("Reshape", x, g.op("Shape", like))
 
 
+class _GatherRows(torch.autograd.Function):
+    """Rows by index, as one ONNX node."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
+        return x.gather(1, indices.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, indices: Any) -> Any:
+        axis = g.op("Constant", value_t=torch.tensor([2]))
+        return g.op("GatherND", x, g.op("Unsqueeze", indices, axis), batch_dims_i=1)
+
+
 def reshape(x: Tensor, *sizes: int) -> Tensor:
     """`x` with new sizes; 0 keeps the size at that position, -1 is inferred."""
     if torch.onnx.is_in_onnx_export():
@@ -73,6 +92,11 @@ def reshape_like(x: Tensor, like: Tensor) -> Tensor:
     if torch.onnx.is_in_onnx_export():
         return _ReshapeLike.apply(x, like)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
     return x.reshape(like.shape)
+
+
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """The rows (B, K, C) of each image's `x` (B, N, C) at its `indices` (B, K)."""
+    return _GatherRows.apply(x, indices)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
 
 class Conv(nn.Module):
@@ -254,11 +278,20 @@ class C3k2(C2f):
 
 
 class SPPF(nn.Module):
-    """Spatial pyramid pooling as `n` successive max poolings of size `k`."""
+    """Spatial pyramid pooling by successive max poolings.
 
-    def __init__(self, c1: int, c2: int, k: int = 5, n: int = 3, shortcut: bool = False, act: bool = True) -> None:
+    Args:
+        c1: Channels in.
+        c2: Channels out.
+        k: Size of the pooling window.
+        n: Number of poolings; None for 3 behind an activated convolution, which YOLO26 has without activation.
+        shortcut: Residual connection, if the channels are equal.
+    """
+
+    def __init__(self, c1: int, c2: int, k: int = 5, n: int | None = None, shortcut: bool = False) -> None:
         super().__init__()
-        self.cv1 = Conv(c1, c1 // 2, act=act)
+        self.cv1 = Conv(c1, c1 // 2, act=n is None)
+        n = 3 if n is None else n
         self.cv2 = Conv(c1 // 2 * (n + 1), c2)
         self.m = nn.MaxPool2d(k, 1, k // 2)
         self.n = n
@@ -325,3 +358,106 @@ class C2PSA(nn.Module):
         """The half through attention and the other half, through the last convolution."""
         plain, attended = torch.split(self.cv1(x), [self.c, self.c], 1)
         return self.cv2(torch.cat((plain, self.m(attended)), 1))  # type: ignore[no-any-return]
+
+
+class PSA(nn.Module):
+    """`C2PSA` with one attention block, which is not a module of its own (YOLOv10)."""
+
+    def __init__(self, c1: int, c2: int, e: float = 0.5) -> None:
+        super().__init__()
+        if c1 != c2:
+            raise ValueError(f"PSA from {c1} to {c2} channels")
+        self.c = int(c1 * e)
+        self.cv1 = Conv(c1, 2 * self.c)
+        self.cv2 = Conv(2 * self.c, c1)
+        self.attn = Attention(self.c, max(self.c // 64, 1))
+        self.ffn = nn.Sequential(Conv(self.c, 2 * self.c), Conv(2 * self.c, self.c, act=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The half through attention and the other half, through the last convolution."""
+        plain, attended = torch.split(self.cv1(x), [self.c, self.c], 1)
+        attended = attended + self.attn(attended)
+        attended = attended + self.ffn(attended)
+        return self.cv2(torch.cat((plain, attended), 1))  # type: ignore[no-any-return]
+
+
+# Layers of YOLOv10 (Wang et al., 2024, arXiv:2405.14458).
+
+
+class SCDown(nn.Module):
+    """Downsampling by a pointwise convolution for the channels and a depthwise one for the size."""
+
+    def __init__(self, c1: int, c2: int, k: int, s: int) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, c2)
+        self.cv2 = Conv(c2, c2, k, s, g=c2, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` at c2 channels and 1 / s of its size."""
+        return self.cv2(self.cv1(x))  # type: ignore[no-any-return]
+
+
+class RepVGGDW(nn.Module):
+    """The sum of a 7x7 and a 3x3 depthwise convolution, one convolution after `fuse`."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv = Conv(c, c, 7, g=c, act=False)
+        self.conv1: Conv | None = Conv(c, c, 3, g=c, act=False)
+        self.act: nn.Module = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activated sum of both convolutions of `x`."""
+        y = self.conv(x)
+        return self.act(y if self.conv1 is None else y + self.conv1(x))  # type: ignore[no-any-return]
+
+    def remove_bn(self) -> None:
+        """Remove the 3x3 convolution without adding it, to load weights that were fused before they were saved."""
+        self.conv1 = None
+
+    def fuse(self) -> None:
+        """Add the 3x3 convolution to the 7x7 one, in place."""
+        if self.conv1 is None:
+            return
+        for conv in (self.conv, self.conv1):
+            conv.fuse()
+        assert self.conv.conv.bias is not None
+        assert self.conv1.conv.bias is not None
+        self.conv.conv.weight.add_(nn.functional.pad(self.conv1.conv.weight, (2, 2, 2, 2)))
+        self.conv.conv.bias.add_(self.conv1.conv.bias)
+        self.conv1 = None
+
+
+class CIB(nn.Module):
+    """Compact inverted block: depthwise and pointwise convolutions by turns; with `lk` the middle one is 7x7."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, e: float = 0.5, lk: bool = False) -> None:
+        super().__init__()
+        wide = 2 * int(c2 * e)
+        self.cv1 = nn.Sequential(
+            Conv(c1, c1, 3, g=c1),
+            Conv(c1, wide),
+            RepVGGDW(wide) if lk else Conv(wide, wide, 3, g=wide),
+            Conv(wide, c2),
+            Conv(c2, c2, 3, g=c2),
+        )
+        self.add = bool(shortcut) and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` through the block."""
+        y: Tensor = self.cv1(x)
+        return x + y if self.add else y
+
+
+class C2fCIB(C2f):
+    """A `C2f` around `CIB` blocks."""
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = False, lk: bool = False, g: int = 1, e: float = 0.5
+    ) -> None:
+        self.lk = lk
+        super().__init__(c1, c2, n, shortcut, g, e)
+
+    def build_block(self, shortcut: bool, g: int) -> nn.Module:
+        """One of the repeated blocks."""
+        return CIB(self.c, self.c, shortcut, 1.0, self.lk)

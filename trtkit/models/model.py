@@ -189,6 +189,8 @@ class ModelInfo:
         architecture: Such as "yolo11n"; "" if unknown.
         preprocess: How an image becomes the input; None takes the task's default.
         output_format: What the model returns; None takes the task's default, without NMS.
+        row_settings: `conf`, `iou` and `max_det` by which NMS in the graph selects its rows, or `max_det` of a
+            one-to-one head; {} if nothing is selected in the graph, or not known.
         notes: Further entries of the file (author, license, date), unchanged.
     """
 
@@ -200,6 +202,7 @@ class ModelInfo:
     architecture: str = ""
     preprocess: Preprocess = None  # type: ignore[assignment]
     output_format: OutputFormat = None  # type: ignore[assignment]
+    row_settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -245,7 +248,7 @@ class ModelInfo:
             "batch": batch,
             "imgsz": list(imgsz or self.imgsz),
             "names": dict(self.names),
-            "args": {**args, "nms": self.nms},
+            "args": {**args, "nms": self.nms, **self.row_settings},
             "channels": self.channels,
             "end2end": self.end2end,
             "architecture": self.architecture,
@@ -255,6 +258,8 @@ class ModelInfo:
                 "output_format": self.output_format.to_dict(),
             },
         }
+        if self.nms and self.row_settings:
+            metadata["trtkit"]["nms"] = dict(self.row_settings)
         if self.kpt_shape is not None:
             metadata["kpt_shape"] = list(self.kpt_shape)
         return metadata
@@ -282,9 +287,15 @@ class ModelInfo:
         kpt_shape = values.get("kpt_shape")
         arguments = values.get("args")
         task = str(values["task"])
-        nms = isinstance(arguments, Mapping) and bool(arguments.get("nms", False))
+        arguments = arguments if isinstance(arguments, Mapping) else {}
         end2end = values.get("end2end") is True
         ours = parse_trtkit_entry(metadata.get("trtkit"))
+        output_format = (
+            OutputFormat.from_dict(ours["output_format"])
+            if "output_format" in ours
+            else default_output_format(task, nms=bool(arguments.get("nms", False)), end2end=end2end)
+        )
+        fixed = {NMS_ROWS.name: ("conf", "iou", "max_det"), END2END_ROWS.name: ("max_det",)}
         return cls(
             task=task,
             names={int(index): str(name) for index, name in names.items()},
@@ -295,9 +306,12 @@ class ModelInfo:
             preprocess=Preprocess.from_dict(ours["preprocess"])
             if "preprocess" in ours
             else default_preprocess(task, channels=int(values.get("channels", 3))),
-            output_format=OutputFormat.from_dict(ours["output_format"])
-            if "output_format" in ours
-            else default_output_format(task, nms=nms, end2end=end2end),
+            output_format=output_format,
+            row_settings={
+                key: arguments[key]
+                for key in fixed.get(output_format.name, ())
+                if isinstance(arguments.get(key), (int, float))
+            },
             notes={key: values[key] for key in ("author", "date", "version", "license", "docs") if values.get(key)},
         )
 
@@ -337,7 +351,8 @@ class Model(ModelInfo):
         module: The torch module in evaluation mode and FP32, BatchNorm fused, or None.
         proto: The ONNX graph, or None.
         example: An example input for tracing a module of the caller's, NCHW float32, or None.
-        parameters: Number of weights.
+        parameters: Number of weights, without those of branches that do not run.
+        head_hashes: `hash` with and without the one-to-one head, by `end2end`, of a checkpoint.
     """
 
     hash: str
@@ -346,6 +361,7 @@ class Model(ModelInfo):
     proto: onnx.ModelProto | None = None
     example: Any = None
     parameters: int = 0
+    head_hashes: Mapping[bool, str] = dataclasses.field(default_factory=dict)
 
     @property
     def info(self) -> ModelInfo:
@@ -356,6 +372,44 @@ class Model(ModelInfo):
     def stem(self) -> str:
         """The first part of exported file names: the source's stem, or the architecture."""
         return self.source.stem if self.source is not None else (self.architecture or "model")
+
+    def with_end2end(self, end2end: bool = True, *, max_det: int = 300) -> Model:
+        """The model with its one-to-one head, or with its one-to-many head; both share the weights before them.
+
+        A one-to-one head (YOLO26, YOLOv10) returns `END2END_ROWS`, a one-to-many head `DENSE` output for NMS.
+        Ultralytics 8.4.190 calls them `nms=False` and `nms=None`.
+
+        Args:
+            end2end: Whether to take the one-to-one head.
+            max_det: Rows of the one-to-one head; a graph from an ONNX file keeps its own.
+
+        Raises:
+            ModelError: The model has no such head.
+        """
+        if self.end2end == end2end and (self.module is None or not end2end):
+            return self
+        head: Any = getattr(self.module, "head", None)
+        kind = "one-to-one" if end2end else "one-to-many"
+        if not hasattr(head, "has_branches") or not head.has_branches(end2end=end2end):
+            if self.end2end == end2end:
+                return self
+            raise ModelError(
+                f"load {self.source or self.stem} with end2end={end2end}",
+                f"it has no {kind} head",
+                "leave end2end out; YOLO26 and YOLOv10 checkpoints that were not fused have both heads"
+                if end2end
+                else "use the checkpoint as it was before it was fused",
+                code=f"model-without-{kind}-head",
+            )
+        module: Any = self.module.with_head(end2end=end2end, max_det=max_det)  # type: ignore[union-attr, operator]
+        return dataclasses.replace(
+            self,
+            output_format=END2END_ROWS if end2end else DENSE,
+            row_settings={"max_det": max_det} if end2end else {},
+            module=module,
+            hash=self.head_hashes[end2end],
+            parameters=module.count_parameters(),
+        )
 
     def __repr__(self) -> str:
         kind = "torch" if self.module is not None else "ONNX"

@@ -42,7 +42,7 @@ def from_checkpoint(
     imgsz: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
 ) -> Model:
-    """Build a checkpoint's model from trtkit's own layers.
+    """Build a checkpoint's model from trtkit's own layers, with its one-to-many head if it has one.
 
     Args:
         checkpoint: From `read_checkpoint`.
@@ -65,6 +65,11 @@ def from_checkpoint(
     classes = head.linear.out_features if isinstance(head, heads.Classify) else int(head.nc)  # type: ignore[arg-type]
     size = imgsz if imgsz is not None else checkpoint.args.get("imgsz", 640)
     task = resolve_task(task, module.task, asked, ModelError)
+    hashed = _hash_weights(
+        _canonical_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights
+    )
+    hashes = {False: hashed, True: hash_parts(hashed, "end2end")}
+    end2end = isinstance(head, heads.Detect) and head.end2end
     return Model(
         task=task,
         names=_merge_names(names, checkpoint.names, classes, asked),
@@ -73,13 +78,14 @@ def from_checkpoint(
         kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
         architecture=_architecture_name(yaml),
         preprocess=preprocess or _read_preprocess(checkpoint, task, asked),
+        output_format=default_output_format(task, end2end=end2end),
+        row_settings={"max_det": heads.MAX_DET} if end2end else {},
         notes=dict(checkpoint.notes),
-        hash=_hash_weights(
-            _canonical_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights
-        ),
+        hash=hashes[end2end],
         source=source,
         module=module,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=module.count_parameters(),
+        head_hashes=hashes,
     )
 
 

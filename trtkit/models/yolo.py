@@ -1,7 +1,8 @@
-"""YOLOv8 and YOLO11 as torch modules, built from the architecture in a checkpoint."""
+"""YOLO models as torch modules, built from the architecture in a checkpoint."""
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,18 +22,30 @@ LAYER_LIMIT = 1000
 SIZE_LIMIT = 1 << 16
 """Largest number in a layer's arguments."""
 
-TASK_OF_HEAD = {"Detect": "detect", "Segment": "segment", "Classify": "classify", "Pose": "pose", "OBB": "obb"}
+TASK_OF_HEAD = {
+    **dict.fromkeys(("Detect", "v10Detect"), "detect"),
+    **dict.fromkeys(("Segment", "Segment26"), "segment"),
+    **dict.fromkeys(("Pose", "Pose26"), "pose"),
+    **dict.fromkeys(("OBB", "OBB26"), "obb"),
+    "Classify": "classify",
+}
 SINGLE_LAYERS: dict[str, type[nn.Module]] = {
     "Conv": layers.Conv,
     "DWConv": layers.DWConv,
+    "PSA": layers.PSA,
+    "SCDown": layers.SCDown,
     "SPPF": layers.SPPF,
 }
 REPEATED_LAYERS: dict[str, type[nn.Module]] = {
     "C2f": layers.C2f,
+    "C2fCIB": layers.C2fCIB,
     "C3": layers.C3,
     "C3k2": layers.C3k2,
     "C2PSA": layers.C2PSA,
 }
+FUSED_LAYERS = (layers.Conv, layers.RepVGGDW)
+"""Modules that fold a BatchNorm or merge convolutions."""
+
 LITERALS = {"None": None, "True": True, "False": False}
 
 
@@ -71,11 +84,32 @@ class Yolo(nn.Module):
         return x
 
     def fuse(self) -> Yolo:
-        """Fold every BatchNorm into its layers."""
-        for module in self.modules():
-            if isinstance(module, layers.Conv):
+        """Fold every BatchNorm into its layers and merge reparameterized convolutions."""
+        for module in list(self.modules()):
+            if isinstance(module, FUSED_LAYERS):
                 module.fuse()
         return self
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.model[-1]
+
+    def with_head(self, **attributes: Any) -> Yolo:
+        """A model that shares all weights with this one and has other attributes of the head, such as `end2end`."""
+        head = copy.copy(self.head)
+        vars(head).update(attributes)
+        model = copy.copy(self)
+        # A shallow copy shares the dictionary of its modules.
+        model._modules = {**self._modules, "model": nn.Sequential(*list(self.model)[:-1], head)}
+        return model
+
+    def count_parameters(self) -> int:
+        """Number of weights, without those of head branches that do not run."""
+        idle: set[int] = set()
+        if isinstance(self.head, heads.Detect):
+            idle = {id(parameter) for parameter in self.head.idle_parameters()}
+        return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in idle)
 
 
 def build_model(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yolo:
@@ -116,9 +150,7 @@ class _ModelBuilder:
         self.channels = [int(yaml.get("channels") or yaml.get("ch") or 3)]
         self.strides = [1.0]
         self.count = 0
-        self.depthwise_scores = any(row[2] == "C3k2" for row in self.rows)
-        if yaml.get("end2end"):
-            raise _unknown_layer(self.asked, "an end-to-end head")
+        self.depthwise_scores = any(row[2] in ("C3k2", "C2fCIB") for row in self.rows)
         if not self.rows:
             raise ValueError("no layers")
 
@@ -196,17 +228,18 @@ class _ModelBuilder:
         if name in SINGLE_LAYERS:
             c2, rest = self.scale_channels(values[0]), values[1:]
             modules = [SINGLE_LAYERS[name](c2 if number else c1[0], c2, *rest) for number in range(repeats)]
-            factor = rest[1] if name != "SPPF" and len(rest) > 1 else 1
+            factor = rest[1] if name not in ("SPPF", "PSA") and len(rest) > 1 else 1
             return (modules[0] if repeats == 1 else nn.Sequential(*modules)), c2, factor**repeats
         raise _unknown_layer(self.asked, f"a layer {name}({', '.join(map(str, values))})")
 
     def build_head(self, name: str, c1: list[int], strides: list[float], values: list[Any]) -> nn.Module:
         """A head that reads several feature maps."""
         head_strides = [int(stride) for stride in strides]
-        if name == "Segment":
+        if name in ("Segment", "Segment26"):
             values[2] = self.scale_channels(values[2])
         kind: Any = getattr(heads, name)
-        head: nn.Module = kind(*values, c1, head_strides, self.bins, self.depthwise_scores)
+        one_to_one = bool(self.yaml.get("end2end"))
+        head: nn.Module = kind(*values, c1, head_strides, self.bins, self.depthwise_scores, one_to_one)
         return head
 
 
@@ -244,17 +277,18 @@ def load_weights(
         UnknownLayerError: trtkit has no such activation.
         CheckpointError: The weights do not fit the architecture.
     """
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, layers.Conv)}
-    for name, module in convolutions.items():
+    weights = _select_head_weights(model, weights)
+    foldable = {name: module for name, module in model.named_modules() if isinstance(module, FUSED_LAYERS)}
+    for name, module in foldable.items():
         kind = (activations or {}).get(f"{name}.act", type(module.act).__name__)
         if kind not in layers.ACTIVATIONS:
             raise _unknown_layer(asked, f"an activation {kind}")
         if type(module.act) is not layers.ACTIVATIONS[kind]:
             module.act = layers.ACTIVATIONS[kind]()
-        if module.bn is not None:
+        if isinstance(module, layers.Conv) and module.bn is not None:
             module.bn.eps = (epsilons or {}).get(f"{name}.bn", module.bn.eps)
     if not any(name.endswith(".bn.weight") for name in weights):
-        for module in convolutions.values():
+        for module in foldable.values():
             module.remove_bn()
     expected = model.state_dict()
     for name in {**expected, **weights}:
@@ -277,6 +311,26 @@ def load_weights(
     }
     model.load_state_dict(values, strict=True, assign=True)
     return model.eval().requires_grad_(False).fuse()
+
+
+def _select_head_weights(model: Yolo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without those that only training needs; the head loses branches that the weights lack.
+
+    Ultralytics' `fuse()` removes the branches that do not run.
+    """
+    if not isinstance(model.head, heads.Detect):
+        return dict(weights)
+    prefix = f"model.{len(model.model) - 1}."
+    training_only = tuple(f"{prefix}{name}." for name in model.head.TRAINING_ONLY)
+    has = {
+        end2end: any(name.startswith(f"{prefix}{'one2one_' if end2end else ''}cv2.") for name in weights)
+        for end2end in (False, True)
+    }
+    if any(has.values()):
+        for end2end in (False, True):
+            if model.head.has_branches(end2end=end2end) and not has[end2end]:
+                model.head.remove_branches(end2end=end2end)
+    return {name: value for name, value in weights.items() if not name.startswith(training_only)}
 
 
 def _unknown_layer(asked: str, what: str) -> UnknownLayerError:
