@@ -54,14 +54,6 @@ def test_unknown_head(content: dict[str, Any], tmp_path: Path) -> None:
     assert "RTDETRDecoder" in error.value.fields["layer"]
 
 
-def test_end_to_end_head(content: dict[str, Any], tmp_path: Path) -> None:
-    content["model"].yaml = {**TINY, "end2end": True}
-    with pytest.raises(UnknownLayerError) as error:
-        load(save(content, tmp_path / "end2end.pt"))
-    assert error.value.code == "checkpoint-layer-unknown"
-    assert error.value.fields["layer"] == "an end-to-end head"
-
-
 def test_layer_that_differs_from_its_architecture(content: dict[str, Any], tmp_path: Path) -> None:
     layer = content["model"].model[2]
     layer.__class__ = fake_class("ultralytics.nn.modules.block", "C2fAttn")
