@@ -3,8 +3,64 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
 import trtkit
+from trtkit.graph import torch_export
 from trtkit.graph.torch_export import trace
+
+
+@pytest.fixture
+def count_exports(monkeypatch):
+    """How often torch's exporter ran; no trace of another test is kept."""
+    torch_export._TRACES.clear()
+    calls = []
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: (calls.append(1), export(*args, **options))[1])
+    return lambda: len(calls)
+
+
+def test_a_trace_is_kept_for_the_same_model_and_settings(count_exports) -> None:
+    path = trtkit.demo.model_path("classify")
+    first = trace(trtkit.load(path), imgsz=(32, 32))
+    serialized = first.SerializeToString(deterministic=True)
+    first.graph.node[0].name = "changed by the caller"
+    renamed = trtkit.load(path, names=[f"class {index}" for index in range(10)])
+    second = trace(renamed, imgsz=(32, 32))
+    assert count_exports() == 1
+    assert any("class 9" in entry.value for entry in second.metadata_props if entry.key == "names")
+    del second.metadata_props[:]
+    expected = onnx.ModelProto.FromString(serialized)
+    del expected.metadata_props[:]
+    assert second == expected
+    trace(trtkit.load(path), imgsz=(64, 64))
+    trace(trtkit.load(path), imgsz=(32, 32), batch=2)
+    assert count_exports() == 3
+
+
+def test_a_changed_weight_is_traced_again(count_exports) -> None:
+    model = trtkit.load(trtkit.demo.model_path("classify"))
+    trace(model, imgsz=(32, 32))
+    assert model.module is not None
+    model.module.get_parameter("model.0.conv.weight").data[0, 0, 0, 0] = 12345.0
+    weights = [numpy_helper.to_array(tensor) for tensor in trace(model, imgsz=(32, 32)).graph.initializer]
+    assert count_exports() == 2
+    assert any(12345.0 in weight for weight in weights)
+
+
+def test_few_traces_are_kept(count_exports, monkeypatch) -> None:
+    model = trtkit.load(trtkit.demo.model_path("classify"))
+    for batch in range(1, 7):
+        trace(model, imgsz=(32, 32), batch=batch, simplify=False)
+    assert len(torch_export._TRACES) == torch_export.TRACE_COUNT
+    monkeypatch.setattr(torch_export, "TRACE_BYTES", 1 << 20)
+    trace(model, imgsz=(64, 64), simplify=False)
+    assert count_exports() == 7
+    trace(model, imgsz=(64, 64), simplify=False)
+    assert count_exports() == 8  # larger than the limit: not kept
 
 
 def test_concurrent_traces_do_not_interfere() -> None:

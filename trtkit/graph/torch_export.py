@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -25,6 +28,14 @@ MINIMUM_OPSET = 13
 """The first operator set whose Q/DQ has one scale for each channel."""
 
 _EXPORTER = threading.Lock()
+
+TRACE_COUNT = 4
+"""Most traced graphs that are kept: every verb on a checkpoint starts with the same trace, which takes seconds."""
+
+TRACE_BYTES = 256 << 20
+"""Most memory that they take, bytes."""
+
+_TRACES: collections.OrderedDict[tuple[Any, ...], bytes] = collections.OrderedDict()
 
 
 def trace(
@@ -56,6 +67,36 @@ def trace(
         OnnxError: An ONNX file has another static shape, or an operator set that can't be converted.
     """
     size = imgsz or model.imgsz
+    settings = (size, batch, dynamic, dynamic_batch, simplify)
+    if model.module is not None and model.example is None:
+        from trtkit.models.torch_model import hash_weights
+
+        # Layers and weights as they are now; a caller's own module may run other code with the same layers and weights.
+        key = hash_weights(repr(model.module), model.module.state_dict())
+        proto = _remember((key, model.hash, model.output_format, *settings), lambda: _trace(model, *settings))
+    else:
+        proto = _trace(model, *settings)
+    metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
+    return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
+
+
+def _remember(key: tuple[Any, ...], make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    """A copy of the graph that `make` returned for this key before, or returns now; the oldest are dropped."""
+    stored = _TRACES.get(key)
+    if stored is not None:
+        return onnx.ModelProto.FromString(stored)
+    proto = make()
+    if proto.ByteSize() <= TRACE_BYTES:
+        with _EXPORTER:
+            _TRACES[key] = proto.SerializeToString()
+            while len(_TRACES) > TRACE_COUNT or sum(map(len, _TRACES.values())) > TRACE_BYTES:
+                _TRACES.popitem(last=False)
+    return proto
+
+
+def _trace(
+    model: Model, size: tuple[int, int], batch: int, dynamic: bool, dynamic_batch: bool, simplify: bool
+) -> onnx.ModelProto:
     if model.proto is not None:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
@@ -71,8 +112,7 @@ def trace(
     if simplify:
         remove_copies(proto)
         fuse_box_decoding(proto)
-    metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
-    return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
+    return proto
 
 
 def name_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ from trtkit.models.model import (
 from trtkit.models.output_shapes import check_outputs, infer_classes, infer_output_format
 from trtkit.models.yolo import Yolo, build_model, load_weights
 
-__all__ = ["from_checkpoint", "from_module"]
+__all__ = ["from_checkpoint", "from_module", "hash_weights"]
 
 Names = Mapping[int, str] | Sequence[str] | None
 
@@ -65,7 +65,7 @@ def from_checkpoint(
     classes = head.linear.out_features if isinstance(head, heads.Classify) else int(head.nc)  # type: ignore[arg-type]
     size = imgsz if imgsz is not None else checkpoint.args.get("imgsz", 640)
     task = resolve_task(task, module.task, asked, ModelError)
-    hashed = _hash_weights(
+    hashed = hash_weights(
         _canonical_text({**yaml, "yaml_file": None, "activations": checkpoint.activations}), checkpoint.weights
     )
     hashes = {False: hashed, True: hash_parts(hashed, "end2end")}
@@ -167,7 +167,7 @@ def from_module(
         architecture=type(module).__name__,
         preprocess=with_channels(preprocess, example.shape[1], asked, ModelError),
         output_format=output_format,
-        hash=_hash_weights(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", copied.state_dict()),
+        hash=hash_weights(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}", copied.state_dict()),
         module=copied,
         example=example,
         parameters=sum(parameter.numel() for parameter in copied.parameters()),
@@ -260,8 +260,13 @@ def _canonical_text(value: Any) -> str:
     return repr(value)
 
 
-def _hash_weights(architecture: str, weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over an architecture and weights by name, without counters of training steps."""
+def hash_weights(architecture: str, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over an architecture and weights by name, without counters of training steps.
+
+    Args:
+        architecture: Any text that stands for the layers.
+        weights: Parameters and buffers by name.
+    """
     parts: list[bytes | str] = [architecture]
     for name in sorted(weights):
         value = weights[name].detach().cpu()
