@@ -31,20 +31,20 @@ def model() -> tk.Model:
 
 @pytest.fixture(scope="module")
 def calibration(model: tk.Model) -> Calibration:
-    return tk.calibrate(model, demo.data_path(), calibration_images=4, imgsz=160)
+    return tk.calibrate(model, demo.data_path(), calibration_images=4, imgsz=96)
 
 
 def test_onnx_in_three_precisions_does_not_overwrite_itself(
     model: tk.Model, calibration: Calibration, tmp_path: Path
 ) -> None:
     shapes, sizes = {}, {}
-    images = np.random.default_rng(0).random((1, 3, 160, 160), np.float32)
+    images = np.random.default_rng(0).random((1, 3, 96, 96), np.float32)
     for half, int8 in ((False, False), (True, False), (False, True)):
         precision = "int8" if int8 else "fp16" if half else "fp32"
         artifact = tk.export(
             model,
             format="onnx",
-            imgsz=160,
+            imgsz=96,
             half=half,
             int8=int8,
             calibration=calibration if int8 else None,
@@ -146,13 +146,13 @@ def test_int8_without_data_warns(model: tk.Model, tmp_path: Path) -> None:
 
 
 def test_decoding_is_marked_fp32_for_tensorrts_own_calibrator(model: tk.Model, calibration: Calibration) -> None:
-    own = build_graph(model, Recipe(model="m.pt", int8=True, implicit=True, imgsz=160), None, imgsz=(160, 160))
+    own = build_graph(model, Recipe(model="m.pt", int8=True, implicit=True, imgsz=96), None, imgsz=(96, 96))
     named = set(read_trtkit_metadata(own)["fp32"])
     kinds = {node.op_type for node in own.graph.node if node.name in named}
     # The convolution that makes boxes of all bins has weights as the head's last layers do, but comes after them.
     assert {"Conv", "Sigmoid"} <= kinds
     assert not named & {node.name for node in own.graph.node if "/cv2." in node.name or "/cv3." in node.name}
-    pairs = build_graph(model, Recipe(model="m.pt", int8=True, imgsz=160), calibration, imgsz=(160, 160))
+    pairs = build_graph(model, Recipe(model="m.pt", int8=True, imgsz=96), calibration, imgsz=(96, 96))
     assert set(read_trtkit_metadata(pairs)["fp32"]) == named
 
 
@@ -196,7 +196,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(
         warnings.simplefilter("error")
         artifact = tk.export(
             model,
-            imgsz=160,
+            imgsz=96,
             half=precision == "fp16",
             int8=precision == "int8",
             dynamic=dynamic,

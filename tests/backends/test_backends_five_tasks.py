@@ -54,6 +54,7 @@ def calibration(task: str, dynamic: bool) -> tk.Calibration:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("task", list(ENDINGS))
 def test_every_task_builds_in_every_precision(task: str, precision: str, dynamic: bool, tmp_path: Path) -> None:
+    """FP16 with NMS in the graph, which classify has not."""
     artifact = tk.export(
         model(task, dynamic),
         half=precision == "fp16",
@@ -61,6 +62,7 @@ def test_every_task_builds_in_every_precision(task: str, precision: str, dynamic
         calibration=calibration(task, dynamic) if precision == "int8" else None,
         dynamic=dynamic,
         simplify=False,
+        nms=precision == "fp16" and task != "classify",
         batch=2,
         backend="tensorrt_rtx",
         device="sm89",
@@ -69,6 +71,9 @@ def test_every_task_builds_in_every_precision(task: str, precision: str, dynamic
     file = backends.read_engine(artifact.path)
     assert file.passport is not None
     assert file.info().task == task
+    assert file.info().nms == (precision == "fp16" and task != "classify")
+    assert artifact.precision == precision
+    assert len(file.plan) > 1000
     assert (file.passport.precision, file.passport.dynamic, file.passport.batch) == (precision, dynamic, 2)
     frame = backends.layer_frame(file.passport.layers)
     convolutions = frame.filter(pl.col("onnx_nodes").list.eval(pl.element().str.ends_with("/Conv")).list.any())

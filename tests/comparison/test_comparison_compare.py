@@ -13,7 +13,7 @@ from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExis
 from trtkit.evaluation.significance import ROUNDING_ERROR
 from trtkit.plotting.comparison import losses_figure
 
-SMALL = {"imgsz": 160, "eval_images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
+SMALL = {"imgsz": 96, "eval_images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
 CAN_BUILD = probe("tensorrt_rtx").present
 
 
@@ -140,7 +140,7 @@ def test_a_loaded_comparison_equals_the_saved_one(whole):
 def test_provenance_and_replay_code_have_every_setting(whole):
     comparison, folder, _ = whole
     settings = comparison.provenance.settings
-    assert (settings["imgsz"], settings["batch"], settings["eval_images"]) == (160, [1, 2], 6)
+    assert (settings["imgsz"], settings["batch"], settings["eval_images"]) == (96, [1, 2], 6)
     assert comparison.provenance.model_hash == trtkit.load(trtkit.demo.model_path()).hash
     assert len(comparison.provenance.data_hash) == 64
     calls = {}
@@ -148,7 +148,7 @@ def test_provenance_and_replay_code_have_every_setting(whole):
     exec(comparison.about["python"].replace("import trtkit as tk", ""), {"tk": tk})
     assert calls["output"] == str(folder)
     assert {name: calls[name] for name in ("imgsz", "eval_images", "runs")} == {
-        "imgsz": 160,
+        "imgsz": 96,
         "eval_images": 6,
         "runs": 5,
     }

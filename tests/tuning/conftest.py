@@ -8,7 +8,7 @@ import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
 
-SIDE = 160
+SIDE = 96
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from trtkit.graph.analysis import GraphIndex, count_macs
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
 
-SIDE = 160
+SIDE = 96
 
 
 def test_metric_equals_evaluate(model: tk.Model, calibration: Calibration, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trtkit.graph.torch_export import trace
 from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
 from trtkit.tuning.noise import LayerNoise
 
-SIDE = 160
+SIDE = 96
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from trtkit.graph.torch_export import trace
 from trtkit.progress import Event
 from trtkit.tuning.sensitivity import Sensitivity, sensitivity
 
-SIDE = 160
+SIDE = 96
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from trtkit.progress import Event
 from trtkit.results import SavedResult
 from trtkit.tuning.sweep import Sweep, sweep
 
-SIDE = 160
+SIDE = 96
 SETTINGS = {
     "algorithms": ("minmax", "entropy", "percentile"),
     "percentiles": (99.9, 99.999),

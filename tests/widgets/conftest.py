@@ -18,7 +18,7 @@ from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 
-SIDE = 160
+SIDE = 96
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return tk.compare(
-            model, demo.data_path(), imgsz=320, eval_images=8, build=False, calibration_images=4, runs=5, batch=(1, 2),
+            model, demo.data_path(), imgsz=160, eval_images=8, build=False, calibration_images=4, runs=5, batch=(1, 2),
             output=tmp_path_factory.mktemp("compare"),
         )  # fmt: skip
 

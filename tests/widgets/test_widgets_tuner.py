@@ -21,7 +21,7 @@ from trtkit.widgets.tuner import tuner as tuner_module
 from trtkit.widgets.tuner.actions import TunerInputs
 from trtkit.widgets.tuner.tuner import Tuner
 
-SIDE = 160
+SIDE = 96
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_another_trial_of_the_search_sets_the_layers_only(
     # Without any INT8 layer it is an FP16 export.
     assert "half=True" in tuned.to_python()
     assert tuned.keep == ()
-    assert set(shlex.split(tuned.to_command())[-2:]) == {"--half", "--imgsz=160"}
+    assert set(shlex.split(tuned.to_command())[-2:]) == {"--half", "--imgsz=96"}
     assert after.with_trial(1).kept_fp16 == ()
     with pytest.raises(RecipeError) as error:
         state.with_trial()
@@ -218,11 +218,11 @@ def test_the_code_repeats_the_choices(state: TunerState, quantizable_layers: Qua
     measured = calls[0][2]
     assert "algorithm" not in measured  # the default
     assert (measured["percentile"], measured["calibration_images"]) == (99.99, 4)
-    assert measured["imgsz"] == (160, 160)
+    assert measured["imgsz"] == (96, 96)
     exported = calls[1][2]
     assert exported["keep"] == [quantizable_layers.quantizable[4]]
     assert exported["int8"] is True
-    assert exported["imgsz"] == 160
+    assert exported["imgsz"] == 96
     assert exported["calibration"] == "result of calibrate"
 
 
@@ -257,7 +257,7 @@ def test_a_saved_calibration_is_referenced_by_its_folder(
 def test_without_histograms_only_extremes_are_available(model: tk.Model) -> None:
     from trtkit import demo
 
-    plain = tk.calibrate(model, demo.data_path(), calibration_images=2, imgsz=160, algorithm="minmax", device="cpu")
+    plain = tk.calibrate(model, demo.data_path(), calibration_images=2, imgsz=96, algorithm="minmax", device="cpu")
     state = TunerState(model="m.pt", data="d.yaml").with_calibration(AlgorithmComparison(plain))
     reasons = state.unavailable_algorithms()
     assert reasons["minmax"] == reasons["moving_average"] == ""
