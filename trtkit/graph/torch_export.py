@@ -6,7 +6,7 @@ import collections
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def _remember(key: tuple[Any, ...], make: Callable[[], onnx.ModelProto]) -> onnx
     """A copy of the graph that `make` returned for this key before, or returns now; the oldest are dropped."""
     stored = _TRACES.get(key)
     if stored is not None:
-        return onnx.ModelProto.FromString(stored)
+        kept: onnx.ModelProto = onnx.ModelProto.FromString(stored)
+        return kept
     proto = make()
     if proto.ByteSize() <= TRACE_BYTES:
         with _EXPORTER:
