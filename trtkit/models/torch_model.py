@@ -19,6 +19,7 @@ from trtkit.models.model import (
     Model,
     OutputFormat,
     Preprocess,
+    default_output_format,
     default_preprocess,
     parse_imgsz,
     resolve_class_names,
