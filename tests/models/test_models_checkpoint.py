@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deterministic_weights import deterministic_weights
 from fake_checkpoints import TINY, fake_class, fake_modules, state_dict, ultralytics_like
 
 from trtkit.errors import CheckpointError
 from trtkit.models import Preprocess, load
-from trtkit.models.checkpoint import read_checkpoint
+from trtkit.models.checkpoint import Checkpoint, read_checkpoint
+from trtkit.models.layers import parse_activation
+from trtkit.models.torch_model import from_checkpoint
+from trtkit.models.yolo import build_model, has_depthwise_scores, load_weights
 
 # Saving classes made in a test, torch can't keep their source code beside them.
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -130,6 +134,93 @@ def test_weights_fused_before_saving(content: dict[str, Any], tmp_path: Path, ch
     fused = load(save(content, tmp_path / "fused.pt"))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(fused.module(image), plain.module(image))
+
+
+def forward_fuse(self: Any, x: Any) -> Any:
+    return x
+
+
+def test_fused_model_as_ultralytics_saves_it(content: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+    """`YOLO(x).fuse()` sets each layer's `forward` to a bound method, which pickle writes as `getattr`."""
+    plain = load(checkpoint)
+    for name, module in list(content["model"].named_modules()):
+        if hasattr(module, "bn"):
+            del module.bn
+            module.conv = copy.deepcopy(plain.module.get_submodule(name).conv)
+            type(module).forward_fuse = forward_fuse
+            module.forward = module.forward_fuse
+    path = save(content, tmp_path / "fused.pt")
+    assert b"getattr" in path.read_bytes()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load(path).module(image), plain.module(image))
+
+
+@pytest.mark.parametrize("key", ["model", "ema", None])
+def test_a_parallel_module_is_unwrapped(
+    content: dict[str, Any], tmp_path: Path, checkpoint: Path, key: str | None
+) -> None:
+    wrapped = torch.nn.DataParallel(content["model"])
+    path = save({**content, key: wrapped} if key else wrapped, tmp_path / "parallel.pt")
+    assert load(path).hash == load(checkpoint).hash
+
+
+def test_a_parallel_module_of_another_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
+        load(save({"model": torch.nn.DataParallel(torch.nn.Conv2d(1, 1, 1))}, tmp_path / "other.pt"))
+    assert error.value.code == "checkpoint-model-unknown"
+    assert error.value.fields["model"] == "torch.nn.modules.conv.Conv2d"
+
+
+def test_the_class_branch_is_that_of_the_weights() -> None:
+    """Ultralytics 8.3.0 to 8.3.10 built YOLO11's class branch for YOLOv8, too."""
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for depthwise in (False, True):
+        shapes = {
+            name: value.shape for name, value in build_model(TINY, depthwise_scores=depthwise).state_dict().items()
+        }
+        weights = {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
+        assert has_depthwise_scores(weights) == depthwise
+        expected = load_weights(build_model(TINY, depthwise_scores=depthwise), weights)(image)
+        outputs.append(from_checkpoint(Checkpoint(yaml=TINY, weights=weights), None).module(image))
+        assert torch.equal(outputs[-1], expected)
+    assert not torch.equal(*outputs)
+
+
+def test_options_of_activations_come_from_the_modules(content: dict[str, Any], tmp_path: Path) -> None:
+    content["model"].model[0].act = torch.nn.LeakyReLU(0.3)
+    content["model"].model[1].act = torch.nn.GELU("tanh")
+    model = load(save(content, tmp_path / "leaky.pt"))
+    first, second = model.module.model[0].act, model.module.model[1].act
+    assert (type(first), first.negative_slope) == (torch.nn.LeakyReLU, 0.3)
+    assert (type(second), second.approximate) == (torch.nn.GELU, "tanh")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "options"),
+    [
+        ("SiLU", "SiLU", {}),
+        ("torch.nn.ReLU(inplace=True)", "ReLU", {}),
+        ("nn.LeakyReLU(0.1)", "LeakyReLU", {"negative_slope": 0.1}),
+        ("nn.LeakyReLU(0.1, True)", "LeakyReLU", {"negative_slope": 0.1}),
+        ("nn.ELU(alpha=0.5, inplace=True)", "ELU", {"alpha": 0.5}),
+        ("nn.ELU(-1)", "ELU", {"alpha": -1}),
+    ],
+)
+def test_activation_texts(text: str, kind: str, options: dict[str, float]) -> None:
+    found = parse_activation(text)
+    assert type(found) is getattr(torch.nn, kind)
+    assert {name: getattr(found, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "nn.Softplus()", "os.system('true')", "nn.LeakyReLU('x')", "nn.LeakyReLU(1, 2, 3)", "nn.ReLU(beta=1)",
+     "nn.SiLU()()", "nn.LeakyReLU(__import__('os'))", "nn.ELU(1e999)", "[nn.ReLU()]", "nn.ReLU() + 1",
+     "(" * 200, "nn.Module()"],
+)  # fmt: skip
+def test_texts_that_are_no_activation(text: str) -> None:
+    assert parse_activation(text) is None
 
 
 class Normalize:

@@ -39,19 +39,20 @@ def test_unknown_activation(content: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_unknown_layer(content: dict[str, Any], tmp_path: Path) -> None:
-    content["model"].yaml = {**TINY, "backbone": [*TINY["backbone"][:2], [-1, 1, "GhostConv", [16]]]}
+    content["model"].yaml = {**TINY, "backbone": [*TINY["backbone"][:2], [-1, 1, "C2fAttn", [16]]]}
     with pytest.raises(UnknownLayerError) as error:
-        load(save(content, tmp_path / "ghost.pt"))
+        load(save(content, tmp_path / "world.pt"))
     assert error.value.code == "checkpoint-layer-unknown"
-    assert error.value.fields["layer"] == "a layer GhostConv(16)"
+    assert error.value.fields["layer"] == "a layer C2fAttn(16)"
+    assert "yolo export" in str(error.value), "the line that makes the ONNX file"
 
 
 def test_unknown_head(content: dict[str, Any], tmp_path: Path) -> None:
-    content["model"].yaml = {**TINY, "head": [*TINY["head"][:1], [[2, 3], 1, "RTDETRDecoder", ["nc"]]]}
+    content["model"].yaml = {**TINY, "head": [*TINY["head"][:1], [[2, 3], 1, "WorldDetect", ["nc"]]]}
     with pytest.raises(UnknownLayerError) as error:
-        load(save(content, tmp_path / "rtdetr.pt"))
+        load(save(content, tmp_path / "world.pt"))
     assert error.value.code == "checkpoint-layer-unknown"
-    assert "RTDETRDecoder" in error.value.fields["layer"]
+    assert "WorldDetect" in error.value.fields["layer"]
 
 
 def test_layer_that_differs_from_its_architecture(content: dict[str, Any], tmp_path: Path) -> None:

@@ -228,6 +228,73 @@ def test_getattr_reaches_members_of_stand_ins_only() -> None:
     assert error.value.fields["name"] == "builtins.getattr"
 
 
+INSTANCE = b"cultralytics.nn.modules.conv\nConv\n)\x81"
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    b"X\x03\x00\x00\x00cpuK\x04tQK\x00(K\x04t(K\x01t\x89NtR"
+)
+
+
+def take_attribute(owner: bytes, name: str) -> bytes:
+    """A pickle of `getattr(owner, name)`, without its end."""
+    return b"\x80\x02cbuiltins\ngetattr\n(" + owner + pickle.dumps(name, 2)[2:-1].split(b"q\x00")[0] + b"tR"
+
+
+def test_getattr_of_an_object_reaches_its_fused_forward_only() -> None:
+    found = run(take_attribute(INSTANCE, "forward_fuse") + b".")
+    assert (type(found).__mro__[1], found.arguments) == (Record, ())
+    assert found.qualified_name == "ultralytics.nn.modules.conv.Conv.forward_fuse"
+    # The record is no function: calling it ends the program.
+    with pytest.raises(CheckpointError) as error:
+        run(take_attribute(INSTANCE, "forward_fuse") + b"(K\x01tR.")
+    assert error.value.code == "checkpoint-pickle-damaged"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "forward",
+        "__class__",
+        "__reduce__",
+        "__init__",
+        "state",
+        "__setstate__",
+        "attributes",
+        "forward_fuse.__globals__",
+    ],
+)
+def test_getattr_of_another_attribute_of_an_object(name: str) -> None:
+    with pytest.raises(UnsafeCheckpointError) as error:
+        run(take_attribute(INSTANCE, name) + b".")
+    assert (error.value.code, error.value.fields["name"]) == ("checkpoint-unsafe-name", "builtins.getattr")
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [b"ccollections\nOrderedDict\n)R", TENSOR, b"]", b"}", b"N", b"ctorch._utils\n_rebuild_tensor_v2\n",
+     b"ctorch\nSize\n", b"ctorch\nFloatStorage\n", b"cbuiltins\ngetattr\n", b"X\x01\x00\x00\x00a"],
+)  # fmt: skip
+def test_getattr_of_the_fused_forward_of_what_is_no_object(owner: bytes) -> None:
+    with pytest.raises(UnsafeCheckpointError) as error:
+        run(take_attribute(owner, "forward_fuse") + b".")
+    assert (error.value.code, error.value.fields["name"]) == ("checkpoint-unsafe-name", "builtins.getattr")
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        (make_call("torch._dynamo.eval_frame", "OptimizedModule"), "torch._dynamo.eval_frame.OptimizedModule"),
+        (make_call("super_gradients.training.models", "YoloNAS"), "super_gradients.training.models.YoloNAS"),
+        (b"\x80\x02cultralytics.models.yolo.model\nYOLO\n)\x81" + b"cbuiltins\nlist\n.", "builtins.list"),
+    ],
+)
+def test_wrapped_models_are_refused_and_named(program: bytes, name: str) -> None:
+    with pytest.raises(UnsafeCheckpointError) as error:
+        run(program)
+    assert (error.value.code, error.value.fields["name"]) == ("checkpoint-unsafe-name", name)
+    assert "source you trust" not in str(error.value), "an honest mistake gets what to save instead"
+
+
 @pytest.mark.parametrize("program", [b"\x80\x02\x82\x01.", b"\x80\x02\x83\x01\x00.", b"\x80\x02\x84\x01\x00\x00\x00."])
 def test_names_hidden_in_the_extension_registry(program: bytes, canary: Path) -> None:
     copyreg.add_extension("os", "system", 1)

@@ -15,7 +15,11 @@ def uniform(name: str, shape: tuple[int, ...], low: float, high: float) -> np.nd
     return np.random.default_rng(zlib.crc32(name.encode())).random(shape) * (high - low) + low
 
 
-def deterministic_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+GAIN = 1.4
+"""What compensates SiLU."""
+
+
+def deterministic_weight(name: str, shape: tuple[int, ...], gain: float = GAIN) -> np.ndarray:
     """A float32 weight of this name and shape, scaled so that activations stay near 1."""
     kind = name.rpartition(".")[2]
     if kind == "num_batches_tracked":
@@ -30,14 +34,13 @@ def deterministic_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
             # Small distances keep boxes below 200 pixels, where FP32 resolves 2e-5.
             value -= 0.4 * (np.arange(shape[0]) % 16)
     else:
-        # The factor 1.4 compensates SiLU.
-        bound = 1.4 * math.sqrt(3 / math.prod(shape[1:]))
+        bound = gain * math.sqrt(3 / math.prod(shape[1:]))
         value = uniform(name, shape, -bound, bound)
     return np.asarray(value, np.float32)
 
 
-def deterministic_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return {name: deterministic_weight(name, tuple(shape)) for name, shape in shapes.items()}
+def deterministic_weights(shapes: Mapping[str, tuple[int, ...]], gain: float = GAIN) -> dict[str, np.ndarray]:
+    return {name: deterministic_weight(name, tuple(shape), gain) for name, shape in shapes.items()}
 
 
 def deterministic_input(batch: int, height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trtkit.errors import CheckpointError
+from trtkit.models.layers import describe_activation
 from trtkit.models.unpickler import Record, SafeOrderedDict, TensorReader, TensorRecord, read_legacy, read_zip
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -26,6 +27,12 @@ NAME_LIMIT = 512
 
 VECTOR_LIMIT = 16
 """Most elements of a vector such as strides or a mean."""
+
+PARALLEL_WRAPPERS = (
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+)
+"""Modules that hold the model as `module`."""
 
 FOREIGN_SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
@@ -47,7 +54,7 @@ class Checkpoint:
         yaml: The architecture, in the form of Ultralytics' model files.
         weights: Parameters and buffers by name ("model.0.conv.weight"), in the file's own types.
         layers: The class name of each layer of the model, by position.
-        activations: The class name of each activation, by module name ("model.0.act").
+        activations: Each activation's text (`describe_activation`), by module name ("model.0.act").
         epsilons: The epsilon of each BatchNorm, by module name ("model.0.bn").
         names: Class names as stored: a dictionary, a list or None.
         stride: Strides of the head's feature maps, pixels; empty if unknown.
@@ -69,7 +76,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a YOLOv8 or YOLO11 checkpoint; EMA weights are preferred if the file has them.
+    """Read a checkpoint of Ultralytics; EMA weights are preferred if the file has them.
 
     Args:
         path: A `.pt` file, in the zip format or the format before torch 1.6.
@@ -124,12 +131,14 @@ def _build_checkpoint(root: Any, read_tensor: TensorReader, size: int, asked: st
             code="checkpoint-without-model",
             content=_describe(root),
         )
+    if model.qualified_name in PARALLEL_WRAPPERS:
+        model = next((part for part in _children(model).values() if isinstance(part, Record)), model)
     state = model.attributes
     if not model.qualified_name.startswith("ultralytics.") or not isinstance(state.get("yaml"), dict):
         raise CheckpointError(
             asked,
             f"its model is a {model.qualified_name}",
-            "name a YOLOv8 or YOLO11 checkpoint of Ultralytics",
+            "name a YOLO or RT-DETR checkpoint of Ultralytics",
             code="checkpoint-model-unknown",
             model=model.qualified_name,
         )
@@ -143,7 +152,7 @@ def _build_checkpoint(root: Any, read_tensor: TensorReader, size: int, asked: st
                 if isinstance(value, TensorRecord):
                     weights[f"{name}.{key}"] = value
         if name.endswith(".act"):
-            activations[name] = module.kind
+            activations[name] = describe_activation(module.kind, attributes)
         if isinstance(attributes.get("eps"), float):
             epsilons[name] = attributes["eps"]
     # Tensors may share bytes, so that a small file could claim any amount of memory.

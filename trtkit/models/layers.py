@@ -6,8 +6,10 @@ that may be dynamic are computed in the graph.
 
 from __future__ import annotations
 
+import ast
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,15 +34,66 @@ __all__ = [
     "PSABlock",
     "RepVGGDW",
     "SCDown",
+    "describe_activation",
     "gather_rows",
+    "parse_activation",
     "reshape",
     "reshape_like",
 ]
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    name: getattr(nn, name) for name in ("SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "Sigmoid", "Tanh", "Identity")
-}
+    name: getattr(nn, name)
+    for name in (
+        "SiLU", "ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "GELU", "Hardswish", "Hardsigmoid", "Mish",
+        "Sigmoid", "Tanh", "Identity",
+    )
+}  # fmt: skip
+
+ACTIVATION_OPTIONS = {"LeakyReLU": ("negative_slope",), "ELU": ("alpha",), "CELU": ("alpha",), "GELU": ("approximate",)}
+"""Attributes of activations that change their values; they are also their constructors' arguments, in order."""
+
+
+def parse_activation(text: str) -> nn.Module | None:
+    """The activation in a text such as "SiLU", "nn.LeakyReLU(0.1)" or "torch.nn.ELU(alpha=0.5, inplace=True)".
+
+    Args:
+        text: From an architecture or a checkpoint; it is parsed, not run.
+
+    Returns:
+        A new module; None if trtkit has no such activation or the text is none.
+    """
+    try:
+        expression = ast.parse(text.strip(), mode="eval").body
+        call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
+        name = re.sub(r"^(torch\.)?nn\.", "", ast.unparse(call.func))
+        values = {
+            str(option.arg): ast.literal_eval(option.value) for option in call.keywords if option.arg != "inplace"
+        }
+        options = ACTIVATION_OPTIONS.get(name, ())
+        positional = [ast.literal_eval(value) for value in call.args]
+        values.update(zip(options, positional, strict=False))
+        # Behind its options an activation takes whether it works in place, which changes no value.
+        if len(positional) > len(options) + 1 or not set(values) <= set(options):
+            return None
+        return ACTIVATIONS[name](**values) if all(map(_is_option, values.values())) else None
+    except (KeyError, RecursionError, SyntaxError, TypeError, ValueError):
+        return None
+
+
+def describe_activation(kind: str, attributes: Mapping[str, Any]) -> str:
+    """The text that `parse_activation` reads.
+
+    Args:
+        kind: Class name, such as "LeakyReLU".
+        attributes: The module's attributes, by name.
+    """
+    options = [f"{name}={attributes[name]!r}" for name in ACTIVATION_OPTIONS.get(kind, ()) if name in attributes]
+    return f"{kind}({', '.join(options)})" if options else kind
+
+
+def _is_option(value: Any) -> bool:
+    return (type(value) in (int, float) and math.isfinite(value)) or value in ("none", "tanh")
 
 
 class _Reshape(torch.autograd.Function):

@@ -15,7 +15,9 @@ from trtkit.errors import CheckpointError, ModelError, UnknownLayerError
 from trtkit.files import hash_parts
 from trtkit.models import heads
 from trtkit.models.checkpoint import Checkpoint
+from trtkit.models.layers import describe_activation
 from trtkit.models.model import (
+    DETR_QUERIES,
     Model,
     OutputFormat,
     Preprocess,
@@ -27,7 +29,8 @@ from trtkit.models.model import (
     with_channels,
 )
 from trtkit.models.output_shapes import check_outputs, infer_classes, infer_output_format
-from trtkit.models.yolo import Yolo, build_model, load_weights
+from trtkit.models.rtdetr import RTDETRDecoder
+from trtkit.models.yolo import Yolo, build_model, has_depthwise_scores, load_weights
 
 __all__ = ["from_checkpoint", "from_module", "hash_weights"]
 
@@ -59,7 +62,7 @@ def from_checkpoint(
     """
     asked = f"load {source}" if source is not None else "load an Ultralytics module"
     yaml = checkpoint.yaml
-    module = build_model(yaml, asked=asked)
+    module = build_model(yaml, depthwise_scores=has_depthwise_scores(checkpoint.weights), asked=asked)
     _check_layers(yaml, checkpoint, module, asked)
     load_weights(module, checkpoint.weights, checkpoint.activations, checkpoint.epsilons, asked=asked)
     head = module.model[-1]
@@ -78,8 +81,8 @@ def from_checkpoint(
         imgsz=parse_imgsz(size, asked, ModelError),
         kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
         architecture=_architecture_name(yaml),
-        preprocess=preprocess or _read_preprocess(checkpoint, task, asked),
-        output_format=default_output_format(task, end2end=end2end),
+        preprocess=preprocess or _read_preprocess(checkpoint, task, head, asked),
+        output_format=DETR_QUERIES if isinstance(head, RTDETRDecoder) else default_output_format(task, end2end=end2end),
         row_settings={"max_det": heads.MAX_DET} if end2end else {},
         notes=dict(checkpoint.notes),
         hash=hashes[end2end],
@@ -102,8 +105,9 @@ def from_module(
 ) -> Model:
     """A torch module as a model.
 
-    An Ultralytics model (the module itself or the `YOLO` object around it) is rebuilt from trtkit's own layers. Any
-    other module is copied, so that the caller's is not modified, and run once on `example`.
+    An Ultralytics model (the module itself, the `YOLO` object around it, or one that `DataParallel` or `torch.compile`
+    wrapped) is rebuilt from trtkit's own layers. Any other module is copied, so that the caller's is not modified, and
+    run once on `example`.
 
     Args:
         module: The module.
@@ -118,12 +122,14 @@ def from_module(
         ModelError: The example is missing or fails, or the outputs do not fit the task.
         CheckpointError: An Ultralytics model has layers that trtkit does not build.
     """
-    inner = module
-    for _ in range(2):
+    inner: Any = module
+    # Within each other: the YOLO object, torch.compile's module, a parallel one.
+    for _ in range(4):
         if type(inner).__module__.startswith("ultralytics.") and isinstance(getattr(inner, "yaml", None), dict):
             checkpoint = _checkpoint_from_module(inner)
             return from_checkpoint(checkpoint, None, task=task, names=names, imgsz=imgsz, preprocess=preprocess)
-        inner = getattr(inner, "model", None)  # type: ignore[assignment]
+        names_inside = ("_orig_mod",) if hasattr(inner, "_orig_mod") else ("module", "model")
+        inner = next((part for name in names_inside if (part := getattr(inner, name, None)) is not None), None)
     asked = f"load a {type(module).__name__}"
     task = resolve_task(task, None, asked, ModelError)
     if not isinstance(example, Tensor) or example.dim() != 4:
@@ -184,8 +190,14 @@ def _checkpoint_from_module(module: nn.Module) -> Checkpoint:
         yaml=copy.deepcopy(module.yaml),  # type: ignore[arg-type]
         weights=module.state_dict(),
         layers=tuple(type(layer).__name__ for layer in module.model),  # type: ignore[union-attr]
-        activations={name: type(child).__name__ for name, child in children.items() if name.endswith(".act")},
-        epsilons={name: child.eps for name, child in children.items() if isinstance(child, nn.BatchNorm2d)},
+        activations={
+            name: describe_activation(type(child).__name__, vars(child))
+            for name, child in children.items()
+            if name.endswith(".act")
+        },
+        epsilons={
+            name: child.eps for name, child in children.items() if isinstance(child, (nn.BatchNorm2d, nn.LayerNorm))
+        },
         names=getattr(module, "names", None),
     )
 
@@ -203,7 +215,9 @@ def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo,
                 layer=kind,
                 expected=str(row[2]),
             )
-    if checkpoint.stride and tuple(checkpoint.stride) != tuple(float(stride) for stride in module.strides):
+    # Ultralytics writes the largest stride alone for an RT-DETR.
+    strides = tuple(float(stride) for stride in module.strides)
+    if checkpoint.stride and checkpoint.stride not in (strides, (max(strides),)):
         raise CheckpointError(
             asked,
             f"its strides are {checkpoint.stride}, but its layers have {module.strides}",
@@ -214,10 +228,12 @@ def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo,
         )
 
 
-def _read_preprocess(checkpoint: Checkpoint, task: str, asked: str) -> Preprocess:
-    """The task's preprocessing, with the mean and standard deviation in a classifier's transforms."""
+def _read_preprocess(checkpoint: Checkpoint, task: str, head: nn.Module, asked: str) -> Preprocess:
+    """The head's or task's preprocessing, with the mean and standard deviation in a classifier's transforms."""
     channels = int(checkpoint.yaml.get("channels") or checkpoint.yaml.get("ch") or 3)
     preprocess = default_preprocess(task, channels=channels)
+    if isinstance(head, RTDETRDecoder):
+        preprocess = dataclasses.replace(preprocess, kind="stretch")
     if checkpoint.transforms in (None, {"mean": [0.0] * channels, "std": [1.0] * channels}):
         return preprocess
     try:

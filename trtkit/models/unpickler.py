@@ -71,6 +71,22 @@ STORAGES = {
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
 }  # fmt: skip
+WRAPPERS = {
+    "torch._dynamo.": (
+        "a module that torch.compile wrapped",
+        "save the module inside it, torch.save({'model': model._orig_mod}, path)",
+    ),
+    "super_gradients.": (
+        "a YOLO-NAS model of SuperGradients",
+        "run `yolo export model=X.pt format=onnx` where Ultralytics is installed, and load that ONNX file",
+    ),
+    "ultralytics.models.": (
+        "a whole YOLO object with its callbacks",
+        "save the model alone, as the object's own save(path) does",
+    ),
+}
+"""What people save by mistake, by the beginning of a name in its pickle: what it is, and what to save instead."""
+
 SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -232,13 +248,27 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
         return self.classes[qualified_name]
 
     def member(self, owner: Any, name: Any) -> Record:
-        """An enum member, which some Python versions pickle as `getattr(class, name)`."""
-        if not (isinstance(owner, type) and issubclass(owner, Record) and isinstance(name, str)):
+        """A record for `getattr(owner, name)`, which some Python versions write for members of an enum class.
+
+        Of objects only `forward_fuse` is accepted, which layers of a fused model hold as their `forward`.
+        """
+        is_class = isinstance(owner, type) and issubclass(owner, Record)
+        is_fused_forward = isinstance(owner, Record) and name == "forward_fuse"
+        if not (isinstance(name, str) and (is_class or is_fused_forward)):
             raise self.unsafe_name("builtins.getattr")
         return self.stand_in(f"{owner.qualified_name}.{name}")()
 
     def unsafe_name(self, qualified_name: str) -> UnsafeCheckpointError:
         """The error for a name that is not allowed."""
+        for start, (kind, do) in WRAPPERS.items():
+            if any(name.startswith(start) for name in (qualified_name, *self.classes)):
+                return UnsafeCheckpointError(
+                    self.asked,
+                    f"it is {kind} (its pickle asks for {qualified_name}), and nothing of it was run",
+                    do,
+                    code="checkpoint-unsafe-name",
+                    name=qualified_name,
+                )
         return UnsafeCheckpointError(
             self.asked,
             f"its pickle asks for {qualified_name}, which no YOLO checkpoint needs, and nothing of it was run",

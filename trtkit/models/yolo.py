@@ -1,20 +1,20 @@
-"""YOLO models as torch modules, built from the architecture in a checkpoint."""
+"""YOLO models and RT-DETR as torch modules, built from the architecture in a checkpoint."""
 
 from __future__ import annotations
 
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trtkit.errors import CheckpointError, UnknownLayerError
-from trtkit.models import heads, layers
+from trtkit.models import blocks, heads, layers, rtdetr
 
-__all__ = ["TASK_OF_HEAD", "Yolo", "build_model", "load_weights"]
+__all__ = ["TASK_OF_HEAD", "Yolo", "build_model", "has_depthwise_scores", "load_weights"]
 
 LAYER_LIMIT = 1000
 """Most layers of a model, repetitions included."""
@@ -28,6 +28,7 @@ TASK_OF_HEAD = {
     **dict.fromkeys(("Pose", "Pose26"), "pose"),
     **dict.fromkeys(("OBB", "OBB26"), "obb"),
     "Classify": "classify",
+    "RTDETRDecoder": "detect",
 }
 SINGLE_LAYERS: dict[str, type[nn.Module]] = {
     "Conv": layers.Conv,
@@ -35,6 +36,7 @@ SINGLE_LAYERS: dict[str, type[nn.Module]] = {
     "PSA": layers.PSA,
     "SCDown": layers.SCDown,
     "SPPF": layers.SPPF,
+    "Bottleneck": layers.Bottleneck,
 }
 REPEATED_LAYERS: dict[str, type[nn.Module]] = {
     "C2f": layers.C2f,
@@ -43,7 +45,17 @@ REPEATED_LAYERS: dict[str, type[nn.Module]] = {
     "C3k2": layers.C3k2,
     "C2PSA": layers.C2PSA,
 }
-FUSED_LAYERS = (layers.Conv, layers.RepVGGDW)
+SINGLE_BLOCKS: dict[str, type[nn.Module]] = {
+    name: getattr(blocks, name)
+    for name in ("SPP", "GhostConv", "GhostBottleneck", "RepConv", "RepNCSPELAN4", "ELAN1", "AConv", "ADown", "SPPELAN")
+}
+REPEATED_BLOCKS: dict[str, type[nn.Module]] = {
+    name: getattr(blocks, name) for name in ("C2", "C3Ghost", "RepC3", "A2C2f")
+}
+STRIDE_ARGUMENT = {name: 1 for name in ("Conv", "DWConv", "SCDown", "GhostConv", "GhostBottleneck", "RepConv")}
+"""Where a layer's arguments behind its channels hold the stride."""
+
+FUSED_LAYERS = (layers.Conv, layers.RepVGGDW, blocks.RepConv, rtdetr.ProjectionConv)
 """Modules that fold a BatchNorm or merge convolutions."""
 
 LITERALS = {"None": None, "True": True, "False": False}
@@ -77,7 +89,7 @@ class Yolo(nn.Module):
         outputs: dict[int, Tensor] = {}
         for index, (layer, source) in enumerate(zip(self.model, self.sources, strict=True)):
             inputs = [x if number == -1 else outputs[number] for number in source]
-            reads_list = isinstance(layer, (layers.Concat, heads.Detect))
+            reads_list = isinstance(layer, (layers.Concat, blocks.CBFuse, heads.Detect, rtdetr.RTDETRDecoder))
             x = layer(inputs if reads_list else inputs[0])
             if index in self.saved_layers:
                 outputs[index] = x
@@ -112,12 +124,14 @@ class Yolo(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in idle)
 
 
-def build_model(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yolo:
+def build_model(yaml: Mapping[str, Any], *, depthwise_scores: bool | None = None, asked: str = "build a model") -> Yolo:
     """Build the module of an architecture, without weights (on torch's meta device).
 
     Args:
         yaml: `nc`, `backbone` and `head` as in Ultralytics' model files, with `scales` and `scale`, or
             `depth_multiple` and `width_multiple`; `kpt_shape` for pose; optionally `activation`, `channels`, `reg_max`.
+        depthwise_scores: Whether the class branch is the depthwise one that YOLO11 introduced (`has_depthwise_scores`);
+            None decides by the layers.
         asked: What was asked for, for errors.
 
     Raises:
@@ -126,7 +140,7 @@ def build_model(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yol
     """
     try:
         with torch.device("meta"):
-            return _ModelBuilder(yaml, asked).build()
+            return _ModelBuilder(yaml, depthwise_scores, asked).build()
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             asked,
@@ -140,7 +154,7 @@ def build_model(yaml: Mapping[str, Any], *, asked: str = "build a model") -> Yol
 class _ModelBuilder:
     """Builds the layers of an architecture in order and tracks their channels and strides."""
 
-    def __init__(self, yaml: Mapping[str, Any], asked: str) -> None:
+    def __init__(self, yaml: Mapping[str, Any], depthwise_scores: bool | None, asked: str) -> None:
         self.yaml, self.asked = yaml, asked
         self.rows = [*yaml["backbone"], *yaml["head"]]
         self.depth, self.width, self.limit = _read_scale(yaml)
@@ -150,7 +164,9 @@ class _ModelBuilder:
         self.channels = [int(yaml.get("channels") or yaml.get("ch") or 3)]
         self.strides = [1.0]
         self.count = 0
-        self.depthwise_scores = any(row[2] in ("C3k2", "C2fCIB") for row in self.rows)
+        self.depthwise_scores = depthwise_scores
+        if depthwise_scores is None:
+            self.depthwise_scores = any(row[2] in ("C3k2", "A2C2f", "C2fCIB") for row in self.rows)
         if not self.rows:
             raise ValueError("no layers")
 
@@ -179,23 +195,24 @@ class _ModelBuilder:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 1e-5 if head == "Classify" else 1e-3
-            if isinstance(module, layers.Conv) and isinstance(module.act, nn.SiLU):
-                module.act = activation()
+            if isinstance(module, (layers.Conv, blocks.RepConv)) and isinstance(module.act, nn.SiLU):
+                module.act = copy.deepcopy(activation)
         return model
 
-    def resolve_activation(self) -> type[nn.Module]:
+    def resolve_activation(self) -> nn.Module:
         """The activation in place of SiLU, from a text such as "nn.ReLU()"."""
         text = str(self.yaml.get("activation") or "nn.SiLU()")
-        match = re.fullmatch(r"(?:torch\.)?nn\.(\w+)\((?:inplace=\w+)?\)", text)
-        if match is None or match[1] not in layers.ACTIVATIONS:
+        activation = layers.parse_activation(text)
+        if activation is None:
             raise _unknown_layer(self.asked, f"an activation {text}")
-        return layers.ACTIVATIONS[match[1]]
+        return activation
 
     def resolve_value(self, value: Any) -> Any:
         """An argument; `nc`, `kpt_shape`, None, True and False as text become their values."""
         value = self.values.get(value, value) if isinstance(value, str) else value
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, (int, float)) and not 0 <= number <= SIZE_LIMIT:
+            # -1 stands for no areas of attention (YOLO12).
+            if isinstance(number, (int, float)) and not -1 <= number <= SIZE_LIMIT:
                 raise ValueError(f"{number} as a size")
         return value
 
@@ -216,21 +233,63 @@ class _ModelBuilder:
             return layers.Concat(*values), sum(c1), 1
         if name in ("nn.Upsample", "Upsample") and values[0] is None and values[2:] in ([], ["nearest"]):
             return nn.Upsample(*values), c1[0], 1 / values[1]
+        built = self.build_other_layer(name, repeats, c1, strides, values)
+        if built is not None:
+            return built
         if name == "Classify":
             return heads.Classify(c1[0], *values), values[0], 1
         if name in TASK_OF_HEAD:
             return self.build_head(name, c1, strides, values), 0, 1
-        if name in REPEATED_LAYERS:
+        repeated = REPEATED_LAYERS.get(name) or REPEATED_BLOCKS.get(name)
+        if repeated is not None:
             c2, rest = self.scale_channels(values[0]), values[1:]
             if name == "C3k2" and self.is_large:
                 rest[:1] = [True]
-            return REPEATED_LAYERS[name](c1[0], c2, repeats, *rest), c2, 1
-        if name in SINGLE_LAYERS:
+            if name == "A2C2f" and self.yaml.get("scale") in ("l", "x"):
+                rest += [True, 1.2]
+            return repeated(c1[0], c2, repeats, *rest), c2, 1
+        single = SINGLE_LAYERS.get(name) or SINGLE_BLOCKS.get(name)
+        if single is not None:
             c2, rest = self.scale_channels(values[0]), values[1:]
-            modules = [SINGLE_LAYERS[name](c2 if number else c1[0], c2, *rest) for number in range(repeats)]
-            factor = rest[1] if name not in ("SPPF", "PSA") and len(rest) > 1 else 1
+            modules = [single(c2 if number else c1[0], c2, *rest) for number in range(repeats)]
+            slot = STRIDE_ARGUMENT.get(name, len(rest))
+            factor = 2 if name in ("AConv", "ADown") else rest[slot] if slot < len(rest) else 1
             return (modules[0] if repeats == 1 else nn.Sequential(*modules)), c2, factor**repeats
         raise _unknown_layer(self.asked, f"a layer {name}({', '.join(map(str, values))})")
+
+    def build_other_layer(
+        self, name: str, repeats: int, c1: list[int], strides: list[float], values: list[Any]
+    ) -> tuple[nn.Module, int, float] | None:
+        """As `build_layer`, for layers whose arguments do not begin with their output channels; else None."""
+        if name == "nn.Identity" and not values:
+            return nn.Identity(), c1[0], 1
+        if name == "nn.MaxPool2d" and len(values) == 3:
+            return nn.MaxPool2d(*values), c1[0], values[1]
+        if name == "nn.ZeroPad2d" and len(values) == 1:
+            return nn.ZeroPad2d(tuple(values[0])), c1[0], 1
+        if name == "nn.ConvTranspose2d" and repeats == 1 and len(values) == 4:
+            c2 = self.scale_channels(values[0])
+            return nn.ConvTranspose2d(c1[0], c2, *values[1:]), c2, 1 / values[2]
+        if name == "CBLinear":
+            # Only a CBFuse reads its feature maps, whose channels are those of the map they are added to.
+            return blocks.CBLinear(c1[0], *values), 0, 1
+        if name == "CBFuse":
+            factors = [int(stride / strides[-1]) for stride in strides[:-1]]
+            return blocks.CBFuse(values[0], factors), c1[-1], strides[-1] / strides[0]
+        if name == "ResNetLayer":
+            c2 = values[1] if values[3] else 4 * values[1]
+            return blocks.ResNetLayer(*values), c2, 4 if values[3] else values[2]
+        if name == "HGStem":
+            return rtdetr.HGStem(c1[0], *values), values[1], 4
+        if name == "HGBlock":
+            hidden, c2, k, *rest = values
+            return rtdetr.HGBlock(c1[0], hidden, c2, k, repeats, *rest), c2, 1
+        if name == "AIFI":
+            return rtdetr.AIFI(c1[0], *values), c1[0], 1
+        if name == "RTDETRDecoder":
+            head_strides = [int(stride) for stride in strides]
+            return rtdetr.RTDETRDecoder(values[0], c1, head_strides, *values[1:]), 0, 1
+        return None
 
     def build_head(self, name: str, c1: list[int], strides: list[float], values: list[Any]) -> nn.Module:
         """A head that reads several feature maps."""
@@ -269,7 +328,8 @@ def load_weights(
     Args:
         model: A module from `build_model`.
         weights: Tensors by name, which are copied; names must be exactly those of the module.
-        activations: Class names of the activations by module name; they take precedence over the architecture.
+        activations: Texts of the activations by module name (`layers.parse_activation`); they take precedence over the
+            architecture.
         epsilons: Epsilon of each BatchNorm by module name; likewise.
         asked: What was asked for, for errors.
 
@@ -278,18 +338,20 @@ def load_weights(
         CheckpointError: The weights do not fit the architecture.
     """
     weights = _select_head_weights(model, weights)
-    foldable = {name: module for name, module in model.named_modules() if isinstance(module, FUSED_LAYERS)}
-    for name, module in foldable.items():
-        kind = (activations or {}).get(f"{name}.act", type(module.act).__name__)
-        if kind not in layers.ACTIVATIONS:
-            raise _unknown_layer(asked, f"an activation {kind}")
-        if type(module.act) is not layers.ACTIVATIONS[kind]:
-            module.act = layers.ACTIVATIONS[kind]()
-        if isinstance(module, layers.Conv) and module.bn is not None:
-            module.bn.eps = (epsilons or {}).get(f"{name}.bn", module.bn.eps)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        text = (activations or {}).get(f"{name}.act")
+        if text is not None and isinstance(getattr(module, "act", None), nn.Module):
+            activation = layers.parse_activation(text)
+            if activation is None:
+                raise _unknown_layer(asked, f"an activation {text}")
+            module.act = activation
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            module.eps = (epsilons or {}).get(name, module.eps)
     if not any(name.endswith(".bn.weight") for name in weights):
-        for module in foldable.values():
-            module.remove_bn()
+        for module in modules.values():
+            if isinstance(module, (layers.Conv, layers.RepVGGDW, blocks.RepConv)):
+                module.remove_bn()
     expected = model.state_dict()
     for name in {**expected, **weights}:
         shapes = [tuple(side[name].shape) if name in side else None for side in (expected, weights)]
@@ -333,11 +395,25 @@ def _select_head_weights(model: Yolo, weights: Mapping[str, Tensor]) -> dict[str
     return {name: value for name, value in weights.items() if not name.startswith(training_only)}
 
 
+def has_depthwise_scores(weights: Iterable[str]) -> bool | None:
+    """Whether a checkpoint's class branch is the depthwise one, which Ultralytics 8.3.0 to 8.3.10 gave YOLOv8, too.
+
+    Args:
+        weights: Names of the weights.
+
+    Returns:
+        None if the last layer has no class branch.
+    """
+    pattern = re.compile(r"model\.(\d+)\.(?:one2one_)?cv3\.0\.0\.(\d\.)?conv\.weight")
+    found = {int(match[1]): bool(match[2]) for name in weights if (match := pattern.fullmatch(name))}
+    return found[max(found)] if found else None
+
+
 def _unknown_layer(asked: str, what: str) -> UnknownLayerError:
     return UnknownLayerError(
         asked,
         f"it has {what}, which trtkit does not build",
-        "export it to ONNX elsewhere and load that file",
+        "run `yolo export model=X.pt format=onnx` where Ultralytics is installed, and load that ONNX file",
         code="checkpoint-layer-unknown",
         layer=what,
     )
