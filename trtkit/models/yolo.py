@@ -52,7 +52,7 @@ SINGLE_BLOCKS: dict[str, type[nn.Module]] = {
 REPEATED_BLOCKS: dict[str, type[nn.Module]] = {
     name: getattr(blocks, name) for name in ("C2", "C3Ghost", "RepC3", "A2C2f")
 }
-STRIDE_ARGUMENT = {name: 1 for name in ("Conv", "DWConv", "SCDown", "GhostConv", "GhostBottleneck", "RepConv")}
+STRIDE_ARGUMENT = dict.fromkeys(("Conv", "DWConv", "SCDown", "GhostConv", "GhostBottleneck", "RepConv"), 1)
 """Where a layer's arguments behind its channels hold the stride."""
 
 FUSED_LAYERS = (layers.Conv, layers.RepVGGDW, blocks.RepConv, rtdetr.ProjectionConv)
