@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.errors import OutputExistsError
+from trtkit.errors import BuildError, OutputExistsError, RecipeError
 from trtkit.files import hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
@@ -97,8 +97,10 @@ def export(
         format: "engine" or "onnx".
         imgsz: Image side, or (height, width), pixels; None takes the model's own. Rounded up to the stride.
         half: FP16.
-        int8: INT8 by Q/DQ in the graph; layers that do not gain from INT8 run in FP16.
-        dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
+        int8: INT8 by Q/DQ in the graph; layers that do not gain from INT8 run in FP16. A model that holds Q/DQ is taken
+            as it is, without calibration.
+        dynamic: Leave batch, height and width open; None keeps the shape of an ONNX file, and means yes for an INT8
+            engine of any other model and no otherwise.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph.
@@ -172,6 +174,7 @@ def export_with_graph(
     """
     from trtkit import backends
     from trtkit.calibration.calibrator import check_fp16_overflow, prepare_implicit_calibration, resolve_calibration
+    from trtkit.graph.prequantized import is_quantized
     from trtkit.models import Model, load
 
     started = time.perf_counter()
@@ -187,6 +190,9 @@ def export_with_graph(
         backends.require_build(builder, device=recipe.device)
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
+    if recipe.dynamic is None and loaded.proto is not None:
+        # An ONNX source keeps its own shape.
+        recipe = dataclasses.replace(recipe, dynamic=_has_dynamic_input(loaded.proto))
     path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
     if path.exists() and not recipe.overwrite:
         raise OutputExistsError(
@@ -197,8 +203,11 @@ def export_with_graph(
             path=str(path),
         )
     size = _resolve_imgsz(loaded, recipe)
+    quantized = is_quantized(loaded.proto)
+    if quantized:
+        _check_quantized_export(loaded, recipe, calibration, data)
     resolved = None
-    if recipe.int8 and not recipe.implicit:
+    if recipe.int8 and not recipe.implicit and not quantized:
         resolved = resolve_calibration(loaded, recipe, calibration, data, size, reporter)
     reporter.step("graph", 0, 1)
     overflow = None
@@ -260,13 +269,16 @@ def build_graph(
     from trtkit.graph.fp16 import convert_to_fp16
     from trtkit.graph.nms import add_nms
     from trtkit.graph.onnx_file import update_metadata
+    from trtkit.graph.prequantized import is_quantized, prepare_quantized
     from trtkit.graph.qdq import insert_qdq
     from trtkit.graph.torch_export import trace
 
     graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
     if recipe.nms and not model.nms:
         graph = add_nms(graph, model.info)
-    if recipe.int8 and not recipe.implicit:
+    if is_quantized(graph):
+        _check_placement(prepare_quantized(graph), model, build=recipe.format == "engine")
+    elif recipe.int8 and not recipe.implicit:
         assert calibration is not None
         graph = insert_qdq(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
         update_metadata(graph, {}, {"calibration_hash": calibration.hash})
@@ -277,6 +289,57 @@ def build_graph(
         graph = convert_to_fp16(graph, recipe.keep, keep_nodes=overflow or ())
         update_metadata(graph, {}, {"overflow": None if overflow is None else dict(overflow)})
     return update_metadata(graph, {}, {"recipe": recipe.to_dict()})
+
+
+def _check_quantized_export(model: Model, recipe: Recipe, calibration: Any, data: Any) -> None:
+    """Raise an error for settings that a graph with Q/DQ of its own can't take."""
+    asked = f"export {model.stem}, which holds Q/DQ"
+    if not recipe.int8 or recipe.implicit:
+        requested = "TensorRT's own calibrator" if recipe.implicit else recipe.precision.upper()
+        raise RecipeError(
+            asked,
+            f"{requested} was requested, but its scales make it INT8",
+            "pass int8=True alone, or export the float model it was made from",
+            code="model-already-quantized",
+            precision=recipe.precision,
+        )
+    given = {"keep": recipe.keep, "calibration": calibration, "data": data}
+    names = [name for name, value in given.items() if value is not None and value != ()]
+    if names:
+        raise RecipeError(
+            asked,
+            f"its scales and its placement are kept, so {', '.join(names)} would change nothing",
+            f"leave out {', '.join(names)}",
+            code="quantized-model-settings",
+            names=names,
+        )
+
+
+def _has_dynamic_input(proto: onnx.ModelProto) -> bool:
+    """Whether batch, height and width of a graph are open."""
+    sides = proto.graph.input[0].type.tensor_type.shape.dim
+    return all(sides[axis].dim_value <= 0 for axis in (0, 2, 3))
+
+
+def _check_placement(graph: onnx.ModelProto, model: Model, *, build: bool) -> None:
+    """Warn of Q/DQ that does not suit TensorRT; raise an error if it can't be built at all and is to be."""
+    from trtkit.graph.prequantized import check_qdq
+
+    findings = check_qdq(graph)
+    refused = [finding for finding in findings if finding.refused]
+    if build and refused:
+        raise BuildError(
+            f"build an engine from {model.stem}, which holds Q/DQ",
+            "; ".join(map(str, refused)),
+            "run it in ONNX Runtime (format='onnx'), or quantize it that way",
+            code="qdq-not-buildable",
+            kinds=[finding.kind for finding in refused],
+            nodes=[name for finding in refused for name in finding.nodes],
+        )
+    if findings:
+        warnings.warn(
+            f"{model.stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.", stacklevel=4
+        )
 
 
 def _resolve_imgsz(model: Model, recipe: Recipe) -> tuple[int, int]:
@@ -301,12 +364,12 @@ def _build_engine(
     implicit: ImplicitCalibration | None,
 ) -> tuple[Any, Passport]:
     from trtkit import backends
-    from trtkit.graph.fp16 import convert_qdq_to_fp16
+    from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
     from trtkit.graph.pad_channels import pad_channels
 
     if recipe.int8 and builder == "tensorrt":
         graph = pad_channels(graph)
-    if calibration is not None and backends.probe(builder).strongly_typed_only:
+    if recipe.int8 and not recipe.implicit and backends.probe(builder).strongly_typed_only and not has_fp16(graph):
         # This TensorRT takes all types from the graph: layers without INT8 would run in FP32.
         graph = convert_qdq_to_fp16(graph)
     settings = backends.BuildSettings(

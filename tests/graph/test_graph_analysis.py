@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from detector_graph import detector
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs, remove_unused_constants
+from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs, remove_unused_constants, sort_nodes
 
 
 def test_layers_excluded_by_default_follow_from_structure(proto: onnx.ModelProto) -> None:
@@ -98,3 +99,21 @@ def test_only_constants_that_nothing_reads_are_removed() -> None:
     assert [node.name for node in graph.node] == ["read_node", "if", "add"]
     assert {tensor.name for tensor in graph.initializer} == {"in_branch", "is_output", "condition"}
     assert [value.name for value in graph.input] == ["images", "in_branch"]
+
+
+def test_nodes_are_brought_into_topological_order() -> None:
+    proto = detector()
+    order = [node.name for node in proto.graph.node]
+    sort_nodes(proto.graph)
+    assert [node.name for node in proto.graph.node] == order
+    nodes = [*proto.graph.node]
+    for shuffled in (nodes[::-1], nodes[1:] + nodes[:1]):
+        result = onnx.ModelProto()
+        result.CopyFrom(proto)
+        del result.graph.node[:]
+        result.graph.node.extend(shuffled)
+        with pytest.raises(onnx.checker.ValidationError):
+            onnx.checker.check_model(result)
+        sort_nodes(result.graph)
+        onnx.checker.check_model(result, full_check=True)
+        assert sorted(node.name for node in result.graph.node) == sorted(order)

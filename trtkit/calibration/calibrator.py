@@ -20,6 +20,7 @@ from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import FP16_MAX
+from trtkit.graph.prequantized import is_quantized
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe, round_imgsz
 from trtkit.results import Provenance
@@ -102,7 +103,8 @@ def calibrate(
         The calibration.
 
     Raises:
-        CalibrationError: Settings contradict each other, no image can be read, or a tensor holds NaN or infinity.
+        CalibrationError: Settings contradict each other, the model holds Q/DQ, no image can be read, or a tensor holds
+            NaN or infinity.
         CapabilityError: A GPU is named and there is none.
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
@@ -113,6 +115,14 @@ def calibrate(
     percentile = _check_settings(algorithm, percentile, histograms, calibration_images, fraction, batch)
     with_histograms = get_algorithm(algorithm).needs_histogram if histograms is None else histograms
     loaded = load(model)
+    if is_quantized(loaded.proto):
+        raise CalibrationError(
+            f"calibrate {loaded.stem}",
+            "it holds Q/DQ with scales of its own",
+            "export it with int8=True as it is, or calibrate the float model it was made from",
+            code="calibration-model-quantized",
+            model=loaded.stem,
+        )
     size = round_imgsz(imgsz if imgsz is not None else loaded.imgsz, loaded.stride)
     batch = batch or DEFAULTS.batch
     dataset, split, paths = select_calibration_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "get_opset",
     "make_reduction",
     "remove_unused_constants",
+    "sort_nodes",
     "split_into_segments",
 ]
 
@@ -412,11 +414,43 @@ def remove_unused_constants(graph: onnx.GraphProto) -> None:
 def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
     """Names that a graph's nodes, the subgraphs of If and Loop, and its outputs read."""
     for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for subgraph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _read_names(subgraph)
+        yield from _read_names_of_node(node)
     yield from (value.name for value in graph.output)
+
+
+def _read_names_of_node(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for attribute in node.attribute:
+        for subgraph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            yield from _read_names(subgraph)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Bring the nodes into topological order, which ONNX requires and some converters to FP16 do not keep.
+
+    Nodes that are in order stay where they are.
+
+    Args:
+        graph: Modified in place; its nodes form no circle.
+    """
+    computed = {name for node in graph.node for name in node.output if name}
+    known: set[str] = set()
+    pending, nodes = list(graph.node), list[onnx.NodeProto]()
+    while pending:
+        waiting: list[onnx.NodeProto] = []
+        for node in pending:
+            if all(name in known or name not in computed for name in _read_names_of_node(node)):
+                known.update(node.output)
+                nodes.append(node)
+            else:
+                waiting.append(node)
+        if len(waiting) == len(pending):
+            return
+        pending = waiting
+    if any(one is not other for one, other in zip(nodes, graph.node, strict=True)):
+        ordered = [copy.deepcopy(node) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(ordered)
 
 
 def get_opset(proto: onnx.ModelProto) -> int:

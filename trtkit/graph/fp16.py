@@ -208,7 +208,7 @@ def convert_to_fp32(proto: onnx.ModelProto) -> onnx.ModelProto:
     Every FP16 number is an FP32 number, so the weights keep their values; sums and products are no longer rounded.
 
     Args:
-        proto: Any graph; one without FP16 is returned as it is.
+        proto: Any graph, nodes in topological order; one without FP16 is returned as it is.
 
     Returns:
         A graph whose weights, inputs, outputs and casts are FP32 where they were FP16. Casts that no longer change

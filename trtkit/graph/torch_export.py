@@ -13,10 +13,11 @@ from typing import Any
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
-from trtkit.graph.analysis import get_opset
+from trtkit.graph.analysis import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies
+from trtkit.graph.prequantized import is_quantized
 from trtkit.models.model import Model
 
 __all__ = ["OPSET", "trace"]
@@ -51,7 +52,7 @@ def trace(
 
     Args:
         model: From `trtkit.load`. A model from an ONNX file keeps its own graph, simplified, FP16 converted to FP32,
-            operator sets before 13 raised to 13.
+            operator sets before 13 raised to 13. A graph that holds Q/DQ is not changed otherwise.
         imgsz: Height and width, pixels; None takes the model's own.
         batch: Batch size of a static graph.
         dynamic: Make batch, height and width dynamic.
@@ -101,8 +102,14 @@ def _trace(
     if model.proto is not None:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
+        sort_nodes(proto.graph)
         _check_shape(proto, batch=batch, size=size, dynamic=dynamic)
-        proto = convert_to_fp32(_raise_opset(proto))
+        proto = _raise_opset(proto)
+        if is_quantized(proto):
+            # Taken as it is: folding constants or moving nodes would change what the scales were measured for.
+            simplify = False
+        else:
+            proto = convert_to_fp32(proto)
     else:
         proto = _from_module(model, size=size, batch=batch, dynamic=dynamic, dynamic_batch=dynamic_batch)
     if simplify:
