@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from trtkit.backends import ImplicitCalibration, Passport
     from trtkit.calibration import Calibration
-    from trtkit.data import Dataset
+    from trtkit.data import DataSource
     from trtkit.models import Model
 
 __all__ = ["Artifact", "build_graph", "export", "export_with_graph"]
@@ -75,7 +75,7 @@ def export(
     workspace: float | None = None,
     nms: bool = False,
     batch: int = 1,
-    data: str | Path | Dataset | None = None,
+    data: DataSource | None = None,
     fraction: float = 1.0,
     device: int | str | None = None,
     *,
@@ -105,8 +105,9 @@ def export(
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph.
         batch: The largest batch; engines accept smaller ones.
-        data: Calibration data for INT8; None takes the task's embedded example set and warns. With `half`, images for
-            the overflow check; None skips it.
+        data: Calibration data for INT8: a data set's YAML file (or folder, for classify), a folder of images, a glob
+            pattern, an image or a list of these; None takes the task's embedded example set and warns. With `half`,
+            images for the overflow check; None skips it.
         fraction: Share of the split that calibration images are drawn from, in (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
@@ -140,7 +141,7 @@ def export(
         **{
             **{field.name: arguments[field.name] for field in dataclasses.fields(Recipe)},
             "model": source,
-            "data": getattr(data, "path", data),
+            "data": getattr(data, "source", data),
             "calibration": calibration if isinstance(calibration, (str, Path)) else None,
         }
     )
@@ -152,7 +153,7 @@ def export_with_graph(
     recipe: Recipe,
     *,
     calibration: Calibration | str | Path | None = None,
-    data: str | Path | Dataset | None = None,
+    data: DataSource | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[Artifact, onnx.ModelProto]:

@@ -36,7 +36,8 @@ class Recipe:
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph.
         batch: The largest batch.
-        data: Calibration data for INT8; None takes the task's embedded example set and warns.
+        data: Calibration data for INT8, one path or glob pattern or several; None takes the task's embedded example set
+            and warns.
         fraction: Share of the split that calibration images are drawn from, in (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
         backend: Name of a registered backend, such as "tensorrt"; None takes the best present.
@@ -62,7 +63,7 @@ class Recipe:
     workspace: float | None = None
     nms: bool = False
     batch: int = 1
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
     fraction: float = 1.0
     device: int | str | None = None
     backend: str | None = None
@@ -171,8 +172,9 @@ class Recipe:
         """A JSON-ready mapping of every setting."""
         values = dataclasses.asdict(self)
         values["keep"] = list(self.keep)
-        if isinstance(self.imgsz, tuple):
-            values["imgsz"] = list(self.imgsz)
+        for name in ("imgsz", "data"):
+            if isinstance(values[name], tuple):
+                values[name] = list(values[name])
         return values
 
     @classmethod
@@ -242,6 +244,8 @@ def command_words(values: Mapping[str, Any]) -> list[str]:
             words.append(f"--{option}" if value else f"--no-{option}")
         elif name == "keep":
             words += [f"--{option}={pattern}" for pattern in value]
+        elif name == "data" and isinstance(value, tuple):
+            words += [f"--{option}", *value]
         elif isinstance(value, tuple):
             words.append(f"--{option}={','.join(map(str, value))}")
         else:
@@ -274,17 +278,27 @@ def _to_device(value: Any) -> int | str:
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
+def _to_data(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, (list, tuple)):
+        paths = tuple(map(_to_str, value))
+        if not paths:
+            raise ValueError("the list is empty")
+        return paths[0] if len(paths) == 1 else paths
+    return _to_str(value)
+
+
 def _to_patterns(value: Any) -> tuple[str, ...]:
     # A single pattern may come without a list.
     return (_to_str(value),) if isinstance(value, str) else tuple(map(_to_str, value))
 
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("model", "format", "data", "backend", "calibration", "output"), _to_str),
+    **dict.fromkeys(("model", "format", "backend", "calibration", "output"), _to_str),
     **dict.fromkeys(("half", "int8", "dynamic", "simplify", "nms", "implicit", "isolate", "overwrite"), _to_bool),
     **dict.fromkeys(("batch", "opt_level"), _to_int),
     **dict.fromkeys(("workspace", "fraction"), float),
     "imgsz": _to_imgsz,
+    "data": _to_data,
     "device": _to_device,
     "keep": _to_patterns,
 }

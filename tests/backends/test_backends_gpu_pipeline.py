@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtkit.backends.trt.gpu_pipeline import (
+    GPU_KINDS,
     MAX_BATCHED_CANDIDATES,
     Uploader,
     iou_matrix,
-    letterbox_into,
     nms,
     postprocess,
+    preprocess_into,
 )
-from trtkit.data import letterbox, to_input
+from trtkit.data import letterbox, resize_to_input, to_input
+from trtkit.models.model import Preprocess
 from trtkit.tasks import PostprocessSettings, get_task
 from trtkit.tasks import nms as cpu
 
@@ -35,14 +37,40 @@ def test_letterbox_within_one_gray_level(shapes: list[tuple[int, int]], size: tu
     images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
     arrays, transforms = zip(*(letterbox(image, target_size) for image in images), strict=True)
     target = torch.full((len(images), 3, *target_size), float("nan"))
-    assert letterbox_into(Uploader(CPU).upload(images), target) == list(transforms)
+    assert preprocess_into(Uploader(CPU).upload(images), target, Preprocess()) == list(transforms)
     np.testing.assert_allclose(target.numpy(), to_input(list(arrays)), rtol=0, atol=1.001 / 255)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_description_equals_the_cpu(data: st.DataObject) -> None:
+    channels = data.draw(st.sampled_from([1, 2, 3, 4, 10]))
+    values = st.tuples(*[st.floats(0.125, 2, width=32)] * channels)
+    preprocess = Preprocess(
+        kind=data.draw(st.sampled_from(GPU_KINDS)),
+        channels=channels,
+        color=data.draw(st.sampled_from(["rgb", "bgr"])),
+        scale=data.draw(st.sampled_from([1 / 255, 1.0, 0.5])),
+        mean=data.draw(st.just(()) | values),
+        std=data.draw(st.just(()) | values),
+    )
+    random = np.random.default_rng(0)
+    # The first image needs no resizing: equal to the last bit, the padding included.
+    shapes = [(40, 64) if preprocess.kind == "letterbox" else (64, 64), (30, 90)]
+    images = [random.integers(0, 256, (*shape, channels), dtype=np.uint8) for shape in shapes]
+    arrays, transforms = zip(*(resize_to_input(image, (64, 64), preprocess) for image in images), strict=True)
+    expected = to_input(list(arrays), preprocess)
+    target = torch.full((2, channels, 64, 64), float("nan"))
+    assert preprocess_into(Uploader(CPU).upload(images), target, preprocess) == list(transforms)
+    assert np.array_equal(target[0].numpy(), expected[0])
+    level = preprocess.scale / min((1.0, *preprocess.std))
+    np.testing.assert_allclose(target.numpy(), expected, rtol=1e-6, atol=1.001 * level)
 
 
 def test_letterbox_is_exact_without_resizing() -> None:
     images = tiny_graphs.images(2, ((64, 64),))
     target = torch.empty(2, 3, 64, 64)
-    letterbox_into(Uploader(CPU).upload(images), target)
+    preprocess_into(Uploader(CPU).upload(images), target, Preprocess())
     assert np.array_equal(target.numpy(), to_input(images))
 
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from raising import raises
 
-from trtkit.data import read_image
+from trtkit.data import list_images, read_image, resize_to_input, to_input
+from trtkit.data.images import PADDING, check_channels, read_display_image, to_display
 from trtkit.errors import DataError
+from trtkit.models import Preprocess
 
 
 @pytest.fixture
@@ -73,3 +76,126 @@ def test_missing(tmp_path):
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "a.jpg")
     assert caught.value.code == "image-unreadable"
+
+
+# Channels: 1 is gray, 3 is color, any other number is the file as it is
+
+
+def gray_pages(count, shape=(20, 30), dtype=np.uint8):
+    return list(np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (count, *shape)).astype(dtype))
+
+
+def write(path, encode, content):
+    path.write_bytes(encode(path.suffix, content)[1].tobytes())
+    return path
+
+
+def test_one_channel_is_gray_levels(tmp_path, image):
+    path = write(tmp_path / "a.png", cv2.imencode, image)
+    gray = read_image(path, 1)
+    assert gray.shape == (40, 60, 1)
+    # ITU-R BT.601, the weights of OpenCV's gray.
+    expected = image @ np.array([0.114, 0.587, 0.299])
+    assert np.abs(gray[..., 0] - expected).max() < 2
+
+
+@pytest.mark.parametrize("count", [2, 4, 10])
+def test_pages_of_a_gray_tiff_are_channels(tmp_path, count):
+    pages = gray_pages(count)
+    path = write(tmp_path / "a.tiff", cv2.imencodemulti, pages)
+    np.testing.assert_array_equal(read_image(path, count), np.stack(pages, 2))
+    # A scanned document in color or gray is its first page.
+    np.testing.assert_array_equal(read_image(path, 1)[..., 0], pages[0])
+    np.testing.assert_array_equal(read_image(path), np.repeat(pages[0][..., None], 3, 2))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_fourth_band_is_kept_for_four_channels_only(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 4), np.uint8)
+    path = write(tmp_path / f"a{suffix}", cv2.imencode, image)
+    np.testing.assert_array_equal(read_image(path, 4), image)
+    np.testing.assert_array_equal(read_image(path), image[..., :3])
+
+
+def test_16_bits_keep_the_high_byte(tmp_path):
+    pages = gray_pages(4, dtype=np.uint16)
+    path = write(tmp_path / "a.tif", cv2.imencodemulti, pages)
+    np.testing.assert_array_equal(read_image(path, 4), np.stack(pages, 2) // 256)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_arrays(tmp_path, dtype):
+    array = np.stack(gray_pages(5, dtype=dtype), 2)
+    np.save(tmp_path / "a.npy", array)
+    expected = array if dtype == np.uint8 else array // 256
+    np.testing.assert_array_equal(read_image(tmp_path / "a.npy", 5), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (np.zeros((4, 4, 2), np.float32), "image-values"),
+        (np.zeros((4, 4, 2, 2), np.uint8), "image-values"),
+        (np.zeros((0, 4, 2), np.uint8), "image-values"),
+        (np.array([{"a": 1}]), "image-undecodable"),
+    ],
+)
+def test_arrays_that_are_no_images(tmp_path, content, code):
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+    with raises(DataError, code, path=tmp_path / "a.npy"):
+        read_image(tmp_path / "a.npy", 2)
+
+
+def test_wrong_number_of_channels(tmp_path, image):
+    path = write(tmp_path / "a.png", cv2.imencode, image)
+    with raises(DataError, "image-channels", path=path, value=3, expected=4):
+        read_image(path, 4)
+    np.save(tmp_path / "a.npy", image)
+    with raises(DataError, "image-channels", value=3, expected=1):
+        read_image(tmp_path / "a.npy", 1)
+
+
+def test_channels_are_checked_on_the_first_image_that_can_be_read(tmp_path, image):
+    bad = tmp_path / "a.png"
+    bad.write_bytes(b"no image")
+    path = write(tmp_path / "b.png", cv2.imencode, image)
+    check_channels([bad, path], 3)
+    check_channels([bad, path], 1)
+    with raises(DataError, "image-channels", path=path, value=3, expected=5):
+        check_channels([bad, path], 5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 10])
+def test_display_image_has_three_channels(tmp_path, channels):
+    pages = gray_pages(channels)
+    path = write(tmp_path / "a.tiff", cv2.imencodemulti, pages)
+    shown = read_display_image(path)
+    expected = pages[:3] if channels >= 3 else pages[:1] * 3
+    np.testing.assert_array_equal(shown, np.stack(expected, 2))
+    np.testing.assert_array_equal(shown, to_display(np.stack(pages, 2)))
+
+
+def test_arrays_beside_images_are_their_cache(tmp_path, image):
+    np.save(tmp_path / "a.npy", image)
+    np.save(tmp_path / "b.npy", image)
+    assert [path.name for path in list_images(tmp_path)] == ["a.npy", "b.npy"]
+    write(tmp_path / "a.png", cv2.imencode, image)
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["letterbox", "stretch", "center_crop"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 10, 70, 130])
+def test_channels_are_preprocessed_one_by_one(kind, channels):
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, channels), np.uint8)
+    preprocess = Preprocess(kind=kind, channels=channels)
+    resized, transform = resize_to_input(image, (64, 64), preprocess)
+    batch = to_input([resized], preprocess)
+    assert batch.shape == (1, channels, 64, 64)
+    # In the file's order: each channel is what it is alone.
+    for channel in (0, channels - 1):
+        one = Preprocess(kind=kind, channels=1)
+        alone, same = resize_to_input(np.ascontiguousarray(image[..., channel : channel + 1]), (64, 64), one)
+        assert same == transform
+        np.testing.assert_array_equal(batch[0, channel], to_input([alone], one)[0, 0])
+    if kind == "letterbox":
+        assert (resized[0] == PADDING).all()

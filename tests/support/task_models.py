@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,8 +21,11 @@ POINTS = 3
 SIZES = {"detect": 64, "segment": 64, "pose": 64, "obb": 64, "classify": 32}
 
 
-def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path:
-    """Write images of rotated bars and blobs; return the data.yaml, or the folder for classify."""
+def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0, channels: int = 3) -> Path:
+    """Write images of rotated bars and blobs; return the data.yaml, or the folder for classify.
+
+    With other channels than 3, images are TIFF files of one gray page a channel: the blue channel, darker by page.
+    """
     generator = np.random.default_rng(seed)
     for split in ("train", "val"):
         for index in range(count):
@@ -45,11 +49,17 @@ def drawn_set(folder: Path, task: str, *, count: int = 6, seed: int = 0) -> Path
                 continue
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / "images" / split / f"{index}.png"), image)
+            if channels == 3:
+                cv2.imwrite(str(folder / "images" / split / f"{index}.png"), image)
+            else:
+                pages = [image[..., 0] // (1 + page) for page in range(channels)]
+                cv2.imwritemulti(str(folder / "images" / split / f"{index}.tiff"), pages)
             (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows) + "\n")
     if task == "classify":
         return folder
-    content = {"train": "images/train", "val": "images/val", "names": NAMES}
+    content: dict[str, Any] = {"train": "images/train", "val": "images/val", "names": NAMES}
+    if channels != 3:
+        content["channels"] = channels
     if task == "pose":
         content["kpt_shape"] = [POINTS, 3]
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
@@ -72,9 +82,9 @@ def label_row(task: str, number: int, corners: np.ndarray) -> str:
 class Untrained(nn.Module):
     """Features of three strides and a head, with random weights."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, channels: int = 3) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU())
+        self.first = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU())
         self.levels = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU()) for _ in range(3))
         common = ([8, 8, 8], [8, 16, 32])
         self.head = {
@@ -95,16 +105,16 @@ class Untrained(nn.Module):
         return self.head(features[-1] if self.whole else features)
 
 
-def untrained(task: str, size: int | None = None) -> trtkit.Model:
+def untrained(task: str, size: int | None = None, *, channels: int = 3, **load: Any) -> trtkit.Model:
     torch.manual_seed(0)
     size = size or SIZES[task]
-    module = Untrained(task).eval()
+    module = Untrained(task, channels).eval()
     for name, parameter in module.named_parameters():
         if name.endswith("dfl.conv.weight"):
             parameter.data = torch.arange(parameter.numel(), dtype=torch.float32).reshape(parameter.shape)
         elif parameter.ndim > 1:
             parameter.data *= 2.5
-    return trtkit.load(module, task=task, names=NAMES, imgsz=size, example=torch.zeros(1, 3, size, size))
+    return trtkit.load(module, task=task, names=NAMES, imgsz=size, example=torch.zeros(1, channels, size, size), **load)
 
 
 class CannedRunner(Runner):

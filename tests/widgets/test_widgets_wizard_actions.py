@@ -187,4 +187,7 @@ def test_the_evaluation_data(model: tk.Model, tmp_path: Path) -> None:
     assert find_eval_data("", dataclasses.replace(model, source=None)) == ""
     with pytest.raises(DataError) as e:
         find_eval_data("/nowhere/data.yaml", model)
-    assert (e.value.code, e.value.fields["path"]) == ("data-path-missing", "/nowhere/data.yaml")
+    assert (e.value.code, e.value.fields["path"]) == ("data-yaml-missing", Path("/nowhere/data.yaml"))
+    unlabeled = Path(DATA).parent / "images"
+    assert unlabeled.is_dir()
+    assert find_eval_data(str(unlabeled), model) == ""

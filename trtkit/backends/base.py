@@ -225,7 +225,7 @@ class Runner(abc.ABC):
         """Run one batch.
 
         Args:
-            feeds: Float32 NCHW in [0, 1], or one array per input by name.
+            feeds: Float32 NCHW, preprocessed, or one array per input by name.
 
         Returns:
             Float32 outputs by name, one row per image.
@@ -249,7 +249,8 @@ class Runner(abc.ABC):
         """Preprocess images, run them and postprocess the outputs.
 
         Args:
-            images: Paths, or BGR uint8 images (height, width, 3) of any size; one image alone is a list of one.
+            images: A list of paths and of uint8 images (height, width, channels) of any size, BGR if the model takes 3
+                channels; or one of them, a folder of images or a glob pattern, in the order of their paths.
             conf: Minimum score of a detection.
             iou: Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped.
             max_det: Maximum number of detections per image.
@@ -258,7 +259,7 @@ class Runner(abc.ABC):
             One prediction per image, in pixels of the original image.
 
         Raises:
-            DataError: An image can't be read.
+            DataError: An image can't be read, or has another number of channels than the model takes.
             EngineError: The run failed.
         """
         from trtkit.data import resize_to_input, to_input
@@ -296,6 +297,7 @@ class Runner(abc.ABC):
             DataError: An image can't be read, or there is none.
             EngineError: The run failed.
         """
+        from trtkit.data.images import to_display
         from trtkit.tasks import get_task
         from trtkit.tasks.base import ImageGrid
 
@@ -305,7 +307,8 @@ class Runner(abc.ABC):
         predictions = self.predict(loaded, conf=conf, iou=iou, max_det=max_det)
         task = get_task(self.info.task)
         drawn = tuple(
-            task.draw(image, prediction, self.info.names) for image, prediction in zip(loaded, predictions, strict=True)
+            task.draw(to_display(image), prediction, self.info.names)
+            for image, prediction in zip(loaded, predictions, strict=True)
         )
         return ImageGrid(images=drawn, captions=tuple(map(repr, predictions)))
 
@@ -318,16 +321,20 @@ class Runner(abc.ABC):
             images: As in `predict`.
 
         Yields:
-            BGR uint8 images.
+            uint8 images (height, width, channels).
 
         Raises:
-            DataError: An image can't be read.
+            DataError: An image can't be read, or has another number of channels than the model takes.
         """
-        if isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        if isinstance(images, (str, Path)):
+            from trtkit.data.dataset import list_source_images
+
+            images = [images] if Path(images).is_file() else list_source_images(images)
+        elif isinstance(images, np.ndarray) and images.ndim < 4:
             images = [images]
         size = self.batch or DEFAULT_BATCH
         for start in range(0, len(images), size):
-            yield [_read_image(image) for image in images[start : start + size]]
+            yield [_read_image(image, self.info.channels) for image in images[start : start + size]]
 
     def check_batch(self, count: int) -> None:
         """Check that a batch is not empty and not larger than `batch`.
@@ -367,21 +374,24 @@ class Runner(abc.ABC):
         return f"{type(self).__name__}({self.name}: {self.info.task}, {self.precision}, {limit}, {shape})"
 
 
-def _read_image(image: np.ndarray | str | Path) -> np.ndarray:
+def _read_image(image: np.ndarray | str | Path, channels: int) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         from trtkit.data import read_image
 
-        return read_image(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        return read_image(image, channels)
+    shaped = image[:, :, None] if image.ndim == 2 and channels == 1 else image
+    if shaped.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[2] != channels or shaped.size == 0:
+        order = "BGR uint8" if channels == 3 else "uint8"
         raise DataError(
             "predict on an array",
             f"its type is {image.dtype} and its shape {image.shape}",
-            "pass BGR uint8 images of shape (height, width, 3), as OpenCV reads them",
+            f"pass {order} images of shape (height, width, {channels}), as OpenCV reads them",
             code="predict-image-array",
             dtype=str(image.dtype),
             shape=image.shape,
+            expected=channels,
         )
-    return image
+    return shaped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, resolve_percentile
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
+from trtkit.calibration.diagnosis import find_foreign_images
 from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from trtkit.backends import ImplicitCalibration
     from trtkit.calibration.calibration import Calibration
     from trtkit.calibration.collector import MinMaxCollector
-    from trtkit.data import Dataset
+    from trtkit.data import Dataset, DataSource
     from trtkit.models import Model
 
 __all__ = [
@@ -55,7 +56,7 @@ OVERFLOW_IMAGES = 32
 
 def calibrate(
     model: Model | str | Path | torch.nn.Module,
-    data: str | Path | Dataset | None = None,
+    data: DataSource | None = None,
     split: str | None = None,
     algorithm: str = DEFAULTS.algorithm,
     calibration_images: int = DEFAULTS.calibration_images,
@@ -80,8 +81,10 @@ def calibrate(
 
     Args:
         model: From `load`, or what `load` takes.
-        data: A data set's YAML file (or folder, for classify). None takes the small embedded set and warns.
+        data: A data set's YAML file (or folder, for classify); or images without labels: a folder, a glob pattern, an
+            image or a list of these. None takes the small embedded set and warns.
         split: Split of the calibration images; None takes `train`, or `val` with a warning if there is no `train`.
+            Images without labels have no splits.
         algorithm: Calibration algorithm, one of `trtkit.calibration.ALGORITHMS`: "minmax", "moving_average",
             "entropy", "percentile", "mse" or a registered one.
         calibration_images: Maximum number of calibration images.
@@ -128,6 +131,7 @@ def calibrate(
     dataset, split, paths = select_calibration_images(
         data,
         task=loaded.task,
+        channels=loaded.channels,
         split=split,
         calibration_images=calibration_images,
         fraction=fraction,
@@ -166,6 +170,7 @@ def calibrate(
         notes.append(f"not in the cache {cache_dir}: {reason}")
         reporter.log(stage, notes[-1])
     collector = _create_collector(loaded, size, batch, device, with_histograms)
+    notes += _warn_of_foreign_images(collector.proto, dataset, paths, reporter)
     skipped: list[str] = []
     reporter.step(stage, 0, len(paths))
     batches = load_input_batches(
@@ -177,12 +182,18 @@ def calibrate(
     if collector.image_count == 0:
         raise CalibrationError(
             f"calibrate on split {split!r} of {dataset.path}",
-            f"none of its {len(paths)} images can be read",
+            f"none of its {len(paths)} images can be read, the first is {paths[0]}",
             "check the image files",
             code="calibration-images-unreadable",
             path=str(dataset.path),
             split=split,
             count=len(paths),
+            images=tuple(skipped),
+        )
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} of {len(paths)} calibration images can't be read and were skipped, such as {skipped[0]}.",
+            stacklevel=2,
         )
     stats = collector.stats()
     calibration = Calibration(
@@ -248,6 +259,24 @@ def _check_settings(
     return resolve_percentile(algorithm, percentile)
 
 
+def _warn_of_foreign_images(
+    model: Model | onnx.ModelProto,
+    dataset: Dataset,
+    paths: Sequence[Path],
+    reporter: Reporter,
+    *,
+    imgsz: tuple[int, int] | None = None,
+) -> list[str]:
+    """Warn in one sentence of images that look unlike the model's domain, before they are run; returns it."""
+    sentences = [
+        f"Calibration images of {dataset.path}: {finding.evidence}; {finding.remedy}."
+        for finding in find_foreign_images(model, dataset, paths, reporter, imgsz=imgsz)
+    ]
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=3)
+    return sentences
+
+
 def _create_collector(
     model: Model, size: tuple[int, int], batch: int, device: int | str | None, histograms: bool
 ) -> MinMaxCollector:
@@ -285,7 +314,7 @@ def resolve_calibration(
     model: Model,
     recipe: Recipe,
     given: Calibration | str | Path | None,
-    data: str | Path | Dataset | None,
+    data: DataSource | None,
     size: tuple[int, int],
     reporter: Reporter,
 ) -> Calibration:
@@ -324,7 +353,7 @@ def resolve_calibration(
 
 
 def check_fp16_overflow(
-    model: Model, recipe: Recipe, data: str | Path | Dataset | None, size: tuple[int, int], reporter: Reporter
+    model: Model, recipe: Recipe, data: DataSource | None, size: tuple[int, int], reporter: Reporter
 ) -> dict[str, float]:
     """Find the nodes of an FP16 export that overflow on images of `data`, and warn of them.
 
@@ -343,7 +372,13 @@ def check_fp16_overflow(
 
     reporter.step("check FP16 overflow", 0, 1)
     _, _, paths = select_calibration_images(
-        data, task=model.task, split=None, calibration_images=OVERFLOW_IMAGES, fraction=recipe.fraction, seed=0
+        data,
+        task=model.task,
+        channels=model.channels,
+        split=None,
+        calibration_images=OVERFLOW_IMAGES,
+        fraction=recipe.fraction,
+        seed=0,
     )
     graph = trace(model, imgsz=size, batch=2, dynamic_batch=True, simplify=recipe.simplify)
     batches = load_input_batches(paths, preprocess=model.preprocess, size=size, batch=2, skipped=[])
@@ -361,7 +396,7 @@ def check_fp16_overflow(
 def prepare_implicit_calibration(
     model: Model,
     recipe: Recipe,
-    data: str | Path | Dataset | None,
+    data: DataSource | None,
     size: tuple[int, int],
     folder: Path,
     builder: str,
@@ -381,11 +416,13 @@ def prepare_implicit_calibration(
     dataset, split, paths = select_calibration_images(
         data,
         task=model.task,
+        channels=model.channels,
         split=None,
         calibration_images=DEFAULTS.calibration_images,
         fraction=recipe.fraction,
         seed=DEFAULTS.seed,
     )
+    _warn_of_foreign_images(model, dataset, paths, Reporter(), imgsz=size)
     batch = 2 * recipe.batch
     version = backends.probe(builder).version
     key = hash_parts(model.hash, dataset.hash(split), *map(str, paths), f"{size} {batch} {version}")

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from trtkit.calibration.image_hashes import ImageFingerprints, find_near_duplicates
 
 __all__ = [
+    "DOMAIN_IMAGES",
     "RECOMMENDED_IMAGES",
     "SEVERITIES",
     "DatasetShift",
     "Finding",
     "check_class_shares",
     "check_count",
+    "check_domain",
     "check_duplicates",
     "check_leakage",
     "check_object_sizes",
@@ -41,6 +43,16 @@ PERMUTATIONS = 999
 
 MIN_SHIFT, MAX_P_VALUE = 0.15, 0.001
 """A dataset shift is reported from this distance on and up to this p-value."""
+
+DOMAIN_IMAGES = 32
+"""Images that detections are counted on: enough to tell nearly all from a minority, cheap beside a calibration."""
+
+MIN_DOMAIN_IMAGES = 8
+"""On fewer images chance decides how many have detections."""
+
+MIN_DETECTION_SHARE = 0.5
+"""A smaller share of images with detections gives a warning: a detector finds objects in nearly all images of its
+domain that show some, and makes false detections in up to four of ten foreign photographs."""
 
 COCO_SIZES = {"small": (0.0, 32 / 640), "medium": (32 / 640, 96 / 640), "large": (96 / 640, np.inf)}
 """COCO's small, medium and large (32 and 96 px per side) as shares of the side of a 640 px image."""
@@ -89,6 +101,27 @@ def check_count(own: ImageFingerprints) -> list[Finding]:
             )
         )
     return findings
+
+
+def check_domain(detections: Sequence[int], conf: float) -> list[Finding]:
+    """Images unlike those of the model's domain: it detects hardly anything in them.
+
+    Args:
+        detections: Detections of the FP32 model in each image that may show objects.
+        conf: Their score threshold.
+    """
+    detecting = sum(count > 0 for count in detections)
+    if len(detections) < MIN_DOMAIN_IMAGES or detecting >= MIN_DETECTION_SHARE * len(detections):
+        return []
+    return [
+        Finding(
+            severity="warning",
+            code="unlike-domain",
+            evidence=f"the FP32 model detects objects (score > {conf:g}) in only {detecting} of {len(detections)} "
+            "images, so they look unlike those it was trained on",
+            remedy="calibrate on images of the model's application",
+        )
+    ]
 
 
 def check_duplicates(own: ImageFingerprints) -> list[Finding]:

@@ -14,15 +14,23 @@ from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.dataset_checks import SEVERITIES, Finding
 from trtkit.calibration.image_hashes import ImageFingerprints, fingerprint_images
 from trtkit.calibration.sampling import sample_stratified
+from trtkit.errors import DataError, ModelError
+from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 
 if TYPE_CHECKING:
+    import onnx
     import plotly.graph_objects as go
+    import torch
 
-    from trtkit.data import Dataset
+    from trtkit.data import Dataset, DataSource
+    from trtkit.models import Model
 
-__all__ = ["Diagnosis", "examine"]
+__all__ = ["Diagnosis", "count_detections", "examine", "find_foreign_images"]
+
+DETECTION_CONF = 0.25
+"""Score threshold of the detections that are counted: the default of `Runner.predict`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -103,8 +111,9 @@ class Diagnosis(Result):
 
 
 def examine(
-    data: str | Path | Dataset,
+    data: DataSource,
     *,
+    model: Model | str | Path | torch.nn.Module | None = None,
     task: str = "detect",
     split: str | None = None,
     against: str | None = "val",
@@ -119,12 +128,15 @@ def examine(
     """Check the images that `calibrate` samples with the same arguments, or given ones.
 
     Checks: too few images, duplicates and near-duplicates, missing classes and object sizes, dataset shift of
-    brightness, contrast and aspect ratio against validation, validation images in the calibration set, and whether
-    the first n images of the split are biased.
+    brightness, contrast and aspect ratio against validation, validation images in the calibration set, whether the
+    first n images of the split are biased, and with `model` whether the images look unlike the model's domain.
 
     Args:
-        data: A data set's YAML file, or a folder of class folders for classify.
-        task: The task of the labels.
+        data: A data set's YAML file, or a folder of class folders for classify; or images without labels: a folder, a
+            glob pattern, an image or a list of these, for which checks of labels are left out.
+        model: From `load`, or what `load` takes; its FP32 detections are counted on up to 32 of the images. None leaves
+            this check out.
+        task: The task of the labels; with `model`, that of the model.
         split: Split of the calibration images; None takes `train`, or `val` if there is no `train`.
         against: Split of the evaluation; None, or a split that does not exist, omits the checks that need it.
         image_paths: Calibration images; None samples them from the split.
@@ -140,14 +152,21 @@ def examine(
 
     Raises:
         DataError: The data set or a label file can't be read.
+        ModelError: The model can't be read.
         RecipeError: `calibration_images` or `fraction` is out of range.
         CancelledError: The caller cancelled.
     """
     from trtkit.data import open_dataset, sample_images
 
     reporter = Reporter(progress, cancel)
-    dataset = open_dataset(data, task=task)
-    split = split or ("train" if "train" in dataset.splits else "val")
+    loaded = None
+    if model is not None:
+        from trtkit.models import load
+
+        loaded = load(model)
+        task = loaded.task
+    dataset = open_dataset(data, task=task, channels=None if loaded is None else loaded.channels, needs_labels=stratify)
+    split = split or dataset.default_split
     pool_paths = dataset.images(split)
     if image_paths is not None:
         chosen = tuple(Path(image).absolute() for image in image_paths)
@@ -168,6 +187,8 @@ def examine(
     if validation is not None:
         findings += [*checks.check_leakage(own, validation), *checks.check_value_shifts(own, validation)]
     findings += checks.check_order(pool, own, names)
+    if loaded is not None:
+        findings += find_foreign_images(loaded, dataset, own.paths, reporter)
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     reporter.step("examine", 1, 1, f"{len(findings)} findings")
     return Diagnosis(
@@ -184,7 +205,7 @@ def examine(
         ),
         split=split,
         provenance=Provenance(
-            model_hash="",
+            model_hash="" if loaded is None else loaded.hash,
             data_hash=dataset.hash_images([path for path in chosen if path.is_file()]),
             runner="trtkit doctor",
             settings={
@@ -200,6 +221,84 @@ def examine(
             seed=seed,
         ),
     )
+
+
+def find_foreign_images(
+    model: Model | onnx.ModelProto,
+    dataset: Dataset,
+    paths: Sequence[Path],
+    reporter: Reporter,
+    *,
+    imgsz: tuple[int, int] | None = None,
+) -> list[Finding]:
+    """Check on a sample of images whether they look unlike the model's domain.
+
+    Of labeled images only those with objects count: images without any may be a part of the domain.
+
+    Args:
+        model: The model, or its FP32 graph with its description.
+        dataset: The data set of the images.
+        paths: The calibration images.
+        reporter: Receives an event for each image.
+        imgsz: Height and width at which a model is traced, pixels; None takes its own.
+
+    Returns:
+        One finding or none; none for a task without detections, such as classify.
+
+    Raises:
+        DataError: A label file contradicts the data set.
+        CancelledError: The caller cancelled.
+    """
+    from trtkit.data import sample_images
+
+    sampled = sample_images(paths, count=checks.DOMAIN_IMAGES) if paths else ()
+    if dataset.labeled:
+        sampled = tuple(path for path in sampled if len(dataset.labels(path))) or sampled
+    if len(sampled) < checks.MIN_DOMAIN_IMAGES:
+        return []
+    if isinstance(model, ModelInfo):
+        from trtkit.calibration.collector import get_fixed_batch
+        from trtkit.graph.torch_export import trace
+
+        batch = None if model.proto is None else get_fixed_batch(model.proto)
+        model = trace(model, imgsz=imgsz, batch=batch or 1, dynamic_batch=True)
+    detections = count_detections(model, sampled, reporter)
+    return [] if detections is None else checks.check_domain(detections, DETECTION_CONF)
+
+
+def count_detections(graph: onnx.ModelProto, paths: Sequence[Path], reporter: Reporter) -> list[int] | None:
+    """Count the detections of a graph in each image that can be read.
+
+    Args:
+        graph: The graph, with its description.
+        paths: Image files.
+        reporter: Receives an event for each image.
+
+    Returns:
+        The counts; None for a task without detections, or outputs that no decoder of trtkit reads.
+    """
+    from trtkit import backends
+    from trtkit.tasks import Detections, get_task
+
+    counts: list[int] = []
+    stage = "count detections"
+    with backends.open(graph, backend="onnxruntime") as runner:
+        if not get_task(runner.info.task).kinds:
+            return None
+        for index, path in enumerate(paths):
+            reporter.step(stage, index, len(paths))
+            try:
+                (prediction,) = runner.predict(path, conf=DETECTION_CONF)
+            except DataError:
+                # Unreadable images are reported by `check_count` and by `calibrate`.
+                continue
+            except ModelError:
+                return None
+            if not isinstance(prediction, Detections):
+                return None
+            counts.append(len(prediction))
+    reporter.step(stage, len(paths), len(paths))
+    return counts
 
 
 def _image_frame(own: ImageFingerprints, validation: ImageFingerprints | None) -> pl.DataFrame:

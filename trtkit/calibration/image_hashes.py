@@ -96,7 +96,7 @@ class _Fingerprint:
 
 
 def fingerprint_images(paths: Sequence[Path], dataset: Dataset, reporter: Reporter, stage: str) -> ImageFingerprints:
-    """Compute the fingerprints of images and read their labels.
+    """Compute the fingerprints of images and read their labels, if there are any.
 
     Args:
         paths: The images.
@@ -123,7 +123,7 @@ def fingerprint_images(paths: Sequence[Path], dataset: Dataset, reporter: Report
     counts = np.zeros((len(readable), len(dataset.names)), np.int64)
     sizes: list[float] = []
     image_indices: list[int] = []
-    for index, path in enumerate(readable):
+    for index, path in enumerate(readable if dataset.labeled else ()):
         labels = dataset.labels(path)
         np.add.at(counts[index], labels.classes, 1)
         sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
@@ -176,10 +176,10 @@ def find_near_duplicates(one: ImageFingerprints, other: ImageFingerprints | None
 
 
 def _fingerprint(path: Path) -> _Fingerprint | None:
-    from trtkit.data import read_image
+    from trtkit.data.images import read_display_image
 
     try:
-        image = read_image(path)
+        image = read_display_image(path)
     except DataError:
         return None
     gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from trtkit.errors import DataError
 from trtkit.files import hash_parts
-from trtkit.models.model import Preprocess
 from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
-    from trtkit.data import Dataset
+    from trtkit.data import Dataset, DataSource
     from trtkit.models.model import Preprocess
 
 __all__ = [
@@ -32,9 +31,10 @@ __all__ = [
 
 
 def select_calibration_images(
-    data: str | Path | Dataset | None,
+    data: DataSource | None,
     *,
     task: str,
+    channels: int,
     split: str | None,
     calibration_images: int,
     fraction: float,
@@ -44,9 +44,12 @@ def select_calibration_images(
     """Sample the images of a calibration.
 
     Args:
-        data: A data set's YAML file (or folder, for classify); None takes the task's small embedded set and warns.
+        data: What `trtkit.data.open_dataset` opens, with or without labels; None takes the task's small embedded set
+            and warns.
         task: The model's task.
-        split: Split to sample from; None takes `train`, or `val` with a warning if there is no `train`.
+        channels: Channels that the model takes.
+        split: Split to sample from; None takes `train`, or `val` with a warning if there is no `train`; images without
+            labels have the one split "images".
         calibration_images: Maximum number of images.
         fraction: Share of the split that images are drawn from, in (0, 1]; applied before `calibration_images`.
         seed: Seed of the sample.
@@ -56,7 +59,8 @@ def select_calibration_images(
         The data set, the split, and the sampled paths.
 
     Raises:
-        DataError: The data set can't be read, or there is no embedded set for the task.
+        DataError: The data set can't be read, its images have another number of channels, there is no embedded set for
+            the task, or `stratify` lacks labels.
     """
     from trtkit.data import open_dataset, sample_images
 
@@ -77,9 +81,9 @@ def select_calibration_images(
             "your images.",
             stacklevel=3,
         )
-    dataset = open_dataset(data, task=task)
+    dataset = open_dataset(data, task=task, channels=channels, needs_labels=stratify)
     if split is None:
-        split = "train" if "train" in dataset.splits else "val"
+        split = dataset.default_split
         if split == "val":
             warnings.warn(
                 "calibrating on 'val' because the data set has no 'train': if 'val' is also used for evaluation, INT8 "
@@ -157,13 +161,13 @@ def load_input_batches(
         skipped: Receives the paths of images that can't be read.
 
     Yields:
-        (N, 3, H, W) float32 in [0, 1], RGB.
+        (N, C, H, W) float32, as `preprocess` says.
     """
     from trtkit.data import read_image, resize_to_input, to_input
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return resize_to_input(read_image(path), size, preprocess)[0]
+            return resize_to_input(read_image(path, preprocess.channels), size, preprocess)[0]
         except DataError:
             return None
 
@@ -195,13 +199,13 @@ def hash_preprocessing(preprocess: Preprocess, size: tuple[int, int]) -> str:
     generator = np.random.default_rng(0)
     # One image wider and one taller than the input: both directions of resizing and padding.
     shapes = [(size[0] // 2 + 3, size[1] + 17), (size[0] + 29, size[1] // 2 + 5)]
-    images = [generator.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    images = [generator.integers(0, 256, (*shape, preprocess.channels), np.uint8) for shape in shapes]
     inputs = [to_input([resize_to_input(image, size, preprocess)[0]], preprocess) for image in images]
     return hash_parts(*(array.tobytes() for array in inputs), str(inputs[0].shape))
 
 
 InputSource = Callable[[], Iterable[NDArray[np.float32]]]
-"""Returns the same inputs (1, C, H, W), float32 in [0, 1], on every call."""
+"""Returns the same inputs (1, C, H, W), float32, on every call."""
 
 
 def make_input_source(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
 from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table
-from trtkit.errors import DataError, OutputExistsError, RecipeError
+from trtkit.errors import OutputExistsError, RecipeError
 from trtkit.files import write_bytes
 from trtkit.progress import Reporter
 
@@ -94,7 +94,7 @@ def add_predict(parser: argparse.ArgumentParser) -> Command:
     from trtkit.backends import Runner
 
     parser.add_argument("file", metavar="FILE", help="an .engine or .onnx file")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of image files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders or patterns of them")
     parser.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
     add_options(parser, Runner.predict, without=("self", "images"))
     _add_output(parser, "runs/predict", "folder of the drawn images and predictions.parquet, which are replaced")
@@ -106,7 +106,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
     import cv2
 
     from trtkit import backends
-    from trtkit.data.images import read_image
+    from trtkit.data.images import read_image, to_display
     from trtkit.tasks import get_task
     from trtkit.tasks.base import predictions_to_frame
 
@@ -119,11 +119,11 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
         for start in range(0, len(paths), size):
             reporter.step("predict", start, len(paths))
             chunk = paths[start : start + size]
-            images = [read_image(path) for path in chunk]
+            images = [read_image(path, runner.info.channels) for path in chunk]
             predicted = call_with_options(runner.predict, values, images=images)
             predictions += predicted
             for path, image, prediction in zip(chunk, images, predicted, strict=True):
-                drawn = task.draw(image, prediction, runner.info.names)
+                drawn = task.draw(to_display(image), prediction, runner.info.names)
                 write_bytes(folder / f"{path.stem}.jpg", cv2.imencode(".jpg", drawn)[1].tobytes())
                 table.add_row(str(path), _summarize_prediction(prediction, runner.info.names))
         reporter.step("predict", len(paths), len(paths))
@@ -136,22 +136,10 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
 
 
 def _collect_image_paths(words: Sequence[str]) -> list[Path]:
-    """The named image files, and those in the named folders."""
-    from trtkit.data.images import list_images
+    """The named image files, and those in the named folders and behind patterns."""
+    from trtkit.data.dataset import list_source_images
 
-    paths: list[Path] = []
-    for word in words:
-        path = Path(word)
-        inside = list_images(path) if path.is_dir() else (path,)
-        if not inside:
-            raise DataError(
-                f"predict on {path}",
-                "the folder has no image",
-                "name a folder with images",
-                code="cli-no-images",
-                path=str(path),
-            )
-        paths += inside
+    paths = [path for word in words for path in ((Path(word),) if Path(word).is_file() else list_source_images(word))]
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:
         raise RecipeError(

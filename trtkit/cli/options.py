@@ -15,7 +15,7 @@ from typing import Any
 
 from trtkit.backends import list_backends
 from trtkit.calibration import ALGORITHMS
-from trtkit.data.dataset import SPLITS
+from trtkit.data.data_yaml import SPLITS
 from trtkit.models.model import TASKS
 from trtkit.tasks.base import REGISTERED_TASKS
 
@@ -78,6 +78,7 @@ class Option:
         choices: Returns the accepted values; it is called when the parser is made, so that registered ones are there.
         many: The value is a comma-separated list of `choices`.
         repeat: The option can be repeated and collects its values.
+        several: The option takes one value or several words, such as the files that a shell makes of a pattern.
         switch: The option has no value: `--name`, and `--no-name` if the default is not false.
     """
 
@@ -87,6 +88,7 @@ class Option:
     choices: Callable[[], Iterable[Any]] | None = None
     many: bool = False
     repeat: bool = False
+    several: bool = False
     switch: bool = False
 
 
@@ -123,7 +125,7 @@ OPTIONS: Mapping[str, Option] = {
     "calibration": Option("folder of a saved calibration [default: calibrate on DATA]", "FOLDER"),
     "calibration_images": _count("maximum number of calibration images"),
     "conf": _number("confidence threshold"),
-    "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA"),
+    "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
     "device": DEVICE,
     "dynamic": _switch("dynamic batch, height and width [default: for INT8 engines]"),
     "eval_images": _count("maximum number of evaluation images [default: the whole split]"),
@@ -173,11 +175,18 @@ OPTIONS: Mapping[str, Option] = {
 }
 """Options by argument name."""
 
+IMAGES = Option(
+    "data.yaml of a data set (for classify, a folder of class folders); or images, folders or patterns of images",
+    "DATA",
+    several=True,
+)
+
 CALIBRATION_SPLIT = _split("split of the calibration images [default: train, else val]")
 
 VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("benchmark", "batch"): _counts("batch sizes to time"),
     ("calibrate", "batch"): _count("images per run [default: 2]"),
+    ("calibrate", "data"): IMAGES,
     ("calibrate", "device"): Option("cpu, or a GPU of ONNX Runtime [default: the first GPU, else cpu]", "DEVICE"),
     ("calibrate", "split"): CALIBRATION_SPLIT,
     ("compare", "backend"): Option(
@@ -190,12 +199,18 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("compare", "dynamic"): _switch("dynamic batch, height and width [default: for several batches]"),
     ("compare", "output"): Option("folder of the files and the report", "FOLDER"),
     ("evaluate", "batch"): _count("images per run [default: the file's largest batch]"),
+    ("examine", "data"): IMAGES,
+    ("examine", "model"): Option("a .pt or .onnx file, whose detections on the images are counted", "MODEL"),
     ("examine", "split"): CALIBRATION_SPLIT,
     ("export", "batch"): _count("largest batch"),
     ("export", "calibration"): Option(
         "folder of a saved calibration, or a TensorRT .cache file [default: calibrate on --data]", "PATH"
     ),
-    ("export", "data"): Option("images for calibration (INT8) or for the overflow check (FP16)", "DATA"),
+    ("export", "data"): Option(
+        "images for calibration (INT8) or for the overflow check (FP16): data.yaml, or images, folders or patterns",
+        "DATA",
+        several=True,
+    ),
     ("export", "device"): Option(
         "GPU index or name, dla:0, or sm89 to build for a GPU elsewhere [default: the first GPU]",
         "DEVICE",
@@ -207,6 +222,7 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
         choices=list_backends,
     ),
     ("search", "batch"): _count("images per run, for evaluation and latency"),
+    ("sensitivity", "data"): dataclasses.replace(IMAGES, help=f"{IMAGES.help}, with --worst 0"),
     ("sensitivity", "split"): _split("split of the probe images"),
     ("sweep", "calibration_images"): Option("numbers of calibration images to compare", "N[,N...]", parse_counts),
 }
@@ -231,6 +247,13 @@ class _Switch(argparse.BooleanOptionalAction):
         self.help = settings.get("help")
 
 
+class _StorePaths(argparse.Action):
+    """Stores one word as it is, several as a tuple."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
 def add_options(
     parser: argparse.ArgumentParser,
     function: Callable[..., Any],
@@ -250,8 +273,9 @@ def add_options(
     for name in positional:
         option = find_option(verb, name)
         # The option of the same name has the value if the word is missing.
+        several: dict[str, Any] = {"nargs": "*", "action": _StorePaths} if option.several else {"nargs": "?"}
         parser.add_argument(
-            name, nargs="?", default=argparse.SUPPRESS, metavar=option.metavar, help=_escape(option.help)
+            name, **several, default=argparse.SUPPRESS, metavar=option.metavar, help=_escape(option.help)
         )
     for name, parameter in parameters.items():
         if name in RUN_CONTROL or name in without:
@@ -285,6 +309,8 @@ def _settings(option: Option, default: Any) -> dict[str, Any]:
             "default": list(default) if default is not None else None,
             "metavar": option.metavar,
         }
+    if option.several:
+        return {"action": _StorePaths, "nargs": "+", "default": default, "metavar": option.metavar}
     choices = None if option.choices is None else tuple(option.choices())
     if choices is not None and option.many:
         return {"type": _parse_words(choices), "default": default, "metavar": f"{{{','.join(choices)}}}[,...]"}

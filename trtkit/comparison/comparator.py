@@ -13,6 +13,7 @@ from trtkit.calibration import DEFAULTS
 from trtkit.codegen import render_command, render_python
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
+from trtkit.data import open_dataset
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
@@ -132,6 +133,8 @@ def compare(
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     size = round_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
+    # Before any slow work: data without labels, or without the split, raises at once.
+    open_dataset(data, task=loaded.task, channels=loaded.channels).images(split)
     if "int8" not in precisions:
         calibration = None
     elif calibration is None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import polars as pl
 
-from trtkit.data import read_image
+from trtkit.data.images import read_display_image
 from trtkit.errors import DataError
 from trtkit.tasks.base import class_color
 from trtkit.tasks.nms import box_iou, xywhr_to_corners
@@ -241,7 +241,7 @@ def _draw_change(
     row: dict[str, Any], reference: EvaluationLike, other: EvaluationLike, names: dict[int, str], conf: float
 ) -> bytes | None:
     try:
-        image = read_image(row["path"])
+        image = read_display_image(row["path"])
     except DataError:
         return None
     if row["x1"] is None:

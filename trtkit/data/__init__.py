@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtkit.data.dataset import Dataset, open_dataset
+from trtkit.data.dataset import Dataset, DataSource, open_dataset
 from trtkit.data.images import (
     ImageTransform,
     letterbox,
@@ -15,6 +15,7 @@ from trtkit.data.images import (
 from trtkit.data.labels import Labels
 
 __all__ = [
+    "DataSource",
     "Dataset",
     "ImageTransform",
     "Labels",

@@ -1,175 +1,45 @@
-"""Data sets in Ultralytics' layout: a `data.yaml`, or a folder of class folders."""
+"""Data sets in Ultralytics' layout: a `data.yaml`, or a folder of class folders; and images without labels."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import yaml
 
-from trtkit.data.images import is_image, list_images
+from trtkit.data.data_yaml import (
+    SPLITS,
+    parse_kpt_shape,
+    parse_names,
+    read_data_yaml,
+    resolve_channels,
+    resolve_splits,
+)
+from trtkit.data.images import check_channels, is_image, list_images
 from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
 from trtkit.errors import DataError
 
 __all__ = [
     "SPLITS",
+    "UNLABELED_SPLIT",
+    "DataSource",
     "Dataset",
+    "list_source_images",
     "open_dataset",
-    "parse_names",
-    "read_data_yaml",
     "resolve_images",
-    "resolve_splits",
 ]
 
-SPLITS = ("train", "val", "test", "minival")
+UNLABELED_SPLIT = "images"
+"""The only split of images without labels."""
 
 
-# data.yaml
-
-
-def read_data_yaml(path: Path) -> dict[str, Any]:
-    """Read a `data.yaml` as a mapping; nothing in it is executed or downloaded.
-
-    Raises:
-        DataError: The file is missing, no YAML, or no mapping.
-    """
-    asked = f"read data set {path}"
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(
-            asked,
-            "there is no such file, and trtkit downloads no data sets",
-            "give the path of a data.yaml on this machine (download the data set first)",
-            code="data-yaml-missing",
-            path=path,
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            asked, f"it can't be read ({error})", "check the file", code="data-yaml-unreadable", path=path
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = None if mark is None else mark.line + 1
-        where = "" if line is None else f" at line {line}"
-        raise DataError(
-            asked, f"it is not valid YAML{where}", "correct the file", code="data-yaml-invalid", path=path, line=line
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(
-            asked,
-            "it is not a mapping",
-            "write keys such as path, train, val and names",
-            code="data-yaml-not-mapping",
-            path=path,
-        )
-    return {str(key): entry for key, entry in value.items()}
-
-
-def parse_names(description: Mapping[str, Any], asked: str) -> dict[int, str]:
-    """Parse class names by number, from `names` as a list or a mapping, or from `nc` alone.
-
-    Args:
-        description: From `read_data_yaml`.
-        asked: The request that error messages start with.
-
-    Raises:
-        DataError: There are no names and no `nc`, or they contradict each other.
-    """
-    names, count = description.get("names"), description.get("nc")
-    if names is None and count is None:
-        raise DataError(asked, "neither names nor nc is given", "add names, one per class", code="data-names-missing")
-    if count is not None:
-        try:
-            if int(count) != float(count) or int(count) < 1:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise DataError(
-                asked, f"nc is {count!r}", "write the number of classes", code="data-nc-invalid", value=count
-            ) from None
-        count = int(count)
-    if names is None:
-        return {index: f"class_{index}" for index in range(count or 0)}
-    if isinstance(names, list):
-        parsed = {index: str(name) for index, name in enumerate(names)}
-    elif isinstance(names, dict):
-        try:
-            parsed = {int(index): str(name) for index, name in names.items()}
-        except (TypeError, ValueError):
-            raise DataError(
-                asked, "a key of names is not a number", "number the classes from 0", code="data-names-not-numbered"
-            ) from None
-    else:
-        raise DataError(
-            asked,
-            f"names is a {type(names).__name__}",
-            "write a list, or a mapping from number to name",
-            code="data-names-invalid",
-            value=names,
-        )
-    if sorted(parsed) != list(range(len(parsed))) or not parsed:
-        raise DataError(
-            asked,
-            f"names are numbered {sorted(parsed)}",
-            "number the classes from 0 without gaps",
-            code="data-names-not-numbered",
-            numbers=tuple(sorted(parsed)),
-        )
-    if count is not None and count != len(parsed):
-        raise DataError(
-            asked,
-            f"nc is {count} but there are {len(parsed)} names",
-            "make them agree",
-            code="data-names-count",
-            nc=count,
-            names=len(parsed),
-        )
-    return dict(sorted(parsed.items()))
-
-
-def resolve_splits(description: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, ...]]:
-    """Resolve the folders, text files and images of each split to absolute paths.
-
-    Args:
-        description: From `read_data_yaml`.
-        path: The YAML file; `path` in it is relative to its folder, splits are relative to `path`.
-
-    Raises:
-        DataError: A split is neither a string nor a list of strings.
-    """
-    root = path.parent / str(description.get("path") or ".")
-    paths: dict[str, tuple[Path, ...]] = {}
-    for split in (*SPLITS, "validation"):
-        value = description.get(split)
-        if value is None:
-            continue
-        entries = value if isinstance(value, list) else [value]
-        if not entries or not all(isinstance(entry, str) and entry for entry in entries):
-            raise DataError(
-                f"read data set {path}",
-                f"{split} is {value!r}",
-                "write a folder, a text file or a list of them",
-                code="data-split-invalid",
-                path=path,
-                split=split,
-                value=value,
-            )
-        name = "val" if split == "validation" else split
-        paths.setdefault(name, tuple(_resolve_path(root, entry) for entry in entries))
-    return paths
-
-
-def _resolve_path(root: Path, entry: str) -> Path:
-    path = (root / entry).resolve()
-    # Some tools write ../train/images into a YAML file that is meant to be one folder deeper.
-    if not path.exists() and entry.startswith("../") and (root / entry[3:]).exists():
-        return (root / entry[3:]).resolve()
-    return path
+# Images of a source
 
 
 def resolve_images(path: Path, asked: str) -> tuple[Path, ...]:
@@ -230,13 +100,16 @@ class Dataset:
     """Images and labels on disk, read on demand.
 
     Attributes:
-        path: The YAML file, or the folder for classify.
+        path: The YAML file, or the folder for classify; for images without labels the folder, glob pattern or image,
+            and for a list of paths their common folder.
         task: The task that labels are read for.
         names: Class names by number.
         splits: The folders, text files or images of each split.
         kpt_shape: (points, 2 or 3) for pose, None otherwise.
         flip_idx: The keypoint that each becomes in a mirrored image, or ().
         sigmas: OKS sigma of each keypoint if the YAML file has `kpt_oks_sigmas`, or ().
+        labeled: Whether there are labels; without them `names` is empty and the only split is "images".
+        channels: Channels that images are read with: the model's, else `channels` of the YAML file, else 3.
     """
 
     path: Path
@@ -246,17 +119,31 @@ class Dataset:
     kpt_shape: tuple[int, int] | None = None
     flip_idx: tuple[int, ...] = ()
     sigmas: tuple[float, ...] = ()
+    labeled: bool = True
+    channels: int = 3
 
     @property
     def label_format(self) -> LabelFormat:
         """How labels are read."""
         return LABEL_FORMATS[self.task]
 
+    @property
+    def default_split(self) -> str:
+        """The split of calibration images where none is named: "train" if there is one, else "val"; or "images"."""
+        return UNLABELED_SPLIT if not self.labeled else "train" if "train" in self.splits else "val"
+
+    @property
+    def source(self) -> str | tuple[str, ...]:
+        """What `open_dataset` opens again: the path, or the paths of a list without labels."""
+        entries = (self.path,) if self.labeled else self.splits[UNLABELED_SPLIT]
+        return str(entries[0]) if len(entries) == 1 else tuple(map(str, entries))
+
     def images(self, split: str) -> tuple[Path, ...]:
-        """List the images of a split, sorted.
+        """List the images of a split, sorted; the first one that can be read must have `channels` channels.
 
         Raises:
-            DataError: There is no such split, one of its paths is missing, or it has no images.
+            DataError: There is no such split, one of its paths is missing, it has no images, or they have another
+                number of channels.
         """
         asked = f"read split {split!r} of {self.path}"
         if split not in self.splits:
@@ -271,7 +158,7 @@ class Dataset:
             )
         images: set[Path] = set()
         for path in self.splits[split]:
-            images.update(resolve_images(path, asked))
+            images.update(resolve_images(path, asked) if self.labeled else list_source_images(path))
         if not images:
             raise DataError(
                 asked,
@@ -281,14 +168,18 @@ class Dataset:
                 path=self.path,
                 split=split,
             )
-        return tuple(sorted(images, key=str))
+        paths = tuple(sorted(images, key=str))
+        check_channels(paths, self.channels)
+        return paths
 
     def labels(self, image: Path) -> Labels:
         """Read an image's labels, coordinates as fractions of its sides.
 
         Raises:
-            DataError: The label file contradicts the data set.
+            DataError: The label file contradicts the data set, or there are no labels at all.
         """
+        if not self.labeled:
+            raise _labels_needed(self)
         if self.label_format.uses_folders:
             return Labels(classes=np.array([self._find_class(image)], np.int64), boxes=np.zeros((0, 4), np.float32))
         return read_labels(label_path(image), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
@@ -302,6 +193,8 @@ class Dataset:
         Raises:
             DataError: No image has a label file.
         """
+        if not self.labeled:
+            raise _labels_needed(self)
         if self.label_format.uses_folders:
             return 0
         unlabeled = sum(not label_path(image).is_file() for image in images)
@@ -318,7 +211,7 @@ class Dataset:
         return unlabeled
 
     def hash(self, split: str) -> str:
-        """Hash images, labels and class names of a split: SHA-256, 64 hex digits; cached while no file changes.
+        """Hash images, their labels and class names of a split: SHA-256, 64 hex digits; cached while no file changes.
 
         Raises:
             DataError: As `images` does.
@@ -327,12 +220,16 @@ class Dataset:
 
     def hash_images(self, images: Sequence[Path]) -> str:
         """Hash some images with their labels, such as a sample; see `hash`."""
-        has_label_files = not self.label_format.uses_folders
+        has_label_files = self.labeled and not self.label_format.uses_folders
         stamps = tuple(
             (
                 str(path),
                 *_stamp(path),
-                *(_stamp(label_path(path)) if has_label_files else (self._find_class(path),)),
+                *(
+                    _stamp(label_path(path))
+                    if has_label_files
+                    else (self._find_class(path) if self.labeled else "unlabeled",)
+                ),
             )
             for path in images
         )
@@ -364,19 +261,27 @@ class Dataset:
         )
 
 
-def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
-    """Open a data set for a task.
+DataSource: TypeAlias = str | Path | Dataset | Sequence[str | Path]
+"""What `data=` takes: a `data.yaml`, a folder, a glob pattern, an image, a list of these, or an open data set."""
+
+
+def open_dataset(data: DataSource, *, task: str, channels: int | None = None, needs_labels: bool = True) -> Dataset:
+    """Open a data set, or images without labels, for a task.
 
     Args:
-        data: A `data.yaml`, a folder with one YAML file, a folder with class folders below train/ and val/ for
-            classify, or an open data set.
+        data: With labels: a `data.yaml`, a folder with one YAML file, a folder with class folders below train/ and val/
+            for classify, or an open data set. Without labels: a folder of images, a glob pattern, a text file with one
+            path per line, an image, or a list of these.
         task: "detect", "segment", "classify", "pose", "obb", or the name of a registered task.
+        channels: Channels that the model takes; None takes those of the YAML file, or 3.
+        needs_labels: Whether images without labels are an error.
 
     Returns:
         The data set; images and labels are read on demand.
 
     Raises:
-        DataError: The data set is missing, or its description contradicts itself or the task.
+        DataError: The data set is missing, has no labels where they are needed, has images with other channels, or its
+            description contradicts itself or the task.
     """
     if task not in LABEL_FORMATS:
         raise DataError(
@@ -388,26 +293,129 @@ def open_dataset(data: str | Path | Dataset, *, task: str) -> Dataset:
             names=tuple(LABEL_FORMATS),
         )
     if isinstance(data, Dataset):
-        return data if data.task == task else open_dataset(data.path, task=task)
+        fits = data.task == task and channels in (None, data.channels)
+        dataset = data if fits else open_dataset(data.source, task=task, channels=channels, needs_labels=needs_labels)
+    else:
+        dataset = _open_source(data, task, channels)
+    if needs_labels and not dataset.labeled:
+        raise _labels_needed(dataset)
+    return dataset
+
+
+def _open_source(data: str | Path | Sequence[str | Path], task: str, channels: int | None) -> Dataset:
+    """Open what `open_dataset` takes, except an open data set."""
+    if not isinstance(data, (str, Path)):
+        return _open_source(data[0], task, channels) if len(data) == 1 else _open_images(data, task, channels)
     path = Path(data).expanduser()
-    if LABEL_FORMATS[task].uses_folders:
-        return _open_class_folders(path, task)
+    uses_folders = LABEL_FORMATS[task].uses_folders
     if path.is_dir():
-        files = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
-        if len(files) != 1:
+        files = () if uses_folders else sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
+        is_empty = not files and not list_images(path)
+        if len(files) > 1 or (is_empty and not uses_folders):
             raise DataError(
                 f"open data set {path}",
-                f"the folder has {len(files)} YAML files",
-                "give the data.yaml itself",
+                "the folder has no YAML file and no image" if is_empty else f"the folder has {len(files)} YAML files",
+                "give the data.yaml itself, or a folder of images" if is_empty else "give the data.yaml itself",
                 code="data-yaml-ambiguous",
                 path=path,
                 count=len(files),
             )
-        path = files[0]
-    return _open_yaml(path.absolute(), task)
+        if files:
+            return _open_yaml(files[0].absolute(), task, channels)
+        has_splits = any((path / split).is_dir() for split in (*SPLITS, *VALIDATION_FOLDERS))
+        if uses_folders and (has_splits or is_empty):
+            return _open_class_folders(path, task, channels)
+        return _open_images([data], task, channels)
+    if is_image(path) or path.suffix.lower() == LIST_SUFFIX or (glob.has_magic(str(path)) and not path.exists()):
+        return _open_images([data], task, channels)
+    return _open_class_folders(path, task, channels) if uses_folders else _open_yaml(path.absolute(), task, channels)
 
 
-def _open_yaml(path: Path, task: str) -> Dataset:
+def _open_images(entries: Sequence[str | Path], task: str, channels: int | None) -> Dataset:
+    """Open images without labels as a data set with the one split "images".
+
+    Raises:
+        DataError: There are none, or one is missing.
+    """
+    images = list_source_images(entries)
+    paths = tuple(Path(entry).expanduser().absolute() for entry in entries)
+    return Dataset(
+        path=paths[0] if len(paths) == 1 else Path(os.path.commonpath([image.parent for image in images])),
+        task=task,
+        names={},
+        splits={UNLABELED_SPLIT: paths},
+        labeled=False,
+        channels=channels or 3,
+    )
+
+
+LIST_SUFFIX = ".txt"
+"""Suffix of a text file with one image path per line."""
+
+
+def list_source_images(data: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    """List the images of a folder, a glob pattern, a text file of paths, an image, or a list of these.
+
+    Args:
+        data: One or several; other files than images in a folder or behind a pattern are ignored.
+
+    Returns:
+        Absolute paths, sorted, each once.
+
+    Raises:
+        DataError: A named file is missing or no image, or a folder, a pattern or the list gives no image.
+    """
+    entries: Sequence[str | Path] = [data] if isinstance(data, (str, Path)) else data
+    images: set[Path] = set()
+    for entry in entries:
+        path = Path(entry).expanduser().absolute()
+        asked = f"list the images of {entry}"
+        if not path.exists() and glob.has_magic(str(path)):
+            matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            inside = {image for match in matches for image in (list_images(match) if match.is_dir() else (match,))}
+            listed = tuple(image for image in inside if is_image(image))
+            found, do = "no image matches the pattern", "correct the pattern"
+        else:
+            if not path.exists():
+                raise DataError(
+                    asked, "there is no such file or folder", "check the path", code="data-path-missing", path=path
+                )
+            if not path.is_dir() and not is_image(path) and path.suffix.lower() != LIST_SUFFIX:
+                raise DataError(
+                    asked,
+                    "it is no image",
+                    "give image files, a folder or a pattern of them",
+                    code="data-not-an-image",
+                    path=path,
+                )
+            listed = resolve_images(path, asked)
+            found, do = "there is no image in it", "name a folder or a list with images"
+        if not listed:
+            raise DataError(asked, found, do, code="data-images-none", path=path)
+        images.update(listed)
+    if not images:
+        raise DataError(
+            "list images", "the list is empty", "pass one image or more", code="data-images-none", path=None
+        )
+    return tuple(sorted(images, key=str))
+
+
+def _labels_needed(dataset: Dataset) -> DataError:
+    folders = dataset.label_format.uses_folders
+    count = len(dataset.images(UNLABELED_SPLIT))
+    return DataError(
+        f"read labels of {dataset.path} for {dataset.task}",
+        f"it is {count} {'image' if count == 1 else 'images'} without labels",
+        "give a folder with train/<class>/ and val/<class>/ for this step"
+        if folders
+        else "give a data.yaml with train, val and names for this step, and a label file for each image",
+        code="data-labels-needed",
+        path=dataset.path,
+        count=count,
+    )
+
+
+def _open_yaml(path: Path, task: str, channels: int | None) -> Dataset:
     asked = f"read data set {path}"
     description = read_data_yaml(path)
     splits = resolve_splits(description, path)
@@ -419,7 +427,7 @@ def _open_yaml(path: Path, task: str) -> Dataset:
             code="data-splits-missing",
             path=path,
         )
-    kpt_shape = _parse_kpt_shape(description.get("kpt_shape"), asked)
+    kpt_shape = parse_kpt_shape(description.get("kpt_shape"), asked)
     if LABEL_FORMATS[task].needs_kpt_shape and kpt_shape is None:
         raise DataError(
             asked,
@@ -447,25 +455,15 @@ def _open_yaml(path: Path, task: str) -> Dataset:
         kpt_shape=kpt_shape,
         flip_idx=tuple(int(index) for index in description.get("flip_idx") or ()),
         sigmas=sigmas,
+        channels=resolve_channels(description.get("channels"), channels, asked),
     )
 
 
-def _parse_kpt_shape(value: Any, asked: str) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(isinstance(n, int) for n in value)
-        or value[1] not in (2, 3)
-    ):
-        raise DataError(
-            asked, f"kpt_shape is {value!r}", "write [points, 2 or 3]", code="data-kpt-shape-invalid", value=value
-        )
-    return value[0], value[1]
+VALIDATION_FOLDERS = ("validation", "valid")
+"""Other names of the folder val/."""
 
 
-def _open_class_folders(path: Path, task: str) -> Dataset:
+def _open_class_folders(path: Path, task: str, channels: int | None) -> Dataset:
     """Open class folders: train/<class>/*.jpg and val/<class>/*.jpg; class names are the sorted folders of train.
 
     Raises:
@@ -482,7 +480,7 @@ def _open_class_folders(path: Path, task: str) -> Dataset:
         )
     path = path.absolute()
     splits = {split: (path / split,) for split in SPLITS if (path / split).is_dir()}
-    for other in ("validation", "valid"):
+    for other in VALIDATION_FOLDERS:
         if "val" not in splits and (path / other).is_dir():
             splits["val"] = (path / other,)
     if not splits:
@@ -503,7 +501,7 @@ def _open_class_folders(path: Path, task: str) -> Dataset:
             code="data-class-folders-missing",
             path=first,
         )
-    return Dataset(path=path, task=task, names=dict(enumerate(names)), splits=splits)
+    return Dataset(path=path, task=task, names=dict(enumerate(names)), splits=splits, channels=channels or 3)
 
 
 # Content hashes

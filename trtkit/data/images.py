@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -23,20 +24,26 @@ __all__ = [
     "PADDING",
     "ImageTransform",
     "center_crop",
+    "check_channels",
     "compute_letterbox",
     "is_image",
     "letterbox",
     "list_images",
+    "read_display_image",
     "read_image",
     "resize_antialias",
     "resize_to_input",
     "sample_images",
     "stretch",
+    "to_display",
     "to_input",
 ]
 
 PADDING = 114
-"""Gray level of letterbox padding, as in YOLO training."""
+"""Gray level of letterbox padding in every channel, as in YOLO training."""
+
+CHANNEL_GROUP = 64
+"""Channels that OpenCV resizes at once; it takes at most 128."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,39 +111,46 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[
     """Resize an image with its aspect ratio kept, and pad it with gray to the input's size.
 
     Args:
-        image: BGR uint8, shape (height, width, 3).
+        image: uint8, shape (height, width, channels).
         size: (height, width) of the input.
 
     Returns:
-        BGR uint8 of shape (*size, 3), and where the image lies in it.
+        uint8 of shape (*size, channels), and where the image lies in it.
     """
     transform = compute_letterbox((image.shape[0], image.shape[1]), size)
-    height, width = transform.resized
-    if transform.shape != transform.resized:
-        image = cast("NDArray[np.uint8]", cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+    image = _resize(image, transform.resized)
     if transform.resized == size:
         return image, transform
-    top, left = transform.pad
-    padded = cv2.copyMakeBorder(
-        image, top, size[0] - height - top, left, size[1] - width - left, cv2.BORDER_CONSTANT, value=(PADDING,) * 3
-    )
-    return cast("NDArray[np.uint8]", padded), transform
+    (top, left), (height, width) = transform.pad, transform.resized
+    padded = np.full((*size, image.shape[2]), PADDING, np.uint8)
+    padded[top : top + height, left : left + width] = image
+    return padded, transform
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize bilinearly to (height, width); the channel axis stays, which OpenCV drops from one channel."""
+    if image.shape[:2] == size:
+        return image
+    groups = [image[:, :, start : start + CHANNEL_GROUP] for start in range(0, image.shape[2], CHANNEL_GROUP)]
+    resized = [
+        np.asarray(cv2.resize(group, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.uint8).reshape(*size, -1)
+        for group in groups
+    ]
+    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
 
 
 def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
     """Resize an image to the input, its aspect ratio ignored.
 
     Args:
-        image: BGR uint8, shape (height, width, 3).
+        image: uint8, shape (height, width, channels).
         size: (height, width) of the input.
 
     Returns:
-        BGR uint8 of shape (*size, 3), and where the image lies in it.
+        uint8 of shape (*size, channels), and where the image lies in it.
     """
     shape = (image.shape[0], image.shape[1])
-    if shape != size:
-        image = cast("NDArray[np.uint8]", cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
-    return image, ImageTransform(shape=shape, resized=size, pad=(0, 0), size=size)
+    return _resize(image, size), ImageTransform(shape=shape, resized=size, pad=(0, 0), size=size)
 
 
 FIXED_POINT = 1 << 22
@@ -147,11 +161,11 @@ def center_crop(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArra
     """Resize an image's shorter side to the input and crop the center, as in Ultralytics' validation.
 
     Args:
-        image: BGR uint8, shape (height, width, 3).
+        image: uint8, shape (height, width, channels).
         size: (height, width) of the input; if they differ, the image is stretched to them.
 
     Returns:
-        BGR uint8 of shape (*size, 3), and where the image lies in it; `pad` is negative, as edges are cropped.
+        uint8 of shape (*size, channels), and where the image lies in it; `pad` is negative, as edges are cropped.
     """
     height, width = image.shape[:2]
     if size[0] != size[1]:
@@ -219,12 +233,12 @@ def resize_to_input(
     """Resize an image to the model input by the model's preprocessing.
 
     Args:
-        image: BGR uint8, shape (height, width, 3).
+        image: uint8, shape (height, width, channels), BGR if there are 3.
         size: (height, width) of the input.
         preprocess: `ModelInfo.preprocess`.
 
     Returns:
-        BGR uint8 of shape (*size, 3), and where the image lies in it.
+        uint8 of shape (*size, channels), and where the image lies in it.
     """
     return _RESIZERS[preprocess.kind](image, size)
 
@@ -233,18 +247,18 @@ def to_input(images: Sequence[NDArray[np.uint8]], preprocess: Preprocess | None 
     """Stack resized images into a model input: color order, scale, mean and standard deviation.
 
     Args:
-        images: BGR uint8, each of the same shape (height, width, 3).
+        images: uint8, each of the same shape (height, width, channels); BGR if there are 3, else in the file's order.
         preprocess: `ModelInfo.preprocess`; None is RGB in 0..1.
 
     Returns:
-        Float32, shape (images, 3, height, width), contiguous.
+        Float32, shape (images, channels, height, width), contiguous.
     """
     preprocess = preprocess or Preprocess()
-    height, width = images[0].shape[:2]
-    batch = np.empty((len(images), 3, height, width), np.float32)
+    height, width, channels = images[0].shape
+    batch = np.empty((len(images), channels, height, width), np.float32)
     for index, image in enumerate(images):
-        planes = cv2.split(image)
-        for channel, plane in enumerate(reversed(planes) if preprocess.color == "rgb" else planes):
+        planes = cv2.split(image) if channels <= CHANNEL_GROUP else tuple(np.moveaxis(image, 2, 0))
+        for channel, plane in enumerate(reversed(planes) if preprocess.reverses_channels else planes):
             # Plane by plane: reading and writing are both contiguous, 8 times faster than transposing the image.
             if preprocess.scale == 1 / 255:
                 # Division rounds correctly, multiplication by 1 / 255 would not.
@@ -266,52 +280,176 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+ARRAY_SUFFIX = ".npy"
+"""Suffix of NumPy arrays (height, width, channels), uint8 or uint16."""
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
 def is_image(path: Path) -> bool:
-    """Return whether the suffix is that of an image format OpenCV reads."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    """Return whether the suffix is that of an image format OpenCV reads, or of an array."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() == ARRAY_SUFFIX
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """List all images below `folder`, sorted by path as text, as Ultralytics does."""
-    return tuple(sorted((path for path in folder.rglob("*") if is_image(path) and path.is_file()), key=str))
+    """List all images below `folder`, sorted by path as text, as Ultralytics does.
+
+    Arrays (.npy) are listed only in a folder without other images: beside images they are Ultralytics' cache of them.
+    """
+    files = sorted((path for path in folder.rglob("*") if is_image(path) and path.is_file()), key=str)
+    images = tuple(path for path in files if path.suffix.lower() != ARRAY_SUFFIX)
+    return images or tuple(files)
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image in color, rotated by its EXIF orientation.
+def read_image(path: str | Path, channels: int = 3) -> NDArray[np.uint8]:
+    """Read an image with a model's number of channels, as Ultralytics does.
 
     Args:
-        path: An image file.
+        path: An image file, or an array (.npy).
+        channels: 3 reads color, rotated by the EXIF orientation; 1 reads gray levels, rotated too; any other number
+            reads the file as it is: an alpha channel stays, and the pages of a gray TIFF are its channels. 16-bit
+            values keep their high byte.
 
     Returns:
-        BGR uint8, shape (height, width, 3).
+        uint8, shape (height, width, channels); BGR if there are 3.
 
     Raises:
-        DataError: The file is missing, empty, truncated or no image.
+        DataError: The file is missing, empty, truncated or no image, or has another number of channels.
     """
+    path = Path(path)
+    image = _read(path, channels)
+    if image.shape[2] != channels:
+        raise DataError(
+            f"read image {path}",
+            f"it has {image.shape[2]} channels where the model takes {channels}",
+            f"give images with {channels} channels",
+            code="image-channels",
+            path=path,
+            value=image.shape[2],
+            expected=channels,
+        )
+    return image
+
+
+def _read(path: Path, channels: int | None) -> NDArray[np.uint8]:
+    """Read an image as `read_image` does, without checking its channels; None reads it as it is stored."""
     asked = f"read image {path}"
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(
             asked,
             (error.strerror or str(error)).lower(),
             "check the path and its permissions",
             code="image-unreadable",
-            path=Path(path),
+            path=path,
         ) from error
     if not data:
-        raise DataError(asked, "the file is empty", "replace or remove it", code="image-empty", path=Path(path))
+        raise DataError(asked, "the file is empty", "replace or remove it", code="image-empty", path=path)
     if _is_truncated(data):
-        raise DataError(asked, "the file is truncated", "replace or remove it", code="image-truncated", path=Path(path))
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
+        raise DataError(asked, "the file is truncated", "replace or remove it", code="image-truncated", path=path)
+    image = _decode_array(data) if path.suffix.lower() == ARRAY_SUFFIX else _decode_image(data, path, channels)
     if image is None:
+        found = "it is no array" if path.suffix.lower() == ARRAY_SUFFIX else "OpenCV can't decode it"
+        raise DataError(asked, found, "replace or remove it", code="image-undecodable", path=path)
+    image = image[:, :, None] if image.ndim == 2 else image
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.size == 0:
         raise DataError(
-            asked, "OpenCV can't decode it", "replace or remove it", code="image-undecodable", path=Path(path)
+            asked,
+            f"its values are {image.dtype} and its shape {image.shape}",
+            "store 8 or 16 bit unsigned values of shape (height, width, channels)",
+            code="image-values",
+            path=path,
+            dtype=str(image.dtype),
+            shape=image.shape,
         )
     return cast("NDArray[np.uint8]", image)
+
+
+def _decode_image(data: bytes, path: Path, channels: int | None) -> NDArray[Any] | None:
+    """Decode a file in memory; None if OpenCV can't."""
+    encoded = np.frombuffer(data, np.uint8)
+    is_tiff = path.suffix.lower() in TIFF_SUFFIXES
+    flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels or 0, cv2.IMREAD_UNCHANGED)
+    try:
+        if is_tiff and flag == cv2.IMREAD_COLOR:
+            # All bands of a page are read, of which the first three count; IMREAD_COLOR would convert them.
+            image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+            if image is not None and image.ndim == 3 and image.shape[2] >= 3:
+                return image[:, :, :3]
+        elif is_tiff and flag == cv2.IMREAD_UNCHANGED:
+            _, pages = cv2.imdecodemulti(encoded, cv2.IMREAD_UNCHANGED)
+            if len(pages) > 1 and pages[0].ndim == 2 and len({page.shape for page in pages}) == 1:
+                return np.stack(pages, axis=2)
+        return cv2.imdecode(encoded, flag)
+    except cv2.error:
+        return None
+
+
+def _decode_array(data: bytes) -> NDArray[Any] | None:
+    """Decode a .npy file in memory; None if it is none or holds Python objects."""
+    try:
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    except (ValueError, EOFError, OSError):
+        return None
+
+
+def check_channels(paths: Sequence[Path], channels: int) -> None:
+    """Check before a long run that images have a model's number of channels, by the first one that can be read.
+
+    Args:
+        paths: Image files. Files of image formats convert to 1 and 3 channels; arrays and other numbers do not.
+        channels: The model's number of channels.
+
+    Raises:
+        DataError: The image has another number of channels.
+    """
+    for path in paths:
+        if channels in (1, 3) and path.suffix.lower() != ARRAY_SUFFIX:
+            continue
+        try:
+            read_image(path, channels)
+        except DataError as error:
+            if error.code == "image-channels":
+                raise
+            continue
+        return
+
+
+def read_display_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image of any number of channels for display.
+
+    Args:
+        path: An image file, or an array (.npy).
+
+    Returns:
+        BGR uint8, shape (height, width, 3); of more than three channels the first three, fewer as gray levels.
+
+    Raises:
+        DataError: As `read_image` does, except for the number of channels.
+    """
+    path = Path(path)
+    # Only these formats hold more than color: as stored, others would lose their EXIF rotation.
+    as_stored = path.suffix.lower() in (ARRAY_SUFFIX, *TIFF_SUFFIXES)
+    return to_display(_read(path, None if as_stored else 3))
+
+
+def to_display(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert an image to BGR for drawing on it.
+
+    Args:
+        image: uint8, shape (height, width, channels).
+
+    Returns:
+        uint8, shape (height, width, 3): the image itself if it has three channels, the first three of more, else the
+        first one as gray levels.
+    """
+    channels = image.shape[2]
+    if channels == 3:
+        return image
+    return np.ascontiguousarray(image[:, :, :3] if channels > 3 else np.repeat(image[:, :, :1], 3, axis=2))
 
 
 def _is_truncated(data: bytes) -> bool:

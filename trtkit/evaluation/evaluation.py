@@ -225,7 +225,7 @@ def evaluate(
         if not isinstance(runner, backends.Runner):
             runner = stack.enter_context(backends.open(runner))
         start = time.perf_counter()
-        dataset = open_dataset(data, task=runner.info.task)
+        dataset = open_dataset(data, task=runner.info.task, channels=runner.info.channels)
         notes = _check_agreement(runner, dataset)
         size = _resolve_imgsz(runner, imgsz, notes)
         batch = _resolve_batch(runner, batch)
@@ -339,7 +339,7 @@ class PreparedImage:
     """An image with its labels, ready to run.
 
     Attributes:
-        image: Resized to the model input, BGR uint8.
+        image: Resized to the model input, uint8 (height, width, channels).
         transform: Where the image lies in the input.
         labels: In pixels of the original image.
     """
@@ -390,7 +390,7 @@ def load_images(
     def load(path: Path) -> LoadedImage:
         start = time.perf_counter()
         try:
-            image = read_image(path)
+            image = read_image(path, preprocess.channels)
         except DataError:
             return LoadedImage(path=path, read_seconds=time.perf_counter() - start)
         labels = dataset.labels(path).to_pixels((image.shape[0], image.shape[1]))

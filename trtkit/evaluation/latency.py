@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import polars as pl
 
+from trtkit.data import to_input
 from trtkit.errors import EngineError, RecipeError
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, describe_machine
@@ -265,7 +266,9 @@ def _time_runners(
     generator = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
     for label, runner in runners.items():
-        feeds[label] = generator.random((batch, runner.info.channels, *shapes[label]), dtype=np.float32)
+        preprocess = runner.info.preprocess
+        pixels = generator.integers(0, 256, (batch, *shapes[label], preprocess.channels), np.uint8)
+        feeds[label] = to_input(list(pixels), preprocess)
     stage, total = f"benchmark batch {batch}", runs * len(runners)
     for label, runner in runners.items():
         reporter.step(stage, 0, total, f"warm up {label}")

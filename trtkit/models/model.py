@@ -60,7 +60,7 @@ class Preprocess:
         kind: "letterbox" (aspect ratio kept, padded), "stretch" (resized to the input, aspect ratio ignored) or
             "center_crop" (shorter side resized, middle cut out).
         channels: Channels of the input.
-        color: Order of the channels, "rgb" or "bgr".
+        color: Order of three channels, "rgb" or "bgr"; other numbers of channels stay in the file's order.
         scale: Factor on pixel values 0..255.
         mean: What is subtracted after scaling, one value a channel; () subtracts nothing.
         std: What is divided by after subtracting, one value a channel; () divides by nothing.
@@ -88,6 +88,11 @@ class Preprocess:
             raise ValueError("scale, mean and std are finite")
         if self.channels < 1 or min(self.scale, *self.std, 1.0) <= 0:
             raise ValueError("channels, scale and std are positive")
+
+    @property
+    def reverses_channels(self) -> bool:
+        """Whether channels go into the input in reverse: images are read as BGR."""
+        return self.color == "rgb" and self.channels == 3
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping."""

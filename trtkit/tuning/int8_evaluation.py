@@ -198,7 +198,7 @@ def evaluate_int8(
     loaded = load(model)
     given = load_calibration(calibration, loaded)
     size = resolve_imgsz(imgsz, loaded, given)
-    dataset = open_dataset(data, task=loaded.task)
+    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels)
     cache = ResultCache(cache_dir)
     reporter.step("read the model's layers", 0, 1)
     graph = trace(loaded, imgsz=size, batch=1)

@@ -129,7 +129,7 @@ def search(
     loaded = load(model)
     given = load_calibration(calibration, loaded)
     size = resolve_imgsz(imgsz, loaded, given)
-    dataset = open_dataset(data, task=loaded.task)
+    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels)
     cache = ResultCache(cache_dir)
     notes: list[str] = []
     float_graph = trace(loaded, imgsz=size, batch=1)

@@ -17,6 +17,7 @@ from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.calibration.sampling import InputSource, make_input_source
 from trtkit.data import open_dataset, sample_images
+from trtkit.data.dataset import UNLABELED_SPLIT
 from trtkit.errors import EngineError, RecipeError
 from trtkit.evaluation.evaluation import evaluate
 from trtkit.graph.analysis import block_of, block_types, escape_pattern
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import torch
 
-    from trtkit.data import Dataset
+    from trtkit.data import DataSource
 
 __all__ = ["CachedOutputsRunner", "Sensitivity", "sensitivity"]
 
@@ -147,7 +148,7 @@ class Sensitivity(Result):
 
 def sensitivity(
     model: Model | str | Path | torch.nn.Module,
-    data: str | Path | Dataset,
+    data: DataSource,
     split: str = "val",
     *,
     probe_images: int = 32,
@@ -168,8 +169,9 @@ def sensitivity(
 
     Args:
         model: From `load`, or what `load` takes.
-        data: A data set's YAML file; labels are read for the metric only.
-        split: The split of the probe images.
+        data: A data set's YAML file; or, with `worst=0`, images without labels: a folder, a glob pattern, an image or a
+            list of these. Labels are read for the metric only.
+        split: The split of the probe images; images without labels have none.
         probe_images: Number of images that layer noise is measured on, a seeded sample.
         calibration: A calibration of this model, or the folder of a saved one; None calibrates as `export` does.
         calibration_images: Maximum number of calibration images; not used with `calibration`.
@@ -205,7 +207,8 @@ def sensitivity(
     loaded = load(model)
     given = load_calibration(calibration, loaded)
     size = resolve_imgsz(imgsz, loaded, given)
-    dataset = open_dataset(data, task=loaded.task)
+    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels, needs_labels=worst > 0)
+    split = split if dataset.labeled else UNLABELED_SPLIT
     if given is None:
         given = calibrate(
             loaded,

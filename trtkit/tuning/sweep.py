@@ -192,7 +192,7 @@ def sweep(
     reporter = Reporter(progress, cancel)
     loaded = load(model)
     size = resolve_imgsz(imgsz, loaded, None)
-    dataset = open_dataset(data, task=loaded.task)
+    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels)
     metric = get_task(loaded.task).metric
     cache = ResultCache(cache_dir)
     evaluator = CachedEvaluator(

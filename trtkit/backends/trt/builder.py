@@ -335,7 +335,7 @@ class _EngineBuild:
             implicit = dataclasses.replace(implicit, batches=whole)
             self.calibrator = create_calibrator(self.capabilities.backend, implicit, device=self.device.gpu)
             self.calibration_shape = (
-                first.shape if first is not None else (self.settings.batch, 3, *self.settings.imgsz)
+                first.shape if first is not None else (self.settings.batch, tensor.shape[1], *self.settings.imgsz)
             )
         config.int8_calibrator = self.calibrator
         if has_profile:

@@ -1,4 +1,4 @@
-"""Preprocessing and postprocessing of detection in torch operations, on the GPU and, for tests, on the CPU.
+"""Preprocessing, and postprocessing of detection, in torch operations, on the GPU and, for tests, on the CPU.
 
 The reference is the CPU path (`trtkit.data.images`, `trtkit.tasks.nms`): inputs agree within one gray level of 255
 (OpenCV resizes in fixed point), detections from the same outputs agree to float rounding.
@@ -13,10 +13,14 @@ import torch
 from torch.nn.functional import interpolate
 
 from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
+from trtkit.models.model import Preprocess
 from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
 
-__all__ = ["Uploader", "iou_matrix", "letterbox_into", "nms", "postprocess"]
+__all__ = ["GPU_KINDS", "Uploader", "iou_matrix", "nms", "postprocess", "preprocess_into"]
+
+GPU_KINDS = ("letterbox", "stretch")
+"""Kinds of preprocessing that `preprocess_into` does as the CPU does; the antialiased center crop it does not."""
 
 # Boxes per IoU matrix of `nms`.
 NMS_BLOCK = 1024
@@ -43,7 +47,7 @@ class Uploader:
         The caller's stream must have finished with the last upload before the next one starts.
 
         Args:
-            images: BGR uint8 (height, width, 3), of any sizes.
+            images: uint8 (height, width, channels), of any sizes.
 
         Returns:
             Views on the device of the same shapes, valid until the next upload.
@@ -69,29 +73,52 @@ class Uploader:
         self._host = self._on_device = torch.empty(0, dtype=torch.uint8)
 
 
-def letterbox_into(images: Sequence[torch.Tensor], target: torch.Tensor) -> list[ImageTransform]:
-    """Letterbox images into a network input: resize, center on gray, BGR to RGB, scale to [0, 1].
+def preprocess_into(
+    images: Sequence[torch.Tensor], target: torch.Tensor, preprocess: Preprocess
+) -> list[ImageTransform]:
+    """Preprocess images into a network input: resize, pad, color order, scale, mean and standard deviation.
 
     Args:
-        images: BGR uint8 (height, width, 3) on the target's device.
+        images: uint8 (height, width, channels) on the target's device, BGR if there are 3 channels.
         target: Float NCHW; its first rows are overwritten in place.
+        preprocess: The model's preprocessing, of one of `GPU_KINDS`.
 
     Returns:
         The transform of each image.
     """
     size = (int(target.shape[2]), int(target.shape[3]))
-    transforms = [compute_letterbox((int(image.shape[0]), int(image.shape[1])), size) for image in images]
+    shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+    transforms = [
+        compute_letterbox(shape, size)
+        if preprocess.kind == "letterbox"
+        else ImageTransform(shape=shape, resized=size, pad=(0, 0), size=size)
+        for shape in shapes
+    ]
+    padding = None
     for row, (image, transform) in enumerate(zip(images, transforms, strict=True)):
-        planes = image.permute(2, 0, 1).flip(0)[None].to(torch.float32)
+        planes = image.permute(2, 0, 1)
+        planes = (planes.flip(0) if preprocess.reverses_channels else planes)[None].to(torch.float32)
         if transform.shape != transform.resized:
             # Half-pixel centers, no antialiasing: OpenCV's INTER_LINEAR, which rounds to whole gray levels.
             planes = interpolate(planes, size=transform.resized, mode="bilinear", align_corners=False).round_()
         (top, left), (height, width) = transform.pad, transform.resized
         if transform.resized != size:
-            target[row].fill_(PADDING / 255)
-        # Dividing keeps the last bit equal to the CPU's; multiplying by 1/255 would not.
-        target[row, :, top : top + height, left : left + width] = planes[0].div_(255)
+            if padding is None:
+                gray = torch.full((int(target.shape[1]), 1, 1), float(PADDING), device=target.device)
+                padding = _normalize(gray, preprocess)
+            target[row] = padding
+        target[row, :, top : top + height, left : left + width] = _normalize(planes[0], preprocess)
     return transforms
+
+
+def _normalize(planes: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """Apply scale, mean and standard deviation to float planes (channels, height, width), in place where it can."""
+    # Dividing keeps the last bit equal to the CPU's; multiplying by 1/255 would not.
+    planes = planes.div_(255) if preprocess.scale == 1 / 255 else planes.mul_(preprocess.scale)
+    for values, operation in ((preprocess.mean, planes.sub_), (preprocess.std, planes.div_)):
+        if values:
+            operation(torch.tensor(values, dtype=torch.float32, device=planes.device)[:, None, None])
+    return planes
 
 
 def postprocess(
@@ -102,7 +129,7 @@ def postprocess(
     Args:
         output: Shape (batch, 4 + classes + extra, anchors): x, y, w, h in input pixels, then scores.
         classes: Number of classes.
-        transforms: From `letterbox_into`, one per image.
+        transforms: From `preprocess_into`, one per image.
         settings: Thresholds; `multi_label` does not apply.
 
     Returns:

@@ -19,7 +19,7 @@ from trtkit.backends.trt.execution import Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
 from trtkit.files import hash_parts
-from trtkit.models.model import DENSE, ModelInfo, Preprocess
+from trtkit.models.model import DENSE, ModelInfo
 
 if TYPE_CHECKING:
     import polars as pl
@@ -223,12 +223,13 @@ class TensorRTRunner(Runner):
     ) -> list[Prediction]:
         """Preprocess images, run them and postprocess the outputs; see `Runner.predict`.
 
-        An RGB letterbox and dense box outputs are processed on the GPU. Other preprocessing, masks, keypoints, oriented
+        Letterbox, stretch and dense box outputs are processed on the GPU. A center crop, masks, keypoints, oriented
         boxes and other output formats go through the CPU.
         """
-        if self.info.preprocess != Preprocess(channels=self.info.channels):
-            return super().predict(images, conf=conf, iou=iou, max_det=max_det)
         from trtkit.backends.trt import gpu_pipeline
+
+        if self.info.preprocess.kind not in gpu_pipeline.GPU_KINDS:
+            return super().predict(images, conf=conf, iou=iou, max_det=max_det)
         from trtkit.tasks import PostprocessSettings, get_task
 
         settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
@@ -242,8 +243,10 @@ class TensorRTRunner(Runner):
                 shape = (count, self._max_shape[1], *self.imgsz)
                 self._check_shape(shape)
                 padded = self._pad_batch(self.input_name, shape)
-                transforms = gpu_pipeline.letterbox_into(
-                    self._uploader.upload(batch), self._execution.input(self.input_name, shape)
+                transforms = gpu_pipeline.preprocess_into(
+                    self._uploader.upload(batch),
+                    self._execution.input(self.input_name, shape),
+                    self.info.preprocess,
                 )
                 self._execution.run({self.input_name: padded})
                 if task.kinds == ("B",) and self.info.output_format == DENSE:

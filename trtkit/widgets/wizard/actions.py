@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit import demo
-from trtkit.errors import CapabilityError, DataError
+from trtkit.data import open_dataset
+from trtkit.errors import CapabilityError
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe
 
@@ -174,19 +175,13 @@ def find_eval_data(data: str, model: Model) -> str:
         model: The model.
 
     Returns:
-        The path; "" where there is none.
+        The path; "" where there is none, or only images without labels.
 
     Raises:
-        DataError: The path does not exist.
+        DataError: The data can't be opened.
     """
-    if data and not Path(data).expanduser().exists():
-        raise DataError(
-            f"evaluate on {data}",
-            "the path does not exist",
-            "correct it in the step Images",
-            code="data-path-missing",
-            path=data,
-        )
+    if data and not open_dataset(data, task=model.task, channels=model.channels, needs_labels=False).labeled:
+        return ""
     embedded = {demo.model_path(task): demo.data_path(task) for task in demo.EMBEDDED_TASKS}
     if not data and model.source is not None:
         return str(embedded.get(model.source.resolve(), ""))

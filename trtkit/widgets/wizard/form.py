@@ -82,6 +82,14 @@ class WizardForm:
     def from_recipe(cls, recipe: Recipe) -> WizardForm:
         """The form filled from a recipe."""
         is_onnx = recipe.format == "onnx"
+        if isinstance(recipe.data, tuple):
+            raise RecipeError(
+                f"show a recipe with {len(recipe.data)} paths as data",
+                "the form has one field for the images",
+                "give a folder, a glob pattern, or a text file with one path per line",
+                code="wizard-data-list",
+                count=len(recipe.data),
+            )
         target = "onnx" if is_onnx else recipe.backend or "best"
         size = recipe.imgsz
         return cls(

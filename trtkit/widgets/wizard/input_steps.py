@@ -347,7 +347,8 @@ class ImagesStep(Step):
         self.data = make_control(
             ipywidgets.Text,
             "Data set",
-            "Path of a data.yaml, or of a folder of class folders for classify",
+            "Path of a data.yaml, or of a folder of class folders for classify; a folder or pattern of images without "
+            "labels calibrates too, but accuracy is then not measured",
             name="data",
             layout=WIDE,
             placeholder="data.yaml",
