@@ -56,6 +56,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         )
     )
     implicit = int8 and format_ == "engine" and draw(st.booleans())
+    nms = draw(st.booleans())
     data = draw(st.none() | text)
     calibration = draw(st.none() | text) if not implicit and not (int8 and data is not None) else None
     return Recipe(
@@ -68,7 +69,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
         dynamic=draw(st.none() | st.booleans()),
         simplify=draw(st.booleans()),
         workspace=draw(st.none() | st.floats(1e-6, 1e6) | st.integers(1, 64)),
-        nms=draw(st.booleans()),
+        nms=nms,
+        end2end=not nms and draw(st.booleans()),
+        conf=draw(st.floats(0, 1, exclude_max=True)) if nms else 0.25,
+        iou=draw(st.floats(0, 1, exclude_min=True)) if nms else 0.7,
+        max_det=draw(st.integers(1, 3840)),
         batch=draw(st.integers(1, 64)),
         data=data,
         calibration=calibration,
@@ -161,6 +166,14 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
     ("wrong", "code", "name"),
     [
         ({"half": True, "int8": True}, "recipe-two-precisions", None),
+        ({"nms": True, "end2end": True}, "recipe-nms-and-end2end", None),
+        ({"nms": True, "conf": 1.0}, "recipe-out-of-range", "conf"),
+        ({"nms": True, "conf": -0.1}, "recipe-out-of-range", "conf"),
+        ({"nms": True, "iou": 0.0}, "recipe-out-of-range", "iou"),
+        ({"nms": True, "max_det": 0}, "recipe-out-of-range", "max_det"),
+        ({"nms": True, "max_det": 3841}, "recipe-out-of-range", "max_det"),
+        ({"conf": 0.1}, "recipe-setting-needs-nms", "conf"),
+        ({"end2end": True, "iou": 0.5}, "recipe-setting-needs-nms", "iou"),
         ({"format": "tflite"}, "recipe-format-unknown", None),
         ({"backend": "onnxruntime"}, "recipe-backend-builds-no-engine", None),
         ({"batch": 0}, "recipe-out-of-range", "batch"),

@@ -79,6 +79,10 @@ def export(
     fraction: float = 1.0,
     device: int | str | None = None,
     *,
+    end2end: bool = False,
+    conf: float = 0.25,
+    iou: float = 0.7,
+    max_det: int = 300,
     backend: str | None = None,
     calibration: Calibration | str | Path | None = None,
     implicit: bool = False,
@@ -103,13 +107,19 @@ def export(
             engine of any other model and no otherwise.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
-        nms: Put NMS into the graph.
+        nms: Put NMS into the graph. By default it comes after the graph, whose output is dense.
         batch: The largest batch; engines accept smaller ones.
         data: Calibration data for INT8: a data set's YAML file (or folder, for classify), a folder of images, a glob
             pattern, an image or a list of these; None takes the task's embedded example set and warns. With `half`,
             images for the overflow check; None skips it.
         fraction: Share of the split that calibration images are drawn from, in (0, 1].
         device: GPU index or name ("cuda:1"), "dla:0", or "sm89" (build for a GPU that is not here); None = first GPU.
+        end2end: Take the one-to-one head of a checkpoint (YOLO26, YOLOv10), which needs no NMS. A model that was loaded
+            with this head, and an ONNX file that holds its rows, keep it. Ultralytics 8.4.190 says `nms=False` for
+            `end2end=True` and `nms=None` for the default.
+        conf: With `nms`, the lowest score, exclusive; it is fixed in the file.
+        iou: With `nms`, class-wise: of two boxes with IoU > `iou` the lower score is dropped; fixed in the file.
+        max_det: Rows of NMS in the graph or of the one-to-one head.
         backend: "tensorrt" or "tensorrt_rtx"; None takes the best present.
         calibration: A `Calibration`, the folder of a saved one, or a TensorRT calibration cache (`.cache`), which can't
             be checked and warns; None calibrates on `data` with `trtkit.calibration.DEFAULTS`.
@@ -127,7 +137,7 @@ def export(
         The file and its facts.
 
     Raises:
-        RecipeError: A setting is out of range, or settings contradict each other.
+        RecipeError: A setting is out of range, or settings contradict each other or the model.
         OutputExistsError: The output exists and `overwrite` is false; nothing was computed.
         CapabilityError: This machine can't build what was asked.
         BuildError: TensorRT failed to build the engine.
@@ -141,6 +151,7 @@ def export(
         **{
             **{field.name: arguments[field.name] for field in dataclasses.fields(Recipe)},
             "model": source,
+            "end2end": end2end or getattr(model, "end2end", None) is True,
             "data": getattr(data, "source", data),
             "calibration": calibration if isinstance(calibration, (str, Path)) else None,
         }
@@ -203,6 +214,7 @@ def export_with_graph(
             code="output-exists",
             path=str(path),
         )
+    loaded = _select_outputs(loaded, recipe)
     size = _resolve_imgsz(loaded, recipe)
     quantized = is_quantized(loaded.proto)
     if quantized:
@@ -216,7 +228,9 @@ def export_with_graph(
         overflow = check_fp16_overflow(loaded, recipe, data, size, reporter)
     graph = build_graph(loaded, recipe, resolved, imgsz=size, overflow=overflow)
     calibration_hash = resolved.hash if resolved is not None else None
-    info = dataclasses.replace(loaded.info, imgsz=size, output_format=NMS_ROWS if recipe.nms else loaded.output_format)
+    info = dataclasses.replace(loaded.info, imgsz=size)
+    if recipe.nms and not loaded.nms:
+        info = dataclasses.replace(info, output_format=NMS_ROWS, row_settings=_read_nms_settings(recipe))
     build_seconds, passport = None, None
     if builder is None:
         from trtkit.graph.onnx_file import write_onnx
@@ -276,7 +290,7 @@ def build_graph(
 
     graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
     if recipe.nms and not model.nms:
-        graph = add_nms(graph, model.info)
+        graph = add_nms(graph, model.info, conf=recipe.conf, iou=recipe.iou, max_det=recipe.max_det)
     if is_quantized(graph):
         _check_placement(prepare_quantized(graph), model, build=recipe.format == "engine")
     elif recipe.int8 and not recipe.implicit:
@@ -341,6 +355,40 @@ def _check_placement(graph: onnx.ModelProto, model: Model, *, build: bool) -> No
         warnings.warn(
             f"{model.stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.", stacklevel=4
         )
+
+
+def _select_outputs(model: Model, recipe: Recipe) -> Model:
+    """The model with the head that the recipe asks for.
+
+    Raises:
+        ModelError: It has no one-to-one head.
+        RecipeError: NMS, or the number of rows, can't be had from it.
+    """
+    from trtkit.graph.nms import check_nms_applies
+
+    if recipe.end2end or model.end2end:
+        model = model.with_end2end(max_det=recipe.max_det)
+    elif recipe.nms and not model.nms:
+        check_nms_applies(model)
+    # A graph from a file selects its rows by its own settings.
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    for name, value in _read_nms_settings(recipe).items():
+        is_fixed = model.nms or (model.end2end and name == "max_det")
+        has_none = name == "max_det" and not (recipe.nms or model.end2end)
+        if value != defaults[name] and (has_none or (is_fixed and value != model.row_settings.get(name))):
+            raise RecipeError(
+                f"export with {name}={value}",
+                "the model's graph selects no boxes" if has_none else f"the model's graph has its own {name}",
+                "add nms=True or end2end=True, or leave it out" if has_none else "leave it out",
+                code="recipe-row-settings-unused",
+                name=name,
+                value=value,
+            )
+    return model
+
+
+def _read_nms_settings(recipe: Recipe) -> dict[str, float]:
+    return {"conf": recipe.conf, "iou": recipe.iou, "max_det": recipe.max_det}
 
 
 def _resolve_imgsz(model: Model, recipe: Recipe) -> tuple[int, int]:

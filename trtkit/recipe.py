@@ -17,6 +17,9 @@ __all__ = ["FORMATS", "Recipe", "command_words", "python_arguments", "round_imgs
 
 FORMATS = ("engine", "onnx")
 
+MAX_ROWS = 3840
+"""The largest k of TensorRT's TopK."""
+
 _VERSION_1 = {"level": "opt_level"}
 """Names of settings that trtkit 0.1.0 wrote, and the present ones."""
 
@@ -35,6 +38,10 @@ class Recipe:
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph.
+        end2end: Take the checkpoint's one-to-one head, whose rows need no NMS.
+        conf: With `nms`, the lowest score, exclusive.
+        iou: With `nms`, of two boxes of one class with IoU > `iou` the lower score is dropped.
+        max_det: Rows of NMS in the graph or of the one-to-one head, 1 to 3840.
         batch: The largest batch.
         data: Calibration data for INT8, one path or glob pattern or several; None takes the task's embedded example set
             and warns.
@@ -62,6 +69,10 @@ class Recipe:
     simplify: bool = True
     workspace: float | None = None
     nms: bool = False
+    end2end: bool = False
+    conf: float = 0.25
+    iou: float = 0.7
+    max_det: int = 300
     batch: int = 1
     data: str | tuple[str, ...] | None = None
     fraction: float = 1.0
@@ -122,6 +133,31 @@ class Recipe:
                 "leave out implicit to choose them",
                 code="recipe-implicit-excludes-keep-and-calibration",
             )
+        if self.nms and self.end2end:
+            raise RecipeError(
+                "export with nms=True and end2end=True",
+                "a one-to-one head's boxes need no NMS",
+                "leave out nms, or leave out end2end to take the one-to-many head",
+                code="recipe-nms-and-end2end",
+            )
+        if not (0 <= self.conf < 1):
+            raise self._out_of_range("conf", "a score is at least 0 and below 1", "use 0 <= conf < 1")
+        if not (0 < self.iou <= 1):
+            raise self._out_of_range("iou", "an IoU is above 0 and at most 1", "use 0 < iou <= 1")
+        if not (1 <= self.max_det <= MAX_ROWS):
+            raise self._out_of_range(
+                "max_det", f"TensorRT selects at most {MAX_ROWS} rows", f"use 1 <= max_det <= {MAX_ROWS}"
+            )
+        for name, default in (("conf", 0.25), ("iou", 0.7)):
+            if getattr(self, name) != default and not self.nms:
+                raise RecipeError(
+                    f"export with {name}={getattr(self, name)}",
+                    "it is a setting of NMS in the graph",
+                    f"add nms=True, or pass {name} to predict instead",
+                    code="recipe-setting-needs-nms",
+                    name=name,
+                    value=getattr(self, name),
+                )
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise self._out_of_range("opt_level", "TensorRT has levels 0 to 5", "use one of them or None")
         sides = (self.imgsz,) if isinstance(self.imgsz, int) else (self.imgsz or ())
@@ -294,9 +330,11 @@ def _to_patterns(value: Any) -> tuple[str, ...]:
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("model", "format", "backend", "calibration", "output"), _to_str),
-    **dict.fromkeys(("half", "int8", "dynamic", "simplify", "nms", "implicit", "isolate", "overwrite"), _to_bool),
-    **dict.fromkeys(("batch", "opt_level"), _to_int),
-    **dict.fromkeys(("workspace", "fraction"), float),
+    **dict.fromkeys(
+        ("half", "int8", "dynamic", "simplify", "nms", "end2end", "implicit", "isolate", "overwrite"), _to_bool
+    ),
+    **dict.fromkeys(("batch", "opt_level", "max_det"), _to_int),
+    **dict.fromkeys(("workspace", "fraction", "conf", "iou"), float),
     "imgsz": _to_imgsz,
     "data": _to_data,
     "device": _to_device,

@@ -8,35 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_checkpoints import TINY, state_dict, ultralytics_like
+from fake_checkpoints import state_dict, ultralytics_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises
+from two_heads import EXTRA, HEADS, YOLOV10, yolo26
 
 import trtkit
 from trtkit.errors import ModelError
 from trtkit.models import heads
 from trtkit.models.model import DENSE, END2END_ROWS
 from trtkit.models.yolo import build_model, load_weights
-
-BACKBONE = [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C3k2", [16, True, 0.5, True]]]
-YOLO26 = {**TINY, "end2end": True, "reg_max": 1, "kpt_shape": [3, 3], "yaml_file": "yolo26n.yaml", "backbone": BACKBONE}
-HEADS = {
-    "detect": ["Detect", ["nc"]],
-    "segment": ["Segment26", ["nc", 4, 16]],
-    "pose": ["Pose26", ["nc", "kpt_shape"]],
-    "obb": ["OBB26", ["nc", 1]],
-}
-EXTRA = {"detect": 0, "segment": 4, "pose": 9, "obb": 1}
-YOLOV10 = {**TINY, "yaml_file": "yolov10n.yaml", "head": [
-    [-1, 1, "SCDown", [16, 3, 2]], [-1, 1, "C2fCIB", [16, True, True]], [-1, 1, "PSA", [16]],
-    [[2, 5], 1, "v10Detect", ["nc"]],
-]}  # fmt: skip
-
-
-def yolo26(task: str) -> dict[str, Any]:
-    name, arguments = HEADS[task]
-    return {**YOLO26, "head": [[-1, 1, "Conv", [16, 3, 2]], [[2, 3], 1, name, arguments]]}
 
 
 def save(path: Path, yaml: dict[str, Any], weights: dict[str, torch.Tensor] | None = None) -> Path:

@@ -24,7 +24,7 @@ def forms(draw: st.DrawFn) -> WizardForm:
     size = draw(st.just("") | side.map(str) | st.tuples(side, side).map(lambda pair: f"{pair[0]},{pair[1]}"))
     target = draw(st.sampled_from(["best", "tensorrt", "tensorrt_rtx", "onnx"]))
     precision = draw(st.sampled_from(["fp32", "fp16", "int8"] + (["implicit"] if target != "onnx" else [])))
-    saved = draw(st.booleans())
+    saved, nms = draw(st.booleans()), draw(st.booleans())
     engines = st.sampled_from(["best", "tensorrt", "tensorrt_rtx"])
     return WizardForm(
         model=draw(text),
@@ -35,7 +35,11 @@ def forms(draw: st.DrawFn) -> WizardForm:
         batch=draw(st.integers(1, 64)),
         dynamic=draw(st.none() | st.booleans()),
         simplify=draw(st.booleans()),
-        nms=draw(st.booleans()),
+        nms=nms,
+        end2end=not nms and draw(st.booleans()),
+        conf=draw(st.floats(0, 1, exclude_max=True)),
+        iou=draw(st.floats(0, 1, exclude_min=True)),
+        max_det=draw(st.integers(1, 3840)),
         workspace=draw(st.just("") | st.floats(0.01, 64).map(repr)),
         opt_level=draw(st.none() | st.integers(0, 5)),
         isolate=draw(st.booleans()),
@@ -85,6 +89,8 @@ def test_changing_precision_and_target_keeps_every_field(form: WizardForm, data:
         {"format": "onnx", "backend": "onnxruntime", "int8": True},
         {"backend": "tensorrt_rtx", "device": "sm86", "opt_level": 5, "workspace": 2.5, "isolate": True},
         {"device": 1, "imgsz": 320, "batch": 8, "dynamic": False, "simplify": False, "nms": True},
+        {"nms": True, "conf": 0.1, "iou": 0.5, "max_det": 100},
+        {"end2end": True, "max_det": 100},
         {"imgsz": (320, 640), "output": "x.engine", "overwrite": True, "dynamic": True},
     ],
 )

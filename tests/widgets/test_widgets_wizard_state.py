@@ -9,6 +9,7 @@ import machines
 import plotly.graph_objects as go
 import polars as pl
 import pytest
+from two_heads import make_model, yolo26
 
 import trtkit as tk
 from trtkit import demo
@@ -91,6 +92,15 @@ def test_another_path_closes_the_later_steps_until_it_is_read(read: WizardState,
     assert changed.blocked("build") == "Read the model first: its path was changed."
     assert open_steps(changed.fill(model=PATH)) == open_steps(read)
     assert open_steps(changed.with_model(model, "other.pt")) == open_steps(read)
+
+
+def test_the_one_to_one_head_is_reset_where_a_model_has_none(read: WizardState, model: tk.Model) -> None:
+    two_heads = make_model(yolo26("detect"))
+    state = read.fill(end2end=True).with_model(two_heads, PATH)
+    assert (state.form.end2end, state.recipe().end2end, state.end2end_option.reason) == (True, True, "")
+    state = state.with_model(model, PATH)
+    assert not state.form.end2end
+    assert not state.end2end_option.available
 
 
 @pytest.mark.parametrize(

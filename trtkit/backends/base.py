@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trtkit.backends.capabilities import Capabilities
     from trtkit.backends.engine_file import Passport
     from trtkit.models.model import ModelInfo
-    from trtkit.tasks import Prediction
+    from trtkit.tasks import PostprocessSettings, Prediction
     from trtkit.tasks.base import ImageGrid
 
 __all__ = [
@@ -219,6 +219,7 @@ class Runner(abc.ABC):
     passport: Passport | None
     hash: str
     path: Path | None
+    _warned_of_conf = False
 
     @abc.abstractmethod
     def infer(self, feeds: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -263,9 +264,9 @@ class Runner(abc.ABC):
             EngineError: The run failed.
         """
         from trtkit.data import resize_to_input, to_input
-        from trtkit.tasks import PostprocessSettings, get_task
+        from trtkit.tasks import get_task
 
-        settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
+        settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
         task = get_task(self.info.task)
         predictions: list[Prediction] = []
         for batch in self.read_batches(images):
@@ -273,6 +274,20 @@ class Runner(abc.ABC):
             outputs = self.infer(to_input([image for image, _ in resized], self.info.preprocess))
             predictions += task.postprocess(outputs, self.info, [transform for _, transform in resized], settings)
         return predictions
+
+    def _read_settings(self, *, conf: float, iou: float, max_det: int) -> PostprocessSettings:
+        """The thresholds of `predict`; warns once if NMS in the graph dropped scores that `conf` asks for."""
+        from trtkit.tasks import PostprocessSettings
+
+        lowest = self.info.row_settings.get("conf", 0.0)
+        if conf < lowest and not self._warned_of_conf:
+            self._warned_of_conf = True
+            warnings.warn(
+                f"conf={conf} was passed, but NMS in {self.path or self.name} keeps scores above {lowest} only: "
+                f"export with conf={conf} to get them.",
+                stacklevel=3,
+            )
+        return PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
 
     def draw(
         self,

@@ -128,6 +128,7 @@ OPTIONS: Mapping[str, Option] = {
     "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
     "device": DEVICE,
     "dynamic": _switch("dynamic batch, height and width [default: for INT8 engines]"),
+    "end2end": _switch("one-to-one head of a YOLO26 or YOLOv10 checkpoint, which needs no NMS"),
     "eval_images": _count("maximum number of evaluation images [default: the whole split]"),
     "format": Option("output format", choices=lambda: ("engine", "onnx")),
     "fraction": _number("share of the split to draw calibration images from, above 0 to 1"),
@@ -203,6 +204,9 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("examine", "model"): Option("a .pt or .onnx file, whose detections on the images are counted", "MODEL"),
     ("examine", "split"): CALIBRATION_SPLIT,
     ("export", "batch"): _count("largest batch"),
+    ("export", "conf"): _number("with --nms, confidence threshold fixed in the file"),
+    ("export", "iou"): _number("with --nms, IoU threshold fixed in the file"),
+    ("export", "max_det"): _count("rows of NMS in the graph or of the one-to-one head"),
     ("export", "calibration"): Option(
         "folder of a saved calibration, or a TensorRT .cache file [default: calibrate on --data]", "PATH"
     ),

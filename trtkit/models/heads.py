@@ -151,6 +151,10 @@ class Detect(nn.Module):
             for name in self.BRANCHES:
                 setattr(self, f"one2one_{name}", copy.deepcopy(getattr(self, name)))
 
+    def extra_repr(self) -> str:
+        """What the head returns, which its layers do not show."""
+        return f"end2end={self.end2end}, max_det={self.max_det}"
+
     def build_further_branches(self, channels: Sequence[int]) -> None:
         """Build the branches besides boxes and scores."""
 

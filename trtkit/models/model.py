@@ -378,6 +378,12 @@ class Model(ModelInfo):
         """The first part of exported file names: the source's stem, or the architecture."""
         return self.source.stem if self.source is not None else (self.architecture or "model")
 
+    @property
+    def has_one_to_one_head(self) -> bool:
+        """Whether the model has a one-to-one head, whether it runs or not."""
+        head: Any = getattr(self.module, "head", None)
+        return self.end2end or (hasattr(head, "has_branches") and bool(head.has_branches(end2end=True)))
+
     def with_end2end(self, end2end: bool = True, *, max_det: int = 300) -> Model:
         """The model with its one-to-one head, or with its one-to-many head; both share the weights before them.
 

@@ -230,9 +230,9 @@ class TensorRTRunner(Runner):
 
         if self.info.preprocess.kind not in gpu_pipeline.GPU_KINDS:
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)
-        from trtkit.tasks import PostprocessSettings, get_task
+        from trtkit.tasks import get_task
 
-        settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
+        settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
         task = get_task(self.info.task)
         predictions: list[Prediction] = []
         for batch in self.read_batches(images):

@@ -33,6 +33,10 @@ class WizardForm:
         dynamic: Dynamic shapes: yes, no, or None for the default of the precision and format.
         simplify: Simplify the graph.
         nms: Put NMS into the graph.
+        end2end: Take the model's one-to-one head.
+        conf: Lowest score of NMS in the graph.
+        iou: IoU above which NMS in the graph drops a box.
+        max_det: Rows of NMS in the graph or of the one-to-one head.
         workspace: Builder memory in GiB; "" for TensorRT's own default.
         opt_level: Optimization level; None for TensorRT's own default.
         isolate: Build in a child process.
@@ -58,6 +62,10 @@ class WizardForm:
     dynamic: bool | None = None
     simplify: bool = True
     nms: bool = False
+    end2end: bool = False
+    conf: float = 0.25
+    iou: float = 0.7
+    max_det: int = 300
     workspace: str = ""
     opt_level: int | None = None
     isolate: bool = False
@@ -102,6 +110,10 @@ class WizardForm:
             dynamic=recipe.dynamic,
             simplify=recipe.simplify,
             nms=recipe.nms,
+            end2end=recipe.end2end,
+            conf=recipe.conf,
+            iou=recipe.iou,
+            max_det=recipe.max_det,
             workspace="" if recipe.workspace is None else repr(recipe.workspace),
             opt_level=recipe.opt_level,
             isolate=recipe.isolate,
@@ -200,6 +212,10 @@ class WizardForm:
             dynamic=self.dynamic,
             simplify=self.simplify,
             nms=self.nms,
+            end2end=self.end2end,
+            conf=self.conf if self.nms else 0.25,
+            iou=self.iou if self.nms else 0.7,
+            max_det=self.max_det if self.nms or self.end2end else 300,
             workspace=_parse_workspace(self.workspace) if self.builds_engine else None,
             opt_level=self.opt_level if self.builds_engine else None,
             isolate=self.isolate and self.builds_engine,

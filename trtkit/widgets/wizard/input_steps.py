@@ -177,7 +177,7 @@ class ModelStep(Step):
 
 
 # Fields whose control has the name of the field and needs no conversion but that of NONE.
-FIELDS = ("imgsz", "batch", "dynamic", "nms", "simplify", "workspace", "opt_level", "isolate", "output")
+FIELDS = ("imgsz", "batch", "dynamic", "nms", "end2end", "simplify", "workspace", "opt_level", "isolate", "output")
 
 
 # Stands for None in a drop-down, where the value None means that nothing is selected.
@@ -223,6 +223,10 @@ class SettingsStep(Step):
             ipywidgets.Checkbox, "NMS in the graph", "The engine returns final boxes (nms=True)", name="nms"
         )
         self.nms_reason = ipywidgets.HTML()
+        self.end2end = make_control(
+            ipywidgets.Checkbox, "One-to-one head", "Boxes that need no NMS (end2end=True)", name="end2end"
+        )
+        self.end2end_reason = ipywidgets.HTML()
         self.simplify = make_control(
             ipywidgets.Checkbox, "Simplify the graph", "Simplify the ONNX graph with onnxslim", name="simplify"
         )
@@ -272,6 +276,8 @@ class SettingsStep(Step):
             self.keep,
             self.nms,
             self.nms_reason,
+            self.end2end,
+            self.end2end_reason,
             self.simplify,
             self.workspace,
             self.opt_level,
@@ -319,10 +325,13 @@ class SettingsStep(Step):
         if _split_lines(self.keep.value) != form.keep:
             self.keep.value = "\n".join(form.keep)
         self.keep.disabled = form.precision not in ("fp16", "int8")
-        self.nms.disabled = not state.nms_option.available
-        self.nms_reason.value = render_reason(
-            f"Not available: {state.nms_option.reason}." if state.nms_option.reason else ""
+        choices = (
+            (self.nms, self.nms_reason, state.nms_option),
+            (self.end2end, self.end2end_reason, state.end2end_option),
         )
+        for control, reason, option in choices:
+            control.disabled = not option.available
+            reason.value = render_reason(f"Not available: {option.reason}." if option.reason else "")
         for control in (self.workspace, self.opt_level, self.isolate):
             control.disabled = not form.builds_engine
         self.output.placeholder = form.default_output or "beside the model, named by model and precision"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from trtkit.errors import CapabilityError, RecipeError, TrtkitError
 from trtkit.widgets.ui.controls import Option
+
+if TYPE_CHECKING:
+    from trtkit.models import Model
 
 __all__ = [
     "GPU_NAMES",
@@ -14,6 +18,7 @@ __all__ = [
     "Machine",
     "device_label",
     "device_options",
+    "end2end_option",
     "inspect_machine",
     "nms_option",
     "precision_options",
@@ -276,4 +281,19 @@ def nms_option(task: str | None, in_graph: bool) -> Option:
         reason = "a classifier has no boxes"
     return Option(
         value="nms", label="NMS in the graph (nms=True)", description="The engine returns final boxes.", reason=reason
+    )
+
+
+def end2end_option(model: Model | None) -> Option:
+    """The one-to-one head.
+
+    Args:
+        model: The model; None before one was read.
+    """
+    has = model is None or model.has_one_to_one_head
+    return Option(
+        value="end2end",
+        label="One-to-one head (end2end=True)",
+        description="Boxes of YOLO26 and YOLOv10 that need no NMS.",
+        reason="" if has else "the model has no one-to-one head, as YOLO26 and YOLOv10 do",
     )

@@ -11,7 +11,7 @@ from trtkit.errors import RecipeError, TrtkitError
 from trtkit.recipe import Recipe
 from trtkit.widgets.ui.controls import Option
 from trtkit.widgets.wizard.form import WizardForm
-from trtkit.widgets.wizard.options import Machine, nms_option, precision_options
+from trtkit.widgets.wizard.options import Machine, end2end_option, nms_option, precision_options
 
 if TYPE_CHECKING:
     from trtkit.models import Model
@@ -90,10 +90,12 @@ class WizardState:
         return self._replace(machine=machine)
 
     def with_model(self, model: Model, path: str) -> WizardState:
-        """Store the model; images of another task and NMS that the model can't have are reset."""
+        """Store the model; images of another task, NMS and a head that the model can't have are reset."""
         form = self.form.replace(model=path).for_task(model.task)
         if not nms_option(model.task, model.nms).available:
             form = form.replace(nms=False)
+        if not end2end_option(model).available:
+            form = form.replace(end2end=False)
         return self._replace(form=form, model=model, model_path=path)
 
     def with_examination(self, examination: Examination) -> WizardState:
@@ -158,6 +160,11 @@ class WizardState:
     def nms_option(self) -> Option:
         """NMS in the graph, and whether the model can have it."""
         return nms_option(self.model.task if self.model else None, self.model.nms if self.model else False)
+
+    @property
+    def end2end_option(self) -> Option:
+        """The one-to-one head, and whether the model has one."""
+        return end2end_option(self.model)
 
     @property
     def problem(self) -> str:
