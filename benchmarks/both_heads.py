@@ -37,7 +37,7 @@ def evaluate_here(shared: Path, name: str, end2end: bool, folder: Path) -> dict[
     artifact = tk.export(model, format="onnx", output=folder / f"{name}-{end2end}.onnx", overwrite=True)
     evaluation = tk.evaluate(artifact, data=shared / "data" / "scenes" / MODELS[name] / "data.yaml", split="val")
     metrics = {key: value for key, value in evaluation.metrics.items() if key.startswith("mAP50-95")}
-    return {"metrics": metrics, "images": len(evaluation.images), "imgsz": model.imgsz[0]}
+    return {"metrics": metrics, "images": evaluation.image_count, "imgsz": model.imgsz[0]}
 
 
 def evaluate_by_ultralytics(shared: Path, folder: Path) -> None:
