@@ -179,13 +179,37 @@ class GraphIndex:
     def decode_nodes(self) -> set[str]:
         """Names of the nodes after the output layers: decoding, in pixels and probabilities.
 
-        FP16 resolves coordinates near 640 to half a pixel only, so these stay in FP32.
+        FP16 resolves coordinates near 640 to half a pixel only, so these stay in FP32. Of a query decoder (RT-DETR) also
+        the boxes that its layers hand on to each other, and the selection of queries.
         """
         names = self.dfl_layers()
         output_layers = set(self.output_layers())
         for name in names | output_layers:
             names = names | {node.name for node in self.downstream(self.nodes[name], lambda _: False)}
+        if self.query_decoder():
+            for name in sorted(names - output_layers):
+                boxes = self.upstream(self.nodes[name], self._is_weighted)
+                names = names | {node.name for node in boxes if not self._is_weighted(node)}
         return names - output_layers
+
+    def query_decoder(self) -> set[str]:
+        """Names of the nodes behind a TopK that selects queries for further layers (RT-DETR); {} without such a TopK."""
+        names: set[str] = set()
+        for node in self.graph.node:
+            if node.op_type == "TopK" and node.name not in names:
+                behind = list(self.downstream(node, lambda _: False))
+                if any(map(self._is_weighted, behind)):
+                    names.update((node.name, *(reader.name for reader in behind)))
+        return names
+
+    def _query_decoder_layers(self) -> set[str]:
+        """Names of a query decoder's layers, and of those whose outputs it selects or samples."""
+        decoder = self.query_decoder()
+        layers = {name for name in decoder if self._is_weighted(self.nodes[name])}
+        for name in decoder:
+            sources = self.upstream(self.nodes[name], self._is_weighted)
+            layers.update(source.name for source in sources if self._is_weighted(source))
+        return layers
 
     def layers_excluded_by_default(self, kept_fp16: Iterable[str] = ()) -> dict[str, str]:
         """Weighted layers whose INT8 costs accuracy or fails to build and saves little time, with the reason.
@@ -196,6 +220,7 @@ class GraphIndex:
         - `output`: an output layer that is no convolution, such as a classifier's fully connected one;
         - `transposed`: transposed convolutions, rare and cheap;
         - `attention`: reads the product of two activations (query x key);
+        - `decoder`: of a query decoder (RT-DETR): few positions, and boxes whose errors add up from layer to layer;
         - `depthwise`: see `depthwise_layers_before`, for the layers above and those in `kept_fp16`.
 
         A head's last convolutions are not excluded: in FP16 they cost TensorRT 8.6 two reformats and a separate
@@ -205,6 +230,7 @@ class GraphIndex:
             kept_fp16: Names of layers excluded for other reasons.
         """
         reasons = dict.fromkeys(self.dfl_layers(), "dfl")
+        reasons.update(dict.fromkeys(self._query_decoder_layers(), "decoder"))
         output_layers = self.output_layers()
         for node in self.weighted:
             if node.name in reasons:

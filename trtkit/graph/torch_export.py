@@ -18,7 +18,7 @@ from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.graph.prequantized import is_quantized
-from trtkit.models.model import Model
+from trtkit.models.model import DETR_QUERIES, END2END_ROWS, Model
 
 __all__ = ["OPSET", "trace"]
 
@@ -148,7 +148,8 @@ def _from_module(
 
     assert model.module is not None
     module = model.module
-    if model.end2end and isinstance(module, Yolo):
+    has_rows = model.output_format in (END2END_ROWS, DETR_QUERIES)
+    if has_rows and isinstance(module, Yolo):
         module = module.with_head(dynamic=dynamic)
     example = model.example if model.example is not None else torch.zeros(batch, model.channels, *size)
     if model.example is not None and tuple(example.shape) != (batch, model.channels, *size):
@@ -162,7 +163,7 @@ def _from_module(
         axes["images"] = {0: "batch", **({2: "height", 3: "width"} if dynamic else {})}
         for name, output in zip(names, outputs, strict=True):
             axes[name] = {0: "batch"}
-            if dynamic and output.ndim == 3 and not model.end2end:
+            if dynamic and output.ndim == 3 and not has_rows:
                 axes[name][2] = "anchors"
             elif dynamic and output.ndim == 4:
                 axes[name].update({2: "mask_height", 3: "mask_width"})
@@ -192,7 +193,7 @@ def _from_module(
             code="model-trace-failed",
             model=model.stem,
         ) from error
-    if model.end2end:
+    if has_rows:
         # The exporter doesn't infer the number of rows of a dynamic graph.
         for dim, size in zip(proto.graph.output[0].type.tensor_type.shape.dim[1:], outputs[0].shape[1:], strict=True):
             dim.dim_value = size

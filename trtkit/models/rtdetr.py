@@ -104,8 +104,14 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * c))
         self.out_proj = nn.Linear(c, c)
 
-    def forward(self, query: Tensor, value: Tensor) -> Tensor:
-        """Attention of each token of `query` to all of them, over the tokens of `value`; all (B, N, C)."""
+    def forward(self, query: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attention of each token of `query` to all of them, over the tokens of `value`; all (B, N, C).
+
+        Args:
+            query: From which queries and keys are computed.
+            value: From which values are computed.
+            bias: Added to the logits, (B, 1, 1, N).
+        """
         sizes = [2 * self.c, self.c]
         weights, biases = torch.split(self.in_proj_weight, sizes), torch.split(self.in_proj_bias, sizes)
         qk, v = (
@@ -113,8 +119,9 @@ class MultiheadAttention(nn.Module):
             for source, weight, bias in zip((query, value), weights, biases, strict=True)
         )
         q, k = torch.split(qk, self.heads, 1)
-        attention = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1)
-        return self.out_proj(reshape((attention @ v).transpose(1, 2), 0, 0, self.c))  # type: ignore[no-any-return]
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        attention = (logits if bias is None else logits + bias).softmax(-1)
+        return self.out_proj(reshape((attention @ v).transpose(1, 2), 0, -1, self.c))  # type: ignore[no-any-return]
 
 
 class AIFI(nn.Module):
@@ -209,10 +216,10 @@ class MSDeformAttn(nn.Module):
     def forward(self, query: Tensor, boxes: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Values (B, Q, C) read at `boxes` (B, Q, 4), fractions of the image, from feature maps (B, C, H, W)."""
         samples = self.levels * self.points
-        offsets = reshape(self.sampling_offsets(query), 0, 0, self.heads, samples, 2)
-        weights = reshape(self.attention_weights(query), 0, 0, self.heads, samples).softmax(-1)
+        offsets = reshape(self.sampling_offsets(query), 0, -1, self.heads, samples, 2)
+        weights = reshape(self.attention_weights(query), 0, -1, self.heads, samples).softmax(-1)
         count = int(query.shape[1])
-        centers, sizes = torch.split(reshape(boxes, 0, 0, 1, 1, 4), [2, 2], 4)
+        centers, sizes = torch.split(reshape(boxes, 0, -1, 1, 1, 4), [2, 2], 4)
         # An offset of `points` is half a box. grid_sample reads at -1 to 1, twice as long as a fraction.
         grids = (2 * centers - 1) + offsets * (sizes / self.points)
         grids = reshape(grids.transpose(1, 2), -1, count, samples, 2)
@@ -238,9 +245,11 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c) for _ in range(3))
         self.act: nn.Module = nn.ReLU()
 
-    def forward(self, x: Tensor, position: Tensor, boxes: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """Queries (B, Q, C) after one layer; `position` embeds their boxes."""
-        x = self.norm1(x + self.self_attn(x + position, x))
+    def forward(
+        self, x: Tensor, position: Tensor, boxes: Tensor, maps: Sequence[Tensor], bias: Tensor | None
+    ) -> Tensor:
+        """Queries (B, Q, C) after one layer; `position` embeds their boxes, `bias` is that of their attention."""
+        x = self.norm1(x + self.self_attn(x + position, x, bias))
         x = self.norm2(x + self.cross_attn(x + position, boxes, maps))
         return self.norm3(x + self.linear2(self.act(self.linear1(x))))  # type: ignore[no-any-return]
 
@@ -255,11 +264,14 @@ class RTDETRDecoder(nn.Module):
         channels: Channels of each feature map.
         strides: Stride of each feature map, pixels.
         hd: Channels inside.
-        nq: Most queries; fewer if the maps have fewer positions.
+        nq: Most queries; fewer if the maps have fewer positions, except that a `dynamic` head fills up with score 0.
         ndp: Points that a query reads of each map with each head.
         nh: Attention heads.
         ndl: Layers.
         d_ffn: Width of the feed-forward networks.
+
+    Attributes:
+        dynamic: Whether the head is traced for images of any size: small ones have fewer than `nq` positions.
     """
 
     ANCHOR_SIZE = 0.05
@@ -284,7 +296,7 @@ class RTDETRDecoder(nn.Module):
         d_ffn: int = 1024,
     ) -> None:
         super().__init__()
-        self.nc, self.strides, self.queries = nc, tuple(strides), nq
+        self.nc, self.strides, self.queries, self.dynamic = nc, tuple(strides), nq, False
         self.input_proj = nn.ModuleList(ProjectionConv(c, hd) for c in channels)
         self.decoder = nn.Module()
         self.decoder.layers = nn.ModuleList(DecoderLayer(hd, len(channels), nh, ndp, d_ffn) for _ in range(ndl))
@@ -311,24 +323,37 @@ class RTDETRDecoder(nn.Module):
         inside = x & y & size
         return torch.where(inside, (boxes / (1 - boxes)).log(), self.BORDER_LOGIT), inside
 
-    def select_queries(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features (B, Q, C) and boxes (B, Q, 4) of the positions of highest score."""
+    def select_queries(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features (B, Q, C) and boxes (B, Q, 4) of the positions of highest score, and which exist (B, Q).
+
+        None stands for all of them.
+        """
         anchors, inside = self.anchors(maps)
         tokens = torch.cat([reshape(y, 0, 0, -1).transpose(1, 2) for y in maps], 1)
         features = self.enc_output(tokens * inside.to(tokens.dtype))
         best = self.enc_score_head(features).amax(-1)
-        indices = best.topk(min(self.queries, int(best.shape[1])), 1).indices
+        exists = None
+        if self.dynamic:
+            best = nn.functional.pad(best, (0, self.queries), value=-self.BORDER_LOGIT)
+        count = self.queries if self.dynamic else min(self.queries, int(best.shape[1]))
+        best, indices = best.topk(count, 1)
+        if self.dynamic:
+            # A query beyond the positions reads the first one; no other query attends to it.
+            exists = (best > -self.BORDER_LOGIT / 2).to(best.dtype)
+            indices = indices * exists.to(indices.dtype)
         queries = gather_rows(features, indices)
-        return queries, (self.enc_bbox_head(queries) + anchors[indices]).sigmoid()
+        return queries, (self.enc_bbox_head(queries) + anchors[indices]).sigmoid(), exists
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
         """Boxes (center x, center y, width, height as fractions) and class scores, (B, Q, 4 + nc)."""
         maps = [project(y) for project, y in zip(self.input_proj, x, strict=True)]
-        queries, boxes = self.select_queries(maps)
+        queries, boxes, exists = self.select_queries(maps)
+        bias = None if exists is None else reshape((exists - 1) * self.BORDER_LOGIT, -1, 1, 1, self.queries)
         for layer, refine in zip(self.decoder.layers, self.dec_bbox_head, strict=True):  # type: ignore[arg-type]
-            queries = layer(queries, self.query_pos_head(boxes), boxes, maps)
+            queries = layer(queries, self.query_pos_head(boxes), boxes, maps, bias)
             boxes = (refine(queries) + logit(boxes)).sigmoid()
-        return torch.cat((boxes, self.dec_score_head[-1](queries).sigmoid()), 2)
+        scores = self.dec_score_head[-1](queries).sigmoid()
+        return torch.cat((boxes, scores if exists is None else scores * exists.unsqueeze(2)), 2)
 
 
 def logit(x: Tensor, smallest: float = 1e-5) -> Tensor:

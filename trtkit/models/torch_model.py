@@ -74,6 +74,9 @@ def from_checkpoint(
     )
     hashes = {False: hashed, True: hash_parts(hashed, "end2end")}
     end2end = isinstance(head, heads.Detect) and head.end2end
+    output_format = DETR_QUERIES
+    if not isinstance(head, RTDETRDecoder):
+        output_format = default_output_format(task, end2end=end2end)
     return Model(
         task=task,
         names=_merge_names(names, checkpoint.names, classes, asked),
@@ -81,8 +84,8 @@ def from_checkpoint(
         imgsz=parse_imgsz(size, asked, ModelError),
         kpt_shape=(head.points, head.values) if isinstance(head, heads.Pose) else None,
         architecture=_architecture_name(yaml),
-        preprocess=preprocess or _read_preprocess(checkpoint, task, head, asked),
-        output_format=DETR_QUERIES if isinstance(head, RTDETRDecoder) else default_output_format(task, end2end=end2end),
+        preprocess=preprocess or _read_preprocess(checkpoint, task, output_format, asked),
+        output_format=output_format,
         row_settings={"max_det": heads.MAX_DET} if end2end else {},
         notes=dict(checkpoint.notes),
         hash=hashes[end2end],
@@ -228,12 +231,10 @@ def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo,
         )
 
 
-def _read_preprocess(checkpoint: Checkpoint, task: str, head: nn.Module, asked: str) -> Preprocess:
-    """The head's or task's preprocessing, with the mean and standard deviation in a classifier's transforms."""
+def _read_preprocess(checkpoint: Checkpoint, task: str, output_format: OutputFormat, asked: str) -> Preprocess:
+    """The usual preprocessing, with the mean and standard deviation in a classifier's transforms."""
     channels = int(checkpoint.yaml.get("channels") or checkpoint.yaml.get("ch") or 3)
-    preprocess = default_preprocess(task, channels=channels)
-    if isinstance(head, RTDETRDecoder):
-        preprocess = dataclasses.replace(preprocess, kind="stretch")
+    preprocess = default_preprocess(task, channels=channels, output_format=output_format)
     if checkpoint.transforms in (None, {"mean": [0.0] * channels, "std": [1.0] * channels}):
         return preprocess
     try:
