@@ -150,6 +150,10 @@ class GraphIndex:
     def _is_weighted(self, node: onnx.NodeProto) -> bool:
         return self.weight(node) is not None
 
+    def _is_value_source(self, node: onnx.NodeProto) -> bool:
+        """Whether values begin at a node that traversal need not pass: at a layer, or at a tensor's shape."""
+        return self._is_weighted(node) or node.op_type == "Shape"
+
     def _next_layers(self, node: onnx.NodeProto) -> list[str]:
         """Names of the next weighted layers downstream."""
         return [reader.name for reader in self.downstream(node, self._is_weighted) if self._is_weighted(reader)]
@@ -179,8 +183,8 @@ class GraphIndex:
     def decode_nodes(self) -> set[str]:
         """Names of the nodes after the output layers: decoding, in pixels and probabilities.
 
-        FP16 resolves coordinates near 640 to half a pixel only, so these stay in FP32. Of a query decoder (RT-DETR) also
-        the boxes that its layers hand on to each other, and the selection of queries.
+        FP16 resolves coordinates near 640 to half a pixel only, so these stay in FP32. Of a query decoder (RT-DETR)
+        also the boxes that its layers hand on to each other, and the selection of queries.
         """
         names = self.dfl_layers()
         output_layers = set(self.output_layers())
@@ -188,12 +192,12 @@ class GraphIndex:
             names = names | {node.name for node in self.downstream(self.nodes[name], lambda _: False)}
         if self.query_decoder():
             for name in sorted(names - output_layers):
-                boxes = self.upstream(self.nodes[name], self._is_weighted)
+                boxes = self.upstream(self.nodes[name], self._is_value_source)
                 names = names | {node.name for node in boxes if not self._is_weighted(node)}
         return names - output_layers
 
     def query_decoder(self) -> set[str]:
-        """Names of the nodes behind a TopK that selects queries for further layers (RT-DETR); {} without such a TopK."""
+        """Names of a TopK that selects queries for further layers (RT-DETR), and of all nodes behind it; or {}."""
         names: set[str] = set()
         for node in self.graph.node:
             if node.op_type == "TopK" and node.name not in names:
@@ -203,11 +207,16 @@ class GraphIndex:
         return names
 
     def _query_decoder_layers(self) -> set[str]:
-        """Names of a query decoder's layers, and of those whose outputs it selects or samples."""
+        """Names of a query decoder's layers, of those whose outputs it selects or samples, and of its encoder's.
+
+        The encoder's are the fully connected ones: exporters write them differently for static and dynamic shapes, so
+        that a calibration would not fit both.
+        """
         decoder = self.query_decoder()
-        layers = {name for name in decoder if self._is_weighted(self.nodes[name])}
+        layers = {node.name for node in self.weighted if decoder and node.op_type in ("MatMul", "Gemm")}
+        layers |= {name for name in decoder if self._is_weighted(self.nodes[name])}
         for name in decoder:
-            sources = self.upstream(self.nodes[name], self._is_weighted)
+            sources = self.upstream(self.nodes[name], self._is_value_source)
             layers.update(source.name for source in sources if self._is_weighted(source))
         return layers
 
@@ -220,7 +229,8 @@ class GraphIndex:
         - `output`: an output layer that is no convolution, such as a classifier's fully connected one;
         - `transposed`: transposed convolutions, rare and cheap;
         - `attention`: reads the product of two activations (query x key);
-        - `decoder`: of a query decoder (RT-DETR): few positions, and boxes whose errors add up from layer to layer;
+        - `decoder`: of a query decoder (RT-DETR) or its encoder's attention: few positions, and boxes whose errors
+          add up from layer to layer;
         - `depthwise`: see `depthwise_layers_before`, for the layers above and those in `kept_fp16`.
 
         A head's last convolutions are not excluded: in FP16 they cost TensorRT 8.6 two reformats and a separate
