@@ -13,7 +13,9 @@ import pytest
 import torch
 from deterministic_weights import GAIN, deterministic_input, deterministic_weights
 from families import GAINS, STORED
+from raising import raises
 
+from trtkit.errors import CheckpointError
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.qdq import plan_qdq
@@ -84,6 +86,20 @@ def test_a_calibration_of_rtdetr_fits_static_and_dynamic_graphs() -> None:
     model = load_model("small-rtdetr")
     static, dynamic = trace(model, imgsz=(64, 128)), trace(model, imgsz=(64, 128), dynamic=True)
     assert plan_qdq(static).tensors == plan_qdq(dynamic).tensors
+
+
+def test_rtdetr_loads_with_the_stride_that_ultralytics_writes() -> None:
+    """32, whatever its layers have; another model's strides must be those of its layers."""
+    for name, fits in (("small-rtdetr", True), ("small-resnet", False)):
+        yaml = STRUCTURES[name]["yaml"]
+        shapes = {key: tuple(value.shape) for key, value in build_model(yaml).state_dict().items()}
+        weights = {key: torch.from_numpy(value) for key, value in deterministic_weights(shapes).items()}
+        checkpoint = Checkpoint(yaml=yaml, weights=weights, stride=(32.0,))
+        if fits:
+            assert from_checkpoint(checkpoint, None).stride == 16
+        else:
+            with raises(CheckpointError, "checkpoint-stride-mismatch", value=(32.0,)):
+                from_checkpoint(checkpoint, None)
 
 
 def test_rtdetr_has_its_preprocessing_and_output_format() -> None:
