@@ -6,11 +6,26 @@ from concurrent.futures import ThreadPoolExecutor
 import onnx
 import pytest
 import torch
+from deterministic_weights import deterministic_weights
+from fake_checkpoints import TINY
 from onnx import numpy_helper
 
 import trtkit
 from trtkit.graph import torch_export
 from trtkit.graph.torch_export import trace
+from trtkit.models import Model
+from trtkit.models.checkpoint import Checkpoint
+from trtkit.models.torch_model import from_checkpoint
+from trtkit.models.yolo import build_model
+
+
+@pytest.fixture(scope="module")
+def tiny_two_heads() -> Model:
+    """A small network with a one-to-many and a one-to-one head."""
+    yaml = {**TINY, "end2end": True, "reg_max": 1, "yaml_file": "yolo26n.yaml"}
+    shapes = {name: tuple(value.shape) for name, value in build_model(yaml).state_dict().items()}
+    weights = {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
+    return from_checkpoint(Checkpoint(yaml=yaml, weights=weights), None)
 
 
 @pytest.fixture
@@ -49,6 +64,20 @@ def test_a_changed_weight_is_traced_again(count_exports) -> None:
     weights = [numpy_helper.to_array(tensor) for tensor in trace(model, imgsz=(32, 32)).graph.initializer]
     assert count_exports() == 2
     assert any(12345.0 in weight for weight in weights)
+
+
+def test_each_head_and_each_number_of_rows_is_traced(count_exports, tiny_two_heads) -> None:
+    shapes = {
+        name: [dim.dim_value for dim in trace(model, imgsz=(64, 64)).graph.output[0].type.tensor_type.shape.dim]
+        for name, model in {
+            "one-to-many": tiny_two_heads,
+            "one-to-one": tiny_two_heads.with_end2end(),
+            "fewer rows": tiny_two_heads.with_end2end(max_det=5),
+        }.items()
+    }
+    assert count_exports() == 3
+    assert shapes["fewer rows"][1:] == [5, 6]
+    assert shapes["one-to-one"] != shapes["one-to-many"]
 
 
 def test_few_traces_are_kept(count_exports, monkeypatch) -> None:

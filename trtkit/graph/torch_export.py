@@ -74,7 +74,9 @@ def trace(
 
         # Layers and weights as they are now; a caller's own module may run other code with the same layers and weights.
         key = hash_weights(repr(model.module), model.module.state_dict())
-        proto = _remember((key, model.hash, model.output_format, *settings), lambda: _trace(model, *settings))
+        proto = _remember(
+            (key, model.output_format, str(model.row_settings), *settings), lambda: _trace(model, *settings)
+        )
     else:
         proto = _trace(model, *settings)
     metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
