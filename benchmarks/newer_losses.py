@@ -2,9 +2,10 @@
 
     python benchmarks/newer_losses.py --models shared/models --scenes scenes --ultralytics folder
 
-Scenes: `make_scenes.py scenes --train 512 --val 300 --seed 1002`, images copied beside each task's labels. Ultralytics' files (optional): its dense exports,
-`yolo export model=NAME.pt format=onnx`. ONNX Runtime evaluates all graphs on the same images; INT8 is the default of
-`export(int8=True)`. Writes `results/newer_losses.{json,md}`; a run for some models keeps the rows of the others.
+Scenes: `make_scenes.py scenes --train 512 --val 300 --seed 1002`, with copies of the images beside each task's labels.
+Ultralytics' files (optional) are its dense exports, `yolo export model=NAME.pt format=onnx`. ONNX Runtime evaluates all
+graphs on the same images; INT8 is the default of `export(int8=True)`. Writes `results/newer_losses.{json,md}`; a run for
+some models keeps the rows of the others.
 """
 
 from __future__ import annotations
