@@ -1,5 +1,6 @@
 """Every command has the names and defaults of its function, and help written for the command line."""
 
+import argparse
 import inspect
 import re
 import shlex
@@ -8,10 +9,12 @@ import pytest
 
 import trtkit
 from trtkit.backends import Runner
-from trtkit.calibration import register
+from trtkit.calibration import calibrate, register
 from trtkit.calibration.algorithms import unregister
 from trtkit.cli import COMMANDS, parse_command
-from trtkit.cli.options import OPTIONS, RUN_CONTROL, VERB_OPTIONS, find_option
+from trtkit.cli.options import OPTIONS, RUN_CONTROL, VERB_OPTIONS, add_options, find_option
+from trtkit.exporter import export
+from trtkit.recipe import Recipe
 
 REQUIRED = {
     "export": ["a"],
@@ -167,3 +170,25 @@ def test_lists():
     assert values["calibration_images"] == (8,)
     values = settings("examine", "b.yaml", "--image-paths", "a.jpg", "--image-paths", "b.jpg")
     assert values["image_paths"] == ["a.jpg", "b.jpg"]
+
+
+def test_data_takes_one_word_or_several():
+    parser = argparse.ArgumentParser()
+    add_options(parser, calibrate, positional=("model", "data"))
+    assert parser.parse_args(["m.pt"]).data is None
+    assert parser.parse_args(["m.pt", "d.yaml"]).data == "d.yaml"
+    assert parser.parse_args(["m.pt", "a.jpg", "b.jpg"]).data == ("a.jpg", "b.jpg")
+    assert parser.parse_args(["m.pt", "--data", "d.yaml", "--seed", "3"]).data == "d.yaml"
+    assert parser.parse_args(["m.pt", "--data", "a.jpg", "b.jpg"]).data == ("a.jpg", "b.jpg")
+    assert parser.parse_args(["--model=m.pt", "--data=d.yaml"]).data == "d.yaml"
+
+
+def test_command_of_a_recipe_with_several_images_is_read_back():
+    recipe = Recipe(model="m.pt", int8=True, data=["a b.jpg", "c.jpg"], fraction=0.5)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    parser = argparse.ArgumentParser()
+    add_options(parser, export, positional=("model",))
+    values = parser.parse_args(shlex.split(recipe.to_command())[2:])
+    assert (values.model, values.data, values.fraction) == ("m.pt", recipe.data, 0.5)
+    assert recipe.to_dict()["data"] == ["a b.jpg", "c.jpg"]
+    assert Recipe(model="m.pt", data=["one.jpg"]).data == "one.jpg"

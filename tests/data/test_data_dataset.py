@@ -7,6 +7,7 @@ import yaml
 from raising import raises
 
 from trtkit.data import Dataset, open_dataset
+from trtkit.data.dataset import describe_images
 from trtkit.errors import DataError
 
 IMAGE = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
@@ -447,3 +448,11 @@ def test_images_with_other_channels_than_the_model_are_refused(tmp_path):
         dataset = open_images(data, channels=5)
         with raises(DataError, "image-channels", path=path, value=4, expected=5):
             dataset.images(dataset.default_split)
+
+
+@pytest.mark.parametrize(
+    ("count", "split", "text"),
+    [(512, "train", "512 images of train"), (1, "images", "1 image without labels")],
+)
+def test_description_of_images(count, split, text):
+    assert describe_images(count, split) == text

@@ -167,6 +167,24 @@ def test_unreadable_images_are_named(tmp_path):
         assert tk.calibrate(model, tmp_path).image_count == 1
 
 
+def test_search_takes_a_calibration_on_images_without_labels(tmp_path):
+    data = task_models.drawn_set(tmp_path, "detect", count=3)
+    model = task_models.untrained("detect")
+    calibration = tk.calibrate(model, tmp_path / "images" / "train")
+    found = tk.search(
+        model,
+        data,
+        calibration=calibration,
+        repair=False,
+        probe_images=1,
+        trials=1,
+        resamples=10,
+        backend="onnxruntime",
+    )
+    assert found.calibration.split == "images"
+    assert "3 images without labels" in repr(calibration)
+
+
 # Stretch
 
 

@@ -174,8 +174,8 @@ def test_read_and_examine(model: tk.Model) -> None:
     with pytest.raises(CancelledError):
         read_model(str(demo.model_path()), cancel=cancel)
     with pytest.raises(RecipeError):
-        examine_images("", "segment", 1.0)
-    examination = examine_images("", "detect", 0.1)
+        examine_images("", dataclasses.replace(model, task="segment"), 1.0)
+    examination = examine_images("", model, 0.1)
     assert examination.diagnosis.provenance.settings["data"] == DATA
     assert len(examination.figure.data) > 0
 

@@ -8,6 +8,7 @@ import machines
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
 
 from trtkit import demo
 from trtkit.errors import RecipeError
@@ -187,3 +188,10 @@ def test_a_new_target_starts_with_this_machine_s_gpu_or_a_common_one() -> None:
 )
 def test_embedded_images_follow_the_model_s_task(data: str, task: str, becomes: str) -> None:
     assert WizardForm.default().replace(data=data).for_task(task).data == becomes
+
+
+def test_a_list_of_images_has_no_place_in_the_form() -> None:
+    recipe = Recipe(model="m.pt", int8=True, data=("a.jpg", "b.jpg"))
+    with raises(RecipeError, "wizard-data-list", count=2):
+        WizardForm.from_recipe(recipe)
+    assert WizardForm.from_recipe(Recipe(model="m.pt", int8=True, data="images/*.jpg")).data == "images/*.jpg"

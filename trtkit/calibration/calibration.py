@@ -21,6 +21,7 @@ from trtkit.calibration.algorithms import (
 )
 from trtkit.calibration.collector import propagate_ranges
 from trtkit.calibration.histogram import Histogram
+from trtkit.data.dataset import describe_images
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
 from trtkit.models.model import OutputFormat, Preprocess
@@ -153,7 +154,7 @@ class Calibration(Result):
         """Ranges in graph order, as bars from minimum to maximum."""
         from trtkit.plotting.calibration import ranges_figure
 
-        title = f"Ranges by {self.algorithm} over {self.image_count} images of {self.split}"
+        title = f"Ranges by {self.algorithm} over {describe_images(self.image_count, self.split)}"
         return ranges_figure(self.frame(), title=title)
 
     def plot_tensor(self, tensor: str) -> go.Figure:
@@ -322,7 +323,7 @@ class Calibration(Result):
         algorithm = self.algorithm if self.percentile is None else f"{self.algorithm} {self.percentile:g}"
         histograms = ", with histograms" if self.histograms else ""
         return (
-            f"Calibration({algorithm}: {len(self.ranges)} tensors, {self.image_count} images of {self.split}"
+            f"Calibration({algorithm}: {len(self.ranges)} tensors, {describe_images(self.image_count, self.split)}"
             f"{histograms}, model {self.provenance.model_hash[:12]})"
         )
 

@@ -14,6 +14,7 @@ from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.dataset_checks import SEVERITIES, Finding
 from trtkit.calibration.image_hashes import ImageFingerprints, fingerprint_images
 from trtkit.calibration.sampling import sample_stratified
+from trtkit.data.dataset import describe_images
 from trtkit.errors import DataError, ModelError
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
@@ -105,7 +106,7 @@ class Diagnosis(Result):
     def __repr__(self) -> str:
         count = self.images.filter(pl.col("set") == "calibration").height
         verdict = "healthy" if self.healthy else "not healthy"
-        lines = [f"Diagnosis of {count} images of {self.split}: {verdict}"]
+        lines = [f"Diagnosis of {describe_images(count, self.split)}: {verdict}"]
         lines += [f"  {one.severity} {one.code}: {one.evidence}; {one.remedy}." for one in self.findings]
         return "\n".join(lines)
 

@@ -30,6 +30,7 @@ __all__ = [
     "UNLABELED_SPLIT",
     "DataSource",
     "Dataset",
+    "describe_images",
     "list_source_images",
     "open_dataset",
     "resolve_images",
@@ -37,6 +38,17 @@ __all__ = [
 
 UNLABELED_SPLIT = "images"
 """The only split of images without labels."""
+
+
+def describe_images(count: int, split: str) -> str:
+    """ "512 images of train", or "12 images without labels".
+
+    Args:
+        count: Number of images.
+        split: Their split.
+    """
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{images} without labels" if split == UNLABELED_SPLIT else f"{images} of {split}"
 
 
 # Images of a source
@@ -405,7 +417,7 @@ def _labels_needed(dataset: Dataset) -> DataError:
     count = len(dataset.images(UNLABELED_SPLIT))
     return DataError(
         f"read labels of {dataset.path} for {dataset.task}",
-        f"it is {count} {'image' if count == 1 else 'images'} without labels",
+        f"it is {describe_images(count, UNLABELED_SPLIT)}",
         "give a folder with train/<class>/ and val/<class>/ for this step"
         if folders
         else "give a data.yaml with train, val and names for this step, and a label file for each image",

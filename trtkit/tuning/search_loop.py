@@ -396,7 +396,9 @@ class NoiseProbe:
         self.reporter = reporter
         self.preprocess = preprocess
         self.imgsz = imgsz
-        pool = dataset.images(calibration.split or ("train" if "train" in dataset.splits else split))
+        # A calibration may have been measured on another set, or on images without labels.
+        known = calibration.split in dataset.splits
+        pool = dataset.images(calibration.split if known else "train" if "train" in dataset.splits else split)
         self.probe_paths = sample_images(pool, count=probe_images, seed=seed)
         self.correction_paths = sample_images(pool, count=CORRECTION_IMAGES, seed=seed)
         self.data_hash = dataset.hash_images(self.correction_paths)

@@ -11,6 +11,7 @@ import ipywidgets
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.calibration import Calibration
+from trtkit.data.dataset import describe_images
 from trtkit.errors import RecipeError
 from trtkit.html import render
 from trtkit.tuning.int8_evaluation import Int8Evaluation, evaluate_int8
@@ -42,7 +43,8 @@ def render_heading(state: TunerState, notes: Sequence[str] = ()) -> str:
     status = "The calibration runs first."
     if state.algorithm_comparison is not None:
         calibration = state.algorithm_comparison.calibration
-        images = f" on {calibration.image_count} images of {calibration.split}" if calibration.image_count else ""
+        count = calibration.image_count
+        images = f" on {describe_images(count, calibration.split)}" if count else ""
         count = len(calibration.stats) or len(calibration.ranges)
         status = f"{count} tensors calibrated{images}, {calibration.provenance.runner}"
     name = Path(state.model).name or "a calibration"

@@ -125,13 +125,13 @@ def read_model(path: str, *, progress: Progress | None = None, cancel: CancelTok
 
 
 def examine_images(
-    data: str, task: str, fraction: float, *, progress: Progress | None = None, cancel: CancelToken | None = None
+    data: str, model: Model, fraction: float, *, progress: Progress | None = None, cancel: CancelToken | None = None
 ) -> Examination:
     """Examine the images that the export calibrates on.
 
     Args:
         data: Path of the data set; "" for the embedded example set, as in `export`.
-        task: The model's task.
+        model: The model, whose detections on the images are counted.
         fraction: Share of the split to draw from, (0, 1].
         progress: Receives events.
         cancel: Cancellation token.
@@ -143,7 +143,8 @@ def examine_images(
     """
     from trtkit.calibration.diagnosis import examine
 
-    diagnosis = examine(data or demo.data_path(task), task=task, fraction=fraction, progress=progress, cancel=cancel)
+    data = data or str(demo.data_path(model.task))
+    diagnosis = examine(data, model=model, fraction=fraction, progress=progress, cancel=cancel)
     return Examination(diagnosis=diagnosis, figure=diagnosis.plot())
 
 

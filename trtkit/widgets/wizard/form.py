@@ -88,7 +88,11 @@ class WizardForm:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> WizardForm:
-        """The form filled from a recipe."""
+        """The form filled from a recipe.
+
+        Raises:
+            RecipeError: Its data are several paths: the form has one field for them.
+        """
         is_onnx = recipe.format == "onnx"
         if isinstance(recipe.data, tuple):
             raise RecipeError(

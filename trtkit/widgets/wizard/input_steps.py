@@ -448,13 +448,13 @@ class ImagesStep(Step):
         if state.examination_outdated:
             parts.append(render_note("These findings are about other images than the form names.", kind="warning"))
         parts.append(render_messages(*diagnosis_messages(examination.diagnosis)))
-        parts.append(
-            table_html(examination.diagnosis.classes, caption="Objects of each class", headings={"class": "Class"})
-        )
+        classes = examination.diagnosis.classes
+        if classes.height:
+            parts.append(table_html(classes, caption="Objects of each class", headings={"class": "Class"}))
         return render("widgets/wizard/templates/parts.html.j2", parts=parts)
 
     def start(self) -> None:
         """Examine the calibration images."""
         state = self.host.state
         assert state.model is not None
-        self.host.start_job(self.view, examine_images, state.form.data, state.model.task, state.form.fraction)
+        self.host.start_job(self.view, examine_images, state.form.data, state.model, state.form.fraction)
