@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DiskFullError",
+    "DownloadError",
     "EngineError",
     "ModelError",
     "OnnxError",
@@ -132,6 +133,12 @@ class OutputExistsError(OutputError):
     """The output exists and was kept."""
 
     default_code = "output-exists"
+
+
+class DownloadError(TrtkitError):
+    """A published file can't be downloaded, or differs from its first download."""
+
+    default_code = "download"
 
 
 class DiskFullError(OutputError):

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON and SHA-256 of files."""
+"""Atomic writes, JSON, SHA-256 of files, and the cache folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from trtkit.errors import DiskFullError, OutputError, OutputExistsError
 
-__all__ = ["atomic_write", "hash_file", "hash_parts", "read_json", "write_bytes", "write_json"]
+__all__ = ["atomic_write", "hash_file", "hash_parts", "read_json", "user_cache_dir", "write_bytes", "write_json"]
 
 
 @contextlib.contextmanager
@@ -121,3 +122,13 @@ def hash_file(path: str | Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def user_cache_dir() -> Path:
+    """The folder of cache files: `TRTKIT_CACHE`, else trtkit's folder in the user's cache directory."""
+    chosen = os.environ.get("TRTKIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "trtkit" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtkit"

@@ -14,8 +14,9 @@ from raising import raises
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
-from trtkit.backends.trt.timing_cache import TimingCache, user_cache_dir
+from trtkit.backends.trt.timing_cache import TimingCache
 from trtkit.errors import BuildError
+from trtkit.files import user_cache_dir
 
 SMALL = BuildSettings(imgsz=(32, 32))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = _watch_signals(cancel)
     try:
         command, values = parse_command(words)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _allow_downloads(getattr(values, "download", False)):
             warnings.showwarning = _show_warning
             warnings.simplefilter("default", UserWarning)
             command(values, cancel)
@@ -52,6 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
+
+
+@contextlib.contextmanager
+def _allow_downloads(allowed: bool) -> Iterator[None]:
+    """Switch downloads on for this command and its child processes."""
+    before = os.environ.get("TRTKIT_DOWNLOAD")
+    if allowed:
+        os.environ["TRTKIT_DOWNLOAD"] = "1"
+    try:
+        yield
+    finally:
+        if allowed and before is None:
+            del os.environ["TRTKIT_DOWNLOAD"]
+        elif allowed and before is not None:
+            os.environ["TRTKIT_DOWNLOAD"] = before
 
 
 def _watch_signals(cancel: threading.Event) -> dict[signal.Signals, Any]:
@@ -158,6 +175,12 @@ def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     )
     add_command = getattr(importlib.import_module(MODULES[module]), f"add_{name.replace('-', '_')}")
     command: Command = add_command(parser)
+    if module == "model":
+        parser.add_argument(
+            "--download",
+            action="store_true",
+            help="download weights (AGPL-3.0) and small data sets that Ultralytics publishes, if they are not on disk",
+        )
     values, rest = parser.parse_known_args(words[len(own) :])
     if rest and not hasattr(values, "passed_on"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -34,8 +34,8 @@ def read_data_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(
             asked,
-            "there is no such file, and trtkit downloads no data sets",
-            "give the path of a data.yaml on this machine (download the data set first)",
+            "there is no such file",
+            "give the path of a data.yaml on this machine",
             code="data-yaml-missing",
             path=path,
         ) from error

@@ -23,6 +23,7 @@ from trtkit.data.data_yaml import (
 )
 from trtkit.data.images import check_channels, is_image, list_images
 from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
+from trtkit.downloads import describe_download, locate
 from trtkit.errors import DataError
 
 __all__ = [
@@ -277,7 +278,14 @@ DataSource: TypeAlias = str | Path | Dataset | Sequence[str | Path]
 """What `data=` takes: a `data.yaml`, a folder, a glob pattern, an image, a list of these, or an open data set."""
 
 
-def open_dataset(data: DataSource, *, task: str, channels: int | None = None, needs_labels: bool = True) -> Dataset:
+def open_dataset(
+    data: DataSource,
+    *,
+    task: str,
+    channels: int | None = None,
+    needs_labels: bool = True,
+    download: bool | None = None,
+) -> Dataset:
     """Open a data set, or images without labels, for a task.
 
     Args:
@@ -287,6 +295,8 @@ def open_dataset(data: DataSource, *, task: str, channels: int | None = None, ne
         task: "detect", "segment", "classify", "pose", "obb", or the name of a registered task.
         channels: Channels that the model takes; None takes those of the YAML file, or 3.
         needs_labels: Whether images without labels are an error.
+        download: Fetch a small data set that Ultralytics publishes, such as "coco8.yaml" or "imagenet10", if it is
+            neither on disk nor in the cache folder; None asks `TRTKIT_DOWNLOAD`, else the user at a terminal.
 
     Returns:
         The data set; images and labels are read on demand.
@@ -294,6 +304,7 @@ def open_dataset(data: DataSource, *, task: str, channels: int | None = None, ne
     Raises:
         DataError: The data set is missing, has no labels where they are needed, has images with other channels, or its
             description contradicts itself or the task.
+        DownloadError: The download failed, or the file has another SHA-256 than at the first download.
     """
     if task not in LABEL_FORMATS:
         raise DataError(
@@ -308,17 +319,24 @@ def open_dataset(data: DataSource, *, task: str, channels: int | None = None, ne
         fits = data.task == task and channels in (None, data.channels)
         dataset = data if fits else open_dataset(data.source, task=task, channels=channels, needs_labels=needs_labels)
     else:
-        dataset = _open_source(data, task, channels)
+        dataset = _open_source(data, task, channels, download)
     if needs_labels and not dataset.labeled:
         raise _labels_needed(dataset)
     return dataset
 
 
-def _open_source(data: str | Path | Sequence[str | Path], task: str, channels: int | None) -> Dataset:
+def _open_source(
+    data: str | Path | Sequence[str | Path], task: str, channels: int | None, download: bool | None
+) -> Dataset:
     """Open what `open_dataset` takes, except an open data set."""
     if not isinstance(data, (str, Path)):
-        return _open_source(data[0], task, channels) if len(data) == 1 else _open_images(data, task, channels)
-    path = Path(data).expanduser()
+        return _open_source(data[0], task, channels, download) if len(data) == 1 else _open_images(data, task, channels)
+    path = locate(Path(data).expanduser(), download)
+    how_to_download = describe_download(path) if not path.exists() else ""
+    if how_to_download:
+        raise DataError(
+            f"open data set {path}", "it is not on disk", how_to_download, code="data-not-downloaded", path=path
+        )
     uses_folders = LABEL_FORMATS[task].uses_folders
     if path.is_dir():
         files = () if uses_folders else sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
@@ -485,7 +503,7 @@ def _open_class_folders(path: Path, task: str, channels: int | None) -> Dataset:
     if not path.is_dir():
         raise DataError(
             asked,
-            "there is no such folder, and trtkit downloads no data sets",
+            "there is no such folder",
             "give a folder with train/ and val/",
             code="data-folder-missing",
             path=path,

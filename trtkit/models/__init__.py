@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtkit.downloads import locate
 from trtkit.errors import ModelError
 from trtkit.models.model import TASKS, Model, ModelInfo, OutputFormat, Preprocess
 
@@ -27,6 +29,7 @@ def load(
     preprocess: Preprocess | None = None,
     output_format: OutputFormat | None = None,
     end2end: bool = False,
+    download: bool | None = None,
 ) -> Model:
     """Read a model.
 
@@ -42,14 +45,21 @@ def load(
         end2end: Take the one-to-one head of a checkpoint (YOLO26, YOLOv10), whose rows need no NMS, instead of its
             one-to-many head. A file that holds only one of the heads is read with that one; an ONNX file with
             end-to-end rows keeps them.
+        download: Fetch weights that Ultralytics publishes, such as "yolo11n.pt", if they are neither on disk nor in the
+            cache folder; None asks `TRTKIT_DOWNLOAD`, else the user at a terminal.
 
     Raises:
         CheckpointError: A `.pt` file is missing, damaged, foreign or unsafe.
+        DownloadError: The download failed, or the file has another SHA-256 than at the first download.
         OnnxError: An ONNX file is missing, damaged or of unknown task.
         ModelError: The source is none of these, or an argument contradicts it.
     """
+    located = locate(Path(source), download) if isinstance(source, (str, Path)) else source
     try:
-        model = _load_source(source, task, names, imgsz, example, preprocess, output_format)
+        model = _load_source(located, task, names, imgsz, example, preprocess, output_format)
+        if isinstance(source, (str, Path)):
+            # A downloaded model keeps its name, so that exports go to the working directory, not to the cache folder.
+            model = dataclasses.replace(model, source=Path(source))
         return model.with_end2end() if end2end and not model.end2end else model
     except ModelError as error:
         if isinstance(source, (str, Path)):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trtkit.downloads import describe_download
 from trtkit.errors import CheckpointError
 from trtkit.models.layers import describe_activation
 from trtkit.models.unpickler import Record, SafeOrderedDict, TensorReader, TensorRecord, read_legacy, read_zip
@@ -88,7 +89,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     asked = f"load {path}"
     if not path.exists():
-        raise CheckpointError(asked, "the file does not exist", "check the path", code="model-file-missing", path=path)
+        do = describe_download(path) or "check the path"
+        raise CheckpointError(asked, "the file does not exist", do, code="model-file-missing", path=path)
     if path.is_dir():
         raise CheckpointError(
             asked, "it is a folder", "name the .pt file in it", code="model-file-is-folder", path=path

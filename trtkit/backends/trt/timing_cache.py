@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 import warnings
@@ -12,19 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trtkit.errors import OutputError
-from trtkit.files import write_bytes
+from trtkit.files import user_cache_dir, write_bytes
 
-__all__ = ["TimingCache", "user_cache_dir"]
-
-
-def user_cache_dir() -> Path:
-    """The folder of cache files: `TRTKIT_CACHE`, else trtkit's folder in the user's cache directory."""
-    chosen = os.environ.get("TRTKIT_CACHE")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "trtkit" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtkit"
+__all__ = ["TimingCache"]
 
 
 class TimingCache:
