@@ -101,5 +101,7 @@ def test_engines_and_whether_they_ran():
 
 
 def test_file_sizes():
-    assert "FP32 10.6 MB, FP16 5.4 MB, INT8 3.2 MB; engines: FP32 11.9 MB, FP16 6.8 MB, INT8 4.9 MB." in text()
+    sizes = "FP32 10.6 MB, FP16 5.4 MB, INT8 3.2 MB; engines: FP32 11.9 MB, FP16 6.8 MB, INT8 4.9 MB"
+    assert f"{sizes}." in text(builder="TensorRT 8.6.0")
+    assert f"{sizes}; those of TensorRT-RTX hold the source code of their kernels" in text()
     assert "engines:" not in text(built=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trtkit.backends import get_title
 from trtkit.comparison.tables import leading_metrics
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def verdict_sentences(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str
         *(_describe_accuracy(row, reference, leading_metrics(about["metrics"])) for row in others),
         *_describe_images(about),
         *_describe_latency(rows, about["reference"]),
-        _describe_sizes(once),
+        _describe_sizes(once, about),
         _describe_engines(rows, about),
         *_describe_calibration(about),
         *(f"Note: {note}." for note in about["notes"]),
@@ -111,12 +112,16 @@ def _format_ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     return "" if row is base else f" ({row['mean_ms'] / base['mean_ms']:.2f}x {base['precision'].upper()})"
 
 
-def _describe_sizes(once: pl.DataFrame) -> str:
+def _describe_sizes(once: pl.DataFrame, about: Mapping[str, Any]) -> str:
     def listed(column: str) -> str:
         return ", ".join(f"{name.upper()} {size:.1f} MB" for name, size in once.select("precision", column).iter_rows())
 
-    engines = "" if once["engine_mb"].null_count() else f"; engines: {listed('engine_mb')}"
-    return f"ONNX files: {listed('onnx_mb')}{engines}."
+    if once["engine_mb"].null_count():
+        return f"ONNX files: {listed('onnx_mb')}."
+    # What makes up its plans: docs/benchmarks.md.
+    is_rtx = (about["builder"] or "").startswith(get_title("tensorrt_rtx"))
+    note = "; those of TensorRT-RTX hold the source code of their kernels, of which INT8 has the most" if is_rtx else ""
+    return f"ONNX files: {listed('onnx_mb')}; engines: {listed('engine_mb')}{note}."
 
 
 def _describe_engines(rows: pl.DataFrame, about: Mapping[str, Any]) -> str:
