@@ -14,7 +14,7 @@ from trtkit.recipe import command_words, python_arguments
 if TYPE_CHECKING:
     from trtkit.calibration import Calibration
 
-__all__ = ["TunedExport", "non_default_arguments", "render_command", "render_python"]
+__all__ = ["Expression", "TunedExport", "non_default_arguments", "render_command", "render_python"]
 
 IMPORT = "import trtkit as tk\n\n"
 
@@ -67,7 +67,7 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
-class _Expression(str):
+class Expression(str):
     """Python code as a value: its repr is the code."""
 
     __slots__ = ()
@@ -146,7 +146,7 @@ class TunedExport:
         from trtkit.exporter import export
 
         code = IMPORT
-        calibration: str = _Expression("calibration")
+        calibration: str = Expression("calibration")
         if self.all_fp16 or self.uses_saved_ranges:
             calibration = self.calibration_path
         elif self.calibration_path:

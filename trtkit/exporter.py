@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from trtkit.backends import ImplicitCalibration, Passport
     from trtkit.calibration import Calibration
     from trtkit.data import DataSource
+    from trtkit.graph.prequantized import QDQFinding
     from trtkit.models import Model
 
-__all__ = ["Artifact", "build_graph", "export", "export_with_graph"]
+__all__ = ["Artifact", "build_graph", "check_placement", "export", "export_with_graph"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,7 +293,7 @@ def build_graph(
     if recipe.nms and not model.nms:
         graph = add_nms(graph, model.info, conf=recipe.conf, iou=recipe.iou, max_det=recipe.max_det)
     if is_quantized(graph):
-        _check_placement(prepare_quantized(graph), model, build=recipe.format == "engine")
+        check_placement(prepare_quantized(graph), model.stem, build=recipe.format == "engine")
     elif recipe.int8 and not recipe.implicit:
         assert calibration is not None
         graph = insert_qdq(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
@@ -336,15 +337,27 @@ def _has_dynamic_input(proto: onnx.ModelProto) -> bool:
     return all(sides[axis].dim_value <= 0 for axis in (0, 2, 3))
 
 
-def _check_placement(graph: onnx.ModelProto, model: Model, *, build: bool) -> None:
-    """Warn of Q/DQ that does not suit TensorRT; raise an error if it can't be built at all and is to be."""
+def check_placement(graph: onnx.ModelProto, stem: str, *, build: bool) -> tuple[QDQFinding, ...]:
+    """Warn of Q/DQ that does not suit TensorRT.
+
+    Args:
+        graph: A graph with Q/DQ, unique node names.
+        stem: The model's name, for messages.
+        build: Whether an engine is to be built.
+
+    Returns:
+        The findings.
+
+    Raises:
+        BuildError: No TensorRT builds it, and an engine is to be built.
+    """
     from trtkit.graph.prequantized import check_qdq
 
     findings = check_qdq(graph)
     refused = [finding for finding in findings if finding.refused]
     if build and refused:
         raise BuildError(
-            f"build an engine from {model.stem}, which holds Q/DQ",
+            f"build an engine from {stem}, which holds Q/DQ",
             "; ".join(map(str, refused)),
             "run it in ONNX Runtime (format='onnx'), or quantize it that way",
             code="qdq-not-buildable",
@@ -352,9 +365,8 @@ def _check_placement(graph: onnx.ModelProto, model: Model, *, build: bool) -> No
             nodes=[name for finding in refused for name in finding.nodes],
         )
     if findings:
-        warnings.warn(
-            f"{model.stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.", stacklevel=4
-        )
+        warnings.warn(f"{stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.", stacklevel=4)
+    return findings
 
 
 def _select_outputs(model: Model, recipe: Recipe) -> Model:

@@ -13,12 +13,22 @@ from typing import Any
 
 from trtkit.errors import RecipeError
 
-__all__ = ["FORMATS", "Recipe", "command_words", "python_arguments", "round_imgsz"]
+__all__ = [
+    "FORMATS",
+    "PRECISIONS",
+    "Recipe",
+    "command_words",
+    "format_label",
+    "python_arguments",
+    "round_imgsz",
+]
 
 FORMATS = ("engine", "onnx")
 
 MAX_ROWS = 3840
 """The largest k of TensorRT's TopK."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
 
 _VERSION_1 = {"level": "opt_level"}
 """Names of settings that trtkit 0.1.0 wrote, and the present ones."""
@@ -282,6 +292,8 @@ def command_words(values: Mapping[str, Any]) -> list[str]:
             words += [f"--{option}={pattern}" for pattern in value]
         elif name == "data" and isinstance(value, tuple):
             words += [f"--{option}", *value]
+        elif isinstance(value, Mapping):
+            words += [f"--{option.removesuffix('s')}={key}={item}" for key, item in value.items()]
         elif isinstance(value, tuple):
             words.append(f"--{option}={','.join(map(str, value))}")
         else:
@@ -341,6 +353,15 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "keep": _to_patterns,
 }
 """Conversion of each setting."""
+
+
+def format_label(label: str) -> str:
+    """The label of a comparison's row as shown: "INT8" for a precision, a candidate's name as it is.
+
+    Args:
+        label: A precision or a candidate's name.
+    """
+    return label.upper() if label in PRECISIONS else label
 
 
 def round_imgsz(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:

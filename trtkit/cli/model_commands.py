@@ -16,6 +16,7 @@ from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_
 from trtkit.errors import OutputExistsError, RecipeError
 from trtkit.files import write_bytes
 from trtkit.progress import Reporter
+from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
     from trtkit.comparison.comparison import Comparison
@@ -285,7 +286,7 @@ def print_comparison(comparison: Comparison, folder: str | Path) -> None:
             cells += [f"{row[column]:.4f}", "" if is_reference else f"{row[f'delta {column}']:+.4f}"]
         cells += [_format_number(row["image_ms"], 2), _format_number(row["p99_ms"] / row["batch"], 2)]
         cells += [_format_number(row[name], 1) for name in ("onnx_mb", "engine_mb", "build_s")]
-        table.add_row(row["precision"].upper(), *cells)
+        table.add_row(format_label(row["precision"]), *cells)
     print_table(table)
     print()
     for sentence in comparison.verdict():

@@ -80,6 +80,7 @@ class Option:
         repeat: The option can be repeated and collects its values.
         several: The option takes one value or several words, such as the files that a shell makes of a pattern.
         switch: The option has no value: `--name`, and `--no-name` if the default is not false.
+        pairs: The option, in the singular, can be repeated and collects NAME=VALUE pairs.
     """
 
     help: str
@@ -90,6 +91,7 @@ class Option:
     repeat: bool = False
     several: bool = False
     switch: bool = False
+    pairs: bool = False
 
 
 def _count(text: str) -> Option:
@@ -123,6 +125,7 @@ OPTIONS: Mapping[str, Option] = {
     "build": _switch("build engines [default: if a backend can build on this machine]"),
     "cache_dir": Option("cache directory; an interrupted run resumes from it", "FOLDER"),
     "calibration": Option("folder of a saved calibration [default: calibrate on DATA]", "FOLDER"),
+    "candidates": Option("a model, ONNX file or engine to measure beside the precisions", "NAME=PATH", pairs=True),
     "calibration_images": _count("maximum number of calibration images"),
     "conf": _number("confidence threshold"),
     "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
@@ -258,6 +261,21 @@ class _StorePaths(argparse.Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
 
 
+class _Pairs(argparse.Action):
+    """NAME=VALUE, repeated, as a mapping."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        name, separator, value = str(values).partition("=")
+        known = dict(getattr(namespace, self.dest) or {})
+        if not (name and separator and value):
+            raise argparse.ArgumentError(self, f"{values!r} is not {self.metavar}")
+        if name in known:
+            raise argparse.ArgumentError(self, f"{name!r} is given twice")
+        setattr(namespace, self.dest, {**known, name: value})
+
+
 def add_options(
     parser: argparse.ArgumentParser,
     function: Callable[..., Any],
@@ -287,7 +305,8 @@ def add_options(
         option = find_option(verb, name)
         default = None if parameter.default is inspect.Parameter.empty else parameter.default
         text = argparse.SUPPRESS if name in positional else _escape(option.help + _format_default(option, default))
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text, **_settings(option, default))
+        flag = name.removesuffix("s") if option.pairs else name
+        parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **_settings(option, default))
     required = {
         name: find_option(verb, name).metavar
         for name in positional
@@ -315,6 +334,8 @@ def _settings(option: Option, default: Any) -> dict[str, Any]:
         }
     if option.several:
         return {"action": _StorePaths, "nargs": "+", "default": default, "metavar": option.metavar}
+    if option.pairs:
+        return {"action": _Pairs, "default": default, "metavar": option.metavar}
     choices = None if option.choices is None else tuple(option.choices())
     if choices is not None and option.many:
         return {"type": _parse_words(choices), "default": default, "metavar": f"{{{','.join(choices)}}}[,...]"}

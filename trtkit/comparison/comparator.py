@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.calibration import DEFAULTS
-from trtkit.codegen import render_command, render_python
+from trtkit.codegen import Expression, render_command, render_python
+from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
 from trtkit.data import open_dataset
@@ -18,20 +19,20 @@ from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
 from trtkit.files import write_json
+from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
-from trtkit.recipe import round_imgsz
+from trtkit.recipe import PRECISIONS, round_imgsz
 
 if TYPE_CHECKING:
     from trtkit.backends import Capabilities
     from trtkit.calibration import Calibration
+    from trtkit.comparison.candidates import CandidateSource
     from trtkit.data import Dataset
     from trtkit.evaluation.evaluation import Evaluation
     from trtkit.exporter import Artifact
     from trtkit.models import Model
 
 __all__ = ["PRECISIONS", "compare", "join_comparison"]
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def compare(
@@ -42,6 +43,7 @@ def compare(
     split: str = "val",
     imgsz: int | tuple[int, int] | None = None,
     batch: int | Sequence[int] = 1,
+    candidates: Mapping[str, CandidateSource] | None = None,
     dynamic: bool | None = None,
     simplify: bool = True,
     workspace: float | None = None,
@@ -73,6 +75,9 @@ def compare(
         split: The split of the evaluation.
         imgsz: Image side, or (height, width), pixels; None takes the model's own.
         batch: Batch sizes to time; engines are built for the largest.
+        candidates: Models or files by name, measured beside the precisions on the same images: a `Model` (such as the
+            end-to-end head of the same checkpoint), an ONNX file (with Q/DQ or NMS inside), an engine, or what `export`
+            returned. Each runs in its own precision, a checkpoint in FP32.
         dynamic: Leave batch, height and width open in all precisions; None does so if several batches are timed.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
@@ -96,7 +101,7 @@ def compare(
         The comparison, saved in `output`.
 
     Raises:
-        RecipeError: A setting is out of range.
+        RecipeError: A setting is out of range, or a candidate has another task, classes or size.
         OutputExistsError: `output` has a comparison and `overwrite` is false; nothing was computed.
         CapabilityError: `build=True` and no engine can be built here.
         ModelError, DataError, CalibrationError, BuildError: From the steps.
@@ -105,6 +110,7 @@ def compare(
     from trtkit import backends
     from trtkit.calibration import Calibration, calibrate, check_fits
     from trtkit.evaluation.evaluation import evaluate
+    from trtkit.graph.prequantized import is_quantized
     from trtkit.models import Model, load
 
     arguments = {name: value for name, value in locals().items() if name in inspect.signature(compare).parameters}
@@ -135,7 +141,30 @@ def compare(
     size = round_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
     # Before any slow work: data without labels, or without the split, raises at once.
     open_dataset(data, task=loaded.task, channels=loaded.channels).images(split)
-    if "int8" not in precisions:
+    if is_quantized(loaded.proto) and precisions != ("int8",):
+        raise RecipeError(
+            f"compare {', '.join(precisions)} of {loaded.stem}",
+            "it holds Q/DQ, so it is INT8 only",
+            "pass the float model it was made from, and this one in candidates=",
+            code="compare-model-quantized",
+            value=precisions,
+        )
+    shared: dict[str, Any] = {
+        "imgsz": size,
+        "dynamic": len(batches) > 1 if dynamic is None else dynamic,
+        "simplify": simplify,
+        "batch": max(batches),
+    }
+    engines_run, run_device, why_not_run = _check_run(builder, device)
+    others = load_candidates(
+        candidates or {},
+        loaded,
+        settings=shared,
+        builds=builder is not None,
+        why_no_engines="" if engines_run else why_not_run,
+        device=run_device,
+    )
+    if "int8" not in precisions or is_quantized(loaded.proto):
         calibration = None
     elif calibration is None:
         calibration = calibrate(
@@ -151,23 +180,29 @@ def compare(
     else:
         calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
         check_fits(calibration, loaded)
-    shared: dict[str, Any] = {
-        "imgsz": size,
-        "dynamic": len(batches) > 1 if dynamic is None else dynamic,
-        "simplify": simplify,
-        "batch": max(batches),
-    }
     reporter.step("trace", 0, 1)
     traced = _trace_once(loaded, shared)
-    shared |= {"keep": keep, "overwrite": True, **watch}
+    shared |= {"overwrite": True, **watch}
     engine_settings = None
     if builder is not None:
         engine_settings = {"backend": builder.backend, "device": device, "workspace": workspace}
     artifacts = {
-        precision: _export_precision(traced, precision, folder, shared, calibration, engine_settings)
+        precision: _export_precision(
+            traced,
+            precision,
+            folder / f"{loaded.stem}-{precision}",
+            {**shared, "keep": keep, "calibration": calibration if precision == "int8" else None},
+            engine_settings,
+        )
         for precision in precisions
     }
-    engines_run, run_device, why_not_run = _check_run(builder, device)
+    for name, other in others.items():
+        if other.engine is not None:
+            artifacts[name] = {"engine": other.engine}
+        else:
+            assert other.model is not None
+            stem = folder / f"{loaded.stem}-{name}"
+            artifacts[name] = _export_precision(other.model, other.precision, stem, shared, engine_settings)
     with contextlib.ExitStack() as stack:
         # Engines for all precisions or for none: different runners can't be compared.
         runners = {
@@ -189,11 +224,12 @@ def compare(
         timing,
         settings=plain,
         calibration=calibration,
+        candidates={name: other.facts() for name, other in others.items()},
         builder=builder.title if builder else None,
         why_not_built=why_not_built,
         why_not_run=why_not_run,
         python=render_python("compare", compare, plain),
-        command=render_command("compare", compare, plain),
+        command=render_command("compare", compare, _without_expressions(plain)),
     )
     _write_files(comparison, folder)
     reporter.step("done", 1, 1, f"wrote {folder}")
@@ -231,24 +267,17 @@ def _trace_once(model: Model, settings: Mapping[str, Any]) -> Model:
 def _export_precision(
     model: Model,
     precision: str,
-    folder: Path,
+    stem: Path,
     settings: Mapping[str, Any],
-    calibration: Calibration | None,
     engine_settings: Mapping[str, Any] | None,
 ) -> dict[str, Artifact]:
     """The ONNX file and, with `engine_settings`, the engine of one precision, by format."""
     from trtkit.exporter import export
 
-    arguments: dict[str, Any] = {
-        **settings,
-        "half": precision == "fp16",
-        "int8": precision == "int8",
-        "calibration": calibration if precision == "int8" else None,
-    }
-    stem = folder / f"{model.stem}-{precision}"
-    artifacts = {"onnx": export(model, format="onnx", output=stem.with_suffix(".onnx"), **arguments)}
+    arguments: dict[str, Any] = {**settings, "half": precision == "fp16", "int8": precision == "int8"}
+    artifacts = {"onnx": export(model, format="onnx", output=stem.with_name(f"{stem.name}.onnx"), **arguments)}
     if engine_settings is not None:
-        output = stem.with_suffix(".engine")
+        output = stem.with_name(f"{stem.name}.engine")
         artifacts["engine"] = export(model, format="engine", output=output, **engine_settings, **arguments)
     return artifacts
 
@@ -279,6 +308,7 @@ def join_comparison(
     *,
     settings: Mapping[str, Any],
     calibration: Calibration | None = None,
+    candidates: Mapping[str, Mapping[str, Any]] | None = None,
     builder: str | None = None,
     why_not_built: str = "",
     why_not_run: str = "",
@@ -294,6 +324,7 @@ def join_comparison(
         timing: Latencies, labeled by precision.
         settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed".
         calibration: The calibration of INT8, if there is one.
+        candidates: `Candidate.facts` by name; their artifacts and evaluations stand beside those of the precisions.
         builder: Name and version of the engine builder; None if no engine was built.
         why_not_built: Why no engine was built.
         why_not_run: Why the engines do not run here.
@@ -306,6 +337,7 @@ def join_comparison(
     about = {
         **comparison_facts(model, artifacts, evaluations, calibration, settings["imgsz"]),
         **{name: settings[name] for name in ("data", "split")},
+        "candidates": dict(candidates or {}),
         "builder": builder,
         "why_not_built": why_not_built,
         "why_not_run": why_not_run,
@@ -340,11 +372,30 @@ def _plain_arguments(model: Model, settings: Mapping[str, Any]) -> dict[str, Any
     plain["model"] = str(model.source or model.stem)
     plain["data"] = str(getattr(plain["data"], "path", plain["data"]))
     plain["output"] = str(plain["output"])
+    if plain["candidates"] is not None:
+        plain["candidates"] = {name: _describe_candidate(value) for name, value in plain["candidates"].items()}
     if plain["calibration"] is not None and not isinstance(plain["calibration"], (str, Path)):
         plain["calibration"] = None
     for name in ("precisions", "batch", "keep", "imgsz"):
         plain[name] = list(plain[name]) if isinstance(plain[name], (list, tuple)) else plain[name]
     return plain
+
+
+def _without_expressions(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a command line can take: it has no option for one head of a candidate."""
+    candidates = plain["candidates"] or {}
+    files = {name: value for name, value in candidates.items() if not isinstance(value, Expression)}
+    return {**plain, "candidates": files or None}
+
+
+def _describe_candidate(value: Any) -> str:
+    """A candidate's file, as an expression where the file alone does not give the model, or the model's name."""
+    if not isinstance(value, ModelInfo):
+        return str(getattr(value, "path", value))
+    source = getattr(value, "source", None)
+    if source is not None and value.end2end and Path(source).suffix.lower() != ".onnx":
+        return Expression(f"tk.load({str(source)!r}, end2end=True)")
+    return str(source or value.architecture or "model")
 
 
 def _write_files(comparison: Comparison, folder: Path) -> None:

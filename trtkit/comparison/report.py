@@ -13,6 +13,7 @@ from trtkit.comparison.verdict import NEGLIGIBLE_DELTA
 from trtkit.evaluation.significance import RESAMPLES
 from trtkit.files import write_bytes
 from trtkit.html import asset, render
+from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
     import polars as pl
@@ -70,7 +71,7 @@ def render_report(comparison: Comparison) -> str:
     from trtkit.plotting.notebook import figure_html, library_html
 
     about = comparison.about
-    precisions = [name.upper() for name in comparison.rows["precision"].unique(maintain_order=True)]
+    precisions = [format_label(name) for name in comparison.rows["precision"].unique(maintain_order=True)]
     figures = {"comparison": comparison.plot(), "timing": comparison.timing().plot()}
     if len(comparison.classes):
         figures["classes"] = comparison.plot_classes()
@@ -145,7 +146,7 @@ def _accuracy_table(comparison: Comparison) -> _Table:
     rows = [[name] for _, name in comparison.about["metrics"]]
     for values in once.iter_rows(named=True):
         is_compared = values["precision"] != reference
-        headings += [values["precision"].upper(), *(["change [95 % interval]"] if is_compared else [])]
+        headings += [format_label(values["precision"]), *(["change [95 % interval]"] if is_compared else [])]
         for row, (column, _) in zip(rows, comparison.about["metrics"], strict=True):
             row += [f"{values[column]:.4f}", *([_format_change(values, column)] if is_compared else [])]
     return _Table(headings, rows)
@@ -158,7 +159,7 @@ def _cost_table(comparison: Comparison) -> _Table:
     headings += ["ONNX MB", "engine MB", "build s"]
     rows = []
     for values in comparison.rows.iter_rows(named=True):
-        row: list[Any] = [values["precision"].upper(), *([values["batch"]] if has_batches else [])]
+        row: list[Any] = [format_label(values["precision"]), *([values["batch"]] if has_batches else [])]
         row += [_format_number(values[name] and values[name] / values["batch"], 2) for name in ("p50_ms", "p99_ms")]
         row += [_format_number(values["images_per_s"], 1), _format_number(values["onnx_mb"], 1)]
         row += [_format_number(values["engine_mb"], 1), _format_number(values["build_s"], 1)]
@@ -170,13 +171,13 @@ def _metric_table(comparison: Comparison) -> _Table:
     once = comparison.rows.unique("precision", keep="first", maintain_order=True)
     names = comparison.about["all_metrics"]
     rows = [[name, *(_format_number(value, 4) for value in once[name])] for name in names]
-    return _Table(["metric", *(label.upper() for label in once["precision"])], rows)
+    return _Table(["metric", *(format_label(label) for label in once["precision"])], rows)
 
 
 def _difference_table(comparison: Comparison) -> _Table:
     rows = [
         [
-            row["precision"].upper(), row["metric"], "all" if row["scope"] == "all" else row["name"],
+            format_label(row["precision"]), row["metric"], "all" if row["scope"] == "all" else row["name"],
             _format_number(row["reference"], 4), _format_number(row["value"], 4), _format_delta(row["delta"]),
             None if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}",
             "yes" if row["significant"] else "no",
@@ -209,7 +210,7 @@ def _engine_table(engines: Mapping[str, Mapping[str, Any]]) -> _Table:
     """Facts of the engines by precision."""
     names = list(dict.fromkeys(name for facts in engines.values() for name in facts))
     rows = [[name.replace("_", " "), *(_shorten(facts.get(name)) for facts in engines.values())] for name in names]
-    return _Table(["", *(label.upper() for label in engines)], rows, 1 + len(engines))
+    return _Table(["", *(format_label(label) for label in engines)], rows, 1 + len(engines))
 
 
 # Changed objects.
@@ -230,12 +231,12 @@ def _collect_changes(comparison: Comparison) -> list[dict[str, Any]]:
             for row in rows
             if row["png"]
         ]
-        changes.append({"title": f"{precision.upper()}: {_format_counts(counts)}", "images": images})
+        changes.append({"title": f"{format_label(precision)}: {_format_counts(counts)}", "images": images})
     return changes
 
 
 def _describe_changes(about: Mapping[str, Any]) -> str:
-    reference = about["reference"].upper()
+    reference = format_label(about["reference"])
     if about["task"] == "classify":
         return (
             f"Images whose top-1 class is right with {reference} and wrong with the other precision, or the reverse; "

@@ -91,7 +91,7 @@ def comparison_frame(
     """One row per precision and batch, as `Comparison.rows`.
 
     Args:
-        artifacts: Files by precision and format.
+        artifacts: Files by precision and format; an engine of another maker has no ONNX file.
         evaluations: Evaluations by precision.
         timing: Latencies, labeled by precision.
         reference: The precision that changes refer to.
@@ -137,7 +137,7 @@ def comparison_frame(
 def _file_facts(by_format: Mapping[str, Artifact]) -> dict[str, Any]:
     engine = by_format.get("engine")
     return {
-        "onnx_mb": by_format["onnx"].size / 1e6,
+        "onnx_mb": by_format["onnx"].size / 1e6 if "onnx" in by_format else None,
         "engine_mb": None if engine is None else engine.size / 1e6,
         "build_s": None if engine is None else engine.build_seconds,
         "export_s": sum(file.seconds for file in by_format.values()),

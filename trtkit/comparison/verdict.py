@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.backends import get_title
 from trtkit.comparison.tables import leading_metrics
+from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,6 +44,7 @@ def verdict_sentences(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str
         _describe_sizes(once, about),
         _describe_engines(rows, about),
         *_describe_calibration(about),
+        *_describe_candidates(about),
         *(f"Note: {note}." for note in about["notes"]),
     )
 
@@ -69,7 +71,7 @@ def _describe_accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], met
             if low <= 0 <= high and abs(delta) >= NEGLIGIBLE_DELTA:
                 verb = "has no significant loss of"
         parts.append(f"{verb} {name} ({reference[column]:.4f} to {row[column]:.4f}{interval})")
-    return f"{row['precision'].upper()} {_join_words(parts)}."
+    return f"{format_label(row['precision'])} {_join_words(parts)}."
 
 
 def _describe_images(about: Mapping[str, Any]) -> list[str]:
@@ -90,7 +92,8 @@ def _describe_latency(rows: pl.DataFrame, reference: str) -> list[str]:
         of_batch = list(rows.filter(rows["batch"] == size).iter_rows(named=True))
         base = next(row for row in of_batch if row["precision"] == reference)
         latencies = [
-            f"{row['precision'].upper()} {row['image_ms']:.2f} ms/image{_format_ratio(row, base)}" for row in of_batch
+            f"{format_label(row['precision'])} {row['image_ms']:.2f} ms/image{_format_ratio(row, base)}"
+            for row in of_batch
         ]
         names = _join_words(list(dict.fromkeys(row["runner"] for row in of_batch)))
         sentences.append(f"Batch {size}, {names}: {', '.join(latencies)}.")
@@ -109,14 +112,15 @@ def _describe_latency(rows: pl.DataFrame, reference: str) -> list[str]:
 
 
 def _format_ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    return "" if row is base else f" ({row['mean_ms'] / base['mean_ms']:.2f}x {base['precision'].upper()})"
+    return "" if row is base else f" ({row['mean_ms'] / base['mean_ms']:.2f}x {format_label(base['precision'])})"
 
 
 def _describe_sizes(once: pl.DataFrame, about: Mapping[str, Any]) -> str:
     def listed(column: str) -> str:
-        return ", ".join(f"{name.upper()} {size:.1f} MB" for name, size in once.select("precision", column).iter_rows())
+        sizes = once.filter(once[column].is_not_null()).select("precision", column)
+        return ", ".join(f"{format_label(name)} {size:.1f} MB" for name, size in sizes.iter_rows())
 
-    if once["engine_mb"].null_count():
+    if once["engine_mb"].null_count() == len(once):
         return f"ONNX files: {listed('onnx_mb')}."
     # What makes up its plans: docs/benchmarks.md.
     is_rtx = (about["builder"] or "").startswith(get_title("tensorrt_rtx"))
@@ -126,10 +130,13 @@ def _describe_sizes(once: pl.DataFrame, about: Mapping[str, Any]) -> str:
 
 def _describe_engines(rows: pl.DataFrame, about: Mapping[str, Any]) -> str:
     """What was built, and whether it ran."""
-    built = rows.filter(rows["engine_mb"].is_not_null())["precision"].unique(maintain_order=True).to_list()
+    with_engine = rows.filter(rows["engine_mb"].is_not_null())["precision"].unique(maintain_order=True).to_list()
+    # An engine of another maker has no ONNX file here.
+    foreign = rows.filter(rows["onnx_mb"].is_null())["precision"].to_list()
+    built = [label for label in with_engine if label not in foreign]
     if not built:
         return f"No TensorRT engine was built: {about['why_not_built'] or 'not requested'}."
-    names = _join_words([name.upper() for name in built])
+    names = _join_words([format_label(name) for name in built])
     result = "; they ran here" if rows["engine"].all() else f"; they did not run here: {about['why_not_run']}"
     return f"{about['builder']} built the {names} engines for {about['target']}{result}."
 
@@ -146,6 +153,19 @@ def _describe_calibration(about: Mapping[str, Any]) -> list[str]:
     if calibration["split"] == about["split"]:
         sentence += ": the same split is used for calibration and evaluation, so INT8 accuracy is optimistic"
     return [sentence + "."]
+
+
+def _describe_candidates(about: Mapping[str, Any]) -> list[str]:
+    """What each candidate is, and what in it does not suit TensorRT."""
+    sentences = []
+    # Comparisons of trtkit 0.1.0 have no candidates.
+    for name, facts in about.get("candidates", {}).items():
+        output = facts["output_format"].replace("_", " ")
+        sentence = f"{name} is {facts['source']} in {facts['precision'].upper()}, with {output} output"
+        if facts["placement"]:
+            sentence += f"; its Q/DQ does not suit TensorRT: {'; '.join(facts['placement'])}"
+        sentences.append(f"{sentence}.")
+    return sentences
 
 
 def _count_of(number: int, noun: str) -> str:

@@ -9,6 +9,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from trtkit.plotting.theme import INK, LINE, TraceStyle, hatch, template, trace_style
+from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ def accuracy_figure(
         & (pl.col("name") == name)
     )
     present = [metric for metric in metrics if metric in set(rows["metric"])]
-    figure = _forest(rows, "metric", present, focus=focus, title=f"change against {reference.upper()}")
+    figure = _forest(rows, "metric", present, focus=focus, title=f"change against {format_label(reference)}")
     return figure.update_layout(height=130 + 34 * max(len(present), 1))
 
 
@@ -72,7 +73,7 @@ def classes_change_figure(
     rows = differences.filter((pl.col("scope") == "class") & (pl.col("metric") == metric))
     order = rows.filter(pl.col("precision") == focus).sort("delta", maintain_order=True)["name"].to_list()
     order = (order or rows["name"].unique(maintain_order=True).to_list())[:limit]
-    figure = _forest(rows, "name", order, focus=focus, title=f"change of {metric} against {reference.upper()}")
+    figure = _forest(rows, "name", order, focus=focus, title=f"change of {metric} against {format_label(reference)}")
     if selected in order:
         figure.add_hrect(
             y0=order.index(selected) - 0.5, y1=order.index(selected) + 0.5, fillcolor=INK, opacity=0.18, line_width=0,
@@ -409,7 +410,7 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=part["delta"],
             y=part["row"],
-            name=precision.upper(),
+            name=format_label(precision),
             orientation="h",
             mode="markers",
             marker={"color": style.color, "symbol": style.symbol, "size": 11},

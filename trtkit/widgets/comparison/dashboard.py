@@ -12,6 +12,7 @@ from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError
 from trtkit.html import render, table_html
 from trtkit.plotting.comparison import accuracy_figure, classes_change_figure, latency_figure, size_figure
+from trtkit.recipe import format_label
 from trtkit.widgets.comparison.state import (
     DashboardState,
     compare_demo_model,
@@ -108,15 +109,15 @@ def render_summary_table(state: DashboardState) -> str:
     marked = {row: "trtkit-marked" for row, name in enumerate(frame["precision"]) if name == state.precision}
     runners = ", ".join(state.comparison.rows["runner"].unique(maintain_order=True))
     runtime = "" if state.comparison.rows["engine"].all() else "; these latencies are not TensorRT's"
-    caption = f"Changes against {state.reference.upper()}; batch {state.batch}, {runners}{runtime}"
+    caption = f"Changes against {format_label(state.reference)}; batch {state.batch}, {runners}{runtime}"
     return table_html(frame, caption=caption, headings=headings, digits=digits, row_classes=marked)
 
 
 def render_classes_table(state: DashboardState) -> str:
     """One row per class, the largest loss first; the selected one is marked."""
     frame = state.class_frame()
-    headings = {"name": "class", "instances": "labels", "reference": state.reference.upper(),
-                "value": state.precision.upper(), "delta": "change", "interval": "95 % confidence interval",
+    headings = {"name": "class", "instances": "labels", "reference": format_label(state.reference),
+                "value": format_label(state.precision), "delta": "change", "interval": "95 % confidence interval",
                 "significant": "significant (95 %)"}  # fmt: skip
     digits = dict.fromkeys(("reference", "value", "delta"), 4)
     marked = {row: "trtkit-marked" for row, name in enumerate(frame["name"]) if name == state.class_name}
@@ -127,11 +128,10 @@ def render_classes_table(state: DashboardState) -> str:
 def render_changes_table(state: DashboardState) -> str:
     """Number of lost and gained objects and of false positives added and removed."""
     if state.precision == state.reference:
-        return render_note(f"{state.reference.upper()} is the reference: changes are measured against it.")
+        return render_note(f"{format_label(state.reference)} is the reference: changes are measured against it.")
     of_class = f" of class {state.class_name}" if state.class_name else ""
-    caption = (
-        f"Object changes of {state.precision.upper()}{of_class} at confidence {CONF}; tk.gallery(comparison) shows them"
-    )
+    label = format_label(state.precision)
+    caption = f"Object changes of {label}{of_class} at confidence {CONF}; tk.gallery(comparison) shows them"
     return table_html(state.change_counts().rename({"explanation": ""}), caption=caption)
 
 
@@ -166,7 +166,7 @@ class Dashboard(ComparisonWidget):
         narrow = ipywidgets.Layout(width=NARROW_WIDTH)
         self.precision = make_control(
             ipywidgets.ToggleButtons, "Precision", "The precision to highlight in every figure and table",
-            name="precision", options=[(name.upper(), name) for name in state.precisions], value=state.precision,
+            name="precision", options=[(format_label(name), name) for name in state.precisions], value=state.precision,
             style={**SHORT_LABEL, "button_width": "6rem"},
         )  # fmt: skip
         self.class_name = make_control(

@@ -12,6 +12,7 @@ import ipywidgets
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError
 from trtkit.html import render
+from trtkit.recipe import format_label
 from trtkit.widgets.comparison.dashboard import ALL_CLASSES, ComparisonWidget
 from trtkit.widgets.comparison.state import CHANGES, GalleryState, list_compared_precisions
 from trtkit.widgets.ui.controls import (
@@ -96,7 +97,7 @@ class Gallery(ComparisonWidget):
         self.precision = make_control(
             ipywidgets.ToggleButtons, "Precision", "The precision whose changes against the reference are shown",
             name="precision", value=state.precision, style={**SHORT_LABEL, "button_width": "6rem"},
-            options=[(name.upper(), name) for name in list_compared_precisions(comparison)],
+            options=[(format_label(name), name) for name in list_compared_precisions(comparison)],
         )  # fmt: skip
         names = list(comparison.classes["name"].unique(maintain_order=True))
         self.class_name = make_control(
