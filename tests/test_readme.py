@@ -1,10 +1,12 @@
 """What the README shows can be done: its commands parse, its Python names what is there, its files exist."""
 
 import ast
+import importlib
 import inspect
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,16 @@ def test_the_table_names_what_is_there():
         for part in function.split("."):
             member = getattr(member, part)
         assert callable(member)
+
+
+def test_the_list_of_families_is_the_one_of_the_tests():
+    sys.path.insert(0, str(ROOT / "tests" / "models"))
+    families = importlib.import_module("families")
+    assert README.partition(families.BEGIN)[2].partition(families.END)[0] == families.render_table()
+    names = [name for name, _ in families.NAMES.items()]
+    structures = json.loads((ROOT / "tests" / "models" / "references" / "structures.json").read_text())
+    # Every listed network is one whose weights test_models_yolo.py compares.
+    assert set(names) <= set(structures)
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "docs/benchmarks.md"])

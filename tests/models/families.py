@@ -1,9 +1,13 @@
-"""The families of checkpoints that trtkit loads: one table for the tests, the references and the README's list."""
+"""The families of checkpoints that trtkit loads: one table for the tests, the references and the README's list.
+
+`python tests/models/families.py` writes the list into the README.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 TASKS = {"": "detect", "-seg": "segment", "-cls": "classify", "-pose": "pose", "-obb": "obb"}
@@ -151,3 +155,46 @@ STORED = (*(name for family in FAMILIES for name in family.stored), *SMALL)
 
 GAINS = {"yolo12n": 1.0, "yolo12n-cls": 1.0, "small-yolov9e": 1.1}
 """`deterministic_weights`' gain where the default lets sums of many layers grow until all scores are 0 or 1."""
+
+
+# The README's list.
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+BEGIN, END = "<!-- families: python tests/models/families.py -->\n", "<!-- /families -->"
+
+
+def render_table() -> str:
+    """The families as a Markdown table: what the tests of `test_models_yolo.py` load, and whose outputs they compare."""
+    rows: dict[tuple[str, str, bool], list[tuple[str, tuple[str, ...]]]] = {}
+    for title in dict.fromkeys(family.title for family in FAMILIES):
+        families = [family for family in FAMILIES if family.title == title]
+        sizes = families[0].sizes
+        tasks = [
+            TASKS[task] + ("" if family.sizes == sizes else f" ({', '.join(family.sizes)})")
+            for family in families
+            for task in family.tasks
+        ]
+        stored = tuple(name for family in families for name in family.stored)
+        key = (
+            ", ".join(size.strip("-") or "base" for size in sizes),
+            "all five" if len(tasks) == len(TASKS) else ", ".join(tasks),
+            bool(stored),
+        )
+        rows.setdefault(key, []).append((title, stored))
+    lines = ["| families | sizes | tasks | outputs compared |", "|---|---|---|---|"]
+    for (sizes_text, tasks_text, _), members in rows.items():
+        names = [name for _, stored in members for name in stored]
+        compared = ", ".join(f"`{name}`" for name in names) if len(names) <= 5 else f"{len(names)} networks"
+        titles = ", ".join(title for title, _ in members)
+        lines.append(f"| {titles} | {sizes_text} | {tasks_text} | {compared or 'weights only'} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_readme() -> None:
+    """Put the table between its two marks in the README."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}{render_table()}{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_readme()
