@@ -141,6 +141,9 @@ def test_settings_change_state_and_code_and_survive_going_forth_and_back(on: Any
     page.keep.value = "/model.23/*\n\n b "
     page.workspace.value, page.output.value = "1.5", "mine.engine"
     page.nms.value, page.simplify.value, page.isolate.value = True, False, True
+    # The embedded model is a YOLO11.
+    assert page.end2end.disabled
+    assert "one-to-one" in page.end2end_reason.value
     expected = Recipe(
         model=str(demo.model_path()), half=True, backend="tensorrt_rtx", device="sm86", imgsz=(320, 640), batch=4,
         opt_level=2, dynamic=True, keep=("/model.23/*", "b"), workspace=1.5, output="mine.engine", nms=True,
