@@ -4,8 +4,8 @@
 
 Scenes: `make_scenes.py scenes --train 512 --val 300 --seed 1002`, with copies of the images beside each task's labels.
 Ultralytics' files (optional) are its dense exports, `yolo export model=NAME.pt format=onnx`. ONNX Runtime evaluates all
-graphs on the same images; INT8 is the default of `export(int8=True)`. Writes `results/newer_losses.{json,md}`; a run for
-some models keeps the rows of the others.
+graphs on the same images; INT8 is the default of `export(int8=True)`. Writes `results/newer_losses.{json,md}`; a run
+for some models keeps the rows of the others.
 """
 
 from __future__ import annotations

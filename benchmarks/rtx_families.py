@@ -43,33 +43,17 @@ def list_networks() -> list[tuple[str, str]]:
     ]
 
 
-def load_network(name: str) -> tk.Model:
-    """A network with deterministic weights, as from a checkpoint."""
-    sys.path[:0] = [str(TESTS / "models"), str(TESTS / "support")]
-    import torch
-    from deterministic_weights import GAIN, deterministic_weights
-    from families import GAINS
-
-    from trtkit.models.checkpoint import Checkpoint
-    from trtkit.models.torch_model import from_checkpoint
-    from trtkit.models.yolo import build_model
-
-    structures = json.loads((TESTS / "models" / "references" / "structures.json").read_text())
-    yaml = structures[name]["yaml"]
-    shapes = {key: tuple(value.shape) for key, value in build_model(yaml).state_dict().items()}
-    weights = deterministic_weights(shapes, GAINS.get(name, GAIN))
-    tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
-    return from_checkpoint(Checkpoint(yaml=yaml, weights=tensors), None, imgsz=SIDE)
-
-
 def build_all(name: str) -> None:
     """Build one network in every precision and shape; a JSON line for each."""
+    sys.path.insert(0, str(TESTS / "support"))
+    from networks import load_network
+
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
         for index, image in enumerate(images):
             cv2.imwrite(str(folder / f"{index}.png"), image)
-        models = [load_network(name)]
+        models = [load_network(name, SIDE)]
         try:
             models.append(models[0].with_end2end())
         except TrtkitError as error:

@@ -6,24 +6,18 @@ The networks are YOLO11n's with weights made from their names: what builds and f
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
-from deterministic_weights import deterministic_weights
+from networks import load_network
 
 import trtkit as tk
 from trtkit import backends, demo
 from trtkit.graph.torch_export import trace
-from trtkit.models.checkpoint import Checkpoint
-from trtkit.models.torch_model import from_checkpoint
-from trtkit.models.yolo import build_model
 
 pytest.importorskip("tensorrt_rtx")
-SOURCES = Path(__file__).resolve().parents[1] / "models"
 SIDE = 64
 ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 
@@ -31,11 +25,7 @@ ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "cla
 @functools.cache
 def model(task: str, dynamic: bool) -> tk.Model:
     """The network as an ONNX graph: traced and simplified once for all precisions."""
-    structures = json.loads((SOURCES / "references" / "structures.json").read_text())
-    yaml = structures[f"yolo11n{ENDINGS[task]}"]["yaml"]
-    shapes = {name: tuple(value.shape) for name, value in build_model(yaml).state_dict().items()}
-    weights = {name: torch.from_numpy(value) for name, value in deterministic_weights(shapes).items()}
-    loaded = from_checkpoint(Checkpoint(yaml=yaml, weights=weights), None, imgsz=SIDE)
+    loaded = load_network(f"yolo11n{ENDINGS[task]}", SIDE)
     return tk.load(trace(loaded, batch=2, dynamic=dynamic))
 
 
@@ -82,3 +72,44 @@ def test_every_task_builds_in_every_precision(task: str, precision: str, dynamic
     # Every convolution is in the table by its ONNX node, and most compute in the requested precision.
     assert len(convolutions) > 15
     assert weighted[precision] > 0.5 * len(convolutions), counts
+
+
+SAMPLE = [
+    ("yolo26n-obb", True, "int8", True),
+    ("yolo26n-pose", True, "fp16", True),
+    ("yolo26n-seg", False, "int8", False),
+    ("yolov10n", True, "int8", False),
+    ("yolo12n", False, "fp16", True),
+    ("small-yolov9e", False, "int8", True),
+    ("small-rtdetr", False, "int8", True),
+    ("small-rtdetr", False, "fp16", False),
+]
+"""A sample of `benchmarks/rtx_families.py`, which builds all of it: network, end-to-end, precision, dynamic."""
+
+
+@pytest.mark.parametrize(("name", "end2end", "precision", "dynamic"), SAMPLE)
+def test_other_families_build(name: str, end2end: bool, precision: str, dynamic: bool, tmp_path: Path) -> None:
+    network = load_network(name, SIDE)
+    if end2end:
+        network = network.with_end2end()
+    int8 = precision == "int8"
+    artifact = tk.export(
+        network,
+        half=not int8,
+        int8=int8,
+        calibration=tk.calibrate(network, demo.data_path().parent / "images" / "train", calibration_images=2)
+        if int8
+        else None,
+        dynamic=dynamic,
+        batch=2,
+        backend="tensorrt_rtx",
+        device="sm89",
+        output=tmp_path / "m.engine",
+    )
+    file = backends.read_engine(artifact.path)
+    assert file.passport is not None
+    assert (file.passport.precision, file.passport.dynamic) == (precision, dynamic)
+    assert file.info().output_format == network.output_format
+    assert file.metadata["end2end"] == end2end
+    shares = dict(backends.layer_frame(file.passport.layers).group_by("precision").len().iter_rows())
+    assert shares.get(precision, 0) > 10, shares

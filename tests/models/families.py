@@ -164,7 +164,7 @@ BEGIN, END = "<!-- families: python tests/models/families.py -->\n", "<!-- /fami
 
 
 def render_table() -> str:
-    """The families as a Markdown table: what the tests of `test_models_yolo.py` load, and whose outputs they compare."""
+    """The families as a Markdown table: what `test_models_yolo.py` loads, and whose outputs it compares."""
     rows: dict[tuple[str, str, bool], list[tuple[str, tuple[str, ...]]]] = {}
     for title in dict.fromkeys(family.title for family in FAMILIES):
         families = [family for family in FAMILIES if family.title == title]

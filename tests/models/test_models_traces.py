@@ -11,8 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from deterministic_weights import GAIN, deterministic_input, deterministic_weights
-from families import GAINS, STORED
+from deterministic_weights import deterministic_input, deterministic_weights
+from families import STORED
+from networks import load_network
 from raising import raises
 
 from trtkit.errors import CheckpointError
@@ -36,16 +37,6 @@ TRACED = [
 ]
 
 
-def load_model(name: str) -> Model:
-    """A model with deterministic weights, as from a checkpoint."""
-    yaml = STRUCTURES[name]["yaml"]
-    shapes = {key: tuple(value.shape) for key, value in build_model(yaml).state_dict().items()}
-    weights = {
-        key: torch.from_numpy(value) for key, value in deterministic_weights(shapes, GAINS.get(name, GAIN)).items()
-    }
-    return from_checkpoint(Checkpoint(yaml=yaml, weights=weights), None)
-
-
 def run(proto: onnx.ModelProto, images: np.ndarray) -> list[np.ndarray]:
     onnx.checker.check_model(proto, full_check=True)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -67,7 +58,7 @@ def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize("name", TRACED)
 def test_graphs_give_the_outputs_of_the_module(name: str) -> None:
-    model = load_model(name)
+    model = load_network(name)
     # Traced at one size, run at another one.
     dynamic = trace(model, imgsz=(64, 128), dynamic=True)
     assert {entry.version for entry in dynamic.opset_import} == {17}
@@ -83,7 +74,7 @@ def test_graphs_give_the_outputs_of_the_module(name: str) -> None:
 
 
 def test_a_calibration_of_rtdetr_fits_static_and_dynamic_graphs() -> None:
-    model = load_model("small-rtdetr")
+    model = load_network("small-rtdetr")
     static, dynamic = trace(model, imgsz=(64, 128)), trace(model, imgsz=(64, 128), dynamic=True)
     assert plan_qdq(static).tensors == plan_qdq(dynamic).tensors
 
@@ -103,14 +94,14 @@ def test_rtdetr_loads_with_the_stride_that_ultralytics_writes() -> None:
 
 
 def test_rtdetr_has_its_preprocessing_and_output_format() -> None:
-    model = load_model("small-rtdetr")
+    model = load_network("small-rtdetr")
     assert (model.task, model.output_format, model.preprocess) == ("detect", DETR_QUERIES, Preprocess(kind="stretch"))
     shape = trace(model, imgsz=(64, 128), dynamic=True).graph.output[0].type.tensor_type.shape
     assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["batch", 40, 9]
 
 
 def test_a_dynamic_rtdetr_fills_up_where_the_image_has_fewer_positions_than_queries() -> None:
-    model = load_model("small-rtdetr")
+    model = load_network("small-rtdetr")
     images = deterministic_input(2, 32, 32)
     expected = run_module(model, images)[0]
     assert expected.shape == (2, 20, 9)
@@ -122,7 +113,7 @@ def test_a_dynamic_rtdetr_fills_up_where_the_image_has_fewer_positions_than_quer
 
 @pytest.fixture(scope="module")
 def rtdetr() -> tuple[onnx.ModelProto, GraphIndex]:
-    proto = trace(load_model("small-rtdetr"), imgsz=(64, 128))
+    proto = trace(load_network("small-rtdetr"), imgsz=(64, 128))
     return proto, GraphIndex(proto)
 
 
