@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from trtkit.evaluation.latency import benchmark as benchmark
     from trtkit.exporter import Artifact as Artifact
     from trtkit.exporter import export as export
-    from trtkit.inspection.engine_diff import summarize_layers as summarize_layers
-    from trtkit.inspection.layer_table import LayerTable as LayerTable
-    from trtkit.inspection.layer_table import precision_shares_figure as precision_shares_figure
-    from trtkit.inspection.layer_table import read_layers as read_layers
+    from trtkit.inspection import LayerTable as LayerTable
+    from trtkit.inspection import precision_shares_figure as precision_shares_figure
+    from trtkit.inspection import read_layers as read_layers
+    from trtkit.inspection import summarize_layers as summarize_layers
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
     from trtkit.plotting.comparison import losses_figure as losses_figure
@@ -71,7 +71,7 @@ _HOMES: dict[str, str | None] = {
     "Evaluation": "trtkit.evaluation.evaluation",
     "Event": "trtkit.progress",
     "Int8Evaluation": "trtkit.tuning.int8_evaluation",
-    "LayerTable": "trtkit.inspection.layer_table",
+    "LayerTable": "trtkit.inspection",
     "Model": "trtkit.models.model",
     "Passport": "trtkit.backends.engine_file",
     "ProgressLine": "trtkit.plotting.notebook",
@@ -97,11 +97,11 @@ _HOMES: dict[str, str | None] = {
     "load": "trtkit.models",
     "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",
-    "precision_shares_figure": "trtkit.inspection.layer_table",
-    "read_layers": "trtkit.inspection.layer_table",
+    "precision_shares_figure": "trtkit.inspection",
+    "read_layers": "trtkit.inspection",
     "search": "trtkit.tuning.search_loop",
     "sensitivity": "trtkit.tuning.sensitivity",
-    "summarize_layers": "trtkit.inspection.engine_diff",
+    "summarize_layers": "trtkit.inspection",
     "sweep": "trtkit.tuning.sweep",
     "tuner": "trtkit.widgets.tuner.tuner",
     "wizard": "trtkit.widgets.wizard.wizard",

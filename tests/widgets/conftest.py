@@ -12,7 +12,7 @@ from trtkit import demo
 from trtkit.calibration import Calibration
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.comparison.comparison import Comparison
-from trtkit.inspection.layer_table import LayerTable, read_layers
+from trtkit.inspection import LayerTable, read_layers
 from trtkit.results import Provenance
 from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
 from trtkit.tuning.search import Search

@@ -9,7 +9,7 @@ import pytest
 
 import trtkit as tk
 from trtkit.errors import DataError, EngineError, RecipeError
-from trtkit.inspection.layer_table import LayerTable, read_layers
+from trtkit.inspection import LayerTable, read_layers
 from trtkit.widgets.explorer import explorer as explorer_module
 from trtkit.widgets.explorer.explorer import Explorer
 from trtkit.widgets.explorer.state import ExplorerState, explain_untimed, find_demo_engines

@@ -13,7 +13,7 @@ import pytest
 import trtkit as tk
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.comparison.comparison import Comparison
-from trtkit.inspection.layer_table import LayerTable, read_layers
+from trtkit.inspection import LayerTable, read_layers
 from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.sensitivity import Sensitivity
 from trtkit.widgets.comparison.state import CHANGES

@@ -9,7 +9,7 @@ import ipywidgets
 
 from trtkit.errors import DataError
 from trtkit.html import facts_html, render, table_html
-from trtkit.inspection.layer_table import precision_shares_figure, read_layers
+from trtkit.inspection import precision_shares_figure, read_layers
 from trtkit.plotting.engine import engine_diff_figure
 from trtkit.widgets.explorer.state import (
     ORDERS,

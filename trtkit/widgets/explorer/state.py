@@ -10,8 +10,16 @@ from typing import Any
 import polars as pl
 
 from trtkit.errors import CapabilityError, RecipeError, TrtkitError
-from trtkit.inspection.engine_diff import WEIGHTED_NODE, align_engines, original_nodes, summarize_diff, summarize_layers
-from trtkit.inspection.layer_table import LayerTable, layer_kinds, read_layers
+from trtkit.inspection import (
+    WEIGHTED_NODE,
+    LayerTable,
+    align_engines,
+    layer_kinds,
+    original_nodes,
+    read_layers,
+    summarize_diff,
+    summarize_layers,
+)
 from trtkit.progress import CancelToken, Progress, Reporter
 
 __all__ = ["ORDERS", "ExplorerState", "build_demo_engines", "explain_untimed", "find_demo_engines", "time_layers"]

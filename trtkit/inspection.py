@@ -1,20 +1,44 @@
-"""Engine diff: the layers of two engines of one model aligned by their ONNX nodes, and summaries in sentences."""
+"""Inspection of engines: layer tables, two engines aligned by their ONNX nodes, and summaries in sentences."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from trtkit.errors import DataError, EngineError
+from trtkit.files import atomic_write
 from trtkit.graph.analysis import DisjointSets, block_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import plotly.graph_objects as go
 
-    from trtkit.inspection.layer_table import LayerTable
+__all__ = [
+    "NO_NODE",
+    "WEIGHTED_NODE",
+    "LayerTable",
+    "align_engines",
+    "layer_kinds",
+    "original_nodes",
+    "precision_shares_figure",
+    "read_layers",
+    "summarize_diff",
+    "summarize_layers",
+]
 
-__all__ = ["NO_NODE", "WEIGHTED_NODE", "align_engines", "original_nodes", "summarize_diff", "summarize_layers"]
+NEEDED = ("name", "type", "onnx_nodes", "precision", "reformat", "ms")
+"""Columns that every layer frame has; `trtkit.backends.layer_frame` lists them all."""
+
+FACTS = ("tensorrt", "gpu", "sm", "precision", "batch", "imgsz", "dynamic", "build_seconds", "plan_size", "created")
+
+OPTIONAL: dict[str, Any] = {
+    **dict.fromkeys(("input_precision", "output_precision", "tactic", "shape"), pl.String),
+    **dict.fromkeys(("inputs", "outputs"), pl.List(pl.String)),
+}
 
 WEIGHTED_NODE = re.compile(r"(?:^|[/_.])(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$")
 """Names of nodes with weights or products, as exporters spell them."""
@@ -24,7 +48,7 @@ ADDED_NODE = re.compile(r"_(QuantizeLinear|DequantizeLinear)(_\d+)?$|_cast$|^trt
 
 NO_NODE = "(no ONNX node)"
 
-SCHEMA: dict[str, Any] = {
+DIFF_SCHEMA: dict[str, Any] = {
     "node": pl.String,
     "block": pl.String,
     "nodes": pl.List(pl.String),
@@ -41,6 +65,189 @@ SLOWEST_SHARE = 0.5
 
 LISTED_LAYERS = 3
 """Largest number of layers named in a sentence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LayerTable:
+    """The layers of one engine.
+
+    Attributes:
+        name: Name of the engine.
+        frame: As `trtkit.backends.layer_frame`, with `share` of the total latency, 0..1, null if layers were not timed.
+        facts: Facts of the engine's passport by name; {} if there is none.
+        untimed_reason: Why there are no latencies, "" if there are.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    untimed_reason: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether layers were timed."""
+        return not self.untimed_reason
+
+    @property
+    def total(self) -> float | None:
+        """Sum of the layers' latencies, ms; a run with overlapping layers takes less. None if they were not timed."""
+        return float(self.frame["ms"].sum()) if self.timed else None
+
+    def by_precision(self) -> pl.DataFrame:
+        """The share of each precision in the engine.
+
+        Returns:
+            One row per precision, with reformats as "reformat": `precision`, `layers`, `ms`, `share` (of the latency,
+            or of the layers if they were not timed), the largest share first.
+        """
+        rows = self.frame.with_columns(precision=layer_kinds(self.frame))
+        rows = rows.group_by("precision").agg(layers=pl.len().cast(pl.Int64), ms=pl.col("ms").sum())
+        weight = pl.col("ms" if self.timed else "layers")
+        rows = rows.with_columns(share=weight / weight.sum())
+        if not self.timed:
+            rows = rows.with_columns(ms=pl.lit(None, pl.Float64))
+        return rows.sort("share", "precision", descending=[True, False])
+
+    def plot(self, *, selected: int | None = None, highlighted: pl.Series | None = None) -> go.Figure:
+        """Layers in execution order: their latency if they were timed, else their precision alone.
+
+        Args:
+            selected: `index` of the layer to mark.
+            highlighted: Which rows stand out, as booleans; None highlights all.
+        """
+        from trtkit.plotting.engine import layers_figure
+
+        frame = self.frame.with_columns(kind=layer_kinds(self.frame))
+        return layers_figure(frame, timed=self.timed, selected=selected, highlighted=highlighted)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the frame as parquet, to be read where the engine can't run.
+
+        Returns:
+            The file.
+
+        Raises:
+            OutputError: The file can't be written.
+        """
+        with atomic_write(path) as temporary:
+            self.frame.drop("share").write_parquet(temporary)
+        return Path(path)
+
+
+def layer_kinds(frame: pl.DataFrame) -> pl.Series:
+    """The precision of each layer, "reformat" for reformats and "untyped" if TensorRT names none.
+
+    Args:
+        frame: `LayerTable.frame`.
+    """
+    kind = pl.when("reformat").then(pl.lit("reformat")).otherwise(pl.col("precision").fill_null("untyped"))
+    return frame.select(kind=kind)["kind"]
+
+
+def precision_shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
+    """The share of each precision in each engine: of the latency if all were timed, else of the layers.
+
+    Args:
+        tables: One table per engine.
+    """
+    from trtkit.plotting.engine import shares_figure
+
+    rows = pl.concat([table.by_precision().with_columns(engine=pl.lit(table.name)) for table in tables])
+    return shares_figure(rows, timed=all(table.timed for table in tables))
+
+
+def read_layers(source: Any, *, runs: int = 0, name: str = "") -> LayerTable:
+    """The layers of an engine.
+
+    Args:
+        source: An engine file of trtkit (no GPU needed), an `Artifact`, an open runner, a layer frame, a parquet file
+            of one, or a `LayerTable`, which is returned.
+        runs: Runs over which each layer of an open runner is timed; 0 does not time. Only runners can be timed.
+        name: Name of the engine; "" takes the file's.
+
+    Raises:
+        EngineError: The engine has no layer table, or can't be read.
+        DataError: The frame is not a layer table, or its file can't be read.
+    """
+    if isinstance(source, LayerTable):
+        return source
+    if isinstance(source, pl.DataFrame):
+        return _make_table(source, name or "layers", {}, "the frame has none")
+    if callable(getattr(source, "layers", None)):
+        facts = {"runner": source.name, "precision": source.precision, "batch": source.batch}
+        return _make_table(source.layers(runs=runs), name or source.name, facts, "layers were not timed (runs=0)")
+    path = Path(getattr(source, "path", source))
+    if path.suffix == ".parquet":
+        return _make_table(_read_parquet(path), name or path.stem, {}, f"{path.name} has none")
+    if path.suffix.lower() in (".onnx", ".pt", ".pth"):
+        raise EngineError(
+            f"read the layers of {path}",
+            "it is not an engine",
+            "export it with format='engine' first",
+            code="layers-not-an-engine",
+            path=str(path),
+        )
+    return _read_engine_layers(path, name)
+
+
+def _read_engine_layers(path: Path, name: str) -> LayerTable:
+    from trtkit.backends import layer_frame, read_engine
+
+    passport = read_engine(path).passport
+    asked = f"read the layers of {path}"
+    if passport is None:
+        raise EngineError(
+            asked,
+            "trtkit did not build it, so it has no layer table",
+            "open it with trtkit.open() where it runs, and pass the runner or a saved frame of its .layers()",
+            code="layers-foreign-engine",
+            path=str(path),
+        )
+    if not passport.layers:
+        raise EngineError(
+            asked,
+            "its builder gave no layer table",
+            "open it where it runs, and pass the runner",
+            code="layers-missing",
+            path=str(path),
+        )
+    facts = {key: getattr(passport, key) for key in FACTS if getattr(passport, key) not in ("", None)}
+    reason = "the file has no latencies; they need a run on its GPU: open(...).layers(runs=50)"
+    return _make_table(layer_frame(passport.layers), name or path.stem, facts, reason)
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    asked = f"read the layers in {path}"
+    if not path.is_file():
+        raise DataError(asked, "the file does not exist", "check the path", code="layers-file-missing", path=str(path))
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            asked, f"it is not a parquet file ({error})", "save it again", code="layers-file-damaged", path=str(path)
+        ) from error
+
+
+def _make_table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untimed_reason: str) -> LayerTable:
+    missing = [column for column in NEEDED if column not in frame.columns]
+    if missing or frame.is_empty():
+        raise DataError(
+            f"read the layers of {name}",
+            f"the frame has no column {missing[0]!r}" if missing else "the frame is empty",
+            "pass a frame of runner.layers() or trtkit.backends.layer_frame",
+            code="layers-frame-invalid",
+            names=missing,
+        )
+    complete = frame.with_columns(
+        pl.lit(None, kind).alias(column) for column, kind in OPTIONAL.items() if column not in frame.columns
+    ).drop("index", strict=False)
+    complete = complete.with_row_index("index").with_columns(pl.col("ms").cast(pl.Float64))
+    # A profiler leaves out layers that launch nothing: their latency is 0.
+    timed = complete["ms"].is_not_null().any()
+    if timed:
+        complete = complete.with_columns(pl.col("ms").fill_null(0.0))
+    complete = complete.with_columns(share=pl.col("ms") / pl.col("ms").sum())
+    return LayerTable(name=name, frame=complete, facts=facts, untimed_reason="" if timed else untimed_reason)
 
 
 def align_engines(first: LayerTable, second: LayerTable) -> pl.DataFrame:
@@ -78,7 +285,7 @@ def align_engines(first: LayerTable, second: LayerTable) -> pl.DataFrame:
         rows.append({**_make_row(without_node, sides, (first, second)), "node": NO_NODE, "block": NO_NODE})
     for row in rows:
         del row["order"]
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=DIFF_SCHEMA)
 
 
 def original_nodes(nodes: Iterable[str] | None) -> list[str]:

@@ -8,9 +8,16 @@ import pytest
 from layer_rows import FP16_LAYERS, INT8_LAYERS, layer_rows
 
 from trtkit.errors import DataError, EngineError
-from trtkit.inspection import LayerTable, align_engines, read_layers
-from trtkit.inspection.engine_diff import NO_NODE, original_nodes, summarize_diff, summarize_layers
-from trtkit.inspection.layer_table import precision_shares_figure
+from trtkit.inspection import (
+    NO_NODE,
+    LayerTable,
+    align_engines,
+    original_nodes,
+    precision_shares_figure,
+    read_layers,
+    summarize_diff,
+    summarize_layers,
+)
 from trtkit.plotting.engine import engine_diff_figure
 
 
