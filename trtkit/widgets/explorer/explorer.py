@@ -28,8 +28,7 @@ from trtkit.widgets.ui.controls import (
     make_control,
     render_note,
 )
-from trtkit.widgets.ui.figure import ClickableFigure
-from trtkit.widgets.ui.static_output import JobWidget, make_section_title, render_scrollable, render_text
+from trtkit.widgets.ui.output import ClickableFigure, JobWidget, make_section_title, render_scrollable, render_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

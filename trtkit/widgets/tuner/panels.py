@@ -23,8 +23,7 @@ from trtkit.widgets.ui.controls import (
     make_button,
     make_control,
 )
-from trtkit.widgets.ui.figure import ClickableFigure
-from trtkit.widgets.ui.static_output import make_section_title, render_scrollable, render_text
+from trtkit.widgets.ui.output import ClickableFigure, make_section_title, render_scrollable, render_text
 
 __all__ = ["AssignmentsPanel", "LayersPanel", "RangesPanel"]
 

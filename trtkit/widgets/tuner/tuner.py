@@ -22,7 +22,7 @@ from trtkit.widgets.tuner.actions import TunerInputs, prepare_tuner, resolve_cal
 from trtkit.widgets.tuner.panels import PROBE_IMAGES, AssignmentsPanel, LayersPanel, RangesPanel
 from trtkit.widgets.tuner.state import TunerState
 from trtkit.widgets.ui.controls import catch_errors, render_note
-from trtkit.widgets.ui.static_output import JobWidget
+from trtkit.widgets.ui.output import JobWidget
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

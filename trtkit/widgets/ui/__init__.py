@@ -1,1 +1,1 @@
-"""Building blocks of the widgets: controls, figures, jobs, static output."""
+"""Building blocks of the widgets: controls, jobs, output."""

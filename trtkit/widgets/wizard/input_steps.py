@@ -11,8 +11,8 @@ from markupsafe import Markup
 from trtkit import demo
 from trtkit.html import facts_html, render, table_html
 from trtkit.widgets.ui.controls import Collapsible, Option, OptionGroup, make_button, make_control, render_note
-from trtkit.widgets.ui.figure import FigureOutput
 from trtkit.widgets.ui.jobs import Job, JobView
+from trtkit.widgets.ui.output import FigureOutput
 from trtkit.widgets.wizard.actions import examine_images, read_model
 from trtkit.widgets.wizard.options import device_options, precision_options, target_options
 from trtkit.widgets.wizard.state import WizardState

@@ -9,8 +9,8 @@ import ipywidgets
 from trtkit.errors import TrtkitError
 from trtkit.html import facts_html, render
 from trtkit.widgets.ui.controls import Collapsible, format_error, make_button, make_control, render_note
-from trtkit.widgets.ui.figure import FigureOutput
 from trtkit.widgets.ui.jobs import JobView
+from trtkit.widgets.ui.output import FigureOutput
 from trtkit.widgets.wizard.actions import build, find_eval_data, measure
 from trtkit.widgets.wizard.input_steps import SHORT, WIDE, Step, StepHost, render_reason
 from trtkit.widgets.wizard.state import WizardState
