@@ -11,9 +11,11 @@ for some models keeps the rows of the others.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from records import about, earlier, line_of, table, write
 
 import trtkit as tk
@@ -28,18 +30,18 @@ MODELS = {
 }
 
 
-def measure(model: Any, data: Path) -> dict[str, Any]:
-    """FP32, INT8 and the loss with its interval."""
-    found = tk.evaluate_int8(model, data)
-    return {
-        "metric": found.metric,
-        "fp32": found.value_float,
-        "int8": found.value,
-        "loss": found.loss,
-        "loss_low": found.loss_low,
-        "loss_high": found.loss_high,
-        "images": found.image_count,
-    }
+def measure(model: Any, data: Path, folder: Path) -> list[dict[str, Any]]:
+    """Each metric in FP32 and INT8, and its change with the interval."""
+    found = tk.compare(
+        model, data, precisions=("fp32", "int8"), build=False, runs=1, seconds=0.01, output=folder, overwrite=True
+    )
+    chosen = (pl.col("precision") == "int8") & (pl.col("scope") == "all")
+    rows = found.differences.filter(chosen & pl.col("metric").str.starts_with("mAP50-95"))
+    images = found.images["path"].n_unique()
+    return [
+        {key: row[key] for key in ("metric", "reference", "value", "delta", "low", "high")} | {"images": images}
+        for row in rows.to_dicts()
+    ]
 
 
 def page(record: dict[str, Any]) -> list[str]:
@@ -48,9 +50,9 @@ def page(record: dict[str, Any]) -> list[str]:
             row["model"],
             row["source"],
             row["metric"],
-            f"{row['fp32']:.4f}",
-            f"{row['int8']:.4f}",
-            f"{row['loss']:+.4f} ({row['loss_low']:+.4f} to {row['loss_high']:+.4f})",
+            f"{row['reference']:.4f}",
+            f"{row['value']:.4f}",
+            f"{-row['delta']:+.4f} ({-row['high']:+.4f} to {-row['low']:+.4f})",
         ]
         for row in record["rows"]
     ]
@@ -87,9 +89,10 @@ def main() -> None:
         if words.ultralytics is not None:
             sources["Ultralytics' dense ONNX"] = tk.load(words.ultralytics / f"{name}.onnx")
         for source, model in sources.items():
-            row = {"model": name, "source": source, **measure(model, data)}
-            print(row, flush=True)
-            rows.append(row)
+            with tempfile.TemporaryDirectory() as folder:
+                for row in measure(model, data, Path(folder)):
+                    print(name, source, row, flush=True)
+                    rows.append({"model": name, "source": source, **row})
     rows.sort(key=lambda row: list(MODELS).index(row["model"]))
     record = {"about": about(command), "rows": rows}
     write("newer_losses", record, page(record))

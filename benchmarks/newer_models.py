@@ -102,7 +102,7 @@ def child(words: argparse.Namespace) -> None:
     try:
         facts = build_and_compare(words.models, words.scenes, words.precision, words.end2end, folder, words.opt_level)
     except TrtkitError as error:
-        facts = {"error": error.code, "text": str(error), "trace": traceback.format_exc(limit=3)}
+        facts = {"error": error.code, "text": str(error), "trace": traceback.format_exc(limit=5)}
     write_json(folder / "facts.json", facts)
 
 
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=8, help="Builds at once on each GPU.")
     parser.add_argument("--opt-level", type=int, default=1, help="TensorRT's optimization level.")
     parser.add_argument("--seconds", type=float, help="Stop after so long; what was not built is missing.")
+    parser.add_argument("--only", nargs="*", default=list(MODELS), help="Names of models.")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     parser.add_argument("--end2end", action="store_true", help=argparse.SUPPRESS)
@@ -169,7 +170,8 @@ def main() -> None:
     programs, keys = [], []
     # FP16 builds take longest: first.
     for precision in PRECISIONS:
-        for name, task in MODELS.items():
+        for name in words.only:
+            task = MODELS[name]
             for end2end in (False, True):
                 folder = words.out / f"{name}-{'end2end' if end2end else 'dense'}-{precision}"
                 folder.mkdir(parents=True, exist_ok=True)
@@ -186,13 +188,19 @@ def main() -> None:
     print(f"{time.monotonic() - started:.0f} s in all")
     rows = []
     for key in keys:
-        facts = key.pop("folder") / "facts.json"
-        read = json.loads(facts.read_text()) if facts.is_file() else {"error": "not built", "text": "stopped"}
+        folder = key.pop("folder")
+        if (folder / "facts.json").is_file():
+            read = json.loads((folder / "facts.json").read_text())
+        else:
+            # Out of time, or ended by something that is no error of ours: the last line of its log.
+            read = {"error": "no result", "text": (folder / "log.txt").read_text().strip().rpartition("\n")[2]}
         rows.append({**key, **read})
+        print(json.dumps(rows[-1]), flush=True)
+    only = "" if words.only == list(MODELS) else f" --only {' '.join(words.only)}"
     summarize(
         rows,
         "python benchmarks/newer_models.py --models shared/models --scenes shared/data/scenes --out runs/newer "
-        f"--lanes {words.lanes} --opt-level {words.opt_level}",
+        f"--lanes {words.lanes} --opt-level {words.opt_level}{only}",
     )
 
 
