@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from trtkit.tuning.sweep import sweep as sweep
     from trtkit.widgets.comparison.dashboard import dashboard as dashboard
     from trtkit.widgets.comparison.gallery import gallery as gallery
-    from trtkit.widgets.explorer.explorer import explorer as explorer
+    from trtkit.widgets.explorer import explorer as explorer
     from trtkit.widgets.tuner.tuner import tuner as tuner
     from trtkit.widgets.wizard.wizard import wizard as wizard
 
@@ -91,7 +91,7 @@ _HOMES: dict[str, str | None] = {
     "evaluate": "trtkit.evaluation.evaluation",
     "evaluate_int8": "trtkit.tuning.int8_evaluation",
     "examine": "trtkit.calibration.diagnosis",
-    "explorer": "trtkit.widgets.explorer.explorer",
+    "explorer": "trtkit.widgets.explorer",
     "export": "trtkit.exporter",
     "gallery": "trtkit.widgets.comparison.gallery",
     "load": "trtkit.models",

@@ -10,9 +10,9 @@ import pytest
 import trtkit as tk
 from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.inspection import LayerTable, read_layers
-from trtkit.widgets.explorer import explorer as explorer_module
-from trtkit.widgets.explorer.explorer import Explorer
-from trtkit.widgets.explorer.state import ExplorerState, explain_untimed, find_demo_engines
+from trtkit.widgets import explorer as explorer_module
+from trtkit.widgets.explorer import Explorer
+from trtkit.widgets.explorer_state import ExplorerState, explain_untimed, find_demo_engines
 
 Pair = tuple[LayerTable, LayerTable]
 

@@ -11,7 +11,7 @@ from trtkit.errors import DataError
 from trtkit.html import facts_html, render, table_html
 from trtkit.inspection import precision_shares_figure, read_layers
 from trtkit.plotting.engine import engine_diff_figure
-from trtkit.widgets.explorer.state import (
+from trtkit.widgets.explorer_state import (
     ORDERS,
     ExplorerState,
     build_demo_engines,
@@ -211,7 +211,7 @@ class Explorer(JobWidget):
 
 def _render_heading(state: ExplorerState) -> str:
     return render(
-        "widgets/explorer/templates/heading.html.j2",
+        "widgets/templates/explorer_heading.html.j2",
         names=" and ".join(table.name for table in state.tables),
         findings=state.findings(),
         facts=[facts_html(table.facts, caption=table.name) for table in state.tables if table.facts],

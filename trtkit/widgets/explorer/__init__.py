@@ -1,1 +1,0 @@
-"""explorer(): the layers of one engine or of two."""
