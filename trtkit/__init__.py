@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from trtkit.tuning.sensitivity import sensitivity as sensitivity
     from trtkit.tuning.sweep import Sweep as Sweep
     from trtkit.tuning.sweep import sweep as sweep
-    from trtkit.widgets.comparison.dashboard import dashboard as dashboard
-    from trtkit.widgets.comparison.gallery import gallery as gallery
+    from trtkit.widgets.comparison import dashboard as dashboard
+    from trtkit.widgets.comparison import gallery as gallery
     from trtkit.widgets.explorer import explorer as explorer
     from trtkit.widgets.tuner.tuner import tuner as tuner
     from trtkit.widgets.wizard.wizard import wizard as wizard
@@ -86,14 +86,14 @@ _HOMES: dict[str, str | None] = {
     "calibrate": "trtkit.calibration",
     "capabilities": "trtkit.backends.capabilities",
     "compare": "trtkit.comparison.comparator",
-    "dashboard": "trtkit.widgets.comparison.dashboard",
+    "dashboard": "trtkit.widgets.comparison",
     "demo": None,
     "evaluate": "trtkit.evaluation.evaluation",
     "evaluate_int8": "trtkit.tuning.int8_evaluation",
     "examine": "trtkit.calibration.diagnosis",
     "explorer": "trtkit.widgets.explorer",
     "export": "trtkit.exporter",
-    "gallery": "trtkit.widgets.comparison.gallery",
+    "gallery": "trtkit.widgets.comparison",
     "load": "trtkit.models",
     "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",

@@ -14,8 +14,8 @@ import pytest
 import trtkit as tk
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError, RecipeError
-from trtkit.widgets.comparison import dashboard as compared
-from trtkit.widgets.comparison.state import CHANGES, PAGE_SIZE, DashboardState, GalleryState, resolve_comparison
+from trtkit.widgets import comparison as compared
+from trtkit.widgets.comparison_state import CHANGES, PAGE_SIZE, DashboardState, GalleryState, resolve_comparison
 
 
 def figure(live: Any) -> Any:
@@ -211,7 +211,7 @@ def test_check_boxes_choose_the_kinds_and_show_their_numbers(comparison: Compari
 
 
 def test_buttons_turn_the_page(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtkit.widgets.comparison.state.PAGE_SIZE", 2)
+    monkeypatch.setattr("trtkit.widgets.comparison_state.PAGE_SIZE", 2)
     widget = tk.gallery(comparison)
     widget.choose(kinds=tuple(CHANGES), conf=0.05)
     assert widget.state is not None

@@ -16,7 +16,7 @@ from trtkit.comparison.comparison import Comparison
 from trtkit.inspection import LayerTable, read_layers
 from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.sensitivity import Sensitivity
-from trtkit.widgets.comparison.state import CHANGES
+from trtkit.widgets.comparison_state import CHANGES
 from trtkit.widgets.tuner.tuner import Tuner
 
 HOSTILE = ("<img src=x onerror=1>", "<!--<script>", "\"><b>'")
