@@ -15,7 +15,7 @@ from trtkit.graph.analysis import GraphIndex, block_of, escape_pattern, split_in
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.progress import Reporter
 from trtkit.tuning.corrections import compute_bias_corrections
-from trtkit.tuning.noise import LayerNoise, compute_sqnr
+from trtkit.tuning.layers import LayerNoise, compute_sqnr
 from trtkit.tuning.partial_inference import NO_INT8, SegmentedGraph
 
 IMAGES = np.random.default_rng(3).random((6, 3, 32, 32), np.float32)

@@ -21,7 +21,7 @@ from trtkit.progress import Event, Reporter
 from trtkit.results import SavedResult
 from trtkit.tuning.corrections import choose_ranges, group_tensors_by_scale
 from trtkit.tuning.cost_model import ArithmeticCost, EngineCost
-from trtkit.tuning.noise import LayerNoise
+from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import search
 

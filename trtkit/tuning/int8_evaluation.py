@@ -20,7 +20,7 @@ from trtkit.tuning.cost_model import CostModel
 if TYPE_CHECKING:
     from trtkit.calibration import Calibration
     from trtkit.evaluation.evaluation import Evaluation
-    from trtkit.tuning.noise import LayerNoise
+    from trtkit.tuning.layers import LayerNoise
 
 
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ from trtkit.tuning.cache import CachedEvaluator, ResultCache, measurement_versio
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
 from trtkit.tuning.cost_model import select_cost_model
 from trtkit.tuning.int8_evaluation import PrecisionAssignment, Trials
-from trtkit.tuning.noise import LayerNoise
+from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.search import Search
 
 if TYPE_CHECKING:

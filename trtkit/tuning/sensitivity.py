@@ -29,7 +29,7 @@ from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.cache import ResultCache
-from trtkit.tuning.noise import LayerNoise, runner_name
+from trtkit.tuning.layers import LayerNoise, runner_name
 from trtkit.tuning.partial_inference import Variant
 
 if TYPE_CHECKING:
