@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 from raising import raises
+from task_models import untrained
 
+import trtkit as tk
 from trtkit.calibration.collector import MinMaxCollector
 from trtkit.errors import CalibrationError, RecipeError
+from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.qdq import (
     compute_weight_scales,
@@ -24,6 +29,7 @@ from trtkit.graph.qdq import (
     quantizable_tensors,
     quantize_weight,
 )
+from trtkit.graph.torch_export import trace
 
 
 def minmax_ranges(proto: onnx.ModelProto, images: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -361,3 +367,36 @@ def test_a_weight_that_is_not_finite_raises(proto: onnx.ModelProto, images: np.n
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     with raises(CalibrationError, "weight-not-finite", node="classes"):
         insert_qdq(proto, ranges)
+
+
+def test_a_large_output_layer_computes_in_float_with_int8_weights(tmp_path: Path) -> None:
+    """The untrained classifier's last layer holds a sixth of its weights; the demo's with ten classes 1 %."""
+    model = untrained("classify")
+    graph = trace(model)
+    images = np.random.default_rng(0).random((1, 3, *model.imgsz), np.float32)
+    ranges = dict.fromkeys(quantizable_tensors(graph), (-3.0, 3.0))
+    result = insert_qdq(graph, ranges)
+    index = GraphIndex(result)
+    (layer,) = (node for node in result.graph.node if node.op_type == "Gemm")
+    dequantize = index.producer[layer.input[1]]
+    assert dequantize.op_type == "DequantizeLinear"
+    assert index.array(dequantize.input[0]).dtype == np.int8
+    assert index.producer[layer.input[0]].op_type != "DequantizeLinear"
+    expanded = expand_int8_weights(result)
+    again = GraphIndex(expanded)
+    assert again.array(again.nodes[layer.name].input[1]).dtype == np.float32
+    np.testing.assert_array_equal(run(expanded, images), run(result, images))
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        onnx.save(result, tmp_path / "a.onnx")
+        built = tk.export(
+            tmp_path / "a.onnx", int8=True, backend="tensorrt_rtx", device="sm89", output=tmp_path / "a.engine"
+        )
+        assert built.precision == "int8"
+
+
+def test_a_small_output_layer_keeps_float_weights() -> None:
+    graph = trace(tk.load(tk.demo.model_path("classify")), imgsz=(32, 32))
+    result = insert_qdq(graph, dict.fromkeys(quantizable_tensors(graph), (-3.0, 3.0)))
+    index = GraphIndex(result)
+    (layer,) = (node for node in result.graph.node if node.op_type == "Gemm")
+    assert index.array(layer.input[1]).dtype == np.float32

@@ -59,7 +59,8 @@ class Capabilities:
         has_int8_flag: `BuilderFlag.INT8` exists.
         has_precision_constraints: Single layers can be constrained to a precision.
         has_int8_calibrator: TensorRT's own INT8 calibrators exist.
-        has_int8_weights: Graphs may store weights as INT8; otherwise they must be float behind Q/DQ pairs.
+        has_int8_weights: Weights stored as INT8 build as well as float ones behind Q/DQ pairs; otherwise, on
+            TensorRT 8.6, they cost reformats.
         has_dla: The API supports DLA cores; the build checks whether the board has any.
         has_progress_monitor: Builds report progress and can be cancelled.
         has_timing_cache: Tactic timings can be kept between builds.

@@ -38,6 +38,10 @@ __all__ = [
 INT8_PASSTHROUGH_OPS = ("Concat", "MaxPool", "Split", "Slice", "Reshape", "Transpose", "Resize", "Identity")
 """Operators that give the same result on integers as on floats, so that INT8 passes through."""
 
+WEIGHT_ONLY_SHARE = 0.1
+"""Share of a model's weights from which a float output layer's are stored as INT8: 1,000 classes take nearly half of a
+small classifier's, ten take 1 %."""
+
 INT8_MAX = 127.0
 """Symmetric range without -128, so that a scale serves both signs and TensorRT's kernels agree with ONNX Runtime's."""
 
@@ -149,7 +153,7 @@ def insert_qdq(
 
     The arithmetic is `x ~ s * clip(round(x / s), -128, 127)` with `s = max(|low|, |high|) / 127` for activations and
     one such scale for each output channel of a weight (Wu et al., 2020, "Integer Quantization for Deep Learning
-    Inference"). Weights are stored as INT8.
+    Inference"). Weights are stored as INT8, also those of a large output layer that computes in float.
 
     Args:
         proto: FP32 graph with unique node names.
@@ -189,8 +193,9 @@ def insert_qdq(
                 for slot, source in enumerate(node.input):
                     if source == name:
                         node.input[slot] = f"{name}_dq"
+    stored_as_int8 = layers | _find_weight_only_layers(index, placement)
     for node in graph.node:
-        if node.name not in layers:
+        if node.name not in stored_as_int8:
             continue
         source, axis, name = node.input[1], _channel_axis(node), f"{node.name}_weight"
         prefix = stored.setdefault((source, axis), name)
@@ -201,7 +206,7 @@ def insert_qdq(
             "DequantizeLinear", inputs, [f"{name}_dq"], f"{name}_DequantizeLinear", axis=axis
         )
         node.input[1] = f"{name}_dq"
-        if corrections is not None and node.name in corrections:
+        if corrections is not None and node.name in layers and node.name in corrections:
             constants.append(_correct_bias(index, node, corrections[node.name]))
     nodes = [pair for value in graph.input for pair in after.get(value.name, [])]
     for node in graph.node:
@@ -219,6 +224,13 @@ def insert_qdq(
     return update_metadata(
         result, {"int8": True}, {"precision": "int8", "kept": dict(placement.excluded), "fp32": decode_nodes}
     )
+
+
+def _find_weight_only_layers(index: GraphIndex, placement: QDQPlacement) -> set[str]:
+    """Fully connected output layers that compute in float but hold much of the file: only their weights are INT8."""
+    sizes = {node.name: index.array(node.input[1]).size for node in index.weighted}
+    least = WEIGHT_ONLY_SHARE * sum(sizes.values())
+    return {name for name, reason in placement.excluded.items() if reason == "output" and sizes[name] >= least}
 
 
 def compute_weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
@@ -256,8 +268,9 @@ def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.nda
 def expand_int8_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite weights stored as INT8 to float weights behind Q/DQ pairs, with unchanged outputs.
 
-    TensorRT 8.6 reads this form only; `trtkit.backends.build` rewrites graphs for it. Every INT8 value is restored
-    exactly, because a product with the scale divided by the scale rounds to it.
+    TensorRT 8.6 builds both forms, from this one with fewer reformats (`benchmarks/results/int8_weights-*.md`);
+    `trtkit.backends.build` rewrites graphs for it. Every INT8 value is restored exactly, because a product with the
+    scale divided by the scale rounds to it. A weight whose layer computes in float becomes float without a pair.
 
     Args:
         proto: Any graph; not modified. DequantizeLinear nodes that read no INT8 constant stay as they are.
@@ -284,6 +297,13 @@ def expand_int8_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
                 expanded[key] = f"{name}/float"
                 weight = _dequantize(values, scales, zero_points, axis[0].i if axis else 1)
                 graph.initializer.append(numpy_helper.from_array(weight, expanded[key]))
+            readers = index.consumers[name]
+            if readers and all(_is_weight_only(index, reader) for reader in readers):
+                for reader in readers:
+                    for slot, source in enumerate(reader.input):
+                        if source == name:
+                            reader.input[slot] = expanded[key]
+                continue
             quantize = helper.make_node(
                 "QuantizeLinear",
                 [expanded[key], *node.input[1:]],
@@ -299,6 +319,12 @@ def expand_int8_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     if expanded:
         remove_unused_constants(graph)
     return result
+
+
+def _is_weight_only(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    """Whether a fully connected layer computes in float: its first input is not dequantized."""
+    producer = index.producer.get(node.input[0])
+    return node.op_type in ("Gemm", "MatMul") and (producer is None or producer.op_type != "DequantizeLinear")
 
 
 def _reads_int8_constants(index: GraphIndex, node: onnx.NodeProto) -> bool:
