@@ -1,4 +1,4 @@
-"""Which families TensorRT-RTX builds: all of `tests/models/families.py`, in each precision, static and dynamic.
+"""Which families TensorRT-RTX builds: all of `tests/models/families.py`, FP16 and INT8, static and dynamic.
 
     python benchmarks/rtx_families.py [family ...]
 
@@ -28,7 +28,7 @@ from trtkit.errors import TrtkitError
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 SIDE = 64
 DEVICE = "sm89"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp16", "int8")
 
 
 def list_networks() -> list[tuple[str, str]]:
@@ -76,6 +76,12 @@ def build_all(name: str) -> None:
                     except TrtkitError as error:
                         row |= {"error": error.code, "text": str(error)}
                     print(json.dumps(row), flush=True)
+            # An INT8 ONNX file as a share of FP32's; its size does not depend on the shapes.
+            sizes = [
+                tk.export(model, "onnx", output=folder / f"{key}.onnx", overwrite=True, **settings).size
+                for key, settings in (("fp32", {}), ("int8", {"int8": True, "calibration": calibration}))
+            ]
+            print(json.dumps({"head": model.output_format.name, "share": sizes[1] / sizes[0]}), flush=True)
 
 
 def run_child(name: str) -> list[dict[str, Any]]:
@@ -89,7 +95,8 @@ def run_child(name: str) -> list[dict[str, Any]]:
 
 
 def page(record: dict[str, Any]) -> list[str]:
-    rows = record["rows"]
+    rows = [row for row in record["rows"] if "share" not in row]
+    shares = {(row["network"], row["head"]): f"{row['share']:.3f}" for row in record["rows"] if "share" in row}
     cells = []
     for title, name, head in dict.fromkeys((row["family"], row["network"], row["head"]) for row in rows):
         marks = []
@@ -105,9 +112,10 @@ def page(record: dict[str, Any]) -> list[str]:
                     {"error": "not reached"},
                 )
                 marks.append(row.get("error") or f"{row['plan_bytes'] / 1e6:.1f} MB")
-        cells.append([title, name, head, *marks])
+        cells.append([title, name, head, *marks, shares.get((name, head), "")])
     built = sum("error" not in row for row in rows)
     columns = [f"{precision} {shape}" for precision in PRECISIONS for shape in ("static", "dynamic")]
+    columns.append("INT8 ONNX / FP32 ONNX")
     return [
         "# Families that TensorRT-RTX builds",
         "",
@@ -135,7 +143,7 @@ def main() -> None:
     rows = [row for row in earlier("rtx_families").get("rows", []) if row["network"] not in chosen]
     for title, name in networks:
         found = run_child(name)
-        print(name, [row.get("error", "ok") for row in found], flush=True)
+        print(name, [row.get("error") or row.get("share", "ok") for row in found], flush=True)
         rows += [{"family": title, "network": name, **row} for row in found]
         record = {"about": about(""), "rows": rows}
         write("rtx_families", record, page(record))
