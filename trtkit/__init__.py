@@ -4,16 +4,21 @@
 >>> artifact = tk.export("yolo11n.pt", format="engine", int8=True, data="coco.yaml")
 >>> comparison = tk.compare("yolo11n.pt", data="coco.yaml")
 
-Importing this package imports nothing heavy: each name below is fetched when it is first used.
+Importing this package imports nothing heavy: each name below is fetched when it is first used. It turns ONNX Runtime's
+telemetry off (`ORT_DISABLE_TELEMETRY`), which works only before ONNX Runtime is imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import TrtkitError
 from trtkit.version import __version__
+
+# ONNX Runtime 1.32 reports its use to its maker otherwise, and writes a device id below the cache folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from trtkit import backends as backends
