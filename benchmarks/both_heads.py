@@ -27,8 +27,6 @@ MODELS = {
 }
 HEADS = {"one-to-many + NMS": False, "one-to-one": True}
 LARGEST_DIFFERENCE = 0.003
-CONF = {"obb": 0.01}
-"""Smallest score of a detection, where Ultralytics' `val` has another default than 0.001."""
 
 
 def evaluate_here(shared: Path, name: str, end2end: bool, folder: Path) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def evaluate_here(shared: Path, name: str, end2end: bool, folder: Path) -> dict[
     artifact = tk.export(model, format="onnx", output=folder / f"{name}-{end2end}.onnx", overwrite=True)
     task = MODELS[name]
     data = shared / "data" / "scenes" / task / "data.yaml"
-    evaluation = tk.evaluate(artifact, data=data, split="val", conf=CONF.get(task, 0.001))
+    evaluation = tk.evaluate(artifact, data=data, split="val")
     metrics = {key: value for key, value in evaluation.metrics.items() if key.startswith("mAP50-95")}
     return {"metrics": metrics, "images": evaluation.image_count, "imgsz": model.imgsz[0]}
 

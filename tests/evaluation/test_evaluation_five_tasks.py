@@ -159,6 +159,20 @@ def test_shared_scenes_equal_pycocotools(task, ending, shared, tmp_path):
         assert of_kind(found, kind) == pytest.approx(by_pycocotools(found, dataset, kind), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("task", "conf", "expected"), [("detect", None, 0.001), ("obb", None, 0.01), ("obb", 0.001, 0.001)]
+)
+def test_default_conf_is_that_of_ultralytics_val(task, conf, expected, tmp_path):
+    dataset = open_dataset(drawn_set(tmp_path, task, count=4), task=task)
+    outputs = noisy_outputs(dataset, task, seed=1)
+    for one in outputs:
+        one["output0"][:, 4 : 4 + len(NAMES)] *= 0.01
+    found = evaluate(CannedRunner(task, outputs), dataset, conf=conf)
+    assert found.provenance.settings["conf"] == expected
+    # All scores are below 0.01.
+    assert (len(found.detections) > 0) == (expected < 0.01)
+
+
 def test_oriented_boxes_are_evaluated_by_both_overlaps(tmp_path):
     dataset = open_dataset(drawn_set(tmp_path, "obb", count=8), task="obb")
     found = evaluate(CannedRunner("obb", noisy_outputs(dataset, "obb", seed=1)), dataset)

@@ -203,6 +203,7 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("compare", "dynamic"): _switch("dynamic batch, height and width [default: for several batches]"),
     ("compare", "output"): Option("folder of the files and the report", "FOLDER"),
     ("evaluate", "batch"): _count("images per run [default: the file's largest batch]"),
+    ("evaluate", "conf"): _number("confidence threshold [default: 0.001, for obb 0.01]"),
     ("examine", "data"): IMAGES,
     ("examine", "model"): Option("a .pt or .onnx file, whose detections on the images are counted", "MODEL"),
     ("examine", "split"): CALIBRATION_SPLIT,

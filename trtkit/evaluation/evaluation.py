@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
 from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
+from trtkit.models.model import TASKS
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance
 from trtkit.tasks import PostprocessSettings, get_task
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "EVAL_CONF",
     "Evaluation",
     "LoadedImage",
     "PreparedImage",
@@ -169,6 +171,9 @@ def _rule(metric: str) -> str:
 STAGES = ("read", "preprocess", "inference", "postprocess", "match")
 """Keys of `Evaluation.speed`, which adds "wall"."""
 
+EVAL_CONF: Mapping[str, float] = {**dict.fromkeys(TASKS, 0.001), "obb": 0.01}
+"""`conf` of `evaluate` by task, that of Ultralytics' `val`; other tasks take that of detect."""
+
 
 def evaluate(
     runner: Runner | Artifact | str | Path,
@@ -177,7 +182,7 @@ def evaluate(
     *,
     batch: int | None = None,
     imgsz: int | tuple[int, int] | None = None,
-    conf: float = 0.001,
+    conf: float | None = None,
     iou: float = 0.7,
     max_det: int = 300,
     eval_images: int | None = None,
@@ -193,7 +198,8 @@ def evaluate(
         split: Split to evaluate on.
         batch: Images per run; None takes the runner's largest batch, 1 if it has no limit.
         imgsz: Image side or (height, width), pixels; None takes the runner's own.
-        conf: Smallest score of a detection, exclusive.
+        conf: Smallest score of a detection, exclusive; None takes that of Ultralytics' `val`, 0.01 for obb and 0.001
+            for other tasks (`EVAL_CONF`).
         iou: IoU above which class-wise NMS drops the lower-scoring of two detections.
         max_det: Maximum number of detections per image.
         eval_images: Maximum number of evaluation images, a seeded sample; None uses the whole split.
@@ -212,7 +218,8 @@ def evaluate(
     """
     from trtkit import backends
 
-    settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det, multi_label=True)
+    # Checked before the file is opened, which tells the task.
+    settings = PostprocessSettings(conf=0.0 if conf is None else conf, iou=iou, max_det=max_det, multi_label=True)
     if batch is not None and batch < 1:
         raise RecipeError(
             f"evaluate with batch={batch}",
@@ -235,6 +242,9 @@ def evaluate(
             notes.append(f"{unlabeled} of {len(paths)} images have no label file and count as images without objects")
         data_hash = dataset.hash_images(paths)
         task = get_task(runner.info.task)
+        if conf is None:
+            conf = EVAL_CONF.get(task.name, EVAL_CONF["detect"])
+            settings = dataclasses.replace(settings, conf=conf)
         evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
         seconds, skipped = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
     if len(skipped) == len(paths):

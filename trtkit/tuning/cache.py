@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from trtkit.errors import TrtkitError
-from trtkit.evaluation.evaluation import Evaluation, evaluate
+from trtkit.evaluation.evaluation import EVAL_CONF, Evaluation, evaluate
 from trtkit.files import hash_parts, read_json, write_json
 from trtkit.progress import Event, Progress, Reporter
 from trtkit.results import package_versions
@@ -94,7 +94,7 @@ class CachedEvaluator:
         key = hash_parts(
             _serialize_computation(graph),
             self.dataset.hash(self.split),
-            f"{self.split} {self.eval_images} {self.seed} {measurement_versions()}",
+            f"{self.split} {self.eval_images} {self.seed} {sorted(EVAL_CONF.items())} {measurement_versions()}",
         )
         path = self.cache.entry_path("evaluations", key)
         if path is not None and (path / f"{Evaluation.kind}.json").is_file():

@@ -41,7 +41,7 @@ def validate(model: Path, data: Path, imgsz: int, task: str) -> dict[str, Any]:
     os.chdir(data if data.is_dir() else data.parent)  # their `path: .` is the working folder
     arguments: dict[str, Any] = {"imgsz": imgsz, "device": "cpu", "plots": False, "workers": 0, "batch": 16}
     if task != "classify":
-        arguments |= {"rect": False, "conf": 0.001, "iou": 0.7}
+        arguments |= {"rect": False, "conf": 0.01 if task == "obb" else 0.001, "iou": 0.7}  # val's defaults
     found = YOLO(model).val(data=str(data), **arguments)
     reference: dict[str, Any] = {
         "task": task,
