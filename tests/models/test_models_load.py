@@ -21,6 +21,7 @@ from trtkit.models.model import (
     CLASS_SCORES,
     DENSE,
     DETR_QUERIES,
+    DETR_ROWS,
     END2END_ROWS,
     NMS_ROWS,
     parse_imgsz,
@@ -219,7 +220,9 @@ PREPROCESS = st.builds(
     mean=st.just(()) | st.tuples(*[st.floats(-1e3, 1e3)] * 3),
     std=st.just(()) | st.tuples(*[st.floats(1e-3, 1e3)] * 3),
 )
-FORMATS = st.sampled_from([DENSE, NMS_ROWS, END2END_ROWS, DETR_QUERIES, CLASS_SCORES, OutputFormat(name="queries")])
+FORMATS = st.sampled_from(
+    [DENSE, NMS_ROWS, END2END_ROWS, DETR_QUERIES, DETR_ROWS, CLASS_SCORES, OutputFormat(name="queries")]
+)
 
 
 @given(

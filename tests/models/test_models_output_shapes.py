@@ -21,6 +21,7 @@ from trtkit.models.model import (
     CLASS_SCORES,
     DENSE,
     DETR_QUERIES,
+    DETR_ROWS,
     END2END_ROWS,
     NMS_ROWS,
     ModelInfo,
@@ -76,13 +77,30 @@ def test_metadata_of_ultralytics(task: str, dense: list[Any], rows: list[Any], s
 
 
 @pytest.mark.parametrize("name", ["rtdetr-l", "RT-DETR"])
-def test_an_rtdetr_of_ultralytics_gets_queries_and_stretched_images(name: str) -> None:
+def test_an_rtdetr_of_an_older_ultralytics_gets_queries_and_stretched_images(name: str) -> None:
     """Its metadata says nothing of its output; with two classes queries have as many columns as rows."""
     for classes, shape in ((80, (1, 300, 84)), (2, (1, 300, 6)), (80, ("batch", 300, "anchors"))):
         proto = graph([shape], **described(classes=classes, **DEFAULT, description=f"Ultralytics {name} model"))
         model = load(proto)
         assert model.output_format == DETR_QUERIES
         assert model.preprocess == Preprocess(kind="stretch")
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 80])
+@pytest.mark.parametrize("nms", [None, False])
+def test_an_rtdetr_of_ultralytics_gets_rows_and_stretched_images(classes: int, nms: bool | None) -> None:
+    """Metadata as 8.4.190 writes it; `nms=True` is `None` there."""
+    metadata = described(classes=classes, description="Ultralytics rtdetr-l model", end2end=False, head="RTDETRDecoder")
+    metadata["args"] = {"batch": 1, "nms": nms, "dynamic": False}
+    for shape in ((1, 300, 6), ("batch", 300, 6), ("batch", 300, "anchors")):
+        model = load(graph([shape], **metadata))
+        assert model.output_format == DETR_ROWS
+        assert model.preprocess == Preprocess(kind="stretch")
+        assert model.to_metadata()["head"] == "RTDETRDecoder"
+    # Without the head, the columns tell rows from queries, except for two classes.
+    del metadata["head"]
+    expected = DETR_QUERIES if classes == 2 else DETR_ROWS
+    assert load(graph([(1, 300, 6)], **metadata)).output_format == expected
 
 
 def test_trtkits_own_entry_comes_first() -> None:

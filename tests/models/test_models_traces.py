@@ -23,7 +23,7 @@ from trtkit.graph.qdq import plan_qdq
 from trtkit.graph.torch_export import trace
 from trtkit.models import Model
 from trtkit.models.checkpoint import Checkpoint
-from trtkit.models.model import DETR_QUERIES, Preprocess
+from trtkit.models.model import DETR_ROWS, Preprocess
 from trtkit.models.torch_model import from_checkpoint
 from trtkit.models.yolo import build_model
 
@@ -64,7 +64,7 @@ def test_graphs_give_the_outputs_of_the_module(name: str) -> None:
     assert {entry.version for entry in dynamic.opset_import} == {17}
     images = deterministic_input(2, 128, 64)
     found, expected = run(dynamic, images), run_module(model, images)
-    if model.output_format == DETR_QUERIES:
+    if model.output_format == DETR_ROWS:
         # A dynamic graph fills up to its number of queries.
         found = [found[0][:, : expected[0].shape[1]]]
     assert_close(found, expected)
@@ -95,20 +95,20 @@ def test_rtdetr_loads_with_the_stride_that_ultralytics_writes() -> None:
 
 def test_rtdetr_has_its_preprocessing_and_output_format() -> None:
     model = load_network("small-rtdetr")
-    assert (model.task, model.output_format, model.preprocess) == ("detect", DETR_QUERIES, Preprocess(kind="stretch"))
+    assert (model.task, model.output_format, model.preprocess) == ("detect", DETR_ROWS, Preprocess(kind="stretch"))
     shape = trace(model, imgsz=(64, 128), dynamic=True).graph.output[0].type.tensor_type.shape
-    assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["batch", 40, 9]
+    assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["batch", 40, 6]
 
 
 def test_a_dynamic_rtdetr_fills_up_where_the_image_has_fewer_positions_than_queries() -> None:
     model = load_network("small-rtdetr")
     images = deterministic_input(2, 32, 32)
     expected = run_module(model, images)[0]
-    assert expected.shape == (2, 20, 9)
+    assert expected.shape == (2, 20, 6)
     found = run(trace(model, imgsz=(64, 128), dynamic=True), images)[0]
-    assert found.shape == (2, 40, 9)
+    assert found.shape == (2, 40, 6)
     assert_close([found[:, :20]], [expected])
-    assert not found[:, 20:, 4:].any(), "queries that do not exist have score 0"
+    assert (found[:, :, 4] > 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,17 @@ def test_rtdetr_boxes_stay_in_fp32(rtdetr: tuple[onnx.ModelProto, GraphIndex]) -
     proto, index = rtdetr
     nodes = index.decode_nodes()
     boxes = [node.name for node in index.graph.node if node.op_type in ("TopK", "Log", "Clip")]
-    assert len(boxes) == 1 + 2 * 3
+    assert len(boxes) == 2 + 2 * 3
     assert set(boxes) <= nodes
     kept = {index.nodes[name].op_type for name in nodes}
     assert not kept & {"MatMul", "Conv", "GridSample", "LayerNormalization", "Softmax"}, "only what computes boxes"
     graph = convert_to_fp16(proto)
     images = deterministic_input(1, 64, 128)
-    assert np.abs(run(graph, images)[0] - run(proto, images)[0]).max() < 0.02
+    found, expected = run(graph, images)[0][0], run(proto, images)[0][0]
+    assert np.abs(found[:, 4] - expected[:, 4]).max() < 0.02
+    # Rounding swaps rows of nearly equal score and replaces the last ones.
+    distances = np.abs(found[None] - expected[:30, None]).max(2).min(1)
+    assert distances.max() < 0.02
 
 
 def test_rtdetr_backbone_and_encoder_run_in_int8(rtdetr: tuple[onnx.ModelProto, GraphIndex]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from trtkit.data.images import compute_letterbox
 from trtkit.data.labels import Labels
 from trtkit.errors import ModelError, RecipeError
-from trtkit.models.model import DETR_QUERIES, END2END_ROWS, NMS_ROWS, TASKS, ModelInfo
+from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS, TASKS, ModelInfo
 from trtkit.tasks import Detections, PostprocessSettings, get_task
 from trtkit.tasks.detect import select_candidates
 
@@ -130,6 +130,19 @@ def test_detr_queries():
     assert found.classes.tolist() == [2, 1, 1]
     (found,) = detect.postprocess({"output0": output}, model, [wide], PostprocessSettings(max_det=1))
     assert found.classes.tolist() == [2]
+
+
+def test_detr_rows():
+    """As queries, with score and class; one query may have several rows."""
+    rows = np.array(
+        [[[0.25, 0.75, 0.5, 0.25, 0.9, 2], [0.25, 0.75, 0.5, 0.25, 0.4, 0], [0, 0, 0, 0, 0, 0]]], np.float32
+    )
+    wide = compute_letterbox((320, 640), (320, 640))
+    detect, model = get_task("detect"), info(output_format=DETR_ROWS)
+    (found,) = detect.postprocess({"output0": rows}, model, [wide], PostprocessSettings())
+    np.testing.assert_allclose(found.boxes, [[0, 200, 320, 280]] * 2)
+    np.testing.assert_allclose(found.scores, [0.9, 0.4])
+    assert found.classes.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, 84, 8400), (1, 7), (1, 8400, 7)])

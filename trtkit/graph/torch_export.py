@@ -18,7 +18,7 @@ from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.graph.prequantized import is_quantized
-from trtkit.models.model import DETR_QUERIES, END2END_ROWS, Model
+from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, Model
 
 __all__ = ["OPSET", "trace"]
 
@@ -150,7 +150,7 @@ def _from_module(
 
     assert model.module is not None
     module = model.module
-    has_rows = model.output_format in (END2END_ROWS, DETR_QUERIES)
+    has_rows = model.output_format in (END2END_ROWS, DETR_ROWS, DETR_QUERIES)
     if has_rows and isinstance(module, Yolo):
         module = module.with_head(dynamic=dynamic)
     example = model.example if model.example is not None else torch.zeros(batch, model.channels, *size)

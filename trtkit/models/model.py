@@ -21,7 +21,9 @@ __all__ = [
     "CLASS_SCORES",
     "DENSE",
     "DESCRIPTION_KEYS",
+    "DETR_HEAD",
     "DETR_QUERIES",
+    "DETR_ROWS",
     "END2END_ROWS",
     "NMS_ROWS",
     "TASKS",
@@ -115,8 +117,8 @@ class Preprocess:
 class OutputFormat:
     """What a model returns.
 
-    Known formats are `DENSE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_QUERIES` and `CLASS_SCORES`. Any other name is
-    possible: the decoder registered under it (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
+    Known formats are `DENSE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_ROWS`, `DETR_QUERIES` and `CLASS_SCORES`. Any other name
+    is possible: the decoder registered under it (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
 
     Attributes:
         name: The decoder's name.
@@ -150,21 +152,34 @@ highest-scoring boxes, which need no NMS."""
 
 DETR_QUERIES = OutputFormat(name="detr_queries")
 """`output0` of shape (N, queries, 4 + classes): center x, center y, width and height as fractions of the input's width
-and height, then class scores (RT-DETR)."""
+and height, then class scores (RT-DETR in files of older versions of Ultralytics)."""
+
+DETR_ROWS = OutputFormat(name="detr_rows")
+"""`output0` of shape (N, rows, 6): center x, center y, width and height as fractions of the input's width and height,
+score, class; the highest scores of all queries and classes (RT-DETR, as Ultralytics 8.4.190 writes it)."""
+
+DETR_HEAD = "RTDETRDecoder"
+"""Ultralytics' `head` of an RT-DETR in metadata: its loader then stretches images and reads `DETR_ROWS`."""
 
 CLASS_SCORES = OutputFormat(name="class_scores")
 """`output0` of shape (N, classes): class probabilities."""
 
 
 def default_preprocess(task: str, *, channels: int = 3, output_format: OutputFormat | None = None) -> Preprocess:
-    """The usual preprocessing: center crop for classify, stretch for `DETR_QUERIES`, else letterbox.
+    """The usual preprocessing: center crop for classify, stretch for RT-DETR, else letterbox.
 
     Args:
         task: One of `TASKS`.
         channels: Channels of the input.
         output_format: What the model returns, if it is known.
     """
-    kind = "stretch" if output_format == DETR_QUERIES else "center_crop" if task == "classify" else "letterbox"
+    kind = (
+        "stretch"
+        if output_format in (DETR_QUERIES, DETR_ROWS)
+        else "center_crop"
+        if task == "classify"
+        else "letterbox"
+    )
     return Preprocess(kind=kind, channels=channels)
 
 
@@ -263,6 +278,8 @@ class ModelInfo:
                 "output_format": self.output_format.to_dict(),
             },
         }
+        if self.output_format == DETR_ROWS:
+            metadata["head"] = DETR_HEAD
         if self.nms and self.row_settings:
             metadata["trtkit"]["nms"] = dict(self.row_settings)
         if self.kpt_shape is not None:

@@ -13,8 +13,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from trtkit.errors import OnnxError
 from trtkit.files import hash_parts
 from trtkit.models.model import (
-    END2END_ROWS,
-    NMS_ROWS,
     Model,
     ModelInfo,
     OutputFormat,
@@ -27,6 +25,7 @@ from trtkit.models.model import (
     with_channels,
 )
 from trtkit.models.output_shapes import (
+    ROW_FORMATS,
     OutputShape,
     check_outputs,
     fit_output_format,
@@ -169,7 +168,7 @@ def from_proto(
         task = resolve_task(task, metadata.get("task"), asked, OnnxError)
         info = _infer_info(graph, task, shapes, names, output_format, asked)
     check_outputs(info, shapes, asked, OnnxError)
-    if info.output_format in (NMS_ROWS, END2END_ROWS):
+    if info.output_format in ROW_FORMATS:
         classes = _count_row_classes(graph)
         if classes not in (None, len(info.names)):
             raise names_mismatch(len(info.names), classes, asked, OnnxError)
@@ -210,7 +209,7 @@ def _infer_info(
     """The description of a graph without metadata, from its output shapes."""
     count = None if names is None else len(names)
     output_format = output_format or infer_output_format(task, shapes, classes=count)
-    if count is None and output_format in (NMS_ROWS, END2END_ROWS):
+    if count is None and output_format in ROW_FORMATS:
         count = _count_row_classes(graph)
     classes, kpt_shape = infer_classes(task, output_format, shapes, count, asked, OnnxError)
     return ModelInfo(

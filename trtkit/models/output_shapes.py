@@ -11,7 +11,9 @@ from trtkit.errors import ModelError
 from trtkit.models.model import (
     CLASS_SCORES,
     DENSE,
+    DETR_HEAD,
     DETR_QUERIES,
+    DETR_ROWS,
     END2END_ROWS,
     NMS_ROWS,
     TASKS,
@@ -29,12 +31,15 @@ OutputShape = Sequence[int | None]
 """Sizes of an output, None where a size is dynamic."""
 
 MAX_QUERIES = 1000
-"""Rows of `DETR_QUERIES` and of end-to-end heads; outputs of more rows are dense ones of another layout."""
+"""Rows of RT-DETR and of end-to-end heads; outputs of more rows are dense ones of another layout."""
 
 EXTRA_VALUES = {"detect": 0, "obb": 1}
 """Values after box and class scores, where the task sets them alone."""
 
-KNOWN_FORMATS = (DENSE, NMS_ROWS, END2END_ROWS, DETR_QUERIES, CLASS_SCORES)
+ROW_FORMATS = (NMS_ROWS, END2END_ROWS, DETR_ROWS)
+"""Formats whose rows hold a class index."""
+
+KNOWN_FORMATS = (DENSE, *ROW_FORMATS, DETR_QUERIES, CLASS_SCORES)
 
 
 def count_classes(
@@ -158,7 +163,7 @@ def infer_output_format(
         shapes: Shapes of the outputs in order.
         classes: Number of classes; None if unknown.
         kpt_shape: Keypoints and values per keypoint of pose, if known.
-        detr: Whether the model is known as an RT-DETR, whose format then comes first.
+        detr: Whether the model is known as an RT-DETR: its rows are `DETR_ROWS`, and its queries come first.
 
     Returns:
         The first format that fits, or the task's default if none does.
@@ -182,15 +187,16 @@ def infer_output_format(
             # Mask coefficients or keypoints of unknown number: one of the two sides holds them.
             is_dense = first is None or last is None or last >= first
     candidates = [(is_dense, DENSE), (is_rows, END2END_ROWS), (is_queries, DETR_QUERIES)]
-    candidates = candidates[::-1] if detr else candidates
+    if detr:
+        candidates = [(is_queries, DETR_QUERIES), (is_rows, DETR_ROWS), (is_dense, DENSE)]
     return next((output_format for fits, output_format in candidates if fits), DENSE)
 
 
 def fit_output_format(info: ModelInfo, shapes: Sequence[OutputShape], metadata: Mapping[str, Any]) -> ModelInfo:
     """Take the output format, and the preprocessing that goes with it, from the shapes if the file does not state them.
 
-    trtkit states them; Ultralytics states rows of a one-to-one head or of NMS, and says nothing of RT-DETR's queries;
-    old files of YOLOv10 state nothing.
+    trtkit states them; Ultralytics states rows of a one-to-one head or of NMS. Of an RT-DETR it states the head since
+    it writes `DETR_ROWS`, and nothing in older files, of `DETR_QUERIES`; old files of YOLOv10 state nothing.
 
     Args:
         info: From `ModelInfo.from_metadata`.
@@ -201,12 +207,18 @@ def fit_output_format(info: ModelInfo, shapes: Sequence[OutputShape], metadata: 
     if "output_format" in ours or info.output_format != DENSE or info.task not in TASKS:
         return info
     text = f"{metadata.get('description', '')} {info.architecture}".lower()
-    output_format = infer_output_format(
-        info.task,
-        shapes,
-        classes=len(info.names),
-        kpt_shape=info.kpt_shape,
-        detr="rtdetr" in text or "rt-detr" in text,
+    # With two classes queries have as many columns as rows.
+    has_rows = metadata.get("head") == DETR_HEAD and shapes and len(shapes[0]) == 3 and shapes[0][2] in (6, None)
+    output_format = (
+        DETR_ROWS
+        if has_rows
+        else infer_output_format(
+            info.task,
+            shapes,
+            classes=len(info.names),
+            kpt_shape=info.kpt_shape,
+            detr="rtdetr" in text or "rt-detr" in text,
+        )
     )
     preprocess = info.preprocess
     if "preprocess" not in ours:
@@ -236,7 +248,7 @@ def check_outputs(info: ModelInfo, shapes: Sequence[OutputShape], asked: str, er
         columns = classes
     else:
         extra = _count_extra_values(info.task, shapes, info.kpt_shape)
-        box = 6 if info.output_format in (NMS_ROWS, END2END_ROWS) else 4 + classes
+        box = 6 if info.output_format in ROW_FORMATS else 4 + classes
         columns = None if extra is None else box + extra
     rank, axis = (2, 1) if is_classifier else (3, 1 if info.output_format == DENSE else 2)
     has_masks = info.task != "segment" or any(len(shape) == 4 for shape in shapes[1:])

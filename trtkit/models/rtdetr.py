@@ -257,7 +257,8 @@ class DecoderLayer(nn.Module):
 class RTDETRDecoder(nn.Module):
     """Boxes and class scores of queries, from several feature maps.
 
-    The positions of highest score become queries, whose boxes each layer refines.
+    The positions of highest score become queries, whose boxes each layer refines. Its output is `DETR_ROWS`, of as many
+    rows as queries.
 
     Args:
         nc: Number of classes.
@@ -344,8 +345,8 @@ class RTDETRDecoder(nn.Module):
         queries = gather_rows(features, indices)
         return queries, (self.enc_bbox_head(queries) + anchors[indices]).sigmoid(), exists
 
-    def forward(self, x: Sequence[Tensor]) -> Tensor:
-        """Boxes (center x, center y, width, height as fractions) and class scores, (B, Q, 4 + nc)."""
+    def decode(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes (center x, center y, width, height as fractions), (B, Q, 4), and class scores, (B, Q, nc)."""
         maps = [project(y) for project, y in zip(self.input_proj, x, strict=True)]
         queries, boxes, exists = self.select_queries(maps)
         bias = None if exists is None else reshape((exists - 1) * self.BORDER_LOGIT, -1, 1, 1, self.queries)
@@ -353,7 +354,19 @@ class RTDETRDecoder(nn.Module):
             queries = layer(queries, self.query_pos_head(boxes), boxes, maps, bias)
             boxes = (refine(queries) + logit(boxes)).sigmoid()
         scores = self.dec_score_head[-1](queries).sigmoid()
-        return torch.cat((boxes, scores if exists is None else scores * exists.unsqueeze(2)), 2)
+        return boxes, scores if exists is None else scores * exists.unsqueeze(2)
+
+    def forward(self, x: Sequence[Tensor]) -> Tensor:
+        """The highest scores of all queries and classes in descending order: box, score, class; (B, Q, 6).
+
+        A query may have several rows, of different classes.
+        """
+        boxes, scores = self.decode(x)
+        top, places = torch.topk(reshape(scores, 0, -1), int(scores.shape[1]), 1)
+        # Both are positive, so that truncation is the floor, as a single node.
+        chosen = torch.div(places, self.nc, rounding_mode="trunc")
+        classes = (places - chosen * self.nc).to(top.dtype)
+        return torch.cat((gather_rows(boxes, chosen), top.unsqueeze(2), classes.unsqueeze(2)), 2)
 
 
 def logit(x: Tensor, smallest: float = 1e-5) -> Tensor:

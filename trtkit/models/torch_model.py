@@ -17,7 +17,7 @@ from trtkit.models import heads
 from trtkit.models.checkpoint import Checkpoint
 from trtkit.models.layers import describe_activation
 from trtkit.models.model import (
-    DETR_QUERIES,
+    DETR_ROWS,
     Model,
     OutputFormat,
     Preprocess,
@@ -74,7 +74,7 @@ def from_checkpoint(
     )
     hashes = {False: hashed, True: hash_parts(hashed, "end2end")}
     end2end = isinstance(head, heads.Detect) and head.end2end
-    output_format = DETR_QUERIES
+    output_format = DETR_ROWS
     if not isinstance(head, RTDETRDecoder):
         output_format = default_output_format(task, end2end=end2end)
     return Model(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtkit.errors import ModelError
-from trtkit.models.model import DENSE, DETR_QUERIES, END2END_ROWS, NMS_ROWS
+from trtkit.models.model import DENSE, DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS
 from trtkit.tasks.base import (
     BoxLayout,
     Detections,
@@ -53,7 +53,7 @@ class Detect:
             ModelError: The outputs do not fit the output format.
         """
         if transforms:
-            # `DETR_QUERIES` are fractions of the input that was run, which a dynamic model may not have been made at.
+            # Boxes of RT-DETR are fractions of the input that was run, which a dynamic model may not have been made at.
             info = dataclasses.replace(info, imgsz=transforms[0].size)
         decoded = decode_outputs(outputs, info, BoxLayout(), settings)
         return [
@@ -135,21 +135,26 @@ def decode_dense(
 
 @register_output_format(NMS_ROWS.name)
 @register_output_format(END2END_ROWS.name)
+@register_output_format(DETR_ROWS.name)
 def decode_rows(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
 ) -> Iterable[RawDetections]:
-    """Decode `output0` of shape (batch, rows, 6 + extra): final boxes, after NMS or of a one-to-one head.
+    """Decode `output0` of shape (batch, rows, 6 + extra): final boxes of NMS, a one-to-one head or an RT-DETR.
 
     Raises:
         ModelError: The output has another shape.
     """
     array = get_main_output(outputs, info, axis=2, columns=6 + layout.extra)
+    height, width = info.imgsz
+    size = np.array([width, height, width, height], np.float32)
 
     def decode(image: NDArray[np.float32]) -> RawDetections:
         rows = image[image[:, 4] > settings.conf]
         rows = rows[np.argsort(-rows[:, 4], kind="stable")[: settings.max_det]]
         # Ultralytics' order for rotated boxes: x, y, width, height, score, class, angle.
         boxes = rows[:, [0, 1, 2, 3, -1]] if layout.rotated else rows[:, :4]
+        if info.output_format == DETR_ROWS:
+            boxes = xywh_to_xyxy(boxes * size)
         return RawDetections(boxes=boxes, scores=rows[:, 4], classes=rows[:, 5].astype(np.int64), extra=rows[:, 6:])
 
     return map(decode, array)
