@@ -117,8 +117,9 @@ class Preprocess:
 class OutputFormat:
     """What a model returns.
 
-    Known formats are `DENSE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_ROWS`, `DETR_QUERIES` and `CLASS_SCORES`. Any other name
-    is possible: the decoder registered under it (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
+    Known formats are `DENSE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_ROWS`, `DETR_QUERIES` and `CLASS_SCORES`. Any other is
+    possible: the decoder registered under its name (`trtkit.tasks.base.register_output_format`) reads the model's
+    outputs.
 
     Attributes:
         name: The decoder's name.
