@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from raising import raises
 
-from trtkit.data import list_images, read_image, resize_to_input, to_input
+from trtkit.data import list_images, open_dataset, read_image, resize_to_input, to_input
 from trtkit.data.images import PADDING, check_channels, read_display_image, to_display
 from trtkit.errors import DataError
 from trtkit.models import Preprocess
@@ -31,23 +35,6 @@ def test_gray_becomes_three_channels(tmp_path, image):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(image[..., 0], ".png"))
     assert read_image(path).shape == (40, 60, 3)
-
-
-def test_jpeg_with_something_appended_is_whole(tmp_path, image):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(encoded(image, ".jpg") + b"appended by a camera")
-    assert read_image(path).shape == (40, 60, 3)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
-def test_cut_short(tmp_path, image, suffix, share):
-    data = encoded(image, suffix)
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(DataError) as caught:
-        read_image(path)
-    assert caught.value.code in {"image-truncated", "image-undecodable"}
 
 
 def test_thumbnail_does_not_hide_a_cut(tmp_path, image):
@@ -199,3 +186,55 @@ def test_channels_are_preprocessed_one_by_one(kind, channels):
         np.testing.assert_array_equal(batch[0, channel], to_input([alone], one)[0, 0])
     if kind == "letterbox":
         assert (resized[0] == PADDING).all()
+
+
+TAILS = {
+    "a motion photo's video": b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 40,
+    "markers": b"\xff\xd9\xff\xda",
+    "scans without end": b"\xff\xda" * 50,
+    "many zeros": bytes(20_000),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("tail", TAILS)
+def test_bytes_after_an_image_do_not_matter(suffix: str, tail: str, image: np.ndarray, tmp_path: Path) -> None:
+    content = encoded(image, suffix)
+    (tmp_path / f"plain{suffix}").write_bytes(content)
+    (tmp_path / f"longer{suffix}").write_bytes(content + TAILS[tail])
+    np.testing.assert_array_equal(read_image(tmp_path / f"longer{suffix}"), read_image(tmp_path / f"plain{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@given(share=st.floats(0.1, 0.999))
+@settings(max_examples=40)
+def test_an_image_cut_anywhere_is_truncated(
+    suffix: str, share: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = encoded(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8), suffix)
+    path = tmp_path_factory.mktemp("cut") / f"cut{suffix}"
+    # Without its last 12 bytes a PNG has no IEND, without its last 2 a JPEG no end marker.
+    path.write_bytes(content[: min(int(len(content) * share), len(content) - 12)])
+    with pytest.raises(DataError) as caught:
+        read_image(path)
+    assert caught.value.code in {"image-truncated", "image-undecodable"}
+
+
+def test_hidden_files_and_folders_are_no_data(image: np.ndarray, tmp_path: Path) -> None:
+    for name in ("a.png", "sub/b.png", ".c.png", ".ipynb_checkpoints/d.png", "sub/.trash/e.png"):
+        (tmp_path / "train" / "cat" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "cat" / name).write_bytes(encoded(image, ".png"))
+    hidden = tmp_path / "train" / ".ipynb_checkpoints" / "f.png"
+    hidden.parent.mkdir()
+    hidden.write_bytes(encoded(image, ".png"))
+    assert [path.name for path in list_images(tmp_path / "train" / "cat")] == ["a.png", "b.png"]
+    dataset = open_dataset(tmp_path, task="classify")
+    assert dataset.names == {0: "cat"}
+    assert [path.name for path in dataset.images("train")] == ["a.png", "b.png"]
+
+
+def test_a_hidden_folder_above_the_data_does_not_matter(image: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "images"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(encoded(image, ".png"))
+    assert list_images(folder) == (folder / "a.png",)

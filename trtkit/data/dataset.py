@@ -522,7 +522,11 @@ def _open_class_folders(path: Path, task: str, channels: int | None) -> Dataset:
             path=path,
         )
     first = (splits.get("train") or next(iter(splits.values())))[0]
-    names = sorted(folder.name for folder in first.iterdir() if folder.is_dir() and list_images(folder))
+    names = sorted(
+        folder.name
+        for folder in first.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and list_images(folder)
+    )
     if not names:
         raise DataError(
             asked,

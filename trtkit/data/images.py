@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -294,11 +295,17 @@ def is_image(path: Path) -> bool:
 def list_images(folder: Path) -> tuple[Path, ...]:
     """List all images below `folder`, sorted by path as text, as Ultralytics does.
 
-    Arrays (.npy) are listed only in a folder without other images: beside images they are Ultralytics' cache of them.
+    Hidden files and folders, such as `.ipynb_checkpoints`, are left out. Arrays (.npy) are listed only in a folder
+    without other images: beside images they are Ultralytics' cache of them.
     """
-    files = sorted((path for path in folder.rglob("*") if is_image(path) and path.is_file()), key=str)
+    found = (path for path in folder.rglob("*") if is_image(path) and path.is_file())
+    files = sorted((path for path in found if not _is_hidden(path.relative_to(folder))), key=str)
     images = tuple(path for path in files if path.suffix.lower() != ARRAY_SUFFIX)
     return images or tuple(files)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_image(path: str | Path, channels: int = 3) -> NDArray[np.uint8]:
@@ -452,16 +459,44 @@ def to_display(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, :3] if channels > 3 else np.repeat(image[:, :, :1], 3, axis=2))
 
 
+_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+"""A JPEG marker in or after entropy-coded data: FF 00 is a value, FF D0 to D7 restart."""
+
+
 def _is_truncated(data: bytes) -> bool:
     """Return whether a JPEG or PNG lacks its end; OpenCV would fill it with gray without a warning.
 
-    A JPEG scan starts with FF DA and escapes every FF inside, so a complete file has its end marker FF D9 after the
-    start of the last scan. Thumbnails in the header come before it, appended data may follow. ITU-T T.81, B.1.1.
+    Both are walked by their own structure, so that neither a thumbnail's end nor bytes after the image matter: phones
+    append a video or a second image.
     """
     if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+        return not _has_jpeg_end(data)
     if data.startswith(b"\x89PNG"):
-        return b"IEND" not in data[-4096:]
+        return not _has_png_end(data)
+    return False
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Follow the segments of a JPEG to its end marker, FF D9. Source: ITU-T T.81, B.1."""
+    position = 2
+    while (match := _MARKER.search(data, position)) is not None:
+        code = match.group()[-1]
+        if code == 0xD9:
+            return True
+        position = match.end()
+        # Every other marker that can stand here starts a segment of this length; a scan's data follows it.
+        if code != 0x01:
+            position += int.from_bytes(data[position : position + 2], "big")
+    return False
+
+
+def _has_png_end(data: bytes) -> bool:
+    """Follow the chunks of a PNG (length, type, data, checksum) to IEND. Source: PNG specification, 5.3."""
+    position = 8
+    while position + 12 <= len(data):
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
     return False
 
 
