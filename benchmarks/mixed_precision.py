@@ -33,8 +33,8 @@ from trtkit.files import write_json
 from trtkit.graph.torch_export import trace
 from trtkit.models import load
 from trtkit.progress import Reporter
-from trtkit.tuning.cache import ResultCache
 from trtkit.tuning.layers import LayerNoise
+from trtkit.tuning.measurement import ResultCache
 from trtkit.tuning.search_loop import NoiseProbe, repair_ranges
 
 IMGSZ = 640

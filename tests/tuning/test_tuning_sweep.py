@@ -79,7 +79,7 @@ def test_a_second_run_uses_the_cache(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this evaluation is cached")
 
-    monkeypatch.setattr("trtkit.tuning.cache.evaluate", refuse)
+    monkeypatch.setattr("trtkit.tuning.measurement.evaluate", refuse)
     again = sweep(model, demo.data_path(), cache_dir=cache, **SETTINGS)  # type: ignore[arg-type]
     assert again.frame().equals(result.frame())
 
@@ -91,7 +91,7 @@ def test_every_change_invalidates_the_cached_evaluation(
     from trtkit.data import open_dataset
     from trtkit.graph.torch_export import trace
     from trtkit.progress import Reporter
-    from trtkit.tuning.cache import CachedEvaluator, ResultCache
+    from trtkit.tuning.measurement import CachedEvaluator, ResultCache
 
     graph = trace(tk.load(demo.model_path()), imgsz=(64, 64), batch=1)
     events: list[Event] = []
@@ -122,7 +122,7 @@ def test_every_change_invalidates_the_cached_evaluation(
         tensor = next(one for one in graph.graph.initializer if one.raw_data and len(one.raw_data) > 64)
         tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
     elif changed == "version":
-        monkeypatch.setattr("trtkit.tuning.cache.measurement_versions", lambda: "another")
+        monkeypatch.setattr("trtkit.tuning.measurement.measurement_versions", lambda: "another")
     evaluate(eval_images=3 if changed == "eval_images" else 2)
     assert events
 

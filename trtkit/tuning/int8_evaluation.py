@@ -14,8 +14,7 @@ from trtkit.evaluation.significance import compute_loss_interval
 from trtkit.graph.analysis import escape_pattern
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.qdq import insert_qdq, plan_qdq
-from trtkit.tuning.cache import CachedEvaluator
-from trtkit.tuning.cost_model import CostModel
+from trtkit.tuning.measurement import CachedEvaluator, CostModel
 
 if TYPE_CHECKING:
     from trtkit.calibration import Calibration
@@ -39,7 +38,7 @@ from trtkit.models import load
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result
 from trtkit.tasks import get_task
-from trtkit.tuning.cache import ResultCache
+from trtkit.tuning.measurement import ResultCache
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

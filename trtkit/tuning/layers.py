@@ -23,7 +23,7 @@ from trtkit.graph.qdq import QDQPlacement, plan_qdq
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import round_imgsz
 from trtkit.threads import parallel_map
-from trtkit.tuning.cache import ResultCache
+from trtkit.tuning.measurement import ResultCache
 from trtkit.tuning.partial_inference import NO_INT8, Ranges, SegmentedGraph, Variant
 
 if TYPE_CHECKING:

@@ -26,11 +26,10 @@ from trtkit.models.model import Preprocess
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance
 from trtkit.tasks import get_task
-from trtkit.tuning.cache import CachedEvaluator, ResultCache, measurement_versions
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
-from trtkit.tuning.cost_model import select_cost_model
 from trtkit.tuning.int8_evaluation import PrecisionAssignment, Trials
 from trtkit.tuning.layers import LayerNoise
+from trtkit.tuning.measurement import CachedEvaluator, ResultCache, measurement_versions, select_cost_model
 from trtkit.tuning.search import Search
 
 if TYPE_CHECKING:

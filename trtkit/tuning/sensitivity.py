@@ -28,8 +28,8 @@ from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
-from trtkit.tuning.cache import ResultCache
 from trtkit.tuning.layers import LayerNoise, runner_name
+from trtkit.tuning.measurement import ResultCache
 from trtkit.tuning.partial_inference import Variant
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from trtkit.models import load
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
-from trtkit.tuning.cache import CachedEvaluator, ResultCache
+from trtkit.tuning.measurement import CachedEvaluator, ResultCache
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
