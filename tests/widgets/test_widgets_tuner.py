@@ -18,8 +18,7 @@ from trtkit.tuning.layers import QuantizableLayers
 from trtkit.tuning.search import Search
 from trtkit.tuning.sensitivity import Sensitivity
 from trtkit.widgets.tuner import tuner as tuner_module
-from trtkit.widgets.tuner.actions import TunerInputs
-from trtkit.widgets.tuner.tuner import Tuner
+from trtkit.widgets.tuner.tuner import Tuner, TunerInputs
 
 SIDE = 96
 
