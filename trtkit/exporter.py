@@ -293,7 +293,8 @@ def build_graph(
     if recipe.nms and not model.nms:
         graph = add_nms(graph, model.info, conf=recipe.conf, iou=recipe.iou, max_det=recipe.max_det)
     if is_quantized(graph):
-        check_placement(prepare_quantized(graph), model.stem, build=recipe.format == "engine")
+        check_placement(graph, model.stem, build=recipe.format == "engine")
+        graph = prepare_quantized(graph)
     elif recipe.int8 and not recipe.implicit:
         assert calibration is not None
         graph = insert_qdq(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tiny_graphs
 from onnx import numpy_helper
@@ -82,8 +83,6 @@ def test_a_candidate_is_measured_as_evaluate_does(comparison, files):
 
 
 def test_scales_of_a_candidate_are_kept(comparison, files):
-    import onnx
-
     def scales(path):
         graph = onnx.load(path).graph
         return {t.name: numpy_helper.to_array(t).tolist() for t in graph.initializer if t.name.endswith("_scale")}
@@ -184,6 +183,38 @@ def test_a_quantized_model_is_compared_in_int8_only(tmp_path):
     with raises(CalibrationError, "calibration-model-quantized"):
         tk.calibrate(model, tk.demo.data_path())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_metadata_takes_task_and_names_of_the_model(tmp_path, reference):
+    """ModelOpt writes such files."""
+    onnx.save(tiny_graphs.detector("int8", describe=False), tmp_path / "qat.onnx")
+    candidate = read({"qat": tmp_path / "qat.onnx"}, reference)["qat"]
+    assert (candidate.info.task, candidate.info.names) == (reference.task, reference.names)
+    assert candidate.precision == "int8"
+    others = dataclasses.replace(reference, names={0: "a", 1: "b"})
+    with raises(OnnxError, "model-names-mismatch", names=2):
+        read({"qat": tmp_path / "qat.onnx"}, others)
+
+
+@pytest.mark.parametrize("name", ["tiny-qat.onnx", "tiny-fp32.onnx"])
+def test_a_candidate_is_not_overwritten(tmp_path, reference, name):
+    reference = dataclasses.replace(reference, source=Path("tiny.onnx"))
+    path = tmp_path / name
+    onnx.save(tiny_graphs.detector("int8"), path)
+    before = path.read_bytes()
+    for candidate in (path, load(path)):
+        with raises(RecipeError, "candidate-file-overwritten", name="qat", path=str(path)):
+            tk.compare(
+                reference,
+                tk.demo.data_path(),
+                ["fp32"],
+                candidates={"qat": candidate},
+                build=False,
+                output=tmp_path,
+                imgsz=32,
+            )
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert path.read_bytes() == before
 
 
 class Engine(OrtRunner):

@@ -74,6 +74,23 @@ def test_nms_in_the_graph_equals_greedy_nms(extra: int) -> None:
         assert not rows[count:].any()
 
 
+def test_nms_reads_the_dense_output_wherever_it_stands_and_keeps_names() -> None:
+    proto = identity_graph(6, 50, batch=1)
+    expected = add_nms(proto, INFO)
+    raw = np.random.default_rng(3).random((1, 6, 50)).astype(np.float32)
+    # As another exporter could write it: prototypes or features first, names of its own.
+    proto.graph.node[0].output[0] = proto.graph.output[0].name = "predictions"
+    proto.graph.node.append(helper.make_node("Unsqueeze", ["images", "one"], ["features"], "unsqueeze"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "one"))
+    proto.graph.output.insert(0, helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, 1, 6, 50]))
+    with_nms = add_nms(proto, INFO)
+    onnx.checker.check_model(with_nms, full_check=True)
+    assert [value.name for value in with_nms.graph.output] == ["features", "predictions"]
+    features, rows = run(with_nms, raw)
+    np.testing.assert_array_equal(features, raw[:, None])
+    np.testing.assert_array_equal(rows, run(expected, raw)[0])
+
+
 def test_nms_stays_in_fp32_in_an_fp16_graph(proto: onnx.ModelProto, images: np.ndarray) -> None:
     info = ModelInfo(task="detect", names={0: "a", 1: "b", 2: "c"})
     fp32 = add_nms(proto, info, conf=0.5)

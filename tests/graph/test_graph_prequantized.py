@@ -97,7 +97,7 @@ def test_a_pair_between_a_layer_and_its_activation_is_named(quantized: onnx.Mode
     assert kinds(quantized) == {"before_activation": ("neck",)}
 
 
-@pytest.mark.parametrize(("zero", "kind"), [(np.int8(3), "zero_point"), (np.uint8(128), "uint8")])
+@pytest.mark.parametrize(("zero", "kind"), [(np.int8(3), "zero_point"), (np.uint8(100), "uint8")])
 def test_asymmetric_quantization_is_named(quantized: onnx.ModelProto, zero: np.generic, kind: str) -> None:
     replace_constant(quantized, "trtkit_zero_point", np.array(zero))
     (finding,) = check_qdq(quantized)
@@ -130,6 +130,115 @@ def test_int32_biases_become_float() -> None:
     assert folded.data_type == TensorProto.FLOAT
     np.testing.assert_allclose(numpy_helper.to_array(folded), values, atol=1e-6)
     np.testing.assert_allclose(run(prepared, np.full((1, 3, 32, 32), 0.5, np.float32))[0], before, atol=0.2)
+
+
+# What other tools write, as the smallest graphs of the same structure.
+
+
+def read_constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def quantize_a_factor(proto: onnx.ModelProto) -> None:
+    """onnxruntime's quantize_static on all operators: INT8 constants that no layer reads as its weight."""
+    values = np.rint(read_constants(proto)["reach"]).astype(np.int8)
+    factor = next(tensor for tensor in proto.graph.initializer if tensor.name == "reach")
+    factor.CopyFrom(numpy_helper.from_array(values, "reach_quantized"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "reach_scale"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "reach_zero"))
+    inputs = ["reach_quantized", "reach_scale", "reach_zero"]
+    proto.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, ["reach"], "reach_DQ"))
+
+
+def store_as_uint8(proto: onnx.ModelProto, tensor: str, zero: int) -> None:
+    """NNCF's form of a range that begins at 0 (zero point 0), onnxruntime's of a symmetric one (zero point 128)."""
+    replace_constant(proto, f"{tensor}_zero", np.array(zero, np.uint8))
+
+
+def test_int8_constants_other_than_weights_become_float(images: np.ndarray) -> None:
+    proto = tiny_graphs.detector("int8")
+    quantize_a_factor(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    assert check_qdq(proto) == ()
+    before = run(proto, images[:1])[0]
+    weights = {name for name, value in read_constants(proto).items() if value.dtype == np.int8 and value.ndim == 4}
+    prepared = prepare_quantized(proto)
+    onnx.checker.check_model(prepared, full_check=True)
+    assert "reach_DQ" not in [node.name for node in prepared.graph.node]
+    constants = read_constants(prepared)
+    assert constants["reach"].dtype == np.float32
+    assert {name for name, value in constants.items() if value.dtype == np.int8 and value.ndim == 4} == weights != set()
+    np.testing.assert_array_equal(run(prepared, images[:1])[0], before)
+
+
+def test_a_weight_that_is_transposed_stays_int8(images: np.ndarray) -> None:
+    proto = tiny_graphs.detector("int8")
+    dequantize = next(node for node in proto.graph.node if node.name == "stem.weight_DQ")
+    weight = dequantize.output[0]
+    replace_constant(proto, "stem.weight", read_constants(proto)["stem.weight"].transpose(0, 2, 3, 1))
+    dequantize.output[0] = "channels_last"
+    position = list(proto.graph.node).index(dequantize) + 1
+    proto.graph.node.insert(
+        position, helper.make_node("Transpose", ["channels_last"], [weight], "move", perm=[0, 3, 1, 2])
+    )
+    before = run(proto, images[:1])[0]
+    prepared = prepare_quantized(proto)
+    assert read_constants(prepared)["stem.weight"].dtype == np.int8
+    np.testing.assert_array_equal(run(prepared, images[:1])[0], before)
+
+
+def test_uint8_around_128_becomes_int8_with_the_same_values(images: np.ndarray) -> None:
+    proto = tiny_graphs.detector("int8")
+    expected = run(proto, images[:1])[0]
+    store_as_uint8(proto, "images", 128)
+    weight = "stem.weight"
+    values = read_constants(proto)
+    replace_constant(proto, weight, (values[weight].astype(np.int16) + 128).astype(np.uint8))
+    replace_constant(proto, "stem.zero", np.full_like(values["stem.zero"], 128, np.uint8))
+    onnx.checker.check_model(proto, full_check=True)
+    assert check_qdq(proto) == ()
+    prepared = prepare_quantized(proto)
+    assert TensorProto.UINT8 not in {tensor.data_type for tensor in prepared.graph.initializer}
+    np.testing.assert_array_equal(run(prepared, images[:1])[0], expected)
+
+
+@pytest.mark.parametrize("zero_point_of_both", [True, False])
+def test_uint8_from_0_becomes_int8_with_the_same_range(images: np.ndarray, zero_point_of_both: bool) -> None:
+    proto = tiny_graphs.detector("int8")
+    expected = run(proto, images[:1])[0]
+    # The same range, 0 to 1, in 255 steps.
+    store_as_uint8(proto, "images", 0)
+    replace_constant(proto, "images_scale", np.array(1 / 255, np.float32))
+    if not zero_point_of_both:
+        del next(node for node in proto.graph.node if node.name == "images_DQ").input[2]
+    onnx.checker.check_model(proto, full_check=True)
+    (finding,) = check_qdq(proto)
+    assert (finding.kind, finding.refused, finding.nodes) == ("unsigned", False, ("images_Q", "images_DQ"))
+    prepared = prepare_quantized(proto)
+    onnx.checker.check_model(prepared, full_check=True)
+    assert read_constants(prepared)["images_scale/int8"] == pytest.approx(1 / 127)
+    np.testing.assert_allclose(run(prepared, images[:1])[0], expected, rtol=1e-5)
+    assert check_qdq(prepared) == ()
+
+
+def test_qdq_in_decoding_is_named(quantized: onnx.ModelProto) -> None:
+    """Of boxes and scores in one tensor, whose scale is that of the boxes, all scores become 0."""
+    index = GraphIndex(quantized)
+    output = quantized.graph.output[0].name
+    producer = index.producer[output]
+    reader = helper.make_node("Identity", ["decoded"], [output], "identity")
+    producer.output[0] = "decoded"
+    quantized.graph.node.append(reader)
+    add_pair(quantized, "decoded", "identity")
+    (finding,) = check_qdq(quantized)
+    assert (finding.kind, finding.refused, finding.nodes) == ("decode", False, (producer.name,))
+
+
+def test_a_quantizelinear_without_zero_point_writes_uint8() -> None:
+    proto = tiny_graphs.detector("int8")
+    node = next(node for node in proto.graph.node if node.name == "images_Q")
+    del node.input[2]
+    assert kinds(proto) == {"uint8": ("images_Q",)}
 
 
 # export and calibrate.
@@ -192,6 +301,11 @@ def test_tensorrt_rtx_builds_a_quantized_file_and_refuses_an_asymmetric_one(tmp_
     built = tk.export(tk.load(tiny_graphs.detector("int8")), output=tmp_path / "a.engine", **target)
     assert built.passport is not None
     assert (built.precision, built.passport.calibration_hash) == ("int8", None)
+    others = tiny_graphs.detector("int8")
+    quantize_a_factor(others)
+    store_as_uint8(others, "images", 0)
+    with pytest.warns(UserWarning, match=r"UINT8.*\(images_Q, images_DQ\)"):
+        tk.export(tk.load(others), output=tmp_path / "a.engine", overwrite=True, **target)
     asymmetric = tiny_graphs.detector("int8")
     replace_constant(asymmetric, "images_zero", np.array(4, np.int8))
     with raises(BuildError, "qdq-not-buildable", kinds=["zero_point"], nodes=["images_Q", "images_DQ"]):

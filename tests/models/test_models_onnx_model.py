@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
 
+import trtkit as tk
 from trtkit.errors import ModelError, OnnxError
 from trtkit.models import OutputFormat, Preprocess, load
 from trtkit.models.model import NMS_ROWS
@@ -301,3 +303,27 @@ def test_preprocessing_can_be_passed_and_must_fit_the_input() -> None:
     with pytest.raises(OnnxError) as error:
         load(graph([(1, 7, 100)], (1, 1, 64, 96)), task="detect", preprocess=stretch)
     assert (error.value.code, error.value.fields["channels"]) == ("model-preprocess-mismatch", 1)
+
+
+def test_outputs_of_other_names_are_read_in_every_verb(tmp_path: Path) -> None:
+    """Files without metadata, whose boxes come second and are not called `output0`."""
+    plain, other = tiny_graphs.detector(), tiny_graphs.detector(describe=False)
+    other.graph.output[0].name = next(node for node in other.graph.node if node.name == "scale").output[0] = "boxes"
+    other.graph.output.insert(0, helper.make_tensor_value_info("stem_out", TensorProto.FLOAT, [1, 8, 16, 16]))
+    names = list(tiny_graphs.NAMES.values())
+    model = tk.load(other, task="detect", names=names)
+    assert (model.output_format.name, list(model.names.values())) == ("dense", names)
+    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    for nms in (False, True):
+        written = [
+            tk.export(tk.load(one, task="detect", names=names), format="onnx", nms=nms, output=tmp_path / name)
+            for one, name in ((plain, f"plain{nms}.onnx"), (other, f"other{nms}.onnx"))
+        ]
+        assert [value.name for value in onnx.load(written[1].path).graph.output] == ["stem_out", "boxes"]
+        predictions = []
+        for artifact in written:
+            with tk.open(artifact.path) as runner:
+                predictions.append(runner.predict([image])[0])
+        assert len(predictions[0]) > 0
+        np.testing.assert_array_equal(predictions[0].boxes, predictions[1].boxes)
+        np.testing.assert_array_equal(predictions[0].scores, predictions[1].scores)

@@ -27,7 +27,7 @@ from trtkit.models.model import (
     ModelInfo,
     OutputFormat,
 )
-from trtkit.models.output_shapes import check_outputs, infer_output_format
+from trtkit.models.output_shapes import check_outputs, find_main_output, infer_output_format, order_outputs
 
 MASKS = (1, 32, 16, 16)
 
@@ -274,3 +274,23 @@ def test_every_format_is_told_from_the_others_by_its_shapes(task: str, classes: 
             check_outputs(info, shapes, "check", ModelError)
         with raises(ModelError, "model-outputs-mismatch", names=classes):
             check_outputs(info, [[*shapes[0][:-1]], *shapes[1:]], "check", ModelError)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "task", "expected"),
+    [
+        ({"a": 3}, "detect", "a"),
+        ({"masks": 4, "boxes": 3}, "segment", "boxes"),
+        ({"boxes": 3, "output0": 3}, "detect", "output0"),
+        ({"output0": 4, "output1": 3}, "segment", "output1"),
+        ({"features": 4, "scores": 2}, "classify", "scores"),
+        ({"a": 2, "b": 1}, "detect", "a"),
+        ({"a": 1, "output0": 1}, "detect", "output0"),
+        ({"a": 1, "b": 3}, "a task of the caller's", "a"),
+    ],
+)
+def test_the_main_output_is_found_by_name_or_dimensions(dimensions: dict[str, int], task: str, expected: str) -> None:
+    assert find_main_output(dimensions, task) == expected
+    shapes = {name: [None] * count for name, count in dimensions.items()}
+    assert order_outputs(shapes, task)[0] is shapes[expected]
+    assert len(order_outputs(shapes, task)) == len(shapes)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trtkit.errors import CapabilityError, RecipeError
+from trtkit.errors import CapabilityError, OnnxError, RecipeError
 from trtkit.recipe import PRECISIONS, Recipe
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def load_candidates(
     reference: Model,
     *,
     settings: Mapping[str, Any],
+    written: Iterable[Path] = (),
     builds: bool,
     why_no_engines: str,
     device: int | str | None,
@@ -81,6 +82,7 @@ def load_candidates(
         candidates: Models or files by name.
         reference: The compared model.
         settings: `imgsz` (height, width), `batch`, `dynamic` and `simplify` of the comparison's graphs.
+        written: Files that the comparison writes.
         builds: Whether engines are built.
         why_no_engines: Why the precisions do not run as engines here; "" if they do.
         device: The device that engines run on.
@@ -89,11 +91,13 @@ def load_candidates(
         The candidates by name.
 
     Raises:
-        RecipeError: A name can't be used, or a candidate has another task, other classes or another size.
+        RecipeError: A name can't be used, a candidate has another task, other classes or another size, or its file
+            would be overwritten.
         CapabilityError: A candidate is an engine and the precisions do not run as engines here.
         ModelError, OnnxError, EngineError, BuildError: A candidate can't be read, opened or built.
     """
     loaded: dict[str, Candidate] = {}
+    targets = {path.resolve() for path in written}
     for name, source in candidates.items():
         if not _NAME.fullmatch(name) or name.lower() in PRECISIONS:
             raise RecipeError(
@@ -104,6 +108,16 @@ def load_candidates(
                 name=name,
             )
         value: Any = getattr(source, "path", source)
+        file = value if isinstance(value, (str, Path)) else getattr(value, "source", None)
+        if file is not None and Path(file).resolve() in targets:
+            raise RecipeError(
+                f"compare the candidate {name!r}",
+                f"the comparison writes a file of its own to {file}, which would replace it",
+                "use another output folder, or name it differently",
+                code="candidate-file-overwritten",
+                name=name,
+                path=str(file),
+            )
         if isinstance(value, (str, Path)) and Path(value).suffix.lower() not in (".onnx", ".pt", ".pth"):
             candidate = _open_engine(name, Path(value), reference, settings, why_no_engines, device)
         else:
@@ -119,7 +133,13 @@ def _load_model(name: str, source: Any, reference: Model, settings: Mapping[str,
     from trtkit.graph.torch_export import trace
     from trtkit.models import load
 
-    model = load(source)
+    try:
+        model = load(source)
+    except OnnxError as error:
+        if error.code not in ("model-task-missing", "model-names-missing"):
+            raise
+        # ModelOpt and other tools drop the metadata; the file is to do what the compared model does.
+        model = load(source, task=reference.task, names=reference.names)
     _check_fits(name, model, reference)
     quantized = is_quantized(model.proto)
     precision = "int8" if quantized else "fp16" if model.proto is not None and has_fp16(model.proto) else "fp32"

@@ -156,10 +156,14 @@ def compare(
         "batch": max(batches),
     }
     engines_run, run_device, why_not_run = _check_run(builder, device)
+    suffixes = [".onnx", ".engine"] if builder is not None else [".onnx"]
     others = load_candidates(
         candidates or {},
         loaded,
         settings=shared,
+        written=[
+            folder / f"{loaded.stem}-{name}{end}" for name in (*precisions, *(candidates or {})) for end in suffixes
+        ],
         builds=builder is not None,
         why_no_engines="" if engines_run else why_not_run,
         device=run_device,

@@ -17,6 +17,7 @@ from trtkit.errors import RecipeError
 from trtkit.graph.analysis import GraphBuilder
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, NMS_ROWS, ModelInfo
+from trtkit.models.output_shapes import find_main_output
 
 __all__ = [
     "DEFAULT_CONF",
@@ -59,15 +60,16 @@ def add_nms(
     graph: greedy NMS for upright boxes, Fast NMS for oriented ones, where a dropped box still drops others.
 
     Args:
-        proto: Graph whose `output0` is (N, 4 + classes + extra, anchors), boxes as center, width, height in pixels.
+        proto: Graph with dense output (N, 4 + classes + extra, anchors), boxes as center, width, height in pixels.
         info: The model's description.
         conf: Lowest score, exclusive, fixed in the graph.
         iou: Highest IoU, fixed in the graph.
         max_det: Rows of the result.
 
     Returns:
-        A graph whose `output0` is (N, max_det, 6 + extra): x1, y1, x2, y2, score, class, then mask coefficients or
-        keypoints; for obb x, y, width, height, score, class, angle, as in Ultralytics' exports. Unused rows are zero.
+        A graph whose output of the same name is (N, max_det, 6 + extra): x1, y1, x2, y2, score, class, then mask
+        coefficients or keypoints; for obb x, y, width, height, score, class, angle, as in Ultralytics' exports. Unused
+        rows are zero.
         Further outputs do not change.
 
     Raises:
@@ -76,14 +78,15 @@ def add_nms(
     check_nms_applies(info)
     result = copy.deepcopy(proto)
     graph = result.graph
-    raw = "trtkit_nms_input"
+    dimensions = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.output}
+    output, raw = find_main_output(dimensions, info.task), "trtkit_nms_input"
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
-                if name == "output0":
+                if name == output:
                     names[index] = raw
     builder, rotated = GraphBuilder(result, "trtkit_nms"), info.task == "obb"
-    classes, extra = len(info.names), _count_columns(graph) - 4 - len(info.names)
+    classes, extra = len(info.names), _count_columns(graph, output) - 4 - len(info.names)
     top_k = max(TOP_K, max_det)
     rows, top = _select_top_k(builder, raw, classes, top_k)
     box, scores = builder.slice(rows, 0, 4, axis=2), builder.slice(rows, 4, 4 + classes, axis=2)
@@ -105,12 +108,12 @@ def add_nms(
     score = builder.unsqueeze(scores, 2)
     detections = builder.node("Concat", [coordinates, score, builder.slice(kept, 4, 5 + extra, axis=2)], axis=2)
     used = builder.node("Cast", [builder.node("Greater", [score, builder.scalar(0)])], to=TensorProto.FLOAT)
-    graph.node.append(helper.make_node("Mul", [detections, used], ["output0"], "trtkit_nms_output"))
+    graph.node.append(helper.make_node("Mul", [detections, used], [output], "trtkit_nms_output"))
     for value in graph.output:
-        if value.name == "output0":
+        if value.name == output:
             batch = value.type.tensor_type.shape.dim[0]
             new = helper.make_tensor_value_info(
-                "output0", TensorProto.FLOAT, [batch.dim_param or batch.dim_value, max_det, 6 + extra]
+                output, TensorProto.FLOAT, [batch.dim_param or batch.dim_value, max_det, 6 + extra]
             )
             value.CopyFrom(new)
     del graph.value_info[:]
@@ -180,9 +183,9 @@ def _to_corners(builder: GraphBuilder, rows: str) -> str:
     return builder.node("Concat", [builder.node("Sub", [center, half]), builder.node("Add", [center, half])], axis=2)
 
 
-def _count_columns(graph: onnx.GraphProto) -> int:
-    """Values per box of the dense output: the second dimension of `output0`."""
-    value = next(value for value in graph.output if value.name == "output0")
+def _count_columns(graph: onnx.GraphProto, output: str) -> int:
+    """Values per box of the dense output: its second dimension."""
+    value = next(value for value in graph.output if value.name == output)
     return int(value.type.tensor_type.shape.dim[1].dim_value)
 
 

@@ -1,7 +1,9 @@
 """ONNX graphs that already hold Q/DQ (quantization-aware training, ModelOpt, NNCF, onnxruntime): taken as they are.
 
-Scales and placement are kept; biases stored as INT32, which TensorRT does not read, become the float numbers that they
-stand for. What TensorRT does not build, or builds without fusing, is found by structure and named.
+Scales and placement are kept. What TensorRT does not read is rewritten: quantized constants other than weights (INT32
+biases, INT8 factors and anchors) become the float numbers that they stand for, and UINT8 with zero point 0 or 128
+becomes symmetric INT8. What TensorRT does not build, builds without fusing or runs inaccurately is found by structure
+and named.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from trtkit.graph.analysis import GraphIndex, remove_unused_constants
+from trtkit.graph.analysis import LAYOUT_OPS, WEIGHTED_OPS, GraphIndex, remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
-from trtkit.graph.qdq import passes_int8
+from trtkit.graph.qdq import INT8_MAX, passes_int8
 
 __all__ = ["QDQFinding", "check_qdq", "is_quantized", "prepare_quantized", "remove_qdq"]
 
@@ -25,8 +27,12 @@ INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "
 
 REASONS = {
     "integer_operators": "operators on integers, which TensorRT does not read: quantize with Q/DQ (QuantFormat.QDQ)",
-    "uint8": "UINT8 values, where TensorRT reads INT8: quantize to INT8 (QuantType.QInt8)",
+    "uint8": "UINT8 values with other zero points than 0 and 128, where TensorRT reads symmetric INT8: quantize "
+    "symmetrically to INT8 (QuantType.QInt8)",
     "zero_point": "zero points other than 0, where TensorRT is symmetric: quantize symmetrically",
+    "unsigned": "UINT8 values with zero point 0, written as INT8 with 127 steps instead of 255",
+    "decode": "Q/DQ behind the output layers, where boxes in pixels get 127 steps and scores that share their scale "
+    "become 0: exclude these nodes from quantization",
     "before_activation": "Q/DQ between a layer and its activation, which prevents their fusion; TensorRT 8.6 does not "
     "build it",
     "dfl": "Q/DQ in front of the DFL convolution, which TensorRT 8.6 does not build",
@@ -79,12 +85,15 @@ def is_quantized(proto: onnx.ModelProto | None) -> bool:
 
 
 def prepare_quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Store INT32 biases as float, and add the metadata of an INT8 graph; the graph is modified and returned.
+    """Rewrite what TensorRT does not read, and add the metadata of an INT8 graph; the graph is modified and returned.
+
+    Quantized constants other than weights become float; UINT8 with zero point 0 or 128 becomes symmetric INT8.
 
     Args:
         proto: A graph with Q/DQ, unique node names.
     """
-    _fold_biases(proto.graph, GraphIndex(proto))
+    _fold_constants(proto.graph, GraphIndex(proto))
+    _convert_uint8(proto.graph, GraphIndex(proto))
     # A TensorRT that chooses types by itself needs the names of the nodes that must not run in FP16.
     decode_nodes = sorted(GraphIndex(remove_qdq(proto)).decode_nodes())
     return update_metadata(proto, {"int8": True}, {"precision": "int8", "fp32": decode_nodes})
@@ -107,15 +116,18 @@ def check_qdq(proto: onnx.ModelProto) -> tuple[QDQFinding, ...]:
             add("integer_operators", node)
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        zero = index.constants.get(node.input[2]) if len(node.input) > 2 else None
-        if zero is not None and zero.data_type == TensorProto.UINT8:
-            add("uint8", node)
-        elif zero is not None and np.any(numpy_helper.to_array(zero) != 0):
-            add("zero_point", node)
+        kind = _check_zero_point(index, node)
+        if kind:
+            add(kind, node)
     floats = GraphIndex(remove_qdq(proto))
     layers = {node.name for node in floats.weighted}
+    decode_nodes = floats.decode_nodes()
     for node in proto.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in index.producer:
+            if index.producer[node.input[0]].name in decode_nodes and any(
+                reader.name not in layers for reader in _read_dequantized(index, node)
+            ):
+                add("decode", index.producer[node.input[0]])
             layer = index.producer[node.input[0]]
             if layer.name in layers and any(_is_activation(reader) for reader in _read_dequantized(index, node)):
                 add("before_activation", layer)
@@ -169,12 +181,16 @@ def remove_qdq(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _fold_biases(graph: onnx.GraphProto, index: GraphIndex) -> None:
-    """Replace each DequantizeLinear of an INT32 constant by its value."""
+def _fold_constants(graph: onnx.GraphProto, index: GraphIndex) -> None:
+    """Replace each dequantized constant by its value, except the weights of layers, which TensorRT reads as INT8.
+
+    These are biases (INT32), and factors, summands and anchors (INT8), which TensorRT-RTX rejects.
+    """
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        source = index.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if source is not None and source.data_type == TensorProto.INT32 and node.input[1] in index.constants:
+        is_constant = node.op_type == "DequantizeLinear" and all(name in index.constants for name in node.input if name)
+        # Scales by block, of two dimensions and more, belong to weights.
+        if is_constant and index.array(node.input[1]).ndim < 2 and not _is_weight(index, node.output[0]):
             graph.initializer.append(numpy_helper.from_array(_dequantize(index, node), node.output[0]))
         else:
             nodes.append(node)
@@ -183,15 +199,89 @@ def _fold_biases(graph: onnx.GraphProto, index: GraphIndex) -> None:
     remove_unused_constants(graph)
 
 
+def _is_weight(index: GraphIndex, tensor: str) -> bool:
+    """Whether a layer reads a tensor as its weight, perhaps transposed or reshaped."""
+    return any(
+        (reader.op_type in WEIGHTED_OPS and len(reader.input) > 1 and reader.input[1] == tensor)
+        or (reader.op_type in LAYOUT_OPS and any(_is_weight(index, output) for output in reader.output))
+        for reader in index.consumers[tensor]
+    )
+
+
+def _convert_uint8(graph: onnx.GraphProto, index: GraphIndex) -> None:
+    """Store UINT8 as INT8 with zero point 0, for zero points 128 and, at half the resolution, 0.
+
+    At zero point 128 the same scale gives the same values. At zero point 0 (ranges that begin at 0) 255 steps become
+    127, as TensorRT's own symmetric scales have them.
+    """
+    constants: dict[str, onnx.TensorProto] = {}
+    # All are checked before the first one changes: some take their type from the QuantizeLinear before them.
+    checked = [(node, _read_zero_point(index, node), _check_zero_point(index, node)) for node in graph.node]
+    for node, zero, kind in checked:
+        if zero is None or zero.dtype != np.uint8 or kind == "uint8":
+            continue
+        scale = index.array(node.input[1])
+        if kind == "unsigned":
+            name = f"{node.input[1]}/int8"
+            constants[name] = numpy_helper.from_array((scale * (255 / INT8_MAX)).astype(scale.dtype), name)
+            node.input[1] = name
+        elif node.op_type == "DequantizeLinear" and node.input[0] in index.constants:
+            name = f"{node.input[0]}/int8"
+            shifted = (index.array(node.input[0]).astype(np.int16) - 128).astype(np.int8)
+            constants[name] = numpy_helper.from_array(shifted, name)
+            node.input[0] = name
+        name = f"{node.output[0]}/zero_point"
+        constants[name] = numpy_helper.from_array(np.zeros(scale.shape, np.int8), name)
+        node.input[2:] = [name]
+        for attribute in node.attribute:
+            if attribute.name == "output_dtype":
+                attribute.i = TensorProto.INT8
+    if constants:
+        graph.initializer.extend(constants.values())
+        del graph.value_info[:]
+        remove_unused_constants(graph)
+
+
+def _check_zero_point(index: GraphIndex, node: onnx.NodeProto) -> str:
+    """The kind of finding that the integers of a QuantizeLinear or DequantizeLinear give; "" for symmetric INT8."""
+    zero = _read_zero_point(index, node)
+    if zero is None:
+        # Without a zero point QuantizeLinear writes UINT8, which TensorRT takes as INT8.
+        has_type = any(a.name == "output_dtype" and a.i not in (0, TensorProto.UINT8) for a in node.attribute)
+        return "uint8" if node.op_type == "QuantizeLinear" and len(node.input) < 3 and not has_type else ""
+    if zero.dtype != np.uint8:
+        return "zero_point" if np.any(zero != 0) else ""
+    if np.all(zero == 128):
+        return ""
+    return "unsigned" if np.all(zero == 0) and node.input[0] not in index.constants else "uint8"
+
+
+def _read_zero_point(index: GraphIndex, node: onnx.NodeProto) -> np.ndarray | None:
+    """The constant zero point of a QuantizeLinear or DequantizeLinear; None if it is computed or of unknown type."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return None
+    if len(node.input) > 2 and node.input[2]:
+        return index.array(node.input[2]) if node.input[2] in index.constants else None
+    if node.op_type == "QuantizeLinear":
+        return None
+    # Without a zero point it is 0, of the type of the integers.
+    if node.input[0] in index.constants:
+        return np.zeros_like(index.array(node.input[0]), shape=())
+    quantize = index.producer.get(node.input[0])
+    zero = None if quantize is None else _read_zero_point(index, quantize)
+    return None if zero is None else np.zeros_like(zero)
+
+
 def _dequantize(index: GraphIndex, node: onnx.NodeProto) -> np.ndarray:
-    """The value of a DequantizeLinear of constants, float32."""
-    values, scale = index.array(node.input[0]).astype(np.float32), index.array(node.input[1]).astype(np.float32)
+    """The value of a DequantizeLinear of constants, of its scale's type."""
+    values, scale = index.array(node.input[0]).astype(np.float32), index.array(node.input[1])
+    dtype, scale = scale.dtype, scale.astype(np.float32)
     zero = index.array(node.input[2]).astype(np.float32) if len(node.input) > 2 and node.input[2] else np.float32(0)
     if scale.ndim == 1 and scale.size > 1:
         axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
         shape = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
         scale, zero = scale.reshape(shape), np.asarray(zero).reshape(shape) if np.ndim(zero) else zero
-    return np.asarray((values - zero) * scale, np.float32)
+    return np.asarray((values - zero) * scale, dtype)
 
 
 def _is_integer_operator(node: onnx.NodeProto) -> bool:

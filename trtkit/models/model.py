@@ -140,30 +140,30 @@ class OutputFormat:
 
 
 DENSE = OutputFormat(name="dense", needs_nms=True)
-"""`output0` of shape (N, 4 + classes + extra, anchors): center x, center y, width and height in input pixels, class
-scores, then mask coefficients, keypoints or an angle; mask prototypes in `output1`."""
+"""An output of shape (N, 4 + classes + extra, anchors): center x, center y, width and height in input pixels, class
+scores, then mask coefficients, keypoints or an angle; mask prototypes in a further output."""
 
 NMS_ROWS = OutputFormat(name="nms_rows")
-"""`output0` of shape (N, max_det, 6 + extra): x1, y1, x2, y2 in input pixels, score, class, then the task's extra
+"""An output of shape (N, max_det, 6 + extra): x1, y1, x2, y2 in input pixels, score, class, then the task's extra
 values; for obb x, y, width, height, score, class, angle. Unused rows are zero."""
 
 END2END_ROWS = OutputFormat(name="end2end_rows")
-"""`output0` of shape (N, rows, 6 + extra) with the columns of `NMS_ROWS`, from a one-to-one head (YOLO26, YOLOv10): the
+"""An output of shape (N, rows, 6 + extra) with the columns of `NMS_ROWS`, from a one-to-one head (YOLO26, YOLOv10): the
 highest-scoring boxes, which need no NMS."""
 
 DETR_QUERIES = OutputFormat(name="detr_queries")
-"""`output0` of shape (N, queries, 4 + classes): center x, center y, width and height as fractions of the input's width
+"""An output of shape (N, queries, 4 + classes): center x, center y, width and height as fractions of the input's width
 and height, then class scores (RT-DETR in files of older versions of Ultralytics)."""
 
 DETR_ROWS = OutputFormat(name="detr_rows")
-"""`output0` of shape (N, rows, 6): center x, center y, width and height as fractions of the input's width and height,
+"""An output of shape (N, rows, 6): center x, center y, width and height as fractions of the input's width and height,
 score, class; the highest scores of all queries and classes (RT-DETR, as Ultralytics 8.4.190 writes it)."""
 
 DETR_HEAD = "RTDETRDecoder"
 """Ultralytics' `head` of an RT-DETR in metadata: its loader then stretches images and reads `DETR_ROWS`."""
 
 CLASS_SCORES = OutputFormat(name="class_scores")
-"""`output0` of shape (N, classes): class probabilities."""
+"""An output of shape (N, classes): class probabilities."""
 
 
 def default_preprocess(task: str, *, channels: int = 3, output_format: OutputFormat | None = None) -> Preprocess:

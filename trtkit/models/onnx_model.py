@@ -31,6 +31,7 @@ from trtkit.models.output_shapes import (
     fit_output_format,
     infer_classes,
     infer_output_format,
+    order_outputs,
 )
 
 __all__ = ["from_proto", "read_onnx"]
@@ -152,20 +153,21 @@ def from_proto(
                 expected=size,
             )
         size = wanted
-    # `output0` is the main output, wherever it stands.
-    shapes = [_read_shape(value) for value in sorted(graph.output, key=lambda value: value.name != "output0")]
+    outputs = {value.name: _read_shape(value) for value in graph.output}
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if "task" in metadata and "names" in metadata:
         info = _read_info(metadata, asked)
         resolve_task(task, info.task, asked, OnnxError)
         class_names = info.names if names is None else resolve_class_names(names, len(info.names), asked, OnnxError)
         info = dataclasses.replace(info, names=class_names)
+        shapes = order_outputs(outputs, info.task)
         if output_format is None:
             info = fit_output_format(info, shapes, metadata)
         elif output_format != info.output_format:
             info = dataclasses.replace(info, output_format=output_format)
     else:
         task = resolve_task(task, metadata.get("task"), asked, OnnxError)
+        shapes = order_outputs(outputs, task)
         info = _infer_info(graph, task, shapes, names, output_format, asked)
     check_outputs(info, shapes, asked, OnnxError)
     if info.output_format in ROW_FORMATS:

@@ -25,7 +25,16 @@ from trtkit.models.model import (
     parse_trtkit_entry,
 )
 
-__all__ = ["OutputShape", "check_outputs", "count_classes", "fit_output_format", "infer_classes", "infer_output_format"]
+__all__ = [
+    "OutputShape",
+    "check_outputs",
+    "count_classes",
+    "find_main_output",
+    "fit_output_format",
+    "infer_classes",
+    "infer_output_format",
+    "order_outputs",
+]
 
 OutputShape = Sequence[int | None]
 """Sizes of an output, None where a size is dynamic."""
@@ -40,6 +49,34 @@ ROW_FORMATS = (NMS_ROWS, END2END_ROWS, DETR_ROWS)
 """Formats whose rows hold a class index."""
 
 KNOWN_FORMATS = (DENSE, *ROW_FORMATS, DETR_QUERIES, CLASS_SCORES)
+
+
+def find_main_output(dimensions: Mapping[str, int], task: str) -> str:
+    """The output that holds boxes or class scores: `output0`, else the first with as many dimensions as the task needs.
+
+    Exporters name outputs in their own ways, and some put mask prototypes first.
+
+    Args:
+        dimensions: Number of dimensions of each output by name, in the file's order; not empty.
+        task: One of `TASKS`, or a registered task, whose outputs may have any number of dimensions.
+
+    Returns:
+        A name; without a fitting output `output0` or the first.
+    """
+    names = sorted(dimensions, key=lambda name: name != "output0")
+    rank = 2 if task == "classify" else 3 if task in TASKS else None
+    return next((name for name in names if rank in (None, dimensions[name])), names[0])
+
+
+def order_outputs(shapes: Mapping[str, OutputShape], task: str) -> list[OutputShape]:
+    """The shapes of a file's outputs, that of `find_main_output` first.
+
+    Args:
+        shapes: Shape of each output by name, in the file's order; not empty.
+        task: As in `find_main_output`.
+    """
+    main = find_main_output({name: len(shape) for name, shape in shapes.items()}, task)
+    return [shapes[main], *(shape for name, shape in shapes.items() if name != main)]
 
 
 def count_classes(

@@ -10,6 +10,7 @@ import numpy as np
 
 from trtkit.errors import ModelError
 from trtkit.models.model import CLASS_SCORES
+from trtkit.models.output_shapes import find_main_output
 from trtkit.tasks.base import (
     BoxLayout,
     PostprocessSettings,
@@ -130,12 +131,12 @@ class Classify:
 def decode_class_scores(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
 ) -> Iterable[NDArray[np.float32]]:
-    """Decode `output0` of shape (batch, classes), class probabilities.
+    """Decode an output of shape (batch, classes), class probabilities.
 
     Raises:
         ModelError: The output has another shape.
     """
-    array = outputs.get("output0", next(iter(outputs.values())))
+    array = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, info.task)]
     if array.ndim != 2 or array.shape[1] != len(info.names):
         raise ModelError(
             "decode classify output",

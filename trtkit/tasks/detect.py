@@ -10,6 +10,7 @@ import numpy as np
 
 from trtkit.errors import ModelError
 from trtkit.models.model import DENSE, DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS
+from trtkit.models.output_shapes import find_main_output
 from trtkit.tasks.base import (
     BoxLayout,
     Detections,
@@ -110,7 +111,7 @@ class Detect:
 def decode_dense(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
 ) -> Iterable[RawDetections]:
-    """Decode `output0` of shape (batch, 4 + classes + extra, anchors) and apply class-wise NMS.
+    """Decode an output of shape (batch, 4 + classes + extra, anchors) and apply class-wise NMS.
 
     Raises:
         ModelError: The output has another shape.
@@ -139,7 +140,7 @@ def decode_dense(
 def decode_rows(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
 ) -> Iterable[RawDetections]:
-    """Decode `output0` of shape (batch, rows, 6 + extra): final boxes of NMS, a one-to-one head or an RT-DETR.
+    """Decode an output of shape (batch, rows, 6 + extra): final boxes of NMS, a one-to-one head or an RT-DETR.
 
     Raises:
         ModelError: The output has another shape.
@@ -164,7 +165,7 @@ def decode_rows(
 def decode_detr_queries(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, layout: BoxLayout, settings: PostprocessSettings
 ) -> Iterable[RawDetections]:
-    """Decode `output0` of shape (batch, queries, 4 + classes): one object per query, of its highest-scoring class.
+    """Decode an output of shape (batch, queries, 4 + classes): one object per query, of its highest-scoring class.
 
     Raises:
         ModelError: The output has another shape.
@@ -212,12 +213,12 @@ def select_candidates(
 def get_main_output(
     outputs: Mapping[str, NDArray[np.float32]], info: ModelInfo, *, axis: int, columns: int
 ) -> NDArray[np.float32]:
-    """Return the array `output0`, or the first.
+    """Return the output that holds boxes (`find_main_output`).
 
     Raises:
         ModelError: It is not 3-dimensional with `columns` values on `axis`.
     """
-    array = outputs.get("output0", next(iter(outputs.values())))
+    array = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, info.task)]
     if array.ndim != 3 or array.shape[axis] != columns:
         raise ModelError(
             f"decode {info.task} output",

@@ -363,11 +363,12 @@ class TensorRTRunner(Runner):
         return {name: host.numpy().copy() for name, host in hosts.items()}
 
     def _raw_output(self) -> Any:
-        outputs = self._execution.outputs()
-        raw = outputs.get("output0", next(iter(outputs.values())))
-        # The CPU path checks the shape on an empty batch, so that both raise the same errors.
+        from trtkit.models.output_shapes import find_main_output
         from trtkit.tasks.detect import get_main_output
 
+        outputs = self._execution.outputs()
+        raw = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, self.info.task)]
+        # The CPU path checks the shape on an empty batch, so that both raise the same errors.
         get_main_output(
             {"output0": np.empty((0, *raw.shape[1:]), np.float32)}, self.info, axis=1, columns=4 + len(self.info.names)
         )
@@ -375,13 +376,20 @@ class TensorRTRunner(Runner):
 
     def _fit_info(self, info: ModelInfo, metadata: Mapping[str, Any]) -> ModelInfo:
         """The description with what the file does not state, checked against the shapes of the engine's outputs."""
-        from trtkit.models.output_shapes import check_outputs, fit_output_format, infer_classes, infer_output_format
+        from trtkit.models.output_shapes import (
+            check_outputs,
+            fit_output_format,
+            infer_classes,
+            infer_output_format,
+            order_outputs,
+        )
 
         asked = f"open {self.path}"
-        shapes: list[list[int | None]] = [
-            [None if side < 0 else int(side) for side in self._execution.engine.get_tensor_shape(name)]
-            for name in sorted(self._execution.output_names, key=lambda name: name != "output0")
-        ]
+        outputs: dict[str, list[int | None]] = {
+            name: [None if side < 0 else int(side) for side in self._execution.engine.get_tensor_shape(name)]
+            for name in self._execution.output_names
+        }
+        shapes = order_outputs(outputs, info.task)
         if info.names:
             info = fit_output_format(info, shapes, metadata)
         else:
