@@ -71,8 +71,8 @@ def run(model: torch.nn.Module, shape: tuple[int, int], *, end2end: bool = False
     if isinstance(model.model[-1], tasks.RTDETRDecoder):
         # Its export selects queries by their scores; boxes and scores of all queries are beside that.
         with torch.no_grad():
-            boxes, scores, *_ = model(images)[1]
-        return [torch.cat((boxes[0], scores[0].sigmoid()), 2).numpy()]
+            rows, (boxes, scores, *_) = model(images)
+        return [torch.cat((boxes[0], scores[0].sigmoid()), 2).numpy(), rows.numpy()]
     for module in model.modules():
         if hasattr(module, "export"):
             module.export, module.dynamic = True, True
@@ -86,6 +86,8 @@ def save(name: str, model: torch.nn.Module, shape: tuple[int, int]) -> None:
     """Store the outputs, and those of the one-to-one head as `rows` where there is one."""
     outputs = run(model, shape)
     stored = dict(zip(("output0", "output1"), outputs, strict=False))
+    if "rtdetr" in name:
+        stored["detr_rows"] = stored.pop("output1")
     if getattr(model.model[-1], "one2one_cv2", None) is not None:
         stored["rows"] = run(model, shape, end2end=True)[0][:, ROWS]
     if is_of(name, THINNED) and outputs[0].ndim == 3:

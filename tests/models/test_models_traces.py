@@ -64,9 +64,6 @@ def test_graphs_give_the_outputs_of_the_module(name: str) -> None:
     assert {entry.version for entry in dynamic.opset_import} == {17}
     images = deterministic_input(2, 128, 64)
     found, expected = run(dynamic, images), run_module(model, images)
-    if model.output_format == DETR_ROWS:
-        # A dynamic graph fills up to its number of queries.
-        found = [found[0][:, : expected[0].shape[1]]]
     assert_close(found, expected)
     if name not in QUICK or name.startswith("small"):
         images = deterministic_input(1, 64, 128)
@@ -104,11 +101,11 @@ def test_a_dynamic_rtdetr_fills_up_where_the_image_has_fewer_positions_than_quer
     model = load_network("small-rtdetr")
     images = deterministic_input(2, 32, 32)
     expected = run_module(model, images)[0]
-    assert expected.shape == (2, 20, 6)
+    # 20 positions, with rows of several classes each.
+    assert expected.shape == (2, 40, 6)
+    assert len({tuple(box) for box in expected[0, :, :4].tolist()}) <= 20
     found = run(trace(model, imgsz=(64, 128), dynamic=True), images)[0]
-    assert found.shape == (2, 40, 6)
-    assert_close([found[:, :20]], [expected])
-    assert (found[:, :, 4] > 0).all()
+    assert_close([found], [expected])
 
 
 @pytest.fixture(scope="module")

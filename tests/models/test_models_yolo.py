@@ -47,6 +47,7 @@ def compare(module: Yolo, name: str) -> None:
     if "rtdetr" in name:
         # The references hold all queries; the module's rows are selected from them.
         module.head.forward = lambda x: torch.cat(module.head.decode(x), 2)
+        del expected["detr_rows"]
     with torch.no_grad():
         outputs = module(images)
         outputs = [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
@@ -76,22 +77,20 @@ def order_queries(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.take_along_axis(found, nearest[:, :, None], 1)
 
 
-def test_rtdetr_rows_are_the_highest_scores_of_all_queries_and_classes() -> None:
-    """From the stored queries of Ultralytics, as its own export selects them."""
-    with np.load(FOLDER / "small-rtdetr.npz") as stored:
-        images, queries = torch.from_numpy(deterministic_input(2, *stored["shape"])), stored["output0"]
+@pytest.mark.parametrize("name", [name for name in STORED if "rtdetr" in name])
+def test_rtdetr_rows_equal_those_of_ultralytics(name: str) -> None:
+    """The highest scores of all queries and classes: a query may have rows of several classes."""
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        images, expected = torch.from_numpy(deterministic_input(2, *stored["shape"])), stored["detr_rows"]
     with torch.no_grad():
-        rows = build_with_weights("small-rtdetr")(images).numpy()
-    assert rows.shape == (2, 40, 6)
-    for found, image in zip(rows, queries, strict=True):
-        scores = image[:, 4:]
-        order = np.sort(scores.reshape(-1))[::-1][:40]
-        np.testing.assert_allclose(found[:, 4], order, atol=1e-5)
-        pairs = np.abs(found[:, None, :4] - image[None, :, :4]).max(2).argmin(1)
-        np.testing.assert_allclose(found[:, :4], image[pairs, :4], atol=1e-4)
-        np.testing.assert_allclose(found[:, 4], scores[pairs, found[:, 5].astype(int)], atol=1e-5)
-        assert len({*zip(pairs.tolist(), found[:, 5].tolist(), strict=True)}) == 40, "each query and class once"
-        assert len(set(pairs.tolist())) < 40, "a query has rows of several classes"
+        rows = build_with_weights(name)(images).numpy()
+    assert rows.shape == expected.shape
+    np.testing.assert_allclose(rows[:, :, 4], expected[:, :, 4], atol=1e-4)
+    # Rounding may swap rows of nearly equal score, and exchange the last ones.
+    count = expected.shape[1] - 2
+    distances = np.abs(rows[:, None] - expected[:, :count, None]).max(-1)
+    assert distances.min(2).max() < 1e-4
+    assert len({tuple(box) for box in expected[0, :, :4].tolist()}) < expected.shape[1]
 
 
 def test_references_cover_every_family_size_and_task() -> None:

@@ -257,8 +257,8 @@ class DecoderLayer(nn.Module):
 class RTDETRDecoder(nn.Module):
     """Boxes and class scores of queries, from several feature maps.
 
-    The positions of highest score become queries, whose boxes each layer refines. Its output is `DETR_ROWS`, of as many
-    rows as queries.
+    The positions of highest score become queries, whose boxes each layer refines. Its output is `DETR_ROWS`, of `nq`
+    rows: small images have fewer queries, of which more classes each are then among the highest scores.
 
     Args:
         nc: Number of classes.
@@ -362,7 +362,8 @@ class RTDETRDecoder(nn.Module):
         A query may have several rows, of different classes.
         """
         boxes, scores = self.decode(x)
-        top, places = torch.topk(reshape(scores, 0, -1), int(scores.shape[1]), 1)
+        count = min(self.queries, int(scores.shape[1]) * self.nc)
+        top, places = torch.topk(reshape(scores, 0, -1), count, 1)
         # Both are positive, so that truncation is the floor, as a single node.
         chosen = torch.div(places, self.nc, rounding_mode="trunc")
         classes = (places - chosen * self.nc).to(top.dtype)
