@@ -125,6 +125,36 @@ def test_unavailable_options_are_disabled_and_state_the_reason(on: Any) -> None:
     assert page.device.options[0] == ("sm89: GeForce RTX 40 series, L4, L40", "none")
 
 
+def test_thresholds_are_shown_where_the_graph_selects_boxes(on: Any, tmp_path: Path) -> None:
+    on(machines.CROSS)
+    widget = with_model()
+    widget.go("settings")
+    page: Any = widget.page("settings")
+
+    def shown() -> list[str]:
+        return [name for name in ("conf", "iou", "max_det") if getattr(page, name).layout.display != "none"]
+
+    assert (shown(), page.conf.value, page.iou.value, page.max_det.value) == ([], 0.25, 0.7, 300)
+    page.nms.value = True
+    assert shown() == ["conf", "iou", "max_det"]
+    page.conf.value, page.iou.value, page.max_det.value = 0.1, 0.5, 50
+    recipe = widget.state.recipe()
+    assert (recipe.conf, recipe.iou, recipe.max_det) == (0.1, 0.5, 50)
+    assert "conf=0.1" in widget.code.python.value
+    assert "--max-det=50" in widget.code.command.value
+    page.conf.value = 1.0
+    assert "conf=1.0" in page.problem.value
+    page.conf.value = 0.1
+    # Another head keeps the number of rows, and has no thresholds.
+    widget._update(lambda state: state.fill(nms=False, end2end=True))
+    assert shown() == ["max_det"]
+    recipe = widget.state.recipe()
+    assert (recipe.conf, recipe.iou, recipe.max_det) == (0.25, 0.7, 50)
+    widget._update(lambda state: state.fill(end2end=False))
+    assert shown() == []
+    assert widget.state.recipe().max_det == 300
+
+
 def test_settings_change_state_and_code_and_survive_going_forth_and_back(on: Any) -> None:
     on(machines.CROSS)
     widget = with_model()

@@ -177,7 +177,10 @@ class ModelStep(Step):
 
 
 # Fields whose control has the name of the field and needs no conversion but that of NONE.
-FIELDS = ("imgsz", "batch", "dynamic", "nms", "end2end", "simplify", "workspace", "opt_level", "isolate", "output")
+FIELDS = (
+    *("imgsz", "batch", "dynamic", "nms", "end2end", "conf", "iou", "max_det", "simplify", "workspace", "opt_level"),
+    *("isolate", "output"),
+)
 
 
 # Stands for None in a drop-down, where the value None means that nothing is selected.
@@ -227,6 +230,29 @@ class SettingsStep(Step):
             ipywidgets.Checkbox, "One-to-one head", "Boxes that need no NMS (end2end=True)", name="end2end"
         )
         self.end2end_reason = ipywidgets.HTML()
+        self.conf = make_control(
+            ipywidgets.FloatText,
+            "Confidence",
+            "Lowest score of NMS in the graph, at least 0 and below 1 (conf=)",
+            name="conf",
+            step=0.05,
+            layout=SHORT,
+        )
+        self.iou = make_control(
+            ipywidgets.FloatText,
+            "IoU",
+            "IoU above which NMS in the graph drops the lower-scoring of two boxes, above 0 and at most 1 (iou=)",
+            name="iou",
+            step=0.05,
+            layout=SHORT,
+        )
+        self.max_det = make_control(
+            ipywidgets.IntText,
+            "Detections per image",
+            "Rows of NMS in the graph or of the one-to-one head (max_det=)",
+            name="max-det",
+            layout=SHORT,
+        )
         self.simplify = make_control(
             ipywidgets.Checkbox, "Simplify the graph", "Simplify the ONNX graph with onnxslim", name="simplify"
         )
@@ -278,6 +304,9 @@ class SettingsStep(Step):
             self.nms_reason,
             self.end2end,
             self.end2end_reason,
+            self.conf,
+            self.iou,
+            self.max_det,
             self.simplify,
             self.workspace,
             self.opt_level,
@@ -332,6 +361,8 @@ class SettingsStep(Step):
         for control, reason, option in choices:
             control.disabled = not option.available
             reason.value = render_reason(f"Not available: {option.reason}." if option.reason else "")
+        for control, used in ((self.conf, form.nms), (self.iou, form.nms), (self.max_det, form.nms or form.end2end)):
+            control.layout.display = "" if used else "none"
         for control in (self.workspace, self.opt_level, self.isolate):
             control.disabled = not form.builds_engine
         self.output.placeholder = form.default_output or "beside the model, named by model and precision"
