@@ -5,7 +5,8 @@ import shlex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtkit.codegen import non_default_arguments, render_command, render_python
+from trtkit.cli import parse_command
+from trtkit.codegen import TunedExport, non_default_arguments, render_command, render_python
 
 
 def verb(
@@ -49,3 +50,15 @@ def test_the_python_makes_the_same_call(values):
 
 def test_the_result_is_named():
     assert "\nartifact = tk.verb(\n" in render_python("verb", verb, {"model": "m"}, result="artifact")
+
+
+def test_a_tuned_export_names_the_head():
+    tuned = TunedExport(model="a.pt", settings={"data": "d.yaml"}, end2end=True)
+    code = tuned.to_python()
+    assert "tk.load('a.pt', end2end=True)" in code.split("tk.export")[0]
+    assert "end2end=True" in code.split("tk.export")[1]
+    for line in tuned.to_command().splitlines():
+        _, values = parse_command(shlex.split(line)[1:])
+        assert (values.model, values.end2end) == ("a.pt", True)
+    other = TunedExport(model="a.pt", settings={"data": "d.yaml"})
+    assert "end2end" not in other.to_python() + other.to_command()

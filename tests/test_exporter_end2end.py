@@ -133,4 +133,9 @@ def test_int8_of_the_one_to_one_head(both: tk.Model, demo_data: Path, tmp_path: 
     dense = tk.calibrate(both, demo_data, calibration_images=1)
     with pytest.raises(tk.errors.CalibrationError) as error:
         tk.export(both, format="onnx", end2end=True, int8=True, calibration=dense, output=tmp_path / "no.onnx")
-    assert error.value.code == "calibration-model-mismatch"
+    assert (error.value.code, error.value.fields["end2end"]) == ("calibration-head-mismatch", True)
+    rows = tk.calibrate(both.with_end2end(), demo_data, calibration_images=1)
+    with pytest.raises(tk.errors.CalibrationError) as error:
+        tk.export(both, format="onnx", int8=True, calibration=rows, output=tmp_path / "no.onnx")
+    assert (error.value.code, error.value.fields["end2end"]) == ("calibration-head-mismatch", False)
+    assert error.value.fields["value"] == both.with_end2end().hash

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.graph.analysis import escape_pattern
@@ -13,8 +14,17 @@ from trtkit.recipe import command_words, python_arguments
 
 if TYPE_CHECKING:
     from trtkit.calibration import Calibration
+    from trtkit.models.model import ModelInfo
 
-__all__ = ["Expression", "TunedExport", "non_default_arguments", "render_command", "render_python"]
+__all__ = [
+    "Expression",
+    "TunedExport",
+    "load_end2end",
+    "needs_end2end",
+    "non_default_arguments",
+    "render_command",
+    "render_python",
+]
 
 IMPORT = "import trtkit as tk\n\n"
 
@@ -45,15 +55,32 @@ def render_python(verb: str, function: Callable[..., Any], values: Mapping[str, 
     return IMPORT + _render_call(verb, function, values, result)
 
 
-def render_command(verb: str, function: Callable[..., Any], values: Mapping[str, Any]) -> str:
+def render_command(verb: str, function: Callable[..., Any], values: Mapping[str, Any], *, end2end: bool = False) -> str:
     """The command line that does the same, quoted for a POSIX shell.
 
     Args:
         verb: A command of `trtkit`.
         function: The function of that name.
         values: Arguments by name, JSON-ready.
+        end2end: Whether `--end2end` chooses the one-to-one head of the model.
     """
-    return shlex.join(["trtkit", verb, *command_words(non_default_arguments(function, values))])
+    head = ["--end2end"] if end2end else []
+    return shlex.join(["trtkit", verb, *command_words(non_default_arguments(function, values)), *head])
+
+
+def needs_end2end(model: ModelInfo) -> bool:
+    """Whether a model is the one-to-one head of a file that is read with the other one by default."""
+    source = getattr(model, "source", None)
+    return source is not None and model.end2end and Path(source).suffix.lower() != ".onnx"
+
+
+def load_end2end(model: str) -> Expression:
+    """Python that reads the one-to-one head of a file.
+
+    Args:
+        model: The file.
+    """
+    return Expression(f"tk.load({model!r}, end2end=True)")
 
 
 def _render_call(verb: str, function: Callable[..., Any], values: Mapping[str, Any], result: str) -> str:
@@ -90,6 +117,7 @@ class TunedExport:
         uses_saved_ranges: Use the ranges of the saved calibration as they are, such as those of a search, which no
             algorithm gives.
         all_fp16: No layer is left in INT8: an FP16 export without calibration.
+        end2end: The model is the one-to-one head of its file.
     """
 
     model: str
@@ -99,6 +127,7 @@ class TunedExport:
     kept_fp16: tuple[str, ...] = ()
     uses_saved_ranges: bool = False
     all_fp16: bool = False
+    end2end: bool = False
 
     @classmethod
     def from_calibration(
@@ -156,7 +185,10 @@ class TunedExport:
             loaded = f"tk.Calibration.load({self.calibration_path!r})"
             code += f"calibration = {loaded}.with_algorithm({', '.join(arguments)})\n"
         else:
-            code += _render_call("calibrate", calibrate, self._calibrate_arguments(), "calibration")
+            source = load_end2end(self.model) if self.end2end else self.model
+            code += _render_call(
+                "calibrate", calibrate, {**self._calibrate_arguments(), "model": source}, "calibration"
+            )
         return code + _render_call("export", export, self._export_arguments(calibration), "artifact")
 
     def to_command(self, folder: str = "runs/calibrate") -> str:
@@ -170,7 +202,7 @@ class TunedExport:
 
         if self.all_fp16 or self.uses_saved_ranges:
             return render_command("export", export, self._export_arguments(self.calibration_path))
-        first = render_command("calibrate", calibrate, self._calibrate_arguments())
+        first = render_command("calibrate", calibrate, self._calibrate_arguments(), end2end=self.end2end)
         output = shlex.join([f"--output={folder}", "--overwrite"])
         return f"{first} {output}\n{render_command('export', export, self._export_arguments(folder))}"
 
@@ -178,7 +210,7 @@ class TunedExport:
         return {**self.settings, "model": self.model, "seed": self.seed}
 
     def _export_arguments(self, calibration: str) -> dict[str, Any]:
-        arguments = {"model": self.model, "imgsz": self._imgsz()}
+        arguments = {"model": self.model, "imgsz": self._imgsz(), "end2end": self.end2end}
         if self.all_fp16:
             return {**arguments, "half": True}
         return {**arguments, "int8": True, "calibration": calibration, "keep": self.keep}

@@ -12,7 +12,7 @@ from trtkit.backends import Runner
 from trtkit.calibration import calibrate, register
 from trtkit.calibration.algorithms import unregister
 from trtkit.cli import COMMANDS, parse_command
-from trtkit.cli.options import OPTIONS, RUN_CONTROL, VERB_OPTIONS, add_options, find_option
+from trtkit.cli.options import OPTIONS, RUN_CONTROL, VERB_OPTIONS, add_options, call_with_options, find_option
 from trtkit.exporter import export
 from trtkit.recipe import Recipe
 
@@ -65,6 +65,24 @@ def test_names_and_defaults_of_the_function(verb):
 def test_every_argument_has_a_help_text(verb):
     for name in arguments(verb):
         assert find_option(verb, name).help, name
+
+
+@pytest.mark.parametrize("verb", [verb for verb in REQUIRED if verb not in ("evaluate", "benchmark", "export")])
+def test_end2end_loads_the_model_with_that_head(verb, monkeypatch):
+    """In Python these verbs take a loaded model."""
+    seen = {}
+
+    def stand_in(**arguments):
+        seen.update(arguments)
+
+    function = getattr(trtkit, verb)
+    stand_in.__signature__ = inspect.signature(function)
+    monkeypatch.setattr("trtkit.models.load", lambda source, *, end2end: (source, end2end))
+    words = ["--model=a.pt", *(f"--{name}=x" for name in ("data",))]
+    for options, expected in (([], "a.pt"), (["--end2end"], ("a.pt", True))):
+        _, values = parse_command([verb.replace("_", "-"), *words, *options])
+        call_with_options(stand_in, values)
+        assert (seen["model"], seen["data"]) == (expected, "x")
 
 
 def test_no_help_text_is_unused():

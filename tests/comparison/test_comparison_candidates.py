@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import task_models
 import tiny_graphs
+import two_heads
 from onnx import numpy_helper
 from raising import raises
 
@@ -289,3 +292,14 @@ def test_the_other_head_of_a_checkpoint_is_repeated_by_python_alone():
     assert repr({"end2end": text}) == "{'end2end': tk.load('yolo26n.pt', end2end=True)}"
     plain = {"candidates": {"end2end": text, "qat": "qat.onnx"}}
     assert _without_expressions(plain) == {"candidates": {"qat": "qat.onnx"}}
+
+
+def test_a_comparison_of_the_one_to_one_head_repeats_with_that_head(tmp_path):
+    model = dataclasses.replace(two_heads.make_model(two_heads.yolo26("detect"), end2end=True), source=Path("y 26.pt"))
+    data = task_models.drawn_set(tmp_path / "set", "detect", count=2)
+    found = tk.compare(
+        model, data, precisions=("fp32",), build=False, runs=2, seconds=0.05, output=tmp_path / "out"
+    )  # fmt: skip
+    assert "model=tk.load('y 26.pt', end2end=True)" in found.about["python"]
+    _, values = parse_command(shlex.split(found.about["command"])[1:])
+    assert (values.model, values.end2end) == ("y 26.pt", True)

@@ -382,6 +382,17 @@ def check_fits(calibration: Calibration, model: Model) -> None:
     """
     asked = f"use a calibration for {model.stem}"
     model_hash = calibration.provenance.model_hash
+    if model_hash != model.hash and model_hash == model.head_hashes.get(not model.end2end):
+        kinds = {False: "one-to-many", True: "one-to-one"}
+        raise CalibrationError(
+            asked,
+            f"it was measured with the {kinds[not model.end2end]} head (hash {model_hash[:12]}, not {model.hash[:12]})",
+            f"calibrate the {kinds[model.end2end]} head, or take the other one (end2end={not model.end2end})",
+            code="calibration-head-mismatch",
+            value=model_hash,
+            expected=model.hash,
+            end2end=model.end2end,
+        )
     if model_hash != model.hash:
         raise CalibrationError(
             asked,

@@ -85,7 +85,8 @@ def add_calibrate(parser: argparse.ArgumentParser) -> Command:
             write_bytes(Path(values.tensorrt_cache), calibration.to_tensorrt_cache().encode())
             print(f"{values.tensorrt_cache}  scales in the format of TensorRT's calibrators")
         folder = calibration.save(values.output)
-        print(f"{folder}  to use it: trtkit export {values.model} --int8 --calibration {values.output}")
+        head = " --end2end" if values.end2end else ""
+        print(f"{folder}  to use it: trtkit export {values.model}{head} --int8 --calibration {values.output}")
 
     return run
 

@@ -308,6 +308,9 @@ def add_options(
         text = argparse.SUPPRESS if name in positional else _escape(option.help + _format_default(option, default))
         flag = name.removesuffix("s") if option.pairs else name
         parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **_settings(option, default))
+    if loads_model(function) and "model" not in without:
+        option = find_option(verb, "end2end")
+        parser.add_argument("--end2end", help=_escape(option.help), **_settings(option, False))
     required = {
         name: find_option(verb, name).metavar
         for name in positional
@@ -316,10 +319,21 @@ def add_options(
     parser.set_defaults(required=required)
 
 
+def loads_model(function: Callable[..., Any]) -> bool:
+    """Whether a verb takes a model, and not the head of a checkpoint: in Python that is chosen by `load(end2end=)`."""
+    parameters = inspect.signature(function).parameters
+    return "model" in parameters and "end2end" not in parameters
+
+
 def call_with_options(function: Callable[..., Any], values: argparse.Namespace, **more: Any) -> Any:
-    """Call a verb with the parsed options it has, and with `more`."""
+    """Call a verb with the parsed options it has, and with `more`; `--end2end` loads the model with that head."""
     known = inspect.signature(function).parameters
-    return function(**{name: value for name, value in vars(values).items() if name in known} | more)
+    arguments = {name: value for name, value in vars(values).items() if name in known}
+    if loads_model(function) and values.end2end and arguments["model"] is not None:
+        from trtkit.models import load
+
+        arguments["model"] = load(arguments["model"], end2end=True)
+    return function(**arguments | more)
 
 
 def _settings(option: Option, default: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.calibration import DEFAULTS
-from trtkit.codegen import Expression, render_command, render_python
+from trtkit.codegen import Expression, load_end2end, needs_end2end, render_command, render_python
 from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
@@ -232,8 +232,8 @@ def compare(
         builder=builder.title if builder else None,
         why_not_built=why_not_built,
         why_not_run=why_not_run,
-        python=render_python("compare", compare, plain),
-        command=render_command("compare", compare, _without_expressions(plain)),
+        python=render_python("compare", compare, {**plain, "model": _describe_candidate(loaded)}),
+        command=render_command("compare", compare, _without_expressions(plain), end2end=needs_end2end(loaded)),
     )
     _write_files(comparison, folder)
     reporter.step("done", 1, 1, f"wrote {folder}")
@@ -386,7 +386,7 @@ def _plain_arguments(model: Model, settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _without_expressions(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a command line can take: it has no option for one head of a candidate."""
+    """The arguments that a command line can take: it has no option for the head of a candidate."""
     candidates = plain["candidates"] or {}
     files = {name: value for name, value in candidates.items() if not isinstance(value, Expression)}
     return {**plain, "candidates": files or None}
@@ -397,8 +397,8 @@ def _describe_candidate(value: Any) -> str:
     if not isinstance(value, ModelInfo):
         return str(getattr(value, "path", value))
     source = getattr(value, "source", None)
-    if source is not None and value.end2end and Path(source).suffix.lower() != ".onnx":
-        return Expression(f"tk.load({str(source)!r}, end2end=True)")
+    if needs_end2end(value):
+        return load_end2end(str(source))
     return str(source or value.architecture or "model")
 
 

@@ -103,6 +103,8 @@ class Search(Result):
     def _export_arguments(self, model: str, folder: str) -> dict[str, Any]:
         source = model if self.equalized is None else f"{folder}/{self._equalized_name()}"
         arguments: dict[str, Any] = {"model": source, "imgsz": tuple(self.provenance.settings["imgsz"])}
+        if self.equalized is None:
+            arguments["end2end"] = bool(self.provenance.settings.get("end2end", False))
         if self.best["algorithm"] is None:
             return {**arguments, "half": True}
         return {**arguments, "int8": True, "calibration": f"{folder}/calibration", "keep": self.keep}

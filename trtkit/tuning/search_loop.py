@@ -15,6 +15,7 @@ from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.calibration.sampling import InputSource, make_input_source
+from trtkit.codegen import needs_end2end
 from trtkit.data import open_dataset, sample_images
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.evaluation.significance import TUNING_RESAMPLES
@@ -238,6 +239,7 @@ def search(
                 "imgsz": list(size),
                 "batch": batch,
                 "backend": backend,
+                "end2end": needs_end2end(loaded),
                 "resamples": resamples,
                 "threads": threads,
             },

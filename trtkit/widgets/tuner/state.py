@@ -34,6 +34,7 @@ class TunerState:
 
     Attributes:
         model: Path of the model; "" if only a calibration was given.
+        end2end: Whether the model is the one-to-one head of its file.
         data: Path of the data set; "" if none was given.
         cache_dir: Folder of calibrations, sensitivity, search and intermediate results.
         algorithm_comparison: The calibration and the ranges of every algorithm; None before the calibration.
@@ -51,6 +52,7 @@ class TunerState:
     """
 
     model: str = ""
+    end2end: bool = False
     data: str = ""
     cache_dir: str = "runs/tuner"
     algorithm_comparison: AlgorithmComparison | None = None
@@ -349,6 +351,7 @@ class TunerState:
             folder = f"{self.cache_dir}/search"
             equalized = self.search.equalized is not None
             return TunedExport(
+                end2end=self.end2end and not equalized,
                 model=f"{folder}/{Search.kind}.equalized.onnx" if equalized else self.model,
                 settings={"imgsz": self.search.provenance.settings.get("imgsz")},
                 calibration_path=f"{folder}/calibration",
@@ -361,6 +364,7 @@ class TunerState:
         export = TunedExport.from_calibration(
             self.model or "model.pt", calibration, self.kept_fp16, calibration_path=self.calibration_path
         )
+        export = dataclasses.replace(export, end2end=self.end2end)
         if all_fp16:
             return dataclasses.replace(export, all_fp16=True)
         own = self.algorithm_comparison.calibration

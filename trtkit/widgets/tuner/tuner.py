@@ -12,9 +12,11 @@ import ipywidgets
 from trtkit.calibration.algorithm_comparison import AlgorithmComparison
 from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.calibration import Calibration
+from trtkit.codegen import needs_end2end
 from trtkit.data.dataset import describe_images
 from trtkit.errors import RecipeError, TrtkitError
 from trtkit.html import render
+from trtkit.models.model import Model
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Result
 from trtkit.tuning.int8_evaluation import Int8Evaluation, evaluate_int8
@@ -498,7 +500,12 @@ def tuner(
         model, data = demo.model_path(), data if data is not None else demo.data_path()
     # A model from memory has no file; the code uses its name instead.
     file = getattr(model, "source", model) or getattr(model, "stem", "")
-    state = TunerState(model=str(file), data=str(getattr(data, "path", data) or ""), cache_dir=str(cache_dir))
+    state = TunerState(
+        model=str(file),
+        end2end=isinstance(model, Model) and needs_end2end(model),
+        data=str(getattr(data, "path", data) or ""),
+        cache_dir=str(cache_dir),
+    )
     if loaded is not None:
         state = state.with_calibration(AlgorithmComparison(loaded), path=path)
     if sensitivity is not None:
