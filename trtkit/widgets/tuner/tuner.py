@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from trtkit.data import Dataset
-    from trtkit.models import Model
 
 __all__ = [
     "Tuner",
