@@ -106,7 +106,7 @@ def test_everything_embedded_takes_at_most_15_mb():
 def test_calibration_without_data_takes_the_embedded_images_and_warns(task):
     with pytest.warns(UserWarning, match="example set"):
         dataset, split, chosen = select_calibration_images(
-            None, task=task, split=None, calibration_images=3, fraction=1.0, seed=0
+            None, task=task, split=None, calibration_images=3, fraction=1.0, seed=0, channels=3
         )
     assert (dataset.path, split, len(chosen)) == (demo.data_path(task), "train", 3)
 

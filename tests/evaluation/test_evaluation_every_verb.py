@@ -141,7 +141,11 @@ def test_predict_writes_and_prints_its_detections(tmp_path, capsys, monkeypatch)
 
 def test_predict_refuses_images_that_would_replace_each_other(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert main(["predict", "a.onnx", "one/0.jpg", "two/0.png"]) == 2
+    same = [tmp_path / "one" / "0.jpg", tmp_path / "two" / "0.png"]
+    for path in same:
+        path.parent.mkdir()
+        path.touch()
+    assert main(["predict", "a.onnx", *map(str, same)]) == 2
     assert "are named '0'" in capsys.readouterr().err
     assert main(["predict", "a.onnx", str(tmp_path / "empty")]) == 2
     assert str(tmp_path / "empty") in capsys.readouterr().err

@@ -247,14 +247,13 @@ def find_foreign_images(
         One finding or none; none for a task without detections, such as classify.
 
     Raises:
-        DataError: A label file contradicts the data set.
         CancelledError: The caller cancelled.
     """
     from trtkit.data import sample_images
 
     sampled = sample_images(paths, count=checks.DOMAIN_IMAGES) if paths else ()
     if dataset.labeled:
-        sampled = tuple(path for path in sampled if len(dataset.labels(path))) or sampled
+        sampled = tuple(path for path in sampled if _may_hold_objects(dataset, path)) or sampled
     if len(sampled) < checks.MIN_DOMAIN_IMAGES:
         return []
     if isinstance(model, ModelInfo):
@@ -265,6 +264,14 @@ def find_foreign_images(
         model = trace(model, imgsz=imgsz, batch=batch or 1, dynamic_batch=True)
     detections = count_detections(model, sampled, reporter)
     return [] if detections is None else checks.check_domain(detections, DETECTION_CONF)
+
+
+def _may_hold_objects(dataset: Dataset, path: Path) -> bool:
+    """Whether an image has labels, or labels of another task: calibration needs none, so these are no error here."""
+    try:
+        return len(dataset.labels(path)) > 0
+    except DataError:
+        return True
 
 
 def count_detections(graph: onnx.ModelProto, paths: Sequence[Path], reporter: Reporter) -> list[int] | None:
