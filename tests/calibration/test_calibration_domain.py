@@ -70,9 +70,9 @@ def test_calibrate_warns_in_one_sentence_and_keeps_it(detector, noise):
 def test_no_false_alarm_for_the_embedded_models(detector):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        tk.calibrate(detector, demo.data_path(), algorithm="minmax", calibration_images=10)
-        data = demo.data_path("classify")
-        tk.calibrate(demo.model_path("classify"), data, algorithm="minmax", calibration_images=10)
+        for model, task in ((detector, "detect"), (demo.model_path("classify"), "classify")):
+            calibration = tk.calibrate(model, demo.data_path(task), algorithm="minmax", calibration_images=10)
+            assert calibration.notes == ()
 
 
 def test_labeled_images_without_objects_do_not_count(tmp_path):
