@@ -13,7 +13,7 @@ EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(s
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test coverage test-browser test-gpu lint format clean
+.PHONY: help install demo lab test coverage fuzz test-browser test-gpu lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(INSTALLED) ## Run the tests that need neither a GPU nor a browser
 coverage: $(INSTALLED) ## Run the same tests with branch coverage; the report is in runs/coverage/index.html
 	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not browser" \
 		--cov --cov-report=term:skip-covered --cov-report=html
+
+fuzz: $(INSTALLED) ## Read 500 damaged files of each of nine kinds; the table is in docs/fuzzing.md
+	$(ONE_THREAD) $(RUN) tests/fuzz/run.py --count 500 --workers $(WORKERS)
 
 test-browser: $(INSTALLED) ## Click through the widgets in JupyterLab; needs Chromium, which CHROMIUM may name
 	$(ONE_THREAD) $(RUN) -m pytest -q -m browser tests/browser

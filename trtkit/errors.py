@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+MAX_PART = 1000
+"""Most characters of each part of a sentence: what a damaged file holds may be of any length. Fields keep all."""
+
 __all__ = [
     "BuildError",
     "CalibrationError",
@@ -48,7 +51,11 @@ class TrtkitError(Exception):
         super().__init__(asked, found, do)
 
     def __str__(self) -> str:
-        return f"{self.asked}: {self.found}; {self.do}."
+        return f"{_shorten(self.asked)}: {_shorten(self.found)}; {_shorten(self.do)}."
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_PART else f"{text[: MAX_PART // 2]} ... {text[-MAX_PART // 4 :]}"
 
 
 class RecipeError(TrtkitError, ValueError):

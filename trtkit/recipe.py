@@ -193,7 +193,7 @@ class Recipe:
                 continue
             try:
                 converted = _CONVERTERS[field.name](given)
-            except (TypeError, ValueError) as error:
+            except (ArithmeticError, TypeError, ValueError) as error:
                 raise RecipeError(
                     f"export with {field.name}={given!r}",
                     f"it is not a valid value ({error})",
@@ -230,6 +230,13 @@ class Recipe:
         Raises:
             RecipeError: A name is unknown, `model` is missing, or a value is out of range.
         """
+        if not isinstance(values, Mapping):
+            raise RecipeError(
+                "read a recipe",
+                f"it is a {type(values).__name__}",
+                "pass a mapping of settings by name",
+                code="recipe-not-a-mapping",
+            )
         # trtkit 0.1.0 wrote "level".
         values = {_VERSION_1.get(name, name): value for name, value in values.items()}
         names = [field.name for field in dataclasses.fields(cls)]

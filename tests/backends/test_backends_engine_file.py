@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from trtkit.backends import (
     Capabilities,
     Passport,
     check_compatibility,
+    detect_backend,
+    layer_frame,
     read_engine,
     strip_engine,
     wrap_engine,
@@ -196,3 +199,62 @@ def test_the_requested_gpu_is_checked() -> None:
 )
 def test_releases(one: str, other: str, same: bool) -> None:
     assert same_release(one, other) is same
+
+
+def with_header(path: Path, text: bytes) -> Path:
+    path.write_bytes(len(text).to_bytes(4, "little") + text + PLAN)
+    return path
+
+
+@pytest.mark.parametrize("text", [b'{"a":' * 100_000, b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"])
+def test_headers_nested_without_end(tmp_path: Path, text: bytes) -> None:
+    path = with_header(tmp_path / "m.engine", text)
+    with raises(EngineError, "engine-invalid"):
+        read_engine(path)
+    assert detect_backend(path) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stride", "1e999"), ("stride", "0"), ("imgsz", "[1e999, 32]"), ("imgsz", "[]"), ("names", "5"),
+        ("names", '"' + "[" * 50_000 + '"'), ("kpt_shape", "[1]"), ("channels", "0"), ("trtkit", '{"preprocess": 5}'),
+    ],
+)  # fmt: skip
+def test_metadata_that_no_model_has(tmp_path: Path, key: str, value: str) -> None:
+    header = {**tiny_graphs.info().to_metadata(), key: "HERE"}
+    header.pop("trtkit") if key != "trtkit" else None
+    path = with_header(tmp_path / "m.engine", json.dumps(header).replace('"HERE"', value).encode())
+    with raises(EngineError, "engine-metadata-invalid"):
+        read_engine(path).info()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layers", 5), ("layers", [5]), ("imgsz", [1]), ("imgsz", "ab"), ("imgsz", 5), ("batch", "8"), ("batch", -1),
+        ("recipe", []), ("versions", None), ("sm", 90), ("dla", "x"), ("dynamic", 1), ("plan_size", 1.5),
+        ("build_seconds", float("inf")), ("backend", None), ("graph_hash", 3),
+    ],
+)  # fmt: skip
+def test_passports_of_odd_types(tmp_path: Path, key: str, value: object) -> None:
+    header = {**tiny_graphs.info().to_metadata(), "trtkit": {**PASSPORT.to_dict(), key: value}}
+    with raises(EngineError, "engine-passport-invalid"):
+        read_engine(with_header(tmp_path / "m.engine", json.dumps(header).encode()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("name", 5), ("ms", "x"), ("onnx_nodes", 3), ("onnx_nodes", [{}]), ("reformat", "no"), ("ms", {})],
+)
+def test_layers_of_odd_types(key: str, value: object) -> None:
+    with raises(EngineError, "layer-table-invalid"):
+        layer_frame([{"name": "stem", key: value}])
+
+
+def test_paths_that_no_engine_can_have(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.engine")
+    for path in ("x" * 300, "a\0b", tmp_path / "fifo.engine", tmp_path):
+        with raises(EngineError, "engine-not-found"):
+            read_engine(path)
+        assert detect_backend(path) is None

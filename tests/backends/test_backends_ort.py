@@ -13,7 +13,7 @@ import tiny_graphs
 from raising import raises
 
 from trtkit import backends
-from trtkit.backends.ort import detect_precision
+from trtkit.backends.ort import OrtRunner, detect_precision
 from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError, TrtkitError
 from trtkit.graph.fp16 import emulate_fp16
 
@@ -184,3 +184,26 @@ def test_errors_of_open(tmp_path: Path) -> None:
             backends.open(tiny_graphs.detector(), **arguments)
     with raises(RecipeError, "open-engine-as-onnx", path=tmp_path / "m.engine"):
         backends.open(tmp_path / "m.engine", backend="onnxruntime")
+
+
+@pytest.mark.parametrize(("batch", "limit"), [("2", 2), ("0", 1), (None, None)])
+def test_a_foreign_graph_with_nms_takes_the_batch_of_its_metadata(batch: str | None, limit: int | None) -> None:
+    """Ultralytics' nms=True, dynamic=True, batch=2: images after the second had no detections."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Reshape", ["images", "shape"], ["output0"])],
+        "nms",
+        [value("images", 1, ["batch", 3, 20, 30])],
+        [value("output0", 1, ["batch", 300, 6])],
+        [onnx.helper.make_tensor("shape", 7, [3], [0, 300, 6])],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    metadata = {"task": "detect", "names": "{0: 'a'}", "args": "{'nms': True}", "imgsz": "[20, 30]"}
+    for key, text in {**metadata, **({} if batch is None else {"batch": batch})}.items():
+        proto.metadata_props.add(key=key, value=text)
+    with OrtRunner(proto) as runner:
+        assert runner.batch == limit
+        if limit is not None:
+            with pytest.raises(EngineError) as error:
+                runner.infer(np.zeros((limit + 1, 3, 20, 30), np.float32))
+            assert error.value.code == "run-batch-too-large"

@@ -16,8 +16,8 @@ import pytest
 import torch
 from fake_checkpoints import TINY, fake_class, fake_modules, read_members, rewrite_archive, write_archive
 
-from trtkit.errors import CheckpointError, UnknownLayerError, UnsafeCheckpointError
-from trtkit.models import load
+from trtkit.errors import CheckpointError, ModelError, UnknownLayerError, UnsafeCheckpointError
+from trtkit.models import load, unpickler
 from trtkit.models.unpickler import read_legacy
 from trtkit.models.yolo import build_model
 
@@ -394,3 +394,69 @@ def test_tensors_that_share_bytes_are_bounded(content: dict[str, Any], tmp_path:
 def test_unsafe_is_a_checkpoint_error() -> None:
     assert issubclass(UnsafeCheckpointError, CheckpointError)
     assert issubclass(UnknownLayerError, CheckpointError)
+
+
+COLLIDING = b"".join(b"\x8a\x10" + (n * (2**61 - 1)).to_bytes(16, "little") + b"N" for n in range(1, 1000))
+TUPLES = b"".join(b"J" + n.to_bytes(4, "little") + b"\x85N" for n in range(1000))
+PAIRS = b"(" + b"K\x01K\x02\x86" * 1000 + b"t\x85q\x01"
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"}" * 100_000, id="empty dictionaries"),
+        pytest.param(b"\x8f" * 100_000, id="empty sets"),
+        pytest.param(b"(" * 100_000, id="marks"),
+        pytest.param(b"}(" + COLLIDING + b"u", id="integers of one hash"),
+        pytest.param(b"}(" + TUPLES + b"u", id="tuples as keys"),
+        pytest.param(PAIRS + b"ccollections\nOrderedDict\nh\x01R0" * 1000 + b"N", id="the same pairs again and again"),
+        pytest.param(PAIRS + b"cdatetime\ndate\nh\x01\x810" * 100 + b"h\x01" * 10, id="the same arguments"),
+    ],
+)
+def test_pickles_that_ask_for_time_or_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, is_legacy: bool
+) -> None:
+    monkeypatch.setattr(unpickler, "WORK_LIMIT", 50_000)
+    program = b"\x80\x02" + program + b"."
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(program) if is_legacy else write_archive(path, program)
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    assert error.value.code == "checkpoint-pickle-damaged"
+
+
+def test_a_pickle_beyond_the_limit(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
+        load(write_archive(tmp_path / "bomb.pt", b"\x80\x02" + b"}" * (8 << 20) + b"."))
+    assert error.value.code == "checkpoint-oversized-pickle"
+
+
+def test_the_second_pickle_of_the_old_format_is_limited_too(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    first = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+    path.write_bytes(
+        first + pickle.dumps(1001, 2) + b"\x80\x02X" + (9 << 20).to_bytes(4, "little") + bytes(9 << 20) + b"."
+    )
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    assert error.value.code == "checkpoint-pickle-damaged"
+
+
+@pytest.mark.parametrize("place", [6, 10])
+def test_versions_and_flags_of_zip_that_do_not_exist(checkpoint: Path, place: int) -> None:
+    """Such as "zip file version 12.8", in the directory at the archive's end."""
+    data = bytearray(checkpoint.read_bytes())
+    data[data.index(b"PK\x01\x02") + place] = 0x80
+    checkpoint.write_bytes(data)
+    with pytest.raises(CheckpointError) as error:
+        load(checkpoint)
+    assert error.value.code.startswith("checkpoint-")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".pt", "x" * 300 + ".onnx", "x" * 5000])
+def test_paths_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load(name)
+    assert error.value.code == "model-path-invalid"
+    assert len(str(error.value)) < 4000

@@ -11,9 +11,12 @@ import onnx
 import pytest
 import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
+from raising import raises
 
 import trtkit as tk
-from trtkit.errors import ModelError, OnnxError
+from trtkit.errors import ModelError, OnnxError, TrtkitError
+from trtkit.graph.onnx_file import read_trtkit_metadata
+from trtkit.graph.torch_export import trace
 from trtkit.models import OutputFormat, Preprocess, load
 from trtkit.models.model import NMS_ROWS
 
@@ -327,3 +330,106 @@ def test_outputs_of_other_names_are_read_in_every_verb(tmp_path: Path) -> None:
         assert len(predictions[0]) > 0
         np.testing.assert_array_equal(predictions[0].boxes, predictions[1].boxes)
         np.testing.assert_array_equal(predictions[0].scores, predictions[1].scores)
+
+
+def change_dims(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].dims[0] += 1
+
+
+def change_type(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].data_type = 99
+
+
+def cut_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-1]
+
+
+def close_cycle(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = proto.graph.node[2].output[0]
+
+
+def need_itself(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].input[0] = proto.graph.node[1].output[0]
+
+
+def grow_input(proto: onnx.ModelProto) -> None:
+    for side in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+        side.dim_value = 100_000
+
+
+def grow_channels(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 10**6
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (change_dims, "onnx-weight-damaged"),
+        (change_type, "onnx-weight-damaged"),
+        (cut_weight, "onnx-weight-damaged"),
+        (close_cycle, "onnx-graph-cycle"),
+        (need_itself, "onnx-graph-cycle"),
+        (grow_input, "onnx-input-too-large"),
+        (grow_channels, "onnx-input-too-large"),
+    ],
+)
+def test_graphs_that_contradict_themselves(change: Any, code: str) -> None:
+    proto = tiny_graphs.detector()
+    change(proto)
+    with raises(OnnxError, code):
+        load(proto)
+
+
+@pytest.mark.parametrize("name", [b"stem", b"head", b"images", b"output0", b"Sigmoid"])
+def test_names_that_are_not_utf8(name: bytes, tmp_path: Path) -> None:
+    data = tiny_graphs.detector().SerializeToString().replace(name, b"\xff\xfe" + name[2:])
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(TrtkitError):
+        trace(load(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stride", "0"),
+        ("stride", "-32"),
+        ("stride", "1e999"),
+        ("imgsz", "[0, 32]"),
+        ("imgsz", "[1e999, 32]"),
+        ("imgsz", "(" * 1000),
+        ("batch", "1e999"),
+        ("batch", "[1]"),
+        ("names", "[" * 100_000),
+        ("kpt_shape", "[17, 4]"),
+        ("trtkit", "{" * 100_000),
+        ("trtkit", '{"output_format": 5}'),
+        ("trtkit", '{"preprocess": {"kind": "warp"}}'),
+        ("trtkit", '{"preprocess": [1]}'),
+    ],
+)
+def test_metadata_that_no_model_has(key: str, value: str) -> None:
+    proto = tiny_graphs.detector()
+    for entry in proto.metadata_props:
+        if entry.key == key:
+            entry.value = value
+            break
+    else:
+        proto.metadata_props.add(key=key, value=value)
+    with raises(OnnxError, "onnx-metadata-invalid"):
+        load(proto)
+
+
+@pytest.mark.parametrize("value", ["[1]", "5", "null", '"text"'])
+def test_an_entry_of_ours_that_is_no_object_is_ignored(value: str) -> None:
+    proto = tiny_graphs.detector()
+    next(entry for entry in proto.metadata_props if entry.key == "trtkit").value = value
+    assert read_trtkit_metadata(proto) == {}
+    assert read_trtkit_metadata(trace(load(proto)))["precision"] == "fp32"
+
+
+def test_a_task_of_5000_letters_is_not_repeated() -> None:
+    proto = tiny_graphs.detector()
+    next(entry for entry in proto.metadata_props if entry.key == "task").value = "x" * 5000
+    with raises(OnnxError, "model-task-unknown", value="x" * 5000) as error:
+        load(proto)
+    assert len(str(error.value)) < 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ __all__ = [
 METADATA_KEY = "trtkit"
 # Plans start with a letter and "trt": "ptrt" and "ftrt" are TensorRT's, "vtrt" is TensorRT-RTX's.
 PLAN_MAGIC, RTX_PLAN_MAGIC = b"trt", b"vtrt"
-MAX_HEADER_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
+"""Most bytes of the JSON: a layer table of 2,000 layers has 1 MB, and a byte of JSON takes up to 25 bytes of memory."""
 
 
 # The passport: an engine's provenance, and the check whether it runs on this machine.
@@ -158,6 +160,7 @@ class Passport:
 
         Raises:
             KeyError: `backend`, `tensorrt` or `sm` is missing.
+            TypeError: A value is of another type than its field.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {key: item for key, item in value.items() if key in known}
@@ -166,7 +169,27 @@ class Passport:
             raise KeyError(", ".join(sorted(missing)))
         kept["imgsz"] = tuple(kept.get("imgsz", (640, 640)))
         kept["layers"] = tuple(kept.get("layers", ()))
+        wrong = [name for name, item in kept.items() if not _fits_field(name, item)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is {str(kept[wrong[0]])[:40]!r}")
         return cls(**kept)
+
+
+def _fits_field(name: str, value: Any) -> bool:
+    """Whether a value of the JSON has the type of the passport's field."""
+    if name in ("recipe", "versions"):
+        return isinstance(value, Mapping)
+    if name == "layers":
+        return all(isinstance(row, Mapping) for row in value)
+    if name == "imgsz":
+        return len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    if name == "dynamic":
+        return isinstance(value, bool)
+    if name in ("batch", "plan_size", "dla"):
+        return (value is None and name == "dla") or (type(value) is int and value >= 0)
+    if name == "build_seconds":
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, str) or (value is None and name in ("graph_hash", "data_hash", "calibration_hash"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,7 +296,7 @@ class EngineFile:
         metadata.setdefault("names", {})
         try:
             return ModelInfo.from_metadata(metadata)
-        except (KeyError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError) as error:
             raise EngineError(
                 f"open {self.path}",
                 f"its metadata does not parse ({error})",
@@ -331,7 +354,11 @@ def read_engine(path: str | Path) -> EngineFile:
     """
     path = Path(path)
     asked = f"open {path}"
-    if not path.is_file():
+    try:
+        missing = not path.is_file()
+    except (OSError, ValueError):  # such as a name of 300 letters, or one that holds a zero byte
+        missing = True
+    if missing:
         raise EngineError(asked, "the file does not exist", "check the path", code="engine-not-found", path=path)
     with path.open("rb") as file:
         start = file.read(4)
@@ -344,7 +371,7 @@ def read_engine(path: str | Path) -> EngineFile:
     if METADATA_KEY in metadata and not _is_description(metadata[METADATA_KEY]):
         try:
             passport = Passport.from_dict(metadata[METADATA_KEY])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise EngineError(
                 asked,
                 f"its passport does not parse ({error})",
@@ -394,6 +421,9 @@ def detect_backend(path: str | Path) -> str | None:
     """
     path = Path(path)
     try:
+        # Opening a FIFO would wait for its writer.
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             start = file.read(4)
             if start[1:] == PLAN_MAGIC:
@@ -485,7 +515,7 @@ def _read_header(file: BinaryIO, start: bytes, path: Path) -> dict[str, Any]:
             expected=length,
         )
     file.seek(-1, os.SEEK_CUR)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(file.read(length).decode("utf-8"))
         if isinstance(value, dict):
             return value

@@ -16,7 +16,8 @@ from trtkit.backends.capabilities import probe_onnxruntime
 from trtkit.backends.devices import parse_device
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.graph.fp16 import emulate_fp16
-from trtkit.models.onnx_model import from_proto, read_onnx
+from trtkit.models.model import NMS_ROWS
+from trtkit.models.onnx_model import from_proto, read_onnx, refuse_damaged_graph
 
 __all__ = ["ONNXRUNTIME", "OrtRunner", "detect_precision"]
 
@@ -72,12 +73,17 @@ class OrtRunner(Runner):
         self.precision = str(notes.get("precision") or detect_precision(proto))
         self.session, version = _create_session(proto, path, threads=threads)
         self.name = f"ONNX Runtime {version} CPU"
-        self.inputs = {value.name: value for value in self.session.get_inputs()}
-        self.outputs = [value.name for value in self.session.get_outputs()]
+        with refuse_damaged_graph(f"open {path or 'an ONNX graph'}"):
+            self.inputs = {value.name: value for value in self.session.get_inputs()}
+            self.outputs = [value.name for value in self.session.get_outputs()]
         self.input_name = next(iter(self.inputs))
         is_open = [not isinstance(side, int) for side in self.inputs[self.input_name].shape]
         self.fixed_batch: int | None = None if is_open[0] else self.inputs[self.input_name].shape[0]
         self.batch = self.fixed_batch
+        if self.batch is None and model.output_format == NMS_ROWS and "trtkit" not in model.notes:
+            # Ultralytics unrolls NMS over the batch it exported with, whatever the open axis says: images after it get
+            # no detections.
+            self.batch = max(1, model.notes["batch"]) if "batch" in model.notes else None
         self.dynamic = any(is_open)
         self._lock = threading.Lock()
 
@@ -179,7 +185,8 @@ def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int |
         # equal those of the unoptimized graph bit for bit.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    emulated = emulate_fp16(proto)
+    with refuse_damaged_graph(f"open {path or 'an ONNX graph'}"):
+        emulated = emulate_fp16(proto)
     try:
         # A path lets ONNX Runtime find weights stored beside the graph.
         model = str(path) if path is not None and emulated is proto else emulated.SerializeToString()

@@ -12,6 +12,7 @@ import onnx
 
 from trtkit.errors import OnnxError
 from trtkit.files import atomic_write, hash_parts
+from trtkit.models.model import parse_trtkit_entry
 
 __all__ = ["check_onnx", "read_trtkit_metadata", "update_metadata", "write_onnx"]
 
@@ -31,7 +32,7 @@ def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit:
         trtkit: Further keys of trtkit's own, which are one JSON object.
     """
     texts = {entry.key: entry.value for entry in proto.metadata_props}
-    ours = {**json.loads(texts.get("trtkit", "{}")), **metadata.get("trtkit", {}), **trtkit}
+    ours = {**parse_trtkit_entry(texts.get("trtkit")), **metadata.get("trtkit", {}), **trtkit}
     texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(ours, sort_keys=True))
     del proto.metadata_props[:]
     for key, value in texts.items():
@@ -47,8 +48,7 @@ def read_trtkit_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     """
     for entry in proto.metadata_props:
         if entry.key == "trtkit":
-            values: dict[str, Any] = json.loads(entry.value)
-            return values
+            return dict(parse_trtkit_entry(entry.value))
     return {}
 
 

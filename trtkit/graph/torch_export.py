@@ -19,6 +19,7 @@ from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.graph.prequantized import is_quantized
 from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, Model
+from trtkit.models.onnx_model import refuse_damaged_graph
 
 __all__ = ["OPSET", "trace"]
 
@@ -77,10 +78,14 @@ def trace(
         proto = _remember(
             (key, model.output_format, str(model.row_settings), *settings), lambda: _trace(model, *settings)
         )
+    elif model.proto is not None:
+        with refuse_damaged_graph(f"export {model.source or model.stem}"):
+            proto = _trace(model, *settings)
     else:
         proto = _trace(model, *settings)
     metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
-    return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
+    with refuse_damaged_graph(f"export {model.source or model.stem}"):
+        return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
 
 
 def _remember(key: tuple[Any, ...], make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:

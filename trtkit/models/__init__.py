@@ -54,7 +54,12 @@ def load(
         OnnxError: An ONNX file is missing, damaged or of unknown task.
         ModelError: The source is none of these, or an argument contradicts it.
     """
-    located = locate(Path(source), download) if isinstance(source, (str, Path)) else source
+    try:
+        located = locate(Path(source), download) if isinstance(source, (str, Path)) else source
+    except (OSError, ValueError) as error:  # such as a name of 300 letters, or one that holds a zero byte
+        raise ModelError(
+            f"load {source!r}", str(error), "check the path", code="model-path-invalid", path=Path(str(source))
+        ) from error
     try:
         model = _load_source(located, task, names, imgsz, example, preprocess, output_format)
         if isinstance(source, (str, Path)):
@@ -65,6 +70,14 @@ def load(
         if isinstance(source, (str, Path)):
             error.fields.setdefault("path", Path(source))
         raise
+    except OSError as error:
+        raise ModelError(
+            f"load {source}",
+            error.strerror or str(error),
+            "check the file and its permissions",
+            code="model-file-unreadable",
+            path=Path(str(source)),
+        ) from error
 
 
 def _load_source(

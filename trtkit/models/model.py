@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ __all__ = [
 
 TASKS = ("detect", "segment", "classify", "pose", "obb")
 """The tasks of YOLO models."""
+
+MAX_STRIDE, MAX_SIDE, MAX_CHANNELS = 1024, 65_535, 1024
+"""The largest stride, image side and number of channels that a file may claim; beyond lies no model that exists."""
+
+MAX_ENTRY = 4 << 20
+"""Most characters of an entry of metadata: 20,000 class names have 0.5 million; parsing takes 100 bytes for each."""
 
 _REGISTERED_TASKS: list[str] = []
 
@@ -299,6 +306,13 @@ class ModelInfo:
             TypeError: A value is of the wrong type.
             ValueError: A value does not parse.
         """
+        try:
+            return _check_description(cls._parse_metadata(metadata))
+        except (AttributeError, ArithmeticError, RecursionError, MemoryError, IndexError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _parse_metadata(cls, metadata: Mapping[str, Any]) -> ModelInfo:
         values = {key: _parse_literal(value) for key, value in metadata.items() if key != "trtkit"}
         names = values["names"]
         if isinstance(names, str):
@@ -339,6 +353,23 @@ class ModelInfo:
         )
 
 
+def _check_description(info: ModelInfo) -> ModelInfo:
+    """The description, if its numbers are possible.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if not 1 <= info.stride <= MAX_STRIDE:
+        raise ValueError(f"stride is {info.stride}")
+    if not all(1 <= side <= MAX_SIDE for side in info.imgsz):
+        raise ValueError(f"imgsz is {info.imgsz}")
+    if not 1 <= info.channels <= MAX_CHANNELS:
+        raise ValueError(f"{info.channels} channels")
+    if info.kpt_shape is not None and not (1 <= info.kpt_shape[0] <= MAX_SIDE and info.kpt_shape[1] in (2, 3)):
+        raise ValueError(f"kpt_shape is {info.kpt_shape}")
+    return info
+
+
 def parse_trtkit_entry(value: Any) -> Mapping[str, Any]:
     """The metadata under trtkit's own key, from a mapping, JSON or a Python literal; {} for anything else.
 
@@ -350,7 +381,10 @@ def parse_trtkit_entry(value: Any) -> Mapping[str, Any]:
     """
     if isinstance(value, str):
         literal = _parse_literal(value)
-        value = literal if isinstance(literal, Mapping) else json.loads(value)
+        try:
+            value = literal if isinstance(literal, Mapping) else json.loads(value)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
     return value if isinstance(value, Mapping) else {}
 
 
@@ -358,9 +392,13 @@ def _parse_literal(value: Any) -> Any:
     """A `metadata_props` text as the Python literal it is, or unchanged."""
     if not isinstance(value, str):
         return value
+    if len(value) > MAX_ENTRY:
+        raise ValueError(f"an entry has {len(value):,} characters")
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return value
 
 
@@ -484,7 +522,7 @@ def resolve_task(task: str | None, known: str | None, asked: str, error_type: Er
     if task not in names:
         raise error_type(
             asked,
-            f"there is no task {task!r}",
+            f"there is no task {task[:40]!r}",
             f"pass task= one of {tasks}",
             code="model-task-unknown",
             value=task,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import graphlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
-from trtkit.errors import OnnxError
+from trtkit.errors import OnnxError, TrtkitError
 from trtkit.files import hash_parts
 from trtkit.models.model import (
     Model,
@@ -29,15 +32,19 @@ from trtkit.models.output_shapes import (
     OutputShape,
     check_outputs,
     fit_output_format,
+    format_shapes,
     infer_classes,
     infer_output_format,
     order_outputs,
 )
 
-__all__ = ["from_proto", "read_onnx"]
+__all__ = ["from_proto", "read_onnx", "refuse_damaged_graph"]
 
 Names = Mapping[int, str] | Sequence[str] | None
 AGAIN = "export or copy it again"
+
+MAX_INPUT = 1 << 28
+"""Most values of one image, 1 GiB in FP32: 30 times those of 3 x 1760 x 1760."""
 
 
 def read_onnx(
@@ -72,7 +79,7 @@ def read_onnx(
         raise OnnxError(asked, "the file is empty", AGAIN, code="model-file-empty", path=path)
     try:
         proto = onnx.load(path)
-    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+    except (DecodeError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         raise OnnxError(asked, "it is no ONNX file, or damaged", AGAIN, code="onnx-damaged", path=path) from error
     except (OSError, onnx.checker.ValidationError) as error:
         raise OnnxError(
@@ -85,6 +92,34 @@ def read_onnx(
     return from_proto(
         proto, path, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format
     )
+
+
+@contextlib.contextmanager
+def refuse_damaged_graph(asked: str) -> Iterator[None]:
+    """Turn any exception of a library that reads a graph into an `OnnxError`.
+
+    onnx, protobuf, onnxslim and their C++ code raise what they happen to run into: TypeError, RuntimeError, types of
+    their own, some of them no `Exception`.
+
+    Args:
+        asked: What was asked for, for the error.
+
+    Raises:
+        OnnxError: The block raised something else than trtkit's errors, SystemExit and KeyboardInterrupt.
+    """
+    try:
+        yield
+    except (TrtkitError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+        raise OnnxError(
+            asked,
+            f"its graph is damaged ({type(error).__name__}{': ' if cause else ''}{cause})",
+            AGAIN,
+            code="onnx-graph-damaged",
+            cause=type(error).__name__,
+        ) from error
 
 
 def from_proto(
@@ -116,6 +151,20 @@ def from_proto(
         OnnxError: The graph is not usable, its task is unknown, or an argument contradicts it.
     """
     asked = f"load {source}" if source is not None else "load an ONNX graph"
+    with refuse_damaged_graph(asked):
+        return _from_proto(proto, source, task, names, imgsz, preprocess, output_format, asked)
+
+
+def _from_proto(
+    proto: onnx.ModelProto,
+    source: Path | None,
+    task: str | None,
+    names: Names,
+    imgsz: int | tuple[int, int] | None,
+    preprocess: Preprocess | None,
+    output_format: OutputFormat | None,
+    asked: str,
+) -> Model:
     graph = proto.graph
     initializers = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in initializers]
@@ -141,6 +190,15 @@ def from_proto(
             dimensions=len(shape),
         )
     size = (shape[2], shape[3])
+    if math.prod(side or 1 for side in shape[1:]) > MAX_INPUT:
+        raise OnnxError(
+            asked,
+            f"its input is {format_shapes([shape])}",
+            f"name a model whose input has at most {MAX_INPUT:,} values an image",
+            code="onnx-input-too-large",
+            shape=shape,
+        )
+    _check_graph(graph, asked)
     if imgsz is not None:
         wanted = parse_imgsz(imgsz, asked, OnnxError)
         if any(fixed not in (None, side) for fixed, side in zip(size, wanted, strict=True)):
@@ -186,6 +244,57 @@ def from_proto(
     )
 
 
+def _check_graph(graph: onnx.GraphProto, asked: str) -> None:
+    """Check that weights have the bytes that their types and dimensions need, and that no node waits for itself.
+
+    Raises:
+        OnnxError: They do not.
+    """
+    for tensor in graph.initializer:
+        expected = _count_bytes(tensor)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
+            raise OnnxError(
+                asked,
+                f"its weight {tensor.name[:80]!r} has {len(tensor.raw_data):,} bytes, and its dimensions need "
+                f"{expected if expected is None else format(expected, ',')}",
+                AGAIN,
+                code="onnx-weight-damaged",
+                name=tensor.name,
+                size=len(tensor.raw_data),
+                expected=expected,
+            )
+    # Protobuf decodes a text when it is read: one that is not UTF-8 would fail much later, in another library.
+    for node in graph.node:
+        _ = (node.name, node.op_type, node.domain, [attribute.name for attribute in node.attribute], *node.input)
+    _ = [value.name for group in (graph.value_info, graph.input, graph.output) for value in group]
+    producers = {output: index for index, node in enumerate(graph.node) for output in node.output if output}
+    needs = {
+        index: {producers[name] for name in node.input if name in producers} for index, node in enumerate(graph.node)
+    }
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        name = graph.node[error.args[1][0]].name
+        raise OnnxError(
+            asked, f"its node {name[:80]!r} needs its own output", AGAIN, code="onnx-graph-cycle", name=name
+        ) from error
+
+
+def _count_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes of a tensor's elements; None if its type or its dimensions do not exist."""
+    if any(size < 0 for size in tensor.dims) or tensor.data_type not in onnx.helper.get_all_tensor_dtypes():
+        return None
+    elements = int(math.prod(tensor.dims))
+    name = str(onnx.TensorProto.DataType.Name(tensor.data_type))
+    if name.endswith(("INT4", "4E2M1")):
+        return (elements + 1) // 2
+    if name.endswith("INT2"):
+        return (elements + 3) // 4
+    if name.startswith("FLOAT8"):
+        return elements
+    return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
 def _read_info(metadata: Mapping[str, str], asked: str) -> ModelInfo:
     """The description in `metadata_props`; the batch and trtkit's own entry go to its notes."""
     try:
@@ -193,7 +302,7 @@ def _read_info(metadata: Mapping[str, str], asked: str) -> ModelInfo:
         notes: dict[str, Any] = {"batch": int(metadata["batch"])} if "batch" in metadata else {}
         if "trtkit" in metadata:
             notes["trtkit"] = parse_trtkit_entry(metadata["trtkit"])
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise OnnxError(
             asked, f"its metadata does not parse ({error})", "export it again", code="onnx-metadata-invalid"
         ) from error

@@ -31,6 +31,7 @@ __all__ = [
     "count_classes",
     "find_main_output",
     "fit_output_format",
+    "format_shapes",
     "infer_classes",
     "infer_output_format",
     "order_outputs",

@@ -87,6 +87,16 @@ WRAPPERS = {
 }
 """What people save by mistake, by the beginning of a name in its pickle: what it is, and what to save instead."""
 
+PICKLE_LIMIT = 8 << 20
+"""Most bytes of a pickle: a byte of it can claim an object of 200 bytes."""
+
+WORK_LIMIT = 1_000_000
+"""Most steps of a pickle: opcodes, arguments of calls, and comparisons of keys that may collide. YOLO26n-pose takes
+101,571; sharing lets a small pickle ask for any number."""
+
+HASHED_AS_THEMSELVES = 1 << 60
+"""Integers below are their own hash in Python; larger ones can be chosen to share one."""
+
 SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -201,6 +211,40 @@ def read_pickle(file: io.BufferedIOBase, asked: str) -> Any:
         ) from error
 
 
+class _LimitedFile:
+    """A file of which at most `PICKLE_LIMIT` bytes can be read."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self.file = file
+        self.left = PICKLE_LIMIT
+
+    def read(self, size: int) -> bytes:
+        """As of a binary file."""
+        return self._count(self.file.read(min(size, self.left + 1)))
+
+    def readline(self) -> bytes:
+        """As of a binary file."""
+        return self._count(self.file.readline(self.left + 1))
+
+    def _count(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise pickle.UnpicklingError("longer than a checkpoint's pickle")
+        return data
+
+
+class _CountingDispatch(dict[int, Callable[..., None]]):
+    """The functions of opcodes; each look-up is charged as one step."""
+
+    def __init__(self, functions: dict[int, Callable[..., None]], charge: Callable[[int], None]) -> None:
+        super().__init__(functions)
+        self.charge = charge
+
+    def __getitem__(self, opcode: int) -> Callable[..., None]:
+        self.charge(1)
+        return super().__getitem__(opcode)
+
+
 class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
     """The standard library's Python unpickler with fewer opcodes and its own name resolution.
 
@@ -218,9 +262,17 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: io.BufferedIOBase, asked: str) -> None:
-        super().__init__(file, encoding="latin-1")
+        super().__init__(_LimitedFile(file), encoding="latin-1")
         self.asked = asked
         self.classes: dict[str, type[Record]] = {}
+        self.dispatch = _CountingDispatch(type(self).dispatch, self.charge)  # type: ignore[misc]
+        self.work = 0
+
+    def charge(self, steps: int) -> None:
+        """Count steps of the pickle's program."""
+        self.work += steps
+        if self.work > WORK_LIMIT:
+            raise pickle.UnpicklingError("more steps than a checkpoint needs")
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for `module.name`."""
@@ -314,11 +366,48 @@ class _SafeUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unu
         if not isinstance(target, dict):
             raise TypeError("items for an object that is no dictionary")
         for index in range(0, len(items), 2):
-            target[_check_key(items[index])] = items[index + 1]
+            key = _check_key(items[index])
+            if _may_collide(key):
+                self.charge(len(target))
+            target[key] = items[index + 1]
 
+    def load_reduce(self) -> None:
+        """REDUCE; the arguments are charged, because a short pickle may pass the same long ones again and again."""
+        self.charge(_count_arguments(self.stack[-1]))
+        super().load_reduce()  # type: ignore[misc, unused-ignore]
+
+    def load_newobj(self) -> None:
+        """NEWOBJ, likewise."""
+        self.charge(_count_arguments(self.stack[-1]))
+        super().load_newobj()  # type: ignore[misc, unused-ignore]
+
+    def load_newobj_ex(self) -> None:
+        """NEWOBJ_EX, likewise."""
+        self.charge(_count_arguments(self.stack[-1]) + _count_arguments(self.stack[-2]))
+        super().load_newobj_ex()  # type: ignore[misc, unused-ignore]
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
+
+
+def _may_collide(key: Any) -> bool:
+    """Whether keys like this one can be chosen to have one hash: texts' hashes are random, small integers' differ."""
+    return isinstance(key, (tuple, float)) or (isinstance(key, int) and abs(key) >= HASHED_AS_THEMSELVES)
+
+
+def _count_arguments(arguments: Any) -> int:
+    """The arguments of a call, and the elements of the first one, which an `OrderedDict` takes as its pairs."""
+    if not isinstance(arguments, (tuple, list, dict)) or not arguments:
+        return 0
+    first: Any = arguments[0] if isinstance(arguments, (tuple, list)) else None
+    # Pairs may collide, too: each is compared with those before it.
+    pairs: Any = first if type(first) in (list, tuple) else ()
+    collide = sum(type(pair) is tuple and bool(pair) and _may_collide(pair[0]) for pair in pairs)
+    return len(arguments) + len(pairs) + collide * collide // 2
 
 
 def _check_key(key: Any) -> Any:
@@ -386,7 +475,6 @@ TENSOR_FUNCTIONS = {name: _TensorFunction(name, function) for name, function in 
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
-PICKLE_LIMIT = 64 << 20
 AGAIN = "copy or download it again"
 
 TensorReader = Callable[[TensorRecord], torch.Tensor]
@@ -410,7 +498,11 @@ def read_zip(file: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
     size = file.seek(0, io.SEEK_END)
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except NotImplementedError as error:
+        raise CheckpointError(
+            asked, f"it is a zip archive of an unknown kind ({error})", AGAIN, code="checkpoint-foreign", kind="zip"
+        ) from error
+    except (zipfile.BadZipFile, ArithmeticError, LookupError, OSError, RuntimeError, ValueError, struct.error) as error:
         raise _truncated(asked) from error
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -437,9 +529,17 @@ def read_zip(file: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
             "save the checkpoint with torch.save",
             code="checkpoint-compressed",
         )
-    if sum(info.file_size for info in members.values()) > size or members[pickles[0]].file_size > PICKLE_LIMIT:
+    if sum(info.file_size for info in members.values()) > size:
         raise CheckpointError(
             asked, "the archive claims more bytes than the file has", AGAIN, code="checkpoint-oversized-archive"
+        )
+    if members[pickles[0]].file_size > PICKLE_LIMIT:
+        raise CheckpointError(
+            asked,
+            f"its pickle has {members[pickles[0]].file_size:,} bytes, and a checkpoint's at most {PICKLE_LIMIT:,}",
+            "use a checkpoint from a source you trust",
+            code="checkpoint-oversized-pickle",
+            size=members[pickles[0]].file_size,
         )
 
     def read_member(name: str) -> bytes:
@@ -449,7 +549,7 @@ def read_zip(file: io.BufferedReader, asked: str) -> tuple[Any, TensorReader]:
             )
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
             raise CheckpointError(
                 asked, f"{name} in it is damaged", AGAIN, code="checkpoint-member-damaged", member=name
             ) from error

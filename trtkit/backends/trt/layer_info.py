@@ -91,6 +91,9 @@ def layer_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
         One row per layer: index; name; type; onnx_nodes; precision (of its arithmetic: the input's for convolutions
         and matrix products, the output's for others); input_precision; output_precision; tactic; inputs; outputs;
         shape (of the first output); reformat (it only changes layout or type); ms (null without timings).
+
+    Raises:
+        EngineError: A value has another type than its column.
     """
     import polars as pl
 
@@ -109,7 +112,15 @@ def layer_frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
         "ms": pl.Float64,
     }
     columns = {name: [row.get(name) for row in rows] for name in schema}
-    return pl.DataFrame(columns, schema=schema).with_row_index("index")
+    try:
+        return pl.DataFrame(columns, schema=schema).with_row_index("index")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, ArithmeticError, TypeError, ValueError) as error:
+        raise EngineError(
+            "read the layer table",
+            f"a value in it has another type than its column ({str(error)[:120]!r})",
+            "copy the engine again, or export the model again",
+            code="layer-table-invalid",
+        ) from error
 
 
 def add_times(rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
