@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.version import __version__
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             command(values, cancel)
     except (CancelledError, KeyboardInterrupt):
-        print("trtkit: stopped; no incomplete file was left.", file=sys.stderr)
+        _print_error("trtkit: stopped; no incomplete file was left.")
         return INTERRUPTED
     except TrtkitError as error:
-        print(f"trtkit: {error}", file=sys.stderr)
+        _print_error(f"trtkit: {error}")
         return 2
     except BrokenPipeError:
         # The reader of the pipe (head, less) closed it: that is no error.
@@ -87,7 +87,23 @@ def _watch_signals(cancel: threading.Event) -> dict[signal.Signals, Any]:
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     if issubclass(category, UserWarning):
-        print(f"trtkit: note: {message}", file=sys.stderr)
+        _print_error(f"trtkit: note: {message}")
+
+
+def _print_error(text: str) -> None:
+    # Not imported above: `--help` and `--version` need no rich.
+    from trtkit.cli.output import print_error
+
+    print_error(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose error messages hold no control characters; a shell's pattern may put any file name into them."""
+
+    def error(self, message: str) -> NoReturn:
+        from trtkit.cli.output import escape_controls
+
+        super().error(escape_controls(message))
 
 
 Command = Callable[[argparse.Namespace, threading.Event], None]
@@ -154,7 +170,7 @@ def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     """
     width = max(map(len, COMMANDS))
     verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="trtkit",
         usage="trtkit COMMAND [options]",
         description="YOLO models to TensorRT engines, with accuracy and latency by precision.",
@@ -167,7 +183,7 @@ def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     own = words[: next((index + 1 for index, word in enumerate(words) if not word.startswith("-")), len(words))]
     name = top.parse_args(own or ["--help"]).command
     module, positional, text = COMMANDS[name]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"trtkit {name}",
         usage=" ".join(word for word in (f"trtkit {name}", positional, "[options]") if word),
         description=f"{text[0].upper()}{text[1:]}.",

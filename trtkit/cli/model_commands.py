@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
-from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table
+from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
 from trtkit.errors import OutputExistsError, RecipeError
 from trtkit.files import write_bytes
 from trtkit.progress import Reporter
@@ -55,7 +55,7 @@ def add_export(parser: argparse.ArgumentParser) -> Command:
         with ProgressBars() as bars:
             artifact = call_with_options(export, values, progress=bars, cancel=cancel)
         size = f"{artifact.size / 1e6:.1f} MB, {artifact.seconds:.1f} s"
-        print(f"{artifact.path}  {artifact.precision} {artifact.format}, {size}")
+        print_text(f"{artifact.path}  {artifact.precision} {artifact.format}, {size}")
 
     return run
 
@@ -80,13 +80,13 @@ def add_calibrate(parser: argparse.ArgumentParser) -> Command:
             )
         with ProgressBars() as bars:
             calibration = call_with_options(calibrate, values, progress=bars, cancel=cancel)
-        print(calibration)
+        print_text(calibration)
         if values.tensorrt_cache is not None:
             write_bytes(Path(values.tensorrt_cache), calibration.to_tensorrt_cache().encode())
-            print(f"{values.tensorrt_cache}  scales in the format of TensorRT's calibrators")
+            print_text(f"{values.tensorrt_cache}  scales in the format of TensorRT's calibrators")
         folder = calibration.save(values.output)
         head = " --end2end" if values.end2end else ""
-        print(f"{folder}  to use it: trtkit export {values.model}{head} --int8 --calibration {values.output}")
+        print_text(f"{folder}  to use it: trtkit export {values.model}{head} --int8 --calibration {values.output}")
 
     return run
 
@@ -134,7 +134,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     saved = write_bytes(folder / "predictions.parquet", buffer.getvalue())
-    print(f"\n{folder}  {len(paths)} drawn images, {saved.name}")
+    print_text(f"\n{folder}  {len(paths)} drawn images, {saved.name}")
 
 
 def _collect_image_paths(words: Sequence[str]) -> list[Path]:
@@ -183,9 +183,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> Command:
             table.add_row(row["metric"], row["rule"], f"{row['value']:.4f}")
         print_table(table)
         skipped = f", {len(evaluation.skipped)} skipped" if evaluation.skipped else ""
-        print(f"\n{evaluation.image_count} images{skipped}, {evaluation.provenance.runner}")
+        print_text(f"\n{evaluation.image_count} images{skipped}, {evaluation.provenance.runner}")
         if values.output:
-            print(evaluation.save(values.output))
+            print_text(evaluation.save(values.output))
 
     return run
 
@@ -234,7 +234,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
             table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
         print_table(table)
         if values.output:
-            print(timing.save(values.output))
+            print_text(timing.save(values.output))
 
     return run
 
@@ -262,7 +262,7 @@ def add_report(parser: argparse.ArgumentParser) -> Command:
         from trtkit.comparison.comparison import Comparison
 
         comparison = Comparison.load(values.folder)
-        print(comparison.report(values.output or Path(values.folder) / "report.html"))
+        print_text(comparison.report(values.output or Path(values.folder) / "report.html"))
 
     return run
 
@@ -289,12 +289,12 @@ def print_comparison(comparison: Comparison, folder: str | Path) -> None:
         cells += [_format_number(row[name], 1) for name in ("onnx_mb", "engine_mb", "build_s")]
         table.add_row(format_label(row["precision"]), *cells)
     print_table(table)
-    print()
+    print_text()
     for sentence in comparison.verdict():
-        print(f"- {sentence}")
-    print()
+        print_text(f"- {sentence}")
+    print_text()
     for name in ("report.html", "comparison.parquet", "recipe.json"):
-        print(Path(folder) / name)
+        print_text(Path(folder) / name)
 
 
 def _format_number(value: float | None, digits: int) -> str:
@@ -340,11 +340,11 @@ def _add_tuning_verb(
         with ProgressBars() as bars:
             result = call_with_options(function, values, progress=bars, cancel=cancel)
         print_table(make_frame_table(result.frame()))
-        print()
-        print(result)
+        print_text()
+        print_text(result)
         folder = result.save(values.output)
         figure = folder / f"{result.kind}.html"
         result.plot().write_html(figure)
-        print(f"{folder}  figure: {figure}")
+        print_text(f"{folder}  figure: {figure}")
 
     return run

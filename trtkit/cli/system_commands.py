@@ -14,7 +14,7 @@ from pathlib import Path
 from trtkit.cli import Command
 from trtkit.cli.model_commands import print_comparison
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
-from trtkit.cli.output import ProgressBars, make_table, print_table
+from trtkit.cli.output import ProgressBars, make_table, print_table, print_text
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 
 __all__ = ["add_demo", "add_doctor", "add_engine", "add_lab"]
@@ -83,7 +83,7 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
         for row in layer_frame(file.passport.layers).iter_rows(named=True):
             words = (str(row["index"]), row["name"], row["type"], row["precision"], row["shape"])
             listed.add_row(*(word or "" for word in words))
-        print()
+        print_text()
         print_table(listed)
 
 
@@ -101,14 +101,14 @@ def _check(values: argparse.Namespace, cancel: threading.Event) -> None:
             raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do, code=mismatch.code)
     backends.require_run(file.backend, device=values.device)
     result = "it runs on this machine" if file.passport is not None else "without a passport it can only be tried"
-    print(f"{values.file}: {result}.")
+    print_text(f"{values.file}: {result}.")
 
 
 def _strip(values: argparse.Namespace, cancel: threading.Event) -> None:
     """Write the bare plan."""
     from trtkit.backends import strip_engine
 
-    print(strip_engine(values.file, values.output, overwrite=values.overwrite))
+    print_text(strip_engine(values.file, values.output, overwrite=values.overwrite))
 
 
 def _wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
@@ -128,7 +128,7 @@ def _wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
             code="cli-batch-out-of-range",
             value=values.batch,
         )
-    print(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=values.batch))
+    print_text(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=values.batch))
 
 
 def _format_value(value: object) -> str:
@@ -150,33 +150,35 @@ def _run_doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
     from trtkit.results import describe_machine, package_versions
 
     machine = describe_machine()
-    print(f"{machine['processor']}, {machine['cores']} cores, {machine['system']}")
-    print(", ".join(f"{name} {version}" for name, version in package_versions().items()))
+    print_text(f"{machine['processor']}, {machine['cores']} cores, {machine['system']}")
+    print_text(", ".join(f"{name} {version}" for name, version in package_versions().items()))
     gpus = probe("tensorrt").gpus
     for gpu in gpus:
-        print(f"GPU {gpu.index}: {gpu.name} ({gpu.sm}), {gpu.memory_gib:.0f} GiB, driver {gpu.driver or 'unknown'}")
+        print_text(
+            f"GPU {gpu.index}: {gpu.name} ({gpu.sm}), {gpu.memory_gib:.0f} GiB, driver {gpu.driver or 'unknown'}"
+        )
     if not gpus:
-        print("GPU: none (no NVIDIA driver with a GPU was found)")
+        print_text("GPU: none (no NVIDIA driver with a GPU was found)")
     for name in list_backends():
         try:
             backend, here = get_backend(name), probe(name)
         except CapabilityError as error:
-            print(f"\n{name}: {error.found}; {error.do}")
+            print_text(f"\n{name}: {error.found}; {error.do}")
             continue
-        print(f"\n{here.title}" if here.present else f"\n{backend.title}: {here.missing}")
+        print_text(f"\n{here.title}" if here.present else f"\n{backend.title}: {here.missing}")
         if backend.build is None:
-            print(f"  builds  nothing; runs {backend.models}")
+            print_text(f"  builds  nothing; runs {backend.models}")
             continue
         for word, require in (("builds", require_build), ("runs", require_run)):
             try:
                 require(name)
             except CapabilityError as error:
-                print(f"  {word:<6}  no: {error.found}; {error.do}")
+                print_text(f"  {word:<6}  no: {error.found}; {error.do}")
                 continue
             targets = (
                 f" for {', '.join(here.cross_build_targets)}" if word == "builds" and here.cross_build_targets else ""
             )
-            print(f"  {word:<6}  {backend.models}{targets}")
+            print_text(f"  {word:<6}  {backend.models}{targets}")
 
 
 def add_demo(parser: argparse.ArgumentParser) -> Command:
