@@ -7,7 +7,7 @@
 Prints a row of a Markdown table: anonymous resident memory (MB, after garbage collection and `malloc_trim`), its slope
 over the last half of the rounds (MB a round, least squares), and what was left of descriptors, threads and files
 (temporary ones, and those beside the outputs) since a tenth of the rounds. Pages of mapped files do not count: the
-kernel drops them when memory is short, which would hide a leak. `--json FILE` also writes every round. Linux with glibc.
+kernel drops them when memory is short, which would hide a leak. `--json FILE` also writes every round. Linux, glibc.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from trtkit.plotting.theme import (
     SKY,
     VERMILION,
     TraceStyle,
+    escape_text,
     hatch,
     template,
     trace_style,
@@ -81,7 +82,8 @@ def overview_figure(
     names, positions = frame["tensor"].to_list(), list(range(len(frame)))
     covered = (frame["covered"] * 100).to_list()
     texts = [
-        f"{name}<br>covers {reach:.4g} of {largest:.4g}{'' if clipped is None else f', clips {clipped:.4%} of values'}"
+        f"{escape_text(name)}<br>covers {reach:.4g} of {largest:.4g}"
+        + ("" if clipped is None else f", clips {clipped:.4%} of values")
         for name, reach, largest, clipped in frame.select("tensor", "reach", "largest", "clipped").iter_rows()
     ]
     figure = go.Figure()
@@ -108,7 +110,7 @@ def overview_figure(
     figure.add_scatter(
         x=positions,
         y=covered,
-        name=f"covered by {algorithm}" if algorithm else "covered",
+        name=f"covered by {escape_text(algorithm)}" if algorithm else "covered",
         mode="lines+markers",
         line={"shape": "hvh", "color": VERMILION, "width": 2},
         marker={"symbol": "line-ew", "size": 7, "color": VERMILION, "line": {"width": 2, "color": VERMILION}},
@@ -177,16 +179,16 @@ def histogram_figure(
         figure.add_scatter(
             x=[value, value],
             y=[1, top * 2],
-            name=name,
+            name=escape_text(name),
             mode="lines+markers",
             line={"color": style.color, "dash": style.dash, "width": 1.5},
             marker={"symbol": style.symbol, "size": 8, "color": style.color},
-            hovertemplate=f"{name} covers {value:.4g}<extra></extra>",
+            hovertemplate=f"{escape_text(name)} covers {value:.4g}<extra></extra>",
         )
     figure.add_scatter(
         x=[reach, reach],
         y=[1, top * 4],
-        name=f"in use: {algorithm}" if algorithm else "in use",
+        name=f"in use: {escape_text(algorithm)}" if algorithm else "in use",
         mode="lines+text",
         line={"color": INK, "width": 3},
         text=["", f" ±{reach:.4g}"],
@@ -210,12 +212,14 @@ def ranges_figure(ranges: pl.DataFrame, *, title: str) -> go.Figure:
             x=list(range(len(ranges))),
             y=ranges["high"] - ranges["low"],
             base=ranges["low"],
-            customdata=ranges.select("tensor", "low", "high").rows(),
+            customdata=[
+                (escape_text(name), low, high) for name, low, high in ranges.select("tensor", "low", "high").rows()
+            ],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]:.4g} to %{customdata[2]:.4g}<extra></extra>",
         )
     )
     return figure.update_layout(
-        template=template(), title=title, xaxis_title="tensor, in graph order", yaxis_title="value"
+        template=template(), title=escape_text(title), xaxis_title="tensor, in graph order", yaxis_title="value"
     )
 
 
@@ -247,11 +251,11 @@ def tensor_figure(
         figure.add_vline(
             x=reach,
             line={"color": style.color, "dash": style.dash, "width": 2},
-            annotation={"text": algorithm, "font": {"color": style.color}, "yshift": -16 * index},
+            annotation={"text": escape_text(algorithm), "font": {"color": style.color}, "yshift": -16 * index},
         )
     figure.update_yaxes(type="log", title_text="values per bin")
     figure.update_xaxes(title_text="|x|", range=[0, 1.05 * largest])
-    return figure.update_layout(template=template(), title=tensor, showlegend=False)
+    return figure.update_layout(template=template(), title=escape_text(tensor), showlegend=False)
 
 
 def diagnosis_figure(images: pl.DataFrame) -> go.Figure:
@@ -274,7 +278,7 @@ def diagnosis_figure(images: pl.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=values,
                 y=[(index + 1) / len(values) for index in range(len(values))],
-                name=f"{name} ({len(values)})",
+                name=f"{escape_text(name)} ({len(values)})",
                 legendgroup=name,
                 showlegend=position == 1,
                 mode="lines",

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import INK, LINE, TraceStyle, hatch, template, trace_style
+from trtkit.plotting.theme import INK, LINE, TraceStyle, escape_text, escape_texts, hatch, template, trace_style
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
@@ -103,26 +103,26 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
         figure.add_scatter(
             x=times,
             y=[(index + 1) / len(times) for index in range(len(times))],
-            name=label,
+            name=escape_text(label),
             mode="lines",
             opacity=1.0 if highlighted else FAINT + 0.1,
             line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 4 if highlighted else 2},
-            hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
+            hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(label) + "</extra>",
         )
         figure.add_scatter(
             x=[p50, p99],
             y=[0.5, 0.99],
-            name=f"{label}: p50, p99",
+            name=f"{escape_text(label)}: p50, p99",
             mode="markers+text" if highlighted else "markers",
             opacity=1.0 if highlighted else FAINT + 0.1,
             text=[f" {p50:.3g} ms", f" {p99:.3g} ms"],
             textposition="bottom right",
             marker={"color": style.color, "symbol": style.symbol, "size": 11 if highlighted else 8},
             showlegend=False,
-            hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + label + "</extra>",
+            hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + escape_text(label) + "</extra>",
         )
     clock = "not TensorRT" if not runners["engine"].all() else "TensorRT"
-    names = ", ".join(runners["runner"].unique(maintain_order=True))
+    names = ", ".join(escape_texts(runners["runner"].unique(maintain_order=True)))
     figure.update_xaxes(
         title_standoff=6, title_text=f"latency, ms per batch of {batch}<br>{names}; {clock}", range=[0, 1.16 * top]
     )
@@ -145,7 +145,7 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
         if all(value is None for value in values):
             continue
         figure.add_bar(
-            x=order,
+            x=escape_texts(order),
             y=values,
             name=name,
             marker={
@@ -176,7 +176,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
         figure.add_scatter(
             x=part["delta"],
             y=[positions[name] + shift for name in part[column]],
-            name=label,
+            name=escape_text(label),
             mode="markers",
             opacity=1.0 if highlighted else FAINT,
             marker=_markers(part, style, size=11 if highlighted else 8),
@@ -191,15 +191,17 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
             },
             customdata=part[column].to_list(),
             text=[_hover_text(row) for row in part.iter_rows(named=True)],
-            hovertemplate="%{text}<extra>" + label + "</extra>",
+            hovertemplate="%{text}<extra>" + escape_text(label) + "</extra>",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
     figure.update_xaxes(
-        title_standoff=6, title_text=f"{title}<br>bars: 95 % confidence interval; filled: significant", gridcolor=LINE
+        title_standoff=6,
+        title_text=f"{escape_text(title)}<br>bars: 95 % confidence interval; filled: significant",
+        gridcolor=LINE,
     )
     figure.update_yaxes(
         tickvals=list(positions.values()),
-        ticktext=list(order),
+        ticktext=escape_texts(order),
         range=[len(order) - 0.4, -0.6],
         showgrid=False,
         zeroline=False,
@@ -219,9 +221,9 @@ def _markers(part: pl.DataFrame, style: TraceStyle, *, size: int) -> dict[str, A
 def _hover_text(row: dict[str, Any]) -> str:
     interval = "" if row["low"] is None else f", 95 % confidence interval {row['low']:+.4f} to {row['high']:+.4f}"
     significance = "significant" if row["significant"] else "not significant"
-    name = f" of {row['name']}" if row["name"] else ""
+    name = f" of {escape_text(row['name'])}" if row["name"] else ""
     values = f"{row['reference']:.4f} to {row['value']:.4f}"
-    return f"{row['metric']}{name}: {values}<br>change {row['delta']:+.4f}{interval}<br>{significance}"
+    return f"{escape_text(row['metric'])}{name}: {values}<br>change {row['delta']:+.4f}{interval}<br>{significance}"
 
 
 def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
@@ -238,7 +240,7 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
     """
     once = rows.unique("precision", keep="first", maintain_order=True)
     order = once["precision"].to_list()
-    names = ", ".join(once["runner"].unique(maintain_order=True))
+    names = ", ".join(escape_texts(once["runner"].unique(maintain_order=True)))
     clock = names if once["engine"].all() else f"{names}, not TensorRT"
     figure = make_subplots(
         rows=1,
@@ -281,9 +283,9 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
         values = once[column].to_list()
         shown += [value for value in values if value is not None]
         figure.add_scatter(
-            x=order,
+            x=escape_texts(order),
             y=values,
-            name=name,
+            name=escape_text(name),
             offsetgroup=str(position),
             mode="lines+markers+text",
             line={"color": LINE, "width": 1},
@@ -295,7 +297,7 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
             },
             text=["" if value is None else f"{value:.4f}" for value in values],
             textposition="bottom center" if position else "top center",
-            hovertemplate=f"%{{x}}: %{{y:.4f}}<extra>{name}</extra>",
+            hovertemplate=f"%{{x}}: %{{y:.4f}}<extra>{escape_text(name)}</extra>",
             row=1,
             col=1,
         )
@@ -311,7 +313,7 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> N
         part = rows.filter(pl.col("batch") == size)
         p50 = part["p50_ms"] / size
         figure.add_bar(
-            x=part["precision"],
+            x=escape_texts(part["precision"]),
             y=p50,
             name=f"batch {size}",
             showlegend=len(batches) > 1,
@@ -336,7 +338,7 @@ def _add_sizes(figure: go.Figure, once: pl.DataFrame) -> None:
         if all(value is None for value in values):
             continue
         figure.add_bar(
-            x=order,
+            x=escape_texts(order),
             y=values,
             name=name,
             marker={
@@ -373,22 +375,27 @@ def classes_figure(classes: pl.DataFrame, column: str, *, limit: int = 30) -> go
         values = classes.filter(pl.col("name") == name)[column]
         span: list[Any] = [values.min(), values.max()]
         figure.add_scatter(
-            x=span, y=[name, name], mode="lines", line={"color": LINE, "width": 3}, showlegend=False, hoverinfo="skip"
+            x=span,
+            y=escape_texts([name, name]),
+            mode="lines",
+            line={"color": LINE, "width": 3},
+            showlegend=False,
+            hoverinfo="skip",
         )
     for position, label in enumerate(order):
         part = classes.filter((pl.col("precision") == label) & pl.col("name").is_in(names))
         style = trace_style(label, order)
         figure.add_scatter(
             x=part[column],
-            y=part["name"],
-            name=label,
+            y=escape_texts(part["name"]),
+            name=escape_text(label),
             mode="markers",
             # The first one is at the bottom and the largest, so that equal values show every precision.
             marker={"color": style.color, "symbol": style.symbol, "size": max(9, 17 - 4 * position)},
-            hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{label}</extra>",
+            hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{escape_text(label)}</extra>",
         )
-    figure.update_xaxes(title_text=column)
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=names)
+    figure.update_xaxes(title_text=escape_text(column))
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=escape_texts(names))
     figure.update_layout(template=template(), height=130 + 26 * len(names))
     figure.update_layout(legend={"y": 1.02, "yanchor": "bottom"})
     return figure
@@ -409,8 +416,8 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
         part = shown.filter(pl.col("precision") == precision)
         figure.add_scatter(
             x=part["delta"],
-            y=part["row"],
-            name=format_label(precision),
+            y=escape_texts(part["row"]),
+            name=escape_text(format_label(precision)),
             orientation="h",
             mode="markers",
             marker={"color": style.color, "symbol": style.symbol, "size": 11},
@@ -428,7 +435,7 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     figure.update_xaxes(title_text="change against the reference (left is a loss)", tickformat="+.3f")
-    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
+    figure.update_yaxes(categoryorder="array", categoryarray=escape_texts(rows[::-1]))
     height = 210 + 46 * len(rows)
     figure.update_layout(
         template=template(),

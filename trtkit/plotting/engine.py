@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.plotting.theme import INK, LINE, TraceStyle, hatch, template, trace_style
+from trtkit.plotting.theme import INK, LINE, TraceStyle, escape_text, escape_texts, hatch, template, trace_style
 
 if TYPE_CHECKING:
     pass
@@ -61,7 +61,7 @@ def layers_figure(
             x=part["position"],
             y=part[height],
             width=0.9 if timed else 1.0,
-            name=f"{name} ({len(part)})",
+            name=f"{escape_text(name)} ({len(part)})",
             marker={
                 "color": style.color,
                 "opacity": [1.0 if bright else 0.2 for bright in part["highlighted"]],
@@ -115,20 +115,21 @@ def shares_figure(rows: pl.DataFrame, *, timed: bool) -> go.Figure:
         values = [by_engine.get(engine, 0) for engine in engines]
         shares = [value / total for value, total in zip(values, totals, strict=True)]
         figure.add_bar(
-            y=engines,
+            y=escape_texts(engines),
             x=shares,
             orientation="h",
-            name=name,
+            name=escape_text(name),
             marker={"color": style.color, "pattern": hatch(style.pattern)},
             text=[
-                f"{name} {value:.3g}{unit}" if share > 0.12 else "" for value, share in zip(values, shares, strict=True)
+                f"{escape_text(name)} {value:.3g}{unit}" if share > 0.12 else ""
+                for value, share in zip(values, shares, strict=True)
             ],
             textposition="inside",
             insidetextanchor="middle",
             insidetextfont={"color": "#000000"},
             textangle=0,
             customdata=values,
-            hovertemplate=f"%{{y}}: {name} %{{customdata:.4g}}{unit}, %{{x:.1%}}<extra></extra>",
+            hovertemplate=f"%{{y}}: {escape_text(name)} %{{customdata:.4g}}{unit}, %{{x:.1%}}<extra></extra>",
         )
     title = "share of the layers' latency" if timed else "share of the layers (not of the latency: not all were timed)"
     figure.update_xaxes(title_standoff=6, title_text=title, tickformat=".0%", range=[0, 1])
@@ -161,7 +162,7 @@ def engine_diff_figure(
 
 def _draw_dumbbells(rows: pl.DataFrame, names: tuple[str, str], limit: int, selected: int | None) -> go.Figure:
     part = rows.sort(pl.col("delta_ms").abs(), descending=True).head(limit).sort("delta_ms", descending=True)
-    labels = [_shorten(node) for node in part["node"]]
+    labels = [escape_text(_shorten(node)) for node in part["node"]]
     figure = go.Figure()
     for label, first, second in zip(labels, part["ms"], part["other_ms"], strict=True):
         figure.add_scatter(
@@ -177,7 +178,7 @@ def _draw_dumbbells(rows: pl.DataFrame, names: tuple[str, str], limit: int, sele
             x=part[column],
             y=labels,
             mode="markers",
-            name=name,
+            name=escape_text(name),
             marker={
                 "color": [style.color for style in styles],
                 "symbol": [style.symbol.removesuffix("-open") + variant for style in styles],
@@ -186,7 +187,8 @@ def _draw_dumbbells(rows: pl.DataFrame, names: tuple[str, str], limit: int, sele
             },
             customdata=part["row"].to_list(),
             text=[
-                f"{node}<br>{name}: {kind or 'no layer'}" for node, kind in part.select("node", precision).iter_rows()
+                f"{escape_text(node)}<br>{escape_text(name)}: {escape_text(kind or 'no layer')}"
+                for node, kind in part.select("node", precision).iter_rows()
             ],
             hovertemplate="%{text}, %{x:.4f} ms<extra></extra>",
         )
@@ -212,9 +214,9 @@ def _draw_strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | Non
             is_mixed = " + " in kind
             figure.add_scatter(
                 x=part["row"].cast(pl.Int64),
-                y=[engine] * len(part),
+                y=escape_texts([engine] * len(part)),
                 mode="markers",
-                name=kind,
+                name=escape_text(kind),
                 legendgroup=kind,
                 showlegend=kind not in in_legend,
                 marker={
@@ -224,7 +226,7 @@ def _draw_strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | Non
                     "line": {"width": 2 if is_mixed else 0, "color": style.color},
                 },
                 customdata=part["row"].to_list(),
-                text=[f"{node}<br>{kind}" for node in part["node"]],
+                text=[f"{escape_text(node)}<br>{escape_text(kind)}" for node in part["node"]],
                 hovertemplate="%{text}<extra></extra>",
             )
             in_legend.add(kind)
@@ -236,12 +238,12 @@ def _draw_strips(rows: pl.DataFrame, names: tuple[str, str], selected: int | Non
         title_standoff=6,
         title_text="groups of layers that compute the same ONNX nodes, in graph order",
         tickvals=ticks["row"].to_list(),
-        ticktext=[block.removeprefix("model.") for block in ticks["block"]],
+        ticktext=[escape_text(block.removeprefix("model.")) for block in ticks["block"]],
         tickangle=0,
         tickfont={"size": 10},
         range=[-1, len(rows)],
     )
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=[names[1], names[0]])
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=escape_texts([names[1], names[0]]))
     return figure.update_layout(
         template=template(), height=190, margin={"t": 40, "b": 60}, legend={"y": 1.05, "yanchor": "bottom"}
     )
@@ -267,10 +269,11 @@ def _hover_texts(frame: pl.DataFrame, *, timed: bool) -> pl.Series:
     lines = []
     for row in frame.iter_rows(named=True):
         nodes = row["onnx_nodes"] or []
-        listed = "<br>".join(nodes[:6]) + (f"<br>and {len(nodes) - 6} more" if len(nodes) > 6 else "")
-        precisions = f"{row['input_precision'] or '?'} in, {row['output_precision'] or '?'} out"
+        listed = "<br>".join(escape_texts(nodes[:6])) + (f"<br>and {len(nodes) - 6} more" if len(nodes) > 6 else "")
+        precisions = escape_text(f"{row['input_precision'] or '?'} in, {row['output_precision'] or '?'} out")
         latency = f", {row['ms']:.4f} ms" if timed else ""
-        lines.append(f"<b>{_shorten(row['name'], 60)}</b><br>{row['type']}, {precisions}{latency}<br>{listed}")
+        name, kind = escape_text(_shorten(row["name"], 60)), escape_text(row["type"])
+        lines.append(f"<b>{name}</b><br>{kind}, {precisions}{latency}<br>{listed}")
     return pl.Series("text", lines, pl.String)
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import template, trace_style
+from trtkit.plotting.theme import escape_text, escape_texts, template, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,8 @@ def evaluation_figure(
         style = trace_style(column, columns)
         figure.add_scatter(
             x=shown[column],
-            y=shown["name"],
-            name=column,
+            y=escape_texts(shown["name"]),
+            name=escape_text(column),
             mode="markers",
             marker={"color": style.color, "symbol": style.symbol, "size": 11},
             hovertemplate="%{y}: %{x:.3f}",
@@ -86,7 +86,7 @@ def classification_figure(per_class: pl.DataFrame, *, title: str) -> go.Figure:
         style = trace_style(column, ["top1", "top5"])
         figure.add_scatter(
             x=shown[column],
-            y=shown["name"],
+            y=escape_texts(shown["name"]),
             name=name,
             mode="markers",
             marker={"color": style.color, "symbol": style.symbol, "size": 11},
@@ -101,7 +101,9 @@ def _set_class_layout(figure: go.Figure, classes: int, title: str) -> go.Figure:
     height = 260 + 18 * classes
     # The legend stands below the titles of the axes, at any height.
     legend = {"y": -75 / (height - 120)}
-    return figure.update_layout(template=template(), title={"text": title, "x": 0}, height=height, legend=legend)
+    return figure.update_layout(
+        template=template(), title={"text": escape_text(title), "x": 0}, height=height, legend=legend
+    )
 
 
 def precision_recall_curve(
@@ -150,12 +152,12 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=latencies,
                 y=[(index + 1) / len(latencies) for index in range(len(latencies))],
-                name=label if names[label] == label else f"{label}: {names[label]}",
+                name=escape_text(label if names[label] == label else f"{label}: {names[label]}"),
                 legendgroup=label,
                 showlegend=column == 1,
                 mode="lines",
                 line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 2.5},
-                hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + label + "</extra>",
+                hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(label) + "</extra>",
                 row=1,
                 col=column,
             )

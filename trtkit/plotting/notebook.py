@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
+import html
 import json
 import sys
 import time
@@ -153,7 +154,8 @@ def _figure_data(figure: go.Figure | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _title(data: Mapping[str, Any]) -> str:
-    return str((data["layout"].get("title") or {}).get("text") or "figure")
+    # A figure's texts are escaped for plotly; this one is read elsewhere.
+    return html.unescape(str((data["layout"].get("title") or {}).get("text") or "figure"))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 from trtkit.plotting.notebook import register_renderer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "BLUE",
@@ -22,6 +23,8 @@ __all__ = [
     "SKY",
     "VERMILION",
     "TraceStyle",
+    "escape_text",
+    "escape_texts",
     "hatch",
     "template",
     "trace_style",
@@ -32,6 +35,30 @@ __all__ = [
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 # Grays of equal contrast (4.5 to 1) with white and with near-black.
 INK, LINE = "#777777", "rgba(128,128,128,0.25)"
+
+
+_MARKUP = re.compile(r"[&<>$]|%(?=\{)")
+
+
+def escape_text(text: object) -> str:
+    """A name for a figure's text: plotly shows it as it is, instead of reading tags, `%{...}` and TeX in it.
+
+    Everything that a figure shows of a model, data set or file passes here: plotly renders `<b>`, `<br>` and
+    `<a href>` in titles, ticks, legends and hover text. `customdata` that comes back from a click stays as it is.
+
+    Args:
+        text: A str, or anything with a str.
+    """
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", str(text))
+
+
+def escape_texts(texts: Iterable[object]) -> list[str]:
+    """`escape_text` of each; None, as in a column with nulls, is "".
+
+    Args:
+        texts: Such as a column of names.
+    """
+    return ["" if text is None else escape_text(text) for text in texts]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,17 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from trtkit.plotting.calibration import algorithm_style
-from trtkit.plotting.theme import INK, LINE, ORANGE, PURPLE, VERMILION, template, trace_style
+from trtkit.plotting.theme import (
+    INK,
+    LINE,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    escape_text,
+    escape_texts,
+    template,
+    trace_style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +90,7 @@ def sweep_figure(
             x=part["calibration_images"].cast(pl.String),
             y=part["loss"],
             error_y=error_bars(up=part["loss_high"] - part["loss"], down=part["loss"] - part["loss_low"], width=0),
-            name=name,
+            name=escape_text(name),
             offsetgroup=str(position),
             mode="lines+markers",
             line={"color": style.color, "dash": _DASHES[variant], "width": 1},
@@ -89,7 +99,7 @@ def sweep_figure(
                 "size": 10,
                 "color": style.color,
             },
-            hovertemplate=f"{name}, %{{x}} images: loss %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{escape_text(name)}, %{{x}} images: loss %{{y:.4f}}<extra></extra>",
         )
     figure.add_scatter(
         x=[str(sufficient["calibration_images"])],
@@ -102,8 +112,8 @@ def sweep_figure(
     )
     order = [str(count) for count in rows["calibration_images"].unique().sort()]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, title_text="calibration images")
-    figure.update_yaxes(title_text=f"loss of {metric} against FP32", zeroline=True, zerolinecolor=INK)
-    figure.update_layout(template=template(), title=title, height=520)
+    figure.update_yaxes(title_text=f"loss of {escape_text(metric)} against FP32", zeroline=True, zerolinecolor=INK)
+    figure.update_layout(template=template(), title=escape_text(title), height=520)
     return figure.update_layout(scattermode="group", scattergap=0.25, legend={"y": -0.2})
 
 
@@ -128,7 +138,7 @@ def sensitivity_figure(layers: pl.DataFrame) -> go.Figure:
             x=list(range(len(layers))),
             y=layers[column],
             marker={"color": style.color, "opacity": shades},
-            customdata=layers.select("node", "block").rows(),
+            customdata=[escape_texts(names) for names in layers.select("node", "block").rows()],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}: %{y:.2f} dB<extra></extra>",
             showlegend=False,
             row=row,
@@ -137,7 +147,7 @@ def sensitivity_figure(layers: pl.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="SQNR, dB", row=1, col=1)
     figure.update_yaxes(title_text="gain, dB", row=2, col=1)
     positions = [layers["block"].to_list().index(block) for block in blocks]
-    figure.update_xaxes(tickvals=positions, ticktext=blocks, row=2, col=1)
+    figure.update_xaxes(tickvals=positions, ticktext=escape_texts(blocks), row=2, col=1)
     return figure.update_layout(template=template(), height=560)
 
 
@@ -164,9 +174,12 @@ def search_figure(trials: pl.DataFrame, *, metric: str, value_float: float, max_
             y=part["metric"],
             error_y=metric_error_bars(part),
             mode="markers",
-            name=name,
+            name=escape_text(name),
             marker={"color": style.color, "symbol": style.symbol, "size": 10},
-            customdata=part.select("assignment", "int8_share", "loss").rows(),
+            customdata=[
+                (escape_text(assignment), share, loss)
+                for assignment, share, loss in part.select("assignment", "int8_share", "loss").rows()
+            ],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]:.1%} in INT8, loss %{customdata[2]:.4f}<extra></extra>",
         )
     chosen = trials.filter(pl.col("chosen"))
@@ -180,7 +193,7 @@ def search_figure(trials: pl.DataFrame, *, metric: str, value_float: float, max_
     figure.add_hline(y=value_float - max_drop, line={"dash": "dash", "width": 1})
     is_timed = "ms" in chosen["unit"].to_list()
     figure.update_xaxes(title_text="latency, ms" if is_timed else "cost relative to FP16 (modeled, not measured)")
-    figure.update_yaxes(title_text=metric)
+    figure.update_yaxes(title_text=escape_text(metric))
     return figure.update_layout(template=template(), title="Accuracy and cost of the precision assignments")
 
 
@@ -193,21 +206,21 @@ def int8_evaluation_figure(rows: pl.DataFrame) -> go.Figure:
     """
     figure = go.Figure()
     figure.add_scatter(
-        x=rows["label"],
+        x=escape_texts(rows["label"]),
         y=rows["value_float"],
         mode="markers",
         name="FP32",
         marker={"color": trace_style("fp32").color, "symbol": trace_style("fp32").symbol, "size": 10},
     )
     figure.add_scatter(
-        x=rows["label"],
+        x=escape_texts(rows["label"]),
         y=rows["value"],
         error_y=metric_error_bars(rows),
         mode="markers",
         name="INT8",
         marker={"color": trace_style("int8").color, "symbol": trace_style("int8").symbol, "size": 10},
     )
-    figure.update_yaxes(title_text=rows["metric"][0])
+    figure.update_yaxes(title_text=escape_text(rows["metric"][0]))
     return figure.update_layout(template=template(), height=360)
 
 
@@ -316,7 +329,8 @@ def int8_share_figure(
             marker={"symbol": symbol, "color": color, "size": size, "line": {"width": 1, "color": INK}},
             customdata=part.select("kind", "row").rows(),
             text=[
-                f"{label}<br>{share:.1%} in INT8, {metric} {value:.4f}<br>loss {loss:.4f} [{low:.4f}, {high:.4f}]"
+                f"{escape_text(label)}<br>{share:.1%} in INT8, {escape_text(metric)} {value:.4f}"
+                f"<br>loss {loss:.4f} [{low:.4f}, {high:.4f}]"
                 for label, share, value, loss, low, high in part.select(
                     "label", "int8_share", "metric", "loss", "loss_low", "loss_high"
                 ).iter_rows()
@@ -338,8 +352,12 @@ def int8_share_figure(
         # The axis shows its right end only: assignments without INT8 are horizontal lines.
         for label, value in points.filter(pl.col("int8_share") == 0).select("label", "metric").iter_rows():
             shapes.append(_line(y=value, dash="dot"))
-            notes.append({"xref": "paper", "x": 0, "y": value, "text": label, "showarrow": False, "yshift": -8,
-                          "xanchor": "left"})  # fmt: skip
+            notes.append(
+                {
+                    "xref": "paper", "x": 0, "y": value, "text": escape_text(label), "showarrow": False, "yshift": -8,
+                    "xanchor": "left",
+                }
+            )  # fmt: skip
     if share_now is not None:
         shapes.append(_line(x=share_now, dash="dot"))
         anchor, shift = ("right", -4) if share_now > 0.5 else ("left", 4)
@@ -353,7 +371,7 @@ def int8_share_figure(
     figure.update_xaxes(
         title_text="share of multiply-accumulates in INT8", title_standoff=6, tickformat=".0%", range=span
     )
-    figure.update_yaxes(title_text=metric or "accuracy")
+    figure.update_yaxes(title_text=escape_text(metric or "accuracy"))
     return figure.update_layout(template=template(), height=340, legend=LEGEND, margin={"t": 40}, hovermode="closest")
 
 
@@ -393,4 +411,4 @@ def _layer_text(row: dict[str, object]) -> str:
         if row["sqnr_only"] is None
         else f"<br>{row['sqnr_only']:.1f} dB alone in INT8, {row['gain']:+.2f} dB if kept in FP16"
     )
-    return f"<b>{row['node']}</b><br>{row['share']:.1%} of multiply-accumulates{cost}"
+    return f"<b>{escape_text(row['node'])}</b><br>{row['share']:.1%} of multiply-accumulates{cost}"
