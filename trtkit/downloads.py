@@ -32,7 +32,7 @@ from trtkit.errors import DiskFullError, DownloadError
 from trtkit.files import hash_file, read_json, user_cache_dir, write_bytes, write_json
 from trtkit.version import __version__
 
-__all__ = ["Asset", "describe_download", "fetch", "find_asset", "locate"]
+__all__ = ["Asset", "describe_download", "fetch", "find_asset", "locate", "read_url"]
 
 WEIGHTS_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 DATASETS_URL = "https://github.com/ultralytics/assets/releases/download/v0.0.0"
@@ -400,6 +400,62 @@ def _open(url: str, headers: Mapping[str, str], part: Path) -> Any:
             code="download-unreachable",
             url=url,
         ) from error
+
+
+MAX_URL_BYTES = 64 * 2**20
+"""Largest image to read from a URL: a JPEG of 200 million pixels."""
+
+URL_SECONDS = 60.0
+"""Longest time for one URL."""
+
+
+def read_url(url: str, *, limit: int = MAX_URL_BYTES, seconds: float = URL_SECONDS) -> bytes:
+    """Read an image that the caller names by an http or https URL; nothing is kept on disk.
+
+    Args:
+        url: The URL; redirects to other schemes are refused.
+        limit: Most bytes.
+        seconds: Longest time.
+
+    Raises:
+        DownloadError: The server can't be reached or refuses, or the file is too large or too slow.
+    """
+
+    def refuse(found: str, code: str) -> DownloadError:
+        return DownloadError(f"read {url}", found, "check it, or pass a file on disk", code=code, url=url)
+
+    deadline = time.monotonic() + seconds
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        opener = urllib.request.build_opener(_HttpRedirects)
+        request = urllib.request.Request(url, headers={"User-Agent": f"trtkit/{__version__}"})
+        with opener.open(request, timeout=min(TIMEOUT_SECONDS, seconds)) as response:
+            # read1 returns what has arrived, so that a server that sends a byte at a time is noticed.
+            while chunk := response.read1(CHUNK):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise refuse(f"the file is larger than {limit / 2**20:.0f} MiB", "url-too-large")
+                if time.monotonic() > deadline:
+                    raise refuse(f"it takes longer than {seconds:.0f} seconds", "url-too-slow")
+            length = response.headers.get("Content-Length", "")
+    except urllib.error.HTTPError as error:
+        raise refuse(f"the server answered {error.code} {error.reason}", "url-refused") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise refuse(f"it can't be read ({getattr(error, 'reason', error)})", "url-unreachable") from error
+    if length.isdigit() and size < int(length):
+        raise refuse("the connection ended before the file did", "url-interrupted")
+    return b"".join(chunks)
+
+
+class _HttpRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise ValueError(f"it redirects to {newurl[:80]}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):

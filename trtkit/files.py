@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,16 @@ from typing import Any
 
 from trtkit.errors import DiskFullError, OutputError, OutputExistsError
 
-__all__ = ["atomic_write", "hash_file", "hash_parts", "read_json", "user_cache_dir", "write_bytes", "write_json"]
+__all__ = [
+    "atomic_write",
+    "hash_file",
+    "hash_parts",
+    "read_json",
+    "read_limited",
+    "user_cache_dir",
+    "write_bytes",
+    "write_json",
+]
 
 
 @contextlib.contextmanager
@@ -98,6 +108,31 @@ def write_json(path: str | Path, value: Any, *, overwrite: bool = True) -> Path:
         OutputError: As `atomic_write` does.
     """
     return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
+
+
+def read_limited(path: str | Path, limit: int) -> bytes:
+    """Read a regular file of limited size.
+
+    Args:
+        path: The file.
+        limit: Largest size, bytes.
+
+    Raises:
+        ValueError: It is a folder, pipe or device, or larger.
+        OSError: It is missing or can't be read.
+    """
+    # A pipe without a writer would block.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else _refuse(handle) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"it has {size:,} bytes, more than {limit:,}")
+        return file.read(limit)
+
+
+def _refuse(handle: int) -> Any:
+    os.close(handle)
+    raise ValueError("it is not a regular file")
 
 
 def read_json(path: str | Path) -> Any:

@@ -19,8 +19,8 @@ class PointLabels(BoxLabels):
     def accepts(self, columns, kpt_shape):
         return columns == 3
 
-    def is_outside(self, row, kpt_shape):
-        return bool((row[1:] > 1).any())
+    def find_outside(self, row, kpt_shape):
+        return 1 if (row[1:] > 1).any() else None
 
     def parse(self, rows, kpt_shape):
         points = np.array([row[1:3] for row in rows], np.float32).reshape(-1, 2)

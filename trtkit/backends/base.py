@@ -11,10 +11,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -341,12 +343,16 @@ class Runner(abc.ABC):
         Raises:
             DataError: An image can't be read, or has another number of channels than the model takes.
         """
-        if isinstance(images, (str, Path)):
+        if _is_url(images) or _is_pil(images):
+            images = [images]  # type: ignore[list-item]
+        elif isinstance(images, (str, Path)):
             from trtkit.data.dataset import list_source_images
 
             images = [images] if Path(images).is_file() else list_source_images(images)
         elif isinstance(images, np.ndarray) and images.ndim < 4:
             images = [images]
+        elif images is None:
+            raise _no_image(images)
         size = self.batch or DEFAULT_BATCH
         for start in range(0, len(images), size):
             yield [_read_image(image, self.info.channels) for image in images[start : start + size]]
@@ -389,11 +395,21 @@ class Runner(abc.ABC):
         return f"{type(self).__name__}({self.name}: {self.info.task}, {self.precision}, {limit}, {shape})"
 
 
-def _read_image(image: np.ndarray | str | Path, channels: int) -> np.ndarray:
-    if not isinstance(image, np.ndarray):
+def _read_image(image: Any, channels: int) -> np.ndarray:
+    """Return an image as an array: a file, an http(s) URL, a PIL image, or an array itself."""
+    if _is_url(image):
+        from trtkit.data.images import decode_image
+        from trtkit.downloads import read_url
+
+        return decode_image(read_url(image), urlsplit(image).path, channels)
+    if _is_pil(image):
+        return _convert_pil(image, channels)
+    if isinstance(image, (str, Path)):
         from trtkit.data import read_image
 
         return read_image(image, channels)
+    if not isinstance(image, np.ndarray):
+        raise _no_image(image)
     shaped = image[:, :, None] if image.ndim == 2 and channels == 1 else image
     if shaped.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[2] != channels or shaped.size == 0:
         order = "BGR uint8" if channels == 3 else "uint8"
@@ -504,3 +520,54 @@ def _find_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
         if found.setdefault(entry_point.name, entry_point) is not entry_point:
             warnings.warn(f"Two backends are named {entry_point.name!r}: {entry_point.value} is ignored.", stacklevel=2)
     return found
+
+
+def _is_url(image: Any) -> bool:
+    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
+
+
+def _is_pil(image: Any) -> bool:
+    # Whoever passes a PIL image has imported Pillow, which trtkit does not need.
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def _no_image(image: Any) -> DataError:
+    return DataError(
+        "predict on an image",
+        f"it is {'None' if image is None else 'a ' + type(image).__name__}",
+        "pass a path, an http(s) URL, an array as OpenCV reads it, or a PIL image",
+        code="predict-image-type",
+        type=type(image).__name__,
+    )
+
+
+def _convert_pil(image: Any, channels: int) -> np.ndarray:
+    """Convert a PIL image to BGR, or to gray levels for a model of one channel; an EXIF rotation is not applied.
+
+    Boxes are in the pixels of the image that the caller holds, as in Ultralytics.
+    """
+    from trtkit.data.images import MAX_PIXELS
+
+    width, height = image.size
+    if channels not in (1, 3) or width * height > MAX_PIXELS or not width * height:
+        raise DataError(
+            "predict on a PIL image",
+            f"it has {width} x {height} pixels, for a model of {channels} channels",
+            "pass an array"
+            if channels not in (1, 3)
+            else f"pass an image of at most {MAX_PIXELS // 10**6} million pixels",
+            code="predict-image-pil",
+            size=(width, height),
+            channels=channels,
+        )
+    try:
+        if image.mode.startswith("I;16"):
+            pixels = (np.asarray(image) >> 8).astype(np.uint8)[:, :, None]
+            return np.repeat(pixels, channels, axis=2)
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except (OSError, ValueError, SyntaxError) as error:  # a file that is cut short is read only now
+        raise DataError(
+            "predict on a PIL image", str(error), "replace the image", code="predict-image-unreadable"
+        ) from error
+    return np.ascontiguousarray(pixels.reshape(height, width, channels)[:, :, ::-1])

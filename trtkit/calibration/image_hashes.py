@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from trtkit.data.dataset import is_label_error, warn_of_skipped
 from trtkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def fingerprint_images(paths: Sequence[Path], dataset: Dataset, reporter: Report
         stage: Stage of these events.
 
     Raises:
-        DataError: A label file contradicts the data set.
+        DataError: An image has no class in the data set.
         CancelledError: The caller cancelled.
     """
     fingerprints: list[_Fingerprint] = []
@@ -123,12 +124,20 @@ def fingerprint_images(paths: Sequence[Path], dataset: Dataset, reporter: Report
     counts = np.zeros((len(readable), len(dataset.names)), np.int64)
     sizes: list[float] = []
     image_indices: list[int] = []
+    errors: list[DataError] = []
     for index, path in enumerate(readable if dataset.labeled else ()):
-        labels = dataset.labels(path)
+        try:
+            labels = dataset.labels(path)
+        except DataError as error:
+            if not is_label_error(error):
+                raise
+            errors.append(error)
+            continue
         np.add.at(counts[index], labels.classes, 1)
         sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
         sizes += np.sqrt(np.maximum(sides.prod(axis=1), 0)).tolist()
         image_indices += [index] * len(labels.boxes)
+    warn_of_skipped(errors, "counted without labels")
     return ImageFingerprints(
         paths=tuple(readable),
         unreadable=tuple(unreadable),

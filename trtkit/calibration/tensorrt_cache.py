@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.errors import CalibrationError
-from trtkit.files import hash_parts
+from trtkit.files import hash_parts, read_limited
 from trtkit.graph.qdq import INT8_MAX, plan_qdq, quantizable_tensors
 from trtkit.results import Provenance
 
@@ -28,6 +28,9 @@ __all__ = [
     "parse_cache",
     "read_cache_ranges",
 ]
+
+MAX_BYTES = 16 * 2**20
+"""Largest cache file: 200,000 tensors."""
 
 _CALIBRATORS = {"minmax": "MinMaxCalibration", "entropy": "EntropyCalibration2"}
 
@@ -91,7 +94,7 @@ def parse_cache(text: str) -> tuple[str, str, dict[str, float]]:
         if not name or not 0 <= scale < float("inf"):
             raise CalibrationError(
                 asked,
-                f"line {number} gives tensor {name!r} the scale {scale}",
+                f"line {number} gives tensor {name[:60]!r} the scale {scale}",
                 "calibrate the model again",
                 code="calibration-cache-scale",
                 line=number,
@@ -121,7 +124,16 @@ def read_cache_ranges(
     from trtkit.models import load
 
     is_text = isinstance(source, str) and source.lstrip().startswith("TRT-")
-    text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
+    try:
+        text = str(source) if is_text else read_limited(source, MAX_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:  # no UTF-8 included
+        raise CalibrationError(
+            f"read TensorRT calibration cache {source}",
+            f"it can't be read ({getattr(error, 'strerror', None) or error})",
+            "pass a file that starts like TRT-8600-MinMaxCalibration",
+            code="calibration-cache-unreadable",
+            path=Path(source),
+        ) from error
     version, calibrator, scales = parse_cache(text)
     loaded = load(model)
     graph = trace(loaded, dynamic_batch=True)

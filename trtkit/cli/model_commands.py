@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
 from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
-from trtkit.errors import OutputExistsError, RecipeError
+from trtkit.errors import DataError, OutputExistsError, RecipeError
 from trtkit.files import write_bytes
 from trtkit.progress import Reporter
 from trtkit.recipe import format_label
@@ -108,33 +109,47 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
     import cv2
 
     from trtkit import backends
+    from trtkit.data.dataset import warn_of_skipped
     from trtkit.data.images import read_image, to_display
     from trtkit.tasks import get_task
     from trtkit.tasks.base import predictions_to_frame
 
     paths = _collect_image_paths(values.images)
+    names = _name_drawn_images(paths)
     folder = Path(values.output)
     predictions: list[Prediction] = []
+    read: list[Path] = []
+    unread: list[DataError] = []
     table = make_table("image", "predictions")
     with backends.open(values.file, device=values.device) as runner, ProgressBars() as bars:
         reporter, task, size = Reporter(bars, cancel), get_task(runner.info.task), runner.batch or 1
         for start in range(0, len(paths), size):
             reporter.step("predict", start, len(paths))
-            chunk = paths[start : start + size]
-            images = [read_image(path, runner.info.channels) for path in chunk]
-            predicted = call_with_options(runner.predict, values, images=images)
+            images = {}
+            for path in paths[start : start + size]:
+                try:
+                    images[path] = read_image(path, runner.info.channels)
+                except DataError as error:
+                    unread.append(error)
+            if not images:
+                continue
+            predicted = call_with_options(runner.predict, values, images=list(images.values()))
             predictions += predicted
-            for path, image, prediction in zip(chunk, images, predicted, strict=True):
+            read += images
+            for (path, image), prediction in zip(images.items(), predicted, strict=True):
                 drawn = task.draw(to_display(image), prediction, runner.info.names)
-                write_bytes(folder / f"{path.stem}.jpg", cv2.imencode(".jpg", drawn)[1].tobytes())
+                write_bytes(folder / names[path], cv2.imencode(".jpg", drawn)[1].tobytes())
                 table.add_row(str(path), _summarize_prediction(prediction, runner.info.names))
         reporter.step("predict", len(paths), len(paths))
-        frame = predictions_to_frame(task, [str(path) for path in paths], predictions, runner.info.names)
+        if not read:
+            raise unread[0]
+        frame = predictions_to_frame(task, [str(path) for path in read], predictions, runner.info.names)
+    warn_of_skipped(unread)
     print_table(table)
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
     saved = write_bytes(folder / "predictions.parquet", buffer.getvalue())
-    print_text(f"\n{folder}  {len(paths)} drawn images, {saved.name}")
+    print_text(f"\n{folder}  {len(read)} drawn images, {saved.name}")
 
 
 def _collect_image_paths(words: Sequence[str]) -> list[Path]:
@@ -142,17 +157,21 @@ def _collect_image_paths(words: Sequence[str]) -> list[Path]:
     from trtkit.data.dataset import list_source_images
 
     paths = [path for word in words for path in ((Path(word),) if Path(word).is_file() else list_source_images(word))]
-    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
-    if count > 1:
-        raise RecipeError(
-            "predict on several images",
-            f"{count} of them are named {stem!r}, as their drawn images would be",
-            "predict on them in separate runs",
-            code="cli-image-names-collide",
-            name=stem,
-            value=count,
-        )
-    return paths
+    return list(dict.fromkeys(paths))
+
+
+def _name_drawn_images(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Name drawn images below the common folder of the paths: `a.jpg`, or `a.png.jpg` where two are named `a`."""
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    inside = {path: path.absolute().relative_to(root) for path in paths}
+    # Without regard to case: "A.jpg" and "a.jpg" are one file on Windows and macOS.
+    counts = Counter(str(name.with_suffix("")).lower() for name in inside.values())
+    return {
+        path: name.with_suffix(".jpg")
+        if counts[str(name.with_suffix("")).lower()] == 1
+        else name.with_name(f"{name.name}.jpg")
+        for path, name in inside.items()
+    }
 
 
 def _summarize_prediction(prediction: Prediction, names: Mapping[int, str]) -> str:

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,16 +17,19 @@ import numpy as np
 
 from trtkit.data.data_yaml import (
     SPLITS,
+    parse_flip_idx,
     parse_kpt_shape,
     parse_names,
+    parse_sigmas,
     read_data_yaml,
     resolve_channels,
     resolve_splits,
 )
-from trtkit.data.images import check_channels, is_image, list_images
+from trtkit.data.images import MAX_IMAGE_BYTES, check_channels, is_image, list_images
 from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
 from trtkit.downloads import describe_download, locate
 from trtkit.errors import DataError
+from trtkit.files import read_limited
 
 __all__ = [
     "SPLITS",
@@ -32,9 +37,11 @@ __all__ = [
     "DataSource",
     "Dataset",
     "describe_images",
+    "is_label_error",
     "list_source_images",
     "open_dataset",
     "resolve_images",
+    "warn_of_skipped",
 ]
 
 UNLABELED_SPLIT = "images"
@@ -55,21 +62,30 @@ def describe_images(count: int, split: str) -> str:
 # Images of a source
 
 
-def resolve_images(path: Path, asked: str) -> tuple[Path, ...]:
-    """List the images of a folder, of a text file, or the image itself.
+MAX_LIST_BYTES = 128 * 2**20
+"""Largest text file of image paths: the 1.3 million of ImageNet take about 80 MB."""
 
-    A line of a text file is absolute or relative to the text file's folder.
+
+def resolve_images(path: Path, asked: str) -> tuple[Path, ...]:
+    """List the images of a folder, of a text file, or the image itself; one warning names other image files.
+
+    A line of a text file is absolute, or relative to the text file's folder, else to the working folder, as in
+    Ultralytics.
 
     Args:
         path: The folder, text file or image.
         asked: The request that error messages start with.
 
     Raises:
-        DataError: The path is missing, or a text file lists images that are.
+        DataError: The path is missing, no list, or a text file lists images that are missing.
     """
-    if path.is_dir():
-        return list_images(path)
-    if not path.exists():
+    passed_over: list[Path] = []
+    # `os.path` takes a name of 300 letters, or one with a zero byte, for a missing file, where pathlib raises.
+    if os.path.isdir(path):  # noqa: PTH112
+        images = list_images(path, passed_over)
+        _warn_of_passed_over(path, passed_over)
+        return images
+    if not os.path.exists(path):  # noqa: PTH110
         raise DataError(
             asked,
             f"{path} does not exist",
@@ -80,8 +96,10 @@ def resolve_images(path: Path, asked: str) -> tuple[Path, ...]:
     if is_image(path):
         return (path,)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, MAX_LIST_BYTES).decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds zero bytes")
+    except (OSError, ValueError) as error:
         raise DataError(
             asked,
             f"{path} is no list of images ({error})",
@@ -89,20 +107,70 @@ def resolve_images(path: Path, asked: str) -> tuple[Path, ...]:
             code="data-list-unreadable",
             path=path,
         ) from error
-    listed = [path.parent / line.strip() for line in lines if line.strip()]
-    images = [image for image in listed if is_image(image)]
-    missing = [image for image in images if not image.is_file()]
+    listed: list[Path] = []
+    missing: list[Path] = []
+    for line in io.StringIO(text):
+        name = line.strip()
+        if not name:
+            continue
+        image = path.parent / name
+        if not is_image(image):
+            passed_over.append(image)
+        elif os.path.isfile(image):  # noqa: PTH113
+            listed.append(image)
+        elif os.path.isfile(name):  # noqa: PTH113
+            listed.append(Path(name).absolute())
+        else:
+            missing.append(image)
     if missing:
         raise DataError(
             asked,
-            f"{len(missing)} of {len(images)} images in {path} are missing, the first is {missing[0]}",
+            f"{len(missing)} of {len(listed) + len(missing)} images in {path} are missing, the first is {missing[0]} "
+            f"(tried the folder of the list and {Path.cwd()})",
             "correct the list or add the images",
             code="data-images-missing",
             path=path,
             missing=tuple(missing),
-            count=len(images),
+            count=len(listed) + len(missing),
         )
-    return tuple(images)
+    _warn_of_passed_over(path, passed_over)
+    return tuple(listed)
+
+
+def _warn_of_passed_over(source: Path, paths: Sequence[Path]) -> None:
+    """Warn once of files in an image folder or list that look like images and are of a format that isn't read."""
+    if paths:
+        names = ", ".join(path.name[:80] for path in paths[:5])
+        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+        warnings.warn(
+            f"{len(paths)} files in {source} are no images that can be read and were passed over: {names}{more}",
+            stacklevel=3,
+        )
+
+
+def warn_of_skipped(errors: Sequence[DataError], outcome: str = "skipped") -> None:
+    """Warn once of images that were skipped because they, or their labels, can't be read.
+
+    Args:
+        errors: What was wrong with each.
+        outcome: What happened to them.
+    """
+    if errors:
+        each = "; ".join(
+            f"{error.asked.removeprefix('read ')[-200:]}: {error.found[:200]}" for error in errors[:MAX_NAMED]
+        )
+        more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
+        count = "1 image was" if len(errors) == 1 else f"{len(errors)} images were"
+        warnings.warn(f"{count} {outcome}: {each}{more}", stacklevel=3)
+
+
+MAX_NAMED = 20
+"""Most images that a warning names; results list all."""
+
+
+def is_label_error(error: DataError) -> bool:
+    """Whether an error says that one image's label file can't be read, rather than that the data set is wrong."""
+    return error.code.startswith("data-label-") or error.code == "data-labels-unreadable"
 
 
 # Data sets
@@ -210,7 +278,7 @@ class Dataset:
             raise _labels_needed(self)
         if self.label_format.uses_folders:
             return 0
-        unlabeled = sum(not label_path(image).is_file() for image in images)
+        unlabeled = sum(not os.path.isfile(label_path(image)) for image in images)  # noqa: PTH113
         if unlabeled == len(images):
             raise DataError(
                 f"evaluate on {self.path}",
@@ -331,8 +399,14 @@ def _open_source(
     """Open what `open_dataset` takes, except an open data set."""
     if not isinstance(data, (str, Path)):
         return _open_source(data[0], task, channels, download) if len(data) == 1 else _open_images(data, task, channels)
-    path = locate(Path(data).expanduser(), download)
-    how_to_download = describe_download(path) if not path.exists() else ""
+    try:
+        path = locate(Path(data).expanduser(), download)
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # such as a name of 300 letters, a zero byte, an unknown ~user
+        raise DataError(
+            f"open data set {data}", str(error), "check the path", code="data-path-invalid", path=Path(data)
+        ) from error
+    how_to_download = describe_download(path) if not exists else ""
     if how_to_download:
         raise DataError(
             f"open data set {path}", "it is not on disk", how_to_download, code="data-not-downloaded", path=path
@@ -356,7 +430,7 @@ def _open_source(
         if uses_folders and (has_splits or is_empty):
             return _open_class_folders(path, task, channels)
         return _open_images([data], task, channels)
-    if is_image(path) or path.suffix.lower() == LIST_SUFFIX or (glob.has_magic(str(path)) and not path.exists()):
+    if is_image(path) or path.suffix.lower() == LIST_SUFFIX or (glob.has_magic(str(path)) and not exists):
         return _open_images([data], task, channels)
     return _open_class_folders(path, task, channels) if uses_folders else _open_yaml(path.absolute(), task, channels)
 
@@ -398,15 +472,19 @@ def list_source_images(data: str | Path | Sequence[str | Path]) -> tuple[Path, .
     entries: Sequence[str | Path] = [data] if isinstance(data, (str, Path)) else data
     images: set[Path] = set()
     for entry in entries:
-        path = Path(entry).expanduser().absolute()
         asked = f"list the images of {entry}"
-        if not path.exists() and glob.has_magic(str(path)):
+        try:
+            path = Path(entry).expanduser().absolute()
+            exists = path.exists()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(asked, str(error), "check the path", code="data-path-invalid", path=Path(entry)) from error
+        if not exists and glob.has_magic(str(path)):
             matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
             inside = {image for match in matches for image in (list_images(match) if match.is_dir() else (match,))}
             listed = tuple(image for image in inside if is_image(image))
             found, do = "no image matches the pattern", "correct the pattern"
         else:
-            if not path.exists():
+            if not exists:
                 raise DataError(
                     asked, "there is no such file or folder", "check the path", code="data-path-missing", path=path
                 )
@@ -466,25 +544,14 @@ def _open_yaml(path: Path, task: str, channels: int | None) -> Dataset:
             code="data-kpt-shape-missing",
             path=path,
         )
-    sigmas = tuple(float(value) for value in description.get("kpt_oks_sigmas") or ())
-    if sigmas and kpt_shape is not None and len(sigmas) != kpt_shape[0]:
-        raise DataError(
-            asked,
-            f"{len(sigmas)} kpt_oks_sigmas for {kpt_shape[0]} keypoints",
-            "give one for each",
-            code="data-sigmas-count",
-            path=path,
-            sigmas=len(sigmas),
-            keypoints=kpt_shape[0],
-        )
     return Dataset(
         path=path,
         task=task,
         names=parse_names(description, asked),
         splits=splits,
         kpt_shape=kpt_shape,
-        flip_idx=tuple(int(index) for index in description.get("flip_idx") or ()),
-        sigmas=sigmas,
+        flip_idx=parse_flip_idx(description.get("flip_idx"), kpt_shape, asked),
+        sigmas=parse_sigmas(description.get("kpt_oks_sigmas"), kpt_shape, asked),
         channels=resolve_channels(description.get("channels"), channels, asked),
     )
 
@@ -545,7 +612,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     """Return size and modification time; (-1, 0) where there is no file."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return -1, 0
     return status.st_size, status.st_mtime_ns
 
@@ -565,6 +632,6 @@ def _hash_content(stamps: tuple[tuple[Any, ...], ...], names: tuple[str, ...], h
 def _read_bytes(path: Path) -> bytes:
     """Return a file's bytes, b"" where it can't be read: such an image is skipped and reported elsewhere."""
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_limited(path, MAX_IMAGE_BYTES)
+    except (OSError, ValueError):
         return b""

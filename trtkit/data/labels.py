@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtkit.errors import DataError
+from trtkit.files import read_limited
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +31,13 @@ __all__ = [
 
 TOLERANCE = 0.01
 """How far outside the image a coordinate may lie, as a fraction of the side; as in Ultralytics."""
+
+
+MAX_BYTES = 16 * 2**20
+"""Largest label file: 1,000 polygons of 800 points."""
+
+MAX_ROWS = 100_000
+"""Most objects of one image; DOTA's fullest image has about 10,000."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,11 +108,11 @@ class LabelFormat(abc.ABC):
     def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
         """Return the fields of `Labels` beyond `classes` and `duplicates`, from rows that were checked."""
 
-    def is_outside(self, row: NDArray[np.float32], kpt_shape: KeypointShape) -> bool:
-        """Return whether a coordinate of a row lies outside the image, for a row that `accepts` takes."""
+    def find_outside(self, row: NDArray[np.float32], kpt_shape: KeypointShape) -> int | None:
+        """Return the first column with a coordinate outside the image, for a row that `accepts` takes; None if none."""
         if len(row) == 5:
-            return _box_outside(row[1:5])
-        return bool((row[1:] > 1 + TOLERANCE).any() or (row[1:] < -TOLERANCE).any())
+            return _find_box_outside(row)
+        return _first(np.append(False, (row[1:] > 1 + TOLERANCE) | (row[1:] < -TOLERANCE)))
 
 
 class BoxLabels(LabelFormat):
@@ -118,13 +126,17 @@ class BoxLabels(LabelFormat):
         """Return whether a row of so many columns is valid."""
         return columns in (5, _keypoint_columns(kpt_shape)) or _is_polygon(columns)
 
-    def is_outside(self, row: NDArray[np.float32], kpt_shape: KeypointShape) -> bool:
-        """Return whether a coordinate lies outside the image."""
+    def find_outside(self, row: NDArray[np.float32], kpt_shape: KeypointShape) -> int | None:
+        """Return the first column with a coordinate outside the image; None if none."""
         if kpt_shape is not None and len(row) == _keypoint_columns(kpt_shape):
             # Without a visibility column, unlabeled keypoints may be any negative number.
-            points = row[5:].reshape(kpt_shape)[:, :2]
-            return bool((points > 1 + TOLERANCE).any()) or _box_outside(row[1:5])
-        return super().is_outside(row, kpt_shape)
+            outside = row > 1 + TOLERANCE
+            outside[:5] = False
+            if kpt_shape[1] == 3:
+                outside[7::3] = False
+            column = _find_box_outside(row)
+            return _first(outside) if column is None else column
+        return super().find_outside(row, kpt_shape)
 
     def parse(self, rows: list[NDArray[np.float32]], kpt_shape: KeypointShape) -> dict[str, Any]:
         """Return the boxes."""
@@ -243,8 +255,14 @@ def _is_polygon(columns: int) -> bool:
     return columns >= 7 and columns % 2 == 1
 
 
-def _box_outside(box: NDArray[np.float32]) -> bool:
-    return bool((box > 1 + TOLERANCE).any() or (box[:2] < -TOLERANCE).any() or (box[2:] < 0).any())
+def _find_box_outside(row: NDArray[np.float32]) -> int | None:
+    """Return the first of columns 1 to 4 (center and size) that is outside the image; None if none."""
+    box = row[1:5]
+    return _first(np.append(False, (box > 1 + TOLERANCE) | (box < np.array([-TOLERANCE, -TOLERANCE, 0, 0]))))
+
+
+def _first(flags: NDArray[np.bool_]) -> int | None:
+    return int(flags.argmax()) if flags.any() else None
 
 
 def _enclosing_box(row: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -289,10 +307,12 @@ def read_labels(path: Path, *, task: str, classes: int, kpt_shape: KeypointShape
     """
     label_format = LABEL_FORMATS[task]
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = read_limited(path, MAX_BYTES).decode("utf-8-sig").splitlines()
+        if len(lines) > MAX_ROWS:
+            raise ValueError(f"it has {len(lines):,} rows, more than {MAX_ROWS:,}")
     except FileNotFoundError:
-        text = ""
-    except (OSError, UnicodeDecodeError) as error:
+        lines = []
+    except (OSError, ValueError) as error:
         raise DataError(
             f"read labels {path}",
             str(error),
@@ -303,12 +323,13 @@ def read_labels(path: Path, *, task: str, classes: int, kpt_shape: KeypointShape
     rows: list[NDArray[np.float32]] = []
     keys: set[bytes] = set()
     duplicates = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         try:
-            row = np.array([float(word) for word in words], np.float32)
+            with np.errstate(over="ignore"):  # infinite then, and refused below
+                row = np.array([float(word) for word in words], np.float32)
         except ValueError:
             raise _row_error(
                 path, number, f"{line.strip()[:60]!r} is not a row of numbers", "write numbers only", "not-numeric"
@@ -349,7 +370,15 @@ def _check_row(
             task=task,
         )
     if not np.isfinite(row).all():
-        raise _row_error(path, line, "a number is not finite", "correct the row", "not-finite")
+        column = int((~np.isfinite(row)).argmax())
+        raise _row_error(
+            path,
+            line,
+            f"column {column + 1} is {row[column]:g}",
+            "write finite numbers",
+            "not-finite",
+            column=column + 1,
+        )
     if row[0] != int(row[0]) or not 0 <= row[0] < classes:
         raise _row_error(
             path,
@@ -360,11 +389,14 @@ def _check_row(
             value=float(row[0]),
             classes=classes,
         )
-    if label_format.is_outside(row, kpt_shape):
+    column = label_format.find_outside(row, kpt_shape)
+    if column is not None:
         raise _row_error(
             path,
             line,
-            "a coordinate lies outside the image",
-            "divide coordinates by the image's width and height",
+            f"column {column + 1} is {row[column]:g}, outside 0 to 1",
+            "write coordinates as fractions of the image's width and height",
             "outside-image",
+            value=float(row[column]),
+            column=column + 1,
         )

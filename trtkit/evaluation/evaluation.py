@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
+from trtkit.data.dataset import is_label_error, warn_of_skipped
 from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.models.model import TASKS
@@ -246,17 +247,20 @@ def evaluate(
             conf = EVAL_CONF.get(task.name, EVAL_CONF["detect"])
             settings = dataclasses.replace(settings, conf=conf)
         evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
-        seconds, skipped = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
-    if len(skipped) == len(paths):
+        seconds, unread = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
+    warn_of_skipped(list(unread.values()))
+    if len(unread) == len(paths):
+        first = next(iter(unread.values()))
         raise DataError(
             f"evaluate on {split!r} of {dataset.path}",
-            f"none of {len(paths)} images can be read",
-            "replace or remove them",
+            f"none of {len(paths)} images can be used; the first: {first.asked}: {first.found}",
+            "correct or remove them",
             code="evaluate-images-unreadable",
             path=dataset.path,
             split=split,
             count=len(paths),
-        )
+            reason=first.code,
+        ) from first
     before = time.perf_counter()
     scores = evaluator.compute_scores()
     end = time.perf_counter()
@@ -266,7 +270,7 @@ def evaluate(
         task=task.name,
         **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)},
         speed={stage: 1000 * value / len(scores.per_image) for stage, value in seconds.items()},
-        skipped=tuple(skipped),
+        skipped=tuple(unread),
         notes=tuple(notes),
         provenance=Provenance(
             model_hash=runner.hash,
@@ -297,22 +301,22 @@ def _run_batches(
     batch: int,
     settings: PostprocessSettings,
     reporter: Reporter,
-) -> tuple[dict[str, float], list[str]]:
+) -> tuple[dict[str, float], dict[str, DataError]]:
     """Run all images and add their predictions to the evaluator.
 
     Returns:
-        Seconds by stage, and the paths of images that could not be read.
+        Seconds by stage, and why images were skipped, by path.
     """
     info = runner.info
     seconds = dict.fromkeys(STAGES, 0.0)
-    skipped: list[str] = []
+    skipped: dict[str, DataError] = {}
     done = 0
     step = f"evaluate {runner.precision}"
     reporter.step(step, 0, len(paths))
     images = load_images(paths, evaluator.dataset, info.preprocess, size, max_pending=2 * batch)
     with contextlib.closing(images):
         for chunk in _batched(images, batch):
-            skipped += [str(loaded.path) for loaded in chunk if loaded.prepared is None]
+            skipped.update({str(loaded.path): loaded.error for loaded in chunk if loaded.error is not None})
             prepared = [(loaded.path, loaded.prepared) for loaded in chunk if loaded.prepared is not None]
             if prepared:
                 start = time.perf_counter()
@@ -372,6 +376,7 @@ class LoadedImage:
 
     path: Path
     prepared: PreparedImage | None = None
+    error: DataError | None = None
     read_seconds: float = 0.0
     preprocess_seconds: float = 0.0
 
@@ -394,16 +399,18 @@ def load_images(
         One `LoadedImage` per path.
 
     Raises:
-        DataError: A label file contradicts the data set.
+        DataError: An image has no class in the data set.
     """
 
     def load(path: Path) -> LoadedImage:
         start = time.perf_counter()
         try:
             image = read_image(path, preprocess.channels)
-        except DataError:
-            return LoadedImage(path=path, read_seconds=time.perf_counter() - start)
-        labels = dataset.labels(path).to_pixels((image.shape[0], image.shape[1]))
+            labels = dataset.labels(path).to_pixels((image.shape[0], image.shape[1]))
+        except DataError as error:
+            if not (error.code.startswith("image-") or is_label_error(error)):
+                raise
+            return LoadedImage(path=path, error=error, read_seconds=time.perf_counter() - start)
         read = time.perf_counter()
         resized, transform = resize_to_input(image, size, preprocess)
         return LoadedImage(
