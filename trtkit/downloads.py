@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -409,13 +409,16 @@ URL_SECONDS = 60.0
 """Longest time for one URL."""
 
 
-def read_url(url: str, *, limit: int = MAX_URL_BYTES, seconds: float = URL_SECONDS) -> bytes:
+def read_url(
+    url: str, *, limit: int = MAX_URL_BYTES, seconds: float = URL_SECONDS, clock: Callable[[], float] = time.monotonic
+) -> bytes:
     """Read an image that the caller names by an http or https URL; nothing is kept on disk.
 
     Args:
         url: The URL; redirects to other schemes are refused.
         limit: Most bytes.
         seconds: Longest time.
+        clock: Tells the time in seconds.
 
     Raises:
         DownloadError: The server can't be reached or refuses, or the file is too large or too slow.
@@ -424,7 +427,7 @@ def read_url(url: str, *, limit: int = MAX_URL_BYTES, seconds: float = URL_SECON
     def refuse(found: str, code: str) -> DownloadError:
         return DownloadError(f"read {url}", found, "check it, or pass a file on disk", code=code, url=url)
 
-    deadline = time.monotonic() + seconds
+    deadline = clock() + seconds
     chunks: list[bytes] = []
     size = 0
     try:
@@ -437,7 +440,7 @@ def read_url(url: str, *, limit: int = MAX_URL_BYTES, seconds: float = URL_SECON
                 size += len(chunk)
                 if size > limit:
                     raise refuse(f"the file is larger than {limit / 2**20:.0f} MiB", "url-too-large")
-                if time.monotonic() > deadline:
+                if clock() > deadline:
                     raise refuse(f"it takes longer than {seconds:.0f} seconds", "url-too-slow")
             length = response.headers.get("Content-Length", "")
     except urllib.error.HTTPError as error:

@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
+import onnx
 import pytest
+import tiny_graphs
 from rich.console import Console
 
 import trtkit
@@ -236,3 +240,27 @@ def test_evaluate_int8_prints_and_saves(tmp_path, capsys):
     assert saved.image_count == 2
     assert f"{saved.value:.4f}" in capsys.readouterr().out
     assert (tmp_path / "int8_evaluation.html").is_file()
+
+
+def test_predict_skips_unreadable_images_and_keeps_subfolders(tmp_path, monkeypatch, capsys):
+    image = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    names = ("a/x.png", "b/x.png", "b/y.png", "b/y.bmp", "z.png")
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(image)
+    (tmp_path / "in/empty.jpg").write_bytes(b"")
+    (tmp_path / "in/cut.png").write_bytes(image[:-8])
+    onnx.save(tiny_graphs.detector(dynamic=True), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "m.onnx", "in", "--output", "out"]
+    assert main(words) == 0
+    text = capsys.readouterr()
+    assert "2 images were skipped" in text.err
+    assert "empty.jpg: the file is empty" in text.err
+    drawn = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg"))
+    assert drawn == ["a/x.jpg", "b/x.jpg", "b/y.bmp.jpg", "b/y.png.jpg", "z.jpg"]
+    assert "5 drawn images" in text.out
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(b"")
+    assert main(words) == 2
+    assert "the file is empty" in capsys.readouterr().err

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from raising import raises
 from replay_runner import ReplayRunner
 
 from trtkit.data import open_dataset, read_image
 from trtkit.data.images import compute_letterbox
+from trtkit.data.labels import label_path
 from trtkit.errors import CancelledError, DataError, EngineError, RecipeError
 from trtkit.evaluation.evaluation import Evaluation, evaluate
 
@@ -167,13 +169,28 @@ def test_nothing_readable(demo_copy):
     assert (caught.value.code, caught.value.fields["count"]) == ("evaluate-images-unreadable", 40)
 
 
-def test_wrong_class_ids_stop_the_evaluation(demo_copy):
+@pytest.mark.parametrize("row", ["11 0.5 0.5 0.1 0.1", "0 -0.05 0.5 0.1 0.1", "0 a b c d", "0 0.5"])
+def test_images_with_bad_label_rows_are_skipped_and_named(demo_copy, row):
     label = demo_copy.parent / "labels" / "val" / "000003.txt"
-    label.write_text("11 0.5 0.5 0.1 0.1\n")
+    label.write_text(row + "\n")
     dataset = open_dataset(demo_copy, task="detect")
-    with pytest.raises(DataError) as caught:
-        evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset)
-    assert (caught.value.code, caught.value.fields["value"]) == ("data-label-class-unknown", 11)
+    with pytest.warns(UserWarning, match=r"1 image was skipped: labels .*000003\.txt: line 1"):
+        found = evaluate(ReplayRunner([np.zeros((0, 6))] * 39, dataset.names), dataset)
+    assert [Path(path).name for path in found.skipped] == ["000003.jpg"]
+    assert found.image_count == 39
+
+
+def test_bad_label_rows_in_every_file_are_an_error(demo_copy):
+    for label in (demo_copy.parent / "labels" / "val").iterdir():
+        label.write_text("0 320 240 10 10\n")
+    dataset = open_dataset(demo_copy, task="detect")
+    images = dataset.images("val")
+    for image in images:
+        if not label_path(image).exists():
+            image.unlink()
+    with raises(DataError, "evaluate-images-unreadable", reason="data-label-outside-image") as caught:
+        evaluate(ReplayRunner([], dataset.names), dataset)
+    assert "column 2 is 320" in str(caught.value)
 
 
 def test_no_labels(demo_copy):

@@ -111,6 +111,7 @@ def _parse_yaml(text: str) -> Any:
     """
     # A bound that holds while parsing, too: the composer recurses.
     depth = 0
+    event: Any
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

@@ -370,14 +370,14 @@ def _check_row(
             task=task,
         )
     if not np.isfinite(row).all():
-        column = int((~np.isfinite(row)).argmax())
+        first = int((~np.isfinite(row)).argmax())
         raise _row_error(
             path,
             line,
-            f"column {column + 1} is {row[column]:g}",
+            f"column {first + 1} is {row[first]:g}",
             "write finite numbers",
             "not-finite",
-            column=column + 1,
+            column=first + 1,
         )
     if row[0] != int(row[0]) or not 0 <= row[0] < classes:
         raise _row_error(

@@ -248,7 +248,6 @@ def evaluate(
             settings = dataclasses.replace(settings, conf=conf)
         evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
         seconds, unread = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
-    warn_of_skipped(list(unread.values()))
     if len(unread) == len(paths):
         first = next(iter(unread.values()))
         raise DataError(
@@ -261,6 +260,7 @@ def evaluate(
             count=len(paths),
             reason=first.code,
         ) from first
+    warn_of_skipped(list(unread.values()))
     before = time.perf_counter()
     scores = evaluator.compute_scores()
     end = time.perf_counter()
