@@ -7,8 +7,8 @@ from fuzz_kinds import KINDS, run_case
 
 CASES = 30
 
-FIXED = ("checkpoint", "onnx", "engine", "recipe")
-"""Kinds whose readers hold; the others run by `make fuzz` until theirs do (docs/fuzzing.md)."""
+FIXED = sorted(set(KINDS) - {"saved result"})
+"""Kinds whose readers hold; saved results still end in errors of libraries (docs/fuzzing.md)."""
 
 
 @pytest.mark.parametrize("name", FIXED)
