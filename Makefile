@@ -27,10 +27,10 @@ lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	$(RUN) -m trtkit lab
 
 test: $(INSTALLED) ## Run the tests that need neither a GPU nor a browser
-	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not browser"
+	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not browser and not exhaustive"
 
 coverage: $(INSTALLED) ## Run the same tests with branch coverage; the report is in runs/coverage/index.html
-	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not browser" \
+	$(ONE_THREAD) $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not browser and not exhaustive" \
 		--cov --cov-report=term:skip-covered --cov-report=html
 
 fuzz: $(INSTALLED) ## Read 500 damaged files of each of nine kinds; the table is in docs/fuzzing.md

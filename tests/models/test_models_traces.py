@@ -28,10 +28,10 @@ from trtkit.models.torch_model import from_checkpoint
 from trtkit.models.yolo import build_model
 
 STRUCTURES = json.loads((Path(__file__).parent / "references" / "structures.json").read_text())
-# One for each kind of layer in turn; the others are traced by hand (`pytest -m slow`).
+# One for each kind of layer in turn; the others are traced by hand (`pytest -m exhaustive`).
 QUICK = ("yolo12n", "yolov8n-ghost", "yolov8n-p6", "yolov3-tiny", "small-yolov9e", "small-rtdetr", "small-resnet")
 TRACED = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive)
     for name in STORED
     if not name.startswith(("yolo26", "yolov10")) and name[6:7] != "s"
 ]
