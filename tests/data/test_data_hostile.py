@@ -13,13 +13,17 @@ import cv2
 import numpy as np
 import pytest
 from raising import raises
+from task_models import drawn_set
 
+from trtkit.calibration.image_hashes import fingerprint_images
+from trtkit.calibration.sampling import sample_stratified
 from trtkit.calibration.tensorrt_cache import read_cache_ranges
 from trtkit.data import open_dataset, read_image
 from trtkit.data.dataset import list_source_images
-from trtkit.data.images import MAX_PIXELS, _count_pixels, list_images
-from trtkit.data.labels import read_labels
+from trtkit.data.image_files import MAX_PIXELS, _count_pixels, list_images
+from trtkit.data.labels import label_path, read_labels
 from trtkit.errors import CalibrationError, DataError
+from trtkit.progress import Reporter
 
 SPLITS = "train: images\nval: images\n"
 
@@ -322,3 +326,20 @@ def test_list_lines_relative_to_the_working_folder(folder: Path, monkeypatch: py
         open_dataset(folder, task="detect").images("val")
     monkeypatch.chdir(folder)
     assert open_dataset(folder, task="detect").images("val") == (folder / "images/a.png",)
+
+
+def test_a_bad_label_row_leaves_its_image_to_calibration_without_labels(tmp_path: Path) -> None:
+    """Stratified sampling and the examination of a data set go on, and name the image once."""
+    data = open_dataset(drawn_set(tmp_path / "set", "detect"), task="detect")
+    paths = data.images("train")
+    expected = data.labels(paths[1]).classes.tolist()
+    label_path(paths[0]).write_text("0 0.5 0.5 0.2 -3\n")
+    with pytest.warns(UserWarning, match="counted without labels") as warned:
+        sample = sample_stratified(data, paths, count=len(paths) - 1)
+    assert len(sample) == len(paths) - 1
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="counted without labels"):
+        found = fingerprint_images(paths, data, Reporter(), stage="examine")
+    assert len(found.paths) == len(paths)
+    assert found.counts[0].sum() == 0
+    assert found.counts[1].sum() == len(expected)

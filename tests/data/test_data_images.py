@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from raising import raises
 
 from trtkit.data import list_images, open_dataset, read_image, resize_to_input, to_input
-from trtkit.data.images import PADDING, check_channels, read_display_image, to_display
+from trtkit.data.image_files import check_channels, read_display_image, to_display
+from trtkit.data.images import PADDING
 from trtkit.errors import DataError
 from trtkit.models import Preprocess
 

@@ -314,7 +314,7 @@ class Runner(abc.ABC):
             DataError: An image can't be read, or there is none.
             EngineError: The run failed.
         """
-        from trtkit.data.images import to_display
+        from trtkit.data.image_files import to_display
         from trtkit.tasks import get_task
         from trtkit.tasks.base import ImageGrid
 
@@ -398,7 +398,7 @@ class Runner(abc.ABC):
 def _read_image(image: Any, channels: int) -> np.ndarray:
     """Return an image as an array: a file, an http(s) URL, a PIL image, or an array itself."""
     if _is_url(image):
-        from trtkit.data.images import decode_image
+        from trtkit.data.image_files import decode_image
         from trtkit.downloads import read_url
 
         return decode_image(read_url(image), urlsplit(image).path, channels)
@@ -547,7 +547,7 @@ def _convert_pil(image: Any, channels: int) -> np.ndarray:
 
     Boxes are in the pixels of the image that the caller holds, as in Ultralytics.
     """
-    from trtkit.data.images import MAX_PIXELS
+    from trtkit.data.image_files import MAX_PIXELS
 
     width, height = image.size
     if channels not in (1, 3) or width * height > MAX_PIXELS or not width * height:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trtkit.data.dataset import is_label_error, warn_of_skipped
+from trtkit.data.dataset import try_labels, warn_of_skipped
 from trtkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -126,12 +126,8 @@ def fingerprint_images(paths: Sequence[Path], dataset: Dataset, reporter: Report
     image_indices: list[int] = []
     errors: list[DataError] = []
     for index, path in enumerate(readable if dataset.labeled else ()):
-        try:
-            labels = dataset.labels(path)
-        except DataError as error:
-            if not is_label_error(error):
-                raise
-            errors.append(error)
+        labels = try_labels(dataset, path, errors)
+        if labels is None:
             continue
         np.add.at(counts[index], labels.classes, 1)
         sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
@@ -185,7 +181,7 @@ def find_near_duplicates(one: ImageFingerprints, other: ImageFingerprints | None
 
 
 def _fingerprint(path: Path) -> _Fingerprint | None:
-    from trtkit.data.images import read_display_image
+    from trtkit.data.image_files import read_display_image
 
     try:
         image = read_display_image(path)

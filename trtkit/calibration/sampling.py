@@ -117,25 +117,19 @@ def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, se
     Raises:
         DataError: An image has no class in the data set.
     """
+    from trtkit.data.dataset import try_labels, warn_of_skipped
+
     if count >= len(paths):
         return tuple(paths)
     order = list(range(len(paths)))
     random.Random(seed).shuffle(order)
-    # -1 stands for an image without labels.
-    from trtkit.data.dataset import is_label_error, warn_of_skipped
-
     errors: list[DataError] = []
-
-    def list_classes(path: Path) -> frozenset[int]:
-        try:
-            return frozenset(dataset.labels(path).classes.tolist()) or frozenset({-1})
-        except DataError as error:
-            if not is_label_error(error):
-                raise
-            errors.append(error)
-            return frozenset({-1})
-
-    classes = {index: list_classes(paths[index]) for index in order}
+    labels = {index: try_labels(dataset, paths[index], errors) for index in order}
+    # -1 stands for an image without labels.
+    classes = {
+        index: frozenset(() if found is None else found.classes.tolist()) or frozenset({-1})
+        for index, found in labels.items()
+    }
     warn_of_skipped(errors, "counted without labels")
     available = Counter(class_id for shown in classes.values() for class_id in shown)
     targets = {class_id: max(1.0, number * count / len(paths)) for class_id, number in available.items()}

@@ -110,7 +110,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
 
     from trtkit import backends
     from trtkit.data.dataset import warn_of_skipped
-    from trtkit.data.images import read_image, to_display
+    from trtkit.data.image_files import read_image, to_display
     from trtkit.tasks import get_task
     from trtkit.tasks.base import predictions_to_frame
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import polars as pl
 
-from trtkit.data.images import read_display_image
+from trtkit.data.image_files import read_display_image
 from trtkit.errors import DataError
 from trtkit.tasks.base import class_color
 from trtkit.tasks.nms import box_iou, xywhr_to_corners

@@ -25,7 +25,7 @@ from trtkit.data.data_yaml import (
     resolve_channels,
     resolve_splits,
 )
-from trtkit.data.images import MAX_IMAGE_BYTES, check_channels, is_image, list_images
+from trtkit.data.image_files import MAX_IMAGE_BYTES, check_channels, is_image, list_images
 from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
 from trtkit.downloads import describe_download, locate
 from trtkit.errors import DataError
@@ -41,6 +41,7 @@ __all__ = [
     "list_source_images",
     "open_dataset",
     "resolve_images",
+    "try_labels",
     "warn_of_skipped",
 ]
 
@@ -166,6 +167,21 @@ def warn_of_skipped(errors: Sequence[DataError], outcome: str = "skipped") -> No
 
 MAX_NAMED = 20
 """Most images that a warning names; results list all."""
+
+
+def try_labels(dataset: Dataset, path: Path, errors: list[DataError]) -> Labels | None:
+    """The labels of one image; None if its label file can't be read, whose error joins `errors`.
+
+    Raises:
+        DataError: The image has no class in the data set.
+    """
+    try:
+        return dataset.labels(path)
+    except DataError as error:
+        if not is_label_error(error):
+            raise
+        errors.append(error)
+        return None
 
 
 def is_label_error(error: DataError) -> bool:
