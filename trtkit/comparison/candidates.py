@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trtkit.exporter import Artifact
     from trtkit.models import Model, ModelInfo
 
-__all__ = ["Candidate", "CandidateSource", "load_candidates"]
+__all__ = ["Candidate", "load_candidates"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -30,8 +30,8 @@ class HasPath(Protocol):
 
 
 if TYPE_CHECKING:
+    # A model, an ONNX file, a checkpoint or an engine.
     CandidateSource = Model | HasPath | str | Path
-    """A model, an ONNX file, a checkpoint or an engine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

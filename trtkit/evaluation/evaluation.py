@@ -7,9 +7,9 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
 from trtkit.data.dataset import is_label_error, warn_of_skipped
@@ -17,29 +17,22 @@ from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.models.model import TASKS
 from trtkit.progress import CancelToken, Progress, Reporter
-from trtkit.results import Provenance
+from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import PostprocessSettings, get_task
 from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
     import numpy as np
+    import plotly.graph_objects as go
+    import polars as pl
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from trtkit.backends.base import Runner
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.exporter import Artifact
     from trtkit.models.model import Preprocess
 
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from trtkit.results import Result, SavedResult, rename_version_1_keys
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    import polars as pl
-    from typing_extensions import Self
 
 __all__ = [
     "EVAL_CONF",

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from trtkit.data.labels import register_label_format
 from trtkit.errors import ModelError, RecipeError
@@ -27,6 +21,7 @@ if TYPE_CHECKING:
 
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import ModelInfo
+
 
 __all__ = [
     "REGISTERED_TASKS",

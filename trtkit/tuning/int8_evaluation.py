@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx
 import polars as pl
-
-from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
-from trtkit.evaluation.significance import compute_loss_interval
-from trtkit.graph.analysis import escape_pattern
-from trtkit.graph.fp16 import convert_to_fp16
-from trtkit.graph.qdq import insert_qdq, plan_qdq
-from trtkit.tuning.measurement import CachedEvaluator, CostModel
-
-if TYPE_CHECKING:
-    from trtkit.calibration import Calibration
-    from trtkit.evaluation.evaluation import Evaluation
-    from trtkit.tuning.layers import LayerNoise
-
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
 
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.data import open_dataset
 from trtkit.errors import RecipeError
-from trtkit.evaluation.significance import TUNING_RESAMPLES
-from trtkit.graph.analysis import GraphIndex, count_macs
+from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
+from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_loss_interval
+from trtkit.graph.analysis import GraphIndex, count_macs, escape_pattern
+from trtkit.graph.fp16 import convert_to_fp16
+from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
 from trtkit.models import load
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.results import Provenance, Result
 from trtkit.tasks import get_task
-from trtkit.tuning.measurement import ResultCache
+from trtkit.tuning.measurement import CachedEvaluator, CostModel, ResultCache
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import torch
 
     from trtkit.data import Dataset
+    from trtkit.evaluation.evaluation import Evaluation
     from trtkit.models import Model
+    from trtkit.tuning.layers import LayerNoise
+
 
 __all__ = [
     "TRIAL_COLUMNS",
