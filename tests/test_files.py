@@ -15,7 +15,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
-    assert list(path.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     write_bytes(path, b"whole")
     assert path.read_bytes() == b"whole"
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.errors import BuildError, OutputExistsError, RecipeError
-from trtkit.files import hash_parts
+from trtkit.errors import BuildError, RecipeError
+from trtkit.files import check_output, hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe, round_imgsz
@@ -207,14 +207,7 @@ def export_with_graph(
         # An ONNX source keeps its own shape.
         recipe = dataclasses.replace(recipe, dynamic=_has_dynamic_input(loaded.proto))
     path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
-    if path.exists() and not recipe.overwrite:
-        raise OutputExistsError(
-            f"write {path}",
-            "the file exists and was kept",
-            "allow overwriting (overwrite=True, --overwrite) or name another output",
-            code="output-exists",
-            path=str(path),
-        )
+    check_output(path, overwrite=recipe.overwrite)
     loaded = _select_outputs(loaded, recipe)
     size = _resolve_imgsz(loaded, recipe)
     quantized = is_quantized(loaded.proto)

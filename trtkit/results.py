@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtkit.errors import ResultError
-from trtkit.files import atomic_write, hash_file, read_json, write_json
+from trtkit.errors import ResultError, TrtkitError
+from trtkit.files import (
+    atomic_folder,
+    find_published,
+    hash_file,
+    hash_parts,
+    publish_interrupted,
+    read_json,
+    write_json,
+)
 from trtkit.html import render
 from trtkit.threads import available_cores
 from trtkit.version import FORMAT_VERSION, __version__
@@ -34,6 +43,9 @@ __all__ = [
     "rename_version_1",
     "rename_version_1_keys",
 ]
+
+MAX_CELLS = 150_000_000
+"""Rows times columns of the largest table that is read, 1.2 GB of numbers; a small file may claim any number."""
 
 VERSIONED_PACKAGES = (
     "tensorrt",
@@ -183,7 +195,8 @@ class Result(abc.ABC):
     def save(self, folder: str | Path) -> Path:
         """Write `<kind>.json` and one `<kind>.<table>.parquet` for each table into `folder`.
 
-        A table with the name of the kind is `<kind>.parquet`. The JSON has `format_version` and every table's SHA-256.
+        A table with the name of the kind is `<kind>.parquet`. The JSON has `format_version`, every table's SHA-256 and
+        one of itself. All files are replaced together: a crash leaves the old result or the new one.
 
         Returns:
             The folder.
@@ -192,22 +205,19 @@ class Result(abc.ABC):
             OutputError: The folder can't be written, or the disk is full.
         """
         folder = Path(folder)
-        hashes = {}
-        for name, table in self.tables().items():
-            with atomic_write(folder / self._table_file(name)) as temporary:
-                table.write_parquet(temporary)
-                hashes[name] = hash_file(temporary)
-        # The JSON comes last: a folder that has it has everything.
-        write_json(
-            folder / f"{self.kind}.json",
-            {
+        tables = self.tables()
+        publish_interrupted(folder)
+        with atomic_folder(folder, remove=self._list_saved_tables(folder)) as staging:
+            for name, table in tables.items():
+                table.write_parquet(staging / self._table_file(name))
+            content = {
                 "format_version": FORMAT_VERSION,
                 "kind": self.kind,
-                "tables": hashes,
+                "tables": {name: hash_file(staging / self._table_file(name)) for name in tables},
                 "facts": dict(self.facts()),
                 "provenance": self.provenance.to_dict(),
-            },
-        )
+            }
+            write_json(staging / f"{self.kind}.json", {**content, "hash": _hash_content(content)})
         return folder
 
     @classmethod
@@ -218,10 +228,12 @@ class Result(abc.ABC):
             ResultError: The folder has no result of this kind, a table is missing or changed, or a newer version of
                 trtkit wrote it.
         """
-        saved = cls._read(Path(folder))
-        if saved.version < FORMAT_VERSION:
-            saved = cls.upgrade(saved)
-        return cls.restore(saved.tables, saved.facts, Provenance.from_dict(saved.provenance))
+        folder = Path(folder)
+        saved = cls._read(folder)
+        with _damage_refused(f"load a {cls.kind} from {folder}", folder / f"{cls.kind}.json"):
+            if saved.version < FORMAT_VERSION:
+                saved = cls.upgrade(saved)
+            return cls.restore(saved.tables, saved.facts, Provenance.from_dict(saved.provenance))
 
     @classmethod
     def load_provenance(cls, folder: str | Path) -> Provenance:
@@ -230,14 +242,26 @@ class Result(abc.ABC):
         Raises:
             ResultError: As `load`, tables apart.
         """
-        saved = cls._read(Path(folder), tables=False)
-        if saved.version < FORMAT_VERSION:
-            saved = cls.upgrade(saved)
-        return Provenance.from_dict(saved.provenance)
+        folder = Path(folder)
+        saved = cls._read(folder, tables=False)
+        with _damage_refused(f"load a {cls.kind} from {folder}", folder / f"{cls.kind}.json"):
+            if saved.version < FORMAT_VERSION:
+                # Upgrades name tables, which are not read here; the provenance's own names are enough.
+                saved = cls.upgrade(cls._read(folder))
+            return Provenance.from_dict(saved.provenance)
+
+    @classmethod
+    def _list_saved_tables(cls, folder: Path) -> list[str]:
+        """Names of the files of the result that is saved in a folder, as far as its JSON can be read."""
+        try:
+            return [cls._table_file(name) for name in read_json(folder / f"{cls.kind}.json")["tables"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     @classmethod
     def _read(cls, folder: Path, *, tables: bool = True) -> SavedResult:
-        path = folder / f"{cls.kind}.json"
+        publish_interrupted(folder)
+        path = find_published(folder, f"{cls.kind}.json")
         asked = f"load a {cls.kind} from {folder}"
         if not path.is_file():
             raise ResultError(
@@ -247,24 +271,9 @@ class Result(abc.ABC):
                 code="result-missing",
                 path=str(path),
             )
-        try:
+        with _damage_refused(asked, path):
             content = read_json(path)
             version = int(content.get("format_version", 1))
-            hashes = content["tables"] if version > 1 else dict.fromkeys(content["tables"])
-            saved = SavedResult(
-                version=version,
-                tables={},
-                facts=dict(content["facts"]),
-                provenance=dict(content["provenance" if version > 1 else "origin"]),
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultError(
-                asked,
-                f"{path.name} is damaged ({type(error).__name__}: {error})",
-                "save the result again",
-                code="result-damaged",
-                path=str(path),
-            ) from error
         if version > FORMAT_VERSION:
             raise ResultError(
                 asked,
@@ -274,6 +283,22 @@ class Result(abc.ABC):
                 path=str(path),
                 version=version,
             )
+        with _damage_refused(asked, path):
+            if "hash" in content and content.pop("hash") != _hash_content(content):
+                raise ResultError(
+                    asked,
+                    f"{path.name} is not what was saved (its SHA-256 differs)",
+                    "restore the file, or compute the result again",
+                    code="result-changed",
+                    path=str(path),
+                )
+            hashes = dict(content["tables"]) if version > 1 else dict.fromkeys(content["tables"])
+            saved = SavedResult(
+                version=version,
+                tables={},
+                facts=dict(content["facts"]),
+                provenance=dict(content["provenance" if version > 1 else "origin"]),
+            )
         if tables:
             saved.tables = {name: cls._read_table(folder, name, sha256, asked) for name, sha256 in hashes.items()}
         return saved
@@ -282,7 +307,7 @@ class Result(abc.ABC):
     def _read_table(cls, folder: Path, name: str, sha256: str | None, asked: str) -> pl.DataFrame:
         import polars as pl
 
-        path = folder / cls._table_file(name)
+        path = find_published(folder, cls._table_file(name))
         fields = {"path": str(path), "table": name}
         if not path.is_file():
             raise ResultError(
@@ -300,12 +325,11 @@ class Result(abc.ABC):
                 code="result-table-changed",
                 **fields,
             )
-        try:
+        with _damage_refused(asked, path, table=name):
+            cells = pl.scan_parquet(path).select(pl.len()).collect().item() * len(pl.read_parquet_schema(path))
+            if cells > MAX_CELLS:
+                raise ValueError(f"it claims {cells:,} cells, more than {MAX_CELLS:,}")
             return pl.read_parquet(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise ResultError(
-                asked, f"{path.name} is damaged ({error})", "save the result again", code="result-damaged", **fields
-            ) from error
 
     @classmethod
     def _table_file(cls, table: str) -> str:
@@ -335,6 +359,31 @@ class Result(abc.ABC):
             runner=self.provenance.runner,
             created=self.provenance.created[:10],
         )
+
+
+def _hash_content(content: Mapping[str, Any]) -> str:
+    return hash_parts(json.dumps(content, sort_keys=True, default=str))
+
+
+@contextlib.contextmanager
+def _damage_refused(asked: str, path: Path, **fields: Any) -> Iterator[None]:
+    """Raise whatever a damaged file makes Python or polars raise as a `ResultError`."""
+    try:
+        yield
+    except TrtkitError:
+        raise
+    except BaseException as error:
+        # polars' panics are no `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ResultError(
+            asked,
+            f"{path.name} is damaged ({type(error).__name__}: {str(error)[:200]})",
+            "save the result again",
+            code="result-damaged",
+            path=str(path),
+            **fields,
+        ) from error
 
 
 # Names of format version 1, in what trtkit 0.1.0 saved.
