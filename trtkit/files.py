@@ -440,7 +440,7 @@ def _find_errno(error: BaseException, path: Path) -> int | None:
     match = re.search(r"\(os error (\d+)\)", text)
     if match is not None:
         return int(match[1])
-    for number in _ERRORS:
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         if os.strerror(number) in text:
             return number
     if isinstance(error, RuntimeError):
