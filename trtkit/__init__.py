@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from trtkit.tuning.sensitivity import sensitivity as sensitivity
     from trtkit.tuning.sweep import Sweep as Sweep
     from trtkit.tuning.sweep import sweep as sweep
+    from trtkit.verification import Verification as Verification
+    from trtkit.verification import verify as verify
     from trtkit.widgets.comparison import dashboard as dashboard
     from trtkit.widgets.comparison import gallery as gallery
     from trtkit.widgets.explorer import explorer as explorer
@@ -86,6 +88,7 @@ _HOMES: dict[str, str | None] = {
     "Sensitivity": "trtkit.tuning.sensitivity",
     "Sweep": "trtkit.tuning.sweep",
     "Timing": "trtkit.evaluation.latency",
+    "Verification": "trtkit.verification",
     "backends": None,
     "benchmark": "trtkit.evaluation.latency",
     "calibrate": "trtkit.calibration",
@@ -109,6 +112,7 @@ _HOMES: dict[str, str | None] = {
     "summarize_layers": "trtkit.inspection",
     "sweep": "trtkit.tuning.sweep",
     "tuner": "trtkit.widgets.tuner.tuner",
+    "verify": "trtkit.verification",
     "wizard": "trtkit.widgets.wizard.wizard",
 }
 
@@ -134,6 +138,7 @@ __all__ = [
     "Sweep",
     "Timing",
     "TrtkitError",
+    "Verification",
     "__version__",
     "backends",
     "benchmark",
@@ -157,6 +162,7 @@ __all__ = [
     "summarize_layers",
     "sweep",
     "tuner",
+    "verify",
     "wizard",
 ]
 

@@ -13,7 +13,7 @@ from trtkit.plotting.theme import INK, LINE, TraceStyle, escape_text, escape_tex
 if TYPE_CHECKING:
     pass
 
-__all__ = ["engine_diff_figure", "layers_figure", "precision_style", "shares_figure"]
+__all__ = ["engine_diff_figure", "layers_figure", "precision_style", "shares_figure", "verification_figure"]
 
 # Styles of precisions that no export has; `trace_style` has the others.
 _PRECISION_STYLES = {
@@ -279,3 +279,18 @@ def _hover_texts(frame: pl.DataFrame, *, timed: bool) -> pl.Series:
 
 def _shorten(name: str, limit: int = 38) -> str:
     return name if len(name) <= limit else "…" + name[1 - limit :]
+
+
+def verification_figure(images: pl.DataFrame, *, limit: float) -> go.Figure:
+    """The score difference between an engine and ONNX Runtime, a point per image.
+
+    Args:
+        images: `Verification.images`.
+        limit: The largest difference of a healthy engine.
+    """
+    figure = go.Figure()
+    for (batch,), part in images.group_by("batch", maintain_order=True):
+        figure.add_scatter(y=part["score_difference"], text=part["path"], mode="markers", name=f"batch {batch}")
+    figure.add_hline(y=limit, line_dash="dash", annotation_text="limit")
+    figure.update_layout(template=template(), xaxis_title="image", yaxis_title="largest score difference")
+    return figure
