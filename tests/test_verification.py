@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
+
 import numpy as np
+import onnx
 import pytest
 import tiny_graphs
-from onnx import helper, numpy_helper
+from planted_faults import FAULTS, add_rounding
 from raising import raises
 
 import trtkit as tk
 from trtkit import backends
+from trtkit.backends.base import Runner
 from trtkit.backends.ort import OrtRunner
 from trtkit.errors import EngineError
+from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo
+
+SIZE = (64, 64)
+EXTRA = {"detect": 0, "segment": 4, "pose": 6, "obb": 1}
 
 
 @pytest.fixture(scope="module")
@@ -24,79 +33,45 @@ def images(tmp_path_factory):
     return folder
 
 
-class BatchFault(OrtRunner):
-    """Right at batch 1; at a larger batch the second image's scores are wrong."""
-
-    def infer(self, feeds):
-        outputs = super().infer(feeds)
-        if len(feeds) > 1:
-            outputs["output0"][1, 4:] *= 0.5
-        return outputs
+# Engines that are sessions of changed graphs
 
 
-def plant_bias(proto):
-    for tensor in proto.graph.initializer:
-        if tensor.name == "stem.bias":
-            value = numpy_helper.to_array(tensor).copy()
-            value[3] += 2
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+def copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    other = onnx.ModelProto()
+    other.CopyFrom(proto)
+    return other
 
 
-def plant_tanh(proto):
-    """x * 0.5 * (1 + tanh(x)): the tanh form of SiLU with the 1/2 inside the tanh lost."""
-    gate = next(node for node in proto.graph.node if node.name == "gate")
-    kind = next(tensor.data_type for tensor in proto.graph.initializer if tensor.name == "stem.bias")
-    for name, value in (("one", 1.0), ("half", 0.5)):
-        proto.graph.initializer.append(helper.make_tensor(name, kind, [], [value]))
-    place, (source,), (target,) = list(proto.graph.node).index(gate), gate.input, gate.output
-    proto.graph.node.remove(gate)
-    for index, node in enumerate(
-        (
-            helper.make_node("Tanh", [source], ["t"]),
-            helper.make_node("Add", ["t", "one"], ["u"]),
-            helper.make_node("Mul", ["u", "half"], [target]),
-        )
-    ):
-        proto.graph.node.insert(place + index, node)
+def verify_graph(built, graph, images, *, batch=4, eval_images=6):
+    with OrtRunner(built, threads=1) as engine, OrtRunner(graph, threads=1) as reference:
+        engine.batch = batch
+        return tk.verify(engine, images, onnx=reference, eval_images=eval_images)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("plant", [plant_bias, plant_tanh])
-def test_a_miscompiled_layer_differs(images, precision, plant):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_differs(images, precision, fault):
     graph = tiny_graphs.detector(precision, dynamic=True)
-    broken = tiny_graphs.detector(precision, dynamic=True)
-    plant(broken)
-    with OrtRunner(broken) as engine:
-        assert tk.verify(engine, images, onnx=graph).verdict == "differs"
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_an_engine_that_is_wrong_at_batch_above_1_only(images, precision):
-    graph = tiny_graphs.detector(precision, dynamic=True)
-    with BatchFault(graph) as engine:
-        engine.batch = 4
-        result = tk.verify(engine, images, onnx=graph)
+    built = copy(graph)
+    FAULTS[fault](built)
+    result = verify_graph(built, graph, images)
     assert result.verdict == "differs"
-    bad = result.frame().filter("differs")
-    assert set(bad["batch"]) == {4}
-    assert set(bad["slot"]) == {1}
+    # Right at batch 1, and in the first place of every batch.
+    assert set(result.frame().filter("differs")["batch"]) == ({4} if fault == "batch" else {1, 4})
+    if fault == "batch":
+        assert 0 not in result.frame().filter("differs")["slot"]
+    assert "boxes" in result.describe_differences()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_healthy_engines_agree(images, precision):
-    """What rounding differently changes: weights moved by less than an FP16 step, 18 builds of each precision."""
+    """18 graphs of each precision, with every weight and scale moved by half a step of FP16 and TF32."""
     for seed in range(18):
         graph = tiny_graphs.detector(precision, dynamic=True, seed=seed)
-        built = tiny_graphs.detector(precision, dynamic=True, seed=seed)
-        random = np.random.default_rng(seed)
-        for tensor in built.graph.initializer:
-            value = numpy_helper.to_array(tensor)
-            if tensor.name.endswith((".weight", ".bias")) and value.dtype.kind == "f":
-                noise = 1 + random.uniform(-(2**-11), 2**-11, value.shape)
-                tensor.CopyFrom(numpy_helper.from_array((value * noise).astype(value.dtype), tensor.name))
-        with OrtRunner(built) as engine:
-            engine.batch = 1 + seed % 4
-            assert tk.verify(engine, images, onnx=graph).verdict == "agrees", seed
+        built = copy(graph)
+        add_rounding(built, seed)
+        result = verify_graph(built, graph, images, batch=1 + seed % 4, eval_images=3)
+        assert result.verdict == "agrees", (seed, result)
 
 
 def test_saved_and_loaded(images, tmp_path):
@@ -113,5 +88,202 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
     graph = tiny_graphs.detector(dynamic=True)
     with raises(EngineError, "verify-onnx-missing"):
         tk.verify(tmp_path / "a.engine", images)
-    with backends.open(graph) as engine, raises(EngineError, "verify-other-onnx", name="precision"):
-        tk.verify(engine, images, onnx=tiny_graphs.detector("fp16", dynamic=True))
+    with backends.open(graph) as engine:
+        with raises(EngineError, "verify-other-onnx", name="precision"):
+            tk.verify(engine, images, onnx=tiny_graphs.detector("fp16", dynamic=True))
+        with raises(EngineError, "verify-other-onnx", name="input size"):
+            tk.verify(engine, images, onnx=tiny_graphs.detector(size=(64, 64)))
+        passport = backends.Passport(backend="tensorrt", tensorrt="8.6.0", sm="sm90")
+        engine.passport, engine.hash = passport, "cd" * 32
+        with raises(EngineError, "verify-other-onnx", name="model hash"):
+            tk.verify(engine, images, onnx=graph)
+        engine.passport = dataclasses.replace(passport, recipe={"implicit": True})
+        with raises(EngineError, "verify-implicit"):
+            tk.verify(engine, images, onnx=graph)
+
+
+# Engines of every task and output format, whose outputs follow from the image
+
+
+class Painted(Runner):
+    """Objects of each image by its content; `change(outputs, slot)` makes the engine differ."""
+
+    name, engine, precision, dynamic, passport, path = "painted", False, "fp32", True, None, None
+    hash, imgsz = "0" * 64, SIZE
+
+    def __init__(self, task, output_format, batch=4, change=None):
+        kpt_shape = (2, 3) if task == "pose" else None
+        self.info = ModelInfo(
+            task=task, names={0: "a", 1: "b"}, imgsz=SIZE, output_format=output_format, kpt_shape=kpt_shape
+        )
+        self.batch, self.change = batch, change
+
+    def infer(self, feeds):
+        rows = [self.paint(image) for image in feeds]
+        for slot, outputs in enumerate(rows):
+            if self.change is not None:
+                self.change(outputs, slot)
+        return {name: np.stack([outputs[name] for outputs in rows]) for name in rows[0]}
+
+    def close(self):
+        self.change = None
+
+    def paint(self, image):
+        random = np.random.default_rng(zlib.crc32(np.ascontiguousarray(image)))
+        task, count = self.info.task, 5
+        if task == "classify":
+            value = random.uniform(0, 1, 2)
+            return {"output0": (value / value.sum()).astype(np.float32)}
+        # In a grid: no two objects are each other's neighbors.
+        centers = np.array([(10, 10), (50, 10), (30, 30), (10, 50), (50, 50)]) + random.uniform(-2, 2, (count, 2))
+        sizes, scores = random.uniform(10, 16, (count, 2)), random.uniform(0.5, 0.9, count)
+        classes = random.integers(0, 2, count)
+        extra = random.uniform(0.2, 0.8, (count, EXTRA[task]))
+        if task == "pose":
+            extra = np.concatenate((centers, scores[:, None], centers + 3, scores[:, None]), 1)
+        both = np.zeros((count, 2))
+        both[np.arange(count), classes] = scores
+        outputs = {}
+        if self.info.output_format == DENSE:
+            outputs["output0"] = np.concatenate((centers, sizes, both, extra), 1).T
+        else:
+            boxes = np.concatenate((centers, sizes), 1)
+            if self.info.output_format == DETR_ROWS:
+                boxes = boxes / 64
+            elif task != "obb":
+                boxes = np.concatenate((centers - sizes / 2, centers + sizes / 2), 1)
+            rows = np.concatenate((boxes, scores[:, None], classes[:, None], extra), 1)
+            outputs["output0"] = np.concatenate((rows[np.argsort(-scores)], np.zeros((3, rows.shape[1]))))
+        outputs["output0"] = outputs["output0"].astype(np.float32)
+        if task == "segment":
+            outputs["output1"] = random.normal(0, 4, (4, 16, 16)).astype(np.float32)
+        return outputs
+
+
+MODELS = [
+    *((task, DENSE) for task in EXTRA),
+    *((task, END2END_ROWS) for task in EXTRA),
+    ("detect", NMS_ROWS),
+    ("detect", DETR_ROWS),
+    ("classify", CLASS_SCORES),
+]
+
+
+def compare(images, task, output_format, change=None):
+    with Painted(task, output_format, change=change) as engine, Painted(task, output_format) as reference:
+        return tk.verify(engine, images, onnx=reference)
+
+
+@pytest.mark.parametrize(("task", "output_format"), MODELS)
+def test_noise_and_order_are_no_difference(images, task, output_format):
+    random = np.random.default_rng(0)
+
+    def change(outputs, slot):
+        for value in outputs.values():
+            value *= 1 + random.uniform(-(2**-11), 2**-11, value.shape).astype(np.float32)
+        if output_format not in (DENSE, CLASS_SCORES):
+            outputs["output0"][:, 5] = outputs["output0"][:, 5].round()
+            outputs["output0"][:] = outputs["output0"][::-1]
+
+    result = compare(images, task, output_format, change)
+    assert result.verdict == "agrees", result
+    expected = {
+        "detect": {"boxes"},
+        "segment": {"boxes", "masks"},
+        "pose": {"boxes", "keypoints", "visibilities"},
+        "obb": {"boxes", "angles"},
+        "classify": set(),
+    }[task]
+    rows = set() if output_format in (DENSE, CLASS_SCORES) else {"objects"}
+    assert set(result.frame()["output"]) == {"scores"} | expected | rows
+    assert set(result.frame()["batch"]) == {1, 4}
+    # Every place of every batch: 6 images one by one, and 2 batches of 4.
+    assert len(result.frame().filter(output="scores")) == 6 + 8
+
+
+def shifted(column, by):
+    """A change of a column of the first object: of its row, or of its anchor."""
+
+    def change(outputs, output_format):
+        value = outputs["output0"]
+        value = value.T if output_format == DENSE else value
+        value[0, column] += by
+
+    return change
+
+
+def flip_prototypes(outputs, output_format):
+    outputs["output1"][:] *= -1
+
+
+def lose(outputs, output_format):
+    outputs["output0"][:2, 4] = 0
+
+
+def broken(outputs, output_format):
+    outputs["output0"][:] = np.nan
+
+
+DIFFERENCES = [
+    ("detect", DENSE, shifted(4, 0.3), {"scores"}),
+    ("detect", DENSE, shifted(0, 4), {"boxes"}),
+    ("detect", DENSE, broken, {"scores", "boxes"}),
+    ("segment", DENSE, flip_prototypes, {"masks"}),
+    ("pose", DENSE, shifted(6, 4), {"keypoints"}),
+    ("pose", DENSE, shifted(8, -0.3), {"visibilities"}),
+    ("obb", DENSE, shifted(6, 0.3), {"boxes", "angles"}),
+    ("detect", END2END_ROWS, shifted(4, 0.1), {"scores"}),
+    ("detect", END2END_ROWS, lose, {"objects"}),
+    ("detect", END2END_ROWS, broken, {"objects"}),
+    ("detect", NMS_ROWS, shifted(0, 2), {"boxes"}),
+    ("detect", DETR_ROWS, shifted(0, 3 / 64), {"boxes"}),
+    ("segment", END2END_ROWS, flip_prototypes, {"masks"}),
+    ("pose", END2END_ROWS, shifted(6, 4), {"keypoints"}),
+    ("obb", END2END_ROWS, shifted(6, 0.3), {"boxes", "angles"}),
+    ("classify", CLASS_SCORES, lambda outputs, _: np.copyto(outputs["output0"], outputs["output0"][::-1]), {"scores"}),
+]
+
+
+@pytest.mark.parametrize(("task", "output_format", "fault", "outputs"), DIFFERENCES)
+def test_the_output_and_the_place_that_differ(images, task, output_format, fault, outputs):
+    """The second image of each batch is wrong."""
+    result = compare(
+        images, task, output_format, lambda value, slot: fault(value, output_format) if slot == 1 else None
+    )
+    assert result.verdict == "differs"
+    bad = result.frame().filter("differs")
+    assert (set(bad["output"]), set(bad["batch"]), set(bad["slot"])) == (outputs, {4}, {1})
+
+
+def test_one_object_lost_of_many_is_no_difference(images):
+    assert compare(images, "detect", END2END_ROWS).frame().filter(output="objects")["objects"].to_list() == [5] * 14
+    once = iter([True])
+    result = compare(
+        images, "detect", END2END_ROWS, lambda value, slot: lose_one(value) if slot == 2 and next(once, False) else None
+    )
+    assert result.verdict == "agrees"
+
+
+def lose_one(outputs):
+    outputs["output0"][0, 4] = 0
+
+
+def test_images_without_objects_tell_nothing(images):
+    def change(outputs, slot):
+        outputs["output0"][4:6] = 0.1
+
+    with Painted("detect", DENSE, change=change) as engine, Painted("detect", DENSE, change=change) as reference:
+        assert tk.verify(engine, images, onnx=reference).verdict == "can't tell"
+    # What only the engine finds is a difference all the same.
+    with Painted("detect", DENSE) as engine, Painted("detect", DENSE, change=change) as reference:
+        assert tk.verify(engine, images, onnx=reference).verdict == "differs"
+
+
+@pytest.mark.parametrize(("task", "shape"), [("detect", "scenes"), ("classify", "classify"), ("obb", "scenes")])
+def test_the_embedded_images_without_data(task, shape):
+    output_format = CLASS_SCORES if task == "classify" else DENSE
+    with Painted(task, output_format, batch=40) as engine, Painted(task, output_format) as reference:
+        result = tk.verify(engine, onnx=reference, eval_images=3)
+    assert all(shape in path for path in result.frame()["path"])
+    # A batch larger than the images: all of its places are compared.
+    assert result.frame().filter(output="scores")["batch"].to_list() == [1] * 3 + [40] * 40

@@ -25,7 +25,7 @@ from trtkit.files import (
     write_json,
 )
 from trtkit.html import render
-from trtkit.threads import available_cores
+from trtkit.progress import available_cores
 from trtkit.version import FORMAT_VERSION, __version__
 
 if TYPE_CHECKING:

@@ -381,6 +381,12 @@ class Runner(abc.ABC):
                 limit=self.batch,
             )
 
+    @property
+    def profile_batches(self) -> tuple[int, ...]:
+        """The smallest, optimal and largest batch of the optimization profile, ascending; one where it is fixed."""
+        largest = self.batch or DEFAULT_BATCH
+        return tuple(sorted({1, largest})) if self.dynamic else (largest,)
+
     def __enter__(self) -> Self:
         return self
 

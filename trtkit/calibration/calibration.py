@@ -25,9 +25,9 @@ from trtkit.data.dataset import describe_images
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts
 from trtkit.models.model import OutputFormat, Preprocess
+from trtkit.progress import parallel_map
 from trtkit.recipe import round_imgsz
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
-from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

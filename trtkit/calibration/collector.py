@@ -20,7 +20,7 @@ from trtkit.calibration.histogram import CountingBuffer, Histogram
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
 from trtkit.graph.qdq import passes_int8, quantizable_tensors
-from trtkit.threads import available_cores
+from trtkit.progress import available_cores
 
 __all__ = [
     "BoundOutputs",

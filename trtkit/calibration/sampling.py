@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trtkit.errors import DataError
 from trtkit.files import hash_parts
-from trtkit.threads import parallel_map
+from trtkit.progress import parallel_map
 
 if TYPE_CHECKING:
     from trtkit.data import Dataset, DataSource

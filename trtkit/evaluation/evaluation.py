@@ -16,10 +16,9 @@ from trtkit.data.dataset import is_label_error, warn_of_skipped
 from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.models.model import TASKS
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Progress, Reporter, parallel_map
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import PostprocessSettings, get_task
-from trtkit.threads import parallel_map
 
 if TYPE_CHECKING:
     import numpy as np

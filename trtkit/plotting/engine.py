@@ -281,16 +281,17 @@ def _shorten(name: str, limit: int = 38) -> str:
     return name if len(name) <= limit else "…" + name[1 - limit :]
 
 
-def verification_figure(images: pl.DataFrame, *, limit: float) -> go.Figure:
-    """The score difference between an engine and ONNX Runtime, a point per image.
+def verification_figure(images: pl.DataFrame) -> go.Figure:
+    """The differences between an engine and ONNX Runtime as shares of their limits, a point per image and batch.
 
     Args:
         images: `Verification.images`.
-        limit: The largest difference of a healthy engine.
     """
     figure = go.Figure()
-    for (batch,), part in images.group_by("batch", maintain_order=True):
-        figure.add_scatter(y=part["score_difference"], text=part["path"], mode="markers", name=f"batch {batch}")
-    figure.add_hline(y=limit, line_dash="dash", annotation_text="limit")
-    figure.update_layout(template=template(), xaxis_title="image", yaxis_title="largest score difference")
+    for (output,), part in images.group_by("output", maintain_order=True):
+        shares = part["difference"] / part["limit"]
+        text = escape_texts([f"{path}, batch {batch}" for path, batch in part.select("path", "batch").iter_rows()])
+        figure.add_scatter(y=shares, text=text, mode="markers", name=str(output))
+    figure.add_hline(y=1, line_dash="dash", annotation_text="limit")
+    figure.update_layout(template=template(), xaxis_title="image and batch", yaxis_title="difference / limit")
     return figure

@@ -17,8 +17,7 @@ from trtkit.calibration.calibration import Calibration
 from trtkit.calibration.sampling import InputSource
 from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8
-from trtkit.progress import Reporter
-from trtkit.threads import parallel_map
+from trtkit.progress import Reporter, parallel_map
 from trtkit.tuning.layers import LayerNoise
 
 __all__ = [

@@ -20,9 +20,8 @@ from trtkit.calibration.sampling import InputSource
 from trtkit.files import hash_parts
 from trtkit.graph.analysis import GraphIndex, block_of, count_macs, escape_pattern
 from trtkit.graph.qdq import QDQPlacement, plan_qdq
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Progress, Reporter, parallel_map
 from trtkit.recipe import round_imgsz
-from trtkit.threads import parallel_map
 from trtkit.tuning.measurement import ResultCache
 from trtkit.tuning.partial_inference import NO_INT8, Ranges, SegmentedGraph, Variant
 

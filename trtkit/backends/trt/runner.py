@@ -132,6 +132,7 @@ class TensorRTRunner(Runner):
             )
         self.input_name = image_inputs[0]
         self._min_shape, opt_shape, self._max_shape = self._execution.ranges[self.input_name]
+        self._opt_batch = int(opt_shape[0])
         self.dynamic = self._execution.dynamic
         self.batch = self._max_shape[0]
         imgsz = info.imgsz if self.dynamic and "imgsz" in file.metadata else opt_shape[2:]
@@ -276,6 +277,11 @@ class TensorRTRunner(Runner):
                 self.infer(feeds)
             with self._execution.use_stream():
                 return self._execution.time_runs(runs)
+
+    @property
+    def profile_batches(self) -> tuple[int, ...]:
+        """As the engine's optimization profile has them; see `Runner.profile_batches`."""
+        return tuple(sorted({int(self._min_shape[0]), self._opt_batch, int(self._max_shape[0])}))
 
     @property
     def device_memory(self) -> int:

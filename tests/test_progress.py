@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trtkit.threads import available_cores, parallel_map
+from trtkit.progress import available_cores, parallel_map
 
 
 def test_results_are_in_the_order_of_the_items() -> None:
