@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fnmatch
 import json
 import math
 import os
@@ -234,6 +235,8 @@ def work(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     folder = Path(options.work)
     for job in jobs():
+        if not any(fnmatch.fnmatch(job.name, pattern) for pattern in options.only or "*"):
+            continue
         if time.time() > options.until:
             return
         try:
@@ -260,7 +263,7 @@ def run(options: argparse.Namespace) -> None:
         sys.executable, str(HERE), "work", "--models", options.models, "--scenes", options.scenes,
         "--work", str(folder),
         "--level", str(options.level), "--until", str(time.time() + options.budget - options.reserve),
-        *(["--simulate"] if options.simulate else []),
+        *(["--simulate"] if options.simulate else []), *options.only,
     ]  # fmt: skip
     # A lane that TensorRT takes down is replaced once.
     lanes = [
@@ -420,6 +423,7 @@ def main(words: Sequence[str] | None = None) -> None:
         verb.add_argument("--work", default="runs/verification", help="folder of graphs and of each result")
         verb.add_argument("--level", type=int, default=0, help="TensorRT's optimization level")
         verb.add_argument("--simulate", action="store_true", help="no TensorRT: ONNX Runtime with moved weights")
+        verb.add_argument("only", nargs="*", help="patterns of engines' names; all without one")
         if name == "work":
             verb.add_argument("--until", type=float, required=True)
             continue

@@ -188,17 +188,17 @@ def test_noise_and_order_are_no_difference(images, task, output_format):
     result = compare(images, task, output_format, change)
     assert result.verdict == "agrees", result
     expected = {
-        "detect": {"boxes"},
-        "segment": {"boxes", "masks"},
-        "pose": {"boxes", "keypoints", "visibilities"},
-        "obb": {"boxes", "angles"},
-        "classify": set(),
+        "detect": {"scores", "boxes"},
+        "segment": {"scores", "boxes", "masks"},
+        "pose": {"scores", "boxes", "keypoints", "visibilities"},
+        "obb": {"scores", "boxes", "angles"},
+        "classify": {"probabilities"},
     }[task]
     rows = set() if output_format in (DENSE, CLASS_SCORES) else {"objects"}
-    assert set(result.frame()["output"]) == {"scores"} | expected | rows
+    assert set(result.frame()["output"]) == {"logits"} | expected | rows
     assert set(result.frame()["batch"]) == {1, 4}
     # Every place of every batch: 6 images one by one, and 2 batches of 4.
-    assert len(result.frame().filter(output="scores")) == 6 + 8
+    assert len(result.frame().filter(output="logits")) == 6 + 8
 
 
 def shifted(column, by):
@@ -240,7 +240,12 @@ DIFFERENCES = [
     ("segment", END2END_ROWS, flip_prototypes, {"masks"}),
     ("pose", END2END_ROWS, shifted(6, 4), {"keypoints"}),
     ("obb", END2END_ROWS, shifted(6, 0.3), {"boxes", "angles"}),
-    ("classify", CLASS_SCORES, lambda outputs, _: np.copyto(outputs["output0"], outputs["output0"][::-1]), {"scores"}),
+    (
+        "classify",
+        CLASS_SCORES,
+        lambda outputs, _: np.copyto(outputs["output0"], outputs["output0"][::-1]),
+        {"probabilities"},
+    ),
 ]
 
 
@@ -252,7 +257,7 @@ def test_the_output_and_the_place_that_differ(images, task, output_format, fault
     )
     assert result.verdict == "differs"
     bad = result.frame().filter("differs")
-    assert (set(bad["output"]), set(bad["batch"]), set(bad["slot"])) == (outputs, {4}, {1})
+    assert (set(bad["output"]) - {"logits"}, set(bad["batch"]), set(bad["slot"])) == (outputs, {4}, {1})
 
 
 def test_one_object_lost_of_many_is_no_difference(images):
@@ -286,4 +291,4 @@ def test_the_embedded_images_without_data(task, shape):
         result = tk.verify(engine, onnx=reference, eval_images=3)
     assert all(shape in path for path in result.frame()["path"])
     # A batch larger than the images: all of its places are compared.
-    assert result.frame().filter(output="scores")["batch"].to_list() == [1] * 3 + [40] * 40
+    assert result.frame().filter(output="logits")["batch"].to_list() == [1] * 3 + [40] * 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMITS", "OUTPUTS", "Limit", "Verification", "verify"]
 
-OUTPUTS = ("scores", "boxes", "masks", "keypoints", "visibilities", "angles", "objects")
+OUTPUTS = ("scores", "logits", "probabilities", "boxes", "masks", "keypoints", "visibilities", "angles", "objects")
 """What is compared, by name in `Verification.images`:
 
-- scores: scores of classes, absolute;
+- scores: scores of classes, absolute; probabilities: those of classify;
+- logits: log(p / (1 - p)) of the highest-scoring objects or classes, which shows what a score near 0 or 1 hides;
 - boxes: 1 - IoU of confident boxes, exact IoU of oriented ones;
 - masks: mean absolute difference of mask probabilities within the box;
 - keypoints: distance divided by the square root of the box's area; visibilities: absolute;
@@ -60,6 +61,8 @@ class Limit(NamedTuple):
 LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "fp32": {
         "scores": Limit(0.02, 0.005),
+        "logits": Limit(1.0, 0.2),
+        "probabilities": Limit(0.01, 0.004),
         "boxes": Limit(0.1, 0.03),
         "masks": Limit(0.03, 0.01),
         "keypoints": Limit(0.05, 0.02),
@@ -68,6 +71,8 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     },
     "fp16": {
         "scores": Limit(0.03, 0.01),
+        "logits": Limit(1.0, 0.2),
+        "probabilities": Limit(0.015, 0.006),
         "boxes": Limit(0.2, 0.05),
         "masks": Limit(0.05, 0.02),
         "keypoints": Limit(0.1, 0.03),
@@ -76,6 +81,8 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     },
     "int8": {
         "scores": Limit(0.12, 0.05),
+        "logits": Limit(3.0, 0.8),
+        "probabilities": Limit(0.12, 0.05),
         "boxes": Limit(0.3, 0.1),
         "masks": Limit(0.15, 0.05),
         "keypoints": Limit(0.2, 0.08),
@@ -96,6 +103,9 @@ CONFIDENT = 0.25
 ROWS = 50
 """Highest-scoring objects that are compared per image."""
 
+TOP_CLASSES = 5
+"""Classes of an image whose logits are compared in classify."""
+
 NEAR_CUT = 0.1
 """Objects whose score exceeds the lowest one that a graph keeps by less may be missing on one side."""
 
@@ -103,7 +113,7 @@ MATCHED = 0.5
 """IoU from which an object of the same class is the counterpart."""
 
 _ALL = PostprocessSettings(conf=0.001, iou=0.7)
-_COLUMNS = ("batch", "path", "slot", "output", "objects", "difference", "mean")
+_COLUMNS = ("batch", "path", "slot", "output", "objects", "difference", "mean", "shift")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,8 +124,8 @@ class Verification(Result):
         verdict: "agrees", "differs", or "can't tell" where no image has an object of score `CONFIDENT`.
         precision: Of the engine.
         images: One row per image, batch and output of `OUTPUTS`: batch, path, slot (place in the batch), output,
-            objects (how many were compared), difference (the largest), mean (over the objects), limit, mean_limit,
-            differs.
+            objects (how many were compared), difference (the largest), mean (over the objects), shift (the mean with
+            signs, of scores, logits and probabilities), limit, mean_limit, differs.
         provenance: The engine, the reference and the images.
     """
 
@@ -287,7 +297,7 @@ def _compare(engine: Runner, reference: Runner, data: DataSource | None, eval_im
             place = (batch, str(paths[index]), slot)
             rows += ((*place, *row) for row in _measure(engine.info, outputs, expected[index], resized[index][1]))
     frame = _add_limits(pl.DataFrame(rows, schema=_COLUMNS, orient="row"), engine.precision)
-    evidence = bool((frame.filter(pl.col("output") != "scores")["objects"] > 0).any()) or task == "classify"
+    evidence = bool((frame.filter(~pl.col("output").is_in(["scores", "logits"]))["objects"] > 0).any())
     return Verification(
         verdict="differs" if frame["differs"].any() else "agrees" if evidence else "can't tell",
         precision=engine.precision,
@@ -339,12 +349,22 @@ def _run(
 
 
 class _Row(NamedTuple):
-    """One output of one image: its name, how many objects were compared, the largest difference and the mean."""
+    """One output of one image: its name, how many objects were compared, the largest difference, the mean, and the mean
+    with signs."""
 
     output: str
     objects: int
     difference: float
     mean: float
+    shift: float = 0.0
+
+    @classmethod
+    def of(cls, output: str, values: NDArray[np.float32] | Sequence[float]) -> _Row:
+        """From signed differences, one per object."""
+        gaps = np.asarray(values, np.float64)
+        if not len(gaps):
+            return cls(output, 0, 0.0, 0.0)
+        return cls(output, len(gaps), float(np.abs(gaps).max()), float(np.abs(gaps).mean()), float(gaps.mean()))
 
 
 class _Objects(NamedTuple):
@@ -366,8 +386,9 @@ def _measure(
     shapes = {name: value.ndim for name, value in expected.items()}
     if info.output_format == CLASS_SCORES:
         main = find_main_output(shapes, info.task)
-        gap = np.abs(outputs[main][0] - expected[main][0])
-        return [_Row("scores", gap.size, float(gap.max()), float(gap.mean()))]
+        ours, theirs = outputs[main][0], expected[main][0]
+        top = np.argsort(-theirs, kind="stable")[:TOP_CLASSES]
+        return [_Row.of("probabilities", ours - theirs), _Row.of("logits", _logits(ours[top]) - _logits(theirs[top]))]
     if info.output_format == DENSE:
         return _measure_dense(info, outputs, expected, find_main_output(shapes, info.task))
     ours, theirs = (_select_objects(info, value, transform) for value in (outputs, expected))
@@ -383,11 +404,16 @@ def _measure_dense(
     """Anchors correspond one to one: no matching, and no NMS that turns small differences into other boxes."""
     ours, theirs = outputs[main][0], expected[main][0]
     split = 4 + len(info.names)
-    gap = np.abs(ours[4:split] - theirs[4:split])
+    gap = ours[4:split] - theirs[4:split]
     best = theirs[4:split].max(0)
     # Objects of either side: an engine may find what is not there.
     kept = np.argsort(-np.fmax(best, ours[4:split].max(0)), kind="stable")[:ROWS]
-    rows = [_Row("scores", len(kept), float(gap.max()), float(gap[:, kept].max(0).mean()))]
+    number = theirs[4:split, kept].argmax(0)
+    scores = _Row.of("scores", gap[:, kept][number, np.arange(len(kept))])
+    rows = [
+        scores._replace(difference=float(np.abs(gap).max())),
+        _Row.of("logits", _logits(ours[4 + number, kept]) - _logits(theirs[4 + number, kept])),
+    ]
     confident = kept[best[kept] >= CONFIDENT]
     rotated = info.task == "obb"
     pair = []
@@ -455,10 +481,11 @@ def _measure_rows(
     )
     count = len(pairs) + lost
     first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
-    gap = np.abs(theirs[0].scores[first] - ours[0].scores[second])
+    scores = ours[0].scores[second], theirs[0].scores[first]
     rows = [
         _Row("objects", count, lost / max(count, 1), lost / max(count, 1)),
-        _Row("scores", len(gap), float(gap.max(initial=0)), float(gap.mean()) if len(gap) else 0.0),
+        _Row.of("scores", scores[0] - scores[1]),
+        _Row.of("logits", _logits(scores[0]) - _logits(scores[1])),
     ]
     sides = (
         _Objects(raw.boxes[picked], raw.extra[picked], prototypes)
@@ -482,10 +509,14 @@ def _measure_pairs(info: ModelInfo, ours: _Objects, theirs: _Objects) -> list[_R
         gaps |= {"keypoints": points, "visibilities": visible} if visible else {"keypoints": points}
     if ours.prototypes is not None and theirs.prototypes is not None:
         gaps["masks"] = _compare_masks(info.imgsz, ours, theirs)
-    return [
-        _Row(name, len(values), float(np.max(values)) if values else 0.0, float(np.mean(values)) if values else 0.0)
-        for name, values in gaps.items()
-    ]
+    return [_Row.of(name, values)._replace(shift=0.0) for name, values in gaps.items()]
+
+
+def _logits(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores before the sigmoid, clipped where FP16 has no digits left."""
+    clipped = np.clip(scores, 1e-3, 1 - 1e-2)
+    logits: NDArray[np.float32] = np.log(clipped / (1 - clipped))
+    return logits
 
 
 def _compare_keypoints(kpt_shape: tuple[int, int], ours: _Objects, theirs: _Objects) -> tuple[list[float], list[float]]:
