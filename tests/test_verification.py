@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import threading
 import zlib
 
 import numpy as np
@@ -13,10 +15,11 @@ from planted_faults import FAULTS, add_rounding
 from raising import raises
 
 import trtkit as tk
-from trtkit import backends
-from trtkit.backends.base import Runner
+from trtkit import backends, demo
+from trtkit.backends.base import Runner, get_backend
 from trtkit.backends.ort import OrtRunner
-from trtkit.errors import EngineError
+from trtkit.cli import parse_command, system_commands
+from trtkit.errors import BuildError, CapabilityError, EngineError
 from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo
 
 SIZE = (64, 64)
@@ -292,3 +295,151 @@ def test_the_embedded_images_without_data(task, shape):
     assert all(shape in path for path in result.frame()["path"])
     # A batch larger than the images: all of its places are compared.
     assert result.frame().filter(output="logits")["batch"].to_list() == [1] * 3 + [40] * 40
+
+
+# After a build
+
+
+@pytest.fixture
+def builder(monkeypatch):
+    """A builder whose engines run in ONNX Runtime; a function planted in `builder.fault` changes what it builds."""
+    from types import SimpleNamespace
+
+    from trtkit.backends.base import BuildResult
+
+    state = SimpleNamespace(fault=None, opened=[])
+    graphs = {}
+
+    def build(graph, settings, **_):
+        built = copy(graph)
+        if state.fault is not None:
+            state.fault(built)
+        plan = b"ftrt" + len(graphs).to_bytes(4, "little")
+        graphs[plan] = built
+        return BuildResult(plan=plan, seconds=0.0, facts={"tensorrt": "8.6.1", "sm": "sm90"})
+
+    def open_engine(source, *, task=None, device=None):
+        file = backends.read_engine(source)
+        state.opened.append(file.path)
+        runner = OrtRunner(graphs[file.plan])
+        runner.passport, runner.hash, runner.precision = (
+            file.passport,
+            file.passport.model_hash,
+            file.passport.precision,
+        )
+        runner.batch, runner.info = file.passport.batch, file.info()
+        return runner
+
+    fake = dataclasses.replace(backends.get_backend("tensorrt"), open=open_engine, build=build)
+    monkeypatch.setattr(backends, "get_backend", lambda name: fake if name == "tensorrt" else real(name))
+    real = get_backend
+    for name in ("require_build", "require_run"):
+        monkeypatch.setattr(backends, name, lambda *_, **__: SimpleNamespace(backend="tensorrt"))
+    return state
+
+
+def export_tiny(folder, images, **settings):
+    source = folder / "tiny.onnx"
+    onnx.save(tiny_graphs.detector(dynamic=True), source)
+    return tk.export(source, backend="tensorrt", batch=4, data=images, output=folder / "tiny.engine", **settings)
+
+
+def test_export_verifies_what_it_built(builder, images, tmp_path):
+    artifact = export_tiny(tmp_path, images)
+    assert artifact.verification.verdict == "agrees"
+    assert set(artifact.verification.frame()["batch"]) == {1, 4}
+    # Before the file has its name.
+    assert builder.opened[0] != artifact.path
+    assert tk.verify(artifact.path, images).verdict == "agrees"
+    assert export_tiny(tmp_path, images, overwrite=True, verify=False).verification is None
+
+
+def test_an_engine_that_differs_is_not_written(builder, images, tmp_path):
+    builder.fault = FAULTS["batch"]
+    with raises(BuildError, "engine-differs", batches=[4], outputs=["scores", "boxes"]) as caught:
+        export_tiny(tmp_path, images)
+    assert all(str(images) in path for path in caught.value.fields["images"])
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx"}
+    # A good engine of before stays.
+    builder.fault = None
+    before = export_tiny(tmp_path, images).path.read_bytes()
+    builder.fault = FAULTS["bias"]
+    with raises(BuildError, "engine-differs"):
+        export_tiny(tmp_path, images, overwrite=True)
+    assert (tmp_path / "tiny.engine").read_bytes() == before
+    assert export_tiny(tmp_path, images, overwrite=True, verify=False).path.is_file()
+    with raises(EngineError, "engine-differs"):
+        run_command("verify", str(tmp_path / "tiny.engine"), str(images))
+
+
+def test_an_engine_for_another_machine_is_not_compared(builder, images, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise CapabilityError("run", "there is no GPU", "run it elsewhere", code="gpu-missing")
+
+    monkeypatch.setattr(backends, "require_run", refuse)
+    builder.fault = FAULTS["bias"]
+    messages = []
+    artifact = export_tiny(tmp_path, images, progress=lambda event: messages.append(event.message))
+    assert artifact.verification is None
+    assert any("there is no GPU" in message for message in messages)
+    assert artifact.path.is_file()
+
+
+def run_command(*words):
+    command, values = parse_command(words)
+    command(values, threading.Event())
+
+
+def test_the_command_prints_and_saves(builder, images, tmp_path, capsys):
+    export_tiny(tmp_path, images)
+    run_command("verify", str(tmp_path / "tiny.engine"), str(images), "--output", str(tmp_path / "saved"))
+    printed = capsys.readouterr().out
+    assert "agrees" in printed
+    assert "logits" in printed
+    assert tk.Verification.load(tmp_path / "saved").verdict == "agrees"
+
+
+@pytest.fixture
+def tiny_demo(tmp_path, monkeypatch):
+    """The self-test's embedded model is a tiny one, and TensorRT the only builder."""
+    onnx.save(tiny_graphs.detector(dynamic=True), tmp_path / "tiny.onnx")
+    monkeypatch.setattr(demo, "EMBEDDED_TASKS", ("detect",))
+    monkeypatch.setattr(demo, "model_path", lambda task="detect": tmp_path / "tiny.onnx")
+    monkeypatch.setattr(system_commands, "SELFTEST_SIZES", {"detect": 32})
+    monkeypatch.setattr(system_commands, "SELFTEST_SECONDS", 0.01)
+    monkeypatch.setattr(backends, "list_backends", lambda: ("tensorrt", "onnxruntime"))
+    return tmp_path / "report.json"
+
+
+def test_selftest_writes_one_file(builder, tiny_demo, capsys, monkeypatch):
+    run_command("selftest", "--output", str(tiny_demo))
+    report = json.loads(tiny_demo.read_text())
+    assert [row["precision"] for row in report["engines"]] == ["fp32", "fp16", "int8"]
+    for row in report["engines"]:
+        assert (row["verdict"], row["error"]) == ("agrees", None)
+        assert {time["batch"] for time in row["times"]} == {1, 4}
+        assert {entry["batch"] for entry in row["differences"]} == {1, 4}
+    assert report["backends"]["tensorrt"]["builds"] is None
+    assert "onnx" in report["versions"]
+
+    def fault(graph):
+        if "QuantizeLinear" in {node.op_type for node in graph.graph.node}:
+            raise RuntimeError("an unknown flag")
+        FAULTS["bias"](graph)
+
+    builder.fault = fault
+    engines = [f"tensorrt detect {name}" for name in ("fp32", "fp16", "int8")]
+    with raises(EngineError, "selftest-failed", engines=engines):
+        run_command("selftest", "--output", str(tiny_demo))
+    report = json.loads(tiny_demo.read_text())
+    assert [row["verdict"] for row in report["engines"]] == ["differs", "differs", None]
+    assert "an unknown flag" in report["engines"][2]["error"]["message"]
+
+
+def test_selftest_says_what_this_machine_cannot_do(tiny_demo, capsys):
+    with raises(CapabilityError, "selftest-nothing-ran"):
+        run_command("selftest", "--output", str(tiny_demo))
+    report = json.loads(tiny_demo.read_text())
+    assert report["engines"] == []
+    assert report["backends"]["tensorrt"]["builds"]
+    assert "TensorRT builds no engine here" in capsys.readouterr().out

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trtkit.data import DataSource
     from trtkit.graph.prequantized import QDQFinding
     from trtkit.models import Model
+    from trtkit.verification import Verification
 
 __all__ = ["Artifact", "build_graph", "check_placement", "export", "export_with_graph"]
 
@@ -44,6 +45,7 @@ class Artifact:
         passport: What an engine was built with and for; None for ONNX.
         seconds: Wall time of the whole export, s.
         build_seconds: Wall time of the engine build alone, s; None for ONNX.
+        verification: The engine against ONNX Runtime; None where it was not compared.
         size: Bytes.
     """
 
@@ -57,6 +59,7 @@ class Artifact:
     passport: Passport | None = None
     seconds: float
     build_seconds: float | None = None
+    verification: Verification | None = None
     size: int
 
     def __repr__(self) -> str:
@@ -89,6 +92,7 @@ def export(
     implicit: bool = False,
     keep: Sequence[str] = (),
     opt_level: int | None = None,
+    verify: bool = True,
     isolate: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -128,6 +132,8 @@ def export(
             is written beside the engine.
         keep: fnmatch patterns of ONNX node names excluded from INT8 (with FP16: kept in FP32).
         opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
+        verify: Compare an engine with ONNX Runtime on images of `data`, or of the embedded set, before it is written
+            (`trtkit.verify`). An engine for another machine, or of `implicit`, is not compared.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model, with the precision in its name.
         overwrite: Replace the output if it exists.
@@ -141,7 +147,7 @@ def export(
         RecipeError: A setting is out of range, or settings contradict each other or the model.
         OutputExistsError: The output exists and `overwrite` is false; nothing was computed.
         CapabilityError: This machine can't build what was asked.
-        BuildError: TensorRT failed to build the engine.
+        BuildError: TensorRT failed to build the engine, or the engine differs from its graph (code "engine-differs").
         OnnxError: The ONNX checker or ONNX Runtime rejects the graph; nothing was written.
         ModelError, DataError, CalibrationError: From reading the model, the data or the calibration.
         CancelledError: The caller cancelled; nothing was written.
@@ -157,7 +163,9 @@ def export(
             "calibration": calibration if isinstance(calibration, (str, Path)) else None,
         }
     )
-    return export_with_graph(model, recipe, calibration=calibration, data=data, progress=progress, cancel=cancel)[0]
+    return export_with_graph(
+        model, recipe, calibration=calibration, data=data, verify=verify, progress=progress, cancel=cancel
+    )[0]
 
 
 def export_with_graph(
@@ -166,6 +174,7 @@ def export_with_graph(
     *,
     calibration: Calibration | str | Path | None = None,
     data: DataSource | None = None,
+    verify: bool = True,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[Artifact, onnx.ModelProto]:
@@ -176,6 +185,7 @@ def export_with_graph(
         recipe: The settings.
         calibration: A calibration or its folder instead of the recipe's.
         data: Calibration data instead of the recipe's.
+        verify: As in `export`.
         progress: Receives events.
         cancel: Checked between steps.
 
@@ -225,7 +235,7 @@ def export_with_graph(
     info = dataclasses.replace(loaded.info, imgsz=size)
     if recipe.nms and not loaded.nms:
         info = dataclasses.replace(info, output_format=NMS_ROWS, row_settings=_read_nms_settings(recipe))
-    build_seconds, passport = None, None
+    build_seconds, passport, verification = None, None, None
     if builder is None:
         from trtkit.graph.onnx_file import write_onnx
 
@@ -239,7 +249,14 @@ def export_with_graph(
         metadata = info.to_metadata(
             batch=recipe.batch, imgsz=size, dynamic=recipe.is_dynamic, half=recipe.half, int8=recipe.int8
         )
-        backends.write_engine(path, built.plan, metadata, passport, overwrite=recipe.overwrite)
+
+        def check(engine: Path) -> None:
+            nonlocal verification
+            verification = _verify_engine(engine, graph, recipe, data, path, reporter)
+
+        backends.write_engine(
+            path, built.plan, metadata, passport, overwrite=recipe.overwrite, check=check if verify else None
+        )
     reporter.step("done", 1, 1, f"wrote {path}")
     artifact = Artifact(
         path=path,
@@ -252,6 +269,7 @@ def export_with_graph(
         passport=passport,
         seconds=time.perf_counter() - started,
         build_seconds=build_seconds,
+        verification=verification,
         size=path.stat().st_size,
     )
     return artifact, graph
@@ -451,6 +469,50 @@ def _build_engine(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     return built, passport
+
+
+def _verify_engine(
+    engine: Path, graph: onnx.ModelProto, recipe: Recipe, data: Any, path: Path, reporter: Reporter
+) -> Verification | None:
+    """Compare an engine with its graph; None where that can't be done here.
+
+    Raises:
+        BuildError: The engine differs.
+    """
+    from trtkit import backends
+    from trtkit.errors import CapabilityError
+    from trtkit.verification import EXPORT_IMAGES, compare_runners
+
+    reason = "TensorRT's calibrator chose its scales, which no graph holds" if recipe.implicit else ""
+    try:
+        backends.require_run(recipe.backend or backends.best("build"), device=recipe.device)
+        reference = backends.open(graph)
+    except (CapabilityError, RecipeError) as error:
+        # It was built for a GPU elsewhere, or this machine can't run it.
+        reason = reason or error.found
+    else:
+        if data is None and reference.info.channels not in (1, 3):
+            reason = reason or f"the embedded images have no {reference.info.channels} channels: pass data"
+    if reason:
+        reporter.step("verify", 0, 1, f"not compared with ONNX Runtime: {reason}")
+        return None
+    reporter.step("verify", 0, 1)
+    with reference, backends.open(engine, device=recipe.device) as runner:
+        verification = compare_runners(runner, reference, data, EXPORT_IMAGES)
+    reporter.step("verify", 1, 1)
+    if verification.verdict != "differs":
+        return verification
+    bad = verification.images.filter("differs")
+    raise BuildError(
+        f"export {path}",
+        f"the engine that was built differs from its graph in ONNX Runtime: {verification.describe_differences()}",
+        "build it at another opt_level or precision; verify=False writes it all the same",
+        code="engine-differs",
+        images=bad["path"].unique(maintain_order=True).to_list(),
+        outputs=bad["output"].unique(maintain_order=True).to_list(),
+        batches=bad["batch"].unique().sort().to_list(),
+        differences=verification.worst(),
+    )
 
 
 def _default_path(model: Model, recipe: Recipe) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -16,12 +16,8 @@ from trtkit.backends.base import HasPath, Runner
 from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError
-from trtkit.models.model import CLASS_SCORES, DENSE, ModelInfo
-from trtkit.models.output_shapes import find_main_output
+from trtkit.evaluation.output_differences import OUTPUTS, measure_differences
 from trtkit.results import Provenance, Result
-from trtkit.tasks import PostprocessSettings, get_task
-from trtkit.tasks.base import BoxLayout, Detections, RawDetections, decode_outputs
-from trtkit.tasks.nms import box_iou, rotated_iou, xywh_to_xyxy
 
 if TYPE_CHECKING:
     import onnx
@@ -29,21 +25,9 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from trtkit.data import DataSource, ImageTransform
+    from trtkit.data import DataSource
 
-__all__ = ["LIMITS", "OUTPUTS", "Limit", "Verification", "verify"]
-
-OUTPUTS = ("scores", "logits", "probabilities", "boxes", "masks", "keypoints", "visibilities", "angles", "objects")
-"""What is compared, by name in `Verification.images`:
-
-- scores: scores of classes, absolute; probabilities: those of classify;
-- logits: log(p / (1 - p)) of the highest-scoring objects or classes, which shows what a score near 0 or 1 hides;
-- boxes: 1 - IoU of confident boxes, exact IoU of oriented ones;
-- masks: mean absolute difference of mask probabilities within the box;
-- keypoints: distance divided by the square root of the box's area; visibilities: absolute;
-- angles: radians;
-- objects: share of confident objects that the other side lacks, of outputs that are rows of selected objects.
-"""
+__all__ = ["EXPORT_IMAGES", "LIMITS", "Limit", "Verification", "compare_runners", "verify"]
 
 
 class Limit(NamedTuple):
@@ -97,22 +81,9 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
 LOST_OBJECTS = 0.05
 """Largest share of a batch's confident objects without a counterpart: NMS and top-k cut between nearly equal scores."""
 
-CONFIDENT = 0.25
-"""Boxes and what belongs to them are compared from this score on; below it their position is noise."""
+EVAL_IMAGES, EXPORT_IMAGES = 16, 8
+"""Images that `verify` and `export` compare by default: ONNX Runtime takes up to a second for one on a processor."""
 
-ROWS = 50
-"""Highest-scoring objects that are compared per image."""
-
-TOP_CLASSES = 5
-"""Classes of an image whose logits are compared in classify."""
-
-NEAR_CUT = 0.1
-"""Objects whose score exceeds the lowest one that a graph keeps by less may be missing on one side."""
-
-MATCHED = 0.5
-"""IoU from which an object of the same class is the counterpart."""
-
-_ALL = PostprocessSettings(conf=0.001, iou=0.7)
 _COLUMNS = ("batch", "path", "slot", "output", "objects", "difference", "mean", "shift")
 
 
@@ -161,6 +132,17 @@ class Verification(Result):
         """The inverse of `tables` and `facts`."""
         return cls(images=tables["images"], provenance=provenance, **facts)
 
+    def summary(self) -> pl.DataFrame:
+        """One row per output and batch: the largest differences, their limits, and the images beyond them."""
+        import polars as pl
+
+        largest = ("difference", "limit", "mean", "mean_limit")
+        return self.images.group_by("output", "batch", maintain_order=True).agg(
+            pl.col("path").n_unique().alias("images"),
+            *(pl.col(name).max() for name in largest),
+            pl.col("path").filter("differs").n_unique().alias("differ"),
+        )
+
     def worst(self) -> dict[str, float]:
         """The largest difference by output."""
         return {
@@ -194,7 +176,7 @@ def verify(
     data: DataSource | None = None,
     *,
     onnx: str | Path | Runner | onnx.ModelProto | None = None,
-    eval_images: int = 16,
+    eval_images: int = EVAL_IMAGES,
     device: str | int | None = None,
 ) -> Verification:
     """Compare an engine with ONNX Runtime on images, at the smallest, optimal and largest batch of its profile.
@@ -226,7 +208,7 @@ def verify(
             graph = onnx if onnx is not None else _find_onnx(engine.path)
         reference = graph if isinstance(graph, Runner) else stack.enter_context(backends.open(graph))
         _check_pair(engine, reference)
-        return _compare(engine, reference, data, eval_images)
+        return compare_runners(engine, reference, data, eval_images)
 
 
 def _find_onnx(path: Path | None) -> Path:
@@ -254,14 +236,15 @@ def _check_pair(engine: Runner, reference: Runner) -> None:
             code="verify-implicit",
             path=str(engine.path),
         )
+    # An engine holds the hash of the checkpoint, or of the ONNX file that was exported; one of others has none.
+    known = (reference.hash, getattr(reference, "graph_hash", reference.hash))
     for name, one, other in (
         ("precision", engine.precision, reference.precision),
         ("task", engine.info.task, reference.info.task),
         ("class names", dict(engine.info.names), dict(reference.info.names)),
         ("output format", engine.info.output_format.name, reference.info.output_format.name),
         ("input size", engine.imgsz, engine.imgsz if reference.dynamic else reference.imgsz),
-        # Engines of others have no hash of the model, only one of the file.
-        ("model hash", engine.hash if passport else reference.hash, reference.hash),
+        ("model hash", engine.hash if passport else known[0], engine.hash if engine.hash in known else known[0]),
     ):
         if one != other:
             raise EngineError(
@@ -273,7 +256,21 @@ def _check_pair(engine: Runner, reference: Runner) -> None:
             )
 
 
-def _compare(engine: Runner, reference: Runner, data: DataSource | None, eval_images: int) -> Verification:
+def compare_runners(
+    engine: Runner, reference: Runner, data: DataSource | None = None, eval_images: int = EVAL_IMAGES
+) -> Verification:
+    """`verify` for an engine and its graph that are open.
+
+    Args:
+        engine: The engine.
+        reference: The graph that it was built from.
+        data: As in `verify`.
+        eval_images: As in `verify`.
+
+    Raises:
+        EngineError: A run failed.
+        DataError: The images can't be read.
+    """
     import polars as pl
 
     from trtkit import demo
@@ -295,7 +292,9 @@ def _compare(engine: Runner, reference: Runner, data: DataSource | None, eval_im
     for batch in engine.profile_batches:
         for index, slot, outputs in _run(engine, feeds, batch):
             place = (batch, str(paths[index]), slot)
-            rows += ((*place, *row) for row in _measure(engine.info, outputs, expected[index], resized[index][1]))
+            rows += (
+                (*place, *row) for row in measure_differences(engine.info, outputs, expected[index], resized[index][1])
+            )
     frame = _add_limits(pl.DataFrame(rows, schema=_COLUMNS, orient="row"), engine.precision)
     evidence = bool((frame.filter(~pl.col("output").is_in(["scores", "logits"]))["objects"] > 0).any())
     return Verification(
@@ -343,206 +342,3 @@ def _run(
         outputs = runner.infer(feeds[indices])
         for slot, index in enumerate(indices):
             yield index, slot, {name: value[slot : slot + 1] for name, value in outputs.items()}
-
-
-# What differs in one image
-
-
-class _Row(NamedTuple):
-    """One output of one image: its name, how many objects were compared, the largest difference, the mean, and the mean
-    with signs."""
-
-    output: str
-    objects: int
-    difference: float
-    mean: float
-    shift: float = 0.0
-
-    @classmethod
-    def of(cls, output: str, values: NDArray[np.float32] | Sequence[float]) -> _Row:
-        """From signed differences, one per object."""
-        gaps = np.asarray(values, np.float64)
-        if not len(gaps):
-            return cls(output, 0, 0.0, 0.0)
-        return cls(output, len(gaps), float(np.abs(gaps).max()), float(np.abs(gaps).mean()), float(gaps.mean()))
-
-
-class _Objects(NamedTuple):
-    """Objects of one side: boxes (n, 4) as x1, y1, x2, y2, or (n, 5) oriented; extra values (n, k); prototypes."""
-
-    boxes: NDArray[np.float32]
-    extra: NDArray[np.float32]
-    prototypes: NDArray[np.float32] | None
-
-
-def _measure(
-    info: ModelInfo,
-    outputs: Mapping[str, NDArray[np.float32]],
-    expected: Mapping[str, NDArray[np.float32]],
-    transform: ImageTransform,
-) -> list[_Row]:
-    """Compare the outputs of one image, one row of each, with the reference's."""
-    info = dataclasses.replace(info, imgsz=transform.size)
-    shapes = {name: value.ndim for name, value in expected.items()}
-    if info.output_format == CLASS_SCORES:
-        main = find_main_output(shapes, info.task)
-        ours, theirs = outputs[main][0], expected[main][0]
-        top = np.argsort(-theirs, kind="stable")[:TOP_CLASSES]
-        return [_Row.of("probabilities", ours - theirs), _Row.of("logits", _logits(ours[top]) - _logits(theirs[top]))]
-    if info.output_format == DENSE:
-        return _measure_dense(info, outputs, expected, find_main_output(shapes, info.task))
-    ours, theirs = (_select_objects(info, value, transform) for value in (outputs, expected))
-    return _measure_rows(info, ours, theirs)
-
-
-def _measure_dense(
-    info: ModelInfo,
-    outputs: Mapping[str, NDArray[np.float32]],
-    expected: Mapping[str, NDArray[np.float32]],
-    main: str,
-) -> list[_Row]:
-    """Anchors correspond one to one: no matching, and no NMS that turns small differences into other boxes."""
-    ours, theirs = outputs[main][0], expected[main][0]
-    split = 4 + len(info.names)
-    gap = ours[4:split] - theirs[4:split]
-    best = theirs[4:split].max(0)
-    # Objects of either side: an engine may find what is not there.
-    kept = np.argsort(-np.fmax(best, ours[4:split].max(0)), kind="stable")[:ROWS]
-    number = theirs[4:split, kept].argmax(0)
-    scores = _Row.of("scores", gap[:, kept][number, np.arange(len(kept))])
-    rows = [
-        scores._replace(difference=float(np.abs(gap).max())),
-        _Row.of("logits", _logits(ours[4 + number, kept]) - _logits(theirs[4 + number, kept])),
-    ]
-    confident = kept[best[kept] >= CONFIDENT]
-    rotated = info.task == "obb"
-    pair = []
-    for side, all_outputs in ((ours, outputs), (theirs, expected)):
-        boxes = np.ascontiguousarray(side[:4, confident].T)
-        boxes = np.concatenate((boxes, side[-1:, confident].T), 1) if rotated else xywh_to_xyxy(boxes)
-        extra = np.ascontiguousarray(side[split:, confident].T)
-        pair.append(_Objects(boxes, extra, _find_prototypes(info, all_outputs)))
-    return rows + _measure_pairs(info, *pair)
-
-
-def _find_prototypes(info: ModelInfo, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
-    return next((value[0] for value in outputs.values() if value.ndim == 4), None) if info.task == "segment" else None
-
-
-def _select_objects(
-    info: ModelInfo, outputs: Mapping[str, NDArray[np.float32]], transform: ImageTransform
-) -> tuple[RawDetections, NDArray[np.float32] | None]:
-    """The objects of a graph that selects them, and its mask prototypes."""
-    task = get_task(info.task)  # also registers the decoders
-    prototypes = _find_prototypes(info, outputs)
-    extra = {
-        "detect": 0,
-        "obb": 1,
-        "segment": 0 if prototypes is None else len(prototypes),
-        "pose": math.prod(info.kpt_shape or ()),
-    }
-    if info.task in extra:
-        layout = BoxLayout(extra=extra[info.task], rotated=info.task == "obb")
-        boxes_only = {name: value for name, value in outputs.items() if prototypes is None or value.ndim != 4}
-        return next(iter(decode_outputs(boxes_only, info, layout, _ALL))), prototypes
-    # A registered task: its own postprocessing says where the boxes are.
-    detections = task.postprocess(outputs, info, [transform], _ALL)[0]
-    assert isinstance(detections, Detections)
-    none = np.zeros((len(detections), 0), np.float32)
-    raw = RawDetections(boxes=detections.boxes, scores=detections.scores, classes=detections.classes, extra=none)
-    return raw, None
-
-
-def _measure_rows(
-    info: ModelInfo,
-    ours: tuple[RawDetections, NDArray[np.float32] | None],
-    theirs: tuple[RawDetections, NDArray[np.float32] | None],
-) -> list[_Row]:
-    """Rows in any order: confident objects against the nearest of their class on the other side, if it is mutual."""
-    one, two = theirs[0], ours[0]
-    floor = max(CONFIDENT, float(info.row_settings.get("conf", 0.0)))
-    iou = rotated_iou if one.boxes.shape[1] == 5 else box_iou
-    overlap = np.where(one.classes[:, None] == two.classes, iou(one.boxes, two.boxes), 0.0)
-    # A one-to-one head keeps rows of low score on top of each object: nearest in score too.
-    similarity = overlap * (1 - np.abs(one.scores[:, None] - two.scores))
-    pairs, matched = [], (set[int](), set[int]())
-    for index in range(len(one.scores)) if len(two.scores) else ():
-        match = int(similarity[index].argmax())
-        mutual = overlap[index, match] >= MATCHED and similarity[:, match].argmax() == index
-        if mutual and max(one.scores[index], two.scores[match]) >= CONFIDENT:
-            pairs.append((index, match))
-            matched[0].add(index)
-            matched[1].add(match)
-    # What lies close to the cut of the scores may be dropped on one side.
-    lost = sum(
-        index not in known
-        for known, side in zip(matched, (one, two), strict=True)
-        for index in np.flatnonzero(side.scores > floor + NEAR_CUT).tolist()
-    )
-    count = len(pairs) + lost
-    first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
-    scores = ours[0].scores[second], theirs[0].scores[first]
-    rows = [
-        _Row("objects", count, lost / max(count, 1), lost / max(count, 1)),
-        _Row.of("scores", scores[0] - scores[1]),
-        _Row.of("logits", _logits(scores[0]) - _logits(scores[1])),
-    ]
-    sides = (
-        _Objects(raw.boxes[picked], raw.extra[picked], prototypes)
-        for (raw, prototypes), picked in ((ours, second), (theirs, first))
-    )
-    return rows + _measure_pairs(info, *sides)
-
-
-def _measure_pairs(info: ModelInfo, ours: _Objects, theirs: _Objects) -> list[_Row]:
-    """Compare objects of the same row: boxes, and what the task adds to them."""
-    iou = rotated_iou if ours.boxes.shape[1] == 5 else box_iou
-    finite = np.asarray(np.isfinite(ours.boxes).all(axis=1, keepdims=True))
-    overlaps = iou(np.where(finite, ours.boxes, 0).astype(np.float32), theirs.boxes).diagonal()
-    gaps: dict[str, list[float]] = {"boxes": np.where(finite[:, 0], 1 - overlaps, np.nan).tolist()}
-    if info.task == "obb":
-        # A box turned by half a turn is the same box.
-        turned = np.abs(ours.boxes[:, 4] - theirs.boxes[:, 4]) % np.pi
-        gaps["angles"] = np.minimum(turned, np.pi - turned).tolist()
-    if info.task == "pose" and info.kpt_shape is not None:
-        points, visible = _compare_keypoints(info.kpt_shape, ours, theirs)
-        gaps |= {"keypoints": points, "visibilities": visible} if visible else {"keypoints": points}
-    if ours.prototypes is not None and theirs.prototypes is not None:
-        gaps["masks"] = _compare_masks(info.imgsz, ours, theirs)
-    return [_Row.of(name, values)._replace(shift=0.0) for name, values in gaps.items()]
-
-
-def _logits(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores before the sigmoid, clipped where FP16 has no digits left."""
-    clipped = np.clip(scores, 1e-3, 1 - 1e-2)
-    logits: NDArray[np.float32] = np.log(clipped / (1 - clipped))
-    return logits
-
-
-def _compare_keypoints(kpt_shape: tuple[int, int], ours: _Objects, theirs: _Objects) -> tuple[list[float], list[float]]:
-    """By object: the largest distance by the box's size, and the largest difference of a visibility."""
-    one, two = (side.extra.reshape(-1, *kpt_shape) for side in (ours, theirs))
-    sizes = np.sqrt(np.maximum(np.prod(theirs.boxes[:, 2:4] - theirs.boxes[:, :2], 1), 1))
-    distances = np.linalg.norm(one[..., :2] - two[..., :2], axis=2).max(1, initial=0) / sizes
-    visible = np.abs(one[..., 2:] - two[..., 2:]).reshape(len(one), -1).max(1, initial=0) if kpt_shape[1] > 2 else []
-    return distances.tolist(), list(map(float, visible))
-
-
-def _compare_masks(imgsz: tuple[int, int], ours: _Objects, theirs: _Objects) -> list[float]:
-    """By object: the mean difference of mask probabilities within the reference's box."""
-    assert ours.prototypes is not None
-    assert theirs.prototypes is not None
-    height, width = theirs.prototypes.shape[1:]
-    scale = np.array([width / imgsz[1], height / imgsz[0]] * 2, np.float32)
-    gaps = []
-    for index, box in enumerate(theirs.boxes * scale):
-        left, right = np.clip((math.floor(box[0]), math.ceil(box[2])), 0, width)
-        top, bottom = np.clip((math.floor(box[1]), math.ceil(box[3])), 0, height)
-        part = np.s_[:, min(top, height - 1) : max(bottom, 1), min(left, width - 1) : max(right, 1)]
-        masks = [
-            1 / (1 + np.exp(-np.clip(np.tensordot(side.extra[index], side.prototypes[part], 1), -60, 60)))
-            for side in (ours, theirs)
-            if side.prototypes is not None
-        ]
-        gaps.append(float(np.abs(masks[0] - masks[1]).mean()))
-    return gaps

@@ -261,7 +261,7 @@ def test_an_engine_of_another_maker(tmp_path, reference, monkeypatch):
 
 
 def test_a_foreign_engine_has_no_onnx_file_and_was_not_built_here(comparison, files):
-    from trtkit.comparison.verdict import verdict_sentences
+    from trtkit.comparison.tables import verdict_sentences
 
     rows = comparison.rows.with_columns(onnx_mb=None, engine_mb=2.0, engine=True).filter(precision="qat")
     rows = (

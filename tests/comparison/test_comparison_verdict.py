@@ -3,7 +3,7 @@
 import polars as pl
 from example_comparison import PYCOCOTOOLS, ULTRALYTICS, example_comparison
 
-from trtkit.comparison.verdict import verdict_sentences
+from trtkit.comparison.tables import verdict_sentences
 
 
 def text(**about):

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -313,6 +313,7 @@ def write_engine(
     passport: Passport | None,
     *,
     overwrite: bool = True,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write an engine file, whole or not at all.
 
@@ -322,6 +323,7 @@ def write_engine(
         metadata: Ultralytics' keys (`ModelInfo.to_metadata`), or a model's description.
         passport: The engine's provenance; None writes a file as Ultralytics does.
         overwrite: Replace the file if it exists.
+        check: Called with the file under a temporary name; if it raises, nothing is written.
 
     Returns:
         The file's path.
@@ -336,10 +338,13 @@ def write_engine(
             # Ultralytics' loader picks the core by this key.
             header["dla"] = str(passport.dla)
     text = json.dumps(header, ensure_ascii=False, default=str).encode()
-    with atomic_write(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(4, "little"))
-        file.write(text)
-        file.write(plan)
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(4, "little"))
+            file.write(text)
+            file.write(plan)
+        if check is not None:
+            check(temporary)
     return Path(path)
 
 

@@ -41,6 +41,9 @@ class OrtRunner(Runner):
         names: Class names, where the metadata does not list them.
         threads: Intra-op threads; None takes every core this process may use.
 
+    Attributes:
+        graph_hash: SHA-256 of the graph itself; `hash` is that of the model which it was exported from, where it says.
+
     Raises:
         OnnxError: The file is missing, is not an ONNX graph, or names no task and none was given.
         EngineError: ONNX Runtime rejects the graph.
@@ -70,6 +73,7 @@ class OrtRunner(Runner):
         self.info = model.info
         self.imgsz = model.imgsz
         self.hash = str(notes.get("model_hash") or model.hash)
+        self.graph_hash = model.hash
         self.precision = str(notes.get("precision") or detect_precision(proto))
         self.session, version = _create_session(proto, path, threads=threads)
         self.name = f"ONNX Runtime {version} CPU"

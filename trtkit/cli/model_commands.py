@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
 from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
-from trtkit.errors import DataError, OutputExistsError, RecipeError
+from trtkit.errors import DataError, EngineError, OutputExistsError, RecipeError
 from trtkit.files import write_bytes
 from trtkit.progress import Reporter
 from trtkit.recipe import format_label
@@ -36,6 +36,7 @@ __all__ = [
     "add_search",
     "add_sensitivity",
     "add_sweep",
+    "add_verify",
     "print_comparison",
 ]
 
@@ -254,6 +255,32 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
         print_table(table)
         if values.output:
             print_text(timing.save(values.output))
+
+    return run
+
+
+def add_verify(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit verify`."""
+    from trtkit.verification import verify
+
+    add_options(parser, verify, positional=("artifact", "data"))
+    _add_output(parser, None, "folder of the result")
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+        result = call_with_options(verify, values)
+        print_table(make_frame_table(result.summary()))
+        print_text()
+        print_text(result)
+        if values.output is not None:
+            print_text(result.save(values.output))
+        if result.verdict == "differs":
+            raise EngineError(
+                f"verify {values.artifact}",
+                f"it differs from its graph in ONNX Runtime: {result.describe_differences()}",
+                "build it at another opt_level or precision",
+                code="engine-differs",
+                path=values.artifact,
+            )
 
     return run
 

@@ -120,6 +120,7 @@ OPTIONS: Mapping[str, Option] = {
     "against": _split("split to compare the calibration images with"),
     "algorithm": Option("calibration algorithm", choices=lambda: ALGORITHMS),
     "algorithms": Option("calibration algorithms to compare [default: all]", choices=lambda: ALGORITHMS, many=True),
+    "artifact": Option("an .engine file", "ENGINE"),
     "backend": Option("backend [default: the best one on this machine]", choices=list_backends),
     "batch": _count("images per run"),
     "build": _switch("build engines [default: if a backend can build on this machine]"),
@@ -154,6 +155,7 @@ OPTIONS: Mapping[str, Option] = {
         type=int,
         choices=lambda: range(6),
     ),
+    "onnx": Option("the graph it was built from [default: the .onnx file of the same name beside it]", "FILE"),
     "output": Option("folder of the result", "FOLDER"),
     "overwrite": _switch("replace an existing output"),
     "percentile": _number("share of values that percentile does not clip, percent [default: 99.999]"),
@@ -173,6 +175,7 @@ OPTIONS: Mapping[str, Option] = {
     "task": Option("task of the labels", choices=lambda: dict.fromkeys((*TASKS, *REGISTERED_TASKS))),
     "threads": _count("images processed in parallel [default: one per core]"),
     "trials": _count("maximum number of trials"),
+    "verify": _switch("compare the engine with ONNX Runtime before it is written, where it runs here"),
     "warmup": _count("warm-up runs per file and batch"),
     "workspace": _number("memory limit of the builder, GiB [default: TensorRT's own]"),
     "worst": _count("number of worst layers to measure the metric for"),
@@ -233,6 +236,8 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("sensitivity", "data"): dataclasses.replace(IMAGES, help=f"{IMAGES.help}, with --worst 0"),
     ("sensitivity", "split"): _split("split of the probe images"),
     ("sweep", "calibration_images"): Option("numbers of calibration images to compare", "N[,N...]", parse_counts),
+    ("verify", "data"): dataclasses.replace(IMAGES, help=f"{IMAGES.help} [default: the embedded set]"),
+    ("verify", "eval_images"): _count("maximum number of images"),
 }
 """Options by verb and argument name, where the text or the type depends on the verb."""
 

@@ -1,4 +1,4 @@
-"""Commands on engine files and this machine: engine, doctor, demo and lab."""
+"""Commands on engine files and this machine: engine, doctor, selftest, demo and lab."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ import importlib.util
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trtkit.cli import Command
 from trtkit.cli.model_commands import print_comparison
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
 from trtkit.cli.output import ProgressBars, make_table, print_table, print_text
-from trtkit.errors import CapabilityError, EngineError, RecipeError
+from trtkit.errors import CancelledError, CapabilityError, EngineError, RecipeError, TrtkitError
+from trtkit.progress import Reporter
 
-__all__ = ["add_demo", "add_doctor", "add_engine", "add_lab"]
+__all__ = ["add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
+
+SELFTEST_SIZES = {"detect": 320, "classify": 64}
+"""Image sides of the self-test's engines, pixels, by task of the embedded model."""
+
+SELFTEST_BATCH, SELFTEST_SECONDS = 4, 2.0
+"""The self-test's largest batch, and the time that each is measured, s."""
 
 
 def add_engine(parser: argparse.ArgumentParser) -> Command:
@@ -179,6 +189,170 @@ def _run_doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
                 f" for {', '.join(here.cross_build_targets)}" if word == "builds" and here.cross_build_targets else ""
             )
             print_text(f"  {word:<6}  {backend.models}{targets}")
+
+
+def add_selftest(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit selftest`."""
+    parser.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
+    parser.add_argument(
+        "--opt-level", type=int, default=0, choices=range(6), help="TensorRT's optimization level [default: 0]"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("trtkit-selftest.json"),
+        metavar="FILE",
+        help="the file to send back [default: trtkit-selftest.json]",
+    )
+    return _run_selftest
+
+
+def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Build, verify and time the embedded models by every backend; write what was found, and print it.
+
+    Raises:
+        CapabilityError: No engine could be built and run.
+        EngineError: An engine failed or differs from its graph.
+    """
+    from trtkit.backends import get_backend, list_backends, probe
+    from trtkit.files import write_json
+    from trtkit.results import describe_machine, package_versions
+
+    report: dict[str, Any] = {
+        "format_version": 1,
+        "machine": describe_machine(),
+        "versions": package_versions(),
+        "opt_level": values.opt_level,
+        "backends": {},
+        "engines": [],
+    }
+    with ProgressBars() as bars:
+        reporter = Reporter(bars, cancel)
+        for name in list_backends():
+            if get_backend(name).build is None:
+                continue
+            reasons = _why_not(name, values.device)
+            report["backends"][name] = {**dataclasses.asdict(probe(name)), **reasons}
+            if reasons["builds"] is None:
+                report["engines"] += _test_engines(name, values, reasons["runs"], reporter)
+    write_json(values.output, report)
+    table = make_table("backend", "model", "precision", "build s", "against ONNX Runtime", "p50 ms")
+    for row in report["engines"]:
+        result = row["error"]["message"] if row["error"] else row["verdict"] or f"not run: {row['not_run']}"
+        times = ", ".join(f"{time['p50_ms']:.2f} (batch {time['batch']})" for time in row["times"])
+        table.add_row(row["backend"], row["task"], row["precision"], f"{row['build_seconds']:.0f}", result, times)
+    print_table(table)
+    for name, facts in report["backends"].items():
+        for word in ("builds", "runs"):
+            if facts[word] is not None:
+                print_text(f"{get_backend(name).title} {word} no engine here: {facts[word]}")
+    print_text(f"{values.output}  please attach it to an issue, whatever it says")
+    bad = [row for row in report["engines"] if row["error"] or row["verdict"] == "differs"]
+    if bad:
+        raise EngineError(
+            "test this machine",
+            f"{len(bad)} of {len(report['engines'])} engines failed or differ from ONNX Runtime",
+            f"report it with {values.output}",
+            code="selftest-failed",
+            engines=[f"{row['backend']} {row['task']} {row['precision']}" for row in bad],
+        )
+    if not any(row["verdict"] for row in report["engines"]):
+        raise CapabilityError(
+            "test this machine",
+            "no engine could be built and run",
+            "run it on a machine with an NVIDIA GPU and TensorRT",
+            code="selftest-nothing-ran",
+        )
+
+
+def _why_not(name: str, device: str | int | None) -> dict[str, str | None]:
+    """Why a backend builds and runs no engine here; None where it does."""
+    from trtkit.backends import require_build, require_run
+
+    reasons: dict[str, str | None] = {}
+    for word, require in (("builds", require_build), ("runs", require_run)):
+        try:
+            require(name, device=_target(name, device) if word == "builds" else device)
+            reasons[word] = None
+        except CapabilityError as error:
+            reasons[word] = f"{error.found}; {error.do}"
+    return reasons
+
+
+def _target(name: str, device: str | int | None) -> str | int | None:
+    """The device to build for: without a GPU the demo's, where the backend builds for a GPU elsewhere."""
+    from trtkit import demo
+    from trtkit.backends import probe
+
+    here = probe(name)
+    return demo.DEVICE if device is None and not here.gpus and demo.DEVICE in here.cross_build_targets else device
+
+
+def _test_engines(
+    name: str, values: argparse.Namespace, not_run: str | None, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """One row per engine, of every embedded model and precision."""
+    from trtkit import demo
+
+    for task in demo.EMBEDDED_TASKS:
+        for precision in ("fp32", "fp16", "int8"):
+            row: dict[str, Any] = {
+                "backend": name,
+                "task": task,
+                "precision": precision,
+                "build_seconds": 0.0,
+                "not_run": not_run,
+                "verdict": None,
+                "differences": [],
+                "times": [],
+                "error": None,
+            }
+            try:
+                _test_engine(row, values, reporter)
+            except CancelledError:
+                raise
+            except TrtkitError as error:
+                row["error"] = {"code": error.code, "message": str(error)}
+            except Exception as error:  # noqa: BLE001 - whatever a new TensorRT raises is what the file is for
+                row["error"] = {"code": None, "message": f"{type(error).__name__}: {error}"}
+            yield row
+
+
+def _test_engine(row: dict[str, Any], values: argparse.Namespace, reporter: Reporter) -> None:
+    """Build one engine, compare it with its graph and time it; fills the row."""
+    from trtkit import backends, demo
+    from trtkit.evaluation.latency import benchmark
+    from trtkit.exporter import export_with_graph
+    from trtkit.recipe import Recipe
+    from trtkit.verification import compare_runners
+
+    task, precision = row["task"], row["precision"]
+    with tempfile.TemporaryDirectory(prefix="trtkit-selftest-") as folder:
+        recipe = Recipe(
+            model=str(demo.model_path(task)),
+            imgsz=SELFTEST_SIZES[task],
+            half=precision == "fp16",
+            int8=precision == "int8",
+            data=str(demo.data_path(task)) if precision == "int8" else None,
+            fraction=0.25,
+            dynamic=True,
+            batch=SELFTEST_BATCH,
+            backend=row["backend"],
+            device=_target(row["backend"], values.device),
+            opt_level=values.opt_level,
+            output=str(Path(folder, "selftest.engine")),
+        )
+        artifact, graph = export_with_graph(
+            demo.model_path(task), recipe, verify=False, progress=reporter.progress, cancel=reporter.cancel
+        )
+        row["build_seconds"] = artifact.build_seconds
+        if row["not_run"] is not None:
+            return
+        with backends.open(artifact, device=values.device) as engine, backends.open(graph) as reference:
+            verification = compare_runners(engine, reference, demo.data_path(task))
+            row["verdict"], row["differences"] = verification.verdict, verification.summary().to_dicts()
+            timing = benchmark({"engine": engine}, batch=(1, SELFTEST_BATCH), seconds=SELFTEST_SECONDS)
+            row["times"] = timing.frame().select("batch", "clock", "runs", "p50_ms", "p99_ms").to_dicts()
 
 
 def add_demo(parser: argparse.ArgumentParser) -> Command:

@@ -89,7 +89,7 @@ class Comparison(Result):
 
     def verdict(self) -> tuple[str, ...]:
         """The conclusions in sentences, the most important first."""
-        from trtkit.comparison.verdict import verdict_sentences
+        from trtkit.comparison.tables import verdict_sentences
 
         return verdict_sentences(self.rows, self.about)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.comparison.verdict import NEGLIGIBLE_DELTA
+from trtkit.comparison.tables import NEGLIGIBLE_DELTA
 from trtkit.evaluation.significance import RESAMPLES
 from trtkit.files import write_bytes
 from trtkit.html import asset, render

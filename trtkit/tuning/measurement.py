@@ -253,6 +253,7 @@ class EngineCost:
             backend=self.backend,
             calibration=calibration,
             keep=tuple(keep) if calibration is not None else (),
+            verify=False,
             output=self.folder / "trial.engine",
             overwrite=True,
             progress=self.reporter.progress,
