@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny_graphs
-from planted_faults import FAULTS, add_rounding
+from planted_faults import FAULTS, STRONG_FAULTS, add_rounding
 from raising import raises
 
 import trtkit as tk
@@ -56,7 +56,7 @@ def verify_graph(built, graph, images, *, batch=4, eval_images=6):
 def test_a_planted_fault_differs(images, precision, fault):
     graph = tiny_graphs.detector(precision, dynamic=True)
     built = copy(graph)
-    FAULTS[fault](built)
+    (STRONG_FAULTS if precision == "int8" else FAULTS)[fault](built)
     result = verify_graph(built, graph, images)
     assert result.verdict == "differs"
     # Right at batch 1, and in the first place of every batch.

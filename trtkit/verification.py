@@ -64,7 +64,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "angles": Limit(0.1, 0.03),
     },
     "int8": {
-        "scores": Limit(0.12, 0.05),
+        "scores": Limit(0.5, 0.2),
         "logits": Limit(3.0, 0.8),
         "probabilities": Limit(0.12, 0.05),
         "boxes": Limit(0.3, 0.1),
@@ -74,9 +74,10 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "angles": Limit(0.2, 0.08),
     },
 }
-"""By precision and output. Provisional: scores are what `tests/gpu` holds engines of TensorRT 8.6 on H100 and H200 to
-(TF32, FP16, and INT8 that rounds at other places than ONNX Runtime), the rest is above what rounding on a CPU moves
-(`tests/test_verification.py`); `benchmarks/verification.py` measures healthy engines on a GPU."""
+"""By precision and output. Provisional, from above the largest differences of 60 graphs of ten models whose weights and
+scales were moved by half a step of FP16 on a processor (`benchmarks/verification.py run --simulate`) and, in FP32 and
+FP16, of `tests/gpu` on an H100 and H200 with TensorRT 8.6 (scores: TF32 0.02, FP16 0.03). INT8 rounds at other places
+than ONNX Runtime, layer after layer: a fault that changes less than this rounding can't be told from it."""
 
 LOST_OBJECTS = 0.05
 """Largest share of a batch's confident objects without a counterpart: NMS and top-k cut between nearly equal scores."""

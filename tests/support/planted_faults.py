@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["FAULTS", "add_rounding", "find_convolutions", "plant_batch_leak", "plant_bias", "plant_tanh"]
+__all__ = [
+    "FAULTS",
+    "STRONG_FAULTS",
+    "add_rounding",
+    "find_convolutions",
+    "plant_batch_leak",
+    "plant_bias",
+    "plant_tanh",
+]
 
 
 def find_convolutions(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -30,30 +39,36 @@ def plant_bias(proto: onnx.ModelProto, place: float = 0.4, strength: float = 2.0
     return node.name
 
 
-def plant_tanh(proto: onnx.ModelProto, place: float = 0.4) -> str:
-    """Turn the SiLU at `place` into 0.5 x (1 + tanh(x)): its tanh form with the 1/2 inside the tanh lost."""
+def plant_tanh(proto: onnx.ModelProto, place: float | None = 0.4) -> str:
+    """Turn the SiLU at `place`, or with None every one, into 0.5 x (1 + tanh(x)): its tanh form without the 1/2 inside.
+
+    Returns the name of the first.
+    """
     products = {frozenset(node.input) for node in proto.graph.node if node.op_type == "Mul"}
     gates = [
         node
         for node in proto.graph.node
         if node.op_type == "Sigmoid" and any(node.output[0] in inputs for inputs in products)
     ]
-    gate = gates[min(int(place * len(gates)), len(gates) - 1)]
-    index = list(proto.graph.node).index(gate)
-    source, target, name = gate.input[0], gate.output[0], gate.name
+    if place is not None:
+        gates = [gates[min(int(place * len(gates)), len(gates) - 1)]]
     kind = _float_type(proto)
     for constant, value in (("planted_one", 1.0), ("planted_half", 0.5)):
         proto.graph.initializer.append(helper.make_tensor(constant, kind, [], [value]))
-    proto.graph.node.remove(gate)
-    for offset, node in enumerate(
-        (
-            helper.make_node("Tanh", [source], ["planted_tanh"], name=f"{name}_tanh"),
-            helper.make_node("Add", ["planted_tanh", "planted_one"], ["planted_sum"], name=f"{name}_sum"),
-            helper.make_node("Mul", ["planted_sum", "planted_half"], [target], name=name),
-        )
-    ):
-        proto.graph.node.insert(index + offset, node)
-    return name
+    for number, gate in enumerate(gates):
+        index = list(proto.graph.node).index(gate)
+        source, target, name = gate.input[0], gate.output[0], gate.name
+        first, second = f"planted_tanh_{number}", f"planted_sum_{number}"
+        proto.graph.node.remove(gate)
+        for offset, node in enumerate(
+            (
+                helper.make_node("Tanh", [source], [first], name=f"{name}_tanh"),
+                helper.make_node("Add", [first, "planted_one"], [second], name=f"{name}_sum"),
+                helper.make_node("Mul", [second, "planted_half"], [target], name=name),
+            )
+        ):
+            proto.graph.node.insert(index + offset, node)
+    return gates[0].name
 
 
 def plant_batch_leak(proto: onnx.ModelProto, place: float = 0.4, share: float = 0.3) -> str:
@@ -86,7 +101,15 @@ FAULTS: dict[str, Callable[[onnx.ModelProto], str]] = {
     "batch": plant_batch_leak,
     "tanh": plant_tanh,
 }
-"""The three kinds of miscompiles, by name."""
+"""The three kinds of miscompiles, by name: mild ones, in one layer."""
+
+STRONG_FAULTS: dict[str, Callable[[onnx.ModelProto], str]] = {
+    "bias": functools.partial(plant_bias, strength=20.0),
+    "batch": functools.partial(plant_batch_leak, share=1.0),
+    "tanh": functools.partial(plant_tanh, place=None),
+}
+"""The same kinds where a layer's output is wrong, not only less exact: every image gets the first one's features, every
+SiLU is wrong."""
 
 
 def add_rounding(proto: onnx.ModelProto, seed: int = 0, step: float = 2**-11) -> None:
