@@ -135,6 +135,9 @@ def hostile_figures():
         "engine strips": engine.engine_diff_figure(
             pairs.with_columns(delta_ms=pl.lit(None, pl.Float64)), (NAMES[0], NAMES[4])
         ),
+        "verification": engine.verification_figure(
+            pl.DataFrame({"path": NAMES, "output": NAMES}).with_columns(batch=1, difference=0.1, limit=0.2)
+        ),
     }  # fmt: skip
 
 

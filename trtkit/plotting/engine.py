@@ -291,7 +291,7 @@ def verification_figure(images: pl.DataFrame) -> go.Figure:
     for (output,), part in images.group_by("output", maintain_order=True):
         shares = part["difference"] / part["limit"]
         text = escape_texts([f"{path}, batch {batch}" for path, batch in part.select("path", "batch").iter_rows()])
-        figure.add_scatter(y=shares, text=text, mode="markers", name=str(output))
+        figure.add_scatter(y=shares, text=text, mode="markers", name=escape_text(output))
     figure.add_hline(y=1, line_dash="dash", annotation_text="limit")
     figure.update_layout(template=template(), xaxis_title="image and batch", yaxis_title="difference / limit")
     return figure
