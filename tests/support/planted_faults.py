@@ -104,8 +104,8 @@ FAULTS: dict[str, Callable[[onnx.ModelProto], str]] = {
 """The three kinds of miscompiles, by name: mild ones, in one layer."""
 
 STRONG_FAULTS: dict[str, Callable[[onnx.ModelProto], str]] = {
-    "bias": functools.partial(plant_bias, strength=20.0),
-    "batch": functools.partial(plant_batch_leak, share=1.0),
+    "bias": functools.partial(plant_bias, place=0.0, strength=20.0),
+    "batch": functools.partial(plant_batch_leak, place=0.0, share=1.0),
     "tanh": functools.partial(plant_tanh, place=None),
 }
 """The same kinds where a layer's output is wrong, not only less exact: every image gets the first one's features, every
