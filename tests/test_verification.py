@@ -443,3 +443,36 @@ def test_selftest_says_what_this_machine_cannot_do(tiny_demo, capsys):
     assert report["engines"] == []
     assert report["backends"]["tensorrt"]["builds"]
     assert "TensorRT builds no engine here" in capsys.readouterr().out
+
+
+# Which layers differ
+
+
+@pytest.mark.parametrize(("precision", "settings"), [("fp32", {}), ("fp16", {"half": True})])
+def test_a_second_build_names_the_layer(builder, images, tmp_path, precision, settings):
+    builder.fault = FAULTS["batch"]
+    artifact = export_tiny(tmp_path, images, verify=False, **settings)
+    graph = tmp_path / f"{precision}.onnx"
+    tk.export(tmp_path / "tiny.onnx", format="onnx", batch=4, output=graph, **settings)
+    result = tk.verify(artifact, images, onnx=graph, layers=True)
+    assert result.verdict == "differs"
+    # The fault is in the first convolution; what `head` reads is computed by the SiLU after it.
+    assert result.layers.filter("begins")["layer"].to_list() == ["silu"]
+    assert set(result.layers.filter("differs")["tensor"]) == {"silu_out", "output0"}
+    assert "begins in silu" in result.describe_differences()
+    assert tk.Verification.load(result.save(tmp_path / "saved")).layers.equals(result.layers)
+    assert repr(result) == repr(tk.Verification.load(tmp_path / "saved"))
+
+
+def test_a_fault_that_other_outputs_end(builder, images, tmp_path):
+    def fuse(graph):
+        if len(graph.graph.output) == 1:
+            FAULTS["bias"](graph)
+
+    builder.fault = fuse
+    artifact = export_tiny(tmp_path, images, verify=False)
+    result = tk.verify(artifact, images, layers=True)
+    assert (result.verdict, result.layers["differs"].any()) == ("differs", False)
+    assert "no layer differs" in result.describe_differences()
+    with OrtRunner(tmp_path / "tiny.onnx") as reference, raises(EngineError, "verify-layers-unknown-build"):
+        tk.verify(artifact, images, onnx=reference, layers=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,6 +18,7 @@ from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError
 from trtkit.evaluation.output_differences import OUTPUTS, measure_differences
+from trtkit.files import hash_parts
 from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from trtkit.data import DataSource
+    from trtkit.data import Dataset, DataSource, ImageTransform
+    from trtkit.graph.analysis import GraphIndex
 
 __all__ = ["EXPORT_IMAGES", "LIMITS", "Limit", "Verification", "compare_runners", "verify"]
 
@@ -79,6 +82,9 @@ scales were moved by half a step of FP16 on a processor (`benchmarks/verificatio
 FP16, of `tests/gpu` on an H100 and H200 with TensorRT 8.6 (scores: TF32 0.02, FP16 0.03). INT8 rounds at other places
 than ONNX Runtime, layer after layer: a fault that changes less than this rounding can't be told from it."""
 
+LAYER_LIMITS = {"fp32": 0.02, "fp16": 0.02, "int8": 0.3}
+"""Largest relative difference of a tensor between layers, by precision: rounding adds up to less (provisional)."""
+
 LOST_OBJECTS = 0.05
 """Largest share of a batch's confident objects without a counterpart: NMS and top-k cut between nearly equal scores."""
 
@@ -99,6 +105,9 @@ class Verification(Result):
             objects (how many were compared), difference (the largest), mean (over the objects), shift (the mean with
             signs, of scores, logits and probabilities), limit, mean_limit, differs.
         provenance: The engine, the reference and the images.
+        layers: With `verify(layers=True)` and a difference, one row per tensor between layers, of the image that
+            differs most: layer (the ONNX node that computes it), tensor, difference (norm of the difference over that
+            of the reference), differs, begins (it differs, and what it is computed from does not). Else None.
     """
 
     kind: ClassVar[str] = "verification"
@@ -107,6 +116,7 @@ class Verification(Result):
     precision: str
     images: pl.DataFrame
     provenance: Provenance
+    layers: pl.DataFrame | None = None
 
     def frame(self) -> pl.DataFrame:
         """One row per image, batch and output."""
@@ -119,8 +129,8 @@ class Verification(Result):
         return verification_figure(self.images)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """The frame, by name."""
-        return {"images": self.images}
+        """The frame and the layers, by name."""
+        return {"images": self.images} | ({"layers": self.layers} if self.layers is not None else {})
 
     def facts(self) -> Mapping[str, Any]:
         """Verdict and precision."""
@@ -131,7 +141,7 @@ class Verification(Result):
         cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance
     ) -> Verification:
         """The inverse of `tables` and `facts`."""
-        return cls(images=tables["images"], provenance=provenance, **facts)
+        return cls(images=tables["images"], layers=tables.get("layers"), provenance=provenance, **facts)
 
     def summary(self) -> pl.DataFrame:
         """One row per output and batch: the largest differences, their limits, and the images beyond them."""
@@ -169,7 +179,13 @@ class Verification(Result):
         outputs = ", ".join(name for name in OUTPUTS if name in bad["output"])
         count = f"{len(names)} of {self.images['path'].n_unique()} images"
         batches = ", ".join(map(str, bad["batch"].unique().sort()))
-        return f"{outputs} beyond the limits on {count} ({', '.join(names[:3])}{more}) at batch {batches}"
+        text = f"{outputs} beyond the limits on {count} ({', '.join(names[:3])}{more}) at batch {batches}"
+        if self.layers is None:
+            return text
+        begins = self.layers.filter("begins")["layer"].to_list()
+        if not begins:
+            return f"{text}; with further outputs, no layer differs"
+        return f"{text}; it begins in {', '.join(begins[:3])}{f' and {len(begins) - 3} more' if begins[3:] else ''}"
 
 
 def verify(
@@ -178,6 +194,7 @@ def verify(
     *,
     onnx: str | Path | Runner | onnx.ModelProto | None = None,
     eval_images: int = EVAL_IMAGES,
+    layers: bool = False,
     device: str | int | None = None,
 ) -> Verification:
     """Compare an engine with ONNX Runtime on images, at the smallest, optimal and largest batch of its profile.
@@ -190,6 +207,8 @@ def verify(
         data: Images, as `evaluate` or `calibrate` take them; None takes the embedded set.
         onnx: The graph that the engine was built from; None takes the `.onnx` file of the same name beside the engine.
         eval_images: Maximum number of images.
+        layers: Build an engine that differs once more, with the results of its layers as outputs, to name the layers
+            where the difference begins. Other outputs let TensorRT fuse layers in another way, which may end it.
         device: Of the engine.
 
     Returns:
@@ -199,6 +218,7 @@ def verify(
         EngineError: There is no ONNX file, it holds another model or precision, or the run failed.
         CapabilityError: The engine does not run on this machine.
         DataError: The images can't be read.
+        BuildError: The second build of `layers` failed.
     """
     with contextlib.ExitStack() as stack:
         engine = artifact if isinstance(artifact, Runner) else None
@@ -209,7 +229,17 @@ def verify(
             graph = onnx if onnx is not None else _find_onnx(engine.path)
         reference = graph if isinstance(graph, Runner) else stack.enter_context(backends.open(graph))
         _check_pair(engine, reference)
-        return compare_runners(engine, reference, data, eval_images)
+        result = compare_runners(engine, reference, data, eval_images)
+        if not layers or result.verdict != "differs":
+            return result
+        if isinstance(graph, Runner) or engine.passport is None:
+            raise EngineError(
+                f"name the layers of {engine.path or engine.name} that differ",
+                "an open graph, or an engine that trtkit did not build, can't be built again",
+                "pass the ONNX file or graph as onnx=, and an engine of export",
+                code="verify-layers-unknown-build",
+            )
+        return dataclasses.replace(result, layers=_compare_layers(engine, graph, result, data, eval_images))
 
 
 def _find_onnx(path: Path | None) -> Path:
@@ -245,6 +275,7 @@ def _check_pair(engine: Runner, reference: Runner) -> None:
         ("class names", dict(engine.info.names), dict(reference.info.names)),
         ("output format", engine.info.output_format.name, reference.info.output_format.name),
         ("input size", engine.imgsz, engine.imgsz if reference.dynamic else reference.imgsz),
+        ("calibration", *_both(passport.calibration_hash if passport else None, reference)),
         ("model hash", engine.hash if passport else known[0], engine.hash if engine.hash in known else known[0]),
     ):
         if one != other:
@@ -255,6 +286,12 @@ def _check_pair(engine: Runner, reference: Runner) -> None:
                 code="verify-other-onnx",
                 name=name,
             )
+
+
+def _both(calibration_hash: str | None, reference: Runner) -> tuple[str | None, str | None]:
+    """The hashes of both calibrations, or twice the same where one is unknown."""
+    other: str | None = getattr(reference, "calibration_hash", None)
+    return (calibration_hash, other) if calibration_hash and other else (None, None)
 
 
 def compare_runners(
@@ -274,27 +311,14 @@ def compare_runners(
     """
     import polars as pl
 
-    from trtkit import demo
-    from trtkit.data import read_image
-
-    task = engine.info.task
-    source = data if data is not None else demo.data_path("classify" if task == "classify" else "detect")
-    # Images of the embedded set serve tasks that have none: labels are not read.
-    opened = task if data is not None or task == "classify" else "detect"
-    dataset = open_dataset(source, task=opened, channels=engine.info.channels, needs_labels=False)
-    split = "val" if dataset.labeled else dataset.default_split
-    paths = sample_images(dataset.images(split), count=eval_images)
-    resized = [
-        resize_to_input(read_image(path, engine.info.channels), engine.imgsz, engine.info.preprocess) for path in paths
-    ]
-    feeds = to_input([image for image, _ in resized], engine.info.preprocess)
+    source, dataset, paths, feeds, transforms = _read_feeds(engine, data, eval_images)
     expected = [outputs for _, _, outputs in _run(reference, feeds, reference.batch or 1)][: len(paths)]
     rows: list[tuple[Any, ...]] = []
     for batch in engine.profile_batches:
         for index, slot, outputs in _run(engine, feeds, batch):
             place = (batch, str(paths[index]), slot)
             rows += (
-                (*place, *row) for row in measure_differences(engine.info, outputs, expected[index], resized[index][1])
+                (*place, *row) for row in measure_differences(engine.info, outputs, expected[index], transforms[index])
             )
     frame = _add_limits(pl.DataFrame(rows, schema=_COLUMNS, orient="row"), engine.precision)
     evidence = bool((frame.filter(~pl.col("output").is_in(["scores", "logits"]))["objects"] > 0).any())
@@ -309,6 +333,25 @@ def compare_runners(
             settings={"reference": reference.name, "eval_images": eval_images, "data": str(source)},
         ),
     )
+
+
+def _read_feeds(
+    engine: Runner, data: DataSource | None, eval_images: int
+) -> tuple[Any, Dataset, tuple[Path, ...], NDArray[np.float32], list[ImageTransform]]:
+    """Where the images are from, their data set, paths and inputs, and where each lies in its input."""
+    from trtkit import demo
+    from trtkit.data import read_image
+
+    info = engine.info
+    source = data if data is not None else demo.data_path("classify" if info.task == "classify" else "detect")
+    # Images of the embedded set serve tasks that have none: labels are not read.
+    opened = info.task if data is not None or info.task == "classify" else "detect"
+    dataset = open_dataset(source, task=opened, channels=info.channels, needs_labels=False)
+    split = "val" if dataset.labeled else dataset.default_split
+    paths = sample_images(dataset.images(split), count=eval_images)
+    resized = [resize_to_input(read_image(path, info.channels), engine.imgsz, info.preprocess) for path in paths]
+    feeds = to_input([image for image, _ in resized], info.preprocess)
+    return source, dataset, paths, feeds, [transform for _, transform in resized]
 
 
 def _add_limits(frame: pl.DataFrame, precision: str) -> pl.DataFrame:
@@ -343,3 +386,96 @@ def _run(
         outputs = runner.infer(feeds[indices])
         for slot, index in enumerate(indices):
             yield index, slot, {name: value[slot : slot + 1] for name, value in outputs.items()}
+
+
+# Which layers differ
+
+
+def _compare_layers(
+    engine: Runner, graph: Any, result: Verification, data: DataSource | None, eval_images: int
+) -> pl.DataFrame:
+    """`Verification.layers`, by a second build with marked outputs, on the image and batch that differ most."""
+    import polars as pl
+
+    from trtkit.graph.analysis import GraphIndex
+    from trtkit.graph.pad_channels import pad_channels
+    from trtkit.models import load
+
+    proto = load(graph).proto if isinstance(graph, (str, Path)) else graph
+    assert engine.passport is not None
+    assert proto is not None
+    index = GraphIndex(proto)
+    marked = _find_tensors(index)
+    with_outputs = _mark_outputs(proto, marked)
+    passport = engine.passport
+    settings = backends.BuildSettings(
+        precision=engine.precision,
+        batch=engine.profile_batches[-1],
+        imgsz=engine.imgsz,
+        dynamic=engine.dynamic,
+        device=passport.recipe.get("device"),
+        opt_level=passport.recipe.get("opt_level"),
+    )
+    padded = engine.precision == "int8" and passport.backend == "tensorrt"
+    built = backends.build(pad_channels(with_outputs) if padded else with_outputs, settings, backend=passport.backend)
+    worst = (
+        result.images.filter("differs").sort(pl.col("difference") / pl.col("limit"), descending=True).row(0, named=True)
+    )
+    _, _, paths, feeds, _ = _read_feeds(engine, data, eval_images)
+    image, batch, slot = list(map(str, paths)).index(worst["path"]), worst["batch"], worst["slot"]
+    feed = feeds[[(image - slot + place) % len(feeds) for place in range(batch)]]
+    with tempfile.TemporaryDirectory(prefix="trtkit-layers-") as folder:
+        metadata = engine.info.to_metadata(batch=settings.batch, imgsz=engine.imgsz, dynamic=engine.dynamic)
+        file = backends.write_engine(
+            Path(folder) / "layers.engine",
+            built.plan,
+            metadata,
+            dataclasses.replace(passport, plan_hash=hash_parts(built.plan), plan_size=len(built.plan), layers=()),
+        )
+        with backends.open(file, device=settings.device) as second, backends.open(with_outputs) as reference:
+            ours, theirs = second.infer(feed), reference.infer(feeds[image : image + 1])
+    gaps: dict[str, float] = {}
+    for name in marked:
+        if name in ours and len(ours[name]) == batch and len(theirs[name]) == 1:
+            one, two = ours[name][slot].astype(np.float64), theirs[name][0].astype(np.float64)
+            gaps[name] = float(np.linalg.norm(one - two)) / max(float(np.linalg.norm(two)), 1e-12)
+    differs = {name for name, gap in gaps.items() if not gap <= LAYER_LIMITS[engine.precision]}
+    rows = []
+    for name, gap in gaps.items():
+        node = index.producer[name]
+        before = index.upstream(node, lambda at: any(output in gaps for output in at.output))
+        inherited = any(output in differs for at in before for output in at.output)
+        rows.append((node.name, name, gap, name in differs, name in differs and not inherited))
+    return pl.DataFrame(rows, schema=("layer", "tensor", "difference", "differs", "begins"), orient="row")
+
+
+def _find_tensors(index: GraphIndex) -> list[str]:
+    """What layers with weights read, before it is quantized, and the graph's outputs: there TensorRT's fusions end."""
+    found: dict[str, None] = {}
+    for node in index.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        name = next(iter(index.data_inputs(node)), "")
+        while name in index.producer and index.producer[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
+            name = index.producer[name].input[0]
+        if name in index.producer:
+            found[name] = None
+    return [*found, *(value.name for value in index.graph.output if value.name not in found)]
+
+
+def _mark_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy of the graph with tensors as further outputs, of the types that they have."""
+    from onnx import TensorProto, helper, shape_inference
+
+    marked = type(proto)()
+    marked.CopyFrom(proto)
+    types = {
+        value.name: value.type.tensor_type.elem_type for value in shape_inference.infer_shapes(proto).graph.value_info
+    }
+    present = {value.name for value in proto.graph.output}
+    marked.graph.output.extend(
+        helper.make_tensor_value_info(name, types.get(name) or TensorProto.FLOAT, None)
+        for name in names
+        if name not in present
+    )
+    return marked

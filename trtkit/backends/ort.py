@@ -43,6 +43,7 @@ class OrtRunner(Runner):
 
     Attributes:
         graph_hash: SHA-256 of the graph itself; `hash` is that of the model which it was exported from, where it says.
+        calibration_hash: SHA-256 of the calibration of its Q/DQ, where it says.
 
     Raises:
         OnnxError: The file is missing, is not an ONNX graph, or names no task and none was given.
@@ -74,6 +75,7 @@ class OrtRunner(Runner):
         self.imgsz = model.imgsz
         self.hash = str(notes.get("model_hash") or model.hash)
         self.graph_hash = model.hash
+        self.calibration_hash: str | None = notes.get("calibration_hash")
         self.precision = str(notes.get("precision") or detect_precision(proto))
         self.session, version = _create_session(proto, path, threads=threads)
         self.name = f"ONNX Runtime {version} CPU"

@@ -146,6 +146,7 @@ OPTIONS: Mapping[str, Option] = {
     "isolate": _switch("build in a child process, which contains a crash of TensorRT"),
     "keep": Option("name pattern of nodes to keep in FP16; can be repeated", "PATTERN", repeat=True),
     "label": Option("name of the precision assignment in the result", "NAME"),
+    "layers": _switch("name the layers where a difference begins, by a second build with further outputs"),
     "max_det": _count("maximum number of detections per image"),
     "max_drop": _number("largest accepted loss of the metric"),
     "model": Option("a .pt or .onnx file", "MODEL"),
