@@ -13,7 +13,7 @@ EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(s
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lab test coverage fuzz test-browser test-gpu lint format clean
+.PHONY: help install demo demo-models lab test coverage fuzz test-browser test-gpu lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,11 @@ install: $(INSTALLED) ## Make the virtual environment and install trtkit into it
 
 demo: $(INSTALLED) ## Compare FP32, FP16 and INT8 of the embedded model: no GPU, no data, no arguments
 	$(RUN) -m trtkit demo
+
+# Which pixels a seed gives depends on the photographs, which come with these versions.
+demo-models: $(INSTALLED) ## Train the demo's models on generated scenes into runs/demo-models: one NVIDIA GPU, 17 minutes
+	$(RUN) -m pip install --quiet --disable-pip-version-check scikit-image==0.26.0 scikit-learn==1.9.1
+	$(RUN) tools/train_demo.py runs/demo-models --minutes 16 --resume
 
 lab: $(INSTALLED) ## Open the notebooks in JupyterLab
 	$(RUN) -m trtkit lab
