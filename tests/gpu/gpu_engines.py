@@ -125,8 +125,9 @@ def build_engine_file(proto: Any, settings: BuildSettings, path: Path, *, nms: b
     reformats = sum(bool(row["reformat"]) for row in built.layers)
     size = len(built.plan) / 1e6
     print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {counts}, {reformats} reformats")
-    passport = Passport.from_build(built, settings, backend="tensorrt", model_hash="ab" * 32)
-    info = backends.open(proto).info
+    with backends.open(proto) as described:
+        info = described.info
+        passport = Passport.from_build(built, settings, backend="tensorrt", model_hash=described.hash)
     if nms:
         info = dataclasses.replace(info, output_format=NMS_ROWS)
     metadata = info.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)

@@ -47,7 +47,8 @@ from gpu_engines import (
     tiny,
 )
 
-from trtkit import backends
+import trtkit
+from trtkit import backends, demo
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.backends.base import Runner
 from trtkit.data import resize_to_input, to_input
@@ -96,6 +97,41 @@ def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
             times = runner.measure_gpu_times(feed, 50)
             print(f"      {precision}: p50 {np.median(times):.3f} ms, {runner.device_memory / 2**20:.1f} MiB, {runner}")
             assert 0 < np.median(times) < 50
+
+
+def test_engines_agree_with_their_graphs() -> None:
+    require_tensorrt()
+    for precision in SCORES:
+        result = trtkit.verify(engine(precision), demo.data_path(), onnx=graph(precision))
+        print(f"      {result}")
+        assert result.verdict == "agrees"
+    path = folder() / "verified.engine"
+    artifact = trtkit.export(
+        demo.model_path("classify"), batch=4, half=True, dynamic=True, opt_level=0, output=path, overwrite=True
+    )
+    print(f"      {artifact.verification}")
+    assert artifact.verification is not None
+    assert artifact.verification.verdict == "agrees"
+
+
+def test_a_fault_is_found_and_its_layer_named() -> None:
+    """The engine is built from a graph with a fault and compared with the healthy one, which a second build names."""
+    from planted_faults import plant_batch_leak
+
+    require_tensorrt()
+    proto = tiny_graphs.detector(batch=4, size=(64, 64), dynamic=True)
+    broken = onnx.ModelProto()
+    broken.CopyFrom(proto)
+    plant_batch_leak(broken)
+    settings = BuildSettings(batch=4, imgsz=(64, 64), dynamic=True, opt_level=0)
+    path, _ = build_engine_file(broken, settings, folder() / "broken.engine")
+    result = trtkit.verify(path, demo.data_path(), onnx=proto, layers=True)
+    print(f"      {result}")
+    assert result.verdict == "differs"
+    assert set(result.frame().filter("differs")["batch"]) == {4}
+    # The second build is of the healthy graph, so that no layer of it differs.
+    assert result.layers is not None
+    assert not result.layers["differs"].any()
 
 
 def test_batches_below_and_above_the_engine_s() -> None:

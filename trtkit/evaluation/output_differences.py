@@ -248,7 +248,7 @@ def _compare_keypoints(kpt_shape: tuple[int, int], ours: _Objects, theirs: _Obje
     one, two = (side.extra.reshape(-1, *kpt_shape) for side in (ours, theirs))
     sizes = np.sqrt(np.maximum(np.prod(theirs.boxes[:, 2:4] - theirs.boxes[:, :2], 1), 1))
     distances = np.linalg.norm(one[..., :2] - two[..., :2], axis=2).max(1, initial=0) / sizes
-    visible = np.abs(one[..., 2:] - two[..., 2:]).reshape(len(one), -1).max(1, initial=0) if kpt_shape[1] > 2 else []
+    visible = np.abs(one[..., 2:] - two[..., 2:]).max((1, 2), initial=0) if kpt_shape[1] > 2 else []
     return distances.tolist(), list(map(float, visible))
 
 
