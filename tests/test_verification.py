@@ -19,8 +19,10 @@ from trtkit import backends, demo
 from trtkit.backends.base import Runner, get_backend
 from trtkit.backends.ort import OrtRunner
 from trtkit.cli import parse_command, system_commands
+from trtkit.data.labels import LABEL_FORMATS
 from trtkit.errors import BuildError, CapabilityError, EngineError
-from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo
+from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, OutputFormat
+from trtkit.tasks import get_task
 
 SIZE = (64, 64)
 EXTRA = {"detect": 0, "segment": 4, "pose": 6, "obb": 1}
@@ -285,6 +287,25 @@ def test_images_without_objects_tell_nothing(images):
     # What only the engine finds is a difference all the same.
     with Painted("detect", DENSE) as engine, Painted("detect", DENSE, change=change) as reference:
         assert tk.verify(engine, images, onnx=reference).verdict == "differs"
+
+
+def test_a_registered_task_without_objects(images, monkeypatch):
+    """Its outputs are compared as they are."""
+    from trtkit.tasks.base import REGISTERED_TASKS, Prediction
+
+    class Depth(get_task("detect").__class__):
+        def postprocess(self, outputs, info, transforms, settings):
+            return [Prediction(shape=transform.shape) for transform in transforms]
+
+    monkeypatch.setitem(REGISTERED_TASKS, "depth", Depth)
+    monkeypatch.setitem(LABEL_FORMATS, "depth", LABEL_FORMATS["detect"])
+    monkeypatch.setitem(EXTRA, "depth", 0)
+    output_format = OutputFormat(name="depth map")
+    assert set(compare(images, "depth", output_format).frame()["output"]) == {"tensors"}
+    result = compare(
+        images, "depth", output_format, lambda outputs, slot: np.negative(outputs["output0"], outputs["output0"])
+    )
+    assert result.verdict == "differs"
 
 
 @pytest.mark.parametrize(("task", "shape"), [("detect", "scenes"), ("classify", "classify"), ("obb", "scenes")])

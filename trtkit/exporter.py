@@ -480,15 +480,15 @@ def _verify_engine(
         BuildError: The engine differs.
     """
     from trtkit import backends
-    from trtkit.errors import CapabilityError
+    from trtkit.errors import CapabilityError, EngineError
     from trtkit.verification import EXPORT_IMAGES, compare_runners
 
     reason = "TensorRT's calibrator chose its scales, which no graph holds" if recipe.implicit else ""
     try:
         backends.require_run(recipe.backend or backends.best("build"), device=recipe.device)
         reference = backends.open(graph)
-    except (CapabilityError, RecipeError) as error:
-        # It was built for a GPU elsewhere, or this machine can't run it.
+    except (CapabilityError, EngineError, RecipeError) as error:
+        # It was built for a GPU elsewhere, this machine can't run it, or ONNX Runtime rejects the graph.
         reason = reason or error.found
     else:
         if data is None and reference.info.channels not in (1, 3):

@@ -58,6 +58,8 @@ def add_export(parser: argparse.ArgumentParser) -> Command:
             artifact = call_with_options(export, values, progress=bars, cancel=cancel)
         size = f"{artifact.size / 1e6:.1f} MB, {artifact.seconds:.1f} s"
         print_text(f"{artifact.path}  {artifact.precision} {artifact.format}, {size}")
+        if artifact.verification is not None:
+            print_text(artifact.verification)
 
     return run
 

@@ -20,9 +20,20 @@ if TYPE_CHECKING:
 
     from trtkit.data import ImageTransform
 
-__all__ = ["CONFIDENT", "OUTPUTS", "OutputDifference", "measure_differences"]
+__all__ = ["CONFIDENT", "OUTPUTS", "OutputDifference", "measure_differences", "relative_difference"]
 
-OUTPUTS = ("scores", "logits", "probabilities", "boxes", "masks", "keypoints", "visibilities", "angles", "objects")
+OUTPUTS = (
+    "scores",
+    "logits",
+    "probabilities",
+    "boxes",
+    "masks",
+    "keypoints",
+    "visibilities",
+    "angles",
+    "objects",
+    "tensors",
+)
 """What is compared, by name in `Verification.images`:
 
 - scores: scores of classes, absolute; probabilities: those of classify;
@@ -31,6 +42,7 @@ OUTPUTS = ("scores", "logits", "probabilities", "boxes", "masks", "keypoints", "
 - masks: mean absolute difference of mask probabilities within the box;
 - keypoints: distance divided by the square root of the box's area; visibilities: absolute;
 - angles: radians;
+- tensors: norm of the difference over that of the reference, of registered tasks that predict no objects;
 - objects: share of confident objects that the other side lacks, of outputs that are rows of selected objects.
 """
 
@@ -116,7 +128,16 @@ def measure_differences(
     if info.output_format == DENSE:
         return _measure_dense(info, outputs, expected, find_main_output(shapes, info.task))
     ours, theirs = (_select_objects(info, value, transform) for value in (outputs, expected))
+    if ours is None or theirs is None:
+        gaps = [relative_difference(outputs[name], expected[name]) for name in expected]
+        return [OutputDifference.of("tensors", gaps)._replace(shift=0.0)]
     return _measure_rows(info, ours, theirs)
+
+
+def relative_difference(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
+    """The norm of the difference over the norm of `two`."""
+    gap, whole = (float(np.linalg.norm(value.astype(np.float64))) for value in (one - two, two))
+    return gap / max(whole, 1e-12)
 
 
 def _measure_dense(
@@ -155,8 +176,8 @@ def _find_prototypes(info: ModelInfo, outputs: Mapping[str, NDArray[np.float32]]
 
 def _select_objects(
     info: ModelInfo, outputs: Mapping[str, NDArray[np.float32]], transform: ImageTransform
-) -> tuple[RawDetections, NDArray[np.float32] | None]:
-    """The objects of a graph that selects them, and its mask prototypes."""
+) -> tuple[RawDetections, NDArray[np.float32] | None] | None:
+    """The objects of a graph that selects them, and its mask prototypes; None for a task without objects."""
     task = get_task(info.task)  # also registers the decoders
     prototypes = _find_prototypes(info, outputs)
     extra = {
@@ -171,7 +192,8 @@ def _select_objects(
         return next(iter(decode_outputs(boxes_only, info, layout, _ALL))), prototypes
     # A registered task: its own postprocessing says where the boxes are.
     detections = task.postprocess(outputs, info, [transform], _ALL)[0]
-    assert isinstance(detections, Detections)
+    if not isinstance(detections, Detections):
+        return None
     none = np.zeros((len(detections), 0), np.float32)
     raw = RawDetections(boxes=detections.boxes, scores=detections.scores, classes=detections.classes, extra=none)
     return raw, None
