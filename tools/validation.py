@@ -162,8 +162,8 @@ def _mask_iou(
     x0, y0, x1, y1 = (detections.boxes / MASK_STRIDE).T[:, :, None]
     xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
     masks &= ((xs > x0) & (xs < x1))[:, None, :] & ((ys > y0) & (ys < y1))[:, :, None]
-    first = labels.reshape(len(labels), -1).astype(np.float32)
-    second = masks.reshape(len(masks), -1).astype(np.float32)
+    first = labels.reshape(-1, height * width).astype(np.float32)
+    second = masks.reshape(-1, height * width).astype(np.float32)
     shared = first @ second.T
     union = first.sum(1)[:, None] + second.sum(1) - shared
     return np.asarray(shared / np.maximum(union, 1), np.float32)

@@ -1,5 +1,6 @@
 """Training lowers the loss, stops and resumes, and its checkpoints open."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import scenes
 import torch
 import train_demo
+import validation
 from criterion import Criterion, distances_to_oriented
 from demo_checkpoint import save_checkpoint
 from demo_models import MODELS, build
+from scene_renderer import Renderer
+from validation import Validation
 
 import trtkit
 
@@ -150,3 +154,38 @@ def test_all_checkpoints_together_take_at_most_12_mb(tmp_path, full_models):
         save_checkpoint(path, model, build(model, torch.device("cpu"), 0), {})
         sizes.append(path.stat().st_size)
     assert sum(sizes) < 12_000_000
+
+
+@pytest.mark.parametrize("name", ["yolo11t", "yolo26t", "yolo11t-seg", "yolo11t-pose", "yolo11t-obb"])
+def test_scores_are_those_of_the_predictions(name, packed, monkeypatch):
+    """Random predictions score near 0; the labels themselves, as predictions, score 1."""
+    model = dataclasses.replace(MODELS[name], imgsz=96)
+    checked = Validation(model, Renderer(scenes.Assets.load(packed)), 2)
+    yolo = build(model, torch.device("cpu"), 0)
+    for least, most in ((0, 0.2), (2, 0)):  # all predictions, and none
+        monkeypatch.setattr(validation, "LEAST_SCORE", least)
+        assert all(score <= most for score in checked.score(yolo).values())
+    batch = checked.batches[0]
+    seen = batch.valid.clone()
+    batch.valid[0] = False  # an image without labels
+    monkeypatch.setattr(validation, "LEAST_SCORE", 0)
+    checked.score(yolo)
+    batch.valid.copy_(seen)
+
+    rows = [batch.oriented[..., :4] if model.task == "obb" else _centers(batch.boxes)]
+    rows.append(torch.nn.functional.one_hot(batch.classes, 10) * batch.valid[..., None])
+    if model.task == "obb":
+        rows.append(batch.oriented[..., 4:])
+    elif model.task == "pose":
+        rows.append(batch.keypoints.flatten(2))
+    prototypes = ()
+    if model.task == "segment":
+        rows.append(torch.eye(scenes.SLOTS).expand(2, -1, -1))
+        prototypes = (batch.masks * 2 - 1,)
+    values = torch.cat([row.float() for row in rows], -1).transpose(1, 2)
+    monkeypatch.setattr(validation, "LEAST_SCORE", 0.5)
+    assert checked._mean_average_precision(lambda _: (values, *prototypes) if prototypes else values) > 0.95
+
+
+def _centers(boxes):
+    return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
