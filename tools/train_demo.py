@@ -220,6 +220,9 @@ class Trainer:
         means = {name: round(float(value) / max(count, 1), 4) for name, value in sums.items()}
         self.seconds += now - self.started
         self.started = now
+        self.save_state()
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        save_checkpoint(self.settings.out / f"{self.model.name}.pt", self.model, self.average, {"date": date})
         line = {
             "model": self.model.name, "minutes": round(self.seconds / 60, 2), "step": self.step,
             "images": self.step * self.model.batch, "progress": round(self.progress(), 3), **means,
@@ -228,9 +231,6 @@ class Trainer:
         with (self.settings.out / f"{self.model.name}.log").open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
-        self.save_state()
-        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        save_checkpoint(self.settings.out / f"{self.model.name}.pt", self.model, self.average, {"date": date})
         return line
 
     def save_state(self) -> None:
