@@ -17,7 +17,6 @@ import re
 import shutil
 import stat
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -29,7 +28,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from trtkit.errors import DiskFullError, DownloadError
-from trtkit.files import hash_file, read_json, user_cache_dir, write_bytes, write_json
+from trtkit.files import hash_file, read_json, temporary_folder, user_cache_dir, write_bytes, write_json
 from trtkit.version import __version__
 
 __all__ = ["Asset", "describe_download", "fetch", "find_asset", "locate", "read_url"]
@@ -501,7 +500,7 @@ def _extract(archive: Path, target: Path, asset: Asset) -> None:
             member=member,
         )
 
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{asset.dataset}-") as name:
+    with temporary_folder(archive.parent) as extracted:
         try:
             with zipfile.ZipFile(archive) as file:
                 members = file.infolist()
@@ -513,10 +512,10 @@ def _extract(archive: Path, target: Path, asset: Asset) -> None:
                         raise refuse(f"its member {member.filename!r} leads out of the folder", member.filename)
                     if stat.S_ISLNK(member.external_attr >> 16):
                         raise refuse(f"its member {member.filename!r} is a link", member.filename)
-                file.extractall(name)
+                file.extractall(extracted)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
             raise refuse(f"it is no readable zip archive ({error})") from error
-        root = Path(name) / asset.dataset
+        root = extracted / asset.dataset
         if not root.is_dir():
             raise refuse(f"it holds no folder {asset.dataset}")
         if asset.description is not None:

@@ -175,6 +175,7 @@ def export_with_graph(
     calibration: Calibration | str | Path | None = None,
     data: DataSource | None = None,
     verify: bool = True,
+    path: Path | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[Artifact, onnx.ModelProto]:
@@ -186,6 +187,7 @@ def export_with_graph(
         calibration: A calibration or its folder instead of the recipe's.
         data: Calibration data instead of the recipe's.
         verify: As in `export`.
+        path: The file to write, which is moved to the recipe's output later; None writes that at once.
         progress: Receives events.
         cancel: Checked between steps.
 
@@ -216,7 +218,8 @@ def export_with_graph(
     if recipe.dynamic is None and loaded.proto is not None:
         # An ONNX source keeps its own shape.
         recipe = dataclasses.replace(recipe, dynamic=_has_dynamic_input(loaded.proto))
-    path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
+    if path is None:
+        path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
     check_output(path, overwrite=recipe.overwrite)
     loaded = _select_outputs(loaded, recipe)
     size = _resolve_imgsz(loaded, recipe)

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "publish_interrupted",
     "read_json",
     "read_limited",
+    "temporary_folder",
     "user_cache_dir",
     "write_bytes",
     "write_json",
@@ -56,6 +58,9 @@ SLOTS = 64
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What file systems without locks answer."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, an exhausted quota and a file beyond the limit."""
 
 
 # Writing.
@@ -104,7 +109,7 @@ def atomic_folder(folder: str | Path, *, remove: Collection[str] = ()) -> Iterat
         remove: Names of files in `folder` that go when the new ones come, unless they are among them.
 
     Yields:
-        A folder to write files to, without folders inside.
+        A folder to write files to; folders inside were written by `atomic_folder` too.
 
     Raises:
         DiskFullError: The disk is full.
@@ -123,14 +128,41 @@ def atomic_folder(folder: str | Path, *, remove: Collection[str] = ()) -> Iterat
             (staging / REMOVED).write_text("\n".join(obsolete), encoding="utf-8")
             _sync(staging / REMOVED)
         for name in names:
-            _check_replaceable(folder / name, overwrite=True)
+            if not (staging / name).is_dir():
+                _check_replaceable(folder / name, overwrite=True)
             _sync(staging / name)
         _sync(staging)
-        with _locked(folder):
-            _move_published(folder)
-            staging.rename(folder / PUBLISHED)
-            _sync(folder)
-            _move_published(folder)
+        _publish(staging, folder)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder that goes when the block ends; those that killed processes left beside it go first.
+
+    Args:
+        parent: Where it is; None takes the system's temporary folder (TMPDIR).
+
+    Raises:
+        DiskFullError: The disk is full.
+    """
+    parent = Path(parent or tempfile.gettempdir())
+    prefix = f"{PREFIX}tmp-"
+    with _translate_errors(parent, only=_NO_SPACE):
+        for leftover in parent.glob(f"{prefix}*"):
+            _remove_leftover(leftover)
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            handle = _open_folder(folder)
+            is_locked = _lock(handle)
+            if is_locked is None or (is_locked and _is_open_at(handle, folder)):
+                break
+            # Another process took it for a leftover before it was locked.
+            os.close(handle)
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+            os.close(handle)
 
 
 def publish_interrupted(folder: str | Path) -> None:
@@ -175,6 +207,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _publish(staging: Path, folder: Path) -> None:
+    """Publish a folder's files in another one, by one rename; then move each to its name."""
+    with _locked(folder):
+        _move_published(folder)
+        staging.rename(folder / PUBLISHED)
+        _sync(folder)
+        _move_published(folder)
+
+
 def _move_published(folder: Path) -> None:
     """Move what is published to its names; the folder is locked."""
     published = folder / PUBLISHED
@@ -185,7 +226,11 @@ def _move_published(folder: Path) -> None:
         {entry.name for entry in published.iterdir()} - {REMOVED}, key=lambda name: (name.endswith(".json"), name)
     )
     for name in names:
-        (published / name).replace(folder / name)
+        if (published / name).is_dir():
+            (folder / name).mkdir(exist_ok=True)
+            _publish(published / name, folder / name)
+        else:
+            (published / name).replace(folder / name)
     removed = published / REMOVED
     if removed.exists():
         for name in removed.read_text(encoding="utf-8").splitlines():
@@ -260,14 +305,14 @@ def _unfinished(target: Path, open_path: Callable[[Path], int]) -> Iterator[Path
     """
     suffix = target.suffix if len(os.fsencode(target.suffix)) <= MAX_SUFFIX else ""
     stem = f"{PREFIX}{hash_parts(target.name)[:12]}"
+    failure: OSError | None = None
     for number in range(SLOTS):
         path = target.with_name(f"{stem}-{number}{suffix}")
         try:
             handle = open_path(path)
-        except (PermissionError, FileNotFoundError):
-            # Another user's, or a folder that its writer removes just now; else nothing can be written here.
-            if number == 0 and not os.path.lexists(path) and not os.access(target.parent, os.W_OK | os.X_OK):
-                raise
+        except (PermissionError, FileNotFoundError) as error:
+            # Another user's, or a folder that its writer removes just now; or nothing can be written here.
+            failure = error
             continue
         is_locked = _lock(handle)
         if is_locked is None:
@@ -281,7 +326,7 @@ def _unfinished(target: Path, open_path: Callable[[Path], int]) -> Iterator[Path
             break
         os.close(handle)
     else:
-        raise OSError(errno.EBUSY, "")
+        raise failure or OSError(errno.EBUSY, "")
     try:
         if path.is_dir():
             for entry in path.iterdir():
@@ -295,10 +340,12 @@ def _unfinished(target: Path, open_path: Callable[[Path], int]) -> Iterator[Path
         if is_locked is None:
             _remove(path)
         else:
-            # Once it is moved, its name may be another writer's.
-            if _is_open_at(handle, path):
-                _remove(path)
-            os.close(handle)
+            try:
+                # Once it is moved, its name may be another writer's.
+                if _is_open_at(handle, path):
+                    _remove(path)
+            finally:
+                os.close(handle)
 
 
 def _remove_leftover(path: Path) -> None:
@@ -369,8 +416,7 @@ def check_output_folder(folder: str | Path, names: Collection[str] = ()) -> Path
 
 def _check_replaceable(path: Path, *, overwrite: bool) -> None:
     """Check that a path is free, or a file or link that may be replaced."""
-    if "\0" in str(path):
-        raise OSError(errno.EILSEQ, "")
+    _check_name(path)
     try:
         kind = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -383,13 +429,17 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
         raise OSError(errno.EEXIST, "")
 
 
+def _check_name(path: Path) -> None:
+    """Check characters and lengths, which folders that are missing hide from the file system."""
+    if "\0" in str(path):
+        raise OSError(errno.EILSEQ, "")
+    if max(map(len, map(os.fsencode, path.parts)), default=0) > 255 or len(os.fsencode(path)) > 4000:
+        raise OSError(errno.ENAMETOOLONG, "")
+
+
 def _check_parent(folder: Path) -> None:
     """Check that a folder, or the nearest one above it that exists, takes new files."""
-    if "\0" in str(folder):
-        raise OSError(errno.EILSEQ, "")
-    if len(os.fsencode(max(folder.parts, key=len, default=""))) > 255:
-        # Folders that are missing hide it from the file system.
-        raise OSError(errno.ENAMETOOLONG, "")
+    _check_name(folder)
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -414,19 +464,18 @@ def _shorten(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
-    """Raise errors of writing as `OutputError`, those that a library wrapped included."""
+def _translate_errors(path: Path, only: Collection[int] | None = None) -> Iterator[None]:
+    """Raise errors of writing as `OutputError`, those that a library wrapped included; or some error numbers only."""
     try:
         yield
     except TrtkitError:
         raise
-    except OSError as error:
-        raise _output_error(path, error) from error
     except BaseException as error:
-        number = _find_errno(error, path)
-        if number is None:
+        number = error.errno or 0 if isinstance(error, OSError) else _find_errno(error, path)
+        if number is None or (only is not None and number not in only):
             raise
-        raise _output_error(path, OSError(number, os.strerror(number))) from error
+        found = getattr(error, "strerror", None) or os.strerror(number) if number else str(error)
+        raise _output_error(path, number, found) from error
 
 
 def _find_errno(error: BaseException, path: Path) -> int | None:
@@ -440,7 +489,7 @@ def _find_errno(error: BaseException, path: Path) -> int | None:
     match = re.search(r"\(os error (\d+)\)", text)
     if match is not None:
         return int(match[1])
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    for number in _NO_SPACE:
         if os.strerror(number) in text:
             return number
     if isinstance(error, RuntimeError):
@@ -450,10 +499,9 @@ def _find_errno(error: BaseException, path: Path) -> int | None:
     return None
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
-    found = error.strerror or str(error)
+def _output_error(path: Path, number: int, found: str) -> OutputError:
     other = (OutputError, "output-not-writable", found, "choose an output that you can write to")
-    kind, code, found, do = _ERRORS.get(error.errno or 0, other)
+    kind, code, found, do = _ERRORS.get(number, other)
     return kind(f"write {_shorten(path)}", found, do, code=code, path=str(path))
 
 

@@ -134,12 +134,14 @@ class SavedResult:
         tables: Frames by name.
         facts: As `Result.facts`.
         provenance: As `Provenance.to_dict`.
+        has_hash: Whether the files are those that were saved; trtkit 0.1.0 wrote no hashes.
     """
 
     version: int
     tables: dict[str, pl.DataFrame]
     facts: dict[str, Any]
     provenance: dict[str, Any]
+    has_hash: bool = False
 
 
 class Result(abc.ABC):
@@ -204,21 +206,28 @@ class Result(abc.ABC):
         Raises:
             OutputError: The folder can't be written, or the disk is full.
         """
-        folder = Path(folder)
-        tables = self.tables()
         publish_interrupted(folder)
-        with atomic_folder(folder, remove=self._list_saved_tables(folder)) as staging:
-            for name, table in tables.items():
-                table.write_parquet(staging / self._table_file(name))
-            content = {
-                "format_version": FORMAT_VERSION,
-                "kind": self.kind,
-                "tables": {name: hash_file(staging / self._table_file(name)) for name in tables},
-                "facts": dict(self.facts()),
-                "provenance": self.provenance.to_dict(),
-            }
-            write_json(staging / f"{self.kind}.json", {**content, "hash": _hash_content(content)})
-        return folder
+        with atomic_folder(folder, remove=self.list_files(folder)) as staging:
+            self.write_files(staging)
+        return Path(folder)
+
+    def write_files(self, folder: Path) -> None:
+        """Write the files of the result; `save` publishes them together. A subclass may add others.
+
+        Args:
+            folder: From `atomic_folder`.
+        """
+        tables = self.tables()
+        for name, table in tables.items():
+            table.write_parquet(folder / self._table_file(name))
+        content = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "tables": {name: hash_file(folder / self._table_file(name)) for name in tables},
+            "facts": dict(self.facts()),
+            "provenance": self.provenance.to_dict(),
+        }
+        write_json(folder / f"{self.kind}.json", {**content, "hash": _hash_content(content)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -233,7 +242,12 @@ class Result(abc.ABC):
         with _damage_refused(f"load a {cls.kind} from {folder}", folder / f"{cls.kind}.json"):
             if saved.version < FORMAT_VERSION:
                 saved = cls.upgrade(saved)
-            return cls.restore(saved.tables, saved.facts, Provenance.from_dict(saved.provenance))
+            result = cls.restore(saved.tables, saved.facts, Provenance.from_dict(saved.provenance))
+            result = result.read_files(folder, saved.facts)
+            repr(result)
+            if not saved.has_hash:
+                result._try_displays()
+            return result
 
     @classmethod
     def load_provenance(cls, folder: str | Path) -> Provenance:
@@ -248,30 +262,51 @@ class Result(abc.ABC):
             if saved.version < FORMAT_VERSION:
                 # Upgrades name tables, which are not read here; the provenance's own names are enough.
                 saved = cls.upgrade(cls._read(folder))
-            return Provenance.from_dict(saved.provenance)
+            provenance = Provenance.from_dict(saved.provenance)
+            repr(provenance)
+            return provenance
+
+    def read_files(self, folder: Path, facts: Mapping[str, Any]) -> Self:
+        """Add what a subclass's `write_files` wrote beside tables and facts.
+
+        Args:
+            folder: The folder of the result.
+            facts: As `Result.facts`.
+        """
+        return self
+
+    def _try_displays(self) -> None:
+        """Make everything that is shown of a result; whatever this raises, `load` raises as a `ResultError`.
+
+        Only for results without hashes, where nothing else tells damaged files from whole ones.
+        """
+        self.frame()
+        self.plot()
+        self._repr_html_()
 
     @classmethod
-    def _list_saved_tables(cls, folder: Path) -> list[str]:
-        """Names of the files of the result that is saved in a folder, as far as its JSON can be read."""
+    def list_files(cls, folder: str | Path) -> list[str]:
+        """Names of the files beside the JSON of the result that a folder has, as far as that JSON can be read."""
         try:
-            return [cls._table_file(name) for name in read_json(folder / f"{cls.kind}.json")["tables"]]
+            return [cls._table_file(name) for name in read_json(Path(folder) / f"{cls.kind}.json")["tables"]]
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
     @classmethod
     def _read(cls, folder: Path, *, tables: bool = True) -> SavedResult:
         publish_interrupted(folder)
-        path = find_published(folder, f"{cls.kind}.json")
+        path = folder / f"{cls.kind}.json"
         asked = f"load a {cls.kind} from {folder}"
-        if not path.is_file():
-            raise ResultError(
-                asked,
-                f"there is no {path.name}",
-                "pass a folder that .save() wrote",
-                code="result-missing",
-                path=str(path),
-            )
         with _damage_refused(asked, path):
+            path = find_published(folder, path.name)
+            if not path.is_file():
+                raise ResultError(
+                    asked,
+                    f"there is no {path.name}",
+                    "pass a folder that .save() wrote",
+                    code="result-missing",
+                    path=str(path),
+                )
             content = read_json(path)
             version = int(content.get("format_version", 1))
         if version > FORMAT_VERSION:
@@ -284,7 +319,8 @@ class Result(abc.ABC):
                 version=version,
             )
         with _damage_refused(asked, path):
-            if "hash" in content and content.pop("hash") != _hash_content(content):
+            has_hash = "hash" in content
+            if has_hash and content.pop("hash") != _hash_content(content):
                 raise ResultError(
                     asked,
                     f"{path.name} is not what was saved (its SHA-256 differs)",
@@ -298,6 +334,7 @@ class Result(abc.ABC):
                 tables={},
                 facts=dict(content["facts"]),
                 provenance=dict(content["provenance" if version > 1 else "origin"]),
+                has_hash=has_hash,
             )
         if tables:
             saved.tables = {name: cls._read_table(folder, name, sha256, asked) for name, sha256 in hashes.items()}
@@ -307,25 +344,26 @@ class Result(abc.ABC):
     def _read_table(cls, folder: Path, name: str, sha256: str | None, asked: str) -> pl.DataFrame:
         import polars as pl
 
-        path = find_published(folder, cls._table_file(name))
+        path = folder / cls._table_file(name)
         fields = {"path": str(path), "table": name}
-        if not path.is_file():
-            raise ResultError(
-                asked,
-                f"its table {path.name} is missing",
-                "save the result again",
-                code="result-table-missing",
-                **fields,
-            )
-        if sha256 is not None and hash_file(path) != sha256:
-            raise ResultError(
-                asked,
-                f"{path.name} is not the table that was saved (its SHA-256 differs)",
-                "restore the file, or compute the result again",
-                code="result-table-changed",
-                **fields,
-            )
         with _damage_refused(asked, path, table=name):
+            path = find_published(folder, path.name)
+            if not path.is_file():
+                raise ResultError(
+                    asked,
+                    f"its table {path.name} is missing",
+                    "save the result again",
+                    code="result-table-missing",
+                    **fields,
+                )
+            if sha256 is not None and hash_file(path) != sha256:
+                raise ResultError(
+                    asked,
+                    f"{path.name} is not the table that was saved (its SHA-256 differs)",
+                    "restore the file, or compute the result again",
+                    code="result-table-changed",
+                    **fields,
+                )
             cells = pl.scan_parquet(path).select(pl.len()).collect().item() * len(pl.read_parquet_schema(path))
             if cells > MAX_CELLS:
                 raise ValueError(f"it claims {cells:,} cells, more than {MAX_CELLS:,}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,7 +17,7 @@ from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError
 from trtkit.evaluation.output_differences import OUTPUTS, measure_differences, relative_difference
-from trtkit.files import hash_parts
+from trtkit.files import hash_parts, temporary_folder
 from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
@@ -427,10 +426,10 @@ def _compare_layers(
     _, _, paths, feeds, _ = _read_feeds(engine, data, eval_images)
     image, batch, slot = list(map(str, paths)).index(worst["path"]), worst["batch"], worst["slot"]
     feed = feeds[[(image - slot + place) % len(feeds) for place in range(batch)]]
-    with tempfile.TemporaryDirectory(prefix="trtkit-layers-") as folder:
+    with temporary_folder() as folder:
         metadata = engine.info.to_metadata(batch=settings.batch, imgsz=engine.imgsz, dynamic=engine.dynamic)
         file = backends.write_engine(
-            Path(folder) / "layers.engine",
+            folder / "layers.engine",
             built.plan,
             metadata,
             dataclasses.replace(passport, plan_hash=hash_parts(built.plan), plan_size=len(built.plan), layers=()),

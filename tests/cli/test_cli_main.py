@@ -264,3 +264,25 @@ def test_predict_skips_unreadable_images_and_keeps_subfolders(tmp_path, monkeypa
         (tmp_path / "in" / name).write_bytes(b"")
     assert main(words) == 2
     assert "the file is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["calibrate", "missing.pt", "--data", "d.yaml"],
+        ["predict", "missing.onnx", "x.jpg"],
+        ["evaluate", "missing.onnx", "--data", "d.yaml"],
+        ["benchmark", "missing.onnx"],
+        ["compare", "missing.pt", "--data", "d.yaml"],
+        ["sweep", "missing.pt", "--data", "d.yaml"],
+        ["sensitivity", "missing.pt", "--data", "d.yaml"],
+        ["search", "missing.pt", "--data", "d.yaml"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for output in ("file", "file/x", "n" * 256):
+        assert main([*words, "--output", output]) == 2
+        assert capsys.readouterr().err.startswith(f"trtkit: write {output[:100]}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

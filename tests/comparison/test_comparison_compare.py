@@ -3,14 +3,17 @@
 import json
 import threading
 
+import onnx
 import polars as pl
 import pytest
+from raising import raises
 
 import trtkit
 from trtkit.backends.capabilities import probe
 from trtkit.comparison.comparison import Comparison
-from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
+from trtkit.errors import CancelledError, CapabilityError, DataError, OutputError, OutputExistsError, RecipeError
 from trtkit.evaluation.significance import ROUNDING_ERROR
+from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.plotting.comparison import losses_figure
 
 SMALL = {"imgsz": 96, "eval_images": 6, "calibration_images": 4, "runs": 5, "seconds": 0.2}
@@ -205,16 +208,49 @@ def test_without_fp32_the_first_precision_is_the_reference(tmp_path):
     assert "imgsz 150 was rounded up to 160x160" in " ".join(comparison.about["notes"])
 
 
-def test_cancelling_writes_no_comparison(tmp_path):
+def test_cancelling_writes_nothing_and_keeps_the_comparison_before(tmp_path, whole):
     cancel = threading.Event()
+    before = {path.name: path.read_bytes() for path in whole[1].iterdir()}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    unfinished = []
 
     def stop(event):
         if event.stage.startswith("evaluate"):
+            unfinished.extend(path.name for path in tmp_path.rglob("*.onnx") if path.parent != tmp_path)
             cancel.set()
 
     with pytest.raises(CancelledError):
-        compare(tmp_path, precisions=("fp32",), build=False, progress=stop, cancel=cancel)
-    assert [path.name for path in tmp_path.iterdir()] == ["yolo11n-fp32.onnx"]
+        compare(tmp_path, precisions=("fp32",), build=False, overwrite=True, progress=stop, cancel=cancel)
+    assert "yolo11n-fp32.onnx" in unfinished, "it is replaced when the whole comparison is, not before"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_of_a_comparison_have_their_final_names(whole):
+    comparison, folder, _ = whole
+    assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == set()
+    for precision, files in comparison.about["files"].items():
+        for kind, path in files.items():
+            assert path == str(folder / f"yolo11n-{precision}.{kind}")
+            assert comparison.about["recipes"][precision][kind]["output"] == path
+    assert ".trtkit" not in (folder / "comparison.json").read_text()
+    proto = onnx.load(folder / "yolo11n-int8.onnx")
+    assert read_trtkit_metadata(proto)["recipe"]["output"] == str(folder / "yolo11n-int8.onnx")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_model_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, code in (
+        (tmp_path / "file", "output-parent-not-folder"),
+        (tmp_path / "file" / "x", "output-parent-not-folder"),
+        (tmp_path / ("n" * 256), "output-name-too-long"),
+    ):
+        with raises(OutputError, code):
+            trtkit.compare(tmp_path / "missing.pt", trtkit.demo.data_path(), output=folder)
+    (tmp_path / "yolo11n-fp16.onnx").mkdir()
+    with raises(OutputError, "output-is-folder", path=str(tmp_path / "yolo11n-fp16.onnx")):
+        compare(tmp_path, build=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "yolo11n-fp16.onnx"]
 
 
 @pytest.mark.skipif(not CAN_BUILD, reason="TensorRT-RTX is not installed")

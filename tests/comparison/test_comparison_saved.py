@@ -1,9 +1,16 @@
 """A comparison that trtkit 0.1.0 saved (references/v1) loads with the present names."""
 
+import json
+import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
+from raising import raises
 
+import trtkit as tk
+from trtkit import cli
+from trtkit.calibration import Calibration
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import ResultError
 from trtkit.recipe import Recipe
@@ -54,3 +61,54 @@ def test_saved_again_it_has_hashes_and_loads_alike(comparison, tmp_path):
     with pytest.raises(ResultError) as e:
         Comparison.load(tmp_path)
     assert e.value.code == "result-table-changed"
+
+
+def drop_column(folder, table, column):
+    path = folder / f"{table}.parquet"
+    pl.read_parquet(path).drop(column).write_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("comparison", "precision"),
+        ("comparison", "p50_ms"),
+        ("comparison.runners", "label"),
+        ("comparison.detections", "score"),
+        ("comparison.differences", "metric"),
+        ("comparison.pictures", "path"),
+        ("comparison.truths", "class"),
+    ],
+)
+def test_tables_without_a_column_are_refused_wherever_they_are_read(tmp_path, capsys, table, column):
+    folder = tmp_path / "v1"
+    shutil.copytree(VERSION_1, folder)
+    drop_column(folder, table, column)
+    for read in (Comparison.load, tk.gallery):
+        with raises(ResultError, "result-damaged"):
+            read(folder)
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "report.html")]) == 2
+    assert capsys.readouterr().err.startswith("trtkit: load a comparison from")
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: drop_column(folder, "calibration.ranges", "low"),
+        lambda folder: (folder / "calibration.ranges.parquet").write_bytes(b"PAR1"),
+        lambda folder: (folder / "calibration.stats.parquet").unlink(),
+        lambda folder: (folder / "calibration.json").write_text("[" * 5000),
+        lambda folder: (folder / "calibration.json").write_bytes(b"\xff"),
+    ],
+)
+def test_export_refuses_a_damaged_calibration(tmp_path, demo_model, damage):
+    folder = tmp_path / "calibration"
+    Calibration.load(VERSION_1.parents[2] / "calibration/references/v1/calibration").save(folder)
+    content = json.loads((folder / "calibration.json").read_text())
+    del content["hash"]
+    (folder / "calibration.json").write_text(json.dumps(content))
+    damage(folder)
+    with pytest.raises(ResultError):
+        tk.export(demo_model, format="onnx", int8=True, calibration=folder, output=tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration"]

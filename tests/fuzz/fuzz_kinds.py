@@ -242,17 +242,14 @@ LABEL_LINES = [
 
 
 def saved_results() -> list[Files]:
-    """Comparisons and calibrations, as this version and version 0.1.0 saved them."""
+    """Results of every kind, and a comparison and a calibration of version 0.1.0."""
     import tempfile
 
-    from example_comparison import example_comparison
-
-    from trtkit.calibration import Calibration
+    from example_results import example_results
 
     folders = [TESTS / "comparison/references/v1", TESTS / "calibration/references/v1/calibration"]
     with tempfile.TemporaryDirectory() as name:
-        folders.append(example_comparison().save(Path(name) / "comparison"))
-        folders.append(Calibration.load(folders[1]).save(Path(name) / "calibration"))
+        folders += [result.save(Path(name) / result.kind) for result in example_results()]
         return [
             {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
             for folder in folders
@@ -260,28 +257,47 @@ def saved_results() -> list[Files]:
 
 
 def damage_result(dice: random.Random, files: Files) -> Files:
-    """Damage the JSON or a table; the table's hash in the JSON is made right in half of all cases."""
-    name = dice.choice([name for name in files if name.endswith((".json", ".parquet"))])
+    """Damage the JSON, a table or a graph; its hash is made right, and the JSON's dropped, in half of all cases."""
+    name = dice.choice(list(files))
     if dice.random() < 0.5:
-        name = next(name for name in files if name.endswith(".json"))
+        name = dice.choice([name for name in files if name.endswith(".json")])
     is_table = name.endswith(".parquet")
     structured = mutators.damage_table if is_table else mutators.damage_json
+    if name.endswith(".onnx"):
+        structured = mutators.damage_bytes
     content = (mutators.damage_bytes if dice.random() < 1 / 3 else structured)(dice, files[name])
     changed = {**files, name: content}
-    if is_table and dice.random() < 0.5:
+    if dice.random() < 0.5:
         old, new = (hashlib.sha256(data).hexdigest().encode() for data in (files[name], content))
-        changed = {key: value.replace(old, new) if key.endswith(".json") else value for key, value in changed.items()}
+        for key in [key for key in files if key.endswith(".json")]:
+            changed[key] = changed[key].replace(old, new)
+            with contextlib.suppress(ValueError, RecursionError, AttributeError):
+                values = json.loads(changed[key])
+                values.pop("hash", None)
+                changed[key] = json.dumps(values).encode()
     if dice.random() < 0.05:
         del changed[name]
     return changed
 
 
 def read_result(folder: Path) -> None:
-    from trtkit.calibration import Calibration
+    """Load, and show all that can be shown of it."""
+    from example_results import KINDS as TYPES
+
     from trtkit.comparison.comparison import Comparison
 
-    kind = Comparison if any("comparison" in path.name for path in folder.iterdir()) else Calibration
-    repr(kind.load(folder))
+    names = {path.name.partition(".")[0] for path in folder.iterdir()} - {"calibration"} or {"calibration"}
+    kind = next(kind for kind in TYPES if kind.kind in names)
+    kind.load_provenance(folder)
+    result = kind.load(folder)
+    repr(result)
+    result.frame()
+    result.plot()
+    result._repr_html_()
+    if isinstance(result, Comparison):
+        from trtkit.comparison.report import render_report
+
+        render_report(result)
 
 
 def recipes() -> list[Files]:

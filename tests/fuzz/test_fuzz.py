@@ -7,11 +7,8 @@ from fuzz_kinds import KINDS, run_case
 
 CASES = 30
 
-FIXED = sorted(set(KINDS) - {"saved result"})
-"""Kinds whose readers hold; saved results still end in errors of libraries (docs/fuzzing.md)."""
 
-
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", KINDS)
 def test_damaged_files_raise_errors_of_trtkit(name: str, tmp_path: Path) -> None:
     results = {seed: run_case(KINDS[name], seed, tmp_path) for seed in range(CASES)}
     assert {seed: found for seed, (outcome, found) in results.items() if outcome == "raw"} == {}

@@ -15,7 +15,7 @@ from raising import raises
 import trtkit as tk
 from trtkit.calibration.calibrator import find_fp16_overflows
 from trtkit.calibration.collector import MinMaxCollector
-from trtkit.errors import OnnxError
+from trtkit.errors import OnnxError, OutputExistsError
 from trtkit.graph import onnx_file
 from trtkit.graph.analysis import get_opset
 from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16
@@ -142,3 +142,10 @@ def test_weights_beyond_the_limit_of_protobuf_lie_beside_the_graph(
     with raises(OnnxError, "onnx-invalid"):
         write_onnx(invalid, tmp_path / "other.onnx")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "large.onnx", *data])
+    (tmp_path / "large-x-0123456789ab.data").write_bytes(b"another graph's")
+    write_onnx(tiny_graphs.detector(width=32), tmp_path / "large.onnx")
+    assert not data[0].exists(), "weights that no graph names any more"
+    check_onnx(tmp_path / "large.onnx", asked="check")
+    assert len(list(tmp_path.iterdir())) == 3
+    with raises(OutputExistsError, "output-exists"):
+        write_onnx(proto, tmp_path / "large.onnx", overwrite=False)

@@ -1,5 +1,7 @@
 """Tracing from several threads at once, as a widget and a notebook cell do."""
 
+import resource
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +13,7 @@ from fake_checkpoints import TINY
 from onnx import numpy_helper
 
 import trtkit
+from trtkit.errors import OutputError
 from trtkit.graph import torch_export
 from trtkit.graph.torch_export import trace
 from trtkit.models import Model
@@ -104,3 +107,18 @@ def test_concurrent_traces_do_not_interfere() -> None:
         first, second = pool.map(trace_operators, range(2))
     assert first == second
     assert "Conv" in first
+
+
+@pytest.mark.parametrize("size", [4096, 0])
+def test_a_full_temporary_folder_is_one_sentence(tiny_two_heads: Model, tmp_path, monkeypatch, size: int) -> None:
+    torch_export._TRACES.clear()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(OutputError) as e:
+            trace(tiny_two_heads, imgsz=(32, 32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (e.value.code, e.value.fields["path"]) == ("output-too-large", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

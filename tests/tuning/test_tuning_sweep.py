@@ -7,10 +7,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from raising import raises
 
 import trtkit as tk
 from trtkit import demo
-from trtkit.errors import CancelledError, RecipeError
+from trtkit.errors import CancelledError, OutputError, RecipeError
 from trtkit.progress import Event
 from trtkit.results import SavedResult
 from trtkit.tuning.sweep import Sweep, sweep
@@ -189,3 +190,24 @@ def test_a_sweep_of_format_version_1_loads(result: Sweep) -> None:
     restored = Sweep.restore(upgraded.tables, upgraded.facts, result.provenance)
     assert restored.rows.equals(result.rows)
     assert repr(restored) == repr(result)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_entry_of_the_cache_is_missing(tmp_path: Path, content: bytes) -> None:
+    from trtkit.tuning.measurement import ResultCache
+
+    cache = ResultCache(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    cache.write("ranges", "key", [1])
+    assert cache.read("ranges", "key") == [1]
+    (tmp_path / "cache" / "ranges" / "key.json").write_bytes(content)
+    assert cache.read("ranges", "key") is None
+    assert cache.read("ranges", "other") is None
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_work(model: tk.Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    events: list[Event] = []
+    with raises(OutputError, "output-parent-not-folder"):
+        sweep(model, demo.data_path(), cache_dir=tmp_path / "file", progress=events.append, **SETTINGS)  # type: ignore[arg-type]
+    assert events == []

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from trtkit.errors import CancelledError, TrtkitError
+from trtkit.files import check_output_folder
 from trtkit.version import __version__
 
 __all__ = ["COMMANDS", "Command", "main", "parse_command"]
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), _allow_downloads(getattr(values, "download", False)):
             warnings.showwarning = _show_warning
             warnings.simplefilter("default", UserWarning)
+            if getattr(values, "saves_to_folder", False) and values.output:
+                check_output_folder(values.output)
             command(values, cancel)
     except (CancelledError, KeyboardInterrupt):
         _print_error("trtkit: stopped; no incomplete file was left.")

@@ -15,7 +15,7 @@ from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
 from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
 from trtkit.errors import DataError, EngineError, OutputExistsError, RecipeError
-from trtkit.files import write_bytes
+from trtkit.files import check_output, find_published, write_bytes
 from trtkit.progress import Reporter
 from trtkit.recipe import format_label
 
@@ -45,6 +45,8 @@ def _add_output(parser: argparse.ArgumentParser, default: str | None, text: str)
     """Add `--output FOLDER`; without a default nothing is saved."""
     shown = "nothing is saved" if default is None else default
     parser.add_argument("--output", default=default, metavar="FOLDER", help=f"{text} [default: {shown}]")
+    # `main` checks the folder before the work.
+    parser.set_defaults(saves_to_folder=True)
 
 
 def add_export(parser: argparse.ArgumentParser) -> Command:
@@ -74,7 +76,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> Command:
     parser.add_argument("--tensorrt-cache", metavar="FILE", help="also write the scales as a TensorRT .cache file")
 
     def run(values: argparse.Namespace, cancel: threading.Event) -> None:
-        if (Path(values.output) / "calibration.json").exists() and not values.overwrite:
+        if find_published(values.output, "calibration.json").exists() and not values.overwrite:
             raise OutputExistsError(
                 f"write the calibration {values.output}",
                 "it exists and was kept",
@@ -82,6 +84,8 @@ def add_calibrate(parser: argparse.ArgumentParser) -> Command:
                 code="cli-calibration-exists",
                 path=values.output,
             )
+        if values.tensorrt_cache is not None:
+            check_output(values.tensorrt_cache, overwrite=True)
         with ProgressBars() as bars:
             calibration = call_with_options(calibrate, values, progress=bars, cancel=cancel)
         print_text(calibration)
@@ -392,7 +396,7 @@ def _add_tuning_verb(
         print_text(result)
         folder = result.save(values.output)
         figure = folder / f"{result.kind}.html"
-        result.plot().write_html(figure)
+        write_bytes(figure, result.plot().to_html().encode())
         print_text(f"{folder}  figure: {figure}")
 
     return run

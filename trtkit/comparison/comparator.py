@@ -18,10 +18,10 @@ from trtkit.data import open_dataset
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
-from trtkit.files import write_json
+from trtkit.files import atomic_folder, check_output_folder, publish_interrupted, write_json
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Progress, Reporter
-from trtkit.recipe import PRECISIONS, round_imgsz
+from trtkit.recipe import PRECISIONS, Recipe, round_imgsz
 
 if TYPE_CHECKING:
     from trtkit.backends import Capabilities
@@ -105,7 +105,8 @@ def compare(
         OutputExistsError: `output` has a comparison and `overwrite` is false; nothing was computed.
         CapabilityError: `build=True` and no engine can be built here.
         ModelError, DataError, CalibrationError, BuildError: From the steps.
-        CancelledError: The caller cancelled; finished files stay, no comparison was written.
+        OutputError: `output` can't be written; nothing was computed.
+        CancelledError: The caller cancelled; nothing was written.
     """
     from trtkit import backends
     from trtkit.calibration import Calibration, calibrate, check_fits
@@ -125,6 +126,8 @@ def compare(
             value=precisions,
         )
     folder = Path(output)
+    check_output_folder(folder)
+    publish_interrupted(folder)
     if (folder / "comparison.json").exists() and not overwrite:
         raise OutputExistsError(
             f"write {folder}",
@@ -157,13 +160,13 @@ def compare(
     }
     engines_run, run_device, why_not_run = _check_run(builder, device)
     suffixes = [".onnx", ".engine"] if builder is not None else [".onnx"]
+    written = [folder / f"{loaded.stem}-{name}{end}" for name in (*precisions, *(candidates or {})) for end in suffixes]
+    check_output_folder(folder, [path.name for path in written])
     others = load_candidates(
         candidates or {},
         loaded,
         settings=shared,
-        written=[
-            folder / f"{loaded.stem}-{name}{end}" for name in (*precisions, *(candidates or {})) for end in suffixes
-        ],
+        written=written,
         builds=builder is not None,
         why_no_engines="" if engines_run else why_not_run,
         device=run_device,
@@ -190,54 +193,72 @@ def compare(
     engine_settings = None
     if builder is not None:
         engine_settings = {"backend": builder.backend, "device": device, "workspace": workspace}
-    artifacts = {
-        precision: _export_precision(
-            traced,
-            precision,
-            folder / f"{loaded.stem}-{precision}",
-            {**shared, "keep": keep, "calibration": calibration if precision == "int8" else None},
-            engine_settings,
-        )
-        for precision in precisions
-    }
-    for name, other in others.items():
-        if other.engine is not None:
-            artifacts[name] = {"engine": other.engine}
-        else:
-            assert other.model is not None
-            stem = folder / f"{loaded.stem}-{name}"
-            artifacts[name] = _export_precision(other.model, other.precision, stem, shared, engine_settings)
-    with contextlib.ExitStack() as stack:
-        # Engines for all precisions or for none: different runners can't be compared.
-        runners = {
-            precision: stack.enter_context(
-                backends.open(files["engine" if engines_run else "onnx"].path, device=run_device)
-            )
-            for precision, files in artifacts.items()
-        }
-        evaluations = {
-            precision: evaluate(runner, data, split, eval_images=eval_images, seed=seed, **watch)
-            for precision, runner in runners.items()
-        }
-        timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
     plain = _plain_arguments(loaded, arguments)
-    comparison = join_comparison(
-        loaded,
-        artifacts,
-        evaluations,
-        timing,
-        settings=plain,
-        calibration=calibration,
-        candidates={name: other.facts() for name, other in others.items()},
-        builder=builder.title if builder else None,
-        why_not_built=why_not_built,
-        why_not_run=why_not_run,
-        python=render_python("compare", compare, {**plain, "model": _describe_candidate(loaded)}),
-        command=render_command("compare", compare, _without_expressions(plain), end2end=needs_end2end(loaded)),
-    )
-    _write_files(comparison, folder)
+    # All files appear together: an interrupted comparison leaves the one before it.
+    with atomic_folder(folder, remove=Comparison.list_files(folder)) as staging:
+        artifacts = {
+            precision: _export_precision(
+                traced,
+                precision,
+                folder / f"{loaded.stem}-{precision}",
+                staging,
+                {**shared, "keep": keep, "calibration": calibration if precision == "int8" else None},
+                engine_settings,
+            )
+            for precision in precisions
+        }
+        for name, other in others.items():
+            if other.engine is not None:
+                artifacts[name] = {"engine": other.engine}
+            else:
+                assert other.model is not None
+                stem = folder / f"{loaded.stem}-{name}"
+                artifacts[name] = _export_precision(
+                    other.model, other.precision, stem, staging, shared, engine_settings
+                )
+        with contextlib.ExitStack() as stack:
+            # Engines for all precisions or for none: different runners can't be compared.
+            runners = {
+                precision: stack.enter_context(
+                    backends.open(files["engine" if engines_run else "onnx"].path, device=run_device)
+                )
+                for precision, files in artifacts.items()
+            }
+            evaluations = {
+                precision: evaluate(runner, data, split, eval_images=eval_images, seed=seed, **watch)
+                for precision, runner in runners.items()
+            }
+            timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
+        comparison = join_comparison(
+            loaded,
+            _move_artifacts(artifacts, staging, folder),
+            evaluations,
+            timing,
+            settings=plain,
+            calibration=calibration,
+            candidates={name: other.facts() for name, other in others.items()},
+            builder=builder.title if builder else None,
+            why_not_built=why_not_built,
+            why_not_run=why_not_run,
+            python=render_python("compare", compare, {**plain, "model": _describe_candidate(loaded)}),
+            command=render_command("compare", compare, _without_expressions(plain), end2end=needs_end2end(loaded)),
+        )
+        _write_files(comparison, staging)
     reporter.step("done", 1, 1, f"wrote {folder}")
     return comparison
+
+
+def _move_artifacts(
+    artifacts: Mapping[str, Mapping[str, Artifact]], staging: Path, folder: Path
+) -> dict[str, dict[str, Artifact]]:
+    """Artifacts by precision and format with the paths that they get when the comparison is published."""
+    return {
+        precision: {
+            kind: dataclasses.replace(file, path=folder / file.path.name) if file.path.parent == staging else file
+            for kind, file in files.items()
+        }
+        for precision, files in artifacts.items()
+    }
 
 
 def _resolve_builder(
@@ -272,20 +293,36 @@ def _export_precision(
     model: Model,
     precision: str,
     stem: Path,
+    staging: Path,
     settings: Mapping[str, Any],
     engine_settings: Mapping[str, Any] | None,
 ) -> dict[str, Artifact]:
-    """The ONNX file and, with `engine_settings`, the engine of one precision, by format."""
-    from trtkit.exporter import export
+    """The ONNX file and, with `engine_settings`, the engine of one precision, by format.
 
-    arguments: dict[str, Any] = {**settings, "half": precision == "fp16", "int8": precision == "int8"}
-    artifacts = {"onnx": export(model, format="onnx", output=stem.with_name(f"{stem.name}.onnx"), **arguments)}
-    if engine_settings is not None:
-        output = stem.with_name(f"{stem.name}.engine")
-        # Its accuracy is measured next, on more images.
-        artifacts["engine"] = export(
-            model, format="engine", output=output, verify=False, **engine_settings, **arguments
+    Their recipes name the final files, beside `stem`; they are written into `staging`.
+    """
+    from trtkit.exporter import export_with_graph
+
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    shared = {name: value for name, value in settings.items() if name in names and name != "calibration"}
+    others = {name: settings.get(name) for name in ("calibration", "progress", "cancel")}
+    artifacts = {}
+    for kind, more in (("onnx", {}), ("engine", engine_settings)):
+        if more is None:
+            continue
+        recipe = Recipe(
+            model=str(model.source or type(model).__name__),
+            format=kind,
+            half=precision == "fp16",
+            int8=precision == "int8",
+            end2end=model.end2end is True,
+            output=str(stem.with_name(f"{stem.name}.{kind}")),
+            **shared,
+            **more,
         )
+        path = staging / Path(str(recipe.output)).name
+        # An engine's accuracy is measured next, on more images.
+        artifacts[kind], _ = export_with_graph(model, recipe, verify=False, path=path, **others)
     return artifacts
 
 
@@ -419,4 +456,4 @@ def _write_files(comparison: Comparison, folder: Path) -> None:
             **{name: comparison.about[name] for name in ("python", "command", "recipes")},
         },
     )
-    comparison.save(folder)
+    comparison.write_files(folder)

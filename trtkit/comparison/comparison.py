@@ -263,6 +263,16 @@ class Comparison(Result):
         saved.provenance = {**saved.provenance, "settings": settings}
         return saved
 
+    def _try_displays(self) -> None:
+        """As `Result._try_displays`, with the changes that `gallery` draws and the report."""
+        from trtkit.comparison.report import render_report
+
+        super()._try_displays()
+        for precision in self.rows["precision"].unique():
+            if self.about["task"] != "classify":
+                self.changes(precision)
+        render_report(self)
+
     def _repr_html_(self) -> str:
         from trtkit.comparison.report import render_summary
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from trtkit.errors import OnnxError
-from trtkit.files import atomic_write, hash_parts
+from trtkit.files import atomic_folder, atomic_write, check_output, hash_parts
 from trtkit.models.model import parse_trtkit_entry
 
 __all__ = ["check_onnx", "read_trtkit_metadata", "update_metadata", "write_onnx"]
@@ -68,13 +68,12 @@ def write_onnx(proto: onnx.ModelProto, path: str | Path, *, overwrite: bool = Tr
         OutputError: As `atomic_write` raises it.
     """
     path = Path(path)
-    with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(atomic_write(path, overwrite=overwrite))
-        if _count_bytes(proto) < MAX_PROTOBUF:
+    if _count_bytes(proto) < MAX_PROTOBUF:
+        with atomic_write(path, overwrite=overwrite) as temporary:
             onnx.save(proto, str(temporary))
-        else:
-            stack.enter_context(_write_external(proto, temporary, path))
-        check_onnx(temporary, asked=f"write {path}")
+            check_onnx(temporary, asked=f"write {path}")
+    else:
+        _write_external(proto, path, overwrite=overwrite)
     return path
 
 
@@ -127,24 +126,15 @@ def _count_bytes(proto: onnx.ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) + (1 << 26)
 
 
-@contextlib.contextmanager
-def _write_external(proto: onnx.ModelProto, temporary: Path, path: Path) -> Iterator[None]:
-    """Write a graph with its weights in a second file, which is removed if the block fails.
-
-    The second file has its final name at once, because the graph names it; the hash keeps it apart from the weights of
-    an earlier export, which stay valid until the graph is replaced.
-    """
+def _write_external(proto: onnx.ModelProto, path: Path, *, overwrite: bool) -> None:
+    """Write a graph and, in a second file, its weights; both appear together, and earlier weights of the graph go."""
+    check_output(path, overwrite=overwrite)
     weights = (tensor.raw_data for tensor in proto.graph.initializer)
     name = f"{path.stem}-{hash_parts(*weights)[:12]}.data"
+    pattern = re.compile(rf"{re.escape(path.stem)}-[0-9a-f]{{12}}\.data")
+    earlier = [entry.name for entry in path.parent.glob("*.data") if pattern.fullmatch(entry.name)]
     copied = onnx.ModelProto()
     copied.CopyFrom(proto)
-    existed = (path.parent / name).exists()
-    # onnx refuses to overwrite; a file of this name holds the same weights.
-    (path.parent / name).unlink(missing_ok=True)
-    try:
-        onnx.save(copied, str(temporary), save_as_external_data=True, location=name, size_threshold=1024)
-        yield
-    except BaseException:
-        if not existed:
-            (path.parent / name).unlink(missing_ok=True)
-        raise
+    with atomic_folder(path.parent, remove=earlier) as staging:
+        onnx.save(copied, str(staging / path.name), save_as_external_data=True, location=name, size_threshold=1024)
+        check_onnx(staging / path.name, asked=f"write {path}")

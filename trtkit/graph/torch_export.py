@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import collections
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
+from trtkit.files import temporary_folder
 from trtkit.graph.analysis import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
@@ -176,14 +175,14 @@ def _from_module(
                 axes[name].update({2: "mask_height", 3: "mask_width"})
     try:
         # torch's exporter keeps its state in globals, so threads take turns.
-        with _EXPORTER, warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        with _EXPORTER, warnings.catch_warnings(), temporary_folder() as folder:
             # The TorchScript exporter is deprecated but writes the smallest graph at operator set 17, which the
             # newer one does not write; its tracer also warns about every shape that becomes a constant.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
                 (example,),
-                Path(folder) / "model.onnx",
+                folder / "model.onnx",
                 opset_version=OPSET,
                 input_names=["images"],
                 output_names=names,
@@ -191,7 +190,7 @@ def _from_module(
                 do_constant_folding=True,
                 dynamo=False,
             )
-            proto = onnx.load(Path(folder) / "model.onnx")
+            proto = onnx.load(folder / "model.onnx")
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ModelError(
             f"trace {model.stem} to ONNX",

@@ -16,7 +16,7 @@ import onnx
 
 from trtkit.errors import CapabilityError, TrtkitError
 from trtkit.evaluation.evaluation import EVAL_CONF, Evaluation, evaluate
-from trtkit.files import hash_parts, read_json, write_json
+from trtkit.files import check_output_folder, hash_parts, read_json, write_json
 from trtkit.graph.qdq import QDQPlacement
 from trtkit.progress import Event, Progress, Reporter
 from trtkit.results import package_versions
@@ -49,10 +49,13 @@ class ResultCache:
 
     Args:
         folder: The cache directory; None disables caching.
+
+    Raises:
+        OutputError: The folder can't be written.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else check_output_folder(folder)
 
     @property
     def calibrations(self) -> Path | None:
@@ -64,11 +67,14 @@ class ResultCache:
         return None if self.folder is None else self.folder / kind / key[:24]
 
     def read(self, kind: str, key: str) -> Any:
-        """The JSON value of a step; None if it is not cached."""
+        """The JSON value of a step; None if it is not cached, or the entry is damaged."""
         path = self.entry_path(kind, key)
-        if path is None or not path.with_suffix(".json").is_file():
+        if path is None:
             return None
-        return read_json(path.with_suffix(".json"))
+        try:
+            return read_json(path.with_suffix(".json"))
+        except (OSError, ValueError):
+            return None
 
     def write(self, kind: str, key: str, value: Any) -> None:
         """Store the JSON value of a step; does nothing without a cache."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.calibration import Calibration
+from trtkit.errors import ResultError
+from trtkit.files import find_published, hash_parts, write_bytes
 from trtkit.results import Provenance, Result, SavedResult
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class Search(Result):
         return render_command("export", export, self._export_arguments(model, folder))
 
     def _export_arguments(self, model: str, folder: str) -> dict[str, Any]:
-        source = model if self.equalized is None else f"{folder}/{self._equalized_name()}"
+        source = model if self.equalized is None else f"{folder}/{self._equalized_names()[0]}"
         arguments: dict[str, Any] = {"model": source, "imgsz": tuple(self.provenance.settings["imgsz"])}
         if self.equalized is None:
             arguments["end2end"] = bool(self.provenance.settings.get("end2end", False))
@@ -115,36 +117,42 @@ class Search(Result):
 
         return search_figure(self.trials, metric=self.metric, value_float=self.value_float, max_drop=self.max_drop)
 
-    def save(self, folder: str | Path) -> Path:
+    def write_files(self, folder: Path) -> None:
         """Write the result, its calibration into `calibration/`, and the equalized graph if there is one."""
-        self.calibration.save(Path(folder) / "calibration")
+        self.calibration.save(folder / "calibration")
         if self.equalized is not None:
-            import onnx
-
-            from trtkit.graph.onnx_file import write_onnx
-
-            write_onnx(onnx.load_from_string(self.equalized), Path(folder) / self._equalized_name())
-        return super().save(folder)
+            write_bytes(folder / self._equalized_names()[0], self.equalized)
+        super().write_files(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Search:
-        """Read what `save` wrote.
+    def list_files(cls, folder: str | Path) -> list[str]:
+        """Names of files that a saved search has, without the calibration's."""
+        return [*super().list_files(folder), *cls._equalized_names()]
 
-        Raises:
-            DataError: The folder holds no search.
-        """
-        loaded: Search = super().load(folder)
-        paths = (Path(folder) / name for name in (cls._equalized_name(), f"{cls.kind}.equalised.onnx"))
-        graph = next((path for path in paths if path.is_file()), None)
-        return dataclasses.replace(
-            loaded,
-            calibration=Calibration.load(Path(folder) / "calibration"),
-            equalized=None if graph is None else graph.read_bytes(),
-        )
+    def read_files(self, folder: Path, facts: Mapping[str, Any]) -> Search:
+        """Add the calibration and the equalized graph, which must be those saved with the result."""
+        calibration = Calibration.load(find_published(folder, "calibration"))
+        paths = (find_published(folder, name) for name in self._equalized_names())
+        path = next((path for path in paths if path.is_file()), None)
+        equalized = None if path is None else path.read_bytes()
+        found = {"calibration": calibration.hash, "equalized": _hash_graph(equalized)}
+        # Searches of trtkit 0.1.0 name no hashes.
+        changed = [name for name, value in found.items() if name in facts and facts[name] != value]
+        if changed:
+            raise ResultError(
+                f"load a search from {folder}",
+                f"its {' and its '.join(changed)} is not what was saved (the SHA-256 differs)",
+                "restore the file, or search again",
+                code="result-changed",
+                path=str(folder),
+                names=changed,
+            )
+        return dataclasses.replace(self, calibration=calibration, equalized=equalized)
 
     @classmethod
-    def _equalized_name(cls) -> str:
-        return f"{cls.kind}.equalized.onnx"
+    def _equalized_names(cls) -> tuple[str, str]:
+        """Names of the equalized graph: the present one, and that of format version 1."""
+        return f"{cls.kind}.equalized.onnx", f"{cls.kind}.equalised.onnx"
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Trials and layers."""
@@ -157,13 +165,16 @@ class Search(Result):
             **{name: getattr(self, name) for name in names},
             "keep": list(self.keep),
             "notes": list(self.notes),
+            "calibration": self.calibration.hash,
+            "equalized": _hash_graph(self.equalized),
         }
 
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Search:
-        """The inverse of `tables` and `facts`; `load` adds the calibration."""
+        """The inverse of `tables` and `facts`; `read_files` adds the calibration."""
+        own = {name: value for name, value in facts.items() if name not in ("calibration", "equalized")}
         return cls(
-            **{**facts, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])},
+            **{**own, "keep": tuple(facts["keep"]), "notes": tuple(facts["notes"])},
             trials=tables["trials"],
             layers=tables["layers"],
             calibration=Calibration(ranges={}, algorithm="", image_count=0, split="", provenance=provenance),
@@ -189,3 +200,7 @@ class Search(Result):
         if not self.reached:
             lines.append("  no trial is within the accepted loss; this one loses least")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def _hash_graph(graph: bytes | None) -> str | None:
+    return None if graph is None else hash_parts(graph)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from trtkit.codegen import needs_end2end
 from trtkit.data import open_dataset, sample_images
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.evaluation.significance import TUNING_RESAMPLES
-from trtkit.files import hash_parts
+from trtkit.files import hash_parts, temporary_folder
 from trtkit.graph.analysis import block_of
 from trtkit.graph.torch_export import trace
 from trtkit.models import Model, load
@@ -177,7 +176,7 @@ def search(
     ranked = sorted(assignments, key=lambda assignment: -sqnr[assignment.label])
     shares = measure_noise_shares(probe, ranked[0], cache)
     order = sorted(shares, key=lambda name: -shares[name] / max(layer_noise.macs.get(name, 0), 1))
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         trial_list = Trials(
             layer_noise=layer_noise,
             graph=graph if batch == 1 else trace(searched, imgsz=size, batch=batch),
@@ -194,7 +193,7 @@ def search(
                 searched,
                 layer_noise.macs,
                 size,
-                Path(folder),
+                folder,
                 batch=batch,
                 backend=backend,
                 reporter=reporter,

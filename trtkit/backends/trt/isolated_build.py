@@ -12,7 +12,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from trtkit import errors
 from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
+from trtkit.files import temporary_folder
 from trtkit.progress import Event, Reporter
 
 __all__ = ["build_isolated"]
@@ -53,8 +53,7 @@ def build_isolated(
     capabilities = require_build(backend, device=settings.device)
     stage = f"build {settings.precision} engine"
     data, _, path = read_graph(source)
-    with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         if not path:
             (folder / "model.onnx").write_bytes(data)
         _write_job(folder, path or str(folder / "model.onnx"), settings, capabilities.backend)

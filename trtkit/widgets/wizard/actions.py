@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit import demo
 from trtkit.data import open_dataset
 from trtkit.errors import CapabilityError
+from trtkit.files import temporary_folder
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe
 
@@ -239,7 +239,7 @@ def measure(
         )
     kind = "engine" if built.artifact.format == "engine" and not engine_problem else "onnx"
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtkit-")))
+        folder = stack.enter_context(temporary_folder())
         artifacts: dict[str, dict[str, Artifact]] = {}
         if compare_fp32 and label != "fp32":
             reporter.step("export FP32", 0, 1)
