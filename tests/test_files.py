@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import os
@@ -408,3 +409,39 @@ def test_json_that_is_none_is_a_value_error(tmp_path: Path, content: bytes) -> N
         read_json(write_bytes(tmp_path / "x.json", b"[0, 1, 2]"), limit=4)
     with pytest.raises(ValueError, match="regular"):
         read_json(make_fifo(tmp_path / "pipe"))
+
+
+WRITERS = {
+    "files.py": "the writers",
+    "results.py": "tables, into the folder of atomic_folder",
+    "inspection.py": "a table, into the file of atomic_write",
+    "cli/model_commands.py": "a table, into memory",
+    "backends/engine_file.py": "an engine, into the file of atomic_write",
+    "backends/trt/isolated_build.py": "the job of a child process, into temporary_folder",
+    "backends/trt/timing_cache.py": "a lock file",
+    "downloads.py": "a part, which the next download goes on with",
+}
+WRITING = {
+    *("write_text", "write_bytes", "write_parquet", "write_csv", "write_html", "write_image", "imwrite", "savez"),
+    *("TemporaryDirectory", "NamedTemporaryFile", "mkdtemp", "mkstemp", "to_file", "copyfile", "copytree", "move"),
+}
+
+
+def writes(node: ast.AST) -> bool:
+    """Whether a call writes a file by itself."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name))):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+    modes = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    is_open = name == "open" and any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax") for mode in modes)
+    return is_open or (name in WRITING and isinstance(node.func, ast.Attribute))
+
+
+def test_everything_is_written_by_the_one_writer() -> None:
+    package = Path(files.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if any(writes(node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    assert found == set(WRITERS)

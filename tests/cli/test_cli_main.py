@@ -277,12 +277,13 @@ def test_predict_skips_unreadable_images_and_keeps_subfolders(tmp_path, monkeypa
         ["sweep", "missing.pt", "--data", "d.yaml"],
         ["sensitivity", "missing.pt", "--data", "d.yaml"],
         ["search", "missing.pt", "--data", "d.yaml"],
+        ["selftest"],
     ],
 )
 def test_an_output_that_cannot_be_written_is_told_before_the_work(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for output in ("file", "file/x", "n" * 256):
+    for output in ("file/x/y", "n" * 256, "file" if words != ["selftest"] else "file/x"):
         assert main([*words, "--output", output]) == 2
         assert capsys.readouterr().err.startswith(f"trtkit: write {output[:100]}")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -8,7 +8,6 @@ import importlib.util
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from trtkit.cli.model_commands import print_comparison
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
 from trtkit.cli.output import ProgressBars, make_table, print_table, print_text
 from trtkit.errors import CancelledError, CapabilityError, EngineError, RecipeError, TrtkitError
+from trtkit.files import check_output, temporary_folder, write_json
 from trtkit.progress import Reporter
 
 __all__ = ["add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
@@ -215,7 +215,6 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
         EngineError: An engine failed or differs from its graph.
     """
     from trtkit.backends import get_backend, list_backends, probe
-    from trtkit.files import write_json
     from trtkit.results import describe_machine, package_versions
 
     report: dict[str, Any] = {
@@ -226,6 +225,7 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
         "backends": {},
         "engines": [],
     }
+    check_output(values.output, overwrite=True)
     with ProgressBars() as bars:
         reporter = Reporter(bars, cancel)
         for name in list_backends():
@@ -327,7 +327,7 @@ def _test_engine(row: dict[str, Any], values: argparse.Namespace, reporter: Repo
     from trtkit.verification import compare_runners
 
     task, precision = row["task"], row["precision"]
-    with tempfile.TemporaryDirectory(prefix="trtkit-selftest-") as folder:
+    with temporary_folder() as folder:
         recipe = Recipe(
             model=str(demo.model_path(task)),
             imgsz=SELFTEST_SIZES[task],
@@ -340,7 +340,7 @@ def _test_engine(row: dict[str, Any], values: argparse.Namespace, reporter: Repo
             backend=row["backend"],
             device=_target(row["backend"], values.device),
             opt_level=values.opt_level,
-            output=str(Path(folder, "selftest.engine")),
+            output=str(folder / "selftest.engine"),
         )
         artifact, graph = export_with_graph(
             demo.model_path(task), recipe, verify=False, progress=reporter.progress, cancel=reporter.cancel
