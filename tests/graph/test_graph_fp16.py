@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 import trtkit as tk
 from trtkit.errors import RecipeError
-from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16, convert_to_fp32, has_fp16
+from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16, convert_to_fp32, has_fp16, match_node_names
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
 
@@ -47,6 +49,22 @@ def test_keep_leaves_a_layer_in_fp32(proto: onnx.ModelProto) -> None:
     assert types(kept)["wide"] == TensorProto.FLOAT
     assert types(convert_to_fp16(proto))["wide"] == TensorProto.FLOAT16
     onnx.checker.check_model(kept, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("a/b", {"a/b"}), ("a/*", {"a/b", "a/[c]"}), ("a/?", {"a/b"}), ("a/[b]", {"a/b"}), ("a/[[]c]", {"a/[c]"})],
+)
+def test_plain_names_and_patterns_match_as_fnmatch_has_it(pattern: str, expected: set[str]) -> None:
+    names = ["a/b", "a/[c]", "A/B"]
+    assert match_node_names(names, [pattern]) == expected == {name for name in names if fnmatchcase(name, pattern)}
+
+
+@pytest.mark.parametrize("pattern", ["a", "A/b", "a/[c]", "*z"])
+def test_keep_raises_for_a_name_that_only_looks_like_a_match(pattern: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        match_node_names(["a/b", "a/[c]"], ["a/*", pattern])
+    assert (error.value.code, error.value.fields["pattern"]) == ("keep-no-match", pattern)
 
 
 def test_keep_that_matches_nothing_raises(proto: onnx.ModelProto) -> None:

@@ -101,10 +101,12 @@ def match_node_names(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     Raises:
         RecipeError: A pattern matches no name.
     """
-    names = list(names)
+    names = set(names)
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in names if fnmatchcase(name, pattern)}
+        # A plain name, as the search passes by the thousand, matches itself alone.
+        is_plain = not any(sign in pattern for sign in "*?[")
+        hits = names & {pattern} if is_plain else {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
             raise RecipeError(
                 f"keep {pattern!r} in higher precision",
