@@ -141,21 +141,18 @@ def _find_false_positive_changes(reference: EvaluationLike, other: EvaluationLik
     """False positives of one evaluation only."""
     kind = _object_match_kind(reference)
     before, after = (_select_false_positives(one.detections, kind, conf) for one in (reference, other))
-    labels = reference.labels.partition_by("image", as_dict=True)
     names = dict(reference.per_class.select("class", "name").iter_rows())
+    label_classes = reference.labels["class"].to_list()
     rows = []
     for change, candidates, counterparts, sign, suffix in (
         ("false positive added", after, before, 1, ""),
         ("false positive removed", before, after, -1, "_reference"),
     ):
-        by_image = counterparts.partition_by("image", as_dict=True)
-        for row in candidates.iter_rows(named=True):
-            same_image = by_image.get((row["image"],))
-            if same_image is not None:
-                same_class = same_image.filter(pl.col("class") == row["class"])
-                overlap = box_iou(_box_array(pl.DataFrame([row])), _box_array(same_class)) if len(same_class) else None
-                if overlap is not None and overlap.max() >= SAME_OBJECT_IOU:
-                    continue
+        overlap, _ = _find_nearest(candidates, counterparts, "image", "class")
+        changed = candidates.filter(overlap < SAME_OBJECT_IOU)
+        overlap, nearest = _find_nearest(changed, reference.labels, "image")
+        for row, iou, label in zip(changed.iter_rows(named=True), overlap.tolist(), nearest.tolist(), strict=True):
+            number = label_classes[label] if iou >= SAME_OBJECT_IOU else None
             rows.append(
                 {
                     "change": change,
@@ -163,20 +160,23 @@ def _find_false_positive_changes(reference: EvaluationLike, other: EvaluationLik
                     **{name: row[name] for name in ("image", "class", "x1", "y1", "x2", "y2")},
                     f"score{suffix}": row["score"],
                     f"detection{suffix}": row["row"],
-                    "label_class": _find_label_class(row, labels.get((row["image"],)), names),
+                    "label_class": None if number is None else names.get(number, str(number)),
                 }
             )
     return rows
 
 
-def _find_label_class(detection: dict[str, Any], labels: pl.DataFrame | None, names: dict[int, str]) -> str | None:
-    """The class of the label with the highest IoU, if that is at least `SAME_OBJECT_IOU`."""
-    if labels is None:
-        return None
-    overlap = box_iou(_box_array(pl.DataFrame([detection])), _box_array(labels))[0]
-    best = int(overlap.argmax())
-    number = labels["class"][best]
-    return names.get(number, str(number)) if overlap[best] >= SAME_OBJECT_IOU else None
+def _find_nearest(frame: pl.DataFrame, others: pl.DataFrame, *by: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(rows,) highest IoU of each row's box with one of `others` equal in the columns `by`, 0 for none, and its row."""
+    overlap, nearest = np.zeros(len(frame), np.float32), np.full(len(frame), -1, np.int64)
+    groups = others.with_row_index("position").partition_by(by, as_dict=True)
+    for key, group in frame.with_row_index("position").partition_by(by, as_dict=True).items():
+        if key in groups:
+            iou = box_iou(_box_array(group), _box_array(groups[key]))
+            rows = group["position"].to_numpy()
+            overlap[rows] = iou.max(1)
+            nearest[rows] = groups[key]["position"].to_numpy()[iou.argmax(1)]
+    return overlap, nearest
 
 
 def _object_match_kind(evaluation: EvaluationLike) -> str:

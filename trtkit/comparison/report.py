@@ -218,14 +218,18 @@ def _engine_table(engines: Mapping[str, Mapping[str, Any]]) -> _Table:
 
 def _collect_changes(comparison: Comparison) -> list[dict[str, Any]]:
     """Counts and the first images of the changed objects per precision; [] if detections were not kept."""
+    from trtkit.comparison.object_changes import draw_object_changes
+
     reference = comparison.about["reference"]
     others = [name for name in comparison.rows["precision"].unique(maintain_order=True) if name != reference]
     if "path" not in comparison.images.columns:
         return []
     changes = []
     for precision in others:
-        counts = dict(comparison.changes(precision).group_by("change").len().iter_rows())
-        rows = comparison.gallery(precision, limit=GALLERY_LIMIT).iter_rows(named=True)
+        changed = comparison.changes(precision)
+        counts = dict(changed.group_by("change").len().iter_rows())
+        evaluations = comparison.evaluation(reference), comparison.evaluation(precision)
+        rows = draw_object_changes(changed, *evaluations, limit=GALLERY_LIMIT).iter_rows(named=True)
         images = [
             {"caption": _describe_change(row), "png": base64.b64encode(row["png"]).decode("ascii")}
             for row in rows
