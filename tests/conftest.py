@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trace_store
 from hypothesis import HealthCheck, settings
 
 from trtkit import demo
+from trtkit.graph import torch_export
 
 # How long an example takes says how busy the machine is, nothing about the code.
 settings.register_profile("trtkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,6 +40,18 @@ def demo_model() -> Path:
 def demo_data() -> Path:
     """The data.yaml that comes with the package."""
     return demo.data_path()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stored_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Traces that all workers of this session share; a test of tracing itself puts `trace_store.trace_anew` back."""
+    base = tmp_path_factory.getbasetemp()
+    # A worker's folder is inside the session's.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+    folder.mkdir(exist_ok=True)
+    torch_export._trace = trace_store.stored_trace(folder)
+    yield
+    torch_export._trace = trace_store.trace_anew
 
 
 @pytest.fixture

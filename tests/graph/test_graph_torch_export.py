@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import onnx
 import pytest
 import torch
+import trace_store
 from deterministic_weights import deterministic_weights
 from fake_checkpoints import TINY
 from onnx import numpy_helper
@@ -22,6 +23,13 @@ from trtkit.models.torch_model import from_checkpoint
 from trtkit.models.yolo import build_model
 
 
+@pytest.fixture(autouse=True)
+def trace_anew(monkeypatch):
+    """No trace of another test."""
+    monkeypatch.setattr(torch_export, "_trace", trace_store.trace_anew)
+    torch_export._TRACES.clear()
+
+
 @pytest.fixture(scope="module")
 def tiny_two_heads() -> Model:
     """A small network with a one-to-many and a one-to-one head."""
@@ -33,8 +41,7 @@ def tiny_two_heads() -> Model:
 
 @pytest.fixture
 def count_exports(monkeypatch):
-    """How often torch's exporter ran; no trace of another test is kept."""
-    torch_export._TRACES.clear()
+    """How often torch's exporter ran."""
     calls = []
     export = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: (calls.append(1), export(*args, **options))[1])
@@ -57,6 +64,29 @@ def test_a_trace_is_kept_for_the_same_model_and_settings(count_exports) -> None:
     trace(trtkit.load(path), imgsz=(64, 64))
     trace(trtkit.load(path), imgsz=(32, 32), batch=2)
     assert count_exports() == 3
+
+
+def test_a_graph_is_simplified_once_for_all_precisions(monkeypatch) -> None:
+    import onnxslim
+
+    calls = []
+    slim = onnxslim.slim
+    monkeypatch.setattr(onnxslim, "slim", lambda proto: (calls.append(1), slim(proto))[1])
+    traced = trace(trtkit.load(trtkit.demo.model_path("classify")), imgsz=(32, 32), simplify=False)
+    model = trtkit.load(traced)
+    first = trace(model)
+    serialized = first.SerializeToString(deterministic=True)
+    first.graph.node[0].name = "changed by the caller"
+    assert trace(model).SerializeToString(deterministic=True) == serialized
+    copied = trtkit.load(onnx.ModelProto.FromString(traced.SerializeToString()))
+    assert trace(copied).SerializeToString(deterministic=True) == serialized
+    assert len(calls) == 1
+    # Another weight is another graph.
+    assert model.proto is not None
+    weight = model.proto.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
+    assert trace(model).SerializeToString(deterministic=True) != serialized
+    assert len(calls) == 2
 
 
 def test_a_changed_weight_is_traced_again(count_exports) -> None:
@@ -83,12 +113,12 @@ def test_each_head_and_each_number_of_rows_is_traced(count_exports, tiny_two_hea
     assert shapes["one-to-one"] != shapes["one-to-many"]
 
 
-def test_few_traces_are_kept(count_exports, monkeypatch) -> None:
-    model = trtkit.load(trtkit.demo.model_path("classify"))
+def test_few_traces_are_kept(count_exports, monkeypatch, tiny_two_heads) -> None:
+    model = tiny_two_heads
     for batch in range(1, 7):
         trace(model, imgsz=(32, 32), batch=batch, simplify=False)
     assert len(torch_export._TRACES) == torch_export.TRACE_COUNT
-    monkeypatch.setattr(torch_export, "TRACE_BYTES", 1 << 20)
+    monkeypatch.setattr(torch_export, "TRACE_BYTES", 1 << 10)
     trace(model, imgsz=(64, 64), simplify=False)
     assert count_exports() == 7
     trace(model, imgsz=(64, 64), simplify=False)

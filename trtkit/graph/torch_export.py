@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
-from trtkit.files import temporary_folder
+from trtkit.files import hash_parts, temporary_folder
 from trtkit.graph.analysis import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
@@ -31,7 +31,7 @@ MINIMUM_OPSET = 13
 _EXPORTER = threading.Lock()
 
 TRACE_COUNT = 4
-"""Most traced graphs that are kept: every verb on a checkpoint starts with the same trace, which takes seconds."""
+"""Most traced or simplified graphs that are kept: each verb on a model starts with one, which takes seconds."""
 
 TRACE_BYTES = 256 << 20
 """Most memory that they take, bytes."""
@@ -79,7 +79,12 @@ def trace(
         )
     elif model.proto is not None:
         with refuse_damaged_graph(f"export {model.source or model.stem}"):
-            proto = _trace(model, *settings)
+            if simplify and model.proto.ByteSize() <= TRACE_BYTES:
+                # Each precision starts with the same graph, and simplifying it takes longer than what follows.
+                key = hash_parts(model.proto.SerializeToString())
+                proto = _remember((key, *settings), lambda: _trace(model, *settings))
+            else:
+                proto = _trace(model, *settings)
     else:
         proto = _trace(model, *settings)
     metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
