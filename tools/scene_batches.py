@@ -23,6 +23,9 @@ MASK_STRIDE = 4
 LEAST_VISIBLE = 0.35
 """A digit of whose box less than this lies in the input has no label."""
 
+COARSE = 0.2
+"""The part of augmented images that lose half their resolution."""
+
 CROPS_PER_SCENE = 8
 CROP_SAMPLES = 3
 """Samples per pixel and axis of a crop, whose mean stands for antialiased resizing."""
@@ -189,7 +192,7 @@ def letterbox_batch(
     grid = torch.stack([unit[:, None, :, 0].expand(-1, imgsz, -1), unit[:, :, None, 1].expand(-1, -1, imgsz)], -1)
     images = _sample(scenes["images"], grid)
     if generator is not None:
-        images = _recolor(images, generator)
+        images = _coarsen(_recolor(images, generator), generator)
     images = images.round_().clamp_(0, 255)
     images = torch.where((inside[:, :, None, 1] & inside[:, None, :, 0])[:, None], images, GRAY) / 255
     return _label(scenes, images, ratio, shift, imgsz, outlines)
@@ -255,6 +258,13 @@ def _recolor(images: Tensor, generator: torch.Generator) -> Tensor:
     """Random contrast and brightness of each channel."""
     noise = torch.randn((len(images), 3, 2), device=images.device, generator=generator)[..., None, None]
     return images * torch.exp(0.12 * noise[:, :, 0]) + 8 * noise[:, :, 1]
+
+
+def _coarsen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Some of the images as if they had half the pixels, like the small ones that the package embeds."""
+    coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
+    chosen = torch.rand((len(images), 1, 1, 1), device=images.device, generator=generator) < COARSE
+    return torch.where(chosen, coarse, images)
 
 
 def smallest_rectangles(points: Tensor) -> Tensor:
