@@ -21,6 +21,7 @@ from trtkit.backends.ort import OrtRunner
 from trtkit.cli import parse_command, system_commands
 from trtkit.data.labels import LABEL_FORMATS
 from trtkit.errors import BuildError, CapabilityError, EngineError
+from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, OutputFormat
 from trtkit.tasks import get_task
 
@@ -101,6 +102,10 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
         passport = backends.Passport(backend="tensorrt", tensorrt="8.6.0", sm="sm90")
         engine.passport, engine.hash = passport, "cd" * 32
         with raises(EngineError, "verify-other-onnx", name="model hash"):
+            tk.verify(engine, images, onnx=graph)
+        update_metadata(graph, {}, {"calibration_hash": "12" * 32})
+        engine.passport, engine.hash = dataclasses.replace(passport, calibration_hash="34" * 32), "ab" * 32
+        with raises(EngineError, "verify-other-onnx", name="calibration"):
             tk.verify(engine, images, onnx=graph)
         engine.passport = dataclasses.replace(passport, recipe={"implicit": True})
         with raises(EngineError, "verify-implicit"):

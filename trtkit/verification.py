@@ -472,17 +472,15 @@ def _find_tensors(index: GraphIndex) -> list[str]:
 
 
 def _mark_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy of the graph with tensors as further outputs, of the types that they have."""
+    """A copy of the graph with tensors as further outputs, of the types and shapes that they have."""
     from onnx import TensorProto, helper, shape_inference
 
     marked = type(proto)()
     marked.CopyFrom(proto)
-    types = {
-        value.name: value.type.tensor_type.elem_type for value in shape_inference.infer_shapes(proto).graph.value_info
-    }
+    known = {value.name: value for value in shape_inference.infer_shapes(proto).graph.value_info}
     present = {value.name for value in proto.graph.output}
     marked.graph.output.extend(
-        helper.make_tensor_value_info(name, types.get(name) or TensorProto.FLOAT, None)
+        known.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in names
         if name not in present
     )

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny_graphs
 import torch
+from planted_faults import plant_bias
 from raising import raises
 
+import trtkit
 from trtkit import backends
 from trtkit.backends import BuildSettings, Passport
 from trtkit.backends.devices import Gpu
@@ -49,12 +52,42 @@ def test_infer_equals_onnx_runtime(tensorrt: Any, tmp_path: Path, version: str, 
         assert not other.engine
         assert runner.name == f"TensorRT {version} NVIDIA H100 80GB HBM3"
         assert (runner.precision, runner.batch, runner.imgsz, runner.dynamic) == (precision, 2, (32, 32), False)
+        assert runner.profile_batches == (2,)
         assert runner.hash == "cd" * 32
         expected = other.infer(feed)
         for _ in range(4):
             actual = runner.infer(feed)
             assert actual.keys() == expected.keys()
             np.testing.assert_allclose(actual["output0"], expected["output0"], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_export_verifies_and_a_second_build_names_layers(
+    tensorrt: Any, tmp_path: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt(version)
+    source = tmp_path / "tiny.onnx"
+    graph = tiny_graphs.detector(dynamic=True)
+    onnx.save(graph, source)
+    artifact = trtkit.export(source, backend="tensorrt", batch=4, output=tmp_path / "tiny.engine")
+    assert artifact.verification is not None
+    assert artifact.verification.verdict == "agrees"
+    with backends.open(artifact) as runner:
+        assert runner.profile_batches == (1, 4)
+    assert trtkit.verify(artifact, eval_images=4).verdict == "agrees"
+    # The engine's bias is off; the second build, of the graph itself, is right.
+    healthy = tiny_graphs.detector(batch=4)
+    faulty = tiny_graphs.detector(batch=4)
+    plant_bias(faulty)
+    onnx.save(faulty, source)
+    broken = trtkit.export(source, backend="tensorrt", batch=4, output=tmp_path / "broken.engine", verify=False)
+    assert broken.verification is None
+    monkeypatch.setattr("trtkit.verification._check_pair", lambda *_: None)
+    result = trtkit.verify(broken, eval_images=4, onnx=healthy, layers=True)
+    assert result.verdict == "differs"
+    assert result.layers is not None
+    assert result.layers["tensor"].to_list() == ["silu_out", "output0"]
+    assert not result.layers["differs"].any()
 
 
 def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: Path) -> None:
