@@ -130,8 +130,8 @@ def test_boxes_of_yolov10_are_one_layer_in_either_head() -> None:
 @pytest.mark.parametrize(
     ("architecture", "precision", "dynamic"),
     [
-        ("segment", "fp16", False), ("segment", "fp16", True), ("pose", "fp32", True), ("obb", "fp16", True),
-        ("detect", "int8", False), ("detect", "int8", True), ("yolov10", "int8", True), ("yolov10", "fp16", False),
+        ("segment", "int8", False), ("segment", "fp16", True), ("pose", "fp16", True), ("obb", "fp32", False),
+        ("detect", "int8", True), ("yolov10", "int8", False), ("yolov10", "fp16", True),
     ],
 )  # fmt: skip
 def test_tensorrt_rtx_builds_the_rows(
@@ -146,5 +146,11 @@ def test_tensorrt_rtx_builds_the_rows(
     )  # fmt: skip
     assert artifact.info.end2end
     assert artifact.recipe.end2end
-    metadata = trtkit.backends.read_engine(artifact.path).metadata
+    file = trtkit.backends.read_engine(artifact.path)
+    assert file.passport is not None
+    assert (file.passport.precision, file.passport.dynamic) == (precision, dynamic)
+    shares = dict(trtkit.backends.layer_frame(file.passport.layers).group_by("precision").len().iter_rows())
+    assert shares.get(precision, 0) > 10, shares
+    assert file.info().output_format == model.output_format
+    metadata = file.metadata
     assert (metadata["end2end"], metadata["args"]["max_det"]) == (True, 300)
