@@ -199,7 +199,8 @@ def test_bars_print_one_line_per_stage_without_a_terminal(capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of a POSIX shell")
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path):
-    words = ["compare", trtkit.demo.model_path(), trtkit.demo.data_path(), "--output", tmp_path / "out", "--imgsz=160"]
+    model, data = trtkit.demo.model_path("classify"), trtkit.demo.data_path("classify")
+    words = ["compare", model, data, "--output", tmp_path / "out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "trtkit", *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )

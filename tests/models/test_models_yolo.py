@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from families import FAMILIES, GAINS, NAMES, SMALL, STORED, TASKS
 from raising import raises
 
 from trtkit.errors import ModelError
-from trtkit.models import load
+from trtkit.models import Model, load
 from trtkit.models.yolo import Yolo, build_model, load_weights
 
 FOLDER = Path(__file__).parent / "references"
@@ -33,6 +34,11 @@ def build_with_weights(name: str) -> Yolo:
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     weights = deterministic_weights(shapes, GAINS.get(name, GAIN))
     return load_weights(module, {key: torch.from_numpy(value) for key, value in weights.items()})
+
+
+@functools.cache
+def load_trained(path: Path) -> Model:
+    return load(path)
 
 
 def compare(module: Yolo, name: str) -> None:
@@ -116,7 +122,7 @@ def test_weights_have_the_names_and_shapes_of_ultralytics(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHARED)
 def test_trained_checkpoints_equal_ultralytics(shared: Path, name: str) -> None:
-    model = load(shared / "models" / f"{name}.pt")
+    model = load_trained(shared / "models" / f"{name}.pt")
     assert model.module is not None
     compare(model.module, f"shared-{name}")
 
@@ -139,7 +145,7 @@ def test_trained_checkpoints_equal_ultralytics(shared: Path, name: str) -> None:
 def test_trained_checkpoints_have_their_metadata(
     shared: Path, name: str, task: str, imgsz: int, stride: int, kpt_shape: tuple[int, int] | None
 ) -> None:
-    model = load(shared / "models" / f"{name}.pt")
+    model = load_trained(shared / "models" / f"{name}.pt")
     assert (model.task, model.imgsz, model.stride, model.kpt_shape) == (task, (imgsz, imgsz), stride, kpt_shape)
     assert model.names == {index: str(index) for index in range(10)}
     assert model.architecture == name

@@ -21,6 +21,12 @@ from trtkit.tuning.sensitivity import Sensitivity
 SIDE = 96
 
 
+@pytest.fixture(autouse=True)
+def measure_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wizard measures latency for a moment: how long is no matter of its tests."""
+    monkeypatch.setattr("trtkit.widgets.wizard.actions.SECONDS", 0.1)
+
+
 @pytest.fixture(scope="session")
 def model() -> tk.Model:
     return tk.load(demo.model_path())
@@ -92,8 +98,8 @@ def comparison(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Com
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return tk.compare(
-            model, demo.data_path(), imgsz=160, eval_images=8, build=False, calibration_images=4, runs=5, batch=(1, 2),
-            output=tmp_path_factory.mktemp("compare"),
+            model, demo.data_path(), imgsz=160, eval_images=8, build=False, calibration_images=4, runs=5, seconds=0.1,
+            batch=(1, 2), output=tmp_path_factory.mktemp("compare"),
         )  # fmt: skip
 
 
