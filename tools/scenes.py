@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ __all__ = [
     "draw",
     "label_scene",
     "make_folders",
+    "render_scene",
+    "shrink",
+    "write_jpeg",
+    "write_labels",
     "write_scene",
     "write_scenes",
 ]
@@ -325,43 +330,59 @@ def _write_job(job: _Job) -> None:
     write_scene(_renderer(job.assets), job.out, job.split, job.index, seed=job.seed, side=job.side)
 
 
-def write_scene(renderer: Renderer, out: Path, split: str, index: int, *, seed: int, side: int | None = None) -> None:
-    """Write one scene into the folders of `make_folders`; arguments as in `write_scenes`."""
+def render_scene(renderer: Renderer, split: str, index: int, *, seed: int) -> tuple[NDArray[np.uint8], Labels]:
+    """One scene of a seed: its image, BGR, and its labels."""
     draws = draw(np.random.default_rng([seed, SPLITS.index(split), index]), 1, renderer.assets, split)
     scenes = renderer.render(draws, keep_masks=True)
-    image = np.ascontiguousarray(scenes.images[0].permute(1, 2, 0).numpy()[..., ::-1])
-    labels = label_scene(scenes)
+    return np.ascontiguousarray(scenes.images[0].permute(1, 2, 0).numpy()[..., ::-1]), label_scene(scenes)
+
+
+def write_scene(renderer: Renderer, out: Path, split: str, index: int, *, seed: int, side: int | None = None) -> None:
+    """Write one scene into the folders of `make_folders`; arguments as in `write_scenes`."""
+    image, labels = render_scene(renderer, split, index, seed=seed)
     name = f"{index:06d}"
     for number, (digit, (x0, y0, x1, y1)) in enumerate(labels.crops):
         folder = out / "classify" / split / str(digit)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_jpeg(folder / f"{name}_{number}.jpg", image[y0:y1, x0:x1])
-    if side is not None and max(image.shape[:2]) > side:
-        ratio = side / max(image.shape[:2])
-        size = round(image.shape[1] * ratio), round(image.shape[0] * ratio)
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        write_jpeg(folder / f"{name}_{number}.jpg", image[y0:y1, x0:x1])
     first = out / TASKS[0] / "images" / split / f"{name}.jpg"
-    _write_jpeg(first, image)
+    write_jpeg(first, image if side is None else shrink(image, side))
     for task, rows in labels.rows.items():
         linked = out / task / "images" / split / first.name
         if linked != first:
             linked.unlink(missing_ok=True)
             linked.hardlink_to(first)
-        (out / task / "labels" / split / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows))
+        write_labels(out / task / "labels" / split / f"{name}.txt", rows)
 
 
-def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 88]):
+def shrink(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The image with its longest side at most `side` pixels."""
+    ratio = side / max(image.shape[:2])
+    if ratio >= 1:
+        return image
+    size = max(round(image.shape[1] * ratio), 1), max(round(image.shape[0] * ratio), 1)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def write_labels(path: Path, rows: Sequence[str]) -> None:
+    """Write a label file."""
+    path.write_text("".join(f"{row}\n" for row in rows))
+
+
+def write_jpeg(path: Path, image: NDArray[np.uint8], quality: int = 88) -> None:
+    """Write a BGR image."""
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, quality]):
         raise SystemExit(f"Can't write {path}")
 
 
-def make_folders(out: Path) -> None:
-    """Make the folders of all tasks and their data.yaml."""
+def make_folders(out: Path, tasks: Sequence[str] = TASKS) -> None:
+    """Make the folders of tasks with boxes and their data.yaml."""
     for split in SPLITS:
-        for folder in (*(f"{task}/{kind}" for task in TASKS for kind in ("images", "labels")), "classify"):
-            (out / folder / split).mkdir(parents=True, exist_ok=True)
+        for task in tasks:
+            for kind in ("images", "labels"):
+                (out / task / kind / split).mkdir(parents=True, exist_ok=True)
     names = "".join(f"  {number}: '{number}'\n" for number in range(10))
-    for task in TASKS:
+    for task in tasks:
         extra = "kpt_shape: [4, 3]\nflip_idx: [1, 0, 3, 2]\n" if task == "pose" else ""
         (out / task / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\n{extra}names:\n{names}")
 

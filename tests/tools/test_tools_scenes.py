@@ -1,8 +1,10 @@
 """Scenes come from their seed, and the labels fit the pixels, for files and for training batches."""
 
+import dataclasses
 import sys
 
 import cv2
+import demo_images
 import numpy as np
 import pytest
 import scenes
@@ -137,3 +139,23 @@ def test_fewer_photographs_are_refused(tmp_path, assets, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(SystemExit, match="scikit-learn"):
         scenes.Assets.load(None)
+
+
+def test_the_demo_s_images_are_written_for_every_task(tmp_path, assets, monkeypatch):
+    packed = tmp_path / "assets.npz"
+    digits = np.tile(assets.digits, (2, 1, 1))
+    scenes.Assets(assets.photographs, digits, np.arange(20) % 4).save(packed)
+    few = {task: dataclasses.replace(amount, train=1, val=2) for task, amount in demo_images.AMOUNTS.items()}
+    monkeypatch.setattr(demo_images, "AMOUNTS", few)
+    monkeypatch.setattr(demo_images, "DIGITS", range(4))
+    size = demo_images.write_demo_images(tmp_path / "demo", packed)
+    assert size == sum(path.stat().st_size for path in (tmp_path / "demo").rglob("*.jpg"))
+    for task in (*scenes.TASKS, "classify"):
+        folder = tmp_path / "demo" / task
+        data = open_dataset(folder if task == "classify" else folder / "data.yaml", task=task)
+        assert {split: len(data.images(split)) for split in scenes.SPLITS} == (
+            {"train": 4, "val": 8} if task == "classify" else {"train": 1, "val": 2}
+        )
+    monkeypatch.setattr(demo_images, "BYTE_LIMIT", size - 1)
+    with pytest.raises(SystemExit):
+        demo_images.write_demo_images(tmp_path / "again", packed)
