@@ -319,17 +319,25 @@ def test_expanding_other_exporters_weights(zero_point: str) -> None:
     inputs = list(values)[: 2 if zero_point == "none" else 3]
     attributes = {} if zero_point == "one" else {"axis": 0}
     nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["steps"], "quantize"),
+        helper.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["rounded"], "dequantize"),
+        # INT8 passes through: the convolution still runs in INT8.
+        helper.make_node("MaxPool", ["rounded"], ["pooled"], "pool", kernel_shape=[1, 1]),
         helper.make_node("DequantizeLinear", inputs, ["w"], "w_DequantizeLinear", **attributes),
-        helper.make_node("Conv", ["images", "w"], ["output0"], "conv"),
+        helper.make_node("Conv", ["pooled", "w"], ["output0"], "conv"),
     ]
     sides = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 4, 4])]
     outputs = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 4, 4, 4])]
-    constants = [numpy_helper.from_array(np.asarray(values[name]), name) for name in inputs]
+    values |= {"scale": np.float32(1 / 127), "zero": np.int8(0)}
+    constants = [numpy_helper.from_array(np.asarray(values[name]), name) for name in (*inputs, "scale", "zero")]
     graph = helper.make_graph(nodes, "foreign", sides, outputs, constants)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     expanded = expand_int8_weights(proto)
     onnx.checker.check_model(expanded, full_check=True)
-    assert [node.op_type for node in expanded.graph.node] == ["QuantizeLinear", "DequantizeLinear", "Conv"]
+    assert [node.name for node in expanded.graph.node if node.op_type == "QuantizeLinear"] == [
+        "quantize",
+        "w_QuantizeLinear",
+    ]
     images = random.random((1, 3, 4, 4), np.float32)
     assert np.array_equal(run(expanded, images)[0], run(proto, images)[0])
 
@@ -392,6 +400,36 @@ def test_a_large_output_layer_computes_in_float_with_int8_weights(tmp_path: Path
             tmp_path / "a.onnx", int8=True, backend="tensorrt_rtx", device="sm89", output=tmp_path / "a.engine"
         )
         assert built.precision == "int8"
+
+
+@pytest.mark.parametrize(("side", "keep"), [(1, []), (3, []), (3, ["proj"])])
+def test_attention_that_holds_much_of_the_file_has_int8_weights(
+    proto: onnx.ModelProto, images: np.ndarray, side: int, keep: list[str]
+) -> None:
+    """As in YOLO12: 13 % of this graph's weights with 3 x 3 kernels, 2 % with 1 x 1, as in other YOLOs."""
+    weight = np.random.default_rng(0).normal(0, 0.1, (8, 8, side, side)).astype(np.float32)
+    (node,) = (node for node in proto.graph.node if node.name == "proj")
+    (stored,) = (tensor for tensor in proto.graph.initializer if tensor.name == node.input[1])
+    stored.CopyFrom(numpy_helper.from_array(weight, stored.name))
+    del node.attribute[:]
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in (("pads", [side // 2] * 4), ("group", 1)))
+    placement = plan_qdq(proto, keep)
+    assert placement.excluded["proj"] == ("keep" if keep else "attention")
+    result = insert_qdq(proto, minmax_ranges(proto, images), keep)
+    onnx.checker.check_model(result, full_check=True)
+    index = GraphIndex(result)
+    layer = index.nodes["proj"]
+    assert layer.input[0] == "square", "activations stay float"
+    if side == 1 or keep:
+        assert np.array_equal(index.array(layer.input[1]), weight)
+        return
+    dequantize = index.producer[layer.input[1]]
+    integers, scales = (index.array(name) for name in dequantize.input[:2])
+    assert integers.dtype == np.int8
+    assert np.abs(integers * scales.reshape(-1, 1, 1, 1) - weight).max() <= scales.max() * 0.5001
+    expanded = GraphIndex(expand_int8_weights(result))
+    assert np.array_equal(expanded.array(expanded.nodes["proj"].input[1]), integers * scales.reshape(-1, 1, 1, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(run(expanded.proto, images), run(result, images), strict=True))
 
 
 def test_a_small_output_layer_keeps_float_weights() -> None:

@@ -19,7 +19,7 @@ from raising import raises
 from trtkit.errors import CheckpointError
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import convert_to_fp16
-from trtkit.graph.qdq import plan_qdq
+from trtkit.graph.qdq import insert_qdq, plan_qdq, quantizable_tensors
 from trtkit.graph.torch_export import trace
 from trtkit.models import Model
 from trtkit.models.checkpoint import Checkpoint
@@ -68,6 +68,9 @@ def test_graphs_give_the_outputs_of_the_module(name: str) -> None:
     if name not in QUICK or name.startswith("small"):
         images = deterministic_input(1, 64, 128)
         assert_close(run(trace(model, imgsz=(64, 128)), images), run_module(model, images))
+    if name.startswith("yolo"):
+        int8 = insert_qdq(dynamic, dict.fromkeys(quantizable_tensors(dynamic), (-1.0, 1.0)))
+        assert int8.ByteSize() <= 0.32 * dynamic.ByteSize()
 
 
 def test_a_calibration_of_rtdetr_fits_static_and_dynamic_graphs() -> None:

@@ -145,8 +145,7 @@ def _expand_int8_weights(data: bytes, proto: onnx.ModelProto, path: str) -> tupl
     if path:
         onnx.load_external_data_for_model(proto, str(Path(path).parent))
     expanded = expand_int8_weights(proto)
-    is_changed = len(expanded.graph.node) > len(proto.graph.node)
-    return (expanded.SerializeToString(), expanded) if is_changed else (data, proto)
+    return (data, proto) if expanded == proto else (expanded.SerializeToString(), expanded)
 
 
 class _EngineBuild:
