@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import json
 import os
 import resource
 import shutil
@@ -25,6 +26,7 @@ from trtkit.files import (
     atomic_write,
     check_output,
     check_output_folder,
+    escape_surrogates,
     find_published,
     hash_parts,
     publish_interrupted,
@@ -78,6 +80,15 @@ def test_hashes_depend_on_boundaries() -> None:
 
 def test_json_round_trip(tmp_path: Path) -> None:
     assert write_json(tmp_path / "x.json", {"ü": 1}).read_text(encoding="utf-8") == '{\n  "ü": 1\n}\n'
+
+
+def test_lone_surrogates_survive_json(tmp_path: Path) -> None:
+    """As in paths that are not UTF-8; what the file holds is UTF-8 nevertheless."""
+    value = {"caf\udce9": ["\ud800", "é\U0001f600", "\\ud800"]}
+    path = write_json(tmp_path / "a.json", value)
+    assert read_json(path) == json.loads(path.read_bytes().decode("utf-8")) == value
+    assert escape_surrogates("caf\udce9/é\U0001f600") == "caf\\udce9/é\U0001f600"
+    assert hash_parts("\ud800") != hash_parts("\ud801")
 
 
 def test_a_reporter_reports_and_cancels() -> None:

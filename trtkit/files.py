@@ -26,6 +26,7 @@ __all__ = [
     "atomic_write",
     "check_output",
     "check_output_folder",
+    "escape_surrogates",
     "find_published",
     "hash_file",
     "hash_parts",
@@ -189,7 +190,9 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = True) -> Pat
 
 def write_json(path: str | Path, value: Any, *, overwrite: bool = True) -> Path:
     """Write a value as indented JSON as `atomic_write` does."""
-    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
+    # A lone surrogate, of a name that is not UTF-8, becomes an escape of JSON and is read as itself again.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"), overwrite=overwrite)
 
 
 def _sync(path: Path) -> None:
@@ -577,11 +580,20 @@ def read_json(path: str | Path, *, limit: int = MAX_JSON) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def escape_surrogates(text: str) -> str:
+    """Text that UTF-8 holds: lone surrogates, as of file names that are not UTF-8, become `\\udce9`.
+
+    Args:
+        text: Of a path, or from someone else's file.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def hash_parts(*parts: bytes | str) -> str:
     """SHA-256 of length-prefixed parts as 64 hex digits; ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import polars as pl
 import pytest
 import tiny_graphs
 from rich.console import Console
@@ -241,6 +242,19 @@ def test_evaluate_int8_prints_and_saves(tmp_path, capsys):
     assert saved.image_count == 2
     assert f"{saved.value:.4f}" in capsys.readouterr().out
     assert (tmp_path / "int8_evaluation.html").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not UTF-8")
+def test_predict_escapes_names_that_are_not_utf8(tmp_path, capsys):
+    image = cv2.imencode(".png", np.full((8, 8, 3), 90, np.uint8))[1].tobytes()
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(image)
+    onnx.save(tiny_graphs.detector(dynamic=True), tmp_path / "m.onnx")
+    words = ["predict", str(tmp_path / "m.onnx"), str(tmp_path), "--output", str(tmp_path / "out"), "--conf=0.001"]
+    assert main(words) == 0
+    assert r"caf\udce9.png" in capsys.readouterr().out
+    assert (tmp_path / "out" / os.fsdecode(b"caf\xe9.jpg")).is_file()
+    frame = pl.read_parquet(tmp_path / "out/predictions.parquet")
+    assert frame["path"].unique().to_list() == [str(tmp_path / r"caf\udce9.png")]
 
 
 def test_predict_skips_unreadable_images_and_keeps_subfolders(tmp_path, monkeypatch, capsys):

@@ -70,6 +70,7 @@ def encode(image: np.ndarray, suffix: str) -> bytes:
           for value in ("100000000", ".inf", ".nan", "-1", "0", "1.5", "true", "9" * 4000, "[1]")),
         (SPLITS + "names: !!binary aGVsbG8=", "data-names-invalid"),
         (SPLITS + "names: [[a], b]", "data-names-invalid"),
+        (SPLITS + 'names: ["\\ud800"]', "data-yaml-invalid"),
         (SPLITS + "names: {0.5: a}", "data-names-not-numbered"),
         (SPLITS + "names: {true: a, 0: b}", "data-names-not-numbered"),
         *((SPLITS + f"nc: 1\nkpt_shape: [2, 3]\nflip_idx: {value}", "data-flip-idx-invalid")
@@ -120,6 +121,23 @@ def test_pipes_and_devices_are_refused(folder: Path) -> None:
             read_labels(special, task="detect", classes=1)
         with raises(CalibrationError, "calibration-cache-unreadable"):
             read_cache_ranges(special, "no model")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not UTF-8")
+@pytest.mark.parametrize("name", [b"images/caf\xe9.png", b"\xff/a.png"])
+def test_paths_that_are_not_utf8(folder: Path, name: bytes) -> None:
+    odd = folder / os.fsdecode(name)
+    odd.parent.mkdir(exist_ok=True)
+    (folder / "images/a.png").rename(odd)
+    (folder / "data.yaml").write_text("train: images\nval: images\nnc: 1\n")
+    sources = [odd, [odd], odd.parent] + ([folder / "data.yaml"] if odd.parent.name == "images" else [])
+    for source in sources:
+        data = open_dataset(source, task="detect", needs_labels=False)
+        with raises(DataError, "data-path-encoding", path=odd, count=1):
+            data.images(data.default_split)
+    # To read and to list alone, as `predict` does, a name need not be UTF-8.
+    assert list_source_images(odd) == (odd,)
+    assert read_image(odd).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a" * 5000, "x/" + "b" * 300 + "/*.jpg", "a" * 300 + ".jpg"])

@@ -260,6 +260,11 @@ def test_files_without_formats_get_the_defaults_of_their_task(task: str, nms: bo
     assert info.channels == 1
 
 
+def test_names_that_utf8_does_not_hold_are_escaped() -> None:
+    info = ModelInfo.from_metadata({"task": "detect", "names": "{0: '\\ud800', 1: 'caf\\u00e9'}"})
+    assert info.names == {0: "\\ud800", 1: "café"}
+
+
 @pytest.mark.parametrize(
     "values",
     [

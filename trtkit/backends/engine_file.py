@@ -337,7 +337,7 @@ def write_engine(
         if passport.dla is not None:
             # Ultralytics' loader picks the core by this key.
             header["dla"] = str(passport.dla)
-    text = json.dumps(header, ensure_ascii=False, default=str).encode()
+    text = json.dumps(header, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
     with atomic_write(path, overwrite=overwrite) as temporary:
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(4, "little"))

@@ -289,9 +289,7 @@ def _describe_images(about: Mapping[str, Any]) -> list[str]:
     noise = "; with so few, differences of a few thousandths can be noise" if images < FEW_IMAGES else ""
     sentences = [f"Accuracy is measured on {_count_of(images, 'image')} of {about['split']}{noise}."]
     if skipped:
-        sentences.append(
-            f"{_count_of(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} skipped."
-        )
+        sentences.append(f"{_count_of(skipped, 'image')} {'was' if skipped == 1 else 'were'} skipped.")
     return sentences
 
 

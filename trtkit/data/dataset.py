@@ -29,7 +29,7 @@ from trtkit.data.image_files import MAX_IMAGE_BYTES, check_channels, is_image, l
 from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
 from trtkit.downloads import describe_download, locate
 from trtkit.errors import DataError
-from trtkit.files import read_limited
+from trtkit.files import escape_surrogates, read_limited
 
 __all__ = [
     "SPLITS",
@@ -37,6 +37,7 @@ __all__ = [
     "DataSource",
     "Dataset",
     "describe_images",
+    "describe_skipped",
     "is_label_error",
     "list_source_images",
     "open_dataset",
@@ -157,12 +158,18 @@ def warn_of_skipped(errors: Sequence[DataError], outcome: str = "skipped") -> No
         outcome: What happened to them.
     """
     if errors:
-        each = "; ".join(
-            f"{error.asked.removeprefix('read ')[-200:]}: {error.found[:200]}" for error in errors[:MAX_NAMED]
-        )
-        more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
         count = "1 image was" if len(errors) == 1 else f"{len(errors)} images were"
-        warnings.warn(f"{count} {outcome}: {each}{more}", stacklevel=3)
+        warnings.warn(f"{count} {outcome}: {describe_skipped(errors)}", stacklevel=3)
+
+
+def describe_skipped(errors: Sequence[DataError]) -> str:
+    """Which images, or labels of images, can't be read, and why; of many the first `MAX_NAMED`.
+
+    Args:
+        errors: What was wrong with each.
+    """
+    each = "; ".join(f"{error.asked.removeprefix('read ')[-200:]}: {error.found[:200]}" for error in errors[:MAX_NAMED])
+    return f"{each}; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else each
 
 
 MAX_NAMED = 20
@@ -266,6 +273,7 @@ class Dataset:
                 split=split,
             )
         paths = tuple(sorted(images, key=str))
+        _check_names(paths, asked)
         check_channels(paths, self.channels)
         return paths
 
@@ -522,6 +530,20 @@ def list_source_images(data: str | Path | Sequence[str | Path]) -> tuple[Path, .
             "list images", "the list is empty", "pass one image or more", code="data-images-none", path=None
         )
     return tuple(sorted(images, key=str))
+
+
+def _check_names(images: Sequence[Path], asked: str) -> None:
+    """Refuse names that are not UTF-8: tables of results name images by path, and open them by it again."""
+    odd = [image for image in images if escape_surrogates(str(image)) != str(image)]
+    if odd:
+        raise DataError(
+            asked,
+            f"the paths of {len(odd)} of {len(images)} images are not UTF-8, such as {escape_surrogates(str(odd[0]))}",
+            "rename files and folders with letters of UTF-8, for example with convmv",
+            code="data-path-encoding",
+            path=odd[0],
+            count=len(odd),
+        )
 
 
 def _labels_needed(dataset: Dataset) -> DataError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
-from trtkit.data.dataset import is_label_error, warn_of_skipped
+from trtkit.data.dataset import describe_skipped, is_label_error, warn_of_skipped
 from trtkit.errors import DataError, EngineError, RecipeError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.models.model import TASKS
@@ -67,7 +67,7 @@ class Evaluation(Result):
             images needs `detections` and `labels` only.
         speed: Milliseconds per image by stage: read, preprocess, inference, postprocess, match; and wall, less than
             their sum because images are read while the model runs.
-        skipped: Paths of images that could not be read.
+        skipped: Paths of images that were left out, because they or their labels could not be read.
         confidence: The confidence of the best mean F1 over the classes.
         notes: Remarks for the reader of the metrics.
         provenance: Model, data, machine, versions, settings.
@@ -151,7 +151,7 @@ class Evaluation(Result):
             values = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if _rule(name) == rule)
             lines.append(f"  by {rule}: {values}")
         if self.skipped:
-            lines.append(f"  {len(self.skipped)} images could not be read and were skipped")
+            lines.append(f"  {len(self.skipped)} {'image was' if len(self.skipped) == 1 else 'images were'} skipped")
         return "\n".join((*lines, *(f"  {note}" for note in self.notes)))
 
 
@@ -253,6 +253,8 @@ def evaluate(
             reason=first.code,
         ) from first
     warn_of_skipped(list(unread.values()))
+    if unread:
+        notes.append(f"skipped: {describe_skipped(list(unread.values()))}")
     before = time.perf_counter()
     scores = evaluator.compute_scores()
     end = time.perf_counter()

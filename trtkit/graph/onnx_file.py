@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from trtkit.errors import OnnxError
-from trtkit.files import atomic_folder, atomic_write, check_output, hash_parts
+from trtkit.files import atomic_folder, atomic_write, check_output, escape_surrogates, hash_parts
 from trtkit.models.model import parse_trtkit_entry
 
 __all__ = ["check_onnx", "read_trtkit_metadata", "update_metadata", "write_onnx"]
@@ -36,7 +36,7 @@ def update_metadata(proto: onnx.ModelProto, metadata: Mapping[str, Any], trtkit:
     texts.update({key: str(value) for key, value in metadata.items()}, trtkit=json.dumps(ours, sort_keys=True))
     del proto.metadata_props[:]
     for key, value in texts.items():
-        proto.metadata_props.add(key=key, value=value)
+        proto.metadata_props.add(key=key, value=escape_surrogates(value))
     return proto
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import ModelError
+from trtkit.files import escape_surrogates
 from trtkit.version import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         given = dict(vars(self))  # as given: the fields' types leave out None
+        object.__setattr__(self, "names", {index: escape_surrogates(str(name)) for index, name in self.names.items()})
         if given["output_format"] is None:
             object.__setattr__(self, "output_format", default_output_format(self.task))
         if given["preprocess"] is None:

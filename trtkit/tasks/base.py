@@ -12,6 +12,7 @@ import numpy as np
 
 from trtkit.data.labels import register_label_format
 from trtkit.errors import ModelError, RecipeError
+from trtkit.files import escape_surrogates
 from trtkit.html import render
 from trtkit.models.model import register_task_name
 
@@ -89,7 +90,7 @@ def predictions_to_frame(
 
     Args:
         task: The task of the predictions.
-        paths: A name for each image.
+        paths: A name for each image; where it is not UTF-8, its bytes are escaped (`\\udce9`).
         predictions: One prediction per image, as `Runner.predict` returns them.
         names: Class names by number.
 
@@ -107,7 +108,7 @@ def predictions_to_frame(
             columns |= {"class": prediction.classes.astype(np.int32), "score": prediction.scores}
         columns |= task.to_columns(prediction)
         columns = {"class": columns.pop("class"), "score": columns.pop("score"), **columns}
-        parts.append({"path": [path] * len(columns["class"]), **columns})
+        parts.append({"path": [escape_surrogates(path)] * len(columns["class"]), **columns})
     types = {"path": pl.String, "class": pl.Int32, "score": pl.Float32}
     if not any(part["path"] for part in parts):
         return pl.DataFrame(schema={"path": pl.String, "class": pl.Int32, "name": pl.String, "score": pl.Float32})
