@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 if "OPENCV_LOG_LEVEL" not in os.environ:
-    # What OpenCV logs about a damaged file is said by the `DataError` that follows. It has no switch for what libpng and
-    # libjpeg print.
+    # What OpenCV logs about a damaged file is said by the `DataError` that follows. It has no switch for what libpng
+    # and libjpeg print.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 IMAGE_SUFFIXES = frozenset(
