@@ -110,9 +110,9 @@ def _wait(address, process, log):
             time.sleep(0.2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lab(server, page_maker):
-    """JupyterLab in a page of its own."""
+    """JupyterLab with one notebook and one kernel, whose cells each test replaces by its own."""
     address, folder = server
     context = page_maker.new_context(viewport={"width": 1360, "height": 1000})
     opened = Lab(context.new_page(), address, folder)

@@ -8,6 +8,15 @@ from playwright.sync_api import expect
 SLOW = 180_000
 """Timeout of a single step, ms; reading a model on busy cores is the slowest."""
 
+REPLACE_CELLS = """(cells) => {
+  const notebook = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
+  notebook.transact(() => {
+    notebook.deleteCellRange(0, notebook.cells.length);
+    notebook.insertCells(0, cells.map((source) => ({ cell_type: "code", source, metadata: {}, outputs: [] })));
+  });
+}"""
+HAS_OUTPUT = "text => JSON.stringify(window.jupyterapp.shell.currentWidget.content.model.toJSON()).includes(text)"
+
 expect.set_options(timeout=SLOW)
 
 
@@ -26,19 +35,22 @@ class Lab:
         self.errors = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def open(self, notebook, name):
-        """Write a notebook to the server's folder, open it and wait for its kernel.
+    def open(self, cells):
+        """Show code cells in place of those before; the first time open a notebook and wait for its kernel.
+
+        The kernel stays: starting one and importing PyTorch takes longer than most tests.
 
         Args:
-            notebook: An nbformat notebook, or a list of code cells.
-            name: File name without the extension.
+            cells: Code.
         """
-        if isinstance(notebook, (list, tuple)):
-            cells = [nbformat.v4.new_code_cell(code, id=f"cell-{place}") for place, code in enumerate(notebook)]
-            kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-            notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-        nbformat.write(notebook, self.folder / f"{name}.ipynb")
-        self.page.goto(f"{self.address}/lab/workspaces/{name}/tree/{name}.ipynb?token=secret&reset")
+        if self.page.url.startswith(self.address):
+            self.page.evaluate(REPLACE_CELLS, list(cells))
+            return
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        new = [nbformat.v4.new_code_cell(code, id=f"cell-{place}") for place, code in enumerate(cells)]
+        notebook = nbformat.v4.new_notebook(cells=new, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, self.folder / "tested.ipynb")
+        self.page.goto(f"{self.address}/lab/workspaces/tested/tree/tested.ipynb?token=secret&reset")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         self.page.wait_for_function(
             "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
@@ -75,6 +87,10 @@ class Lab:
         )
         self.wait_idle()
         return self.page.locator(".jp-Notebook .jp-Cell").last.locator(".jp-OutputArea-output").all_inner_texts()
+
+    def wait_for_output(self, text):
+        """Wait until the outputs that saving the notebook would keep hold a text."""
+        self.page.wait_for_function(HAS_OUTPUT, arg=text, polling=200)
 
     def save(self):
         """Save the notebook and read it."""
@@ -137,7 +153,7 @@ class Lab:
         self.page.set_viewport_size(size)
 
     def close(self):
-        """Shut the kernel down, so that it does not slow the next test."""
+        """Shut the kernel down."""
         self.page.evaluate(
             "async () => { await window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown?.(); }"
         )

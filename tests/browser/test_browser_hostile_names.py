@@ -95,8 +95,7 @@ def test_live_widgets_show_names_and_run_nothing(lab):
             "from trtkit.comparison.comparison import Comparison\n"
             "comparison = Comparison.load('stranger')\ncomparison",
             "dashboard = tk.dashboard(comparison)\ndashboard",
-        ],
-        "hostile",
+        ]
     )
     lab.run_all()
     expect(lab.find("dashboard")).to_be_visible()

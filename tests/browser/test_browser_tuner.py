@@ -39,7 +39,7 @@ def choose(lab, algorithm):
 
 @pytest.fixture
 def tuned(lab):
-    lab.open(BEGIN, "tuner")
+    lab.open(BEGIN)
     lab.run_all()
     expect(lab.find("tuner")).to_be_visible()
     return lab
@@ -65,7 +65,7 @@ def test_another_algorithm_redraws_the_ranges_and_the_saved_notebook_still_shows
     assert lab.find("tuner-code").inner_text() != code
     lab.both_themes("tuner", screenshots, "tuner")
     # The output that outlives the kernel is renewed soon after a change.
-    lab.page.wait_for_timeout(4000)
+    lab.wait_for_output("in use: mse")
     show_offline(lab, lab.save(), tmp_path / "exported.html", screenshots)
 
 
@@ -78,9 +78,8 @@ def show_offline(lab, notebook, path, screenshots):
     page.goto(path.as_uri(), wait_until="domcontentloaded")
     figures = page.locator(".js-plotly-plot .main-svg")
     expect(figures.first).to_be_visible()
-    page.wait_for_timeout(2000)
     # The cell's own figure, and at least one of the tuner's; each draws several layers.
-    assert page.locator(".js-plotly-plot:visible").count() >= 2
+    expect(page.locator(".js-plotly-plot:visible").nth(1)).to_be_visible()
     assert page.locator("table:visible").count() >= 2
     page.screenshot(path=str(screenshots / "tuner-exported.png"), full_page=True)
     page.close()
