@@ -41,32 +41,78 @@ def insert_fast_values(notebook, **more):
     index, _ = find_parameters(notebook)
     values = {**read_fast_values(notebook), **more}
     lines = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(lines, id="fast"))
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(f"{lines}\n{MEASURE_SHORTLY}", id="fast"))
     return notebook
 
 
-def run(path, folder, **more):
-    """Execute a notebook in a copy of the folder of notebooks, as after a clean checkout.
+MEASURE_SHORTLY = """\
+from trtkit.widgets.wizard import actions
+actions.SECONDS = 0.1
+del actions
+"""
+"""The wizard has no setting for how long it measures latency."""
 
-    Args:
-        path: The notebook.
-        folder: An empty folder.
-        **more: Values in addition to the fast ones.
+RESET = """\
+import os, sys
+get_ipython().run_line_magic("reset", "-f")
+import os, sys
+if "trtkit" in sys.modules:
+    import ipywidgets, polars
+    from trtkit.backends import capabilities
+    from trtkit.plotting import notebook
+    capabilities.import_bindings.cache_clear()
+    capabilities.probe.cache_clear()
+    ipywidgets.Widget.close_all()
+    polars.Config.restore_defaults()
+    notebook._carrier.clear()
+for name in ("tensorrt", "tensorrt_rtx"):
+    if {without_tensorrt}:
+        sys.modules[name] = None
+    elif sys.modules.get(name, True) is None:
+        del sys.modules[name]
+os.chdir({folder!r})
+get_ipython().run_line_magic("reset", "-f")
+"""
+"""Makes a kernel as good as new: no names, widgets or settings of another notebook; TensorRT installed or not."""
 
-    Returns:
-        The executed notebook.
-    """
-    copy = Path(shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*")))
-    notebook = insert_fast_values(read(copy / path.name), **more)
-    # Use the kernel of this environment, not one that the user has installed.
-    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
-    client = NotebookClient(
-        notebook,
-        timeout=TIMEOUT,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(copy)}},
-    )
-    return client.execute()
+
+class Kernel:
+    """One kernel for several notebooks: starting it and importing PyTorch takes longer than many a cell."""
+
+    def __init__(self):
+        # The kernel of this environment, not one that the user has installed.
+        os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+        self._owner = NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
+        self._owner.create_kernel_manager()
+        self._owner.start_new_kernel()
+
+    def run(self, path, folder, *, without_tensorrt=False, **more):
+        """Execute a notebook in a copy of the folder of notebooks, as after a clean checkout.
+
+        Args:
+            path: The notebook.
+            folder: An empty folder.
+            without_tensorrt: Let no TensorRT be installed.
+            **more: Values in addition to the fast ones.
+
+        Returns:
+            The executed notebook.
+        """
+        copy = Path(shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*")))
+        notebook = insert_fast_values(read(copy / path.name), **more)
+        notebook.cells.insert(
+            0, nbformat.v4.new_code_cell(RESET.format(folder=str(copy), without_tensorrt=without_tensorrt), id="reset")
+        )
+        client = NotebookClient(notebook, timeout=TIMEOUT, km=self._owner.km)
+        try:
+            return client.execute()
+        finally:
+            if client.kc is not None:
+                client.kc.stop_channels()
+
+    def close(self):
+        """Stop the kernel."""
+        self._owner._cleanup_kernel()
 
 
 def list_outputs(notebook):
