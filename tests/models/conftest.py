@@ -3,24 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fake_checkpoints
 import pytest
-from fake_checkpoints import fake_modules, ultralytics_like
+from fake_checkpoints import ultralytics_like
 
 
 @pytest.fixture
 def fake_ultralytics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty modules with Ultralytics' names, so that fake classes in them can be pickled."""
-    parts = (
-        "",
-        ".nn",
-        ".nn.tasks",
-        ".nn.modules",
-        ".nn.modules.conv",
-        ".nn.modules.block",
-        ".nn.modules.head",
-        ".utils",
-    )
-    fake_modules(monkeypatch, *(f"ultralytics{part}" for part in parts))
+    """As of `fake_checkpoints`."""
+    fake_checkpoints.fake_ultralytics(monkeypatch)
 
 
 @pytest.fixture

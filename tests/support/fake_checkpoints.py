@@ -26,6 +26,13 @@ TINY = {
     "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C2f", [16, True]]],
     "head": [[-1, 1, "Conv", [16, 3, 2]], [[2, 3], 1, "Detect", ["nc"]]],
 }
+TASK_HEADS = {
+    "detect": ["Detect", ["nc"]],
+    "segment": ["Segment", ["nc", 4, 16]],
+    "pose": ["Pose", ["nc", "kpt_shape"]],
+    "obb": ["OBB", ["nc", 1]],
+    "classify": ["Classify", ["nc"]],
+}
 CONVOLUTIONS = ("Conv", "DWConv", "Concat")
 """Layers that Ultralytics has in its module `conv`; its other layers are in `block`."""
 
@@ -38,7 +45,7 @@ def state_dict(yaml: Mapping[str, Any] = TINY) -> dict[str, torch.Tensor]:
 def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attributes: Any) -> nn.Module:
     """A module tree with class names of Ultralytics and the attributes of a `DetectionModel`.
 
-    The classes are in fake modules; use with the fixture `fake_ultralytics`.
+    The classes are in fake modules: `fake_ultralytics` makes them.
     """
     model = build_model(yaml)
     model.load_state_dict(state_dict(yaml), assign=True)
@@ -48,6 +55,16 @@ def ultralytics_like(yaml: Mapping[str, Any] = TINY, half: bool = True, **attrib
         {"yaml": dict(yaml), "names": {0: "ant", 1: "bee", 2: "cat"}, "stride": torch.tensor([4.0, 8.0]), **attributes}
     )
     return root
+
+
+def write_checkpoint(path: Path, task: str, names: Mapping[int, str], imgsz: int, points: int = 3) -> Path:
+    """A checkpoint of a task as Ultralytics saves it, with a network of a few layers, within `fake_ultralytics`."""
+    name, arguments = TASK_HEADS[task]
+    head = [[-1, 1, name, arguments]] if task == "classify" else [TINY["head"][0], [[2, 3], 1, name, arguments]]
+    yaml = {**TINY, "nc": len(names), "kpt_shape": [points, 3], "head": head}
+    model = ultralytics_like(yaml, names=dict(names), **({"stride": torch.ones(1)} if task == "classify" else {}))
+    torch.save({"model": model, "ema": None, "version": "8.4.190", "train_args": {"task": task, "imgsz": imgsz}}, path)
+    return path
 
 
 def rename_classes(module: nn.Module) -> nn.Module:
@@ -77,6 +94,19 @@ def fake_class(module: str, name: str, base: type = nn.Module) -> type:
 def fake_modules(monkeypatch: Any, *names: str) -> None:
     for name in names:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
+def fake_ultralytics(monkeypatch: Any) -> None:
+    """Empty modules with Ultralytics' names, so that fake classes in them can be pickled."""
+    parts = (
+        "",
+        ".nn",
+        ".nn.tasks",
+        ".utils",
+        ".nn.modules",
+        *(f".nn.modules.{part}" for part in ("conv", "block", "head")),
+    )
+    fake_modules(monkeypatch, *(f"ultralytics{part}" for part in parts))
 
 
 def write_archive(path: Path, program: bytes, storages: Mapping[str, bytes] | None = None, **options: Any) -> Path:
