@@ -44,7 +44,11 @@ def evaluate_checkpoint(
             with trtkit.open(artifact) as runner:
                 evaluation = trtkit.evaluate(runner, data=data, eval_images=images)
         name = f"{model.name} end-to-end" if end2end else model.name
-        found[name] = {"task": model.task, "images": len(evaluation.per_image), **find_metric(evaluation.metrics, model.task)}
+        found[name] = {
+            "task": model.task,
+            "images": len(evaluation.per_image),
+            **find_metric(evaluation.metrics, model.task),
+        }
     return found
 
 

@@ -238,13 +238,13 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
     write_json(values.output, report)
     table = make_table("backend", "model", "precision", "build s", "against ONNX Runtime", "p50 ms")
     for row in report["engines"]:
-        result = row["error"]["message"] if row["error"] else row["verdict"] or f"not run: {row['not_run']}"
+        result = row["error"]["message"] if row["error"] else row["verdict"] or "built, not run"
         times = ", ".join(f"{time['p50_ms']:.2f} (batch {time['batch']})" for time in row["times"])
         table.add_row(row["backend"], row["task"], row["precision"], f"{row['build_seconds']:.0f}", result, times)
     print_table(table)
     for name, facts in report["backends"].items():
         for word in ("builds", "runs"):
-            if facts[word] is not None:
+            if facts[word] is not None and (word == "builds" or facts["builds"] is None):
                 print_text(f"{get_backend(name).title} {word} no engine here: {facts[word]}")
     print_text(f"{values.output}  please attach it to an issue, whatever it says")
     bad = [row for row in report["engines"] if row["error"] or row["verdict"] == "differs"]
@@ -259,7 +259,7 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
     if not any(row["verdict"] for row in report["engines"]):
         raise CapabilityError(
             "test this machine",
-            "no engine could be built and run",
+            "no engine ran",
             "run it on a machine with an NVIDIA GPU and TensorRT",
             code="selftest-nothing-ran",
         )
