@@ -186,9 +186,9 @@ def letterbox_batch(
     steps = torch.arange(imgsz, device=device) + 0.5
     position = (steps[:, None] - shift[:, None]) / ratio[:, None]  # (B, S, 2)
     inside = (position > 0) & (position < limit[:, None])
-    canvas = scenes["images"].shape[3], scenes["images"].shape[2]
+    height, width = scenes["images"].shape[2:]
     clamped = torch.minimum(position.clamp(min=0.5), limit[:, None] - 0.5)
-    unit = clamped * 2 / torch.tensor(canvas, device=device) - 1
+    unit = torch.stack([clamped[..., 0] * (2 / width), clamped[..., 1] * (2 / height)], -1) - 1
     grid = torch.stack([unit[:, None, :, 0].expand(-1, imgsz, -1), unit[:, :, None, 1].expand(-1, -1, imgsz)], -1)
     images = _sample(scenes["images"], grid)
     if generator is not None:

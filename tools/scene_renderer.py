@@ -24,6 +24,7 @@ MOST_OVERLAP = 0.25
 LEAST_CONTRAST = 50
 """Gray levels between the means of a digit's color and of what it covers; a nearer color is replaced."""
 
+PER_DIGIT = ("center", "inverse", "digit", "ink", "color", "inverts", "texture")
 BLUR_RADIUS = 6
 OUTLINE_SCALE = 4
 """Pixels of a digit's outline per pixel of its scan."""
@@ -82,6 +83,8 @@ class Renderer:
         self.photograph_sizes = np.array([image.shape[:2] for image in assets.photographs], np.float64)
         self.digits = torch.from_numpy(assets.digits).to(self.device)
         self.classes = torch.from_numpy(assets.classes).to(self.device)
+        cell = [[1, 1], [CELL - 1, 1], [CELL - 1, CELL - 1], [1, CELL - 1]]
+        self.cells = torch.tensor(cell, device=self.device) - CELL / 2
 
     def render(self, draws: Draws, *, keep_masks: bool = False) -> RenderedScenes:
         """Draw scenes.
@@ -91,130 +94,115 @@ class Renderer:
             keep_masks: Whether to return the masks, of a single scene.
         """
         count = len(draws.size)
-        # A scene of its own is drawn at its own size, and a digit in its own window: on a CPU that saves most work.
-        height, width = draws.size[0] if count == 1 else (SIDES[1], SIDES[1])
-        size = torch.from_numpy(draws.size).to(self.device)
-        ys = torch.arange(int(height), device=self.device) + 0.5
-        xs = torch.arange(int(width), device=self.device) + 0.5
+        # A scene of its own is drawn at its own size.
+        height, width = (int(side) for side in draws.size[0]) if count == 1 else (SIDES[1], SIDES[1])
+        starts, sides = _windows(draws, height, width)
+        given = self._upload(draws, starts)
+        size, affine, center = given["size"], given["affine"], given["center"]
+        ys = torch.arange(height, device=self.device) + 0.5
+        xs = torch.arange(width, device=self.device) + 0.5
         inside = (ys[:, None] < size[:, 0, None, None]) & (xs < size[:, 1, None, None])
-        images = self._background(draws, ys, xs)
+        images = self._background(given, ys, xs)
         occupied = torch.zeros_like(inside)
-        affine = self._to_device(draws.affine)
-        center = self._to_device(draws.center)
-        cells = torch.tensor([[1, 1], [CELL - 1, 1], [CELL - 1, CELL - 1], [1, CELL - 1]], device=self.device)
-        corners = (cells - CELL / 2) @ affine.transpose(-1, -2) + center[:, :, None]
+        corners = self.cells @ affine.transpose(-1, -2) + center[:, :, None]
         exists = torch.zeros((count, SLOTS), dtype=torch.bool, device=self.device)
         boxes = torch.zeros((count, SLOTS, 4), device=self.device)
         masks: dict[int, tuple[int, int, NDArray[np.uint8]]] = {}
-        windows = _windows(draws, int(height), int(width))
+        scenes = torch.arange(count, device=self.device)[:, None, None]
         for slot in range(int(draws.count.max())):
-            top, bottom, left, right = windows[slot]
-            rows, columns = slice(top, bottom), slice(left, right)
-            ink = self._ink(draws, slot, affine, center, ys[rows], xs[columns])
-            mask = (ink > 0.5) & inside[:, rows, columns]
-            pixels = mask.sum((1, 2))
-            covered = (mask & occupied[:, rows, columns]).sum((1, 2))
-            tried = torch.from_numpy(draws.count > slot).to(self.device)
-            drawn = tried & (pixels >= LEAST_PIXELS) & (covered <= MOST_OVERLAP * pixels)
+            # Only a window around each scene's digit is touched.
+            top, left = given["start"][:, slot].long().split(1, 1)
+            rows = top + torch.arange(sides[slot][0], device=self.device)
+            columns = left + torch.arange(sides[slot][1], device=self.device)
+            place = scenes, rows[:, :, None], columns[:, None, :]
+            mine = {name: given[name][:, slot] for name in PER_DIGIT}
+            ink = self._ink(mine, rows + 0.5, columns + 0.5)
+            mask = (ink > 0.5) & inside[place]
+            before = occupied[place]
+            pixels, covered = mask.sum((1, 2)), (mask & before).sum((1, 2))
+            drawn = (given["count"] > slot) & (pixels >= LEAST_PIXELS) & (covered <= MOST_OVERLAP * pixels)
             if keep_masks and not bool(drawn):
                 continue
             mask &= drawn[:, None, None]
-            occupied[:, rows, columns] |= mask
-            boxes[:, slot] = _bounds(mask, top, left)
+            occupied[place] = before | mask
+            boxes[:, slot] = _bounds(mask, rows, columns)
             exists[:, slot] = drawn
-            view = images[:, :, rows, columns]
-            color = self._color(draws, slot, view, mask)
-            texture = self._texture(draws, slot, ys[rows], xs[columns])
-            ink = (ink * drawn[:, None, None])[:, None]
-            view.mul_(1 - ink).add_(ink * (color[:, :, None, None] * texture).clamp_(0, 255))
+            view = images[place]
+            color = _color(mine, view, mask)
+            texture = _texture(mine, size, rows + 0.5, columns + 0.5)
+            ink = (ink * drawn[:, None, None])[..., None]
+            images[place] = view * (1 - ink) + ink * (color[:, None, None] * texture).clamp_(0, 255)
             if keep_masks:
-                masks[slot] = (left, top, mask[0].to(torch.uint8).cpu().numpy())
-        images = self._blur(draws, images)
-        images = (images + self._noise(draws, images)).clamp_(0, 255).to(torch.uint8)
-        digit = torch.from_numpy(draws.digit).to(self.device)
+                first = starts[0, slot]
+                masks[slot] = (int(first[1]), int(first[0]), mask[0].to(torch.uint8).cpu().numpy())
+        pixels = self._blur(draws, given, images.permute(0, 3, 1, 2).contiguous())
+        pixels = (pixels + self._noise(draws, given, pixels)).clamp_(0, 255).to(torch.uint8)
+        digit = given["digit"].long()
         return RenderedScenes(
-            images * inside[:, None], size, exists, self.classes[digit], digit, boxes, corners, affine, center, masks
-        )
+            pixels * inside[:, None], size.long(), exists, self.classes[digit], digit, boxes, corners, affine, center,
+            masks,
+        )  # fmt: skip
 
-    def _to_device(self, values: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(self.device)
-
-    def _background(self, draws: Draws, ys: Tensor, xs: Tensor) -> Tensor:
-        """A part of each scene's photograph, resized bilinearly, (n, 3, H, W)."""
+    def _upload(self, draws: Draws, starts: NDArray[np.int64]) -> dict[str, Tensor]:
+        """All numbers on the device, float32, in one transfer: each transfer may wait for all work before it."""
         sizes = self.photograph_sizes[draws.photograph]
         scale = (draws.size / sizes).max(1) * draws.zoom
-        start = draws.offset * (sizes * scale[:, None] - draws.size)
-        images = []
-        for index, photograph in enumerate(draws.photograph):
-            whole = self.photographs[int(photograph)][None]
-            y = ((ys + float(start[index, 0])) / float(scale[index])).clamp(0.5, float(sizes[index, 0]) - 0.5)
-            x = ((xs + float(start[index, 1])) / float(scale[index])).clamp(0.5, float(sizes[index, 1]) - 0.5)
-            grid = _grid(y * 2 / whole.shape[2] - 1, x * 2 / whole.shape[3] - 1)
-            images.append(F.grid_sample(whole, grid[None], align_corners=False))
-        return torch.cat(images) * self._to_device(draws.brightness)[:, None, None, None]
+        values = {
+            "size": draws.size, "affine": draws.affine, "center": draws.center, "start": starts, "count": draws.count,
+            "inverse": np.linalg.inv(draws.affine), "digit": draws.digit, "ink": draws.ink, "color": draws.color,
+            "inverts": draws.inverts, "texture": draws.texture, "brightness": draws.brightness, "blur": draws.blur,
+            "noise": draws.noise, "blurred": np.flatnonzero(draws.blur), "photograph": draws.photograph,
+            "scale": scale, "offset": draws.offset * (sizes * scale[:, None] - draws.size), "whole": sizes,
+        }  # fmt: skip
+        flat = torch.from_numpy(np.concatenate([np.asarray(value, np.float32).ravel() for value in values.values()]))
+        if self.device.type == "cuda":
+            flat = flat.pin_memory()
+        parts = flat.to(self.device, non_blocking=True).split([value.size for value in values.values()])
+        return {name: part.reshape(value.shape) for (name, value), part in zip(values.items(), parts, strict=True)}
 
-    def _ink(self, draws: Draws, slot: int, affine: Tensor, center: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def _background(self, given: dict[str, Tensor], ys: Tensor, xs: Tensor) -> Tensor:
+        """A part of each scene's photograph, resized bilinearly, (n, H, W, 3)."""
+        positions = []
+        for axis, steps in enumerate((ys, xs)):
+            position = (steps + given["offset"][:, axis : axis + 1]) / given["scale"][:, None]
+            clamped = torch.minimum(position.clamp(min=0.5), given["whole"][:, axis : axis + 1] - 0.5)
+            positions.append(clamped * (2 / self.photographs.shape[2 + axis]) - 1)
+        photographs = self.photographs[given["photograph"].long()]
+        images = F.grid_sample(photographs, _grid(*positions), align_corners=False).permute(0, 2, 3, 1)
+        return (images * given["brightness"][:, None, None, None]).contiguous()
+
+    def _ink(self, mine: dict[str, Tensor], ys: Tensor, xs: Tensor) -> Tensor:
         """How much of each pixel a digit covers, (n, h, w): its scan, interpolated and sharpened."""
-        inverse = torch.linalg.inv(affine[:, slot])
-        x = xs - center[:, slot, :1]
-        y = ys - center[:, slot, 1:]
+        x, y = xs - mine["center"][:, :1], ys - mine["center"][:, 1:]
+        inverse = mine["inverse"] * (2 / CELL)
         points = [
             inverse[:, row, 0, None, None] * x[:, None, :] + inverse[:, row, 1, None, None] * y[:, :, None]
             for row in range(2)
         ]
-        scans = self.digits[torch.from_numpy(draws.digit[:, slot]).to(self.device)][:, None]
-        grid = torch.stack(points, -1) * (2 / CELL)
+        scans = self.digits[mine["digit"].long()][:, None]
+        grid = torch.stack(points, -1)
         ink = F.grid_sample(scans, grid, mode="bicubic", padding_mode="zeros", align_corners=False)[:, 0]
-        return ((ink - self._to_device(draws.ink[:, slot])[:, None, None]) * 4).clamp_(0, 1)
+        return ((ink - mine["ink"][:, None, None]) * 4).clamp_(0, 1)
 
-    def _color(self, draws: Draws, slot: int, view: Tensor, mask: Tensor) -> Tensor:
-        """The digit's color, (n, 3), replaced if it is too near to what it covers."""
-        covered = (view * mask[:, None]).sum((2, 3)) / mask.sum((1, 2)).clamp(min=1)[:, None]
-        color = self._to_device(draws.color[:, slot])
-        is_near = (color.mean(1) - covered.mean(1)).abs() < LEAST_CONTRAST
-        inverts = torch.from_numpy(draws.inverts[:, slot]).to(self.device)
-        other = (255 - covered) * inverts[:, None]
-        return torch.where(is_near[:, None], other, color)
-
-    def _texture(self, draws: Draws, slot: int, ys: Tensor, xs: Tensor) -> Tensor:
-        """A factor around 1 that varies smoothly over the scene, (n, 1, h, w)."""
-        size = self._to_device(draws.size.astype(np.float64))
-        texture = self._to_device(draws.texture[:, slot])[:, None]
-        grid = torch.stack(
-            [
-                (xs / size[:, 1:] * 2 - 1)[:, None, :].expand(-1, len(ys), -1),
-                (ys / size[:, :1] * 2 - 1)[:, :, None].expand(-1, -1, len(xs)),
-            ],
-            -1,
-        )
-        smooth = F.grid_sample(texture, grid, mode="bicubic", padding_mode="border", align_corners=False)
-        return 1 + 0.15 * smooth
-
-    def _blur(self, draws: Draws, images: Tensor) -> Tensor:
-        chosen = np.flatnonzero(draws.blur)
-        if not len(chosen):
+    def _blur(self, draws: Draws, given: dict[str, Tensor], images: Tensor) -> Tensor:
+        if not draws.blur.any():
             return images
+        index = given["blurred"].long()
         positions = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=self.device)
-        sigma = self._to_device(draws.blur[chosen])[:, None]
-        weights = torch.exp(-(positions**2) / (2 * sigma**2))
+        weights = torch.exp(-(positions**2) / (2 * given["blur"][index][:, None] ** 2))
         weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
-        index = torch.from_numpy(chosen).to(self.device)
         part = images[index].reshape(1, -1, *images.shape[2:])
-        for shape, pad in (
-            ((-1, 1, 1, 2 * BLUR_RADIUS + 1), (BLUR_RADIUS, BLUR_RADIUS, 0, 0)),
-            (
-                (-1, 1, 2 * BLUR_RADIUS + 1, 1),
-                (0, 0, BLUR_RADIUS, BLUR_RADIUS),
-            ),
-        ):
-            part = F.conv2d(F.pad(part, pad, mode="reflect"), weights.reshape(shape), groups=part.shape[1])
+        taps = 2 * BLUR_RADIUS + 1
+        for shape, pad in (((1, taps), (BLUR_RADIUS,) * 2 + (0, 0)), ((taps, 1), (0, 0) + (BLUR_RADIUS,) * 2)):
+            padded = F.pad(part, pad, mode="reflect")
+            part = F.conv2d(padded, weights.reshape(-1, 1, *shape), groups=part.shape[1])
         # Beyond a smaller scene the canvas holds more of the photograph, which the blur may well take in.
         return images.index_copy(0, index, part.reshape(-1, *images.shape[1:]))
 
-    def _noise(self, draws: Draws, images: Tensor) -> Tensor:
+    def _noise(self, draws: Draws, given: dict[str, Tensor], images: Tensor) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(int(draws.noise_seed[0]))
         noise = torch.randn(images.shape, generator=generator, device=self.device)
-        return noise * self._to_device(draws.noise)[:, None, None, None]
+        return noise * given["noise"][:, None, None, None]
 
     def outlines(self) -> Tensor:
         """Every digit's mask as its label has it, at 4 pixels per pixel of the scan: 0..1, (digits, 40, 40).
@@ -232,30 +220,48 @@ class Renderer:
         return torch.from_numpy(small).to(self.device)
 
 
+def _color(mine: dict[str, Tensor], view: Tensor, mask: Tensor) -> Tensor:
+    """The digit's color, (n, 3), replaced if it is too near to what it covers."""
+    covered = (view * mask[..., None]).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)[:, None]
+    is_near = (mine["color"].mean(1) - covered.mean(1)).abs() < LEAST_CONTRAST
+    other = (255 - covered) * mine["inverts"][:, None]
+    return torch.where(is_near[:, None], other, mine["color"])
+
+
+def _texture(mine: dict[str, Tensor], size: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    """A factor around 1 that varies smoothly over the scene, (n, h, w, 1)."""
+    grid = _grid(ys / size[:, :1] * 2 - 1, xs / size[:, 1:] * 2 - 1)
+    smooth = F.grid_sample(mine["texture"][:, None], grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return 1 + 0.15 * smooth.permute(0, 2, 3, 1)
+
+
 def _grid(y: Tensor, x: Tensor) -> Tensor:
-    """Positions (H, W, 2), x first, of all rows and columns."""
-    return torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], -1)
+    """Positions (n, H, W, 2), x first, of all rows (n, H) and columns (n, W)."""
+    return torch.stack([x[:, None, :].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], -1)
 
 
-def _windows(draws: Draws, height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """For each slot the rows and columns that hold the digits of all scenes: top, bottom, left, right."""
-    corners = np.array([[0, 0], [CELL, 0], [CELL, CELL], [0, CELL]]) - CELL / 2
-    points = corners @ draws.affine.swapaxes(-1, -2) + draws.center[:, :, None]
-    low, high = np.floor(points.min((0, 2))).astype(int), np.ceil(points.max((0, 2))).astype(int)
-    return [
-        (max(top, 0), max(min(bottom, height), top + 1, 1), max(left, 0), max(min(right, width), left + 1, 1))
-        for (left, top), (right, bottom) in zip(low, high, strict=True)
-    ]
+def _windows(draws: Draws, height: int, width: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+    """Where each digit may lie: first row and column, (n, SLOTS, 2), and the windows' height and width, by slot.
+
+    All windows of a slot have one size, and lie within the canvas.
+    """
+    half = np.array([[0, 0], [CELL, 0], [CELL, CELL], [0, CELL]]) - CELL / 2
+    points = (half @ draws.affine.swapaxes(-1, -2) + draws.center[:, :, None])[..., ::-1]
+    limit = np.array([height, width])
+    low = np.clip(np.floor(points.min(2)).astype(np.int64), 0, limit - 1)
+    high = np.clip(np.ceil(points.max(2)).astype(np.int64), low + 1, limit)
+    used = (np.arange(SLOTS) < draws.count[:, None])[..., None]
+    sides = np.where(used, high - low, 1).max(0)
+    return np.minimum(low, limit - sides), [(int(side[0]), int(side[1])) for side in sides]
 
 
-def _bounds(mask: Tensor, top: int, left: int) -> Tensor:
-    """x0, y0, x1, y1 of the set pixels of each mask (n, h, w) whose first pixel is at (top, left)."""
+def _bounds(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """x0, y0, x1, y1 of the set pixels of each mask (n, h, w), whose rows (n, h) and columns (n, w) are given."""
     sides = []
-    for axis, start in ((1, left), (2, top)):
+    for axis, positions in ((1, columns), (2, rows)):
         seen = mask.any(axis)
-        positions = torch.arange(seen.shape[1], device=mask.device)
         far = math.inf
-        sides.append(torch.where(seen, positions, far).amin(1) + start)
-        sides.append(torch.where(seen, positions, -far).amax(1) + start + 1)
+        sides.append(torch.where(seen, positions, far).amin(1))
+        sides.append(torch.where(seen, positions, -far).amax(1) + 1)
     x0, x1, y0, y1 = sides
     return torch.stack([x0, y0, x1, y1], 1).nan_to_num(0, 0, 0)
