@@ -138,6 +138,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         build_all(words.child)
         return
+    order = {name: place for place, (_, name) in enumerate(list_networks())}
     networks = [(title, name) for title, name in list_networks() if not words.names or name in words.names]
     chosen = {name for _, name in networks}
     rows = [row for row in earlier("rtx_families").get("rows", []) if row["network"] not in chosen]
@@ -145,6 +146,7 @@ def main() -> None:
         found = run_child(name)
         print(name, [row.get("error") or row.get("share", "ok") for row in found], flush=True)
         rows += [{"family": title, "network": name, **row} for row in found]
+        rows.sort(key=lambda row: order[row["network"]])
         record = {"about": about(""), "rows": rows}
         write("rtx_families", record, page(record))
 
