@@ -35,7 +35,10 @@ def settings(out, packed, **changes):
     return train_demo.Settings(out=out, assets=packed, **{**plain, **changes})
 
 
-@pytest.mark.parametrize("name", MODELS)
+# yolo11t has nothing that yolo11t-seg has not.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] if name == "yolo11t" else []) for name in MODELS]
+)
 def test_every_model_trains_and_its_checkpoint_opens(name, tmp_path, packed):
     trainer = train_demo.Trainer(MODELS[name], settings(tmp_path, packed, **({"batch": 8} if "cls" in name else {})))
     before = [parameter.clone() for parameter in trainer.yolo.parameters()]
@@ -147,6 +150,7 @@ def test_ultralytics_opens_the_checkpoints(name, tmp_path):
     assert (result.probs is not None) == (model.task == "classify")
 
 
+@pytest.mark.exhaustive
 def test_all_checkpoints_together_take_at_most_12_mb(tmp_path, full_models):
     sizes = []
     for model in MODELS.values():
