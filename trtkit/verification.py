@@ -79,7 +79,7 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
         "tensors": Limit(0.3, 0.3),
     },
 }
-"""By precision and output; behind each the largest of 41 healthy engines of TensorRT 8.6 at level 0 on an H200 (eight
+"""By precision and output; behind each the largest of 41 healthy engines of TensorRT 8.6 at level 0 on an H200 (nine
 models of five tasks, `benchmarks/results/verification-nvidia-h200.md`). Of scores, logits and probabilities a limit is
 at least twice that, and above what half a step of FP16 on every weight and scale moves on a processor (`--simulate`).
 Of boxes and what lies in them it is three times or more: the smaller an object, the more a part of a pixel is of it.
@@ -233,16 +233,16 @@ def verify(
             graph = onnx if onnx is not None else _find_onnx(engine.path)
         reference = graph if isinstance(graph, Runner) else stack.enter_context(backends.open(graph))
         _check_pair(engine, reference)
-        result = compare_runners(engine, reference, data, eval_images)
-        if not layers or result.verdict != "differs":
-            return result
-        if isinstance(graph, Runner) or engine.passport is None:
+        if layers and (isinstance(graph, Runner) or engine.passport is None):
             raise EngineError(
                 f"name the layers of {engine.path or engine.name} that differ",
                 "an open graph, or an engine that trtkit did not build, can't be built again",
                 "pass the ONNX file or graph as onnx=, and an engine of export",
                 code="verify-layers-unknown-build",
             )
+        result = compare_runners(engine, reference, data, eval_images)
+        if not layers or result.verdict != "differs":
+            return result
         return dataclasses.replace(result, layers=_compare_layers(engine, graph, result, data, eval_images))
 
 
