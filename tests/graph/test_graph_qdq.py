@@ -17,6 +17,8 @@ from raising import raises
 from task_models import untrained
 
 import trtkit as tk
+from trtkit import backends
+from trtkit.backends import BuildSettings
 from trtkit.calibration.collector import MinMaxCollector
 from trtkit.errors import CalibrationError, RecipeError
 from trtkit.graph.analysis import GraphIndex
@@ -430,6 +432,9 @@ def test_attention_that_holds_much_of_the_file_has_int8_weights(
     expanded = GraphIndex(expand_int8_weights(result))
     assert np.array_equal(expanded.array(expanded.nodes["proj"].input[1]), integers * scales.reshape(-1, 1, 1, 1))
     assert all(np.array_equal(a, b) for a, b in zip(run(expanded.proto, images), run(result, images), strict=True))
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        settings = BuildSettings(precision="int8", imgsz=(32, 32), batch=2, dynamic=True, device="sm89")
+        assert backends.build(result, settings, backend="tensorrt_rtx").plan
 
 
 def test_a_small_output_layer_keeps_float_weights() -> None:
