@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trace_store
 from hypothesis import HealthCheck, settings
 
 from trtkit import demo
-from trtkit.graph import torch_export
 
 # How long an example takes says how busy the machine is, nothing about the code.
 settings.register_profile("trtkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,6 +43,11 @@ def demo_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def stored_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Traces that all workers of this session share; a test of tracing itself puts `trace_store.trace_anew` back."""
+    # Only where tests run: the process that hands them to workers needs no PyTorch.
+    import trace_store
+
+    from trtkit.graph import torch_export
+
     base = tmp_path_factory.getbasetemp()
     # A worker's folder is inside the session's.
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"

@@ -10,10 +10,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from lab import Lab
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START_SECONDS = 120
+
+
+def pytest_ignore_collect(config):
+    """Do not import these tests where they are not asked for: reading notebooks takes seconds to import."""
+    return True if "not browser" in config.option.markexpr else None
 
 
 def pytest_collection_modifyitems(items):
@@ -113,6 +117,8 @@ def _wait(address, process, log):
 @pytest.fixture(scope="session")
 def lab(server, page_maker):
     """JupyterLab with one notebook and one kernel, whose cells each test replaces by its own."""
+    from lab import Lab
+
     address, folder = server
     context = page_maker.new_context(viewport={"width": 1360, "height": 1000})
     opened = Lab(context.new_page(), address, folder)

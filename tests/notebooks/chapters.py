@@ -5,9 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHAPTERS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -16,6 +13,8 @@ TIMEOUT = 900
 
 
 def read(path):
+    import nbformat
+
     return nbformat.read(path, as_version=4)
 
 
@@ -38,6 +37,8 @@ def read_fast_values(notebook):
 
 def insert_fast_values(notebook, **more):
     """Insert a cell with the fast values after the parameters cell."""
+    import nbformat
+
     index, _ = find_parameters(notebook)
     values = {**read_fast_values(notebook), **more}
     lines = "\n".join(f"{name} = {value!r}" for name, value in values.items())
@@ -80,6 +81,10 @@ class Kernel:
     """One kernel for several notebooks: starting it and importing PyTorch takes longer than many a cell."""
 
     def __init__(self):
+        # These take seconds to import, in every worker that collects tests.
+        import nbformat
+        from nbclient import NotebookClient
+
         # The kernel of this environment, not one that the user has installed.
         os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
         self._owner = NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
@@ -98,6 +103,9 @@ class Kernel:
         Returns:
             The executed notebook.
         """
+        import nbformat
+        from nbclient import NotebookClient
+
         copy = Path(shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*")))
         notebook = insert_fast_values(read(copy / path.name), **more)
         notebook.cells.insert(
