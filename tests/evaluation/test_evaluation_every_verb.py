@@ -55,9 +55,10 @@ def test_in_python(task, tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_model_on_the_command_line(shared, tmp_path, capsys, monkeypatch):
-    """Segment: boxes as of detect, and masks."""
+    """Segment: boxes as of detect, and masks; `tests/backends` builds its engines."""
     model, data = shared / "models" / "yolo11n-seg.pt", shared / "data" / "scenes" / "segment" / "data.yaml"
-    assert run_every_command(model, data, "segment", 96, tmp_path, capsys, monkeypatch) == [True, True]
+    found = run_every_command(model, data, "segment", 96, tmp_path, capsys, monkeypatch, build=False)
+    assert found == [True, True]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -70,7 +71,7 @@ def test_on_the_command_line(task, tmp_path, capsys, monkeypatch):
     assert all(run_every_command(model, data, task, SIZES[task], tmp_path, capsys, monkeypatch))
 
 
-def run_every_command(model, data, task, size, folder, capsys, monkeypatch):
+def run_every_command(model, data, task, size, folder, capsys, monkeypatch, *, build=BUILDS):
     """Run the commands from calibration to benchmark; return whether predict found objects, without NMS and with it."""
     monkeypatch.chdir(folder)
     metric = get_task(task).metric
@@ -85,7 +86,7 @@ def run_every_command(model, data, task, size, folder, capsys, monkeypatch):
     assert "fp16 onnx" in run_cli(
         "export", model, "--format=onnx", "--imgsz", size, "--half", *nms, "--output=nms.onnx"
     )
-    if BUILDS:
+    if build:
         words = ("--imgsz", size, "--device=sm89", "--int8", "--calibration=runs/calibrate")
         assert "int8 engine" in run_cli("export", model, *words, "--output=int8.engine")
         assert task in run_cli("engine", "show", "int8.engine")
