@@ -290,6 +290,8 @@ def make_fifo(path: Path) -> Path:
         (lambda folder: folder.joinpath(*["n" * 200] * 30), "output-name-too-long"),
         (lambda folder: folder / "a\0b", "output-name-invalid"),
         (lambda folder: folder / "a\0b" / "x", "output-name-invalid"),
+        (lambda folder: folder / "caf\udce9", "output-name-invalid"),
+        (lambda folder: folder / "caf\udce9" / "x", "output-name-invalid"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, make, code) -> None:

@@ -434,7 +434,8 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
 
 def _check_name(path: Path) -> None:
     """Check characters and lengths, which folders that are missing hide from the file system."""
-    if "\0" in str(path):
+    # onnx, ONNX Runtime and polars take no name that is not UTF-8.
+    if "\0" in str(path) or escape_surrogates(str(path)) != str(path):
         raise OSError(errno.EILSEQ, "")
     if max(map(len, map(os.fsencode, path.parts)), default=0) > 255 or len(os.fsencode(path)) > 4000:
         raise OSError(errno.ENAMETOOLONG, "")
@@ -462,7 +463,7 @@ def _check_parent(folder: Path) -> None:
 
 def _shorten(path: Path) -> str:
     """A path for a message; the middle of a very long one is left out."""
-    text = str(path).replace("\0", "\\0")
+    text = escape_surrogates(str(path)).replace("\0", "\\0")
     return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
 
 
@@ -537,7 +538,12 @@ _ERRORS: dict[int, tuple[type[OutputError], str, str, str]] = {
         "choose an output inside a folder",
     ),
     errno.EISDIR: (OutputError, "output-is-folder", "it is a folder", "name a file"),
-    errno.EILSEQ: (OutputError, "output-name-invalid", "the path has a NUL character", "name another output"),
+    errno.EILSEQ: (
+        OutputError,
+        "output-name-invalid",
+        "the path has a NUL character or is not UTF-8",
+        "name another output",
+    ),
     errno.ENXIO: (OutputError, "output-not-a-file", "it is a device, pipe or socket", "name a file"),
     errno.EBUSY: (OutputError, "output-busy", f"{SLOTS} processes write it", "wait, or name another output"),
 }

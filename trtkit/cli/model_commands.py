@@ -15,7 +15,7 @@ from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
 from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
 from trtkit.errors import DataError, EngineError, OutputExistsError, RecipeError
-from trtkit.files import check_output, find_published, write_bytes
+from trtkit.files import check_output, escape_surrogates, find_published, write_bytes
 from trtkit.progress import Reporter
 from trtkit.recipe import format_label
 
@@ -170,7 +170,7 @@ def _collect_image_paths(words: Sequence[str]) -> list[Path]:
 def _name_drawn_images(paths: Sequence[Path]) -> dict[Path, Path]:
     """Name drawn images below the common folder of the paths: `a.jpg`, or `a.png.jpg` where two are named `a`."""
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    inside = {path: path.absolute().relative_to(root) for path in paths}
+    inside = {path: Path(escape_surrogates(str(path.absolute().relative_to(root)))) for path in paths}
     # Without regard to case: "A.jpg" and "a.jpg" are one file on Windows and macOS.
     counts = Counter(str(name.with_suffix("")).lower() for name in inside.values())
     return {
