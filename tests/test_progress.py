@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from raising import raises
+from task_models import drawn_set, untrained
 
-from trtkit.progress import available_cores, parallel_map
+import trtkit as tk
+from trtkit.cli import main
+from trtkit.errors import DataError, RecipeError, TrtkitError
+from trtkit.progress import available_cores, is_planning, parallel_map
 
 
 def test_results_are_in_the_order_of_the_items() -> None:
@@ -45,3 +53,144 @@ def test_an_error_is_raised_and_ends_the_threads() -> None:
     with pytest.raises(ValueError, match="three"):
         list(results)
     assert threading.active_count() == before
+
+
+# Plans
+
+
+def settings_of(verb: str, folder: Path) -> dict[str, Any]:
+    """Small settings; the smallest calibration and evaluation that a verb takes."""
+    few = {"calibration_images": 2, "imgsz": 64}
+    tuned = {**few, "eval_images": 2, "resamples": 2, "cache_dir": folder / "cache"}
+    return {
+        "calibrate": {**few, "cache_dir": folder / "cache"},
+        "compare": {**few, "eval_images": 2, "output": folder / "out", "build": False, "runs": 1, "seconds": 0.01},
+        "evaluate_int8": tuned,
+        "examine": {"calibration_images": 2},
+        "export": {"format": "onnx", "int8": True, "output": folder / "out" / "a.onnx", "imgsz": 64},
+        "search": {**tuned, "probe_images": 2, "trials": 1},
+        "sensitivity": {**few, "probe_images": 2, "worst": 1, "cache_dir": folder / "cache"},
+        "sweep": {**tuned, "calibration_images": (1, 2), "algorithms": ("minmax",)},
+    }[verb]
+
+
+@pytest.fixture(scope="module")
+def model() -> tk.Model:
+    return untrained("detect")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_set(tmp_path_factory.mktemp("data"), "detect", count=3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "images"),
+    [
+        ("calibrate", {"calibration": 2}),
+        ("compare", {"calibration": 2, "evaluation": 2}),
+        ("evaluate_int8", {"calibration": 2, "evaluation": 2}),
+        ("examine", {"calibration": 2, "split": 3}),
+        ("export", {"calibration": 3}),
+        ("search", {"calibration": 2, "evaluation": 2, "probe": 2}),
+        ("sensitivity", {"calibration": 2, "probe": 2}),
+        ("sweep", {"calibration": 2, "evaluation": 2}),
+    ],
+)
+def test_a_plan_says_what_would_be_done_and_does_nothing(
+    verb: str, images: dict[str, int], model: tk.Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtkit.graph.torch_export._trace", lambda *_: pytest.fail("it was traced"))
+    monkeypatch.setattr("onnxruntime.InferenceSession.run", lambda *_: pytest.fail("it was run"))
+    settings = settings_of(verb, tmp_path)
+    values = {"data": data} if verb in ("examine", "export") else {}
+    arguments = () if verb == "examine" else (model,) if verb == "export" else (model, data)
+    plan = tk.plan(getattr(tk, verb), *arguments, **values, **settings)
+    assert (plan.verb, dict(plan.images)) == (verb, images)
+    assert plan.steps
+    assert not list(tmp_path.iterdir())
+    assert json.loads(json.dumps(plan.to_dict()))["verb"] == verb
+    assert all(step in repr(plan) for step in plan.steps)
+    assert all(str(path) in repr(plan) for path in plan.files)
+    if verb != "examine":
+        assert plan.settings["imgsz"] == (64, 64)
+
+
+def test_the_files_of_a_plan_are_those_that_are_written(model: tk.Model, data: Path, tmp_path: Path) -> None:
+    for verb in ("export", "compare"):
+        settings = {**settings_of(verb, tmp_path), "data": data}
+        plan = tk.plan(getattr(tk, verb), model, **settings)
+        getattr(tk, verb)(model, **settings)
+        written = {path for path in tmp_path.rglob("*") if path.is_file()}
+        # Further tables of a result lie beside its first.
+        assert set(plan.files) == {path for path in written if path.name.count(".") < 2 or path.suffix != ".parquet"}
+        for path in written:
+            path.unlink()
+
+
+def test_runners_are_planned(model: tk.Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tk.export(model, "onnx", output=tmp_path / "a.onnx")
+    monkeypatch.setattr("trtkit.backends.ort.OrtRunner.infer", lambda *_: pytest.fail("it was run"))
+    plan = tk.plan(tk.evaluate, file, data, eval_images=1)
+    assert (dict(plan.images), plan.settings["batch"], plan.settings["imgsz"]) == ({"evaluation": 1}, 1, (64, 64))
+    plan = tk.plan(tk.benchmark, {"a": file, "b": file.path})
+    assert dict(plan.settings) == {"a": "64x64", "b": "64x64"}
+
+
+def test_a_plan_raises_what_the_verb_would(model: tk.Model, tmp_path: Path) -> None:
+    with raises(RecipeError, "argument-invalid", verb="export", name="batch"):
+        tk.plan(tk.export, model, batch=0)
+    with raises(DataError, "data-yaml-missing"):
+        tk.plan(tk.compare, model, tmp_path / "missing.yaml", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("function", [tk.load, print, "export", tk.Recipe])
+def test_other_functions_have_no_plan(function: Any) -> None:
+    with raises(RecipeError, "plan-verb-unknown"):
+        tk.plan(function, "a.pt")
+
+
+def test_a_plan_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRTKIT_DOWNLOAD", "1")
+    monkeypatch.setattr("trtkit.downloads.fetch", lambda *_: pytest.fail("it was downloaded"))
+    with pytest.raises(TrtkitError) as caught:
+        tk.plan(tk.export, "yolo11n.pt", "onnx")
+    assert caught.value.code in ("model-not-downloaded", "model-file-missing", "checkpoint-missing")
+
+
+def test_after_a_plan_verbs_work_again(model: tk.Model, data: Path, tmp_path: Path) -> None:
+    settings = settings_of("export", tmp_path)
+    tk.plan(tk.export, model, data=data, **settings)
+    assert not is_planning()
+    assert tk.export(model, data=data, **settings).path.is_file()
+
+
+def test_dry_run_on_the_command_line(
+    data: Path, model: tk.Model, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tk.export(model, "onnx", output=tmp_path / "a.onnx").path
+    image = next(data.parent.glob("images/val/*.png"))
+    commands = {
+        f"calibrate {file} {data} --calibration-images=2": ("calibration images: 2", "runs/calibrate"),
+        f"compare {file} {data} --no-build": ("evaluation images: 3", "runs/compare/report.html"),
+        f"evaluate {file} {data}": ("evaluation images: 3",),
+        f"evaluate-int8 {file} {data}": ("calibration images: 3", "runs/evaluate-int8"),
+        f"examine {data}": ("calibration images: 3", "runs/examine"),
+        f"export {file} --format=onnx --output=b.onnx": ("write the ONNX file", "writes b.onnx"),
+        f"predict {file} {image}": ("input images: 1", f"runs/predict/{image.stem}.jpg"),
+        f"benchmark {file} --output=times": ("a.onnx: 64x64", "writes times"),
+        f"search {file} {data}": ("probe images: 3", "runs/search"),
+        f"sensitivity {file} {data}": ("probe images: 3", "runs/sensitivity"),
+        f"sweep {file} {data}": ("calibration images: 3", "runs/sweep"),
+        "demo": ("evaluation images:", "runs/"),
+    }
+    for command, words in commands.items():
+        assert main([*command.split(), "--dry-run"]) == 0
+        out = " ".join(capsys.readouterr().out.replace("\n", " ").split())
+        assert out.startswith("Plan of ")
+        assert all(word in out for word in words), (command, out)
+    assert main(["search", str(file), str(data), "--dry-run", "--trials=0"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from trtkit.plotting.comparison import losses_figure as losses_figure
     from trtkit.plotting.notebook import ProgressLine as ProgressLine
     from trtkit.progress import Event as Event
+    from trtkit.progress import Plan as Plan
+    from trtkit.progress import plan as plan
     from trtkit.recipe import Recipe as Recipe
     from trtkit.tasks.base import Detections as Detections
     from trtkit.tuning.int8_evaluation import Int8Evaluation as Int8Evaluation
@@ -81,6 +83,7 @@ _HOMES: dict[str, str | None] = {
     "LayerTable": "trtkit.inspection",
     "Model": "trtkit.models.model",
     "Passport": "trtkit.backends.engine_file",
+    "Plan": "trtkit.progress",
     "ProgressLine": "trtkit.plotting.notebook",
     "Recipe": "trtkit.recipe",
     "Runner": "trtkit.backends.base",
@@ -105,6 +108,7 @@ _HOMES: dict[str, str | None] = {
     "load": "trtkit.models",
     "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",
+    "plan": "trtkit.progress",
     "precision_shares_figure": "trtkit.inspection",
     "read_layers": "trtkit.inspection",
     "search": "trtkit.tuning.search_loop",
@@ -130,6 +134,7 @@ __all__ = [
     "LayerTable",
     "Model",
     "Passport",
+    "Plan",
     "ProgressLine",
     "Recipe",
     "Runner",
@@ -155,6 +160,7 @@ __all__ = [
     "gallery",
     "load",
     "losses_figure",
+    "plan",
     "precision_shares_figure",
     "read_layers",
     "search",

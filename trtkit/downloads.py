@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from trtkit.errors import DiskFullError, DownloadError
 from trtkit.files import hash_file, read_json, temporary_folder, user_cache_dir, write_bytes, write_json
+from trtkit.progress import is_planning
 from trtkit.version import __version__
 
 __all__ = ["Asset", "describe_download", "fetch", "find_asset", "locate", "read_url"]
@@ -180,6 +181,8 @@ def locate(path: Path, download: bool | None = None) -> Path:
 
 
 def _is_allowed(asset: Asset, download: bool | None) -> bool:
+    if is_planning():
+        return False
     if download is not None:
         return download
     switch = os.environ.get("TRTKIT_DOWNLOAD", "").strip().lower()

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtkit.arguments import check_arguments
 from trtkit.errors import BuildError, RecipeError
 from trtkit.files import check_output, hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.recipe import Recipe, round_imgsz
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Artifact:
         return f"Artifact({self.path}: {self.precision} {self.format}{target}, {size}, {self.seconds:.1f} s)"
 
 
+@check_arguments
 def export(
     model: Model | str | Path | torch.nn.Module,
     format: str = "engine",
@@ -198,8 +200,17 @@ def export_with_graph(
         TrtkitError: As `export` does.
     """
     from trtkit import backends
-    from trtkit.calibration.calibrator import check_fp16_overflow, prepare_implicit_calibration, resolve_calibration
+    from trtkit.calibration import DEFAULTS
+    from trtkit.calibration.calibrator import (
+        OVERFLOW_IMAGES,
+        check_fp16_overflow,
+        prepare_implicit_calibration,
+        resolve_calibration,
+    )
+    from trtkit.calibration.sampling import count_calibration_images
+    from trtkit.graph.fp16 import match_node_names
     from trtkit.graph.prequantized import is_quantized
+    from trtkit.graph.torch_export import check_trace
     from trtkit.models import Model, load
 
     started = time.perf_counter()
@@ -226,6 +237,39 @@ def export_with_graph(
     quantized = is_quantized(loaded.proto)
     if quantized:
         _check_quantized_export(loaded, recipe, calibration, data)
+    check_trace(loaded, imgsz=size, batch=recipe.batch, dynamic=recipe.is_dynamic)
+    if recipe.keep:
+        match_node_names([node.name for node in _trace(loaded, recipe, size).graph.node], recipe.keep)
+    calibrates = recipe.int8 and calibration is None and not quantized
+    checks_overflow = recipe.half and data is not None
+    images = {}
+    if calibrates or checks_overflow:
+        most = DEFAULTS.calibration_images if calibrates else OVERFLOW_IMAGES
+        count = count_calibration_images(data, loaded, calibration_images=most, fraction=recipe.fraction)
+        images["calibration" if calibrates else "overflow check"] = count
+    start_work(
+        Plan(
+            verb="export",
+            settings={
+                "model": loaded.stem,
+                "precision": recipe.precision,
+                "imgsz": size,
+                "batch": recipe.batch,
+                "dynamic": recipe.is_dynamic,
+                "builder": builder,
+            },
+            images=images,
+            steps=(
+                *(["calibrate"] if calibrates else []),
+                *(["check for overflow in FP16"] if checks_overflow else []),
+                "trace the graph",
+                *(["add NMS"] if recipe.nms and not loaded.nms else []),
+                *([f"convert to {recipe.precision}"] if recipe.precision != "fp32" and not quantized else []),
+                "write the ONNX file" if builder is None else f"build the engine with {builder} and write it",
+            ),
+            files=(path,),
+        )
+    )
     resolved = None
     if recipe.int8 and not recipe.implicit and not quantized:
         resolved = resolve_calibration(loaded, recipe, calibration, data, size, reporter)
@@ -297,15 +341,11 @@ def build_graph(
     """
     from trtkit.graph.analysis import GraphIndex
     from trtkit.graph.fp16 import convert_to_fp16
-    from trtkit.graph.nms import add_nms
     from trtkit.graph.onnx_file import update_metadata
     from trtkit.graph.prequantized import is_quantized, prepare_quantized
     from trtkit.graph.qdq import insert_qdq
-    from trtkit.graph.torch_export import trace
 
-    graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
-    if recipe.nms and not model.nms:
-        graph = add_nms(graph, model.info, conf=recipe.conf, iou=recipe.iou, max_det=recipe.max_det)
+    graph = _trace(model, recipe, imgsz)
     if is_quantized(graph):
         check_placement(graph, model.stem, build=recipe.format == "engine")
         graph = prepare_quantized(graph)
@@ -320,6 +360,17 @@ def build_graph(
         graph = convert_to_fp16(graph, recipe.keep, keep_nodes=overflow or ())
         update_metadata(graph, {}, {"overflow": None if overflow is None else dict(overflow)})
     return update_metadata(graph, {}, {"recipe": recipe.to_dict()})
+
+
+def _trace(model: Model, recipe: Recipe, imgsz: tuple[int, int]) -> onnx.ModelProto:
+    """The FP32 graph of a recipe, with NMS if requested."""
+    from trtkit.graph.nms import add_nms
+    from trtkit.graph.torch_export import trace
+
+    graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
+    if recipe.nms and not model.nms:
+        graph = add_nms(graph, model.info, conf=recipe.conf, iou=recipe.iou, max_det=recipe.max_det)
+    return graph
 
 
 def _check_quantized_export(model: Model, recipe: Recipe, calibration: Any, data: Any) -> None:

@@ -1,20 +1,32 @@
-"""Long work: progress events, cancellation, and a parallel map over threads."""
+"""Long work: progress events, cancellation, the plan of a verb, and a parallel map over threads."""
 
 from __future__ import annotations
 
 import collections
+import contextvars
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from trtkit.errors import CancelledError
+from trtkit.arguments import is_verb
+from trtkit.errors import CancelledError, RecipeError
 
-__all__ = ["CancelToken", "Event", "Progress", "Reporter", "available_cores", "parallel_map"]
-
-Item = TypeVar("Item")
-Output = TypeVar("Output")
+__all__ = [
+    "CancelToken",
+    "Event",
+    "Plan",
+    "Progress",
+    "Reporter",
+    "available_cores",
+    "catch_plan",
+    "is_planning",
+    "parallel_map",
+    "plan",
+    "start_work",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +102,135 @@ class Reporter:
         self.step(stage, 0, None, message)
 
 
+# Plans: a verb checks its arguments and inputs, hands its plan to `start_work`, and works.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Plan:
+    """What a verb is about to do, after all its checks.
+
+    Attributes:
+        verb: The function's name.
+        steps: What is done, in order.
+        images: Number of images by use, such as "calibration" and "evaluation".
+        files: Files that are written, and folders that hold further ones.
+        settings: What the arguments resolve to, such as "model", "imgsz" (height, width) and "batch".
+    """
+
+    verb: str
+    steps: tuple[str, ...]
+    images: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping of every attribute."""
+        values = dataclasses.asdict(self)
+        values["files"] = [str(path) for path in self.files]
+        values["steps"] = list(self.steps)
+        values["settings"] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()
+        }
+        return values
+
+    def __repr__(self) -> str:
+        lines = [f"Plan of {self.verb}; nothing was computed or written"]
+        lines += [f"  {name}: {_format_setting(value)}" for name, value in self.settings.items() if value is not None]
+        lines += [f"  {name} images: {count}" for name, count in self.images.items()]
+        lines += [f"  {number}. {step}" for number, step in enumerate(self.steps, 1)]
+        lines += [f"  writes {path}" for path in self.files]
+        return "\n".join(lines)
+
+
+def _format_setting(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+_PLANNING = contextvars.ContextVar("trtkit_planning", default=False)
+
+
+class _PlanReached(BaseException):
+    """Leaves a verb where its work would begin; no handler of errors may take it, so it is not an Exception."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.plan = plan
+
+
+def is_planning() -> bool:
+    """Whether `plan` runs, so that nothing may be written or downloaded."""
+    return _PLANNING.get()
+
+
+def start_work(plan: Plan) -> None:
+    """Called by each verb between its checks and its work; leaves it here if only its plan is asked for.
+
+    Args:
+        plan: What the verb is about to do.
+    """
+    if is_planning():
+        raise _PlanReached(plan)
+
+
+def plan(verb: Callable[..., Any], *arguments: Any, **settings: Any) -> Plan:
+    """Run all checks of a verb and say what it would do, without doing it.
+
+    >>> import trtkit as tk
+    >>> tk.plan(tk.compare, "yolo11n.pt", data="coco.yaml")
+
+    Nothing is calibrated, built, evaluated, written or downloaded.
+    A checkpoint is traced only where `keep` names nodes.
+
+    Args:
+        verb: A verb of trtkit, such as `trtkit.compare` or `trtkit.export`.
+        *arguments: Its arguments.
+        **settings: Its arguments by name.
+
+    Returns:
+        The plan.
+
+    Raises:
+        RecipeError: The function has no plan.
+        TrtkitError: What the verb itself would raise before its work.
+    """
+    if not is_verb(verb):
+        name = getattr(verb, "__name__", repr(verb))
+        raise RecipeError(
+            f"plan {name}",
+            "it has no plan",
+            "pass a verb such as trtkit.export or trtkit.compare",
+            code="plan-verb-unknown",
+            value=name,
+        )
+    return catch_plan(lambda: verb(*arguments, **settings))
+
+
+def catch_plan(call: Callable[[], Any]) -> Plan:
+    """The plan of the first verb that a function calls.
+
+    Args:
+        call: The function; it is left where the verb's work would begin.
+
+    Raises:
+        RuntimeError: It ended without reaching a verb's work.
+    """
+    token = _PLANNING.set(True)
+    try:
+        call()
+    except _PlanReached as reached:
+        return reached.plan
+    finally:
+        _PLANNING.reset(token)
+    raise RuntimeError("no verb reached its work")
+
+
+# Threads
+
+
+Item = TypeVar("Item")
+Output = TypeVar("Output")
+
+
 def available_cores() -> int:
     """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -102,7 +243,7 @@ def parallel_map(
     *,
     max_pending: int | None = None,
 ) -> Generator[Output, None, None]:
-    """Apply a function to items on several threads.
+    """Apply a function to items on several threads, in order and with a bounded number of pending items.
 
     Args:
         function: The function.

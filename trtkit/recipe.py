@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
-import os
-import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from trtkit.arguments import ARGUMENTS, FORMATS, PRECISIONS, Rule, check_argument, to_path
 from trtkit.errors import RecipeError
 
 __all__ = [
@@ -23,12 +20,8 @@ __all__ = [
     "round_imgsz",
 ]
 
-FORMATS = ("engine", "onnx")
-
 MAX_ROWS = 3840
 """The largest k of TensorRT's TopK."""
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 _VERSION_1 = {"level": "opt_level"}
 """Names of settings that trtkit 0.1.0 wrote, and the present ones."""
@@ -98,15 +91,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._convert_settings()
-        if self.format not in FORMATS:
-            raise RecipeError(
-                f"export format={self.format!r}",
-                "there is no such format",
-                f"use one of {', '.join(FORMATS)}",
-                code="recipe-format-unknown",
-                value=self.format,
-                names=FORMATS,
-            )
         if self.backend == "onnxruntime" and self.format == "engine":
             raise RecipeError(
                 "export format='engine' with backend='onnxruntime'",
@@ -150,13 +134,14 @@ class Recipe:
                 "leave out nms, or leave out end2end to take the one-to-many head",
                 code="recipe-nms-and-end2end",
             )
-        if not (0 <= self.conf < 1):
-            raise self._out_of_range("conf", "a score is at least 0 and below 1", "use 0 <= conf < 1")
-        if not (0 < self.iou <= 1):
-            raise self._out_of_range("iou", "an IoU is above 0 and at most 1", "use 0 < iou <= 1")
-        if not (1 <= self.max_det <= MAX_ROWS):
-            raise self._out_of_range(
-                "max_det", f"TensorRT selects at most {MAX_ROWS} rows", f"use 1 <= max_det <= {MAX_ROWS}"
+        if self.max_det > MAX_ROWS:
+            raise RecipeError(
+                f"export with max_det={self.max_det}",
+                f"TensorRT selects at most {MAX_ROWS} rows",
+                f"use max_det={MAX_ROWS} or less",
+                code="recipe-too-many-rows",
+                name="max_det",
+                value=self.max_det,
             )
         for name, default in (("conf", 0.25), ("iou", 0.7)):
             if getattr(self, name) != default and not self.nms:
@@ -168,41 +153,14 @@ class Recipe:
                     name=name,
                     value=getattr(self, name),
                 )
-        if self.opt_level is not None and not 0 <= self.opt_level <= 5:
-            raise self._out_of_range("opt_level", "TensorRT has levels 0 to 5", "use one of them or None")
-        sides = (self.imgsz,) if isinstance(self.imgsz, int) else (self.imgsz or ())
-        if any(side < 1 for side in sides) or (not isinstance(self.imgsz, int) and len(sides) not in (0, 2)):
-            raise self._out_of_range("imgsz", "it is not an image size", "use one side or (height, width)")
-        if self.batch < 1:
-            raise self._out_of_range("batch", "a batch has at least one image", "use batch >= 1")
-        if not (0 < self.fraction <= 1):
-            raise self._out_of_range("fraction", "a share is above 0 and at most 1", "use 0 < fraction <= 1")
-        if self.workspace is not None and not (self.workspace > 0 and math.isfinite(self.workspace)):
-            raise self._out_of_range("workspace", "it is not a size in GiB", "use a positive number or None")
-
-    def _out_of_range(self, name: str, found: str, do: str) -> RecipeError:
-        value = getattr(self, name)
-        asked = f"export with {name}={value!r}"
-        return RecipeError(asked, found, do, code="recipe-out-of-range", name=name, value=value)
 
     def _convert_settings(self) -> None:
-        """Convert paths, numpy numbers and lists to types with one spelling in Python, JSON and on a command line."""
+        """Check every setting, and convert it to the type with one spelling in Python, JSON and on a command line."""
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
-            if given is None:
-                continue
-            try:
-                converted = _CONVERTERS[field.name](given)
-            except (ArithmeticError, TypeError, ValueError) as error:
-                raise RecipeError(
-                    f"export with {field.name}={given!r}",
-                    f"it is not a valid value ({error})",
-                    "see help(trtkit.Recipe)",
-                    code="recipe-value-invalid",
-                    name=field.name,
-                    value=given,
-                ) from error
-            object.__setattr__(self, field.name, converted)
+            if given is not None or "None" not in str(field.type):
+                rule = _FILES.get(field.name) or ARGUMENTS[field.name]
+                object.__setattr__(self, field.name, check_argument("export", field.name, given, rule))
 
     @property
     def precision(self) -> str:
@@ -308,58 +266,23 @@ def command_words(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _to_bool(value: Any) -> bool:
-    if value not in (False, True):
-        raise ValueError("neither True nor False")
-    return bool(value)
-
-
-def _to_int(value: Any) -> int:
-    return int(operator.index(value))
-
-
-def _to_str(value: Any) -> str:
-    # A subclass may have its own __str__.
-    return str.__str__(os.fsdecode(value))
-
-
-def _to_imgsz(value: Any) -> int | tuple[int, ...]:
-    return tuple(map(_to_int, value)) if hasattr(value, "__iter__") else _to_int(value)
-
-
-def _to_device(value: Any) -> int | str:
-    """A number if the text is one: a command line has only text."""
-    text = _to_str(value) if isinstance(value, str) else str(_to_int(value))
-    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
-
-
 def _to_data(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, (list, tuple)):
-        paths = tuple(map(_to_str, value))
+        paths = tuple(map(to_path, value))
         if not paths:
             raise ValueError("the list is empty")
         return paths[0] if len(paths) == 1 else paths
-    return _to_str(value)
+    return to_path(value)
 
 
-def _to_patterns(value: Any) -> tuple[str, ...]:
-    # A single pattern may come without a list.
-    return (_to_str(value),) if isinstance(value, str) else tuple(map(_to_str, value))
+_PATH = Rule(convert=to_path, expected="a path", example="'yolo11n.pt'")
 
-
-_CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("model", "format", "backend", "calibration", "output"), _to_str),
-    **dict.fromkeys(
-        ("half", "int8", "dynamic", "simplify", "nms", "end2end", "implicit", "isolate", "overwrite"), _to_bool
-    ),
-    **dict.fromkeys(("batch", "opt_level", "max_det"), _to_int),
-    **dict.fromkeys(("workspace", "fraction", "conf", "iou"), float),
-    "imgsz": _to_imgsz,
-    "data": _to_data,
-    "device": _to_device,
-    "keep": _to_patterns,
+_FILES: Mapping[str, Rule] = {
+    "model": _PATH,
+    "calibration": _PATH,
+    "data": Rule(convert=_to_data, expected="a path or a list of paths", example="'coco.yaml'"),
 }
-"""Conversion of each setting."""
+"""Rules of what verbs take open, and a recipe by its path."""
 
 
 def format_label(label: str) -> str:

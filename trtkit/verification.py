@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from trtkit import backends
+from trtkit.arguments import check_arguments
 from trtkit.backends.base import HasPath, Runner
 from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError
 from trtkit.evaluation.output_differences import OUTPUTS, measure_differences, relative_difference
 from trtkit.files import hash_parts, temporary_folder
+from trtkit.progress import Plan, start_work
 from trtkit.results import Provenance, Result
 
 if TYPE_CHECKING:
@@ -192,6 +194,7 @@ class Verification(Result):
         return f"{text}; it begins in {', '.join(begins[:3])}{f' and {len(begins) - 3} more' if begins[3:] else ''}"
 
 
+@check_arguments
 def verify(
     artifact: str | Path | HasPath | Runner,
     data: DataSource | None = None,
@@ -240,6 +243,13 @@ def verify(
                 "pass the ONNX file or graph as onnx=, and an engine of export",
                 code="verify-layers-unknown-build",
             )
+        start_work(
+            Plan(
+                verb="verify",
+                settings={"engine": engine.name, "reference": reference.name, "imgsz": tuple(engine.imgsz)},
+                steps=(f"run up to {eval_images} images in both at every batch", "compare the outputs"),
+            )
+        )
         result = compare_runners(engine, reference, data, eval_images)
         if not layers or result.verdict != "differs":
             return result

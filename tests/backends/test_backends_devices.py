@@ -138,7 +138,7 @@ def test_torch_gives_the_order_and_nvml_driver_and_clocks(nvml: Any, monkeypatch
 
 
 def test_unknown_device_name() -> None:
-    with raises(RecipeError, "device-name", value="gpu0"):
+    with raises(RecipeError, "argument-invalid", name="device", value="gpu0"):
         parse_device("gpu0")
 
 

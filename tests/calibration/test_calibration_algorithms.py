@@ -14,7 +14,7 @@ from trtkit.calibration.algorithms import (
     compute_percentile_magnitude,
 )
 from trtkit.calibration.histogram import BINS, Histogram
-from trtkit.errors import CalibrationError
+from trtkit.errors import CalibrationError, RecipeError
 
 
 def build_histogram(values: np.ndarray) -> Histogram:
@@ -155,6 +155,6 @@ def test_missing_histograms_and_unknown_names() -> None:
         compute_magnitude(stats, "best")
     assert error.value.code == "calibration-algorithm-unknown"
     assert error.value.fields["names"] == tuple(ALGORITHMS)
-    with pytest.raises(CalibrationError) as error:
+    with pytest.raises(RecipeError) as error:
         compute_percentile_magnitude(build_histogram(np.ones(3)), 0.0)
-    assert error.value.code == "calibration-percentile-out-of-range"
+    assert error.value.code == "argument-invalid"

@@ -66,7 +66,6 @@ def test_the_version(capsys):
         ["export"],
         ["doctor", "--loud"],
         ["compare", "a.pt"],
-        ["export", "a.pt", "--imgsz", "1,2,3"],
         ["engine"],
         ["export", "a.pt", "--format", "tflite"],
         ["calibrate", "a.pt", "--algorithm", "best"],

@@ -200,7 +200,8 @@ def test_a_file_without_metadata_takes_task_and_names_of_the_model(tmp_path, ref
 
 
 @pytest.mark.parametrize("name", ["tiny-qat.onnx", "tiny-fp32.onnx"])
-def test_a_candidate_is_not_overwritten(tmp_path, reference, name):
+def test_a_candidate_is_not_overwritten(tmp_path, tmp_path_factory, reference, name):
+    data = task_models.drawn_set(tmp_path_factory.mktemp("set"), "detect", count=2)
     reference = dataclasses.replace(reference, source=Path("tiny.onnx"))
     path = tmp_path / name
     onnx.save(tiny_graphs.detector("int8"), path)
@@ -209,7 +210,7 @@ def test_a_candidate_is_not_overwritten(tmp_path, reference, name):
         with raises(RecipeError, "candidate-file-overwritten", name="qat", path=str(path)):
             tk.compare(
                 reference,
-                tk.demo.data_path(),
+                data,
                 ["fp32"],
                 candidates={"qat": candidate},
                 build=False,

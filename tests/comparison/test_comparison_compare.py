@@ -188,7 +188,7 @@ def test_an_existing_comparison_is_kept(whole):
 def test_invalid_precisions_are_refused(wrong, tmp_path):
     with pytest.raises(RecipeError) as e:
         compare(tmp_path, precisions=wrong)
-    assert e.value.code == "compare-precisions-invalid"
+    assert e.value.code == "argument-invalid"
 
 
 def test_build_without_a_backend_fails_before_anything_runs(tmp_path):

@@ -32,9 +32,9 @@ def test_seeds_differ_and_small_draws_lie_in_large_ones():
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"fraction": 0}, "sample-fraction-out-of-range"),
-        ({"fraction": 1.1}, "sample-fraction-out-of-range"),
-        ({"count": 0}, "sample-count-too-small"),
+        ({"fraction": 0}, "argument-invalid"),
+        ({"fraction": 1.1}, "argument-invalid"),
+        ({"count": 0}, "argument-invalid"),
     ],
 )
 def test_out_of_range(options, code):

@@ -150,7 +150,7 @@ def test_predict_writes_and_prints_its_detections(tmp_path, capsys, monkeypatch)
     for name, count in frame["name"].value_counts().iter_rows():
         assert name in out
         assert count
-    assert main(["predict", str(path), str(tmp_path / "set" / "images" / "val"), "--conf=1"]) == 0
+    assert main(["predict", str(path), str(tmp_path / "set" / "images" / "val"), "--conf=0.99"]) == 0
     assert "none" in capsys.readouterr().out
     assert not len(pl.read_parquet("runs/predict/predictions.parquet"))
 

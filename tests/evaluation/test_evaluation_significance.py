@@ -121,7 +121,7 @@ def test_other_images_and_no_resamples_are_refused(dataset, fair):
     assert (caught.value.code, caught.value.fields["names"]) == ("evaluations-images-differ", ("other",))
     with pytest.raises(RecipeError) as caught:
         compute_differences(fair, fair, resamples=1)
-    assert (caught.value.code, caught.value.fields["value"]) == ("bootstrap-resamples-too-few", 1)
+    assert (caught.value.code, caught.value.fields["value"]) == ("argument-invalid", 1)
 
 
 def test_the_interval_of_paired_accuracies_is_the_textbook_s():

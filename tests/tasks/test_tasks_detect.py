@@ -163,9 +163,9 @@ def test_unknown_task():
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"conf": 1.5}, "postprocess-threshold-out-of-range"),
-        ({"iou": -0.1}, "postprocess-threshold-out-of-range"),
-        ({"max_det": 0}, "postprocess-max-det-too-small"),
+        ({"conf": 1.5}, "argument-invalid"),
+        ({"iou": -0.1}, "argument-invalid"),
+        ({"max_det": 0}, "argument-invalid"),
     ],
 )
 def test_settings_out_of_range(options, code):

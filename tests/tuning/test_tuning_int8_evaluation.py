@@ -79,5 +79,5 @@ def test_refusals(model: tk.Model, calibration: Calibration) -> None:
     assert mismatch.value.code == "calibration-model-mismatch"
     with pytest.raises(RecipeError) as too_few:
         tk.evaluate_int8(model, demo.data_path(), calibration, resamples=1)
-    assert too_few.value.code == "tuning-resamples-too-few"
+    assert too_few.value.code == "argument-invalid"
     assert too_few.value.fields["value"] == 1

@@ -90,7 +90,7 @@ def test_save_load_and_plot(result: Sensitivity, tmp_path: Path) -> None:
 def test_refusals(model: tk.Model, calibration: Calibration) -> None:
     with pytest.raises(RecipeError) as refused:
         sensitivity(model, demo.data_path(), probe_images=0)
-    assert refused.value.code == "tuning-count-out-of-range"
+    assert refused.value.code == "argument-invalid"
     assert refused.value.fields["name"] == "probe_images"
 
     other = dataclasses.replace(

@@ -11,7 +11,7 @@ from raising import raises
 
 import trtkit as tk
 from trtkit import demo
-from trtkit.errors import CancelledError, OutputError, RecipeError
+from trtkit.errors import CancelledError, OutputError, TrtkitError
 from trtkit.progress import Event
 from trtkit.results import SavedResult
 from trtkit.tuning.sweep import Sweep, sweep
@@ -150,14 +150,13 @@ def test_a_cancelled_sweep_resumes(model: tk.Model, cache_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "code"),
     [
-        ({"algorithms": ()}, "tuning-algorithm-unknown"),
-        ({"algorithms": ("best",)}, "tuning-algorithm-unknown"),
-        ({"calibration_images": ()}, "tuning-count-out-of-range"),
-        ({"calibration_images": (0,)}, "tuning-count-out-of-range"),
+        ({"algorithms": ("best",)}, "calibration-algorithm-unknown"),
+        ({"calibration_images": ()}, "argument-invalid"),
+        ({"keep": ["/no/such/node"]}, "keep-no-match"),
     ],
 )
 def test_refusals(model: tk.Model, settings: dict[str, object], code: str) -> None:
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(TrtkitError) as refused:
         sweep(model, demo.data_path(), **settings)  # type: ignore[arg-type]
     assert refused.value.code == code
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from trtkit.arguments import PRECISIONS
 from trtkit.errors import CapabilityError, DataError, EngineError, RecipeError, TrtkitError
 
 if TYPE_CHECKING:
@@ -48,9 +49,6 @@ __all__ = [
     "get_title",
     "list_backends",
 ]
-
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trtkit.errors import RecipeError
+from trtkit.arguments import DEVICE_NAME, check_argument
 
 __all__ = ["Device", "Gpu", "cuda_driver_version", "find_gpus", "parse_device", "query_free_memory"]
 
@@ -74,24 +74,15 @@ def parse_device(device: str | int | None) -> Device:
     Raises:
         RecipeError: No such name.
     """
-    text = "" if device is None else str(device).strip().lower()
-    if text == "":
+    if device is None or device == "":
         return Device(kind="any")
-    if text == "cpu":
+    match = DEVICE_NAME.fullmatch(str(check_argument("run", "device", device)).lower())
+    assert match is not None
+    if match["sm"]:
+        return Device(kind="sm", sm=f"sm{match['sm']}")
+    if match["cpu"]:
         return Device(kind="cpu")
-    if match := re.fullmatch(r"sm_?(\d{2,3})", text):
-        return Device(kind="sm", sm=f"sm{match[1]}")
-    if match := re.fullmatch(r"(cuda|dla)(?::(\d+))?", text):
-        return Device(kind=match[1], index=int(match[2] or 0))
-    if text.isdigit():
-        return Device(kind="cuda", index=int(text))
-    raise RecipeError(
-        f"device={device!r}",
-        "no such device name",
-        "pass 0, 'cuda:1', 'cpu', 'dla:0' or 'sm89'",
-        code="device-name",
-        value=device,
-    )
+    return Device(kind=match["kind"] or "cuda", index=int(match["gpu"] or match["index"] or 0))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trtkit.arguments import check_argument
 from trtkit.calibration.histogram import BINS, Histogram
 from trtkit.errors import CalibrationError
 
@@ -249,7 +250,8 @@ def resolve_percentile(algorithm: str, percentile: float | None = None) -> float
         The percentile, or None for an algorithm without one.
 
     Raises:
-        CalibrationError: There is no such algorithm, it takes no percentile, or the percentile is not in (0, 100].
+        CalibrationError: There is no such algorithm, or it takes no percentile.
+        RecipeError: The percentile is not in (0, 100].
     """
     if not get_algorithm(algorithm).takes_percentile:
         if percentile is not None:
@@ -264,19 +266,7 @@ def resolve_percentile(algorithm: str, percentile: float | None = None) -> float
             )
         return None
     percentile = DEFAULTS.percentile if percentile is None else percentile
-    _check_percentile(percentile)
-    return percentile
-
-
-def _check_percentile(percentile: float) -> None:
-    if not 0 < percentile <= 100:
-        raise CalibrationError(
-            f"calibrate with percentile={percentile}",
-            "it is not in (0, 100]",
-            "use e.g. 99.99",
-            code="calibration-percentile-out-of-range",
-            value=percentile,
-        )
+    return float(check_argument("calibrate", "percentile", percentile))
 
 
 def compute_magnitude(
@@ -396,9 +386,9 @@ def compute_percentile_magnitude(histogram: Histogram, percentile: float) -> flo
     """The smallest bin edge below which at least `percentile` percent of the magnitudes lie.
 
     Raises:
-        CalibrationError: The percentile is not in (0, 100].
+        RecipeError: The percentile is not in (0, 100].
     """
-    _check_percentile(percentile)
+    percentile = check_argument("calibrate", "percentile", percentile)
     cumulative = np.cumsum(histogram.counts)
     # The rank is an integer; rounding removes the float error of the product, which could add one.
     rank = math.ceil(round(percentile / 100 * cumulative[-1], 6))

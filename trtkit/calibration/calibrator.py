@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from trtkit.arguments import check_arguments
 from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, resolve_percentile
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
 from trtkit.calibration.diagnosis import find_foreign_images
@@ -22,7 +23,7 @@ from trtkit.files import hash_parts
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import FP16_MAX
 from trtkit.graph.prequantized import is_quantized
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.recipe import Recipe, round_imgsz
 from trtkit.results import Provenance
 
@@ -54,6 +55,7 @@ OVERFLOW_IMAGES = 32
 """Images for the overflow check of an FP16 export."""
 
 
+@check_arguments
 def calibrate(
     model: Model | str | Path | torch.nn.Module,
     data: DataSource | None = None,
@@ -106,16 +108,19 @@ def calibrate(
         The calibration.
 
     Raises:
+        RecipeError: A setting is out of range.
         CalibrationError: Settings contradict each other, the model holds Q/DQ, no image can be read, or a tensor holds
             NaN or infinity.
         CapabilityError: A GPU is named and there is none.
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
     """
+    from trtkit.data.dataset import describe_images
+    from trtkit.graph.torch_export import check_trace
     from trtkit.models import load
 
     reporter = Reporter(progress, cancel)
-    percentile = _check_settings(algorithm, percentile, histograms, calibration_images, fraction, batch)
+    percentile = _check_settings(algorithm, percentile, histograms)
     with_histograms = get_algorithm(algorithm).needs_histogram if histograms is None else histograms
     loaded = load(model)
     if is_quantized(loaded.proto):
@@ -151,10 +156,20 @@ def calibrate(
         "preprocessing": hash_preprocessing(loaded.preprocess, size),
         "data": str(dataset.path),
     }
+    runner = _runner(device)
+    check_trace(loaded, imgsz=size, batch=_get_fixed_batch(loaded) or batch)
+    start_work(
+        Plan(
+            verb="calibrate",
+            settings={"model": loaded.stem, "imgsz": size, "batch": batch, "runner": runner, "cache": cache_dir},
+            images={"calibration": len(paths)},
+            steps=(f"run {describe_images(len(paths), split)}", f"compute ranges by {algorithm}"),
+        )
+    )
     provenance = Provenance(
         model_hash=loaded.hash,
         data_hash=dataset.hash_images(paths),
-        runner=_runner(device),
+        runner=runner,
         settings=settings,
         seed=seed,
     )
@@ -217,35 +232,13 @@ def calibrate(
     return calibration
 
 
-def _check_settings(
-    algorithm: str,
-    percentile: float | None,
-    histograms: bool | None,
-    calibration_images: int,
-    fraction: float,
-    batch: int | None,
-) -> float | None:
+def _check_settings(algorithm: str, percentile: float | None, histograms: bool | None) -> float | None:
     """The percentile in use, None for an algorithm without one.
 
     Raises:
-        CalibrationError: Settings are out of range or contradict each other.
+        CalibrationError: There is no such algorithm, or settings contradict each other.
     """
     entry = get_algorithm(algorithm)
-    limits = {
-        "calibration_images": (calibration_images, calibration_images >= 1, ">= 1"),
-        "fraction": (fraction, 0 < fraction <= 1, "in (0, 1]"),
-        "batch": (batch, batch is None or batch >= 1, ">= 1"),
-    }
-    for name, (value, valid, limit) in limits.items():
-        if not valid:
-            raise CalibrationError(
-                f"calibrate with {name}={value}",
-                f"{name} must be {limit}",
-                "pass such a value",
-                code="calibration-setting-out-of-range",
-                name=name,
-                value=value,
-            )
     if histograms is False and entry.needs_histogram:
         names = tuple(name for name, other in ALGORITHMS.items() if not other.needs_histogram)
         raise CalibrationError(
@@ -280,13 +273,18 @@ def _warn_of_foreign_images(
 def _create_collector(
     model: Model, size: tuple[int, int], batch: int, device: int | str | None, histograms: bool
 ) -> MinMaxCollector:
-    from trtkit.calibration.collector import HistogramCollector, MinMaxCollector, get_fixed_batch
+    from trtkit.calibration.collector import HistogramCollector, MinMaxCollector
     from trtkit.graph.torch_export import trace
 
-    # The batch of an ONNX file may be fixed; smaller batches are padded.
-    fixed = get_fixed_batch(model.proto) if model.proto is not None else None
-    graph = trace(model, imgsz=size, batch=fixed or batch, dynamic_batch=True)
+    graph = trace(model, imgsz=size, batch=_get_fixed_batch(model) or batch, dynamic_batch=True)
     return (HistogramCollector if histograms else MinMaxCollector)(graph, device=device)
+
+
+def _get_fixed_batch(model: Model) -> int | None:
+    """The batch of an ONNX file whose batch is fixed; smaller batches are padded."""
+    from trtkit.calibration.collector import get_fixed_batch
+
+    return get_fixed_batch(model.proto) if model.proto is not None else None
 
 
 def _images_per_call(collector: MinMaxCollector, batch: int) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
+from trtkit.arguments import check_arguments
 from trtkit.calibration import dataset_checks as checks
 from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.dataset_checks import SEVERITIES, Finding
@@ -17,7 +18,7 @@ from trtkit.calibration.sampling import sample_stratified
 from trtkit.data.dataset import describe_images
 from trtkit.errors import DataError, ModelError
 from trtkit.models.model import ModelInfo
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Diagnosis(Result):
         return "\n".join(lines)
 
 
+@check_arguments
 def examine(
     data: DataSource,
     *,
@@ -175,6 +177,18 @@ def examine(
         chosen = sample_images(pool_paths, count=calibration_images, fraction=fraction, seed=seed)
         if stratify:
             chosen = sample_stratified(dataset, pool_paths, count=len(chosen), seed=seed)
+    start_work(
+        Plan(
+            verb="examine",
+            settings={
+                "data": str(dataset.path),
+                "split": split,
+                "against": against if against in dataset.splits else None,
+            },
+            images={"calibration": len(chosen), "split": len(pool_paths)},
+            steps=("read the images of the split", "check them"),
+        )
+    )
     others = [path for path in chosen if path not in set(pool_paths)]
     fingerprints = fingerprint_images([*pool_paths, *others], dataset, reporter, "examine the calibration images")
     pool, own = fingerprints.select(pool_paths), fingerprints.select(chosen)

@@ -18,10 +18,11 @@ from trtkit.progress import parallel_map
 
 if TYPE_CHECKING:
     from trtkit.data import Dataset, DataSource
-    from trtkit.models.model import Preprocess
+    from trtkit.models.model import ModelInfo, Preprocess
 
 __all__ = [
     "InputSource",
+    "count_calibration_images",
     "hash_preprocessing",
     "load_input_batches",
     "make_input_source",
@@ -65,17 +66,7 @@ def select_calibration_images(
     from trtkit.data import open_dataset, sample_images
 
     if data is None:
-        from trtkit import demo
-
-        if task not in demo.EMBEDDED_TASKS:
-            raise DataError(
-                "calibrate INT8 without data=",
-                f"there is no embedded example set for task {task!r}",
-                "pass data='your.yaml'",
-                code="calibration-data-missing",
-                value=task,
-            )
-        data = demo.data_path(task)
+        data = _embedded_data(task)
         warnings.warn(
             "INT8 without data=: calibrating on trtkit's small example set; pass data='your.yaml' for ranges that fit "
             "your images.",
@@ -96,6 +87,43 @@ def select_calibration_images(
     if stratify:
         sampled = sample_stratified(dataset, paths, count=len(sampled), seed=seed)
     return dataset, split, sampled
+
+
+def _embedded_data(task: str) -> Path:
+    """The task's embedded example set."""
+    from trtkit import demo
+
+    if task not in demo.EMBEDDED_TASKS:
+        raise DataError(
+            "calibrate INT8 without data=",
+            f"there is no embedded example set for task {task!r}",
+            "pass data='your.yaml'",
+            code="calibration-data-missing",
+            value=task,
+        )
+    return demo.data_path(task)
+
+
+def count_calibration_images(
+    data: DataSource | None, model: ModelInfo, *, calibration_images: int, fraction: float = 1.0
+) -> int:
+    """Count the images that `calibrate` samples, which checks before any slow work that there are some.
+
+    Args:
+        data: What `calibrate` takes; None is the task's small embedded set.
+        model: The model.
+        calibration_images: Maximum number of images.
+        fraction: Share of the split that images are drawn from, in (0, 1].
+
+    Raises:
+        DataError: The data can't be read, the split of the calibration images is missing or empty, they have other
+            channels, or there is no embedded set for the task.
+    """
+    from trtkit.data import open_dataset, sample_images
+
+    data = _embedded_data(model.task) if data is None else data
+    dataset = open_dataset(data, task=model.task, channels=model.channels, needs_labels=False)
+    return len(sample_images(dataset.images(dataset.default_split), count=calibration_images, fraction=fraction))
 
 
 def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, seed: int = 0) -> tuple[Path, ...]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
+import inspect
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from trtkit.arguments import check_values
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.files import check_output_folder
+from trtkit.progress import Plan, catch_plan
 from trtkit.version import __version__
 
 __all__ = ["COMMANDS", "Command", "main", "parse_command"]
@@ -37,12 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = _watch_signals(cancel)
     try:
         command, values = parse_command(words)
+        if hasattr(values, "verb"):
+            # Before the command opens a file.
+            check_values(values.verb, vars(values))
         with warnings.catch_warnings(), _allow_downloads(getattr(values, "download", False)):
             warnings.showwarning = _show_warning
             warnings.simplefilter("default", UserWarning)
             if getattr(values, "saves_to_folder", False) and values.output:
                 check_output_folder(values.output)
-            command(values, cancel)
+            if getattr(values, "dry_run", False):
+                _print_plan(catch_plan(lambda: command(values, cancel)), values)
+            else:
+                command(values, cancel)
     except (CancelledError, KeyboardInterrupt):
         _print_error("trtkit: stopped; no incomplete file was left.")
         return INTERRUPTED
@@ -57,6 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
+
+
+def _print_plan(plan: Plan, values: argparse.Namespace) -> None:
+    """Print a verb's plan, with the files that only the command line writes."""
+    from trtkit.cli.output import print_text
+
+    options = vars(values)
+    own = {} if not hasattr(values, "verb") else inspect.signature(values.verb).parameters
+    written = [options.get(name) for name in ("output", "tensorrt_cache") if name not in own]
+    more = tuple(Path(path) for path in written if path and Path(path) not in plan.files)
+    print_text(dataclasses.replace(plan, files=plan.files or more))
 
 
 @contextlib.contextmanager
@@ -148,6 +170,8 @@ EXAMPLES = """examples:
       the same graph as ONNX, for other runtimes
   trtkit compare yolo11n.pt --data coco.yaml --batch 1,8
       whether INT8 pays, in runs/compare/report.html
+  trtkit compare yolo11n.pt --data coco.yaml --dry-run
+      what that would do, after all checks and without doing it
   trtkit predict yolo11n-int8.engine street.jpg
       predictions drawn into runs/predict
   trtkit evaluate yolo11n-int8.engine --data coco.yaml
@@ -201,6 +225,10 @@ def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
             "--download",
             action="store_true",
             help="download weights (AGPL-3.0) and small data sets that Ultralytics publishes, if they are not on disk",
+        )
+    if module == "model" or name == "demo":
+        parser.add_argument(
+            "--dry-run", action="store_true", help="check everything and show what would be done, without doing it"
         )
     values, rest = parser.parse_known_args(words[len(own) :])
     if rest and not hasattr(values, "passed_on"):

@@ -16,7 +16,7 @@ from trtkit.cli.options import DEVICE, add_options, call_with_options
 from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
 from trtkit.errors import DataError, EngineError, OutputExistsError, RecipeError
 from trtkit.files import check_output, escape_surrogates, find_published, write_bytes
-from trtkit.progress import Reporter
+from trtkit.progress import Plan, Reporter, start_work
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
@@ -130,6 +130,15 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
     table = make_table("image", "predictions")
     with backends.open(values.file, device=values.device) as runner, ProgressBars() as bars:
         reporter, task, size = Reporter(bars, cancel), get_task(runner.info.task), runner.batch or 1
+        start_work(
+            Plan(
+                verb="predict",
+                settings={"runner": runner.name, "imgsz": tuple(runner.imgsz), "batch": size},
+                images={"input": len(paths)},
+                steps=("run the images", "draw their predictions"),
+                files=(*(folder / name for name in names.values()), folder / "predictions.parquet"),
+            )
+        )
         for start in range(0, len(paths), size):
             reporter.step("predict", start, len(paths))
             images = {}
@@ -314,7 +323,9 @@ def add_report(parser: argparse.ArgumentParser) -> Command:
         from trtkit.comparison.comparison import Comparison
 
         comparison = Comparison.load(values.folder)
-        print_text(comparison.report(values.output or Path(values.folder) / "report.html"))
+        path = Path(values.output or Path(values.folder) / "report.html")
+        start_work(Plan(verb="report", steps=("write the report",), files=(path,)))
+        print_text(comparison.report(path))
 
     return run
 

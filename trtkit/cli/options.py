@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from trtkit.arguments import Rule, find_rule
 from trtkit.backends import list_backends
 from trtkit.calibration import ALGORITHMS
 from trtkit.data.data_yaml import SPLITS
@@ -43,10 +44,7 @@ def parse_floats(text: str) -> tuple[float, ...]:
 
 def parse_size(text: str) -> int | tuple[int, ...]:
     """ "640" as 640; "480,640" and "480x640" as (480, 640)."""
-    size = parse_numbers(text.replace("x", ","))
-    if isinstance(size, tuple) and len(size) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither one side nor height,width")
-    return size
+    return parse_numbers(text.replace("x", ","))
 
 
 def parse_device(text: str) -> int | str:
@@ -313,7 +311,8 @@ def add_options(
         default = None if parameter.default is inspect.Parameter.empty else parameter.default
         text = argparse.SUPPRESS if name in positional else _escape(option.help + _format_default(option, default))
         flag = name.removesuffix("s") if option.pairs else name
-        parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **_settings(option, default))
+        settings = _settings(option, default, find_rule(verb, name))
+        parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **settings)
     if loads_model(function) and "model" not in without:
         option = find_option(verb, "end2end")
         parser.add_argument("--end2end", help=_escape(option.help), **_settings(option, False))
@@ -322,7 +321,7 @@ def add_options(
         for name in positional
         if parameters[name].default is inspect.Parameter.empty
     }
-    parser.set_defaults(required=required)
+    parser.set_defaults(required=required, verb=function)
 
 
 def loads_model(function: Callable[..., Any]) -> bool:
@@ -342,7 +341,25 @@ def call_with_options(function: Callable[..., Any], values: argparse.Namespace, 
     return function(**arguments | more)
 
 
-def _settings(option: Option, default: Any) -> dict[str, Any]:
+def make_reader(parse: Callable[[str], Any], rule: Rule | None) -> Callable[[str], Any]:
+    """A converter for argparse that says what is expected where a word can't be parsed.
+
+    Args:
+        parse: The converter of the word.
+        rule: The argument's rule, if it has one; ranges are checked after parsing, as in Python.
+    """
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            expected = str(error) if rule is None else f"it must be {rule.expected}"
+            raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
+
+    return read
+
+
+def _settings(option: Option, default: Any, rule: Rule | None = None) -> dict[str, Any]:
     """The arguments of `ArgumentParser.add_argument`."""
     if option.switch:
         return {"action": "store_true" if default is False else _Switch, "default": default}
@@ -360,7 +377,8 @@ def _settings(option: Option, default: Any) -> dict[str, Any]:
     choices = None if option.choices is None else tuple(option.choices())
     if choices is not None and option.many:
         return {"type": _parse_words(choices), "default": default, "metavar": f"{{{','.join(choices)}}}[,...]"}
-    return {"type": option.type, "default": default, "choices": choices, "metavar": option.metavar}
+    reader = make_reader(option.type, rule)
+    return {"type": reader, "default": default, "choices": choices, "metavar": option.metavar}
 
 
 def _format_default(option: Option, default: Any) -> str:

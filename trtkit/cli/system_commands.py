@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trtkit.arguments import check_argument
 from trtkit.cli import Command
 from trtkit.cli.model_commands import print_comparison
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
 from trtkit.cli.output import ProgressBars, make_table, print_table, print_text
-from trtkit.errors import CancelledError, CapabilityError, EngineError, RecipeError, TrtkitError
+from trtkit.errors import CancelledError, CapabilityError, EngineError, TrtkitError
 from trtkit.files import check_output, temporary_folder, write_json
 from trtkit.progress import Reporter
+from trtkit.recipe import round_imgsz
 
 __all__ = ["add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
 
@@ -126,19 +128,12 @@ def _wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
     from trtkit.backends import wrap_engine
     from trtkit.models import load
 
+    batch = check_argument("wrap", "batch", values.batch)
+    imgsz = None if values.imgsz is None else check_argument("wrap", "imgsz", values.imgsz)
     info = load(values.like).info
-    if values.imgsz is not None:
-        side = values.imgsz
-        info = dataclasses.replace(info, imgsz=(side, side) if isinstance(side, int) else side)
-    if values.batch < 1:
-        raise RecipeError(
-            f"wrap a plan for batch {values.batch}",
-            "it is less than 1",
-            "use the batch that it was built for",
-            code="cli-batch-out-of-range",
-            value=values.batch,
-        )
-    print_text(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=values.batch))
+    if imgsz is not None:
+        info = dataclasses.replace(info, imgsz=round_imgsz(imgsz, 1))
+    print_text(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=batch))
 
 
 def _format_value(value: object) -> str:

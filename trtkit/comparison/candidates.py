@@ -43,7 +43,7 @@ class Candidate:
         source: The file, or the model's name.
         precision: "fp32", "fp16" or "int8": that of an ONNX file or an engine; "fp32" for a checkpoint or a module.
         info: Task, classes, input and output.
-        model: The model with its graph at the comparison's size and batch; None for an engine.
+        model: The model, with its graph at the comparison's size and batch if it is an ONNX file; None for an engine.
         placement: What does not suit TensorRT in the Q/DQ of an ONNX file, in sentences.
         engine: The engine file as an artifact; None for a model.
     """
@@ -143,17 +143,19 @@ def _load_model(name: str, source: Any, reference: Model, settings: Mapping[str,
     _check_fits(name, model, reference)
     quantized = is_quantized(model.proto)
     precision = "int8" if quantized else "fp16" if model.proto is not None and has_fp16(model.proto) else "fp32"
-    traced = dataclasses.replace(model, module=None, proto=trace(model, **settings))
+    if model.proto is not None:
+        # A file's graph may not have this shape; a checkpoint is traced when it is exported.
+        model = dataclasses.replace(model, proto=trace(model, **settings))
     placement: tuple[str, ...] = ()
     if quantized:
-        assert traced.proto is not None
-        placement = tuple(map(str, check_placement(traced.proto, model.stem, build=builds)))
+        assert model.proto is not None
+        placement = tuple(map(str, check_placement(model.proto, model.stem, build=builds)))
     return Candidate(
         name=name,
         source=str(model.source or model.stem),
         precision=precision,
         info=model.info,
-        model=traced,
+        model=model,
         placement=placement,
     )
 

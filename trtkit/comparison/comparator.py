@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtkit.arguments import PRECISIONS, check_arguments
 from trtkit.calibration import DEFAULTS
 from trtkit.codegen import Expression, load_end2end, needs_end2end, render_command, render_python
 from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
-from trtkit.data import open_dataset
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
-from trtkit.files import atomic_folder, check_output_folder, publish_interrupted, write_json
+from trtkit.files import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 from trtkit.models.model import ModelInfo
-from trtkit.progress import CancelToken, Progress, Reporter
-from trtkit.recipe import PRECISIONS, Recipe, round_imgsz
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.recipe import Recipe, round_imgsz
 
 if TYPE_CHECKING:
     from trtkit.backends import Capabilities
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "compare", "join_comparison"]
 
 
+@check_arguments
 def compare(
     model: Model | str | Path,
     data: str | Path | Dataset,
@@ -109,26 +110,19 @@ def compare(
         CancelledError: The caller cancelled; nothing was written.
     """
     from trtkit import backends
-    from trtkit.calibration import Calibration, calibrate, check_fits
-    from trtkit.evaluation.evaluation import evaluate
+    from trtkit.calibration import calibrate
+    from trtkit.calibration.calibration import load_calibration
+    from trtkit.calibration.sampling import count_calibration_images
+    from trtkit.evaluation.evaluation import evaluate, prepare_evaluation
     from trtkit.graph.prequantized import is_quantized
+    from trtkit.graph.torch_export import check_trace
     from trtkit.models import Model, load
 
     arguments = {name: value for name, value in locals().items() if name in inspect.signature(compare).parameters}
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
-    precisions = (precisions,) if isinstance(precisions, str) else tuple(precisions)
-    if not precisions or not set(precisions) <= set(PRECISIONS) or len(set(precisions)) < len(precisions):
-        raise RecipeError(
-            f"compare the precisions {', '.join(precisions) or 'of an empty list'}",
-            "each of them must be known and unique",
-            f"choose from {', '.join(PRECISIONS)}",
-            code="compare-precisions-invalid",
-            value=precisions,
-        )
-    folder = Path(output)
-    check_output_folder(folder)
-    publish_interrupted(folder)
-    if (folder / "comparison.json").exists() and not overwrite:
+    precisions = tuple(precisions)
+    folder = check_output_folder(output)
+    if find_published(folder, "comparison.json").exists() and not overwrite:
         raise OutputExistsError(
             f"write {folder}",
             "it has a comparison, which was kept",
@@ -142,8 +136,6 @@ def compare(
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     size = round_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
-    # Before any slow work: data without labels, or without the split, raises at once.
-    open_dataset(data, task=loaded.task, channels=loaded.channels).images(split)
     if is_quantized(loaded.proto) and precisions != ("int8",):
         raise RecipeError(
             f"compare {', '.join(precisions)} of {loaded.stem}",
@@ -158,10 +150,20 @@ def compare(
         "simplify": simplify,
         "batch": max(batches),
     }
+    # Before any slow work: what is wrong with data, calibration, shape or names raises at once.
+    prepared = prepare_evaluation(loaded, data, split, eval_images=eval_images, seed=seed)
+    dataset, images = prepared.dataset, {"evaluation": len(prepared.paths)}
+    needs_calibration = "int8" in precisions and not is_quantized(loaded.proto)
+    given = load_calibration(calibration, loaded) if needs_calibration else None
+    if needs_calibration and given is None:
+        images["calibration"] = count_calibration_images(
+            dataset, loaded, calibration_images=calibration_images, fraction=fraction
+        )
+    check_trace(loaded, keep, imgsz=size, batch=shared["batch"], dynamic=shared["dynamic"])
     engines_run, run_device, why_not_run = _check_run(builder, device)
     suffixes = [".onnx", ".engine"] if builder is not None else [".onnx"]
     written = [folder / f"{loaded.stem}-{name}{end}" for name in (*precisions, *(candidates or {})) for end in suffixes]
-    check_output_folder(folder, [path.name for path in written])
+    check_output_folder(folder, [*(path.name for path in written), *RESULT_FILES])
     others = load_candidates(
         candidates or {},
         loaded,
@@ -171,12 +173,34 @@ def compare(
         why_no_engines="" if engines_run else why_not_run,
         device=run_device,
     )
-    if "int8" not in precisions or is_quantized(loaded.proto):
-        calibration = None
-    elif calibration is None:
-        calibration = calibrate(
+    exported = [*precisions, *(name for name, other in others.items() if other.engine is None)]
+    stems = {f"{loaded.stem}-{name}" for name in exported}
+    start_work(
+        Plan(
+            verb="compare",
+            settings={
+                "model": loaded.stem,
+                "imgsz": size,
+                "batch": batches,
+                "builder": builder.title if builder else f"none: {why_not_built}",
+                "runner": builder.title if builder and engines_run else "ONNX Runtime",
+            },
+            images=images,
+            steps=(
+                *(["calibrate"] if needs_calibration and given is None else []),
+                f"export {', '.join(exported)}",
+                f"evaluate {', '.join((*precisions, *others))}",
+                f"time them at batch {', '.join(map(str, batches))}",
+                "write the comparison and its report",
+            ),
+            files=(*(path for path in written if path.stem in stems), *(folder / name for name in RESULT_FILES)),
+        )
+    )
+    publish_interrupted(folder)
+    if needs_calibration and given is None:
+        given = calibrate(
             loaded,
-            data,
+            dataset,
             calibration_images=calibration_images,
             fraction=fraction,
             batch=2 * max(batches),
@@ -184,11 +208,9 @@ def compare(
             imgsz=size,
             **watch,
         )
-    else:
-        calibration = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        check_fits(calibration, loaded)
     reporter.step("trace", 0, 1)
     traced = _trace_once(loaded, shared)
+    traced_settings = dict(shared)
     shared |= {"overwrite": True, **watch}
     engine_settings = None
     if builder is not None:
@@ -202,7 +224,7 @@ def compare(
                 precision,
                 folder / f"{loaded.stem}-{precision}",
                 staging,
-                {**shared, "keep": keep, "calibration": calibration if precision == "int8" else None},
+                {**shared, "keep": keep, "calibration": given if precision == "int8" else None},
                 engine_settings,
             )
             for precision in precisions
@@ -213,9 +235,8 @@ def compare(
             else:
                 assert other.model is not None
                 stem = folder / f"{loaded.stem}-{name}"
-                artifacts[name] = _export_precision(
-                    other.model, other.precision, stem, staging, shared, engine_settings
-                )
+                graph = _trace_once(other.model, traced_settings)
+                artifacts[name] = _export_precision(graph, other.precision, stem, staging, shared, engine_settings)
         with contextlib.ExitStack() as stack:
             # Engines for all precisions or for none: different runners can't be compared.
             runners = {
@@ -225,7 +246,7 @@ def compare(
                 for precision, files in artifacts.items()
             }
             evaluations = {
-                precision: evaluate(runner, data, split, eval_images=eval_images, seed=seed, **watch)
+                precision: evaluate(runner, dataset, split, eval_images=eval_images, seed=seed, **watch)
                 for precision, runner in runners.items()
             }
             timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
@@ -235,7 +256,7 @@ def compare(
             evaluations,
             timing,
             settings=plain,
-            calibration=calibration,
+            calibration=given,
             candidates={name: other.facts() for name, other in others.items()},
             builder=builder.title if builder else None,
             why_not_built=why_not_built,
@@ -261,12 +282,18 @@ def _move_artifacts(
     }
 
 
+RESULT_FILES = ("report.html", "recipe.json", "comparison.json", "comparison.parquet")
+"""The files of a comparison beside its models and further tables."""
+
+
 def _resolve_builder(
     build: bool | None, backend: str | None, device: int | str | None
 ) -> tuple[Capabilities | None, str]:
     """The backend that builds engines, or None and why not."""
     from trtkit import backends
 
+    if backend is not None:
+        backends.get_backend(backend)
     if build is False or backend == "onnxruntime":
         return None, "not requested"
     try:

@@ -421,6 +421,15 @@ def _open_source(
     data: str | Path | Sequence[str | Path], task: str, channels: int | None, download: bool | None
 ) -> Dataset:
     """Open what `open_dataset` takes, except an open data set."""
+    is_path = isinstance(data, (str, Path))
+    if not is_path and not (isinstance(data, (list, tuple)) and all(isinstance(one, (str, Path)) for one in data)):
+        raise DataError(
+            f"open data set {str(data)[:60]!r}",
+            f"a {type(data).__name__} was given",
+            "pass the path of a data.yaml, a folder, a glob pattern, an image, or a list of these",
+            code="data-type-unknown",
+            value=data,
+        )
     if not isinstance(data, (str, Path)):
         return _open_source(data[0], task, channels, download) if len(data) == 1 else _open_images(data, task, channels)
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from trtkit.errors import RecipeError
+from trtkit.arguments import check_argument
 from trtkit.models.model import Preprocess
 
 if TYPE_CHECKING:
@@ -287,22 +287,9 @@ def sample_images(
     Raises:
         RecipeError: `fraction` or `count` is out of range.
     """
-    if not 0 < fraction <= 1:
-        raise RecipeError(
-            f"sample a fraction of {fraction} of the images",
-            "it is not in (0, 1]",
-            "pass a fraction such as 0.5",
-            code="sample-fraction-out-of-range",
-            value=fraction,
-        )
-    if count is not None and count < 1:
-        raise RecipeError(
-            f"sample {count} images",
-            "it is less than 1",
-            "pass a positive number, or None for all",
-            code="sample-count-too-small",
-            value=count,
-        )
+    fraction = check_argument("sample", "fraction", fraction)
+    if count is not None:
+        count = check_argument("sample", "count", count)
     size = min(len(paths), max(1, round(len(paths) * fraction)))
     if count is not None:
         size = min(size, count)

@@ -11,12 +11,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trtkit.arguments import check_arguments
 from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
 from trtkit.data.dataset import describe_skipped, is_label_error, warn_of_skipped
-from trtkit.errors import DataError, EngineError, RecipeError
+from trtkit.errors import DataError, EngineError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.models.model import TASKS
-from trtkit.progress import CancelToken, Progress, Reporter, parallel_map
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, parallel_map, start_work
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import PostprocessSettings, get_task
 
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends.base import Runner
-    from trtkit.data import Dataset, ImageTransform, Labels
+    from trtkit.data import Dataset, DataSource, ImageTransform, Labels
     from trtkit.exporter import Artifact
-    from trtkit.models.model import Preprocess
+    from trtkit.models.model import ModelInfo, Preprocess
 
 
 __all__ = [
     "EVAL_CONF",
     "Evaluation",
+    "EvaluationData",
     "LoadedImage",
     "PreparedImage",
     "evaluate",
     "load_images",
+    "prepare_evaluation",
 ]
 
 _VERSION_1_STAGES = {"prepare": "preprocess", "infer": "inference", "decode": "postprocess", "judge": "match"}
@@ -168,6 +171,7 @@ EVAL_CONF: Mapping[str, float] = {**dict.fromkeys(TASKS, 0.001), "obb": 0.01}
 """`conf` of `evaluate` by task, that of Ultralytics' `val`; other tasks take that of detect."""
 
 
+@check_arguments
 def evaluate(
     runner: Runner | Artifact | str | Path,
     data: str | Path | Dataset,
@@ -211,47 +215,35 @@ def evaluate(
     """
     from trtkit import backends
 
-    # Checked before the file is opened, which tells the task.
-    settings = PostprocessSettings(conf=0.0 if conf is None else conf, iou=iou, max_det=max_det, multi_label=True)
-    if batch is not None and batch < 1:
-        raise RecipeError(
-            f"evaluate with batch={batch}",
-            "it is less than 1",
-            "pass batch=1 or more",
-            code="evaluate-batch-too-small",
-            value=batch,
-        )
     with contextlib.ExitStack() as stack:
         if not isinstance(runner, backends.Runner):
             runner = stack.enter_context(backends.open(runner))
         start = time.perf_counter()
-        dataset = open_dataset(data, task=runner.info.task, channels=runner.info.channels)
-        notes = _check_agreement(runner, dataset)
+        prepared = prepare_evaluation(runner.info, data, split, eval_images=eval_images, seed=seed)
+        dataset, paths, notes = prepared.dataset, prepared.paths, list(prepared.notes)
         size = _resolve_imgsz(runner, imgsz, notes)
         batch = _resolve_batch(runner, batch)
-        paths = sample_images(dataset.images(split), count=eval_images, seed=seed)
-        unlabeled = dataset.require_labels(paths)
-        if unlabeled:
-            notes.append(f"{unlabeled} of {len(paths)} images have no label file and count as images without objects")
+        start_work(
+            Plan(
+                verb="evaluate",
+                settings={
+                    "data": str(dataset.path),
+                    "split": split,
+                    "imgsz": size,
+                    "batch": batch,
+                    "runner": runner.name,
+                },
+                images={"evaluation": len(paths)},
+                steps=("run the images", "compute metrics"),
+            )
+        )
         data_hash = dataset.hash_images(paths)
         task = get_task(runner.info.task)
         if conf is None:
             conf = EVAL_CONF.get(task.name, EVAL_CONF["detect"])
-            settings = dataclasses.replace(settings, conf=conf)
+        settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det, multi_label=True)
         evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
         seconds, unread = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
-    if len(unread) == len(paths):
-        first = next(iter(unread.values()))
-        raise DataError(
-            f"evaluate on {split!r} of {dataset.path}",
-            f"none of {len(paths)} images can be used; the first: {first.asked}: {first.found}",
-            "correct or remove them",
-            code="evaluate-images-unreadable",
-            path=dataset.path,
-            split=split,
-            count=len(paths),
-            reason=first.code,
-        ) from first
     warn_of_skipped(list(unread.values()))
     if unread:
         notes.append(f"skipped: {describe_skipped(list(unread.values()))}")
@@ -402,7 +394,7 @@ def load_images(
             image = read_image(path, preprocess.channels)
             labels = dataset.labels(path).to_pixels((image.shape[0], image.shape[1]))
         except DataError as error:
-            if not (error.code.startswith("image-") or is_label_error(error)):
+            if not _is_skipped(error):
                 raise
             return LoadedImage(path=path, error=error, read_seconds=time.perf_counter() - start)
         read = time.perf_counter()
@@ -417,10 +409,91 @@ def load_images(
     return parallel_map(load, paths, 1, max_pending=max_pending)
 
 
-# Checks of the arguments against runner and data set
+# Checks of the arguments against model and data set
 
 
-def _check_agreement(runner: Runner, dataset: Dataset) -> list[str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """The images of an evaluation, checked against the model.
+
+    Attributes:
+        dataset: The data set.
+        paths: The images to evaluate on.
+        notes: Notes for the reader of the metrics.
+    """
+
+    dataset: Dataset
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def prepare_evaluation(
+    info: ModelInfo, data: DataSource, split: str, *, eval_images: int | None, seed: int
+) -> EvaluationData:
+    """Open the data of an evaluation and check it against a model, before any slow work.
+
+    Every verb that evaluates calls this before it traces, calibrates or builds.
+
+    Args:
+        info: The model.
+        data: A data set's YAML file, or a folder of class folders for classify.
+        split: Split to evaluate on.
+        eval_images: Maximum number of images, a seeded sample; None takes the whole split.
+        seed: Seed of that sample.
+
+    Returns:
+        The data set and its images.
+
+    Raises:
+        DataError: The data set can't be used, has no such split, no labels, more classes than the model or other
+            keypoints, or none of the images and labels can be read.
+    """
+    dataset = open_dataset(data, task=info.task, channels=info.channels)
+    notes = _check_agreement(info, dataset)
+    paths = sample_images(dataset.images(split), count=eval_images, seed=seed)
+    unlabeled = dataset.require_labels(paths)
+    if unlabeled:
+        notes.append(f"{unlabeled} of {len(paths)} images have no label file and count as images without objects")
+    _require_usable(dataset, split, paths)
+    return EvaluationData(dataset=dataset, paths=paths, notes=tuple(notes))
+
+
+def _require_usable(dataset: Dataset, split: str, paths: Sequence[Path]) -> None:
+    """Check that an image can be read with its labels; the others are skipped and named by the evaluation.
+
+    Raises:
+        DataError: None can be read, such as where all labels are of another task; or an image has no class.
+    """
+    first: DataError | None = None
+    for path in paths:
+        try:
+            dataset.labels(path)
+            read_image(path, dataset.channels)
+        except DataError as error:
+            if not _is_skipped(error):
+                raise
+            first = first or error
+            continue
+        return
+    assert first is not None
+    raise DataError(
+        f"evaluate on {split!r} of {dataset.path}",
+        f"none of {len(paths)} images can be used; the first: {first.asked}: {first.found}",
+        "correct or remove them",
+        code="evaluate-images-unreadable",
+        path=dataset.path,
+        split=split,
+        count=len(paths),
+        reason=first.code,
+    ) from first
+
+
+def _is_skipped(error: DataError) -> bool:
+    """Whether an error concerns one image or its labels, which an evaluation skips and names."""
+    return error.code.startswith("image-") or is_label_error(error)
+
+
+def _check_agreement(info: ModelInfo, dataset: Dataset) -> list[str]:
     """Check that model and data set have the same classes and keypoints.
 
     Returns:
@@ -429,7 +502,6 @@ def _check_agreement(runner: Runner, dataset: Dataset) -> list[str]:
     Raises:
         DataError: The data set has more classes than the model, or other keypoints.
     """
-    info = runner.info
     asked, do = f"evaluate on {dataset.path}", "use the data set the model was trained for"
     if len(dataset.names) > len(info.names):
         raise DataError(

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import polars as pl
 
+from trtkit.arguments import check_arguments
 from trtkit.data import to_input
 from trtkit.errors import EngineError, RecipeError
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import Provenance, Result, describe_machine
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Timing(Result):
         return "\n".join(("Timing", *rows))
 
 
+@check_arguments
 def benchmark(
     runners: Runner | str | Path | Artifact | Mapping[str, Runner | str | Path | Artifact],
     *,
@@ -133,21 +135,17 @@ def benchmark(
         CancelledError: The caller cancelled.
     """
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
-    if not batches or min(batches) < 1 or runs < 1 or warmup < 0 or seconds <= 0:
-        raise RecipeError(
-            "benchmark",
-            f"batch={batch}, runs={runs}, warmup={warmup}, seconds={seconds} are not all positive",
-            "pass positive numbers",
-            code="benchmark-settings-out-of-range",
-            batch=batches,
-            runs=runs,
-            warmup=warmup,
-            seconds=seconds,
-        )
     reporter = Reporter(progress, cancel)
     before = _load_average()
     with _open_runners(runners, device=device, backend=backend) as opened:
         shapes = {label: _resolve_imgsz(label, runner, batches, imgsz) for label, runner in opened.items()}
+        start_work(
+            Plan(
+                verb="benchmark",
+                settings={label: "x".join(map(str, shape)) for label, shape in shapes.items()},
+                steps=tuple(f"time {', '.join(opened)} at batch {size}: up to {runs} runs each" for size in batches),
+            )
+        )
         samples = [
             _time_runners(opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, seed=seed, reporter=reporter)
             for size in batches

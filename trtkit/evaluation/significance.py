@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from trtkit.errors import DataError, RecipeError
+from trtkit.arguments import check_argument
+from trtkit.errors import DataError
 from trtkit.evaluation.bootstrap import EvaluationLike, ResampledMetric, draw_resamples, resample_metrics
 
 if TYPE_CHECKING:
@@ -133,14 +134,7 @@ def compute_all_differences(
         DataError: The evaluations are of different images.
         RecipeError: There are fewer than 2 resamples.
     """
-    if resamples < 2:
-        raise RecipeError(
-            f"compute intervals from {resamples} resamples",
-            "an interval needs at least 2",
-            f"pass resamples={RESAMPLES}",
-            code="bootstrap-resamples-too-few",
-            value=resamples,
-        )
+    resamples = check_argument("compute_all_differences", "resamples", resamples)
     base = evaluations[reference]
     images = base.per_image["path"]
     different = [name for name, one in evaluations.items() if not one.per_image["path"].equals(images)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
@@ -13,14 +13,14 @@ import onnx
 from trtkit.errors import ModelError, OnnxError
 from trtkit.files import hash_parts, temporary_folder
 from trtkit.graph.analysis import get_opset, sort_nodes
-from trtkit.graph.fp16 import convert_to_fp32
+from trtkit.graph.fp16 import convert_to_fp32, match_node_names
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.graph.prequantized import is_quantized
 from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, Model
 from trtkit.models.onnx_model import refuse_damaged_graph
 
-__all__ = ["OPSET", "trace"]
+__all__ = ["OPSET", "check_trace", "trace"]
 
 OPSET = 17
 """The newest operator set that TensorRT 8.6 reads; 10.x, 11.x and TensorRT-RTX read it, too."""
@@ -90,6 +90,29 @@ def trace(
     metadata = model.info.to_metadata(batch=batch, imgsz=size, dynamic=dynamic, simplify=simplify)
     with refuse_damaged_graph(f"export {model.source or model.stem}"):
         return update_metadata(proto, metadata, {"precision": "fp32", "model_hash": model.hash})
+
+
+def check_trace(
+    model: Model, keep: Sequence[str] = (), *, imgsz: tuple[int, int], batch: int = 1, dynamic: bool = False
+) -> None:
+    """Check before slow work that a model can be traced at a shape, and that `keep` names nodes of its graph.
+
+    Args:
+        model: From `trtkit.load`.
+        keep: fnmatch patterns of node names; a checkpoint is traced only if there are any.
+        imgsz: Height and width, pixels.
+        batch: Batch size of a static graph.
+        dynamic: Whether batch, height and width are dynamic.
+
+    Raises:
+        OnnxError: An ONNX file has another static shape.
+        RecipeError: A pattern matches no node.
+    """
+    if model.proto is not None:
+        _check_shape(model.proto, batch=batch, size=imgsz, dynamic=dynamic)
+    if keep:
+        graph = trace(model, imgsz=imgsz, batch=batch, dynamic=dynamic)
+        match_node_names([node.name for node in graph.graph.node], keep)
 
 
 def _remember(key: tuple[Any, ...], make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import cv2
 import numpy as np
 
+from trtkit.arguments import check_argument
 from trtkit.data.labels import register_label_format
-from trtkit.errors import ModelError, RecipeError
+from trtkit.errors import ModelError
 from trtkit.files import escape_surrogates
 from trtkit.html import render
 from trtkit.models.model import register_task_name
@@ -141,25 +142,8 @@ class PostprocessSettings:
     multi_label: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("conf", "iou"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise RecipeError(
-                    f"postprocess with {name}={value}",
-                    f"{name} is not in 0..1",
-                    f"pass {name} between 0 and 1",
-                    code="postprocess-threshold-out-of-range",
-                    name=name,
-                    value=value,
-                )
-        if self.max_det < 1:
-            raise RecipeError(
-                f"postprocess with max_det={self.max_det}",
-                "max_det is less than 1",
-                "pass max_det=1 or more",
-                code="postprocess-max-det-too-small",
-                value=self.max_det,
-            )
+        for name in ("conf", "iou", "max_det"):
+            object.__setattr__(self, name, check_argument("predict", name, getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx
 import polars as pl
 
+from trtkit.arguments import check_arguments
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
-from trtkit.data import open_dataset
-from trtkit.errors import RecipeError
+from trtkit.calibration.sampling import count_calibration_images
 from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
+from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_loss_interval
 from trtkit.graph.analysis import GraphIndex, count_macs, escape_pattern
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.qdq import insert_qdq, plan_qdq
-from trtkit.graph.torch_export import trace
+from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import load
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import Provenance, Result
 from trtkit.tasks import get_task
 from trtkit.tuning.measurement import CachedEvaluator, CostModel, ResultCache
@@ -131,6 +132,7 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
+@check_arguments
 def evaluate_int8(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
@@ -171,23 +173,27 @@ def evaluate_int8(
 
     Raises:
         CalibrationError: The calibration was measured on another model.
-        RecipeError: `resamples` is below 2, or a pattern matches no node.
+        RecipeError: A setting is out of range, or a pattern matches no node.
         DataError, ModelError: The data or the model can't be read.
         CancelledError: The caller cancelled.
     """
-    if resamples < 2:
-        raise RecipeError(
-            f"evaluate INT8 with {resamples} bootstrap resamples",
-            "a confidence interval needs at least 2",
-            "use e.g. 500 resamples",
-            code="tuning-resamples-too-few",
-            value=resamples,
-        )
     reporter = Reporter(progress, cancel)
     loaded = load(model)
     given = load_calibration(calibration, loaded)
     size = resolve_imgsz(imgsz, loaded, given)
-    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels)
+    prepared = prepare_evaluation(loaded, data, split, eval_images=eval_images, seed=seed)
+    dataset, images = prepared.dataset, {"evaluation": len(prepared.paths)}
+    if given is None:
+        images["calibration"] = count_calibration_images(dataset, loaded, calibration_images=calibration_images)
+    check_trace(loaded, keep, imgsz=size)
+    start_work(
+        Plan(
+            verb="evaluate_int8",
+            settings={"model": loaded.stem, "imgsz": size, "cache": cache_dir},
+            images=images,
+            steps=(*(["calibrate"] if given is None else []), "evaluate fp32", "evaluate int8"),
+        )
+    )
     cache = ResultCache(cache_dir)
     reporter.step("read the model's layers", 0, 1)
     graph = trace(loaded, imgsz=size, batch=1)

@@ -284,10 +284,10 @@ def select_cost_model(
     folder: Path,
     *,
     batch: int,
-    backend: str | None,
+    backend: str,
     reporter: Reporter,
 ) -> CostModel:
-    """Select engine latency if this machine builds and runs engines, else the cost model.
+    """Engine latency, or the cost model.
 
     Args:
         model: The model to export.
@@ -295,22 +295,33 @@ def select_cost_model(
         imgsz: Height and width, pixels.
         folder: The folder of the engine file.
         batch: Images per run.
-        backend: "tensorrt" or "tensorrt_rtx" to require engines, "onnxruntime" for the cost model, None for either.
+        backend: From `select_cost_backend`.
         reporter: Progress and cancellation.
+    """
+    if backend == "onnxruntime":
+        return ArithmeticCost(macs)
+    return EngineCost(model, imgsz, folder, batch=batch, backend=backend, reporter=reporter)
+
+
+def select_cost_backend(backend: str | None) -> str:
+    """The backend whose engines are timed, if this machine builds and runs them, or "onnxruntime" for the cost model.
+
+    Args:
+        backend: A backend to require, "onnxruntime" for the cost model, None for the best one that works here.
 
     Raises:
         CapabilityError: Engines were required and can't be built or run on this machine.
+        RecipeError: There is no such backend.
     """
     from trtkit import backends
 
     name = backend or backends.best("run")
-    if name == "onnxruntime":
-        return ArithmeticCost(macs)
-    try:
-        backends.require_build(name)
-        backends.require_run(name)
-    except CapabilityError:
-        if backend is not None:
-            raise
-        return ArithmeticCost(macs)
-    return EngineCost(model, imgsz, folder, batch=batch, backend=name, reporter=reporter)
+    if name != "onnxruntime":
+        try:
+            backends.require_build(name)
+            backends.require_run(name)
+        except CapabilityError:
+            if backend is not None:
+                raise
+            return "onnxruntime"
+    return name

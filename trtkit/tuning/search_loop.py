@@ -10,26 +10,34 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import polars as pl
 
+from trtkit.arguments import check_arguments
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
-from trtkit.calibration.sampling import InputSource, make_input_source
+from trtkit.calibration.sampling import InputSource, count_calibration_images, make_input_source
 from trtkit.codegen import needs_end2end
-from trtkit.data import open_dataset, sample_images
-from trtkit.errors import CalibrationError, RecipeError
+from trtkit.data import sample_images
+from trtkit.errors import CalibrationError
+from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES
 from trtkit.files import hash_parts, temporary_folder
 from trtkit.graph.analysis import block_of
-from trtkit.graph.torch_export import trace
+from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import Model, load
 from trtkit.models.model import Preprocess
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import Provenance
 from trtkit.tasks import get_task
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
 from trtkit.tuning.int8_evaluation import PrecisionAssignment, Trials
 from trtkit.tuning.layers import LayerNoise
-from trtkit.tuning.measurement import CachedEvaluator, ResultCache, measurement_versions, select_cost_model
+from trtkit.tuning.measurement import (
+    CachedEvaluator,
+    ResultCache,
+    measurement_versions,
+    select_cost_backend,
+    select_cost_model,
+)
 from trtkit.tuning.search import Search
 
 if TYPE_CHECKING:
@@ -49,6 +57,7 @@ EXTRA_SHARES = (0.05, 0.14)
 """Shares to exclude if full INT8 is accepted: they show what slower assignments gain."""
 
 
+@check_arguments
 def search(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
@@ -109,26 +118,45 @@ def search(
         The trials, the chosen assignment and its calibration.
 
     Raises:
-        RecipeError: A number is out of range, or `keep` matches no node.
+        RecipeError: A setting is out of range, or `keep` matches no node.
         CalibrationError: The calibration was measured on another model or holds no histograms.
         CapabilityError: `backend` can't build and run engines on this machine.
         DataError, ModelError: The data or the model can't be read.
         CancelledError: The caller cancelled; finished steps are in `cache_dir`.
     """
-    keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    _check_settings(
-        max_drop,
-        calibration_images=calibration_images,
-        probe_images=probe_images,
-        trials=trials,
-        batch=batch,
-        resamples=resamples,
-    )
+    keep = tuple(keep)
     reporter = Reporter(progress, cancel)
     loaded = load(model)
     given = load_calibration(calibration, loaded)
     size = resolve_imgsz(imgsz, loaded, given)
-    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels)
+    prepared = prepare_evaluation(loaded, data, split, eval_images=eval_images, seed=seed)
+    dataset, images = prepared.dataset, {"evaluation": len(prepared.paths)}
+    if given is None:
+        images["calibration"] = count_calibration_images(dataset, loaded, calibration_images=calibration_images)
+    elif repair and not given.histograms:
+        raise CalibrationError(
+            f"select ranges for {loaded.stem} from a given calibration",
+            "it holds no histograms",
+            "calibrate with histograms (histograms=True, --histograms), or search without repair "
+            "(repair=False, --no-repair)",
+            code="tuning-histograms-missing",
+        )
+    images["probe"] = min(probe_images, len(dataset.images(_select_probe_split(dataset, given, split))))
+    check_trace(loaded, keep, imgsz=size)
+    cost_backend = select_cost_backend(backend)
+    start_work(
+        Plan(
+            verb="search",
+            settings={"model": loaded.stem, "imgsz": size, "batch": batch, "cost": cost_backend, "cache": cache_dir},
+            images=images,
+            steps=(
+                *(["calibrate"] if given is None else []),
+                *(["select ranges and correct biases"] if repair else []),
+                "measure the noise of every layer",
+                f"evaluate fp32, fp16 and up to {trials} assignments of INT8 and FP16",
+            ),
+        )
+    )
     cache = ResultCache(cache_dir)
     notes: list[str] = []
     float_graph = trace(loaded, imgsz=size, batch=1)
@@ -146,14 +174,6 @@ def search(
             cache_dir=cache.calibrations,
             progress=progress,
             cancel=cancel,
-        )
-    elif repair and not given.histograms:
-        raise CalibrationError(
-            f"select ranges for {searched.stem} from a given calibration",
-            "it holds no histograms",
-            "calibrate with histograms (histograms=True, --histograms), or search without repair "
-            "(repair=False, --no-repair)",
-            code="tuning-histograms-missing",
         )
     layer_noise = LayerNoise(graph, len(loaded.names), keep, exact=False)
     probe = NoiseProbe(
@@ -195,7 +215,7 @@ def search(
                 size,
                 folder,
                 batch=batch,
-                backend=backend,
+                backend=cost_backend,
                 reporter=reporter,
             ),
             metric=get_task(loaded.task).metric,
@@ -245,27 +265,6 @@ def search(
             seed=seed,
         ),
     )
-
-
-def _check_settings(max_drop: float, **counts: int) -> None:
-    if not 0 <= max_drop < 1:
-        raise RecipeError(
-            f"search with an accepted loss of {max_drop}",
-            "the loss of a metric is at least 0 and below 1",
-            "use e.g. 0.005 of mAP50-95",
-            code="tuning-max-drop-out-of-range",
-            value=max_drop,
-        )
-    for name, count in counts.items():
-        if count < 1:
-            raise RecipeError(
-                f"search with {name.replace('_', ' ')} = {count}",
-                "it is less than 1",
-                "use a positive number",
-                code="tuning-count-out-of-range",
-                name=name,
-                value=count,
-            )
 
 
 def _equalize_model(model: Model, graph: onnx.ModelProto, notes: list[str]) -> tuple[Model, onnx.ModelProto]:
@@ -360,6 +359,14 @@ def _build_layer_frame(
 # Measurements on the probe images, without labels.
 
 
+def _select_probe_split(dataset: Dataset, calibration: Calibration | None, split: str) -> str:
+    """The split of the probe images: the calibration's, else `train`, else `split`."""
+    # A calibration may have been measured on another set, or on images without labels.
+    if calibration is not None and calibration.split in dataset.splits:
+        return calibration.split
+    return "train" if "train" in dataset.splits else split
+
+
 class NoiseProbe:
     """Measures the noise of precision assignments on a sample of the calibration images.
 
@@ -396,9 +403,7 @@ class NoiseProbe:
         self.reporter = reporter
         self.preprocess = preprocess
         self.imgsz = imgsz
-        # A calibration may have been measured on another set, or on images without labels.
-        known = calibration.split in dataset.splits
-        pool = dataset.images(calibration.split if known else "train" if "train" in dataset.splits else split)
+        pool = dataset.images(_select_probe_split(dataset, calibration, split))
         self.probe_paths = sample_images(pool, count=probe_images, seed=seed)
         self.correction_paths = sample_images(pool, count=CORRECTION_IMAGES, seed=seed)
         self.data_hash = dataset.hash_images(self.correction_paths)

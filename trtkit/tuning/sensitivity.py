@@ -12,20 +12,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from trtkit.arguments import check_arguments
 from trtkit.backends.base import Runner
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
-from trtkit.calibration.sampling import InputSource, make_input_source
+from trtkit.calibration.sampling import InputSource, count_calibration_images, make_input_source
 from trtkit.data import open_dataset, sample_images
 from trtkit.data.dataset import UNLABELED_SPLIT
-from trtkit.errors import EngineError, RecipeError
-from trtkit.evaluation.evaluation import evaluate
+from trtkit.errors import EngineError
+from trtkit.evaluation.evaluation import evaluate, prepare_evaluation
 from trtkit.graph.analysis import block_of, block_types, escape_pattern
 from trtkit.graph.qdq import QDQPlacement
-from trtkit.graph.torch_export import trace
+from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import Model, load
 from trtkit.models.model import ModelInfo
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.layers import LayerNoise, runner_name
@@ -146,6 +147,7 @@ class Sensitivity(Result):
         return "\n".join(lines)
 
 
+@check_arguments
 def sensitivity(
     model: Model | str | Path | torch.nn.Module,
     data: DataSource,
@@ -188,27 +190,37 @@ def sensitivity(
         SQNR of every layer and block, and the metric of the worst layers.
 
     Raises:
-        RecipeError: A number is out of range.
+        RecipeError: A setting is out of range.
         CalibrationError: The calibration was measured on another model.
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
     """
-    for name, value, least in (("probe_images", probe_images, 1), ("worst", worst, 0), ("threads", threads, 1)):
-        if value is not None and value < least:
-            raise RecipeError(
-                f"measure sensitivity with {name.replace('_', ' ')} = {value}",
-                f"it is less than {least}",
-                f"use {least} or more",
-                code="tuning-count-out-of-range",
-                name=name,
-                value=value,
-            )
     reporter = Reporter(progress, cancel)
     loaded = load(model)
     given = load_calibration(calibration, loaded)
     size = resolve_imgsz(imgsz, loaded, given)
-    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels, needs_labels=worst > 0)
-    split = split if dataset.labeled else UNLABELED_SPLIT
+    if worst:
+        dataset = prepare_evaluation(loaded, data, split, eval_images=probe_images, seed=seed).dataset
+    else:
+        dataset = open_dataset(data, task=loaded.task, channels=loaded.channels, needs_labels=False)
+        split = split if dataset.labeled else UNLABELED_SPLIT
+    paths = sample_images(dataset.images(split), count=probe_images, seed=seed)
+    counts = {"probe": len(paths)}
+    if given is None:
+        counts["calibration"] = count_calibration_images(dataset, loaded, calibration_images=calibration_images)
+    check_trace(loaded, imgsz=size)
+    start_work(
+        Plan(
+            verb="sensitivity",
+            settings={"model": loaded.stem, "imgsz": size, "cache": cache_dir},
+            images=counts,
+            steps=(
+                *(["calibrate"] if given is None else []),
+                "measure the noise of every layer and block",
+                *([f"evaluate the {worst} worst layers"] if worst else []),
+            ),
+        )
+    )
     if given is None:
         given = calibrate(
             loaded,
@@ -220,7 +232,6 @@ def sensitivity(
             progress=progress,
             cancel=cancel,
         )
-    paths = sample_images(dataset.images(split), count=probe_images, seed=seed)
     graph, classes = trace(loaded, imgsz=size, batch=1), len(loaded.names)
     layer_noise = LayerNoise(graph, classes, protect=protect, exact=False)
     variants = {

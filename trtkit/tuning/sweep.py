@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
+from trtkit.arguments import check_arguments
 from trtkit.calibration import ALGORITHMS, DEFAULTS, Calibration, calibrate
-from trtkit.calibration.algorithms import format_algorithm
+from trtkit.calibration.algorithms import format_algorithm, get_algorithm
 from trtkit.calibration.calibration import resolve_imgsz
-from trtkit.data import open_dataset
-from trtkit.errors import RecipeError
+from trtkit.calibration.sampling import count_calibration_images
 from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
+from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_interval, compute_loss_interval
 from trtkit.graph.qdq import insert_qdq
-from trtkit.graph.torch_export import trace
+from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import load
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.measurement import CachedEvaluator, ResultCache
@@ -140,6 +141,7 @@ class Sweep(Result):
         return f"Sweep of {len(self.rows)} settings on {self.image_count} images: {self.verdict()}"
 
 
+@check_arguments
 def sweep(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
@@ -183,16 +185,33 @@ def sweep(
         The settings with metric, loss and confidence intervals.
 
     Raises:
-        RecipeError: No algorithm or number of images, an unknown algorithm, or a number below 1.
-        DataError, ModelError, CalibrationError: The data or the model can't be read or calibrated.
+        RecipeError: A setting is out of range, or a pattern matches no node.
+        DataError, ModelError, CalibrationError: The data or the model can't be read or calibrated, or there is no such
+            algorithm.
         CancelledError: The caller cancelled; finished steps are in `cache_dir`.
     """
     algorithms = tuple(ALGORITHMS) if algorithms is None else tuple(algorithms)
-    _check_settings(algorithms, calibration_images)
+    for algorithm in algorithms:
+        get_algorithm(algorithm)
+    counts = sorted(set(calibration_images))
     reporter = Reporter(progress, cancel)
     loaded = load(model)
     size = resolve_imgsz(imgsz, loaded, None)
-    dataset = open_dataset(data, task=loaded.task, channels=loaded.channels)
+    prepared = prepare_evaluation(loaded, data, split, eval_images=eval_images, seed=seed)
+    dataset = prepared.dataset
+    count = count_calibration_images(dataset, loaded, calibration_images=max(calibration_images))
+    check_trace(loaded, keep, imgsz=size, batch=batch)
+    start_work(
+        Plan(
+            verb="sweep",
+            settings={"model": loaded.stem, "imgsz": size, "batch": batch, "cache": cache_dir},
+            images={"calibration": count, "evaluation": len(prepared.paths)},
+            steps=(
+                "evaluate fp32",
+                *(f"calibrate on {number} images and evaluate INT8 by {', '.join(algorithms)}" for number in counts),
+            ),
+        )
+    )
     metric = get_task(loaded.task).metric
     cache = ResultCache(cache_dir)
     evaluator = CachedEvaluator(
@@ -209,7 +228,7 @@ def sweep(
     reference = resample_metric(float_evaluation, metric, resamples=resamples, seed=seed)
     rows: list[dict[str, Any]] = []
     resampled: list[ResampledMetric] = []
-    for count in sorted(set(calibration_images)):
+    for count in counts:
         calibration = calibrate(
             loaded,
             dataset,
@@ -268,27 +287,6 @@ def sweep(
             seed=seed,
         ),
     )
-
-
-def _check_settings(algorithms: Sequence[str], calibration_images: Sequence[int]) -> None:
-    unknown = [name for name in algorithms if name not in ALGORITHMS]
-    if not algorithms or unknown:
-        raise RecipeError(
-            f"sweep the calibration algorithms {', '.join(algorithms) or '(none)'}",
-            f"unknown: {', '.join(unknown)}" if unknown else "there is nothing to compare",
-            f"choose from {', '.join(ALGORITHMS)}",
-            code="tuning-algorithm-unknown",
-            names=unknown,
-        )
-    if not calibration_images or min(calibration_images) < 1:
-        raise RecipeError(
-            f"sweep {list(calibration_images)} calibration images",
-            "at least one number is needed, and each must be at least 1",
-            "use e.g. 8, 32 and 128",
-            code="tuning-count-out-of-range",
-            name="calibration_images",
-            value=tuple(calibration_images),
-        )
 
 
 def _list_settings(

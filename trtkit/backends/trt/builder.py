@@ -35,6 +35,7 @@ from trtkit.backends.trt.callbacks import (
 )
 from trtkit.backends.trt.layer_info import parse_build_log, parse_inspector_json
 from trtkit.backends.trt.network import (
+    TimingCache,
     compute_profile_shapes,
     constrain_precisions,
     create_network,
@@ -42,7 +43,6 @@ from trtkit.backends.trt.network import (
     parse_onnx,
     use_strong_typing,
 )
-from trtkit.backends.trt.timing_cache import TimingCache
 from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.progress import Reporter

@@ -14,7 +14,7 @@ from raising import raises
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration
-from trtkit.backends.trt.timing_cache import TimingCache
+from trtkit.backends.trt.network import TimingCache
 from trtkit.errors import BuildError
 from trtkit.files import user_cache_dir
 
