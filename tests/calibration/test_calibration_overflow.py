@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import pytest
 from detector_graph import detector, run
 from onnx import TensorProto, numpy_helper
+from task_models import drawn_set, untrained
 
+import trtkit as tk
 from trtkit.calibration.calibrator import find_fp16_overflows
 from trtkit.graph.fp16 import convert_to_fp16
 
@@ -31,3 +36,13 @@ def test_overflowing_nodes_stay_in_fp32() -> None:
 
 def test_a_graph_without_overflow() -> None:
     assert find_fp16_overflows(detector(), [np.ones((1, 3, 32, 32), np.float32)]) == {}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_onnx_file_of_fixed_batch_is_checked(batch: int, tmp_path: Path) -> None:
+    """Three images fill no batch of four."""
+    data = drawn_set(tmp_path / "set", "detect", count=3)
+    source = tk.export(untrained("detect"), "onnx", batch=batch, output=tmp_path / "source.onnx")
+    file = tk.export(source.path, "onnx", half=True, batch=batch, data=data, output=tmp_path / "half.onnx")
+    with tk.open(file) as runner:
+        assert (runner.precision, runner.batch) == ("fp16", batch)

@@ -378,9 +378,12 @@ def check_fp16_overflow(
         fraction=recipe.fraction,
         seed=0,
     )
-    graph = trace(model, imgsz=size, batch=2, dynamic_batch=True, simplify=recipe.simplify)
-    batches = load_input_batches(paths, preprocess=model.preprocess, size=size, batch=2, skipped=[])
-    peaks = find_fp16_overflows(graph, batches)
+    batch = _get_fixed_batch(model) or 2
+    graph = trace(model, imgsz=size, batch=batch, dynamic_batch=True, simplify=recipe.simplify)
+    batches = load_input_batches(paths, preprocess=model.preprocess, size=size, batch=batch, skipped=[])
+    # A fixed batch must be full; a repeated image changes no peak.
+    full = (np.concatenate([images, *[images[-1:]] * (batch - len(images))]) for images in batches)
+    peaks = find_fp16_overflows(graph, full)
     if peaks:
         worst = max(peaks, key=lambda name: peaks[name])
         warnings.warn(
