@@ -5,12 +5,15 @@ import pickle
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from trtkit import errors
+from trtkit.data import open_dataset
 
 PACKAGE = Path(errors.__file__).parent
-TYPES = {name for name in errors.__all__ if name != "CancelledError"}
+TYPES = set(errors.__all__) - {"CancelledError", "warn"}
 
 
 def raised():
@@ -50,10 +53,18 @@ def test_a_type_s_own_code_is_the_default():
     assert errors.CancelledError("asked").code == "cancelled"
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@pytest.mark.parametrize("name", sorted(TYPES | {"CancelledError"}))
 def test_code_and_fields_survive_pickling(name):
     error = getattr(errors, name)("load x.pt", "it is empty", "name another file", code="checkpoint-empty", size=0)
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert (copy.code, copy.fields, str(copy)) == ("checkpoint-empty", {"size": 0}, str(error))
     assert str(copy) == "load x.pt: it is empty; name another file."
+
+
+def test_warnings_point_at_the_line_outside_the_package(tmp_path: Path) -> None:
+    (tmp_path / "a.cr2").write_bytes(b"")
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.warns(UserWarning, match="passed over") as warned:
+        open_dataset(tmp_path, task="detect", needs_labels=False)
+    assert {warning.filename for warning in warned} == {__file__}

@@ -431,7 +431,7 @@ WRITERS = {
     "cli/model_commands.py": "a table, into memory",
     "backends/engine_file.py": "an engine, into the file of atomic_write",
     "backends/trt/isolated_build.py": "the job of a child process, into temporary_folder",
-    "backends/trt/timing_cache.py": "a lock file",
+    "backends/trt/network.py": "a lock file",
     "downloads.py": "a part, which the next download goes on with",
 }
 WRITING = {

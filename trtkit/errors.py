@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 MAX_PART = 1000
@@ -26,7 +31,10 @@ __all__ = [
     "TrtkitError",
     "UnknownLayerError",
     "UnsafeCheckpointError",
+    "warn",
 ]
+
+_PASSED_OVER = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 
 class TrtkitError(Exception):
@@ -169,3 +177,11 @@ class CancelledError(TrtkitError):
         **fields: Any,
     ) -> None:
         super().__init__(asked, found, do, code=code, **fields)
+
+
+def warn(sentence: str) -> None:
+    """Warn at the line outside the package that led here, however many of the package's functions lie between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=level)

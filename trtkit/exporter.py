@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.arguments import check_arguments
-from trtkit.errors import BuildError, RecipeError
+from trtkit.errors import BuildError, RecipeError, warn
 from trtkit.files import check_output, hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
@@ -431,7 +430,7 @@ def check_placement(graph: onnx.ModelProto, stem: str, *, build: bool) -> tuple[
             nodes=[name for finding in refused for name in finding.nodes],
         )
     if findings:
-        warnings.warn(f"{stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.", stacklevel=4)
+        warn(f"{stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.")
     return findings
 
 
@@ -473,10 +472,7 @@ def _resolve_imgsz(model: Model, recipe: Recipe) -> tuple[int, int]:
     requested = recipe.imgsz if recipe.imgsz is not None else model.imgsz
     size = round_imgsz(requested, model.stride)
     if size != round_imgsz(requested, 1):
-        warnings.warn(
-            f"imgsz {requested} is not a multiple of the stride {model.stride}: exported at {size[0]}x{size[1]}.",
-            stacklevel=4,
-        )
+        warn(f"imgsz {requested} is not a multiple of the stride {model.stride}: exported at {size[0]}x{size[1]}.")
     return size
 
 

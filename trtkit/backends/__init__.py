@@ -5,14 +5,13 @@ Importing this package imports no runtime; `open` and `build` import the one the
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.backends.base import Backend, HasPath, Runner, get_backend, get_title, list_backends
 from trtkit.backends.capabilities import Capabilities, best, probe, require_build, require_run
 from trtkit.backends.devices import Gpu
-from trtkit.errors import CapabilityError, EngineError
+from trtkit.errors import CapabilityError, EngineError, warn
 from trtkit.progress import Reporter
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def open(
         try:
             candidate = get_backend(name)
         except CapabilityError as error:
-            warnings.warn(f"The backend {name!r} is skipped: {error}", stacklevel=2)
+            warn(f"The backend {name!r} is skipped: {error}")
             continue
         if candidate.accepts(model):
             return candidate.open(model, task=task, device=device)

@@ -12,7 +12,6 @@ import abc
 import dataclasses
 import functools
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from trtkit.arguments import PRECISIONS
-from trtkit.errors import CapabilityError, DataError, EngineError, RecipeError, TrtkitError
+from trtkit.errors import CapabilityError, DataError, EngineError, RecipeError, TrtkitError, warn
 
 if TYPE_CHECKING:
     import importlib.metadata
@@ -282,10 +281,9 @@ class Runner(abc.ABC):
         lowest = self.info.row_settings.get("conf", 0.0)
         if conf < lowest and not self._warned_of_conf:
             self._warned_of_conf = True
-            warnings.warn(
+            warn(
                 f"conf={conf} was passed, but NMS in {self.path or self.name} keeps scores above {lowest} only: "
-                f"export with conf={conf} to get them.",
-                stacklevel=3,
+                f"export with conf={conf} to get them."
             )
         return PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
 
@@ -522,7 +520,7 @@ def _find_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     }
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         if found.setdefault(entry_point.name, entry_point) is not entry_point:
-            warnings.warn(f"Two backends are named {entry_point.name!r}: {entry_point.value} is ignored.", stacklevel=2)
+            warn(f"Two backends are named {entry_point.name!r}: {entry_point.value} is ignored.")
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, r
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
 from trtkit.calibration.diagnosis import find_foreign_images
 from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
-from trtkit.errors import CalibrationError
+from trtkit.errors import CalibrationError, warn
 from trtkit.files import hash_parts
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import FP16_MAX
@@ -206,10 +205,7 @@ def calibrate(
             images=tuple(skipped),
         )
     if skipped:
-        warnings.warn(
-            f"{len(skipped)} of {len(paths)} calibration images can't be read and were skipped, such as {skipped[0]}.",
-            stacklevel=2,
-        )
+        warn(f"{len(skipped)} of {len(paths)} calibration images can't be read and were skipped, such as {skipped[0]}.")
     stats = collector.stats()
     calibration = Calibration(
         ranges=compute_ranges(stats, collector.sources, collector.names, algorithm, percentile),
@@ -266,7 +262,7 @@ def _warn_of_foreign_images(
         for finding in find_foreign_images(model, dataset, paths, reporter, imgsz=imgsz)
     ]
     for sentence in sentences:
-        warnings.warn(sentence, stacklevel=3)
+        warn(sentence)
     return sentences
 
 
@@ -343,7 +339,7 @@ def resolve_calibration(
         calibration = given
     elif Path(given).is_file():
         calibration = Calibration.from_tensorrt_cache(given, model)
-        warnings.warn(f"{given}: {'; '.join(calibration.notes)}", stacklevel=3)
+        warn(f"{given}: {'; '.join(calibration.notes)}")
     else:
         calibration = Calibration.load(given)
     check_fits(calibration, model)
@@ -386,10 +382,9 @@ def check_fp16_overflow(
     peaks = find_fp16_overflows(graph, full)
     if peaks:
         worst = max(peaks, key=lambda name: peaks[name])
-        warnings.warn(
+        warn(
             f"{len(peaks)} nodes come close to or exceed the range of FP16 on these images and stay in FP32, such as "
-            f"{worst} (peak {peaks[worst]:.3g}).",
-            stacklevel=3,
+            f"{worst} (peak {peaks[worst]:.3g})."
         )
     return peaks
 

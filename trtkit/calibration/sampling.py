@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trtkit.errors import DataError
+from trtkit.errors import DataError, warn
 from trtkit.files import hash_parts
 from trtkit.progress import parallel_map
 
@@ -67,19 +66,17 @@ def select_calibration_images(
 
     if data is None:
         data = _embedded_data(task)
-        warnings.warn(
+        warn(
             "INT8 without data=: calibrating on trtkit's small example set; pass data='your.yaml' for ranges that fit "
-            "your images.",
-            stacklevel=3,
+            "your images."
         )
     dataset = open_dataset(data, task=task, channels=channels, needs_labels=stratify)
     if split is None:
         split = dataset.default_split
         if split == "val":
-            warnings.warn(
+            warn(
                 "calibrating on 'val' because the data set has no 'train': if 'val' is also used for evaluation, INT8 "
-                "accuracy is optimistic; pass split='val' to accept this.",
-                stacklevel=3,
+                "accuracy is optimistic; pass split='val' to accept this."
             )
     paths = dataset.images(split)
     # `sample_images` checks the settings, for stratified samples too.

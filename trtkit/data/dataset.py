@@ -8,7 +8,6 @@ import glob
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,7 +27,7 @@ from trtkit.data.data_yaml import (
 from trtkit.data.image_files import MAX_IMAGE_BYTES, check_channels, is_image, list_images
 from trtkit.data.labels import LABEL_FORMATS, LabelFormat, Labels, label_path, read_labels
 from trtkit.downloads import describe_download, locate
-from trtkit.errors import DataError
+from trtkit.errors import DataError, warn
 from trtkit.files import escape_surrogates, read_limited
 
 __all__ = [
@@ -144,10 +143,7 @@ def _warn_of_passed_over(source: Path, paths: Sequence[Path]) -> None:
     if paths:
         names = ", ".join(path.name[:80] for path in paths[:5])
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-        warnings.warn(
-            f"{len(paths)} files in {source} are no images that can be read and were passed over: {names}{more}",
-            stacklevel=3,
-        )
+        warn(f"{len(paths)} files in {source} are no images that can be read and were passed over: {names}{more}")
 
 
 def warn_of_skipped(errors: Sequence[DataError], outcome: str = "skipped") -> None:
@@ -159,7 +155,7 @@ def warn_of_skipped(errors: Sequence[DataError], outcome: str = "skipped") -> No
     """
     if errors:
         count = "1 image was" if len(errors) == 1 else f"{len(errors)} images were"
-        warnings.warn(f"{count} {outcome}: {describe_skipped(errors)}", stacklevel=3)
+        warn(f"{count} {outcome}: {describe_skipped(errors)}")
 
 
 def describe_skipped(errors: Sequence[DataError]) -> str:

@@ -7,7 +7,6 @@ import io
 import mimetypes
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import cv2
 import numpy as np
 
-from trtkit.errors import DataError
+from trtkit.errors import DataError, warn
 from trtkit.files import read_limited
 
 if TYPE_CHECKING:
@@ -208,10 +207,9 @@ def _warn_of_low_bits(largest: int, folder: str) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _warn_of_bits(bits: int, folder: str) -> None:
-    warnings.warn(
+    warn(
         f"a 16-bit image in {folder} has values of {bits} bits at most; the high byte is read, so it is nearly black. "
-        "Scale such images to 16 bits, or to 8, as the model's training images were",
-        stacklevel=2,
+        "Scale such images to 16 bits, or to 8, as the model's training images were"
     )
 
 

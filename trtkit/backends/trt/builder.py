@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from trtkit.backends.trt.network import (
     parse_onnx,
     use_strong_typing,
 )
-from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError
+from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError, warn
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.progress import Reporter
 
@@ -186,10 +185,7 @@ class _EngineBuild:
             if plan is not None:
                 # The retry proves that the cache file broke the build; a file that did not is kept.
                 self.cache.delete()
-                warnings.warn(
-                    f"The timing cache {self.cache.path} broke the build: it was deleted, and the build repeated.",
-                    stacklevel=4,
-                )
+                warn(f"The timing cache {self.cache.path} broke the build: it was deleted, and the build repeated.")
         for failure in (progress.failure, getattr(self.calibrator, "failure", None)):
             if failure is not None:
                 raise failure
@@ -244,7 +240,7 @@ class _EngineBuild:
             return parse_inspector_json(text)
         except EngineError as error:
             # The engine itself is usable.
-            warnings.warn(f"The engine was built, but its layer table can't be read: {error}", stacklevel=5)
+            warn(f"The engine was built, but its layer table can't be read: {error}")
             return ()
 
     def _create_builder(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import onnx
 from trtkit.backends.base import BuildSettings
 from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
-from trtkit.errors import BuildError, OutputError, RecipeError
+from trtkit.errors import BuildError, OutputError, RecipeError, warn
 from trtkit.files import user_cache_dir, write_bytes
 from trtkit.graph.fp16 import has_fp16
 from trtkit.graph.onnx_file import read_trtkit_metadata
@@ -290,10 +289,7 @@ class TimingCache:
                     and _was_loaded(cache, config.create_timing_cache(b""), data)
                 ):
                     return len(data)
-            warnings.warn(
-                f"The timing cache {self.path} does not load in this TensorRT: it was deleted.",
-                stacklevel=2,
-            )
+            warn(f"The timing cache {self.path} does not load in this TensorRT: it was deleted.")
             self.delete()
         self.attach_empty(config)
         return 0
@@ -327,7 +323,7 @@ class TimingCache:
                             cache.combine(other, ignore_mismatch=False)
                 write_bytes(self.path, bytes(cache.serialize()))
         except (OSError, OutputError) as error:
-            warnings.warn(f"The timing cache {self.path} was not written: {error}", stacklevel=2)
+            warn(f"The timing cache {self.path} was not written: {error}")
 
     def delete(self) -> None:
         """Delete the file."""
