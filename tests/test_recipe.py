@@ -209,3 +209,7 @@ def test_unknown_settings_are_named() -> None:
 
 def test_a_recipe_of_format_version_1_is_read() -> None:
     assert Recipe.from_dict({"model": "m.pt", "level": 2}).opt_level == 2
+
+
+def test_a_recipe_may_leave_the_model_to_be_chosen() -> None:
+    assert Recipe(model="").model == ""

@@ -277,8 +277,14 @@ def _to_data(value: Any) -> str | tuple[str, ...]:
 
 _PATH = Rule(convert=to_path, expected="a path", example="'yolo11n.pt'")
 
+
+def _to_model(value: Any) -> str:
+    # "" is a model that is still to be chosen, in the wizard.
+    return "" if value == "" else to_path(value)
+
+
 _FILES: Mapping[str, Rule] = {
-    "model": _PATH,
+    "model": Rule(convert=_to_model, expected="a path", example="'yolo11n.pt'"),
     "calibration": _PATH,
     "data": Rule(convert=_to_data, expected="a path or a list of paths", example="'coco.yaml'"),
 }

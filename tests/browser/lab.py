@@ -56,6 +56,11 @@ class Lab:
             "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         )
 
+    def restart(self):
+        """Restart the kernel, so that the next figure is the first: that one brings plotly.js into the notebook."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+        self.wait_idle()
+
     def run_all(self):
         """Run every cell and wait until the kernel is idle again."""
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")

@@ -40,6 +40,7 @@ def choose(lab, algorithm):
 @pytest.fixture
 def tuned(lab):
     lab.open(BEGIN)
+    lab.restart()
     lab.run_all()
     expect(lab.find("tuner")).to_be_visible()
     return lab
