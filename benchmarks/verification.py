@@ -101,7 +101,7 @@ class Job:
 
 
 def jobs() -> list[Job]:
-    """45 healthy engines, then faults, each kind in turn, then the other healthy ones: a stopped run has some of each.
+    """45 healthy engines, then three faults for each other healthy one: a stopped run has some of each kind.
 
     An engine takes 90 to 220 s with twelve lanes on 16 cores: 150 of them take half an hour.
     """
@@ -119,7 +119,9 @@ def jobs() -> list[Job]:
         ]
         for order in (strong, mild)
     )
-    return [*healthy[:45], *faults, *healthy[45:], *hidden]
+    others = iter(healthy[45:])
+    mixed = [one for index in range(0, len(faults), 3) for one in (*faults[index : index + 3], next(others))]
+    return [*healthy[:45], *mixed, *others, *hidden]
 
 
 def graph_of(job: Job, options: argparse.Namespace) -> Path:
