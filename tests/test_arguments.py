@@ -19,10 +19,10 @@ from trtkit.arguments import ARGUMENTS, MAX_BATCH, MAX_SIDE, VERB_ARGUMENTS, che
 from trtkit.cli import main
 from trtkit.errors import RecipeError, TrtkitError
 
-VERBS = ("benchmark", "calibrate", "compare", "evaluate", "evaluate_int8", "examine", "export", "search", "sensitivity",
-         "sweep", "verify")  # fmt: skip
+VERBS = ("benchmark", "calibrate", "compare", "deploy", "evaluate", "evaluate_int8", "examine", "export", "search",
+         "sensitivity", "sweep", "verify")  # fmt: skip
 
-READ_ELSEWHERE = {"artifact", "calibration", "data", "model", "onnx", "runner", "runners"}
+READ_ELSEWHERE = {"artifact", "calibration", "data", "model", "onnx", "reference", "runner", "runners"}
 """Arguments that are opened: what opens them checks them."""
 
 NOT_COUNTS: list[Any] = [0, -1, True, 2.0, "8", None, math.nan, [], np.float32(1), 1j]
@@ -53,10 +53,12 @@ WRONG: dict[str, list[Any]] = {
     "image_paths": [[], [3], "", ["a\0b"]],
     "candidates": [["a.onnx"], "a.onnx", [("qat", "a.onnx")]],
     "keep": [5, [5], [None], {1: 2}],
+    "metrics": [0.5, ["mAP"], {"mAP": "high"}, {3: 0.5}],
+    "samples": [[], [3], "", ["a\0b"]],
     "progress": ["yes", 1],
     "cancel": [True, lambda: False],
     **{key: ["", "a\x00b", 5] for key in ("output", "cache_dir")},
-    **{key: [5, ["val"], 0.5] for key in ("against", "algorithm", "backend", "label", "split", "task")},
+    **{key: [5, ["val"], 0.5] for key in ("against", "algorithm", "backend", "label", "split", "target", "task")},
     **{name: ["yes", 2, [True], 0.5] for name, rule in ARGUMENTS.items() if rule.expected == "True or False"},
 }  # fmt: skip
 
@@ -100,7 +102,7 @@ def test_every_verb_checks_its_arguments_before_it_opens_anything(verb: str, tmp
             continue
         value = {("compare", "batch"): 0, ("benchmark", "batch"): 0}.get((verb, name), WRONG[name][0])
         with raises(RecipeError, "argument-invalid", verb=verb, name=name, value=value):
-            getattr(tk, verb)(**required, **{name: value})
+            getattr(tk, verb)(**{**required, name: value})
     assert not list(tmp_path.iterdir())
 
 

@@ -137,6 +137,8 @@ def test_the_type_checker_sees_the_names_that_are_there():
 
 def test_every_module_says_what_it_makes_public():
     for path in sorted((ROOT / "trtkit").rglob("*.py")):
+        if (ROOT / "trtkit" / "deployment" / "files") in path.parents:
+            continue  # programs that are copied, not modules
         says_something = len(ast.parse(path.read_text()).body) > 1
         if says_something and path.name != "__main__.py":
             assert "__all__ = [" in path.read_text(), path

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from trtkit.comparison.comparator import compare as compare
     from trtkit.comparison.comparison import Comparison as Comparison
     from trtkit.data import Dataset as Dataset
+    from trtkit.deployment import Deployment as Deployment
+    from trtkit.deployment import deploy as deploy
     from trtkit.evaluation.evaluation import Evaluation as Evaluation
     from trtkit.evaluation.evaluation import evaluate as evaluate
     from trtkit.evaluation.latency import Timing as Timing
@@ -75,6 +77,7 @@ _HOMES: dict[str, str | None] = {
     "Calibration": "trtkit.calibration",
     "Comparison": "trtkit.comparison.comparison",
     "Dataset": "trtkit.data",
+    "Deployment": "trtkit.deployment",
     "Detections": "trtkit.tasks.base",
     "Diagnosis": "trtkit.calibration.diagnosis",
     "Evaluation": "trtkit.evaluation.evaluation",
@@ -99,6 +102,7 @@ _HOMES: dict[str, str | None] = {
     "compare": "trtkit.comparison.comparator",
     "dashboard": "trtkit.widgets.comparison",
     "demo": None,
+    "deploy": "trtkit.deployment",
     "evaluate": "trtkit.evaluation.evaluation",
     "evaluate_int8": "trtkit.tuning.int8_evaluation",
     "examine": "trtkit.calibration.diagnosis",
@@ -126,6 +130,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Dataset",
+    "Deployment",
     "Detections",
     "Diagnosis",
     "Evaluation",
@@ -152,6 +157,7 @@ __all__ = [
     "compare",
     "dashboard",
     "demo",
+    "deploy",
     "evaluate",
     "evaluate_int8",
     "examine",

@@ -231,6 +231,11 @@ def _to_mapping(value: Any) -> Any:
     return value
 
 
+def _to_numbers(value: Any) -> dict[str, float]:
+    """A mapping of names to numbers; a command line has them as text."""
+    return {_to_str(name): float(number) for name, number in _to_mapping(value).items()}
+
+
 def _is_single(value: Any) -> bool:
     """Whether a value is one and not several; NumPy's numbers have `__iter__`, and so have strings."""
     return isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0
@@ -317,7 +322,7 @@ _FLAGS = (
 ARGUMENTS: Mapping[str, Rule] = {
     **dict.fromkeys(_FLAGS, _FLAG),
     **dict.fromkeys(("output", "cache_dir"), _PATH),
-    **dict.fromkeys(("against", "algorithm", "backend", "label", "split", "task"), _TEXT),
+    **dict.fromkeys(("against", "algorithm", "backend", "label", "split", "target", "task"), _TEXT),
     **dict.fromkeys(("calibration_images", "eval_images", "probe_images"), _COUNT),
     **dict.fromkeys(("max_det", "runs", "trials", "threads"), _count(1, example=8)),
     **dict.fromkeys(("warmup", "worst"), _count(0, example=3)),
@@ -339,12 +344,14 @@ ARGUMENTS: Mapping[str, Rule] = {
     "iou": _number(lambda value: 0 <= value <= 1, "from 0 to 1", 0.7),
     "keep": _PATTERNS,
     "max_drop": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.005),
+    "metrics": Rule(convert=_to_numbers, expected="a mapping of names to numbers", example="{'mAP50-95': 0.51}"),
     "opt_level": _count(0, 5, example=3),
     "percentile": _PERCENTILE,
     "percentiles": _several(_PERCENTILE, example="(99.9, 99.99)"),
     "precisions": _several(_choice(PRECISIONS), example="('fp32', 'int8')", unique=True),
     "progress": Rule(convert=_to_callable, expected="a function that takes an Event", example="tk.ProgressLine()"),
     "resamples": _count(2, example=1000),
+    "samples": _several(_PATH, example="['street.jpg']"),
     "seconds": _number(lambda value: value > 0, "of seconds above 0", 5.0),
     "seed": _count(0),
     "workspace": _number(lambda value: value > 0, "of GiB above 0", 4.0),

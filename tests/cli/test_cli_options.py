@@ -19,6 +19,7 @@ from trtkit.recipe import Recipe
 REQUIRED = {
     "export": ["a"],
     "calibrate": ["a"],
+    "deploy": ["a", "b"],
     "evaluate": ["a", "b"],
     "evaluate_int8": ["a", "b"],
     "benchmark": ["a"],
@@ -69,7 +70,7 @@ def test_every_argument_has_a_help_text(verb):
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in REQUIRED if verb not in ("evaluate", "benchmark", "export", "verify")]
+    "verb", [verb for verb in REQUIRED if verb not in ("deploy", "evaluate", "benchmark", "export", "verify")]
 )
 def test_end2end_loads_the_model_with_that_head(verb, monkeypatch):
     """In Python these verbs take a loaded model."""

@@ -68,6 +68,15 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def log(self, severity: Any, msg: str) -> None:
             raise AssertionError
 
+    class Logger(ILogger):
+        WARNING = fill["Severity"].WARNING
+
+        def __init__(self, min_severity: Any) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, msg: str) -> None:
+            print(msg)
+
     def emit(severity: str, text: str) -> None:
         state.logger.log(fill["Severity"][severity], text)
 
@@ -388,7 +397,8 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     def empty_class(name: str) -> Any:
         return type(name, (), {"__init__": lambda self: None})
 
-    for kind in (ILogger, ITimingCache, IBuilderConfig, OnnxParser, ParserError, Builder, Runtime):
+    fill["nptype"] = lambda kind: SIZES[kind.name]
+    for kind in (ILogger, Logger, ITimingCache, IBuilderConfig, OnnxParser, ParserError, Builder, Runtime):
         fill[kind.__name__] = kind
     fill["IProfiler"], fill["IOutputAllocator"] = empty_class("IProfiler"), empty_class("IOutputAllocator")
     fill["init_libnvinfer_plugins"] = lambda logger, namespace: True

@@ -142,6 +142,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("model", "FILE DATA", "measure the accuracy of a model file on labeled images"),
     "evaluate-int8": ("model", "MODEL DATA", "measure the accuracy of INT8 against FP32, before an export"),
     "verify": ("model", "ENGINE [DATA]", "compare an engine with ONNX Runtime, on the machine that runs it"),
+    "deploy": (
+        "model",
+        "TARGET FILE [FILE ...]",
+        "write a folder that serves a model, with a check that needs no trtkit",
+    ),
     "benchmark": ("model", "FILE [FILE ...]", "measure the latency of model files"),
     "compare": ("model", "MODEL DATA", "compare FP32, FP16 and INT8: accuracy, latency, size, report"),
     "report": ("model", "FOLDER", "write the report of a saved comparison again"),
@@ -178,6 +183,8 @@ EXAMPLES = """examples:
       mAP by Ultralytics and by pycocotools
   trtkit search yolo11n.pt --data coco.yaml --max-drop 0.005
       which layers to keep in FP16, as --keep patterns
+  trtkit deploy triton yolo11n.engine yolo11n-int8.engine
+      a model repository for Triton, with sample images and a check
   trtkit engine show yolo11n.engine
       the metadata of an engine file
 

@@ -27,6 +27,7 @@ __all__ = [
     "add_benchmark",
     "add_calibrate",
     "add_compare",
+    "add_deploy",
     "add_evaluate",
     "add_evaluate_int8",
     "add_examine",
@@ -296,6 +297,20 @@ def add_verify(parser: argparse.ArgumentParser) -> Command:
                 code="engine-differs",
                 path=values.artifact,
             )
+
+    return run
+
+
+def add_deploy(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit deploy`."""
+    from trtkit.deployment import deploy
+
+    add_options(parser, deploy, positional=("target", "artifact"))
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+        with ProgressBars() as bars:
+            deployment = call_with_options(deploy, values, progress=bars, cancel=cancel)
+        print_text(f"{deployment.folder}  {len(deployment.files)} files for {deployment.target}; see README.md")
 
     return run
 

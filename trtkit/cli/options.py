@@ -17,6 +17,7 @@ from trtkit.arguments import Rule, find_rule
 from trtkit.backends import list_backends
 from trtkit.calibration import ALGORITHMS
 from trtkit.data.data_yaml import SPLITS
+from trtkit.deployment import list_targets
 from trtkit.models.model import TASKS
 from trtkit.tasks.base import REGISTERED_TASKS
 
@@ -147,6 +148,7 @@ OPTIONS: Mapping[str, Option] = {
     "layers": _switch("name the layers where a difference begins, by a second build with further outputs"),
     "max_det": _count("maximum number of detections per image"),
     "max_drop": _number("largest accepted loss of the metric"),
+    "metrics": Option("measured accuracy, for model.json; can be repeated", "NAME=VALUE", pairs=True),
     "model": Option("a .pt or .onnx file", "MODEL"),
     "nms": _switch("put NMS into the graph"),
     "opt_level": Option(
@@ -162,15 +164,24 @@ OPTIONS: Mapping[str, Option] = {
     "precisions": Option("precisions to compare", choices=lambda: ("fp32", "fp16", "int8"), many=True),
     "probe_images": _count("number of images that layer noise is measured on"),
     "protect": _switch("exclude the layers that INT8 excludes by default, such as attention"),
+    "reference": Option(
+        "ONNX file of the same export, for the expected detections where the engine does not run here", "FILE"
+    ),
     "repair": _switch("equalization, range selection and bias correction before excluding layers"),
     "resamples": _count("number of bootstrap resamples"),
     "runner": Option("an .engine or .onnx file", "FILE"),
     "runs": _count("maximum number of timed runs per file and batch"),
+    "samples": Option(
+        "up to three images whose detections the check expects [default: embedded images of digits]",
+        "IMAGE",
+        several=True,
+    ),
     "seconds": _number("maximum time per file and batch, seconds"),
     "seed": _count("seed of all random choices"),
     "simplify": _switch("simplify the graph with onnxslim"),
     "split": _split("split to evaluate on"),
     "stratify": _switch("draw images with the class shares of the split"),
+    "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET"),
     "task": Option("task of the labels", choices=lambda: dict.fromkeys((*TASKS, *REGISTERED_TASKS))),
     "threads": _count("images processed in parallel [default: one per core]"),
     "trials": _count("maximum number of trials"),
@@ -204,6 +215,10 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ),
     ("compare", "dynamic"): _switch("dynamic batch, height and width [default: for several batches]"),
     ("compare", "output"): Option("folder of the files and the report", "FOLDER"),
+    ("deploy", "artifact"): Option(
+        "an .engine or .onnx file; of several, each gets a folder inside FOLDER", "FILE", several=True
+    ),
+    ("deploy", "output"): Option("folder to write [default: beside the file]", "FOLDER"),
     ("evaluate", "batch"): _count("images per run [default: the file's largest batch]"),
     ("evaluate", "conf"): _number("confidence threshold [default: 0.001, for obb 0.01]"),
     ("examine", "data"): IMAGES,

@@ -1,0 +1,249 @@
+"""Deployment folders of small models of every task: each proves itself without trtkit, and not with another model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import tiny_graphs
+from raising import raises
+from task_models import untrained
+
+import trtkit as tk
+from trtkit.backends import wrap_engine
+from trtkit.backends.engine_file import Passport
+from trtkit.cli import main
+from trtkit.deployment import Target, list_targets, register_target
+from trtkit.deployment.target import TARGETS
+from trtkit.errors import CapabilityError, DataError, EngineError, OnnxError, OutputExistsError, RecipeError
+from trtkit.files import hash_file, hash_parts
+from trtkit.models.model import TASKS
+
+SIZE = 64
+CASES = [(task, dynamic) for task in TASKS for dynamic in (False, True)]
+
+# One process, because importing ONNX Runtime takes longer than the checks; each check runs in a copy of it that has no
+# modules of another folder.
+DRIVER = """
+import os, runpy, sys
+import cv2, numpy, onnxruntime
+sys.modules["trtkit"] = None  # an import of it fails
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        runpy.run_path("check.py", run_name="__main__")
+    _, status = os.wait()
+    print("==", os.waitstatus_to_exitcode(status), folder, flush=True)
+"""
+
+
+def run_checks(folders: list[Path]) -> list[tuple[int, str]]:
+    """Exit status and output of the `check.py` of each folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd="/",
+        check=True,
+    )
+    blocks = done.stdout.split("== ")
+    return [(int(line.split()[0]), block) for block, line in itertools.pairwise(blocks)]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, random = tmp_path_factory.mktemp("samples"), np.random.default_rng(0)
+    paths = []
+    for number, shape in enumerate(((80, 100), (70, 64), (120, 90))):
+        image = cv2.GaussianBlur(random.integers(0, 256, (*shape, 3), np.uint8), (0, 0), 3)
+        cv2.imwrite(str(folder / f"{number}.jpg"), cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX))
+        paths.append(folder / f"{number}.jpg")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
+    folder = tmp_path_factory.mktemp("files")
+    found = {}
+    for task, dynamic in CASES:
+        path = folder / f"{task}{'-dynamic' if dynamic else ''}.onnx"
+        tk.export(untrained(task, SIZE), "onnx", dynamic=dynamic, simplify=False, batch=2, output=path)
+        found[task, dynamic] = path
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(files: Any, samples: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
+    root = tmp_path_factory.mktemp("deployed")
+    return {
+        case: tk.deploy(path, "onnxruntime", root / path.stem, conf=0.01, samples=samples).folder
+        for case, path in files.items()
+    }
+
+
+def test_every_folder_proves_itself_without_the_package(folders: dict[tuple[str, bool], Path]) -> None:
+    for (code, text), (task, _) in zip(run_checks(list(folders.values())), folders, strict=True):
+        assert code == 0, text
+        assert text.count("as expected") == 3, text
+        # A check that expects nothing would prove nothing.
+        assert task == "classify" or " 0 objects" not in text, text
+
+
+def test_another_model_file_is_named(folders: dict[tuple[str, bool], Path], tmp_path: Path) -> None:
+    copies = []
+    for folder in list(folders.values())[:3]:
+        copy = tmp_path / folder.name
+        copy.mkdir()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                target = copy / path.relative_to(folder)
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        copies.append(copy)
+    (copies[0] / "model.onnx").write_bytes((folders["classify", False] / "model.onnx").read_bytes())
+    (copies[1] / "model.onnx").unlink()
+    # The right file, and an expectation that it does not meet.
+    expected = json.loads((copies[2] / "samples" / "expected.json").read_text())
+    for row in expected["images"]:
+        row["scores"] = [score + 0.1 for score in row["scores"]]
+    (copies[2] / "samples" / "expected.json").write_text(json.dumps(expected))
+    results = run_checks(copies)
+    assert [code for code, _ in results] == [1, 1, 1]
+    for (_, text), words in zip(results, ("is not the file", "is missing", "a score of class"), strict=True):
+        assert words in text
+
+
+def test_the_description_says_what_the_model_takes_and_gives(folders: dict[tuple[str, bool], Path]) -> None:
+    for (task, dynamic), folder in folders.items():
+        model = json.loads((folder / "model.json").read_text())
+        lead, side = (-1, -1) if dynamic else (2, SIZE)
+        assert model["task"] == task
+        assert model["input"]["shape"] == [lead, 3, side, side]
+        assert (model["input"]["imgsz"], model["input"]["batch"]) == ([SIZE, SIZE], None if dynamic else 2)
+        shapes = {one["name"]: one["shape"] for one in model["outputs"]["tensors"]}
+        last = 2 if task == "classify" else -1 if dynamic else 84  # 64 + 16 + 4 anchors
+        assert shapes[model["outputs"]["main"]][-1] == last
+        assert (model["outputs"]["prototypes"] is not None) == (task == "segment")
+        assert model["file"]["sha256"] == hash_file(folder / "model.onnx")
+        readme = (folder / "README.md").read_text()
+        assert all(f"`{name}`" in readme for name in ("model.onnx", "infer.py", "check.py"))
+
+
+def test_several_files_side_by_side(files: Any, samples: Any, tmp_path: Path) -> None:
+    paths = [files["detect", False], files["pose", False]]
+    deployed = tk.deploy(paths, "onnxruntime", tmp_path / "both", samples=samples, conf=0.01, metrics={"AP": 0.5})
+    assert {name.split("/")[0] for name in deployed.files} == {"README.md", "detect", "pose"}
+    assert json.loads((tmp_path / "both" / "pose" / "model.json").read_text())["metrics"] == {"AP": 0.5}
+
+
+def test_an_existing_folder_is_kept_or_replaced(files: Any, samples: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with raises(OutputExistsError, "output-exists", path=str(tmp_path / "out")):
+        tk.deploy(files["classify", False], "onnxruntime", tmp_path / "out", samples=samples)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+    tk.deploy(files["classify", False], "onnxruntime", tmp_path / "out", samples=samples, overwrite=True)
+    assert not (tmp_path / "out" / "notes.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_detects_nothing_is_said(files: Any, samples: Any, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="detects nothing"):
+        tk.deploy(files["detect", False], "onnxruntime", tmp_path / "out", conf=0.999, samples=samples)
+
+
+def engine(path: Path, **changes: Any) -> Path:
+    """An engine file that no TensorRT reads, for this or another machine."""
+    plan = b"ptrt" + bytes(60)
+    facts = {"backend": "tensorrt", "tensorrt": "8.6.0", "sm": "sm90", "model_hash": "ab" * 32} | changes
+    passport = Passport(plan_hash=hash_parts(plan), plan_size=len(plan), imgsz=(32, 32), **facts)
+    (path.parent / "plan").write_bytes(plan)
+    return wrap_engine(path.parent / "plan", path, tiny_graphs.info(), passport)
+
+
+def test_mistakes_end_before_the_work(files: Any, samples: Any, tmp_path: Path) -> None:
+    path = files["classify", False]
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    cases: list[tuple[type, str, Any]] = [
+        (RecipeError, "deploy-target-unknown", lambda: tk.deploy(path, "tflite")),
+        (RecipeError, "deploy-format-unsupported", lambda: tk.deploy(path, "python")),
+        (RecipeError, "deploy-format-unsupported", lambda: tk.deploy("a.pt", "triton")),
+        (RecipeError, "deploy-names-collide", lambda: tk.deploy([path, path], "triton")),
+        (RecipeError, "deploy-no-file", lambda: tk.deploy([], "triton")),
+        (OnnxError, "model-file-missing", lambda: tk.deploy(tmp_path / "no.onnx", "triton")),
+        (OnnxError, "onnx-damaged", lambda: tk.deploy(tmp_path / "bad.onnx", "triton")),
+        (EngineError, "engine-not-found", lambda: tk.deploy(tmp_path / "no.engine", "triton")),
+        (DataError, "image-unreadable", lambda: tk.deploy(path, "triton", tmp_path / "out", samples=["no.jpg"])),
+    ]
+    for kind, code, call in cases:
+        with raises(kind, code):
+            call()
+    assert main(["deploy", "triton", str(path), "--output", str(tmp_path / "file" / "x")]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_names_the_folder_and_writes_nothing(files: Any, tmp_path: Path) -> None:
+    plan = tk.plan(tk.deploy, files["pose", True], "triton", tmp_path / "out")
+    assert plan.files == (tmp_path / "out",)
+    assert plan.images == {"sample": 3}
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_of_another_machine_takes_its_expectations_from_the_graph(tmp_path: Path) -> None:
+    path = engine(tmp_path / "model.engine")
+    onnx.save(tiny_graphs.detector(), tmp_path / "graph.onnx")
+    onnx.save(tiny_graphs.detector(seed=1, describe=False), tmp_path / "other.onnx")
+    with raises(CapabilityError, "deploy-reference-missing", path=str(path)):
+        tk.deploy(path, "python")
+    folder = tk.deploy(path, "python", conf=0.1, reference=tmp_path / "graph.onnx").folder
+    assert folder == tmp_path / "model-python"
+    assert (folder / "model.engine").read_bytes() == path.read_bytes()
+    expected = json.loads((folder / "samples" / "expected.json").read_text())
+    assert expected["tolerance"] == {"box": 0.5, "score": 0.03}
+    model = json.loads((folder / "model.json").read_text())
+    assert model["passport"]["tensorrt"] == "8.6.0"
+    assert model["input"]["name"] == "images"
+    other = engine(tmp_path / "other.engine", model_hash="cd" * 32)
+    with raises(RecipeError, "deploy-reference-mismatch", expected="cd" * 32):
+        tk.deploy(other, "python", reference=tmp_path / "graph.onnx")
+
+
+def test_weights_in_a_second_file_come_along(samples: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    proto = tiny_graphs.detector(width=64)
+    onnx.save(proto, source / "large.onnx", save_as_external_data=True, location="large.bin", size_threshold=1000)
+    for target, place in (("onnxruntime", ""), ("triton", "models/large/1/")):
+        deployed = tk.deploy(source / "large.onnx", target, tmp_path / target, conf=0.5, samples=samples)
+        assert {f"{place}model.onnx", f"{place}large.bin"} <= set(deployed.files)
+        assert ("large.bin" in deployed.files) == (target == "onnxruntime")
+    assert run_checks([tmp_path / "onnxruntime"])[0][0] == 0
+
+
+def test_a_registered_target_is_one(files: Any, samples: Any, tmp_path: Path) -> None:
+    def write(bundle: Any, folder: Path) -> list[str]:
+        (folder / "run.txt").write_text(bundle.precision)
+        return ["Read run.txt."]
+
+    register_target(Target(name="paper", formats=("onnx",), write=write))
+    try:
+        assert "paper" in list_targets()
+        assert main(["deploy", "paper", str(files["obb", False]), "--output", str(tmp_path / "out")]) == 0
+    finally:
+        del TARGETS["paper"]
+    assert (tmp_path / "out" / "run.txt").read_text() == "fp32"
+    assert "Read run.txt." in (tmp_path / "out" / "README.md").read_text()

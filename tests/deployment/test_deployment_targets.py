@@ -1,0 +1,102 @@
+"""The target `python` on a fake TensorRT: its program drives the API and the CUDA runtime as it does on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import fake_tensorrt
+import onnx
+import pytest
+import tiny_graphs
+
+import trtkit as tk
+from trtkit.backends import wrap_engine
+from trtkit.backends.engine_file import Passport
+from trtkit.files import hash_parts
+
+
+class Library:
+    """The CUDA runtime in host memory: `libcudart.so` by the functions that the program calls."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, Any] = {}
+        self.cudaGetErrorString = lambda code: b"out of memory"
+        self.limit = 1 << 30
+
+    def cudaMalloc(self, pointer: Any, size: Any) -> int:  # noqa: N802
+        if size.value > self.limit:
+            return 2
+        buffer = ctypes.create_string_buffer(size.value)
+        self.memory[ctypes.addressof(buffer)] = buffer
+        pointer._obj.value = ctypes.addressof(buffer)
+        return 0
+
+    def cudaFree(self, pointer: Any) -> int:  # noqa: N802
+        del self.memory[pointer.value]
+        return 0
+
+    def cudaStreamCreate(self, pointer: Any) -> int:  # noqa: N802
+        pointer._obj.value = fake_cuda.Stream.cuda_stream
+        return 0
+
+    def cudaMemcpyAsync(self, target: Any, source: Any, size: Any, kind: Any, stream: Any) -> int:  # noqa: N802
+        device, host = (target, source) if kind.value == 1 else (source, target)
+        assert device.value in self.memory
+        assert host.value not in self.memory
+        assert stream.value == fake_cuda.Stream.cuda_stream
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
+
+    def cudaStreamSynchronize(self, stream: Any) -> int:  # noqa: N802
+        assert stream.value == fake_cuda.Stream.cuda_stream
+        return 0
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The folder of a dynamic engine, and its `check` and `infer` as modules that find a fake TensorRT."""
+    graph = tiny_graphs.detector(dynamic=True)
+    onnx.save(graph, tmp_path / "model.onnx")
+    header = json.dumps({"version": "8.6.0", "profile": [[1, 3, 32, 32], [4, 3, 32, 32], [4, 3, 32, 32]]}).encode()
+    plan = b"ftrt" + len(header).to_bytes(4, "little") + header + graph.SerializeToString()
+    (tmp_path / "plan").write_bytes(plan)
+    passport = Passport(backend="tensorrt", tensorrt="8.6.0", sm="sm90", model_hash="ab" * 32, batch=4,
+                        imgsz=(32, 32), dynamic=True, plan_hash=hash_parts(plan), plan_size=len(plan))  # fmt: skip
+    engine = wrap_engine(tmp_path / "plan", tmp_path / "model.engine", tiny_graphs.info(), passport)
+    folder = tk.deploy(engine, "python", tmp_path / "out", conf=0.1, reference=tmp_path / "model.onnx").folder
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("8.6.0"))
+    names = ("yolo", "check", "infer")
+    modules = {name: importlib.import_module(name) for name in names}
+    library = Library()
+    monkeypatch.setattr(modules["infer"].Cuda, "_find", staticmethod(lambda: library))
+    yield folder, modules, library
+    for name in names:
+        del sys.modules[name]
+
+
+def test_the_python_folder_finds_the_expected_detections(deployed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, modules, library = deployed
+    assert modules["check"].main() == 0
+    assert capsys.readouterr().out.count("as expected") == 3
+    # Input and output, allocated once each for the largest batch so far.
+    assert len(library.memory) == 2
+    assert "10" not in (folder / "README.md").read_text().split("Needs ")[1].split(",")[0]
+
+
+def test_a_damaged_engine_and_missing_memory_are_named(deployed: Any) -> None:
+    folder, modules, library = deployed
+    library.limit = 10
+    with pytest.raises(SystemExit, match="cudaMalloc failed: out of memory"):
+        modules["check"].main()
+    (folder / "model.engine").write_bytes(b"{}" * 50)
+    assert modules["check"].main() == 1
+    with pytest.raises(SystemExit, match="can't read model"):
+        modules["infer"].open_model(folder)
