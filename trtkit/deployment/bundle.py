@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,8 @@ class Bundle:
         thresholds: `conf`, `iou` and `max_det`.
         images: Sample images, BGR uint8.
         expected: The predictions on them.
+        sample_input: The model's input of the sample images.
+        sample_outputs: The model's outputs on it, by name.
         weights: Files beside an ONNX file that hold its weights.
         by_reference: Whether `expected` is of the ONNX file, because the engine did not run here.
     """
@@ -93,6 +96,8 @@ class Bundle:
     thresholds: Mapping[str, float]
     images: tuple[np.ndarray, ...]
     expected: tuple[Prediction, ...]
+    sample_input: np.ndarray
+    sample_outputs: Mapping[str, np.ndarray]
     weights: tuple[Path, ...] = ()
     by_reference: bool = False
 
@@ -165,6 +170,22 @@ class Bundle:
         write_json(folder / "samples" / "expected.json", {"tolerance": tolerance, "images": rows})
         for name in ("yolo.py", "check.py"):
             shutil.copyfile(FILES / name, folder / name)
+
+    def write_tensors(self, folder: Path, *, with_input: bool = False) -> None:
+        """Write the outputs on the sample images as float32 files, with `tensors.json` that names them.
+
+        Args:
+            folder: Where to; it is created.
+            with_input: Whether to write the input too.
+        """
+        folder.mkdir(parents=True)
+        tensors = {self.inputs[0].name: self.sample_input} if with_input else {}
+        entries = {}
+        for number, (name, values) in enumerate({**tensors, **self.sample_outputs}.items()):
+            file = f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.bin"
+            (folder / file).write_bytes(np.ascontiguousarray(values, "<f4").tobytes())
+            entries[name] = {"file": file, "shape": values.shape}
+        write_json(folder / "tensors.json", entries)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -278,6 +299,7 @@ def read_bundle(source: Source, images: tuple[np.ndarray, ...], *, conf: float, 
         # Preprocessed on the CPU, as `yolo.py` does: an engine's own GPU preprocessing rounds gray levels differently,
         # which moves the scores of FP16 and INT8 by more than the same engine does from run to run.
         expected = tuple(Runner.predict(runner, list(images), conf=conf, iou=iou, max_det=max_det))
+        sample_input, sample_outputs = _run_samples(runner, images)
         inputs, outputs = _read_tensors(runner)
         return Bundle(
             path=source.path,
@@ -294,6 +316,8 @@ def read_bundle(source: Source, images: tuple[np.ndarray, ...], *, conf: float, 
             thresholds={"conf": conf, "iou": iou, "max_det": max_det},
             images=images,
             expected=expected,
+            sample_input=sample_input,
+            sample_outputs=sample_outputs,
             weights=source.weights,
             by_reference=source.runs != source.path,
         )
@@ -307,6 +331,20 @@ def _find_weights(path: Path) -> tuple[Path, ...]:
     tensors = [one for one in onnx.load(path, load_external_data=False).graph.initializer if uses_external_data(one)]
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return tuple(path.with_name(name) for name in sorted(names))
+
+
+def _run_samples(runner: Runner, images: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The model's input of images and its outputs on it."""
+    from trtkit.data import resize_to_input, to_input
+
+    inputs, outputs = [], []
+    for batch in runner.read_batches(list(images)):
+        resized = [resize_to_input(image, runner.imgsz, runner.info.preprocess)[0] for image in batch]
+        inputs.append(to_input(resized, runner.info.preprocess))
+        outputs.append(runner.infer(inputs[-1]))
+    return np.concatenate(inputs), {
+        name: np.concatenate([np.asarray(batch[name], np.float32) for batch in outputs]) for name in outputs[0]
+    }
 
 
 def _read_tensors(runner: Runner) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

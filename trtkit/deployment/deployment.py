@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit.arguments import check_arguments
-from trtkit.deployment import targets, triton  # noqa: F401  They register the package's own targets.
+from trtkit.deployment import cpp, targets, triton  # noqa: F401  They register the package's own targets.
 from trtkit.deployment.bundle import Bundle, check_source, read_bundle, read_samples
 from trtkit.deployment.target import TARGETS, Target
 from trtkit.errors import OutputExistsError, RecipeError, warn
@@ -70,7 +70,7 @@ def deploy(
     Args:
         artifact: From `export`, or an ONNX or engine file; or several, such as the precisions of one model: the folder
             then holds a folder for each, named after its file.
-        target: "onnxruntime", "python", "triton" or another registered one.
+        target: "cpp", "onnxruntime", "python", "triton" or another registered one.
         output: The folder; None takes the model file's name with the target, beside it.
         conf: Minimum score of a detection.
         iou: Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped.
@@ -112,6 +112,9 @@ def deploy(
         )
     fallback = None if reference is None else _to_path(reference)
     sources = [check_source(path, fallback) for path in paths]
+    for source in sources:
+        if chosen.check is not None:
+            chosen.check(source)
     images = [read_samples(samples, source.info) for source in sources]
     start_work(
         Plan(
@@ -217,7 +220,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 def _write(bundle: Bundle, target: Target, folder: Path, metrics: Mapping[str, float]) -> None:
     bundle.write(folder, metrics=metrics, versions=package_versions())
     notes = target.write(bundle, folder)
-    (folder / "README.md").write_text(_render_readme(bundle, target.name, folder, notes), encoding="utf-8")
+    (folder / "README.md").write_text(_render_readme(bundle, target, folder, notes), encoding="utf-8")
 
 
 FILE_NOTES = {
@@ -231,10 +234,11 @@ FILE_NOTES = {
 }
 
 
-def _render_readme(bundle: Bundle, target: str, folder: Path, notes: Sequence[str]) -> str:
+def _render_readme(bundle: Bundle, target: Target, folder: Path, notes: Sequence[str]) -> str:
     height, width = bundle.imgsz
+    files = {**FILE_NOTES, **target.file_notes}
     lines = [
-        f"# {bundle.info.architecture or bundle.name}, {bundle.precision.upper()}, for {target}",
+        f"# {bundle.info.architecture or bundle.name}, {bundle.precision.upper()}, for {target.name}",
         "",
         f"Task {bundle.info.task}, {len(bundle.info.names)} classes, input {width} x {height}"
         f"{', other sizes too' if bundle.dynamic else ''}, batch {bundle.batch or 'any'}.",
@@ -246,6 +250,6 @@ def _render_readme(bundle: Bundle, target: str, folder: Path, notes: Sequence[st
         "",
         "| file | what it holds |",
         "|---|---|",
-        *(f"| `{name}` | {text} |" for name, text in FILE_NOTES.items() if (folder / name).exists()),
+        *(f"| `{name}` | {text} |" for name, text in files.items() if (folder / name).exists()),
     ]
     return "\n".join(lines) + "\n"

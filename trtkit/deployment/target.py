@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trtkit.deployment.bundle import Bundle
+    from trtkit.deployment.bundle import Bundle, Source
 
 __all__ = ["TARGETS", "Target", "register_target"]
 
@@ -24,12 +24,17 @@ class Target:
             for the README.
         merge: Called with the folder that holds one folder for each of several model files, to put together what they
             share; None where they share nothing.
+        check: Raises an error, before the model runs, where the target does not take it; None where it takes all of
+            `formats`.
+        file_notes: What files hold, by name, for the README's table.
     """
 
     name: str
     formats: tuple[str, ...]
     write: Callable[[Bundle, Path], Sequence[str]]
     merge: Callable[[Path], None] | None = None
+    check: Callable[[Source], None] | None = None
+    file_notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 TARGETS: dict[str, Target] = {}

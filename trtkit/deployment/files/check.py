@@ -111,7 +111,7 @@ def _compare_parts(
         mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         other = np.asarray(found["masks"][nearest]).T.ravel()
         shared = float((mask & other).sum() / max(1, (mask | other).sum())) if (mask | other).any() else 1.0
-        if shared < 1 - tolerance["score"] * 5:
+        if shared < 1 - tolerance.get("mask", tolerance["score"] * 5):
             problems.append(f"a mask has an IoU of {shared:.3f} with the expected one")
     return problems
 
