@@ -95,12 +95,12 @@ def test_scales_of_a_candidate_are_kept(comparison, files):
 
 
 def test_candidates_are_in_figures_report_and_verdict(comparison, tmp_path):
-    verdict = " ".join(comparison.verdict())
+    findings = " ".join(comparison.findings())
     for name in ("qat", "half", "nms"):
-        assert f"{name} " in verdict
+        assert f"{name} " in findings
         assert name in {trace.name for trace in comparison.plot_losses().data}
         assert name in comparison.report(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "QAT" not in verdict
+    assert "QAT" not in findings
     assert comparison.losses()["precision"].unique(maintain_order=True).to_list() == ["qat", "half", "nms"]
 
 
@@ -262,7 +262,7 @@ def test_an_engine_of_another_maker(tmp_path, reference, monkeypatch):
 
 
 def test_a_foreign_engine_has_no_onnx_file_and_was_not_built_here(comparison, files):
-    from trtkit.comparison.tables import verdict_sentences
+    from trtkit.comparison.findings import describe_findings
 
     rows = comparison.rows.with_columns(onnx_mb=None, engine_mb=2.0, engine=True).filter(precision="qat")
     rows = (
@@ -271,7 +271,7 @@ def test_a_foreign_engine_has_no_onnx_file_and_was_not_built_here(comparison, fi
         .vstack(rows.cast(comparison.rows.with_columns(engine_mb=3.0).schema))
     )
     about = {**comparison.about, "builder": "TensorRT 10.1", "target": "sm90"}
-    text = " ".join(verdict_sentences(rows, about))
+    text = " ".join(describe_findings(rows, about))
     assert "TensorRT 10.1 built the FP32 engines for sm90" in text
     assert "engines: FP32 3.0 MB, qat 2.0 MB" in text
 

@@ -1,5 +1,6 @@
 """compare() end to end with the embedded model at a small size, without a GPU."""
 
+import html
 import json
 import threading
 
@@ -60,7 +61,8 @@ def test_without_a_gpu_no_latency_is_tensorrt_s(whole):
     comparison = whole[0]
     assert not comparison.rows["engine"].any()
     assert comparison.rows["runner"].str.starts_with("ONNX Runtime").all()
-    assert "not TensorRT's" in " ".join(comparison.verdict())
+    assert "not TensorRT's" in " ".join(comparison.findings())
+    assert {one.speed for one in comparison.verdicts.values()} == {"not measured"}
 
 
 def test_losses_have_every_primary_metric_with_its_interval(whole):
@@ -124,7 +126,9 @@ def test_accuracy_is_that_of_evaluate(whole):
 def test_the_folder_has_report_frame_and_recipe(whole):
     comparison, folder, _ = whole
     assert pl.read_parquet(folder / "comparison.parquet").equals(comparison.rows)
-    assert comparison.verdict()[0].split(" ")[0] in (folder / "report.html").read_text(encoding="utf-8")
+    assert comparison.verdicts["int8"].recommendation in html.unescape((folder / "report.html").read_text("utf-8"))
+    saved = json.loads((folder / "comparison.json").read_text())["facts"]["verdicts"]
+    assert saved == json.loads(json.dumps({name: one.to_dict() for name, one in comparison.verdicts.items()}))
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["verb"] == "compare"
     assert trtkit.Recipe.from_dict(recipe["recipes"]["int8"]["onnx"]).int8
@@ -135,7 +139,7 @@ def test_a_loaded_comparison_equals_the_saved_one(whole):
     comparison, folder, _ = whole
     again = Comparison.load(folder)
     assert again.rows.equals(comparison.rows)
-    assert again.verdict() == comparison.verdict()
+    assert (again.findings(), again.verdicts) == (comparison.findings(), comparison.verdicts)
     assert again.labels.equals(comparison.labels)
     assert again.provenance.model_hash == comparison.provenance.model_hash
 
@@ -279,5 +283,5 @@ def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_pa
     comparison = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2)
     assert opened == ["yolo11n-fp32.engine", "yolo11n-fp16.engine"]
     assert comparison.rows.select("engine", "clock", "mean_ms").unique().rows() == [(True, "gpu", 1.5)]
-    assert "they ran here" in " ".join(comparison.verdict())
+    assert "they ran here" in " ".join(comparison.findings())
     assert "not TensorRT" not in " ".join(annotation.text for annotation in comparison.plot().layout.annotations)

@@ -55,7 +55,7 @@ def test_it_contains_plotly_once(whole):
 def test_it_contains_verdict_numbers_code_and_provenance(whole):
     text = Outline(whole).text
     comparison = example_comparison(batches=(1, 8))
-    for sentence in comparison.verdict():
+    for sentence in comparison.findings():
         assert sentence in text
     for ultralytics, coco in ACCURACY.values():
         assert f"{ultralytics:.4f}" in text
@@ -97,8 +97,10 @@ def test_the_summary_has_the_verdict_and_the_primary_numbers():
     comparison = example_comparison()
     shown = Outline(render_summary(comparison))
     assert comparison._repr_html_() == render_summary(comparison)
-    assert shown.tags.count("li") == len(comparison.verdict())
-    for sentence in comparison.verdict():
+    assert shown.tags.count("li") == len(comparison.findings()) + len(comparison.verdicts)
+    for verdict in comparison.verdicts.values():
+        assert verdict.sentence in shown.text
+    for sentence in comparison.findings():
         assert sentence in shown.text
     for value, _ in ACCURACY.values():
         assert f"{value:.4f}" in shown.text

@@ -39,7 +39,9 @@ def test_columns_and_facts_have_the_present_names(comparison):
 def test_every_view_works(comparison, tmp_path):
     assert comparison.frame()["precision"].to_list() == ["fp32", "fp16", "int8"]
     assert comparison.frame()["pycocotools/AP"].null_count() == 0
-    assert len(comparison.verdict()) >= 6
+    assert len(comparison.findings()) >= 6
+    verdicts = {name: (one.recommendation, one.max_drop) for name, one in comparison.verdicts.items()}
+    assert verdicts == {"fp16": ("ship", 0.005), "int8": ("can't tell", 0.005)}
     assert len(comparison.losses()) == 4
     assert comparison.changes("int8")["change"].len() > 0
     assert len(comparison.timing().frame()) == 3
@@ -56,7 +58,7 @@ def test_its_recipes_are_valid(comparison):
 def test_saved_again_it_has_hashes_and_loads_alike(comparison, tmp_path):
     again = Comparison.load(comparison.save(tmp_path))
     assert again.frame().equals(comparison.frame())
-    assert again.verdict() == comparison.verdict()
+    assert (again.findings(), again.verdicts) == (comparison.findings(), comparison.verdicts)
     (tmp_path / "comparison.labels.parquet").write_bytes(b"")
     with pytest.raises(ResultError) as e:
         Comparison.load(tmp_path)

@@ -1,107 +1,213 @@
-"""The verdict: which sentences appear, and the numbers in them."""
+"""Verdicts: accuracy against the tolerance, speed, what to do and why, in Python, JSON, text and exit status."""
+
+import dataclasses
+import json
+import re
 
 import polars as pl
-from example_comparison import PYCOCOTOOLS, ULTRALYTICS, example_comparison
+import pytest
+from example_comparison import ULTRALYTICS, example_comparison
 
-from trtkit.comparison.tables import verdict_sentences
+from trtkit import cli
+from trtkit.comparison.comparison import Comparison
+from trtkit.comparison.report import render_report
+from trtkit.comparison.verdict import decisive_metrics
 
-
-def text(**about):
-    return " ".join(example_comparison(**about).verdict())
-
-
-def accuracy_of_int8(low, high):
-    comparison = example_comparison()
-    ends = {f"delta {ULTRALYTICS} low": low, f"delta {ULTRALYTICS} high": high}
-    rows = comparison.rows.with_columns(**{name: pl.lit(value) for name, value in ends.items()})
-    return verdict_sentences(rows, comparison.about)[1]
+GOOD, BAD, UNSURE = (-0.001, -0.003, 0.001), (-0.02, -0.026, -0.014), (-0.008, -0.02, 0.004)
+FP16 = (0.0, -0.0002, 0.0002)
+FASTER = {"fp32": 1.6, "fp16": 1.0, "int8": 0.8}
+SLOWER = {"fp32": 1.6, "fp16": 1.0, "int8": 1.05}
 
 
-def test_losses_by_both_rules_with_both_values():
-    sentence = example_comparison().verdict()[1]
-    assert sentence.startswith("INT8 ")
-    assert "loses 0.0041 mAP50-95 by Ultralytics' rule (0.7612 to 0.7571)" in sentence
-    assert "loses 0.0051 pycocotools/AP by pycocotools' rule (0.7421 to 0.7370)" in sentence
+def verdict_on(change, precision="int8", **settings):
+    settings = {"eval_images": 400, "where": "gpu", "speed": FASTER} | settings
+    return example_comparison(changes={"fp16": FP16, "int8": change}, **settings).verdicts[precision]
 
 
-def test_no_change():
-    assert "keeps mAP50-95 by Ultralytics' rule (0.7612 to 0.7612)" in example_comparison().verdict()[0]
+@pytest.mark.parametrize(
+    ("change", "accuracy", "recommendation", "status"),
+    [(GOOD, "kept", "ship", 0), (BAD, "loses", "don't ship", 1), (UNSURE, "can't tell", "can't tell", 3)],
+)
+def test_three_planted_cases(change, accuracy, recommendation, status):
+    verdict = verdict_on(change)
+    found = (verdict.accuracy, verdict.speed, verdict.recommendation, verdict.exit_status)
+    assert found == (accuracy, "faster", recommendation, status)
+    assert str(verdict).startswith(f"INT8: {recommendation}. ")
 
 
-def test_a_gain():
+def test_what_is_not_measured_is_said_and_does_not_stop_a_recommendation():
+    verdict = verdict_on(GOOD, where="cpu")
+    assert (verdict.recommendation, verdict.speed, verdict.latencies) == ("ship", "not measured", ())
+    assert verdict.speed_text == "not measured: no GPU here"
+    assert verdict.reason.endswith("latency not measured: no GPU here")
+    verdict = verdict_on(GOOD, where="cpu", built=False)
+    assert verdict.speed_text.startswith("not measured: no engine was built (neither TensorRT")
+
+
+@pytest.mark.parametrize("change", [GOOD, UNSURE])
+def test_what_is_not_faster_is_not_shipped_however_accurate(change):
+    verdict = verdict_on(change, speed=SLOWER)
+    assert (verdict.recommendation, verdict.speed, verdict.baseline) == ("don't ship", "not faster", "fp16")
+    assert verdict.reason.startswith("not faster than FP16 (p50 ")
+
+
+def test_fp16_is_held_against_the_reference():
+    verdict = verdict_on(GOOD, "fp16")
+    assert (verdict.recommendation, verdict.baseline, verdict.reference) == ("ship", "fp32", "fp32")
+    assert verdict.speed_text.startswith("faster than FP32 (p50 ")
+    assert "fp32" not in example_comparison().verdicts
+
+
+def test_a_gain_within_build_to_build_noise_is_not_faster():
+    assert verdict_on(GOOD, speed={**FASTER, "int8": 0.99}).speed == "not faster"
+
+
+def test_latencies_are_medians_with_an_interval():
+    (latency,) = verdict_on(GOOD).latencies
+    samples = example_comparison(where="gpu", speed=FASTER).samples
+    assert latency.p50_ms == pytest.approx(samples.filter(label="int8")["ms"].median())
+    assert latency.ratio == pytest.approx(latency.p50_ms / latency.baseline_p50_ms)
+    assert latency.low < latency.ratio < latency.high < 1
+
+
+def test_faster_at_one_batch_names_it():
+    comparison = example_comparison(changes={"int8": GOOD}, eval_images=400, where="gpu", batches=(1, 8), speed=FASTER)
+    slower = comparison.samples["label"].is_in(["int8"]) & (comparison.samples["batch"] == 1)
+    samples = comparison.samples.with_columns(ms=comparison.samples["ms"] * (1 + slower.cast(float)))
+    verdict = dataclasses.replace(comparison, samples=samples).verdicts["int8"]
+    assert [one.faster for one in verdict.latencies] == [False, True]
+    assert verdict.speed_text.startswith("faster than FP16 at batch 8 only")
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "needed", "is_lower_bound"),
+    [
+        # The standard error is 0.024 / 3.92, the gap to -0.005 is 0.010: 400 (3.24 * 0.006122 / 0.010)^2.
+        ((-0.015, -0.027, -0.003), 400, 1574, False),
+        # A gap of 0.003, below the standard error: 400 * 3.24^2.
+        (UNSURE, 400, 4200, True),
+    ],
+)
+def test_the_number_of_images_that_would_settle_it(change, images, needed, is_lower_bound):
+    verdict = verdict_on(change, eval_images=images)
+    (metric,) = verdict.metrics
+    assert (metric.images_needed, metric.is_lower_bound, verdict.images_needed) == (needed, is_lower_bound, needed)
+    words = f"not settled with fewer than {needed:,} images" if is_lower_bound else f"about {needed:,} images"
+    assert words in verdict.reason
+
+
+def test_so_few_images_decide_nothing():
+    verdict = verdict_on(GOOD, eval_images=12)
+    assert verdict.recommendation == "can't tell"
+    assert verdict.reason.startswith("12 images are too few")
+
+
+def test_without_intervals_nothing_is_claimed():
+    verdict = example_comparison(where="gpu", speed=FASTER).verdicts["int8"]
+    assert (verdict.accuracy, verdict.recommendation, verdict.images_needed) == ("can't tell", "can't tell", None)
+
+
+@pytest.mark.parametrize(("masks", "accuracy"), [(GOOD, "kept"), (BAD, "loses"), (UNSURE, "can't tell")])
+def test_both_metrics_of_a_task_must_be_kept(masks, accuracy):
+    metric = "mAP50-95(M)"
     comparison = example_comparison(
-        reference="int8", metrics=[[ULTRALYTICS, "mAP50-95"], [PYCOCOTOOLS, "pycocotools/AP"]]
+        changes={"int8": GOOD}, eval_images=400, metrics=[[metric, "mAP50-95(M)"], [ULTRALYTICS, "mAP50-95"]]
     )
-    assert "gains 0.0041 mAP50-95 (0.7571 to 0.7612)" in comparison.verdict()[0]
+    delta, low, high = (pl.lit(value) for value in masks)
+    of_masks = comparison.differences.filter(metric=ULTRALYTICS).with_columns(
+        metric=pl.lit(metric), delta=delta, low=low, high=high
+    )
+    rows = comparison.rows.with_columns(pl.col(ULTRALYTICS).alias(metric))
+    differences = pl.concat([comparison.differences, of_masks])
+    verdict = dataclasses.replace(comparison, rows=rows, differences=differences).verdicts["int8"]
+    assert verdict.accuracy == accuracy
+    assert {one.metric: one.accuracy for one in verdict.metrics} == {metric: accuracy, ULTRALYTICS: "kept"}
 
 
-def test_a_loss_whose_interval_includes_zero_is_not_significant():
-    sentence = accuracy_of_int8(-0.009, 0.001)
-    assert "no significant loss of mAP50-95 by Ultralytics' rule (0.7612 to 0.7571; change -0.0041" in sentence
-    assert "-0.0090 to +0.0010" in sentence
+def test_one_rule_decides():
+    assert decisive_metrics(example_comparison().about["metrics"]) == [(ULTRALYTICS, "mAP50-95")]
+    assert decisive_metrics([["mAP50-95(B)", "a"], ["mAP50-95(R)", "b by exact overlap"]]) == [("mAP50-95(B)", "a")]
+    assert decisive_metrics([["top1", "top-1 accuracy"]]) == [("top1", "top-1 accuracy")]
+    assert decisive_metrics([["rmse", "RMSE by us"]]) == [("rmse", "RMSE")]
 
 
-def test_a_loss_whose_interval_excludes_zero_has_it():
-    sentence = accuracy_of_int8(-0.006, -0.002)
-    assert "loses 0.0041 mAP50-95" in sentence
-    assert "-0.0060 to -0.0020" in sentence
+def test_a_loss_names_its_classes_and_sizes():
+    groups = [("int8", "class", "cat", -0.05, -0.06, -0.04), ("int8", "size", "small", -0.03, -0.04, -0.02),
+              ("int8", "class", "dog", 0.05, 0.04, 0.06), ("fp16", "class", "cow", -0.05, -0.06, -0.04)]  # fmt: skip
+    verdict = verdict_on(BAD, groups=groups)
+    assert [(one.scope, one.name) for one in verdict.losing] == [("class", "cat"), ("size", "small")]
+    assert "most of all class cat, size small" in verdict.reason
 
 
-def test_latency_of_onnx_runtime_is_never_called_tensorrt_s():
-    cpu, gpu = text(where="cpu"), text(where="gpu")
-    assert "Batch 1, ONNX Runtime 1.32.0 CPU: FP32 " in cpu
-    assert "not TensorRT's" in cpu
-    assert "Batch 1, TensorRT 8.6.0 NVIDIA H100: FP32 " in gpu
-    assert "not TensorRT's" not in gpu
+def test_the_tolerance_decides():
+    assert verdict_on(GOOD, max_drop=0.002).accuracy == "can't tell"
+    assert verdict_on(BAD, max_drop=0.03).accuracy == "kept"
 
 
-def test_latency_is_per_image_with_its_ratio():
-    comparison = example_comparison(batches=(1, 8))
-    sentences = [line for line in comparison.verdict() if line.startswith("Batch ")]
-    for size, sentence in zip((1, 8), sentences, strict=True):
-        rows = comparison.rows.filter(batch=size)
-        base, int8 = (rows.row(by_predicate=pl.col("precision") == name, named=True) for name in ("fp32", "int8"))
-        assert sentence.startswith(f"Batch {size}, ")
-        ratio = int8["mean_ms"] / base["mean_ms"]
-        assert f"INT8 {int8['image_ms']:.2f} ms/image ({ratio:.2f}x FP32)" in sentence
+def test_saved_loaded_and_reported_it_is_the_same(tmp_path):
+    comparison = example_comparison(changes={"fp16": FP16, "int8": UNSURE}, eval_images=400, max_drop=0.006)
+    again = Comparison.load(comparison.save(tmp_path))
+    assert again.verdicts == comparison.verdicts
+    assert again.verdicts["int8"].max_drop == 0.006
+    saved = json.loads((tmp_path / "comparison.json").read_text())["facts"]["verdicts"]["int8"]
+    assert saved == json.loads(json.dumps(comparison.verdicts["int8"].to_dict()))
+    assert saved["exit_status"] == 3
+    page = render_report(comparison).replace("&#39;", "'")
+    assert comparison.verdicts["int8"].sentence in page
+    assert repr(comparison).count("\n") == 2
 
 
-def test_unsteady_latency_is_reported():
-    assert "std/mean" not in text()
-    comparison = example_comparison()
-    rows = comparison.rows.with_columns(std_ms=comparison.rows["mean_ms"] * 0.25)
-    assert "25 % (std/mean)" in " ".join(verdict_sentences(rows, comparison.about))
+@pytest.fixture
+def compare_planted(monkeypatch):
+    """`trtkit compare` that returns a planted comparison."""
+
+    def plant(change, **settings):
+        comparison = example_comparison(changes={"fp16": FP16, "int8": change}, eval_images=400, **settings)
+        monkeypatch.setattr("trtkit.cli.model_commands.call_with_options", lambda *words, **more: comparison)
+        return comparison
+
+    return plant
 
 
-def test_few_images_and_skipped_images_are_reported():
-    assert "noise" in text(eval_images=40)
-    assert "noise" not in text(eval_images=5000)
-    assert "1 image was skipped." in text(skipped=["a.jpg"])
-    assert "2 images were skipped." in text(skipped=["a.jpg", "b.jpg"])
-    assert "skipped" not in text()
+@pytest.mark.parametrize(("change", "status"), [(GOOD, 0), (BAD, 1), (UNSURE, 3)])
+def test_the_gate_exits_with_the_verdict(compare_planted, capsys, change, status):
+    comparison = compare_planted(change)
+    assert cli.main(["compare", "a.pt", "b.yaml", "--gate", "int8"]) == status
+    assert cli.main(["compare", "a.pt", "b.yaml", "--gate", "fp16"]) == 0
+    assert cli.main(["compare", "a.pt", "b.yaml"]) == 0
+    assert str(comparison.verdicts["int8"]) in capsys.readouterr().out
 
 
-def test_notes_are_passed_on():
-    assert "Note: class 3 has another name." in text(notes=["class 3 has another name"])
+@pytest.mark.parametrize("gate", ["fp32", "int4"])
+def test_a_gate_on_nothing_is_refused_before_any_work(monkeypatch, capsys, gate):
+    monkeypatch.setattr("trtkit.cli.model_commands.call_with_options", lambda *words, **more: pytest.fail("ran"))
+    assert cli.main(["compare", "a.pt", "b.yaml", "--gate", gate]) == 2
+    assert "choose from fp16, int8" in capsys.readouterr().err
 
 
-def test_calibration_with_its_split_and_percentile():
-    assert "optimistic" in text(split="val")
-    assert "optimistic" not in text(split="train")
-    assert "calibrated" not in text(calibration=None)
-    calibration = {"algorithm": "percentile", "percentile": 99.999, "image_count": 64, "split": "train", "hash": "0"}
-    assert "64 images of train (percentile 99.999)." in text(calibration=calibration)
-    assert "(minmax)." in text(calibration={**calibration, "algorithm": "minmax", "percentile": None})
+def test_json_has_verdicts_and_rows_alone(compare_planted, capsys):
+    comparison = compare_planted(UNSURE)
+    assert cli.main(["compare", "a.pt", "b.yaml", "--json", "--gate", "int8"]) == 3
+    content = json.loads(capsys.readouterr().out)
+    assert content["verdicts"]["int8"] == json.loads(json.dumps(comparison.verdicts["int8"].to_dict()))
+    assert [row["precision"] for row in content["rows"]] == ["fp32", "fp16", "int8"]
 
 
-def test_engines_and_whether_they_ran():
-    assert "they did not run here: no GPU of sm89 was found." in text()
-    assert "they ran here." in text(where="gpu")
-    assert "No TensorRT engine was built: neither TensorRT nor TensorRT-RTX works here." in text(built=False)
+def test_help_says_what_the_exit_status_means(capsys):
+    for words in (["compare", "--help"], ["--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert "0 ship, 1 don't ship, 3 can't tell" in " ".join(capsys.readouterr().out.split())
 
 
-def test_file_sizes():
-    sizes = "FP32 10.6 MB, FP16 5.4 MB, INT8 3.2 MB; engines: FP32 11.9 MB, FP16 6.8 MB, INT8 4.9 MB"
-    assert f"{sizes}." in text(builder="TensorRT 8.6.0")
-    assert f"{sizes}; those of TensorRT-RTX hold the source code of their kernels" in text()
-    assert "engines:" not in text(built=False)
+def test_verdict_and_cards_fit_a_terminal(compare_planted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    compare_planted(UNSURE)
+    cli.main(["compare", "a.pt", "b.yaml"])
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for words in ("INT8: can't tell.", "p50 latency", "not measured: no GPU here", "3.2 MB", "[-0.0200, +0.0040]"):
+        assert words in text

@@ -13,7 +13,13 @@ from trtkit.evaluation.average_precision import score_classes, unpack_thresholds
 from trtkit.evaluation.bootstrap import build_class_curves, draw_resamples, resample_average_precision
 from trtkit.evaluation.evaluation import evaluate
 from trtkit.evaluation.metrics import compute_pycocotools_metrics
-from trtkit.evaluation.significance import _difference_row, compute_differences
+from trtkit.evaluation.significance import (
+    MIN_IMAGES,
+    _difference_row,
+    compute_differences,
+    decide_accuracy,
+    holm,
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +160,62 @@ def test_an_interval_that_ends_at_zero_but_for_rounding_is_not_significant(end, 
     row = _difference_row("mAP50-95(B)", "all", "", 0.5, 0.4, changes)
     assert row["high"] == pytest.approx(end)
     assert row["significant"] is significant
+
+
+class Ranked:
+    """A classifier's evaluation: the rank of the right class per image."""
+
+    detections = pl.DataFrame()
+
+    def __init__(self, rank, classes=None):
+        classes = np.zeros(len(rank), int) if classes is None else classes
+        numbers = np.unique(classes).tolist()
+        self.per_image = pl.DataFrame({"image": range(len(rank)), "path": [str(n) for n in range(len(rank))]})
+        self.per_class = pl.DataFrame({"class": numbers, "name": [f"c{n}" for n in numbers]})
+        self.labels = pl.DataFrame({"image": range(len(rank)), "class": classes, "rank": rank})
+        self.metrics = {"top1": float((rank == 1).mean()), "top5": float((rank <= 5).mean())}
+
+
+@pytest.mark.parametrize(("images", "decision"), [(40, "can't tell"), (400, "kept")])
+def test_a_share_that_did_not_change_on_few_images_is_not_kept(images, decision):
+    same = Ranked(np.ones(images, int))
+    row = compute_differences(same, same, resamples=20).row(
+        by_predicate=(pl.col("metric") == "top1") & (pl.col("scope") == "all"), named=True
+    )
+    assert row["high"] == -row["low"] == pytest.approx(1.96 / (images + 2))
+    assert decide_accuracy(row["low"], row["high"], 0.005, images) == decision
+
+
+def test_of_many_classes_that_lose_by_chance_none_is_significant():
+    """100 classes of 40 images, of which every image may change; and one class that loses half of its images."""
+    dice = np.random.default_rng(1)
+    classes = np.repeat(np.arange(100), 40)
+    before, after = (np.where(dice.random(4000) < 0.8, 1, 2) for _ in range(2))
+    before[:40], after[:40] = 1, [1, 2] * 20
+    found = compute_differences(Ranked(before, classes), Ranked(after, classes), resamples=20)
+    rows = found.filter(scope="class", metric="top1")
+    excluded = rows.filter((pl.col("low") > 0) | (pl.col("high") < 0))
+    assert len(excluded) > 3
+    assert rows.filter("significant")["name"].to_list() == ["c0"]
+
+
+def test_holm_is_the_textbook_s():
+    """Levels 0.05/4, 0.05/3, 0.05/2: 0.01 and 0.005 are rejected, 0.03 is not, nor what comes after it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert holm([0.01] * 6) == [False] * 6
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decision"),
+    [(-0.004, 0.001, "kept"), (-0.005, 0.001, "kept"), (-0.006, 0.001, "can't tell"), (-0.02, -0.006, "loses"),
+     (-0.02, -0.005, "can't tell"), (0.0, 0.0, "kept"), (None, None, "can't tell")],
+)  # fmt: skip
+def test_a_metric_is_kept_if_the_whole_interval_is_within_the_tolerance(low, high, decision):
+    assert decide_accuracy(low, high, 0.005, 100) == decision
+    assert decide_accuracy(low, high, 0.005, MIN_IMAGES - 1) == "can't tell"
+
+
+def test_the_same_metric_is_kept_at_no_tolerance():
+    assert decide_accuracy(0.0, 0.0, 0.0, 100) == "kept"
+    assert decide_accuracy(-1e-17, 0.0, 0.0, 100) == "kept"

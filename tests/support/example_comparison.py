@@ -6,6 +6,7 @@ import polars as pl
 
 from trtkit.comparison.comparison import Comparison
 from trtkit.evaluation.latency import summarize_runs
+from trtkit.evaluation.significance import DIFFERENCE_COLUMNS
 from trtkit.results import Provenance
 
 RUNNERS = {"cpu": ("ONNX Runtime 1.32.0 CPU", False, "wall"), "gpu": ("TensorRT 8.6.0 NVIDIA H100", True, "gpu")}
@@ -15,7 +16,9 @@ SPEED = {"fp32": 34.0, "fp16": 41.0, "int8": 71.0}
 SIZE = {"fp32": (10.6, 11.9), "fp16": (5.4, 6.8), "int8": (3.2, 4.9)}
 
 
-def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", **about):
+def example_comparison(
+    *, where="cpu", batches=(1,), built=True, split="train", changes=None, groups=(), speed=SPEED, **about
+):
     """A comparison of three precisions.
 
     Args:
@@ -23,13 +26,32 @@ def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", 
         batches: Batch sizes.
         built: Whether engines were built.
         split: The split of the calibration.
+        changes: (delta, low, high) of the metrics by precision; None leaves the comparison without intervals.
+        groups: Rows (precision, scope, name, delta, low, high) of classes and sizes.
+        speed: Latency of one image by precision, ms.
         **about: Replaces entries of `Comparison.about`.
     """
     name, engine, clock = RUNNERS[where]
+    accuracy = {
+        label: tuple(value + changes[label][0] for value in ACCURACY["fp32"])
+        if changes and label in changes
+        else values
+        for label, values in ACCURACY.items()
+    }
+    differences = [
+        {"precision": label, "metric": metric, "scope": "all", "name": "", "reference": reference,
+         "value": reference + delta, "delta": delta, "low": low, "high": high, "significant": low > 0 or high < 0}
+        for label, (delta, low, high) in (changes or {}).items()
+        for metric, reference in zip((ULTRALYTICS, PYCOCOTOOLS), ACCURACY["fp32"], strict=True)
+    ] + [
+        {"precision": label, "metric": ULTRALYTICS, "scope": scope, "name": group, "reference": 0.7,
+         "value": 0.7 + delta, "delta": delta, "low": low, "high": high, "significant": low > 0 or high < 0}
+        for label, scope, group, delta, low, high in groups
+    ]  # fmt: skip
     dice = random.Random(3)
     samples = pl.DataFrame(
         [
-            {"label": label, "batch": size, "turn": turn, "ms": SPEED[label] * size * (1 + abs(dice.gauss(0, 0.03)))}
+            {"label": label, "batch": size, "turn": turn, "ms": speed[label] * size * (1 + abs(dice.gauss(0, 0.03)))}
             for size in batches
             for turn in range(40)
             for label in SPEED
@@ -47,10 +69,10 @@ def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", 
         [
             {
                 "label": label,
-                ULTRALYTICS: ACCURACY[label][0],
-                PYCOCOTOOLS: ACCURACY[label][1],
-                f"delta {ULTRALYTICS}": ACCURACY[label][0] - ACCURACY["fp32"][0],
-                f"delta {PYCOCOTOOLS}": ACCURACY[label][1] - ACCURACY["fp32"][1],
+                ULTRALYTICS: accuracy[label][0],
+                PYCOCOTOOLS: accuracy[label][1],
+                f"delta {ULTRALYTICS}": accuracy[label][0] - accuracy["fp32"][0],
+                f"delta {PYCOCOTOOLS}": accuracy[label][1] - accuracy["fp32"][1],
                 "onnx_mb": SIZE[label][0],
                 "engine_mb": SIZE[label][1] if built else None,
                 "build_s": 3.25 if built else None,
@@ -82,6 +104,7 @@ def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", 
         "eval_images": 40,
         "skipped": [],
         "reference": "fp32",
+        "max_drop": 0.005,
         "metrics": [
             [ULTRALYTICS, "mAP50-95 by Ultralytics' rule"],
             [PYCOCOTOOLS, "pycocotools/AP by pycocotools' rule"],
@@ -113,4 +136,7 @@ def example_comparison(*, where="cpu", batches=(1,), built=True, split="train", 
         runners=runners,
         about=whole,
         provenance=provenance,
+        differences=pl.DataFrame(differences, schema={"precision": pl.String, **DIFFERENCE_COLUMNS})
+        if differences
+        else pl.DataFrame(),
     )

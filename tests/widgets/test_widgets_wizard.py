@@ -266,7 +266,7 @@ def test_it_builds_and_measures_and_its_code_repeats_the_build(small: Recipe, tm
     assert "not of TensorRT" in page.latency.value
     assert all(output.figure is not None for output in page.figures)
     comparison = widget.state.measurement.comparison
-    assert comparison.verdict()[0] in html.unescape(page.accuracy.value)
+    assert str(comparison.verdicts["int8"]) in html.unescape(page.accuracy.value)
     assert comparison.frame()["precision"].to_list() == ["fp32", "int8"]
     widget.next.click()
     last: Any = widget.page("engine")

@@ -37,33 +37,30 @@ def measurement(comparison: Comparison, **changes: Any) -> Measurement:
     return Measurement(timing=comparison.timing(), figures=(None, None), comparison=comparison, **changes)  # type: ignore[arg-type]
 
 
-def with_loss(comparison: Comparison, delta: float, significant: bool) -> Comparison:
-    """The comparison with this change of every metric of INT8."""
+def with_change(comparison: Comparison, low: float, high: float) -> Comparison:
+    """The comparison of 400 images in which every metric of INT8 changes by between `low` and `high`."""
     is_int8 = pl.col("precision") == "int8"
     return dataclasses.replace(
         comparison,
+        about={**comparison.about, "eval_images": 400},
         differences=comparison.differences.with_columns(
-            delta=pl.when(is_int8).then(delta).otherwise("delta"),
-            significant=pl.when(is_int8).then(significant).otherwise("significant"),
+            low=pl.when(is_int8).then(low).otherwise("low"), high=pl.when(is_int8).then(high).otherwise("high")
         ),
     )
 
 
 @pytest.mark.parametrize(
-    ("delta", "significant", "kind"),
-    [(-0.01, True, "warning"), (-0.01, False, "good"), (0.01, True, "good"), (0.0, False, "good")],
+    ("low", "high", "kind"), [(-0.02, -0.01, "warning"), (-0.02, 0.01, "note"), (-0.004, 0.0, "good")]
 )
-def test_only_a_significant_loss_is_a_warning(
-    comparison: Comparison, delta: float, significant: bool, kind: str
-) -> None:
-    first, *rest = measurement_messages(measurement(with_loss(comparison, delta, significant)), "int8")
+def test_the_verdict_decides_the_kind_of_message(comparison: Comparison, low: float, high: float, kind: str) -> None:
+    first, *rest = measurement_messages(measurement(with_change(comparison, low, high)), "int8")
     assert first.kind == kind
     assert {one.kind for one in rest} == {"note"}
 
 
-def test_the_messages_are_the_comparison_s_verdict(comparison: Comparison) -> None:
-    messages = measurement_messages(measurement(comparison), "int8")
-    assert tuple(one.text for one in messages) == comparison.verdict()
+def test_the_messages_are_the_verdict_and_the_findings(comparison: Comparison) -> None:
+    messages = tuple(one.text for one in measurement_messages(measurement(comparison), "int8"))
+    assert messages == (str(comparison.verdicts["int8"]), *comparison.findings())
     assert measurement_messages(measurement(comparison), "fp32")[0].kind == "note"
 
 

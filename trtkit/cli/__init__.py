@@ -35,11 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `trtkit`; None uses the process's arguments.
 
     Returns:
-        The exit status: 0 when done, 2 for a `TrtkitError` (one sentence on stderr), 130 after Ctrl-C.
+        The exit status: 0 when done, 2 for a `TrtkitError` (one sentence on stderr), 130 after Ctrl-C; of
+        `compare --gate` also 1 for "don't ship" and 3 for "can't tell".
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     cancel = threading.Event()
     before = _watch_signals(cancel)
+    status = None
     try:
         command, values = parse_command(words)
         if hasattr(values, "verb"):
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(values, "dry_run", False):
                 _print_plan(catch_plan(lambda: command(values, cancel)), values)
             else:
-                command(values, cancel)
+                status = command(values, cancel)
     except (CancelledError, KeyboardInterrupt):
         _print_error("trtkit: stopped; no incomplete file was left.")
         return INTERRUPTED
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0
+    return status or 0
 
 
 def _print_plan(plan: Plan, values: argparse.Namespace) -> None:
@@ -131,7 +133,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(escape_controls(message))
 
 
-Command = Callable[[argparse.Namespace, threading.Event], None]
+Command = Callable[[argparse.Namespace, threading.Event], int | None]
+"""Runs a command; returns its exit status, None for 0."""
 
 MODULES = {"model": "trtkit.cli.model_commands", "system": "trtkit.cli.system_commands"}
 
@@ -175,6 +178,8 @@ EXAMPLES = """examples:
       the same graph as ONNX, for other runtimes
   trtkit compare yolo11n.pt --data coco.yaml --batch 1,8
       whether INT8 pays, in runs/compare/report.html
+  trtkit compare yolo11n.pt --data coco.yaml --max-drop 0.005 --gate int8
+      the same in CI: exit status 0 ship, 1 don't ship, 3 can't tell
   trtkit compare yolo11n.pt --data coco.yaml --dry-run
       what that would do, after all checks and without doing it
   trtkit predict yolo11n-int8.engine street.jpg
@@ -189,7 +194,8 @@ EXAMPLES = """examples:
       the metadata of an engine file
 
 trtkit COMMAND --help shows the options; they have the names and defaults of the
-Python functions. Exit status: 0 done, 2 error, 130 stopped by Ctrl-C."""
+Python functions. Exit status: 0 done, 2 error, 130 stopped by Ctrl-C;
+compare --gate: 0 ship, 1 don't ship, 3 can't tell."""
 
 
 def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
+import json
 import os
+import shutil
+import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, call_with_options
-from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text
+from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text, print_wrapped
 from trtkit.errors import DataError, EngineError, OutputExistsError, RecipeError
 from trtkit.files import check_output, escape_surrogates, find_published, write_bytes
 from trtkit.progress import Plan, Reporter, start_work
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trtkit.comparison.cards import CardRow
     from trtkit.comparison.comparison import Comparison
     from trtkit.tasks import Prediction
 
@@ -320,13 +328,59 @@ def add_compare(parser: argparse.ArgumentParser) -> Command:
     from trtkit.comparison.comparator import compare
 
     add_options(parser, compare, positional=("model", "data"))
+    parser.add_argument("-v", "--verbose", action="store_true", help="also print every number and finding")
+    parser.add_argument("--json", action="store_true", help="print verdicts and numbers as JSON instead of tables")
+    parser.add_argument(
+        "--gate",
+        metavar="NAME",
+        help="exit with the verdict on this precision or candidate: 0 ship, 1 don't ship, 3 can't tell (2 is an error)",
+    )
+    parser.epilog = "Exit status: 0 done, 2 error; with --gate 0 ship, 1 don't ship, 3 can't tell."
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> int | None:
+        if values.gate is not None:
+            _check_gate(values)
         with ProgressBars() as bars:
             comparison = call_with_options(compare, values, progress=bars, cancel=cancel)
-        print_comparison(comparison, values.output)
+        if values.json:
+            print_text(json.dumps(comparison_json(comparison, values.output), indent=2))
+        else:
+            print_comparison(comparison, values.output, verbose=values.verbose)
+        return None if values.gate is None else comparison.verdicts[values.gate].exit_status
 
     return run
+
+
+def _check_gate(values: argparse.Namespace) -> None:
+    """Refuse a gate on what is not compared, or on the reference, before any work."""
+    names = [*values.precisions, *(values.candidates or {})]
+    reference = "fp32" if "fp32" in names else names[0]
+    choices = [name for name in names if name != reference]
+    if values.gate not in choices:
+        raise RecipeError(
+            f"compare with --gate {values.gate}",
+            "it is the reference of the comparison" if values.gate == reference else "it is not compared",
+            f"choose from {', '.join(choices)}" if choices else "compare two precisions or more",
+            code="cli-gate-unknown",
+            value=values.gate,
+            names=choices,
+        )
+
+
+def comparison_json(comparison: Comparison, folder: str | Path) -> dict[str, Any]:
+    """Verdicts and numbers of a comparison as JSON-ready data.
+
+    Args:
+        comparison: The comparison.
+        folder: The folder it was saved in.
+    """
+    names = ("model", "task", "data", "split", "imgsz", "eval_images", "reference", "max_drop")
+    return {
+        **{name: comparison.about[name] for name in names},
+        "verdicts": {name: verdict.to_dict() for name, verdict in comparison.verdicts.items()},
+        "rows": comparison.rows.fill_nan(None).to_dicts(),
+        "output": str(folder),
+    }
 
 
 def add_report(parser: argparse.ArgumentParser) -> Command:
@@ -345,34 +399,65 @@ def add_report(parser: argparse.ArgumentParser) -> Command:
     return run
 
 
-def print_comparison(comparison: Comparison, folder: str | Path) -> None:
-    """Print the table and the verdict of a comparison, and the paths of its files.
+def print_comparison(comparison: Comparison, folder: str | Path, *, verbose: bool = False) -> None:
+    """Print the verdicts and cards of a comparison, and the paths of its files; they fit a screen of 80 x 24.
 
     Args:
         comparison: The comparison.
         folder: The folder it was saved in.
+        verbose: Also print the table of numbers and the findings, before the verdicts.
     """
+    from trtkit.comparison.cards import make_cards
+
+    if verbose:
+        print_table(_comparison_table(comparison))
+        print_text()
+        for sentence in comparison.findings():
+            print_wrapped(f"- {sentence}")
+        print_text()
+    for verdict in comparison.verdicts.values():
+        print_wrapped(verdict)
+    print_text()
+    cards = make_cards(comparison)
+    columns = [[_format_card_row(row) for row in card.rows] for card in cards]
+    widths = [max(map(len, (card.title, *lines))) for card, lines in zip(cards, columns, strict=True)]
+    if sys.stdout.isatty():
+        # On a narrow terminal latencies wrap, which have spaces at good places.
+        widths[1] = max(12, min(widths[1], shutil.get_terminal_size().columns - widths[0] - widths[2] - 4))
+    columns = [
+        [*textwrap.wrap(card.subtitle, width), *(part for line in lines for part in textwrap.wrap(line, width))]
+        for card, lines, width in zip(cards, columns, widths, strict=True)
+    ]
+    table = make_table(*(card.title for card in cards))
+    for cells in itertools.zip_longest(*columns, fillvalue=""):
+        table.add_row(*cells)
+    print_table(table)
+    print_text()
+    for name in ("report.html", "comparison.parquet", "recipe.json"):
+        print_text(Path(folder) / name)
+
+
+def _format_card_row(row: CardRow) -> str:
+    return " ".join(word for word in (row.label, row.value, row.note) if word)
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    """Accuracy, latency, size and build time, one row per precision and batch."""
     rows = comparison.rows
     batches = rows["batch"].n_unique() > 1
     heads = ["batch"] if batches else []
     for column, _ in comparison.about["metrics"]:
         heads += [column, "change"]
-    table = make_table("", numbers=(*heads, "ms/image", "p99", "ONNX MB", "engine MB", "build s"))
+    table = make_table("", numbers=(*heads, "p50 ms/image", "p99", "ONNX MB", "engine MB", "build s"))
     for row in rows.iter_rows(named=True):
         cells: list[Any] = [str(row["batch"])] if batches else []
         for column, _ in comparison.about["metrics"]:
             is_reference = row["precision"] == comparison.about["reference"]
             cells += [f"{row[column]:.4f}", "" if is_reference else f"{row[f'delta {column}']:+.4f}"]
-        cells += [_format_number(row["image_ms"], 2), _format_number(row["p99_ms"] / row["batch"], 2)]
+        cells += [_format_number(row[name] / row["batch"], 2) for name in ("p50_ms", "p99_ms")]
         cells += [_format_number(row[name], 1) for name in ("onnx_mb", "engine_mb", "build_s")]
         table.add_row(format_label(row["precision"]), *cells)
-    print_table(table)
-    print_text()
-    for sentence in comparison.verdict():
-        print_text(f"- {sentence}")
-    print_text()
-    for name in ("report.html", "comparison.parquet", "recipe.json"):
-        print_text(Path(folder) / name)
+    return table
 
 
 def _format_number(value: float | None, digits: int) -> str:

@@ -214,6 +214,7 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
         "GPU index or name, or sm89 to build for a GPU elsewhere [default: the first GPU]", "DEVICE", parse_device
     ),
     ("compare", "dynamic"): _switch("dynamic batch, height and width [default: for several batches]"),
+    ("compare", "max_drop"): _number("largest accepted loss of a metric, which verdicts are decided against"),
     ("compare", "output"): Option("folder of the files and the report", "FOLDER"),
     ("deploy", "artifact"): Option(
         "an .engine or .onnx file; of several, each gets a folder inside FOLDER", "FILE", several=True

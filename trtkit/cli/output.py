@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ __all__ = [
     "print_error",
     "print_table",
     "print_text",
+    "print_wrapped",
 ]
 
 # C0 and C1 controls, marks and overrides of the text direction, line separators, and the lone surrogates of file names
@@ -55,6 +57,17 @@ def escape_controls(text: object, *, keep: str = "") -> str:
 def print_text(text: object = "") -> None:
     """Print lines to stdout."""
     print(escape_controls(text, keep="\n\t"))
+
+
+def print_wrapped(text: object) -> None:
+    """Print a paragraph to stdout, wrapped between words at the terminal's width; in a pipe it is one line."""
+    clean = escape_controls(text)
+    if sys.stdout.isatty():
+        width = Console().width
+        clean = textwrap.fill(
+            clean, width=width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    print(clean)
 
 
 def print_error(text: object) -> None:

@@ -361,11 +361,12 @@ def add_demo(parser: argparse.ArgumentParser) -> Command:
         metavar="FOLDER",
         help=f"folder of the result [default: {embedded.OUTPUT_DIR}]",
     )
+    parser.add_argument("-v", "--verbose", action="store_true", help="also print every number and finding")
     return _run_demo
 
 
 def _run_demo(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Compare the embedded model's precisions, and print the table and the paths of the files."""
+    """Compare the embedded model's precisions, and print verdicts, cards and the paths of the files."""
     from trtkit import demo as embedded
     from trtkit.backends.capabilities import probe
     from trtkit.comparison.comparator import compare
@@ -384,7 +385,7 @@ def _run_demo(values: argparse.Namespace, cancel: threading.Event) -> None:
             progress=bars,
             cancel=cancel,
         )
-    print_comparison(comparison, values.output)
+    print_comparison(comparison, values.output, verbose=values.verbose)
 
 
 def add_lab(parser: argparse.ArgumentParser) -> Command:

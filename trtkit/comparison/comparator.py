@@ -15,6 +15,7 @@ from trtkit.codegen import Expression, load_end2end, needs_end2end, render_comma
 from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
+from trtkit.comparison.verdict import MAX_DROP
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
@@ -44,6 +45,7 @@ def compare(
     split: str = "val",
     imgsz: int | tuple[int, int] | None = None,
     batch: int | Sequence[int] = 1,
+    max_drop: float = MAX_DROP,
     candidates: Mapping[str, CandidateSource] | None = None,
     dynamic: bool | None = None,
     simplify: bool = True,
@@ -64,10 +66,12 @@ def compare(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Comparison:
-    """Export a model in several precisions, and measure accuracy, latency and size of each alike.
+    """Export a model in several precisions, measure accuracy, latency and size of each alike, and say which to ship.
 
-    Engines are evaluated and timed if they run here; else ONNX Runtime is, with the same graphs, and the verdict says
-    so.
+    Engines are evaluated and timed if they run here; else ONNX Runtime is, with the same graphs, and the verdicts say
+    that latency was not measured. `Comparison.verdicts` has, for each precision, whether accuracy is kept (by the 95 %
+    confidence interval of a paired bootstrap), whether it is faster, and what to do. Claims about single classes are
+    corrected for the number of classes by Holm's method (Holm 1979, Scandinavian Journal of Statistics 6:65).
 
     Args:
         model: From `load`, or a file it takes.
@@ -76,6 +80,7 @@ def compare(
         split: The split of the evaluation.
         imgsz: Image side, or (height, width), pixels; None takes the model's own.
         batch: Batch sizes to time; engines are built for the largest.
+        max_drop: The largest accepted loss of a metric, e.g. 0.005 of mAP50-95; verdicts are decided against it.
         candidates: Models or files by name, measured beside the precisions on the same images: a `Model` (such as the
             end-to-end head of the same checkpoint), an ONNX file (with Q/DQ or NMS inside), an engine, or what `export`
             returned. Each runs in its own precision, a checkpoint in FP32.
@@ -393,7 +398,8 @@ def join_comparison(
         artifacts: Files by precision and format; each precision has an ONNX file.
         evaluations: Accuracy by precision, on the same images.
         timing: Latencies, labeled by precision.
-        settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed".
+        settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed"; "max_drop" if
+            it is not the default.
         calibration: The calibration of INT8, if there is one.
         candidates: `Candidate.facts` by name; their artifacts and evaluations stand beside those of the precisions.
         builder: Name and version of the engine builder; None if no engine was built.
@@ -408,6 +414,7 @@ def join_comparison(
     about = {
         **comparison_facts(model, artifacts, evaluations, calibration, settings["imgsz"]),
         **{name: settings[name] for name in ("data", "split")},
+        "max_drop": settings.get("max_drop", MAX_DROP),
         "candidates": dict(candidates or {}),
         "builder": builder,
         "why_not_built": why_not_built,

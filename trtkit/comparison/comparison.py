@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from trtkit.comparison.tables import leading_metrics
+from trtkit.comparison.verdict import MAX_DROP, Verdict, decide_verdicts
 from trtkit.errors import RecipeError
 from trtkit.evaluation.latency import Timing
+from trtkit.evaluation.significance import correct_significance
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
 
 if TYPE_CHECKING:
@@ -60,9 +63,9 @@ class Comparison(Result):
             objects, per class and per object size, as `trtkit.evaluation.significance.compute_differences` has it.
         samples: Every timed run, as `Timing.samples`.
         runners: The runners, as `Timing.runners`.
-        about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, metrics (column
-            and readable name of the primary ones), engines, files, calibration, recipes, python, command, notes, and
-            why no engine was built or run.
+        about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, max_drop,
+            metrics (column and readable name of the primary ones), engines, files, calibration, recipes, python,
+            command, notes, and why no engine was built or run.
         provenance: Model, data, machine, versions, settings.
     """
 
@@ -87,11 +90,16 @@ class Comparison(Result):
         """The latencies alone."""
         return Timing(samples=self.samples, runners=self.runners, provenance=self.provenance)
 
-    def verdict(self) -> tuple[str, ...]:
-        """The conclusions in sentences, the most important first."""
-        from trtkit.comparison.tables import verdict_sentences
+    @functools.cached_property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """What to do with each precision but the reference, and why, by precision."""
+        return decide_verdicts(self)
 
-        return verdict_sentences(self.rows, self.about)
+    def findings(self) -> tuple[str, ...]:
+        """The evidence in sentences, the most important first."""
+        from trtkit.comparison.findings import describe_findings
+
+        return describe_findings(self.rows, self.about)
 
     def evaluation(self, precision: str) -> PrecisionEvaluation:
         """The evaluation of one precision.
@@ -235,14 +243,16 @@ class Comparison(Result):
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 
     def facts(self) -> Mapping[str, Any]:
-        """`about`."""
-        return self.about
+        """`about`, and the verdicts, for readers of the JSON."""
+        return {**self.about, "verdicts": {name: verdict.to_dict() for name, verdict in self.verdicts.items()}}
 
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """The inverse of `tables` and `facts`."""
         frames = {name: table for name, table in tables.items() if name != "comparison"}
-        return cls(rows=tables["comparison"], **frames, about=facts, provenance=provenance)
+        # Verdicts follow from the tables.
+        about = {"max_drop": MAX_DROP} | {name: value for name, value in facts.items() if name != "verdicts"}
+        return cls(rows=tables["comparison"], **frames, about=about, provenance=provenance)
 
     @classmethod
     def upgrade(cls, saved: SavedResult) -> SavedResult:
@@ -259,6 +269,8 @@ class Comparison(Result):
         facts["python"] = re.sub(r"^    images=", "    eval_images=", facts["python"], flags=re.MULTILINE)
         facts["command"] = facts["command"].replace(" --images=", " --eval-images=")
         saved.facts = facts
+        if "differences" in saved.tables:
+            saved.tables["differences"] = correct_significance(saved.tables["differences"])
         settings = rename_version_1_keys(saved.provenance["settings"], {"images": "eval_images"})
         saved.provenance = {**saved.provenance, "settings": settings}
         return saved
@@ -279,4 +291,4 @@ class Comparison(Result):
         return render_summary(self)
 
     def __repr__(self) -> str:
-        return "\n".join((f"Comparison of {self.about['model']}", *(f"  {line}" for line in self.verdict())))
+        return "\n".join((f"Comparison of {self.about['model']}", *(f"  {one}" for one in self.verdicts.values())))

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.comparison.tables import NEGLIGIBLE_DELTA
+from trtkit.comparison.cards import make_cards
+from trtkit.comparison.findings import NEGLIGIBLE_DELTA
 from trtkit.evaluation.significance import RESAMPLES
 from trtkit.files import write_bytes
 from trtkit.html import asset, render
@@ -81,7 +82,9 @@ def render_report(comparison: Comparison) -> str:
         css=Markup(asset("comparison/templates/report.css")),
         library=library_html(),
         lead=_describe_run(comparison),
-        verdict=comparison.verdict(),
+        verdicts=list(comparison.verdicts.values()),
+        cards=make_cards(comparison),
+        findings=comparison.findings(),
         figures={
             "classes": "",
             **{name: figure_html(figure, css="figure", toolbar=False) for name, figure in figures.items()},
@@ -105,7 +108,7 @@ def render_report(comparison: Comparison) -> str:
 
 
 def render_summary(comparison: Comparison) -> str:
-    """The verdict and the primary numbers as an HTML fragment for a notebook cell.
+    """The verdicts and the primary numbers as an HTML fragment for a notebook cell.
 
     Args:
         comparison: What to show.
@@ -113,7 +116,8 @@ def render_summary(comparison: Comparison) -> str:
     return render(
         "comparison/templates/summary.html.j2",
         lead=_describe_run(comparison),
-        verdict=comparison.verdict(),
+        verdicts=list(comparison.verdicts.values()),
+        findings=comparison.findings(),
         accuracy=_accuracy_table(comparison),
         costs=_cost_table(comparison),
     )

@@ -99,14 +99,12 @@ class ComparisonWidget(JobWidget):
 
 
 def render_verdict(state: DashboardState) -> str:
-    """The verdict of the comparison: one sentence per precision first, the others folded."""
-    sentences = state.comparison.verdict()
-    count = len(list_compared_precisions(state.comparison)) + 1
+    """The verdict on each precision, with the findings folded."""
     return render(
         "widgets/templates/dashboard_verdict.html.j2",
         model=state.comparison.about["model"],
-        first=sentences[:count],
-        rest=sentences[count:],
+        verdicts=list(state.comparison.verdicts.values()),
+        findings=state.comparison.findings(),
     )
 
 

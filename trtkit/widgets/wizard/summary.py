@@ -207,7 +207,7 @@ def render_engine(artifact: Artifact | None, outdated: str = "") -> Markup:
 
 
 def measurement_messages(measurement: Measurement, precision: str) -> tuple[Message, ...]:
-    """The verdict of the comparison: its first sentence, rated by the significance of the loss, then the rest.
+    """The verdict on the built precision, rated by its recommendation, then the findings of the comparison.
 
     Args:
         measurement: From `measure`.
@@ -217,19 +217,15 @@ def measurement_messages(measurement: Measurement, precision: str) -> tuple[Mess
     if comparison is None:
         text = "Latency only: no labeled images are named, so that accuracy was not evaluated."
         return (Message(kind="note", text=text),)
-    first, *rest = comparison.verdict()
-    return Message(kind=_rate_loss(comparison, precision), text=first), *(
-        Message(kind="note", text=sentence) for sentence in rest
-    )
+    findings = tuple(Message(kind="note", text=sentence) for sentence in comparison.findings())
+    verdict = comparison.verdicts.get(precision)
+    if verdict is None:
+        return findings
+    return Message(kind=_RATINGS[verdict.recommendation], text=str(verdict)), *findings
 
 
-def _rate_loss(comparison: Comparison, precision: str) -> str:
-    """ "warning" where a primary metric loses significantly, "good" otherwise; "note" without a reference."""
-    if comparison.about["reference"] == precision:
-        return "note"
-    losses = comparison.losses()
-    losses = losses.filter((losses["precision"] == precision) & losses["significant"] & (losses["delta"] < 0))
-    return "good" if losses.is_empty() else "warning"
+_RATINGS = {"ship": "good", "don't ship": "warning", "can't tell": "note"}
+"""Kinds of messages by recommendation."""
 
 
 def accuracy_frame(comparison: Comparison, precision: str) -> pl.DataFrame:
