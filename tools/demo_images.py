@@ -45,10 +45,10 @@ class Amount:
 
 
 AMOUNTS = {
-    "detect": Amount(240, 160, 256),
-    "segment": Amount(48, 64, 224),
-    "pose": Amount(48, 64, 224),
-    "obb": Amount(48, 64, 224),
+    "detect": Amount(64, 400, 240),
+    "segment": Amount(48, 64, 208),
+    "pose": Amount(48, 64, 208),
+    "obb": Amount(48, 64, 208),
     "classify": Amount(5, 10, CROP_SIDE),
 }
 
