@@ -106,6 +106,28 @@ def test_qdq_in_fp16_has_fp16_scales_and_the_same_integers(proto: onnx.ModelProt
     assert difference.max() < 0.2
 
 
+def test_scales_of_nearly_dead_channels_stay_positive_in_fp16(proto: onnx.ModelProto) -> None:
+    """TensorRT refuses a scale of 0, and FP16 has nothing between it and 6e-8."""
+    weight = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values[0] = np.sign(values[0]) * 1e-9
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    qdq = insert_qdq(proto, dict.fromkeys(plan_qdq(proto).tensors, (-1e-9, 1e-9)))
+    scales = {
+        graph: [
+            numpy_helper.to_array(tensor)
+            for node in graph_proto.graph.node
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            for tensor in graph_proto.graph.initializer
+            if tensor.name == node.input[1]
+        ]
+        for graph, graph_proto in (("fp32", qdq), ("fp16", convert_qdq_to_fp16(qdq)))
+    }
+    assert min(scale.min() for scale in scales["fp32"]) < 1e-8
+    assert {scale.dtype for scale in scales["fp16"]} == {np.dtype(np.float16)}
+    assert all((scale > 0).all() for scale in scales["fp16"])
+
+
 @pytest.mark.parametrize("input_type", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_an_fp16_source_becomes_fp32_with_the_same_weights(input_type: int) -> None:
     source = tiny_graphs.detector("fp16")

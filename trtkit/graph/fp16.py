@@ -172,17 +172,23 @@ class _Fp16Converter:
         is_fp32_input = slot in FP32_INPUTS.get(node.op_type, ())
         if name in self.index.constants:
             tensor = self.index.constants[name]
-            return name if is_fp32_input or tensor.data_type != FP32 else self._fp16_constant(name, tensor)
+            if is_fp32_input or tensor.data_type != FP32:
+                return name
+            is_scale = slot == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            return self._fp16_constant(name, tensor, is_scale=is_scale)
         if name not in self.fp32_tensors:
             return name
         wanted = FP32 if stays_fp32 or is_fp32_input else FP16
         available = FP16 if name in self.fp16_tensors else FP32
         return name if wanted == available else self._cast(name, wanted)
 
-    def _fp16_constant(self, name: str, tensor: onnx.TensorProto) -> str:
+    def _fp16_constant(self, name: str, tensor: onnx.TensorProto, *, is_scale: bool = False) -> str:
         if name not in self.constants:
             with np.errstate(over="ignore"):
                 values = numpy_helper.to_array(tensor).astype(np.float16)
+            if is_scale:
+                # Channels that training left near zero have scales that FP16 rounds to 0, which TensorRT refuses.
+                values = np.maximum(values, np.finfo(np.float16).smallest_subnormal)
             self.constants[name] = f"{name}_half"
             self.added.append(numpy_helper.from_array(values, f"{name}_half"))
         return self.constants[name]
