@@ -66,7 +66,7 @@ if "trtkit" in sys.modules:
     ipywidgets.Widget.close_all()
     polars.Config.restore_defaults()
     notebook._carrier.clear()
-for name in ("tensorrt", "tensorrt_rtx"):
+for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
     if {without_tensorrt}:
         sys.modules[name] = None
     elif sys.modules.get(name, True) is None:
