@@ -101,10 +101,8 @@ def render_config(bundle: Bundle) -> str:
     ]
     conf = bundle.thresholds["conf"]
     if task == "classify":
-        return (
-            "\n".join([*lines, f"classifier-threshold={conf:g}", f"output-blob-names={bundle.outputs[0].name}"]) "
-            "+ "\n"
-        )
+        lines += [f"classifier-threshold={conf:g}", f"output-blob-names={bundle.outputs[0].name}"]
+        return "\n".join(lines) + "\n"
     function = "bbox-instance-mask" if by_mask else "bbox"
     lines += [
         f"num-detected-classes={len(bundle.info.names)}",
