@@ -23,7 +23,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Extras whose packages fetch or pin far more than the rest can live with; the lock's header says so too.
-UNLOCKED = {"tensorrt", "ultralytics"}
+UNLOCKED = {"tensorrt", "triton", "ultralytics"}
 HEAVY = {"torch", "onnx", "onnxruntime", "plotly", "polars", "cv2", "numpy", "tensorrt", "tensorrt_rtx", "ipywidgets"}
 
 

@@ -114,7 +114,7 @@ def test_doctor_lists_backends(capsys):
     assert "cores" in text
     for title in ("TensorRT", "TensorRT-RTX", "ONNX Runtime"):
         assert re.search(rf"^{title}\b", text, re.MULTILINE)
-    assert text.count("builds") == 3
+    assert text.count("builds") == 4
     assert f"trtkit {trtkit.__version__}" in text
 
 

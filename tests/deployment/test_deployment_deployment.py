@@ -10,13 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import onnx
 import pytest
 import tiny_graphs
 from raising import raises
-from task_models import untrained
 
 import trtkit as tk
 from trtkit.backends import wrap_engine
@@ -26,10 +23,8 @@ from trtkit.deployment import Target, list_targets, register_target
 from trtkit.deployment.target import TARGETS
 from trtkit.errors import CapabilityError, DataError, EngineError, OnnxError, OutputExistsError, RecipeError
 from trtkit.files import hash_file, hash_parts
-from trtkit.models.model import TASKS
 
 SIZE = 64
-CASES = [(task, dynamic) for task in TASKS for dynamic in (False, True)]
 
 # One process, because importing ONNX Runtime takes longer than the checks; each check runs in a copy of it that has no
 # modules of another folder.
@@ -60,28 +55,6 @@ def run_checks(folders: list[Path]) -> list[tuple[int, str]]:
     )
     blocks = done.stdout.split("== ")
     return [(int(line.split()[0]), block) for block, line in itertools.pairwise(blocks)]
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder, random = tmp_path_factory.mktemp("samples"), np.random.default_rng(0)
-    paths = []
-    for number, shape in enumerate(((80, 100), (70, 64), (120, 90))):
-        image = cv2.GaussianBlur(random.integers(0, 256, (*shape, 3), np.uint8), (0, 0), 3)
-        cv2.imwrite(str(folder / f"{number}.jpg"), cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX))
-        paths.append(folder / f"{number}.jpg")
-    return paths
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
-    folder = tmp_path_factory.mktemp("files")
-    found = {}
-    for task, dynamic in CASES:
-        path = folder / f"{task}{'-dynamic' if dynamic else ''}.onnx"
-        tk.export(untrained(task, SIZE), "onnx", dynamic=dynamic, simplify=False, batch=2, output=path)
-        found[task, dynamic] = path
-    return found
 
 
 @pytest.fixture(scope="module")

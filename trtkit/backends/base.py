@@ -177,6 +177,7 @@ BUILT_IN = {
     "tensorrt": "trtkit.backends.trt:TENSORRT",
     "tensorrt_rtx": "trtkit.backends.trt:TENSORRT_RTX",
     "onnxruntime": "trtkit.backends.ort:ONNXRUNTIME",
+    "triton": "trtkit.backends.triton:TRITON",
 }
 
 

@@ -348,23 +348,23 @@ def _run_samples(runner: Runner, images: Sequence[np.ndarray]) -> tuple[np.ndarr
 
 
 def _read_tensors(runner: Runner) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs of a runner, by running it at its own size and, where that is open, at a smaller one."""
+    """The inputs and outputs of a runner, by running it at its own size and, where that is open, at another one."""
     height, width = runner.imgsz
     count = runner.batch if runner.batch is not None and not runner.dynamic else 1
     produced = _shapes(runner, (count, runner.info.channels, height, width))
-    smaller = None
+    others = None
     if runner.dynamic:
         # An open batch alone leaves height and width fixed: the graph says so by refusing another size.
         with contextlib.suppress(EngineError):
-            sides = (max(32, height // 64 * 32), max(32, width // 64 * 32))
-            smaller = _shapes(runner, (count, runner.info.channels, *sides))
+            sides = (height // 64 * 32 or height + 32, width // 64 * 32 or width + 32)
+            others = _shapes(runner, (count, runner.info.channels, *sides))
     lead = -1 if runner.dynamic else count
     name, dtypes = getattr(runner, "input_name", "images"), _read_dtypes(runner)
-    spatial = (height, width) if smaller is None else (-1, -1)
+    spatial = (height, width) if others is None else (-1, -1)
     inputs = (TensorSpec(name=name, dtype=dtypes.get(name, "float32"), shape=(lead, runner.info.channels, *spatial)),)
     outputs = []
     for output, shape in produced.items():
-        other = shape if smaller is None else smaller[output]
+        other = shape if others is None else others[output]
         axes = tuple(side if side == another else -1 for side, another in zip(shape[1:], other[1:], strict=True))
         outputs.append(TensorSpec(name=output, dtype=dtypes.get(output, "float32"), shape=(lead, *axes)))
     return inputs, tuple(outputs)

@@ -9,19 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trtkit.backends.triton import PARAMETER
 from trtkit.deployment.bundle import FILES, Bundle, TensorSpec, write_json
 from trtkit.deployment.target import Target, register_target
 
-__all__ = ["PARAMETER", "merge_triton", "render_config", "write_triton"]
+__all__ = ["merge_triton", "render_config", "write_triton"]
 
 QUEUE_DELAY_US = 500
 """The longest that a request waits for others to join its batch, microseconds."""
 
 OPEN_BATCH = 8
 """`max_batch_size` of a model whose batch has no limit."""
-
-PARAMETER = "trtkit"
-"""The parameter of `config.pbtxt` that holds the model's description as JSON, for trtkit as a client."""
 
 TYPES = {
     "float32": "TYPE_FP32",
