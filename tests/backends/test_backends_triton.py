@@ -86,6 +86,14 @@ def test_every_verb_runs_against_a_server(
     rows = {row["label"]: row for row in timing.frame().iter_rows(named=True)}
     assert rows["server"]["runner"] == "Triton 2.51.0 HTTP pose"
     assert (rows["server"]["clock"], rows["server"]["engine"]) == ("wall", False)
+    comparison = tk.compare(
+        files["pose"], data, precisions=("fp32",), build=False, candidates={"server": address},
+        runs=3, seconds=0.05, output=tmp_path / "comparison",
+    )  # fmt: skip
+    compared = {row["precision"]: row for row in comparison.rows.iter_rows(named=True)}
+    for column, _ in comparison.about["metrics"]:
+        assert compared["server"][column] == compared["fp32"][column]
+    assert (compared["server"]["onnx_mb"], compared["server"]["engine_mb"]) == (None, None)
     words = ["predict", address, str(images[0]), "--output", str(tmp_path / "drawn")]
     assert main(words) == 0
     assert (tmp_path / "drawn" / "predictions.parquet").exists()

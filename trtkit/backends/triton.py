@@ -25,7 +25,7 @@ from trtkit.files import hash_parts
 from trtkit.models.model import TASKS, ModelInfo
 from trtkit.models.output_shapes import check_outputs, infer_classes, infer_output_format, order_outputs
 
-__all__ = ["PARAMETER", "TRITON", "TritonRunner"]
+__all__ = ["PARAMETER", "TRITON", "TritonRunner", "is_address"]
 
 T = TypeVar("T")
 
@@ -63,6 +63,15 @@ class Address:
 
     def __str__(self) -> str:
         return f"triton+{self.protocol}://{self.host}/{self.model}{f'/{self.version}' if self.version else ''}"
+
+
+def is_address(source: Any) -> bool:
+    """Whether a source is meant to be a model on a Triton server.
+
+    Args:
+        source: What `open` takes.
+    """
+    return isinstance(source, (str, Path)) and str(source).startswith("triton+")
 
 
 def parse_address(text: str) -> Address:
@@ -450,7 +459,7 @@ TRITON = Backend(
     title="Triton client",
     install_hint=INSTALL,
     probe=_probe,
-    accepts=lambda source: isinstance(source, (str, Path)) and str(source).startswith("triton+"),
+    accepts=is_address,
     open=_open,
     models="models of a Triton server, as triton+http://HOST:PORT/MODEL",
 )

@@ -30,7 +30,7 @@ class HasPath(Protocol):
 
 
 if TYPE_CHECKING:
-    # A model, an ONNX file, a checkpoint or an engine.
+    # A model, an ONNX file, a checkpoint, an engine or the address of a served model.
     CandidateSource = Model | HasPath | str | Path
 
 
@@ -45,7 +45,8 @@ class Candidate:
         info: Task, classes, input and output.
         model: The model, with its graph at the comparison's size and batch if it is an ONNX file; None for an engine.
         placement: What does not suit TensorRT in the Q/DQ of an ONNX file, in sentences.
-        engine: The engine file as an artifact; None for a model.
+        engine: The engine file, or the address of a served model, as an artifact; None for a model.
+        is_served: Whether a server runs it: its size and device are not known here.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Candidate:
     model: Model | None = None
     placement: tuple[str, ...] = ()
     engine: Artifact | None = None
+    is_served: bool = False
 
     def facts(self) -> dict[str, Any]:
         """The candidate as JSON-ready data."""
@@ -119,7 +121,7 @@ def load_candidates(
                 path=str(file),
             )
         if isinstance(value, (str, Path)) and Path(value).suffix.lower() not in (".onnx", ".pt", ".pth"):
-            candidate = _open_engine(name, Path(value), reference, settings, why_no_engines, device)
+            candidate = _open_engine(name, value, reference, settings, why_no_engines, device)
         else:
             candidate = _load_model(name, value, reference, settings, builds=builds)
         loaded[name] = candidate
@@ -162,17 +164,19 @@ def _load_model(name: str, source: Any, reference: Model, settings: Mapping[str,
 
 def _open_engine(
     name: str,
-    path: Path,
+    source: str | Path,
     reference: Model,
     settings: Mapping[str, Any],
     why_no_engines: str,
     device: int | str | None,
 ) -> Candidate:
     from trtkit import backends
+    from trtkit.backends.triton import is_address
     from trtkit.exporter import Artifact
 
+    path, is_served = Path(source), is_address(source)
     # Opening it tells whether it runs here; it is opened again for its evaluation, and holds no memory meanwhile.
-    with backends.open(path, device=device) as runner:
+    with backends.open(source, device=None if is_served else device) as runner:
         _check_fits(name, runner.info, reference)
         _check_engine(name, runner, settings)
         if why_no_engines and runner.engine:
@@ -187,7 +191,8 @@ def _open_engine(
         precision = runner.precision
         artifact = Artifact(
             path=path,
-            format="engine",
+            # A served model stands beside what the precisions run as.
+            format="onnx" if is_served and why_no_engines else "engine",
             precision=precision,
             info=runner.info,
             recipe=Recipe(
@@ -202,9 +207,16 @@ def _open_engine(
             passport=runner.passport,
             seconds=0.0,
             build_seconds=getattr(runner.passport, "build_seconds", None),
-            size=path.stat().st_size,
+            size=0 if is_served else path.stat().st_size,
         )
-    return Candidate(name=name, source=str(path), precision=precision, info=artifact.info, engine=artifact)
+    return Candidate(
+        name=name,
+        source=str(source),
+        precision=precision,
+        info=artifact.info,
+        engine=artifact,
+        is_served=is_served,
+    )
 
 
 def _check_fits(name: str, info: ModelInfo, reference: ModelInfo) -> None:

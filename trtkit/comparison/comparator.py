@@ -236,7 +236,7 @@ def compare(
         }
         for name, other in others.items():
             if other.engine is not None:
-                artifacts[name] = {"engine": other.engine}
+                artifacts[name] = {other.engine.format: other.engine}
             else:
                 assert other.model is not None
                 stem = folder / f"{loaded.stem}-{name}"
@@ -245,10 +245,13 @@ def compare(
         with contextlib.ExitStack() as stack:
             # Engines for all precisions or for none: different runners can't be compared.
             runners = {
-                precision: stack.enter_context(
-                    backends.open(files["engine" if engines_run else "onnx"].path, device=run_device)
+                name: stack.enter_context(
+                    backends.open(
+                        files["engine" if engines_run else "onnx"].path,
+                        device=None if name in others and others[name].is_served else run_device,
+                    )
                 )
-                for precision, files in artifacts.items()
+                for name, files in artifacts.items()
             }
             evaluations = {
                 precision: evaluate(runner, dataset, split, eval_images=eval_images, seed=seed, **watch)

@@ -143,8 +143,8 @@ def comparison_frame(
 def _file_facts(by_format: Mapping[str, Artifact]) -> dict[str, Any]:
     engine = by_format.get("engine")
     return {
-        "onnx_mb": by_format["onnx"].size / 1e6 if "onnx" in by_format else None,
-        "engine_mb": None if engine is None else engine.size / 1e6,
+        "onnx_mb": (by_format["onnx"].size / 1e6 or None) if "onnx" in by_format else None,
+        "engine_mb": None if engine is None else engine.size / 1e6 or None,
         "build_s": None if engine is None else engine.build_seconds,
         "export_s": sum(file.seconds for file in by_format.values()),
     }
