@@ -25,6 +25,7 @@ __all__ = [
     "constrain_precisions",
     "create_network",
     "find_image_input",
+    "find_kept_fp32",
     "parse_onnx",
     "use_strong_typing",
 ]
@@ -188,10 +189,7 @@ def constrain_precisions(
     """
     if not capabilities.has_precision_constraints:
         return 0
-    fp32 = set(_find_fp32_nodes(proto))
-    if not has_fp16(proto):
-        # A graph that is FP32 but for Q/DQ lists the nodes that lose accuracy in a lower precision.
-        fp32 &= set(read_trtkit_metadata(proto).get("fp32", ()))
+    fp32 = find_kept_fp32(proto)
     fp16 = {node.name for node in proto.graph.node if calibrated and node.op_type == "ConvTranspose"} - fp32
     trt = import_bindings(capabilities.backend)
     constrained = 0
@@ -207,6 +205,17 @@ def constrain_precisions(
             continue
         constrained += 1
     return constrained
+
+
+def find_kept_fp32(proto: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that TensorRT must be told to keep in FP32 where flags set the precision.
+
+    Args:
+        proto: The graph.
+    """
+    fp32 = set(_find_fp32_nodes(proto))
+    # A graph that is FP32 but for Q/DQ lists the nodes that lose accuracy in a lower precision.
+    return fp32 if has_fp16(proto) else fp32 & set(read_trtkit_metadata(proto).get("fp32", ()))
 
 
 def _find_fp32_nodes(proto: onnx.ModelProto) -> Iterator[str]:
