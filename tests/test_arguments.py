@@ -20,9 +20,11 @@ from trtkit.cli import main
 from trtkit.errors import RecipeError, TrtkitError
 
 VERBS = ("benchmark", "calibrate", "compare", "deploy", "evaluate", "evaluate_int8", "examine", "export", "search",
-         "sensitivity", "sweep", "verify")  # fmt: skip
+         "sensitivity", "sweep", "verify", "why_slow")  # fmt: skip
 
-READ_ELSEWHERE = {"artifact", "calibration", "data", "model", "onnx", "reference", "runner", "runners"}
+READ_ELSEWHERE = {
+    *("artifact", "baseline", "calibration", "data", "engine", "model", "onnx", "reference", "runner", "runners")
+}
 """Arguments that are opened: what opens them checks them."""
 
 NOT_COUNTS: list[Any] = [0, -1, True, 2.0, "8", None, math.nan, [], np.float32(1), 1j]

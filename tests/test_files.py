@@ -427,7 +427,7 @@ def test_json_that_is_none_is_a_value_error(tmp_path: Path, content: bytes) -> N
 WRITERS = {
     "files.py": "the writers",
     "results.py": "tables, into the folder of atomic_folder",
-    "inspection.py": "a table, into the file of atomic_write",
+    "inspection/layer_table.py": "a table, into the file of atomic_write",
     "cli/model_commands.py": "a table, into memory",
     "backends/engine_file.py": "an engine, into the file of atomic_write",
     "backends/trt/isolated_build.py": "the job of a child process, into temporary_folder",

@@ -43,9 +43,11 @@ if TYPE_CHECKING:
     from trtkit.exporter import Artifact as Artifact
     from trtkit.exporter import export as export
     from trtkit.inspection import LayerTable as LayerTable
+    from trtkit.inspection import SpeedDiagnosis as SpeedDiagnosis
     from trtkit.inspection import precision_shares_figure as precision_shares_figure
     from trtkit.inspection import read_layers as read_layers
     from trtkit.inspection import summarize_layers as summarize_layers
+    from trtkit.inspection import why_slow as why_slow
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
     from trtkit.plotting.comparison import losses_figure as losses_figure
@@ -92,6 +94,7 @@ _HOMES: dict[str, str | None] = {
     "Runner": "trtkit.backends.base",
     "Search": "trtkit.tuning.search",
     "Sensitivity": "trtkit.tuning.sensitivity",
+    "SpeedDiagnosis": "trtkit.inspection",
     "Sweep": "trtkit.tuning.sweep",
     "Timing": "trtkit.evaluation.latency",
     "Verification": "trtkit.verification",
@@ -121,6 +124,7 @@ _HOMES: dict[str, str | None] = {
     "sweep": "trtkit.tuning.sweep",
     "tuner": "trtkit.widgets.tuner.tuner",
     "verify": "trtkit.verification",
+    "why_slow": "trtkit.inspection",
     "wizard": "trtkit.widgets.wizard.wizard",
 }
 
@@ -145,6 +149,7 @@ __all__ = [
     "Runner",
     "Search",
     "Sensitivity",
+    "SpeedDiagnosis",
     "Sweep",
     "Timing",
     "TrtkitError",
@@ -175,6 +180,7 @@ __all__ = [
     "sweep",
     "tuner",
     "verify",
+    "why_slow",
     "wizard",
 ]
 

@@ -40,7 +40,7 @@ def test_every_example_parses(capsys):
     from trtkit.cli import EXAMPLES, parse_command
 
     examples = re.findall(r"^  trtkit (.*)$", EXAMPLES, re.MULTILINE)
-    assert len(examples) == 12
+    assert len(examples) == 14
     for line in examples:
         command, _ = parse_command(line.split())
         assert callable(command)

@@ -29,6 +29,7 @@ REQUIRED = {
     "sweep": ["a", "b"],
     "sensitivity": ["a", "b"],
     "search": ["a", "b"],
+    "why_slow": ["a", "b"],
 }
 
 
@@ -70,7 +71,8 @@ def test_every_argument_has_a_help_text(verb):
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in REQUIRED if verb not in ("deploy", "evaluate", "benchmark", "export", "verify")]
+    "verb",
+    [verb for verb in REQUIRED if verb not in ("deploy", "evaluate", "benchmark", "export", "verify", "why_slow")],
 )
 def test_end2end_loads_the_model_with_that_head(verb, monkeypatch):
     """In Python these verbs take a loaded model."""

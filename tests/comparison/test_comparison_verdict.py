@@ -7,11 +7,15 @@ import re
 import polars as pl
 import pytest
 from example_comparison import ULTRALYTICS, example_comparison
+from layer_rows import layer_rows
+from raising import raises
 
 from trtkit import cli
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.report import render_report
 from trtkit.comparison.verdict import decisive_metrics
+from trtkit.errors import EngineError, RecipeError
+from trtkit.inspection import Cause
 
 GOOD, BAD, UNSURE = (-0.001, -0.003, 0.001), (-0.02, -0.026, -0.014), (-0.008, -0.02, 0.004)
 FP16 = (0.0, -0.0002, 0.0002)
@@ -137,6 +141,42 @@ def test_a_loss_names_its_classes_and_sizes():
     verdict = verdict_on(BAD, groups=groups)
     assert [(one.scope, one.name) for one in verdict.losing] == [("class", "cat"), ("size", "small")]
     assert "most of all class cat, size small" in verdict.reason
+
+
+def timed_layers(**us):
+    """Five convolutions in INT8 and FP16, one of them in FP16 in both; latency of each by precision, us."""
+    frames = []
+    for label, latency in us.items():
+        rows = [(f"/{n}/Conv", "conv", f"/{n}/Conv", "fp16" if n == 3 else label, latency / 1000) for n in range(5)]
+        frames.append(layer_rows(*rows).select(pl.lit(label).alias("label"), pl.all()))
+    return pl.concat(frames)
+
+
+def test_what_is_not_faster_says_why(tmp_path):
+    comparison = dataclasses.replace(
+        example_comparison(changes={"fp16": FP16, "int8": GOOD}, eval_images=400, where="gpu", speed=SLOWER),
+        layers=timed_layers(int8=50.0, fp16=48.0),
+    )
+    verdict = comparison.verdicts["int8"]
+    assert [cause.code for cause in verdict.causes] == ["kept-layers"]
+    assert "1 of 5 layers with weights or products run in fp16, 50 of 250 us: /3/Conv (50.0 us)" in verdict.reason
+    assert comparison.why_slow("int8").causes == verdict.causes
+    # FP16 is faster than FP32, whose layers were not timed.
+    assert comparison.verdicts["fp16"].causes == ()
+    again = Comparison.load(comparison.save(tmp_path))
+    assert again.verdicts == comparison.verdicts
+    saved = json.loads((tmp_path / "comparison.json").read_text())["facts"]["verdicts"]["int8"]["causes"]
+    assert Cause.from_dict(saved[0]) == verdict.causes[0]
+    assert "what to try" in render_report(comparison)
+
+
+def test_without_timed_layers_no_cause_is_claimed():
+    comparison = example_comparison(changes={"int8": GOOD}, eval_images=400, where="gpu", speed=SLOWER)
+    assert comparison.verdicts["int8"].causes == ()
+    with raises(EngineError, "comparison-without-layers", value="int8"):
+        comparison.why_slow("int8")
+    with raises(RecipeError, "comparison-reference", value="fp32"):
+        comparison.why_slow("fp32")
 
 
 def test_the_tolerance_decides():

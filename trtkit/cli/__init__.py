@@ -152,6 +152,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "benchmark": ("model", "FILE [FILE ...]", "measure the latency of model files"),
     "compare": ("model", "MODEL DATA", "compare FP32, FP16 and INT8: accuracy, latency, size, report"),
+    "why-slow": ("model", "ENGINE BASELINE", "say why an engine is not faster than another, and which nodes to change"),
     "report": ("model", "FOLDER", "write the report of a saved comparison again"),
     "examine": ("model", "DATA", "check the images of a calibration set"),
     "sweep": ("model", "MODEL DATA", "compare calibration algorithms and numbers of images"),
@@ -190,6 +191,8 @@ EXAMPLES = """examples:
       which layers to keep in FP16, as --keep patterns
   trtkit deploy triton yolo11n.engine yolo11n-int8.engine
       a model repository for Triton, with sample images and a check
+  trtkit why-slow yolo11n-int8.engine yolo11n-fp16.engine
+      what INT8 spends its time on, and which nodes to change
   trtkit engine show yolo11n.engine
       the metadata of an engine file
 

@@ -46,6 +46,7 @@ __all__ = [
     "add_sensitivity",
     "add_sweep",
     "add_verify",
+    "add_why_slow",
     "print_comparison",
 ]
 
@@ -383,6 +384,55 @@ def comparison_json(comparison: Comparison, folder: str | Path) -> dict[str, Any
     }
 
 
+def add_why_slow(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit why-slow`."""
+    from trtkit.inspection import why_slow
+
+    add_options(parser, why_slow, positional=("engine", "baseline"))
+    parser.add_argument("--json", action="store_true", help="print the causes and layers as JSON instead of tables")
+    parser.add_argument(
+        "--limit", type=int, default=MAX_LAYER_ROWS, metavar="N", help=f"rows of layers [default: {MAX_LAYER_ROWS}]"
+    )
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+        diagnosis = call_with_options(why_slow, values)
+        if values.json:
+            print_text(json.dumps(diagnosis.to_dict(), indent=2))
+            return
+        for line in repr(diagnosis).splitlines():
+            print_wrapped(line)
+        rows = diagnosis.layers.head(values.limit)
+        if rows.is_empty():
+            return
+        print_text()
+        table = make_table(
+            "node", "precision", "change", numbers=("us", "against", "difference", "kernels", "reformats")
+        )
+        for row in rows.iter_rows(named=True):
+            table.add_row(
+                row["node"],
+                _format_pair(row["baseline_precision"], row["precision"]),
+                row["cause"],
+                *(_format_number(row[name], 1) for name in ("us", "baseline_us", "delta_us")),
+                *(_format_pair(row[f"baseline_{name}"], row[name]) for name in ("kernels", "reformats")),
+            )
+        print_table(table)
+        if len(diagnosis.layers) > len(rows):
+            print_text(f"{len(diagnosis.layers) - len(rows)} more; --limit shows them")
+
+    return run
+
+
+MAX_LAYER_ROWS = 12
+"""Rows of layers that `trtkit why-slow` shows unless more are asked for; with the causes they fit a screen."""
+
+
+def _format_pair(before: Any, after: Any) -> str:
+    """One value, or both where they differ."""
+    shown = ["-" if value is None else str(value) for value in (before, after)]
+    return shown[0] if shown[0] == shown[1] else f"{shown[0]} to {shown[1]}"
+
+
 def add_report(parser: argparse.ArgumentParser) -> Command:
     """Add the options of `trtkit report`."""
     parser.add_argument("folder", metavar="FOLDER", help="the --output of compare")
@@ -417,6 +467,8 @@ def print_comparison(comparison: Comparison, folder: str | Path, *, verbose: boo
         print_text()
     for verdict in comparison.verdicts.values():
         print_wrapped(verdict)
+        for cause in verdict.causes if verbose else ():
+            print_wrapped(f"  {cause}")
     print_text()
     cards = make_cards(comparison)
     columns = [[_format_card_row(row) for row in card.rows] for card in cards]

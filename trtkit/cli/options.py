@@ -120,6 +120,7 @@ OPTIONS: Mapping[str, Option] = {
     "algorithm": Option("calibration algorithm", choices=lambda: ALGORITHMS),
     "algorithms": Option("calibration algorithms to compare [default: all]", choices=lambda: ALGORITHMS, many=True),
     "artifact": Option("an .engine file", "ENGINE"),
+    "baseline": Option("the engine to compare with, such as FP16's", "BASELINE"),
     "backend": Option("backend [default: the best one on this machine]", choices=list_backends),
     "batch": _count("images per run"),
     "build": _switch("build engines [default: if a backend can build on this machine]"),
@@ -131,6 +132,7 @@ OPTIONS: Mapping[str, Option] = {
     "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
     "device": DEVICE,
     "dynamic": _switch("dynamic batch, height and width [default: for INT8 engines]"),
+    "engine": Option("an .engine file, or the parquet file of a layer table", "ENGINE"),
     "end2end": _switch("one-to-one head of a YOLO26 or YOLOv10 checkpoint, which needs no NMS"),
     "eval_images": _count("maximum number of evaluation images [default: the whole split]"),
     "format": Option("output format", choices=lambda: ("engine", "onnx")),
@@ -251,6 +253,7 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("sensitivity", "data"): dataclasses.replace(IMAGES, help=f"{IMAGES.help}, with --worst 0"),
     ("sensitivity", "split"): _split("split of the probe images"),
     ("sweep", "calibration_images"): Option("numbers of calibration images to compare", "N[,N...]", parse_counts),
+    ("why_slow", "runs"): _count("runs over which each layer is timed, where the engines run here"),
     ("verify", "data"): dataclasses.replace(IMAGES, help=f"{IMAGES.help} [default: the embedded set]"),
     ("verify", "eval_images"): _count("maximum number of images"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,18 @@ from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
 from trtkit.comparison.verdict import MAX_DROP
-from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
+from trtkit.errors import CapabilityError, DataError, EngineError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
 from trtkit.files import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
-from trtkit.recipe import Recipe, round_imgsz
+from trtkit.recipe import Recipe, format_label, round_imgsz
 
 if TYPE_CHECKING:
-    from trtkit.backends import Capabilities
+    import polars as pl
+
+    from trtkit.backends import Capabilities, Runner
     from trtkit.calibration import Calibration
     from trtkit.comparison.candidates import CandidateSource
     from trtkit.data import Dataset
@@ -258,11 +261,13 @@ def compare(
                 for precision, runner in runners.items()
             }
             timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
+            layers = _time_layers(runners) if engines_run else {}
         comparison = join_comparison(
             loaded,
             _move_artifacts(artifacts, staging, folder),
             evaluations,
             timing,
+            layers=layers,
             settings=plain,
             calibration=given,
             candidates={name: other.facts() for name, other in others.items()},
@@ -275,6 +280,34 @@ def compare(
         _write_files(comparison, staging)
     reporter.step("done", 1, 1, f"wrote {folder}")
     return comparison
+
+
+LAYER_RUNS = 20
+"""Runs over which the layers of an engine are timed."""
+
+
+def _time_layers(runners: Mapping[str, Runner]) -> dict[str, pl.DataFrame]:
+    """Timed layers of the engines that have a layer table, by precision."""
+    from trtkit.inspection import read_layers
+
+    layers = {}
+    for precision, runner in runners.items():
+        if not callable(getattr(runner, "layers", None)):
+            continue
+        try:
+            layers[precision] = read_layers(runner, runs=LAYER_RUNS).frame.drop("share")
+        except (DataError, EngineError) as error:
+            # Other makers' engines may hold no layer names; the comparison is complete without them.
+            warnings.warn(f"the layers of {format_label(precision)} can't be read: {error}", UserWarning, stacklevel=2)
+    return layers
+
+
+def _concat_layers(layers: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Layers by precision as one frame with the column `label`: `precision` is that of each layer."""
+    import polars as pl
+
+    labeled = [frame.select(pl.lit(label).alias("label"), pl.all()) for label, frame in layers.items()]
+    return pl.concat(labeled, how="diagonal_relaxed") if labeled else pl.DataFrame()
 
 
 def _move_artifacts(
@@ -386,6 +419,7 @@ def join_comparison(
     timing: Timing,
     *,
     settings: Mapping[str, Any],
+    layers: Mapping[str, pl.DataFrame] | None = None,
     calibration: Calibration | None = None,
     candidates: Mapping[str, Mapping[str, Any]] | None = None,
     builder: str | None = None,
@@ -403,6 +437,7 @@ def join_comparison(
         timing: Latencies, labeled by precision.
         settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed"; "max_drop" if
             it is not the default.
+        layers: Timed layers of the engines by precision, which say why one is not faster; None without engines.
         calibration: The calibration of INT8, if there is one.
         candidates: `Candidate.facts` by name; their artifacts and evaluations stand beside those of the precisions.
         builder: Name and version of the engine builder; None if no engine was built.
@@ -437,6 +472,7 @@ def join_comparison(
         labels=concat_by_precision({label: one.labels for label, one in evaluations.items()}),
         samples=timing.samples,
         runners=timing.runners,
+        layers=_concat_layers(layers or {}),
         about=about,
         provenance=dataclasses.replace(
             timing.provenance,

@@ -13,7 +13,7 @@ import polars as pl
 
 from trtkit.comparison.tables import leading_metrics
 from trtkit.comparison.verdict import MAX_DROP, Verdict, decide_verdicts
-from trtkit.errors import RecipeError
+from trtkit.errors import EngineError, RecipeError
 from trtkit.evaluation.latency import Timing
 from trtkit.evaluation.significance import correct_significance
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends import Runner
+    from trtkit.inspection import SpeedDiagnosis
     from trtkit.tasks.base import ImageGrid
 
 __all__ = ["Comparison", "PrecisionEvaluation"]
@@ -61,6 +62,8 @@ class Comparison(Result):
         labels: Labels and what matched them, per precision, as `Evaluation.labels`.
         differences: The change of every metric against the reference with its 95 % confidence interval, over all
             objects, per class and per object size, as `trtkit.evaluation.significance.compute_differences` has it.
+        layers: Timed layers of the engines per precision (`label`), as `LayerTable.frame` without `share`; empty if
+            none ran.
         samples: Every timed run, as `Timing.samples`.
         runners: The runners, as `Timing.runners`.
         about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, max_drop,
@@ -81,6 +84,7 @@ class Comparison(Result):
     about: Mapping[str, Any]
     provenance: Provenance
     differences: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
+    layers: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -206,6 +210,36 @@ class Comparison(Result):
         with self.open(precision) as runner:
             return runner.draw(self.evaluation(precision).per_image["path"].head(count).to_list())
 
+    def why_slow(self, precision: str) -> SpeedDiagnosis:
+        """Why the engine of a precision is not faster than that of the baseline of its verdict.
+
+        Raises:
+            RecipeError: The precision was not compared, or is the reference.
+            EngineError: The engines did not run here, or have no layer tables.
+        """
+        from trtkit.comparison.verdict import diagnose_precision
+
+        self.evaluation(precision)
+        verdict = self.verdicts.get(precision)
+        if verdict is None:
+            raise RecipeError(
+                f"say why {precision!r} is slow",
+                "it is the reference, which is compared with nothing",
+                f"choose from {', '.join(self.verdicts)}",
+                code="comparison-reference",
+                value=precision,
+            )
+        diagnosis = diagnose_precision(self, precision, verdict.baseline)
+        if diagnosis is None:
+            raise EngineError(
+                f"say why {precision!r} is slow",
+                "the comparison has no timed layers of its engines",
+                "compare on the GPU, or pass two engine files to trtkit.why_slow",
+                code="comparison-without-layers",
+                value=precision,
+            )
+        return diagnosis
+
     def plot(self) -> go.Figure:
         """Accuracy, latency and file size side by side."""
         from trtkit.plotting.comparison import comparison_figure
@@ -239,7 +273,7 @@ class Comparison(Result):
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame by name."""
-        names = ("classes", "images", "detections", "labels", "samples", "runners", "differences")
+        names = ("classes", "images", "detections", "labels", "samples", "runners", "differences", "layers")
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 
     def facts(self) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from trtkit.evaluation.significance import (
     decide_accuracy,
     images_to_settle,
 )
+from trtkit.inspection import Cause, SpeedDiagnosis, diagnose_speed, read_layers
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "Verdict",
     "decide_verdicts",
     "decisive_metrics",
+    "diagnose_precision",
     "format_ms",
 ]
 
@@ -153,6 +155,7 @@ class Verdict:
         metrics: The decisive metrics: boxes, and masks or keypoints of tasks that have them; all must be kept.
         latencies: By batch; () if engines did not run.
         losing: Classes and object sizes that lose significantly, the largest loss first.
+        causes: Why the precision is not faster, the costliest first; () if it is, or if layers were not timed.
     """
 
     precision: str
@@ -168,6 +171,7 @@ class Verdict:
     metrics: tuple[MetricChange, ...]
     latencies: tuple[BatchLatency, ...] = ()
     losing: tuple[ChangedGroup, ...] = ()
+    causes: tuple[Cause, ...] = ()
 
     @property
     def label(self) -> str:
@@ -253,6 +257,7 @@ def _decide(comparison: Comparison, precision: str, precisions: Sequence[str]) -
         eval_images=about["eval_images"],
         metrics=metrics,
         latencies=latencies,
+        causes=_find_causes(comparison, precision, baseline) if speed == NOT_FASTER else (),
         losing=_find_losing(comparison.differences, precision, [one.metric for one in metrics]),
     )
     return dataclasses.replace(verdict, reason=_describe_reason(verdict))
@@ -348,6 +353,34 @@ def _compare_latencies(comparison: Comparison, precision: str, baseline: str) ->
     return tuple(latencies)
 
 
+def _find_causes(comparison: Comparison, precision: str, baseline: str) -> tuple[Cause, ...]:
+    diagnosis = diagnose_precision(comparison, precision, baseline)
+    return () if diagnosis is None else diagnosis.causes
+
+
+def diagnose_precision(comparison: Comparison, precision: str, baseline: str) -> SpeedDiagnosis | None:
+    """Why the engine of a precision is not faster than that of another one; None without timed layers of both.
+
+    Args:
+        comparison: The comparison.
+        precision: The slow precision.
+        baseline: The other one.
+    """
+    layers = comparison.layers
+    if layers.is_empty() or not {precision, baseline} <= set(layers["label"]):
+        return None
+    # Layers are timed at the engines' largest batch.
+    facts = {"batch": comparison.rows["batch"].max()}
+    tables = [
+        dataclasses.replace(
+            read_layers(layers.filter(pl.col("label") == name).drop("label"), name=format_label(name)),
+            facts={**facts, "precision": name},
+        )
+        for name in (precision, baseline)
+    ]
+    return diagnose_speed(*tables)
+
+
 # Sentences
 
 
@@ -376,6 +409,8 @@ def _why_not_measured(about: Mapping[str, Any]) -> str:
 
 def _describe_reason(verdict: Verdict) -> str:
     speed = f"latency {verdict.speed_text}" if verdict.speed == NOT_MEASURED else verdict.speed_text
+    if verdict.causes:
+        speed += f": {verdict.causes[0].evidence}"
     accuracy = _describe_accuracy(verdict)
     return (
         f"{speed}; {accuracy}" if verdict.speed == NOT_FASTER and verdict.accuracy != LOSES else f"{accuracy}; {speed}"
