@@ -19,8 +19,8 @@ from trtkit.arguments import ARGUMENTS, MAX_BATCH, MAX_SIDE, VERB_ARGUMENTS, che
 from trtkit.cli import main
 from trtkit.errors import RecipeError, TrtkitError
 
-VERBS = ("benchmark", "calibrate", "compare", "deploy", "evaluate", "evaluate_int8", "examine", "export", "search",
-         "sensitivity", "sweep", "verify", "why_slow")  # fmt: skip
+VERBS = ("benchmark", "calibrate", "compare", "deploy", "evaluate", "evaluate_int8", "examine", "export", "load_test",
+         "search", "sensitivity", "sweep", "verify", "why_slow")  # fmt: skip
 
 READ_ELSEWHERE = {
     *("artifact", "baseline", "calibration", "data", "engine", "model", "onnx", "reference", "runner", "runners")
@@ -48,6 +48,7 @@ WRONG: dict[str, list[Any]] = {
     "opt_level": [-1, 6, 2.5, "3", True],
     "resamples": [0, 1, 2.5, "500", True],
     **{key: [-1, 1.5, "0", True, None] for key in ("seed", "warmup", "worst")},
+    "concurrency": [0, -1, 1.5, "4", (), (1, 0), True, None, 10**9],
     "device": ["gpu0", "cuda:x", -1, "-1", 1.5, "", True, [0], "sm8", "cuda:0:1"],
     "precisions": [(), ("fp32", "fp32"), ("fp8",), "int4", 8, ("fp32", None)],
     "format": ["tflite", "ENGINE", None, 1],
@@ -102,7 +103,9 @@ def test_every_verb_checks_its_arguments_before_it_opens_anything(verb: str, tmp
     for name in parameters(verb):
         if name in READ_ELSEWHERE:
             continue
-        value = {("compare", "batch"): 0, ("benchmark", "batch"): 0}.get((verb, name), WRONG[name][0])
+        value = dict.fromkeys(((verb, "batch") for verb in ("benchmark", "compare", "load_test")), 0).get(
+            (verb, name), WRONG[name][0]
+        )
         with raises(RecipeError, "argument-invalid", verb=verb, name=name, value=value):
             getattr(tk, verb)(**{**required, name: value})
     assert not list(tmp_path.iterdir())

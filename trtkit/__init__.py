@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from trtkit.evaluation.evaluation import evaluate as evaluate
     from trtkit.evaluation.latency import Timing as Timing
     from trtkit.evaluation.latency import benchmark as benchmark
+    from trtkit.evaluation.load_test import LoadTest as LoadTest
+    from trtkit.evaluation.load_test import load_test as load_test
     from trtkit.exporter import Artifact as Artifact
     from trtkit.exporter import export as export
     from trtkit.inspection import LayerTable as LayerTable
@@ -86,6 +88,7 @@ _HOMES: dict[str, str | None] = {
     "Event": "trtkit.progress",
     "Int8Evaluation": "trtkit.tuning.int8_evaluation",
     "LayerTable": "trtkit.inspection",
+    "LoadTest": "trtkit.evaluation.load_test",
     "Model": "trtkit.models.model",
     "Passport": "trtkit.backends.engine_file",
     "Plan": "trtkit.progress",
@@ -113,6 +116,7 @@ _HOMES: dict[str, str | None] = {
     "export": "trtkit.exporter",
     "gallery": "trtkit.widgets.comparison",
     "load": "trtkit.models",
+    "load_test": "trtkit.evaluation.load_test",
     "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",
     "plan": "trtkit.progress",
@@ -141,6 +145,7 @@ __all__ = [
     "Event",
     "Int8Evaluation",
     "LayerTable",
+    "LoadTest",
     "Model",
     "Passport",
     "Plan",
@@ -170,6 +175,7 @@ __all__ = [
     "export",
     "gallery",
     "load",
+    "load_test",
     "losses_figure",
     "plan",
     "precision_shares_figure",

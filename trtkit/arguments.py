@@ -39,6 +39,9 @@ MAX_SIDE = 16384
 MAX_BATCH = 4096
 """Largest batch: at 640 x 640 its input takes 20 GB."""
 
+MAX_CLIENTS = 1024
+"""Most clients of a load test: each is a thread."""
+
 DEVICE_NAME = re.compile(r"(?P<kind>cuda|dla)(:(?P<index>\d+))?|sm_?(?P<sm>\d{2,3})|(?P<gpu>\d+)|(?P<cpu>cpu)", re.I)
 """Device names: "0", "cuda", "cuda:1", "cpu", "dla:0", "sm89"."""
 
@@ -331,6 +334,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "count": _COUNT,
     "cancel": Rule(convert=_to_token, expected="a token with is_set()", example="threading.Event()"),
     "candidates": Rule(convert=_to_mapping, expected="a mapping of names to models", example="{'qat': 'qat.onnx'}"),
+    "concurrency": _one_or_several(_count(1, MAX_CLIENTS, example=4), example="(1, 2, 4)"),
     "conf": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.25),
     "device": Rule(convert=_to_device, expected="0, 'cuda:1', 'cpu', 'dla:0', 'sm89' or the like", example="0"),
     "format": _choice(FORMATS),
@@ -359,7 +363,10 @@ ARGUMENTS: Mapping[str, Rule] = {
 """The rule of each argument, the same in every verb."""
 
 VERB_ARGUMENTS: Mapping[tuple[str, str], Rule] = {
-    **dict.fromkeys((("benchmark", "batch"), ("compare", "batch")), _one_or_several(_BATCH, example="(1, 8)")),
+    **dict.fromkeys(
+        (("benchmark", "batch"), ("compare", "batch"), ("load_test", "batch")),
+        _one_or_several(_BATCH, example="(1, 8)"),
+    ),
     ("sweep", "calibration_images"): _several(_COUNT, example="(8, 32, 128)"),
 }
 """Rules by verb and argument, where the argument takes several values."""

@@ -23,6 +23,7 @@ REQUIRED = {
     "evaluate": ["a", "b"],
     "evaluate_int8": ["a", "b"],
     "benchmark": ["a"],
+    "load_test": ["a"],
     "verify": ["a"],
     "compare": ["a", "b"],
     "examine": ["a"],
@@ -72,7 +73,7 @@ def test_every_argument_has_a_help_text(verb):
 
 @pytest.mark.parametrize(
     "verb",
-    [verb for verb in REQUIRED if verb not in ("deploy", "evaluate", "benchmark", "export", "verify", "why_slow")],
+    sorted({*REQUIRED} - {"deploy", "evaluate", "benchmark", "export", "load_test", "verify", "why_slow"}),
 )
 def test_end2end_loads_the_model_with_that_head(verb, monkeypatch):
     """In Python these verbs take a loaded model."""

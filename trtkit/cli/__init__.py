@@ -144,6 +144,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "predict": ("model", "FILE IMAGE [IMAGE ...]", "run a model file on images and draw its predictions"),
     "evaluate": ("model", "FILE DATA", "measure the accuracy of a model file on labeled images"),
     "evaluate-int8": ("model", "MODEL DATA", "measure the accuracy of INT8 against FP32, before an export"),
+    "load-test": ("model", "ADDRESS", "measure a served model under requests of several clients"),
     "verify": ("model", "ENGINE [DATA]", "compare an engine with ONNX Runtime, on the machine that runs it"),
     "deploy": (
         "model",

@@ -40,6 +40,7 @@ __all__ = [
     "add_evaluate_int8",
     "add_examine",
     "add_export",
+    "add_load_test",
     "add_predict",
     "add_report",
     "add_search",
@@ -280,6 +281,24 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
         print_table(table)
         if values.output:
             print_text(timing.save(values.output))
+
+    return run
+
+
+def add_load_test(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit load-test`."""
+    from trtkit.evaluation.load_test import load_test
+
+    add_options(parser, load_test, positional=("runner",))
+    _add_output(parser, None, "folder of the result")
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+        with ProgressBars() as bars:
+            result = call_with_options(load_test, values, progress=bars, cancel=cancel)
+        print_table(make_frame_table(result.frame()))
+        print_text(f"\n{result.runner}")
+        if values.output:
+            print_text(result.save(values.output))
 
     return run
 

@@ -128,6 +128,7 @@ OPTIONS: Mapping[str, Option] = {
     "calibration": Option("folder of a saved calibration [default: calibrate on DATA]", "FOLDER"),
     "candidates": Option("a model, ONNX file or engine to measure beside the precisions", "NAME=PATH", pairs=True),
     "calibration_images": _count("maximum number of calibration images"),
+    "concurrency": _counts("clients that send requests at the same time"),
     "conf": _number("confidence threshold"),
     "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
     "device": DEVICE,
@@ -245,6 +246,10 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
         parse_device,
     ),
     ("export", "output"): Option("file to write [default: beside the model]", "FILE"),
+    ("load_test", "batch"): _counts("images per request"),
+    ("load_test", "runner"): Option("triton+http://HOST:PORT/MODEL, or an .engine or .onnx file", "ADDRESS"),
+    ("load_test", "seconds"): _number("time per batch and concurrency, seconds"),
+    ("load_test", "warmup"): _count("requests of each client before the measurement"),
     ("search", "backend"): Option(
         "backend to time engines with; onnxruntime uses the cost model [default: engines if they run here]",
         choices=list_backends,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trtkit.backends.base import Runner
     from trtkit.exporter import Artifact
 
-__all__ = ["Timing", "benchmark", "summarize_runs"]
+__all__ = ["Timing", "benchmark", "open_runners", "resolve_imgsz", "summarize_runs"]
 
 BLOCK_RUNS = 5
 """Consecutive runs of a runner before the next one's turn. With single runs, idle threads of the other runner would
@@ -137,8 +137,8 @@ def benchmark(
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
     reporter = Reporter(progress, cancel)
     before = _load_average()
-    with _open_runners(runners, device=device, backend=backend) as opened:
-        shapes = {label: _resolve_imgsz(label, runner, batches, imgsz) for label, runner in opened.items()}
+    with open_runners(runners, device=device, backend=backend) as opened:
+        shapes = {label: resolve_imgsz(label, runner, batches, imgsz) for label, runner in opened.items()}
         start_work(
             Plan(
                 verb="benchmark",
@@ -200,8 +200,14 @@ def summarize_runs(samples: pl.DataFrame) -> pl.DataFrame:
 
 
 @contextlib.contextmanager
-def _open_runners(runners: Any, *, device: str | int | None, backend: str | None) -> Iterator[dict[str, Runner]]:
-    """Yield runners by label; those opened here are closed at the end."""
+def open_runners(runners: Any, *, device: str | int | None, backend: str | None) -> Iterator[dict[str, Runner]]:
+    """Yield runners by label; those opened here are closed at the end.
+
+    Args:
+        runners: As in `benchmark`.
+        device: Device for files.
+        backend: Backend for files.
+    """
     from trtkit import backends
     from trtkit.backends.base import Runner
 
@@ -223,10 +229,20 @@ def _open_runners(runners: Any, *, device: str | int | None, backend: str | None
         yield opened
 
 
-def _resolve_imgsz(
+def resolve_imgsz(
     label: str, runner: Runner, batches: Sequence[int], imgsz: int | tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Return the height and width to run `runner` at."""
+    """Return the height and width to run `runner` at.
+
+    Args:
+        label: The runner's name in errors.
+        runner: The runner.
+        batches: Batch sizes that it will run.
+        imgsz: Image side or (height, width), pixels; None takes the runner's own.
+
+    Raises:
+        EngineError: A batch is larger than the runner's, or it has another, fixed size.
+    """
     if runner.batch is not None and max(batches) > runner.batch:
         raise EngineError(
             f"benchmark {label} at batch {max(batches)}",

@@ -1,4 +1,4 @@
-"""Figures of evaluations: accuracy per class, precision-recall curves, latency distributions."""
+"""Figures of evaluations: accuracy per class, precision-recall curves, latency distributions, throughput."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["classification_figure", "evaluation_figure", "precision_recall_curve", "timing_figure"]
+__all__ = ["classification_figure", "evaluation_figure", "load_figure", "precision_recall_curve", "timing_figure"]
 
 MAX_CLASSES = 30
 """Classes shown, those with the lowest accuracy."""
@@ -166,4 +166,39 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="share of runs", col=1)
     figure.update_layout(template=template(), height=380)
     figure.update_layout(legend={"y": -0.25})
+    return figure
+
+
+def load_figure(rows: pl.DataFrame, *, title: str) -> go.Figure:
+    """Throughput on the left and latency on the right over the concurrency, a line for each batch.
+
+    Args:
+        rows: `LoadTest.frame`.
+        title: Title of the figure.
+    """
+    figure = make_subplots(rows=1, cols=2, subplot_titles=["throughput", "latency: p50, and p99 dotted"])
+    batches = rows["batch"].unique(maintain_order=True).to_list()
+    labels = [f"batch {size}" for size in batches]
+    for size, label in zip(batches, labels, strict=True):
+        own, style = rows.filter(pl.col("batch") == size), trace_style(label, labels)
+        hover = "<extra>" + label + "</extra>"
+        for name, column, dash in (("images_per_s", 1, style.dash), ("p50_ms", 2, style.dash), ("p99_ms", 2, "dot")):
+            unit = "images/s" if column == 1 else "ms"
+            figure.add_scatter(
+                x=own["concurrency"],
+                y=own[name],
+                name=label,
+                legendgroup=label,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": style.color, "dash": dash},
+                marker={"symbol": style.symbol, "size": 9},
+                hovertemplate="%{x} clients: %{y:.4g} " + unit + hover,
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title_text="concurrency, clients", tickvals=rows["concurrency"].unique().sort().to_list())
+    figure.update_yaxes(title_text="images/s", rangemode="tozero", col=1)
+    figure.update_yaxes(title_text="ms/request", rangemode="tozero", col=2)
+    figure.update_layout(template=template(), height=380, title=escape_text(title))
     return figure
