@@ -45,6 +45,7 @@ WRONG: dict[str, list[Any]] = {
     "percentiles": [*(value for value in NOT_PERCENT if value != [1]), [], [99.9, 101]],
     "seconds": [0, -1, math.inf, math.nan, "5", True],
     "workspace": [0, -1, math.inf, "4", True],
+    **{key: ["", "turing", 86, True] for key in ("compatibility", "weights")},
     "opt_level": [-1, 6, 2.5, "3", True],
     "resamples": [0, 1, 2.5, "500", True],
     **{key: [-1, 1.5, "0", True, None] for key in ("seed", "warmup", "worst")},

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trtkit.arguments import COMPATIBILITIES, WEIGHTS
 from trtkit.cli import parse_command
 from trtkit.errors import RecipeError
 from trtkit.recipe import Recipe, round_imgsz
@@ -81,6 +82,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         fraction=draw(st.floats(0, 1, exclude_min=True)),
         device=draw(devices),
         keep=() if implicit else tuple(draw(st.lists(text, max_size=3))),
+        compatibility=draw(st.sampled_from([None, *COMPATIBILITIES])) if format_ == "engine" else None,
+        weights=draw(st.sampled_from([None, *WEIGHTS])) if format_ == "engine" else None,
         opt_level=draw(st.none() | st.integers(0, 5)),
         isolate=draw(st.booleans()),
         output=draw(st.none() | text),
@@ -183,6 +186,10 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
         ({"imgsz": 0}, "argument-invalid", "imgsz"),
         ({"imgsz": (640, 640, 3)}, "argument-invalid", "imgsz"),
         ({"opt_level": 6}, "argument-invalid", "opt_level"),
+        ({"compatibility": "turing"}, "argument-invalid", "compatibility"),
+        ({"weights": "none"}, "argument-invalid", "weights"),
+        ({"format": "onnx", "compatibility": "version"}, "recipe-needs-engine", "compatibility"),
+        ({"format": "onnx", "weights": "stripped"}, "recipe-needs-engine", "weights"),
         ({"implicit": True}, "recipe-implicit-needs-int8-engine", None),
         ({"implicit": True, "int8": True, "keep": ("x",)}, "recipe-implicit-excludes-keep-and-calibration", None),
         ({"int8": True, "calibration": "c", "data": "d.yaml"}, "recipe-calibration-and-data", None),

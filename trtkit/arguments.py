@@ -16,10 +16,12 @@ from trtkit.errors import RecipeError
 
 __all__ = [
     "ARGUMENTS",
+    "COMPATIBILITIES",
     "DEVICE_NAME",
     "FORMATS",
     "PRECISIONS",
     "VERB_ARGUMENTS",
+    "WEIGHTS",
     "Rule",
     "check_argument",
     "check_arguments",
@@ -32,6 +34,12 @@ __all__ = [
 FORMATS = ("engine", "onnx")
 
 PRECISIONS = ("fp32", "fp16", "int8")
+
+COMPATIBILITIES = ("same_compute_capability", "ampere_plus", "version")
+"""The machines that run an engine besides those like its builder's: other GPUs, or later TensorRT versions."""
+
+WEIGHTS = ("refittable", "stripped")
+"""Weights that can be replaced in the engine, or that are left out until `refit_engine` puts them in."""
 
 MAX_SIDE = 16384
 """Largest side of an image, pixels: one input of 16384 x 16384 takes 3.2 GB; beyond that it is a slip."""
@@ -331,6 +339,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     **dict.fromkeys(("warmup", "worst"), _count(0, example=3)),
     "algorithms": _several(_TEXT, example="('minmax', 'entropy')"),
     "batch": _BATCH,
+    "compatibility": _choice(COMPATIBILITIES),
     "count": _COUNT,
     "cancel": Rule(convert=_to_token, expected="a token with is_set()", example="threading.Event()"),
     "candidates": Rule(convert=_to_mapping, expected="a mapping of names to models", example="{'qat': 'qat.onnx'}"),
@@ -358,6 +367,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "samples": _several(_PATH, example="['street.jpg']"),
     "seconds": _number(lambda value: value > 0, "of seconds above 0", 5.0),
     "seed": _count(0),
+    "weights": _choice(WEIGHTS),
     "workspace": _number(lambda value: value > 0, "of GiB above 0", 4.0),
 }
 """The rule of each argument, the same in every verb."""

@@ -92,6 +92,8 @@ def export(
     calibration: Calibration | str | Path | None = None,
     implicit: bool = False,
     keep: Sequence[str] = (),
+    compatibility: str | None = None,
+    weights: str | None = None,
     opt_level: int | None = None,
     verify: bool = True,
     isolate: bool = False,
@@ -132,6 +134,11 @@ def export(
         implicit: INT8 by TensorRT's own min-max calibrator (TensorRT <= 10) instead of Q/DQ in the graph; its `.cache`
             is written beside the engine.
         keep: fnmatch patterns of ONNX node names excluded from INT8 (with FP16: kept in FP32).
+        compatibility: Which other machines run the engine: "same_compute_capability" (any GPU of the builder's compute
+            capability), "ampere_plus" (Ampere and newer GPUs, Jetson excluded) or "version" (later TensorRT versions;
+            the file then holds a runtime of its own, see `trtkit.open`), where TensorRT has it; None for no others.
+        weights: "refittable" (`backends.refit_engine` can replace them) or "stripped" (the file has none until it puts
+            them in), where TensorRT has it; None for weights that stay as they are.
         opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
         verify: Compare an engine with ONNX Runtime on images of `data`, or of the embedded set, before it is written
             (`trtkit.verify`). An engine for another machine, or of `implicit`, is not compared.
@@ -222,7 +229,9 @@ def export_with_graph(
         backends.get_backend(recipe.backend)
     if recipe.format == "engine":
         builder = recipe.backend or backends.best("build")
-        backends.require_build(builder, device=recipe.device)
+        backends.require_build(
+            builder, device=recipe.device, compatibility=recipe.compatibility, weights=recipe.weights
+        )
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     if recipe.dynamic is None and loaded.proto is not None:
@@ -487,14 +496,9 @@ def _build_engine(
     implicit: ImplicitCalibration | None,
 ) -> tuple[Any, Passport]:
     from trtkit import backends
-    from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
-    from trtkit.graph.pad_channels import pad_channels
+    from trtkit.backends.trt.network import fit_graph
 
-    if recipe.int8 and builder == "tensorrt":
-        graph = pad_channels(graph)
-    if recipe.int8 and not recipe.implicit and backends.probe(builder).strongly_typed_only and not has_fp16(graph):
-        # This TensorRT takes all types from the graph: layers without INT8 would run in FP32.
-        graph = convert_qdq_to_fp16(graph)
+    graph = fit_graph(graph, backends.probe(builder), precision=recipe.precision, implicit=recipe.implicit)
     settings = backends.BuildSettings(
         precision=recipe.precision,
         batch=recipe.batch,
@@ -502,6 +506,8 @@ def _build_engine(
         dynamic=recipe.is_dynamic,
         workspace=recipe.workspace,
         device=recipe.device,
+        compatibility=recipe.compatibility,
+        weights=recipe.weights,
         opt_level=recipe.opt_level,
         isolate=recipe.isolate,
         implicit=implicit,
@@ -534,6 +540,8 @@ def _verify_engine(
     from trtkit.verification import EXPORT_IMAGES, compare_runners
 
     reason = "TensorRT's calibrator chose its scales, which no graph holds" if recipe.implicit else ""
+    if recipe.weights == "stripped":
+        reason = "the engine has no weights yet"
     try:
         backends.require_run(recipe.backend or backends.best("build"), device=recipe.device)
         reference = backends.open(graph)

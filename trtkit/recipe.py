@@ -54,6 +54,8 @@ class Recipe:
         calibration: Folder of a saved calibration; None calibrates on `data`.
         implicit: INT8 by TensorRT's own calibrator (TensorRT <= 10) instead of Q/DQ in the graph.
         keep: fnmatch patterns of ONNX node names excluded from INT8 (with FP16: kept in FP32).
+        compatibility: Machines that run the engine besides those like the builder's; None for no others.
+        weights: "refittable" or "stripped"; None for weights that stay as they are.
         opt_level: TensorRT's optimization level, 0 (fast build) to 5; None takes TensorRT's default, 3.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
@@ -84,6 +86,8 @@ class Recipe:
     calibration: str | None = None
     implicit: bool = False
     keep: tuple[str, ...] = ()
+    compatibility: str | None = None
+    weights: str | None = None
     opt_level: int | None = None
     isolate: bool = False
     output: str | None = None
@@ -113,6 +117,15 @@ class Recipe:
                 "leave out data, or leave out calibration to calibrate again",
                 code="recipe-calibration-and-data",
             )
+        for name in ("compatibility", "weights"):
+            if getattr(self, name) is not None and self.format != "engine":
+                raise RecipeError(
+                    f"export format={self.format!r} with {name}={getattr(self, name)!r}",
+                    "it is a property of engines",
+                    f"use format='engine', or leave out {name}",
+                    code="recipe-needs-engine",
+                    name=name,
+                )
         if self.implicit and not (self.int8 and self.format == "engine"):
             raise RecipeError(
                 "export with implicit=True",

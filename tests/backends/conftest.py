@@ -12,7 +12,7 @@ import pytest
 
 from trtkit.backends import capabilities
 from trtkit.backends.devices import Gpu
-from trtkit.backends.trt import builder, callbacks, execution
+from trtkit.backends.trt import builder, callbacks, execution, refit
 
 H100 = Gpu(
     index=0, name="NVIDIA H100 80GB HBM3", sm="sm90", memory=80 * 2**30, driver="580.65.06", cuda="13.0", uuid="GPU-1"
@@ -49,7 +49,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> 
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
         monkeypatch.setattr(capabilities, "_cuda_libraries_load", lambda: True)
         monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
-        for user in (builder, callbacks, execution):
+        for user in (builder, callbacks, execution, refit):
             monkeypatch.setattr(user, "require_torch_cuda", lambda asked: torch)
         with_gpus(*(gpus or (H100,)))
         return trt

@@ -17,6 +17,7 @@ from raising import raises
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration, capabilities
+from trtkit.backends.devices import Gpu
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
 from trtkit.graph.nms import add_nms
 from trtkit.graph.onnx_file import update_metadata
@@ -326,3 +327,59 @@ def test_settings_out_of_range(wrong: dict[str, Any], code: str) -> None:
 def test_the_fp16_test_graph_has_fp16_weights() -> None:
     kinds = {tensor.data_type for tensor in tiny_graphs.detector("fp16").graph.initializer}
     assert TensorProto.FLOAT16 in kinds
+
+
+@pytest.mark.parametrize(
+    ("version", "compatibility", "flags", "level"),
+    [
+        ("8.6.0", None, set(), "NONE"),
+        ("8.6.0", "ampere_plus", set(), "AMPERE_PLUS"),
+        ("8.6.0", "version", {"VERSION_COMPATIBLE"}, "NONE"),
+        ("10.13.0.35", "same_compute_capability", set(), "SAME_COMPUTE_CAPABILITY"),
+        ("11.4.0.106", "version", {"VERSION_COMPATIBLE"}, "NONE"),
+    ],
+)
+def test_compatibility_reaches_tensorrt(
+    tensorrt: Any, version: str, compatibility: str | None, flags: set[str], level: str
+) -> None:
+    _, _, config = build(tensorrt(version), dataclasses.replace(SMALL, compatibility=compatibility))
+    assert (config.flags, config.hardware_compatibility_level.name) == (flags, level)
+
+
+@pytest.mark.parametrize(
+    ("version", "weights", "flags"),
+    [
+        ("8.6.0", "refittable", {"REFIT"}),
+        ("10.13.0.35", "refittable", {"REFIT"}),
+        ("10.13.0.35", "stripped", {"STRIP_PLAN", "REFIT_IDENTICAL"}),
+    ],
+)
+def test_weights_reach_tensorrt(tensorrt: Any, version: str, weights: str, flags: set[str]) -> None:
+    _, _, config = build(tensorrt(version), dataclasses.replace(SMALL, weights=weights))
+    assert config.flags == flags
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "supported"),
+    [
+        (
+            {"compatibility": "same_compute_capability"},
+            "build-compatibility-unsupported",
+            ("ampere_plus", "version"),
+        ),
+        ({"weights": "stripped"}, "build-weights-unsupported", ("refittable",)),
+    ],
+)
+def test_what_this_tensorrt_lacks_is_refused(
+    tensorrt: Any, settings: dict[str, str], code: str, supported: tuple[str, ...]
+) -> None:
+    trt = tensorrt("8.6.0")
+    with raises(CapabilityError, code, supported=supported):
+        build(trt, dataclasses.replace(SMALL, **settings))
+    assert trt.fake.builds == []
+
+
+def test_hardware_compatibility_needs_an_ampere_gpu(tensorrt: Any) -> None:
+    trt = tensorrt("8.6.0", Gpu(index=0, name="Tesla T4", sm="sm75", memory=2**34))
+    with raises(CapabilityError, "build-compatibility-gpu", value="sm75"):
+        build(trt, dataclasses.replace(SMALL, compatibility="ampere_plus"))

@@ -14,9 +14,7 @@ from raising import raises
 from trtkit.backends import (
     BuildResult,
     BuildSettings,
-    Capabilities,
     Passport,
-    check_compatibility,
     detect_backend,
     layer_frame,
     read_engine,
@@ -25,7 +23,6 @@ from trtkit.backends import (
     write_engine,
 )
 from trtkit.backends.capabilities import same_release
-from trtkit.backends.devices import Device, Gpu
 from trtkit.errors import EngineError, OutputExistsError
 
 PLAN = b"ftrt" + bytes(range(256)) * 4
@@ -45,7 +42,6 @@ PASSPORT = Passport.from_build(
     calibration_hash="ef" * 32,
     created="2026-11-22T12:00:00+00:00",
 )
-H100 = Gpu(index=0, name="NVIDIA H100", sm="sm90", memory=2**36)
 
 
 def written(folder: Path, passport: Passport | None = PASSPORT) -> Path:
@@ -148,43 +144,6 @@ def test_a_broken_passport(tmp_path: Path) -> None:
     path = write_engine(tmp_path / "m.engine", PLAN, {"task": "detect", "trtkit": {"gpu": "?"}}, None)
     with raises(EngineError, "engine-passport-invalid", path=path):
         read_engine(path)
-
-
-def machine(version: str = "8.6.0", gpu: Gpu | None = H100, backend: str = "tensorrt") -> Capabilities:
-    return Capabilities(backend=backend, present=True, version=version, gpus=(gpu,) if gpu else ())
-
-
-def test_a_compatible_engine() -> None:
-    assert check_compatibility(PASSPORT, machine()) is None
-    assert check_compatibility(PASSPORT, machine(gpu=dataclasses.replace(H100, name="NVIDIA H200"))) is None
-    assert check_compatibility(PASSPORT, machine(gpu=None)) is None
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "code", "terms"),
-    [
-        (machine("10.13.0"), "engine-version-mismatch", ("TensorRT 10.13.0", "TensorRT 8.6.0", "NVIDIA H100")),
-        (machine(backend="tensorrt_rtx"), "engine-backend-mismatch", ("TensorRT-RTX", "backend='tensorrt'")),
-        (
-            machine(gpu=Gpu(index=0, name="NVIDIA L4", sm="sm89", memory=1)),
-            "engine-gpu-mismatch",
-            ("sm90", "NVIDIA L4", "sm89"),
-        ),
-    ],
-)
-def test_an_incompatible_engine(capabilities: Capabilities, code: str, terms: tuple[str, ...]) -> None:
-    mismatch = check_compatibility(PASSPORT, capabilities)
-    assert mismatch is not None
-    assert mismatch.code == code
-    assert [term for term in terms if term not in str(mismatch)] == []
-
-
-def test_the_requested_gpu_is_checked() -> None:
-    two_gpus = Capabilities(
-        backend="tensorrt", version="8.6.0", gpus=(H100, Gpu(index=1, name="NVIDIA L4", sm="sm89", memory=1))
-    )
-    assert check_compatibility(PASSPORT, two_gpus, Device(kind="cuda", index=0)) is None
-    assert check_compatibility(PASSPORT, two_gpus, Device(kind="cuda", index=1)) is not None
 
 
 @pytest.mark.parametrize(

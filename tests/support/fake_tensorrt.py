@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from fake_memory import ONNX_TYPES, SIZES, view
+from onnx import numpy_helper
 
 
 def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> Any:
@@ -31,8 +32,13 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
 
     flags_until_10 = "FP16 INT8 OBEY_PRECISION_CONSTRAINTS PREFER_PRECISION_CONSTRAINTS "
     fill["BuilderFlag"] = flags(
-        "BuilderFlag", (flags_until_10 if major < 11 else "") + "DEBUG GPU_FALLBACK TF32 REFIT DISABLE_TIMING_CACHE"
+        "BuilderFlag",
+        (flags_until_10 if major < 11 else "")
+        + "DEBUG GPU_FALLBACK TF32 REFIT DISABLE_TIMING_CACHE VERSION_COMPATIBLE"
+        + (" STRIP_PLAN REFIT_IDENTICAL" if major >= 10 else ""),
     )
+    levels = "NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY" if major >= 10 else "NONE AMPERE_PLUS"
+    fill["HardwareCompatibilityLevel"] = flags("HardwareCompatibilityLevel", levels)
     creation = {8: "EXPLICIT_BATCH EXPLICIT_PRECISION", 10: "EXPLICIT_BATCH STRONGLY_TYPED", 11: "STRONGLY_TYPED"}[
         major
     ]
@@ -105,6 +111,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             self.calibration: Profile | None = None
             self.builder_optimization_level, self.avg_timing_iterations = 3, 1
             self.int8_calibrator: Any = None
+            self.hardware_compatibility_level: Any = fill["HardwareCompatibilityLevel"].NONE
             self.progress_monitor: Any = None
 
         def set_flag(self, flag: Any) -> None:
@@ -237,8 +244,19 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             if config.cache is not None:
                 config.cache.combine(ITimingCache(f"timed {network.proto.graph.name}".encode()), False)
             profile = config.profiles[0].shapes if config.profiles else None
-            header = json.dumps({"version": version, "profile": profile}).encode()
-            return b"ftrt" + len(header).to_bytes(4, "little") + header + network.proto.SerializeToString()
+            proto = network.proto
+            if "STRIP_PLAN" in config.flags:
+                proto = onnx.ModelProto.FromString(proto.SerializeToString())
+                for tensor in proto.graph.initializer:
+                    if tensor.data_type == onnx.TensorProto.FLOAT:
+                        # No numbers, so that a run with them is noticed.
+                        tensor.raw_data = b"\xff" * len(tensor.raw_data)
+            header = {"version": version, "profile": profile, "host_code": "VERSION_COMPATIBLE" in config.flags}
+            return write_plan(header | {"refit": bool(config.flags & {"REFIT", "STRIP_PLAN"})}, proto)
+
+    def write_plan(header: dict[str, Any], proto: onnx.ModelProto) -> bytes:
+        data = json.dumps(header).encode()
+        return b"ftrt" + len(data).to_bytes(4, "little") + data + proto.SerializeToString()
 
     def calibrate(config: IBuilderConfig, network: Network) -> bool:
         calibrator = config.int8_calibrator
@@ -324,7 +342,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def __init__(self, plan: bytes) -> None:
             length = int.from_bytes(plan[4:8], "little")
             header = json.loads(plan[8 : 8 + length])
-            self.profile = header["profile"]
+            self.header, self.profile = header, header["profile"]
             self.proto = onnx.load_model_from_string(plan[8 + length :])
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1
@@ -379,6 +397,19 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             nodes = zip(self.proto.graph.node, outputs, strict=True)
             return [{"Name": node.name, "LayerType": node.op_type, "Outputs": out} for node, out in nodes]
 
+        if major < 10:
+
+            def serialize(self) -> bytes:
+                return write_plan(self.header, self.proto)
+
+        else:
+
+            def create_serialization_config(self) -> Any:
+                return types.SimpleNamespace(set_flag=lambda flag: None, clear_flag=lambda flag: None)
+
+            def serialize_with_config(self, config: Any) -> bytes:
+                return write_plan(self.header, self.proto)
+
         def create_engine_inspector(self) -> Any:
             key = "Bindings" if major < 10 else "I/O Tensors"
             text = json.dumps({"Layers": self.layers(), key: self.names})
@@ -387,19 +418,67 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     class Runtime:
         def __init__(self, logger: Any) -> None:
             self.DLA_core = -1
+            self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             if state.refuse_plan or not serialized_engine.startswith(b"ftrt"):
                 emit("ERROR", state.refuse_plan or "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
                 return None
-            return Engine(serialized_engine)
+            engine = Engine(serialized_engine)
+            if engine.header["host_code"] and not self.engine_host_code_allowed:
+                emit("ERROR", "Plan contains host executable code, which the runtime does not allow.")
+                return None
+            return engine
+
+    class Weights:
+        def __init__(self, a: np.ndarray) -> None:
+            self.array = a
+
+    class Refitter:
+        def __init__(self, engine: Engine, logger: Any) -> None:
+            assert engine.header["refit"], "the engine is not refittable"
+            self.engine, self.given = engine, {}
+
+        def get_all_weights(self) -> list[str]:
+            return [tensor.name for tensor in self.engine.proto.graph.initializer]
+
+        def get_missing_weights(self) -> list[str]:
+            return [name for name in self.get_all_weights() if name not in self.given]
+
+        def set_named_weights(self, name: str, weights: Weights) -> bool:
+            sizes = {t.name: numpy_helper.to_array(t).size for t in self.engine.proto.graph.initializer}
+            self.given[name] = weights.array
+            return sizes.get(name) == weights.array.size
+
+        def refit_cuda_engine(self) -> bool:
+            for tensor in self.engine.proto.graph.initializer:
+                tensor.raw_data = self.given[tensor.name].tobytes()
+            return True
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter: Refitter, logger: Any) -> None:
+            self.refitter = refitter
+
+        def refit_from_bytes(self, model: bytes) -> bool:
+            stored = onnx.load_model_from_string(model).graph.initializer
+            names = set(self.refitter.get_all_weights())
+            return all(
+                self.refitter.set_named_weights(tensor.name, Weights(numpy_helper.to_array(tensor)))
+                for tensor in stored
+                if tensor.name in names
+            )
 
     def empty_class(name: str) -> Any:
         return type(name, (), {"__init__": lambda self: None})
 
     fill["nptype"] = lambda kind: SIZES[kind.name]
-    for kind in (ILogger, Logger, ITimingCache, IBuilderConfig, OnnxParser, ParserError, Builder, Runtime):
+    kinds = (ILogger, Logger, ITimingCache, IBuilderConfig, OnnxParser, ParserError, Builder, Runtime)
+    for kind in (*kinds, Refitter, Weights):
         fill[kind.__name__] = kind
+    if major >= 10:
+        fill["OnnxParserRefitter"] = OnnxParserRefitter
+        names = "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME" + (" INCLUDE_REFIT" if major >= 11 else "")
+        fill["SerializationFlag"] = flags("SerializationFlag", names)
     fill["IProfiler"], fill["IOutputAllocator"] = empty_class("IProfiler"), empty_class("IOutputAllocator")
     fill["init_libnvinfer_plugins"] = lambda logger, namespace: True
     if major < 11:

@@ -171,13 +171,14 @@ def test_settings_change_state_and_code_and_survive_going_forth_and_back(on: Any
     page.keep.value = "/model.23/*\n\n b "
     page.workspace.value, page.output.value = "1.5", "mine.engine"
     page.nms.value, page.simplify.value, page.isolate.value = True, False, True
+    page.compatibility.value, page.weights.value = "ampere_plus", "refittable"
     # The embedded model is a YOLO11.
     assert page.end2end.disabled
     assert "one-to-one" in page.end2end_reason.value
     expected = Recipe(
         model=str(demo.model_path()), half=True, backend="tensorrt_rtx", device="sm86", imgsz=(320, 640), batch=4,
         opt_level=2, dynamic=True, keep=("/model.23/*", "b"), workspace=1.5, output="mine.engine", nms=True,
-        simplify=False, isolate=True, data=str(demo.data_path()),
+        simplify=False, isolate=True, data=str(demo.data_path()), compatibility="ampere_plus", weights="refittable",
     )  # fmt: skip
     assert widget.state.recipe() == expected
     assert "half=True" in widget.code.python.value
@@ -188,6 +189,8 @@ def test_settings_change_state_and_code_and_survive_going_forth_and_back(on: Any
     assert (page.device.value, page.opt_level.value, page.dynamic.value) == ("sm86", 2, True)
     page.target.buttons["onnx"].value = True
     assert all(control.disabled for control in (page.device, page.workspace, page.opt_level, page.isolate))
+    assert page.compatibility.disabled
+    assert page.weights.disabled
     assert widget.state.recipe().device is None
     page.target.buttons["tensorrt_rtx"].value = True
     assert widget.state.recipe() == expected

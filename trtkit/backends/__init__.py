@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
     from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
+    from trtkit.backends.compatibility import Mismatch, check_compatibility, describe_machine_elsewhere
     from trtkit.backends.engine_file import (
         EngineFile,
-        Mismatch,
         Passport,
-        check_compatibility,
         detect_backend,
         read_engine,
         strip_engine,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         write_engine,
     )
     from trtkit.backends.trt.layer_info import layer_frame
+    from trtkit.backends.trt.refit import refit_engine
 
 __all__ = [
     "Backend",
@@ -45,6 +45,7 @@ __all__ = [
     "best",
     "build",
     "check_compatibility",
+    "describe_machine_elsewhere",
     "detect_backend",
     "get_backend",
     "get_title",
@@ -53,6 +54,7 @@ __all__ = [
     "open",
     "probe",
     "read_engine",
+    "refit_engine",
     "require_build",
     "require_run",
     "strip_engine",
@@ -63,7 +65,9 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "base"),
     **dict.fromkeys(("EngineFile", "read_engine", "strip_engine", "wrap_engine", "write_engine"), "engine_file"),
-    **dict.fromkeys(("Mismatch", "Passport", "check_compatibility", "detect_backend"), "engine_file"),
+    **dict.fromkeys(("Passport", "detect_backend"), "engine_file"),
+    **dict.fromkeys(("Mismatch", "check_compatibility", "describe_machine_elsewhere"), "compatibility"),
+    "refit_engine": "trt.refit",
     "layer_frame": "trt.layer_info",
 }
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from trtkit.arguments import PRECISIONS
+from trtkit.arguments import COMPATIBILITIES, PRECISIONS, WEIGHTS
 from trtkit.errors import CapabilityError, DataError, EngineError, RecipeError, TrtkitError, warn
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class BuildSettings:
         max_imgsz: Largest height and width of a dynamic engine, pixels; None takes `imgsz`.
         workspace: Scratch memory TensorRT may use, GiB; None lets TensorRT decide.
         device: None, 0, "cuda:1", "dla:0", or "sm89" to build TensorRT-RTX engines for another GPU.
+        compatibility: One of `COMPATIBILITIES`, or None for machines like this one.
+        weights: One of `WEIGHTS`, or None for weights that stay as they are.
         opt_level: TensorRT's `builder_optimization_level`, 0 to 5; None takes TensorRT's default.
         isolate: Build in a child process, so that a crash inside TensorRT becomes a BuildError.
         timing_cache: True for a file per GPU and TensorRT version in the user's cache folder, False for none, or a
@@ -94,6 +96,8 @@ class BuildSettings:
     max_imgsz: tuple[int, int] | None = None
     workspace: float | None = None
     device: str | int | None = None
+    compatibility: str | None = None
+    weights: str | None = None
     opt_level: int | None = None
     isolate: bool = False
     timing_cache: bool | Path = True
@@ -124,6 +128,16 @@ class BuildSettings:
                 code="build-workspace",
                 value=self.workspace,
             )
+        for name, names in (("compatibility", COMPATIBILITIES), ("weights", WEIGHTS)):
+            value = getattr(self, name)
+            if value is not None and value not in names:
+                raise RecipeError(
+                    f"{name}={value!r}",
+                    "there is no such choice",
+                    f"choose one of {', '.join(names)}, or None",
+                    code=f"build-{name}",
+                    value=value,
+                )
         if self.opt_level is not None and not 0 <= self.opt_level <= 5:
             raise RecipeError(
                 f"opt_level={self.opt_level}",

@@ -67,6 +67,8 @@ class Capabilities:
         has_parser_nodes: The ONNX parser's errors name node and operator.
         has_output_allocator: Outputs may have sizes known only after the run.
         limit_tactics: cuBLAS and cuDNN tactics exist but the libraries don't, so the tactics must be disabled.
+        compatibilities: What `export(compatibility=)` can ask of it.
+        weights: What `export(weights=)` can ask of it.
         cross_build_targets: Compute capabilities it builds for without such a GPU, such as "sm89".
         gpus: The GPUs of this machine.
         torch_cuda: Whether torch is installed with CUDA and sees a GPU; engines run in its memory.
@@ -90,6 +92,8 @@ class Capabilities:
     has_parser_nodes: bool = False
     has_output_allocator: bool = False
     limit_tactics: bool = False
+    compatibilities: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
     cross_build_targets: tuple[str, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     torch_cuda: bool = False
@@ -229,6 +233,7 @@ def probe_tensorrt(backend: str) -> Capabilities:
     if hasattr(trt.IBuilderConfig, "set_compute_capability"):
         names = (name for name in dir(getattr(trt, "ComputeCapability", None)) if re.fullmatch(r"SM\d+", name))
         targets = sorted(names, key=lambda name: int(name[2:]))
+    gpus = find_gpus()
     return Capabilities(
         backend=backend,
         present=True,
@@ -250,10 +255,29 @@ def probe_tensorrt(backend: str) -> Capabilities:
         has_parser_nodes=hasattr(trt.ParserError, "node_name"),
         has_output_allocator=hasattr(trt, "IOutputAllocator"),
         limit_tactics=hasattr(trt.TacticSource, "CUDNN") and not _cuda_libraries_load(),
+        compatibilities=_find_compatibilities(trt, is_rtx=bool(targets)),
+        # TensorRT-RTX compiles refittable engines on the GPU.
+        weights=_find_weights(trt) if gpus or not targets else (),
         cross_build_targets=tuple(name.lower() for name in targets),
-        gpus=find_gpus(),
+        gpus=gpus,
         torch_cuda=_torch_sees_gpu(),
     )
+
+
+def _find_compatibilities(trt: Any, *, is_rtx: bool) -> tuple[str, ...]:
+    if is_rtx:
+        # By the compute capabilities it builds for; its version-compatible engines need a library that it lacks.
+        return ("same_compute_capability", "ampere_plus")
+    levels = getattr(trt, "HardwareCompatibilityLevel", None)
+    names = ("same_compute_capability", "ampere_plus")
+    found = tuple(name for name in names if hasattr(levels, name.upper()))
+    return (*found, "version") if hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE") else found
+
+
+def _find_weights(trt: Any) -> tuple[str, ...]:
+    flags = trt.BuilderFlag
+    refittable = ("refittable",) if hasattr(flags, "REFIT") and hasattr(trt, "Refitter") else ()
+    return (*refittable, "stripped") if refittable and hasattr(flags, "STRIP_PLAN") else refittable
 
 
 def _cuda_libraries_load() -> bool:
@@ -353,12 +377,20 @@ def best(kind: str = "build") -> str:
     return "onnxruntime"
 
 
-def require_build(backend: str | None = None, *, device: str | int | None = None) -> Capabilities:
+def require_build(
+    backend: str | None = None,
+    *,
+    device: str | int | None = None,
+    compatibility: str | None = None,
+    weights: str | None = None,
+) -> Capabilities:
     """Check that a backend builds engines for a device on this machine.
 
     Args:
         backend: The name of a registered backend; None takes the best present.
         device: As in `parse_device`.
+        compatibility: As in `BuildSettings`.
+        weights: As in `BuildSettings`.
 
     Returns:
         The backend's capabilities.
@@ -387,6 +419,8 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
             code="backend-builds-nothing",
             backend=backend,
         )
+    _require_choice(caps, "compatibility", compatibility, caps.compatibilities)
+    _require_choice(caps, "weights", weights, caps.weights)
     if not builder.needs_gpu:
         return caps
     asked = f"build a {builder.title} engine"
@@ -414,6 +448,14 @@ def require_build(backend: str | None = None, *, device: str | int | None = None
     gpu = caps.gpu_at(target, asked)
     if caps.cross_build_targets:
         _require_target(caps, gpu.sm, f"{asked} for {gpu.name}")
+    elif compatibility == "ampere_plus" and int(gpu.sm[2:]) < 80:
+        raise CapabilityError(
+            f"{asked} with compatibility='ampere_plus'",
+            f"{gpu.name} ({gpu.sm}) is older than Ampere",
+            "build it on an Ampere GPU or a newer one",
+            code="build-compatibility-gpu",
+            value=gpu.sm,
+        )
     return caps
 
 
@@ -487,6 +529,19 @@ def _require_present(name: str, verb: str) -> Capabilities:
             backend=name,
         )
     return caps
+
+
+def _require_choice(caps: Capabilities, name: str, value: str | None, supported: tuple[str, ...]) -> None:
+    if value is None or value in supported:
+        return
+    raise CapabilityError(
+        f"build a {get_title(caps.backend)} engine with {name}={value!r}",
+        f"{caps.title} has {' and '.join(map(repr, supported)) or 'no such engines'} on this machine",
+        f"leave out {name}, or build with another version",
+        code=f"build-{name}-unsupported",
+        value=value,
+        supported=supported,
+    )
 
 
 def _require_target(caps: Capabilities, sm: str, asked: str) -> None:

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from trtkit.backends.base import get_title
-from trtkit.backends.capabilities import Capabilities, same_release
-from trtkit.backends.devices import Device, parse_device
+from trtkit.backends.devices import parse_device
 from trtkit.errors import EngineError
 from trtkit.files import atomic_write, hash_parts, write_bytes
 from trtkit.models.model import DESCRIPTION_KEYS, ModelInfo
@@ -24,9 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineFile",
-    "Mismatch",
     "Passport",
-    "check_compatibility",
     "detect_backend",
     "read_engine",
     "strip_engine",
@@ -42,7 +38,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 """Most bytes of the JSON: a layer table of 2,000 layers has 1 MB, and a byte of JSON takes up to 25 bytes of memory."""
 
 
-# The passport: an engine's provenance, and the check whether it runs on this machine.
+# The passport: an engine's provenance.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +57,8 @@ class Passport:
         imgsz: Height and width, pixels.
         dynamic: Whether batch and size may change.
         dla: The DLA core, or None.
+        compatibility: The machines that run it besides those like its builder's, as in `export`; None for no others.
+        weights: "refittable" or "stripped" as in `export`, or None.
         model_hash: SHA-256 of the model's architecture and weights.
         graph_hash: SHA-256 of the ONNX graph that was built.
         data_hash: SHA-256 of the calibration data, or None.
@@ -85,6 +83,8 @@ class Passport:
     imgsz: tuple[int, int] = (640, 640)
     dynamic: bool = False
     dla: int | None = None
+    compatibility: str | None = None
+    weights: str | None = None
     model_hash: str = ""
     graph_hash: str | None = None
     data_hash: str | None = None
@@ -137,6 +137,8 @@ class Passport:
             imgsz=settings.imgsz,
             dynamic=settings.dynamic,
             dla=device.index if device.kind == "dla" else None,
+            compatibility=settings.compatibility,
+            weights=settings.weights,
             model_hash=model_hash,
             graph_hash=graph_hash,
             data_hash=data_hash,
@@ -189,64 +191,8 @@ def _fits_field(name: str, value: Any) -> bool:
         return (value is None and name == "dla") or (type(value) is int and value >= 0)
     if name == "build_seconds":
         return type(value) in (int, float) and math.isfinite(value)
-    return isinstance(value, str) or (value is None and name in ("graph_hash", "data_hash", "calibration_hash"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mismatch:
-    """Why an engine does not run on this machine.
-
-    Attributes:
-        code: "engine-backend-mismatch", "engine-version-mismatch" or "engine-gpu-mismatch".
-        found: What differs.
-        do: What to do about it.
-    """
-
-    code: str
-    found: str
-    do: str
-
-    def __str__(self) -> str:
-        return f"{self.found}; {self.do}."
-
-
-def check_compatibility(
-    passport: Passport, capabilities: Capabilities, device: Device | None = None
-) -> Mismatch | None:
-    """Compare an engine's passport with this machine.
-
-    Args:
-        passport: The engine's.
-        capabilities: Of the backend that is to run it.
-        device: The device that is to run it; None takes the first GPU.
-
-    Returns:
-        What differs and what to do, or None where the engine runs. Another GPU of the same compute capability runs it.
-    """
-    again = "export the model again on this machine"
-    title = get_title(passport.backend)
-    built = f"it was built by {title} {passport.tensorrt} for {passport.gpu or passport.sm}"
-    if passport.backend != capabilities.backend:
-        return Mismatch(
-            code="engine-backend-mismatch",
-            found=f"{built}, not for {get_title(capabilities.backend)}",
-            do=f"open it with backend={passport.backend!r}, or {again}",
-        )
-    if not same_release(passport.tensorrt, capabilities.version):
-        return Mismatch(
-            code="engine-version-mismatch",
-            found=f"{built}, and {title} {capabilities.version} is installed",
-            do=f"install {title} {passport.tensorrt}, or {again}",
-        )
-    index = device.gpu if device is not None else 0
-    if index < len(capabilities.gpus) and capabilities.gpus[index].sm != passport.sm:
-        gpu = capabilities.gpus[index]
-        return Mismatch(
-            code="engine-gpu-mismatch",
-            found=f"{built} ({passport.sm}), and this GPU is {gpu.name} ({gpu.sm})",
-            do=again,
-        )
-    return None
+    may_be_absent = name in ("graph_hash", "data_hash", "calibration_hash", "compatibility", "weights")
+    return isinstance(value, str) or (value is None and may_be_absent)
 
 
 # The file.

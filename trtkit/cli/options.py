@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from trtkit.arguments import Rule, find_rule
+from trtkit.arguments import COMPATIBILITIES, WEIGHTS, Rule, find_rule
 from trtkit.backends import list_backends
 from trtkit.calibration import ALGORITHMS
 from trtkit.data.data_yaml import SPLITS
@@ -128,6 +128,9 @@ OPTIONS: Mapping[str, Option] = {
     "calibration": Option("folder of a saved calibration [default: calibrate on DATA]", "FOLDER"),
     "candidates": Option("a model, ONNX file or engine to measure beside the precisions", "NAME=PATH", pairs=True),
     "calibration_images": _count("maximum number of calibration images"),
+    "compatibility": Option(
+        "machines that run the engine besides those like this one [default: none]", choices=lambda: COMPATIBILITIES
+    ),
     "concurrency": _counts("clients that send requests at the same time"),
     "conf": _number("confidence threshold"),
     "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
@@ -190,6 +193,7 @@ OPTIONS: Mapping[str, Option] = {
     "trials": _count("maximum number of trials"),
     "verify": _switch("compare the engine with ONNX Runtime before it is written, where it runs here"),
     "warmup": _count("warm-up runs per file and batch"),
+    "weights": Option("weights that can be replaced, or are left out of the engine", choices=lambda: WEIGHTS),
     "workspace": _number("memory limit of the builder, GiB [default: TensorRT's own]"),
     "worst": _count("number of worst layers to measure the metric for"),
 }

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtkit.arguments import check_argument
 from trtkit.cli import Command
@@ -22,6 +22,9 @@ from trtkit.errors import CancelledError, CapabilityError, EngineError, TrtkitEr
 from trtkit.files import check_output, temporary_folder, write_json
 from trtkit.progress import Reporter
 from trtkit.recipe import round_imgsz
+
+if TYPE_CHECKING:
+    from trtkit.backends import EngineFile
 
 __all__ = ["add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
 
@@ -34,13 +37,15 @@ SELFTEST_BATCH, SELFTEST_SECONDS = 4, 2.0
 
 def add_engine(parser: argparse.ArgumentParser) -> Command:
     """Add the subcommands of `trtkit engine`."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="show|check|strip|wrap", prog=parser.prog)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="show|check|strip|wrap|refit", prog=parser.prog)
     shown = kinds.add_parser("show", help="print the metadata of an engine file")
     shown.add_argument("file", metavar="ENGINE", help="an .engine file or a bare plan")
     shown.add_argument("--layers", action="store_true", help="also print the layer table")
     shown.set_defaults(run=_show)
-    checked = kinds.add_parser("check", help="check whether an engine runs on this machine")
+    checked = kinds.add_parser("check", help="check whether an engine runs on this machine, or on another by --gpu")
     checked.add_argument("file", metavar="ENGINE", help="an .engine file")
+    checked.add_argument("--gpu", metavar="NAME|smXY", help="GPU of another machine, such as 'RTX 3090' or sm86")
+    checked.add_argument("--tensorrt", metavar="VERSION", help="TensorRT's version on another machine, such as 10.3.0")
     checked.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
     checked.set_defaults(run=_check)
     stripped = kinds.add_parser("strip", help="write the bare plan, which trtexec and Triton read")
@@ -60,6 +65,13 @@ def add_engine(parser: argparse.ArgumentParser) -> Command:
     wrapped.add_argument("--batch", type=int, default=1, metavar="N", help="largest batch [default: 1]")
     wrapped.add_argument("--overwrite", action="store_true", help=OPTIONS["overwrite"].help)
     wrapped.set_defaults(run=_wrap)
+    refitted = kinds.add_parser("refit", help="put the weights of an ONNX file into a refittable or stripped engine")
+    refitted.add_argument("file", metavar="ENGINE", help="an engine exported with --weights")
+    refitted.add_argument("onnx", metavar="ONNX", help="the ONNX file of the same export")
+    refitted.add_argument("output", metavar="OUTPUT", help="the engine to write")
+    refitted.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
+    refitted.add_argument("--overwrite", action="store_true", help=OPTIONS["overwrite"].help)
+    refitted.set_defaults(run=_refit)
     return lambda values, cancel: values.run(values, cancel)
 
 
@@ -105,6 +117,9 @@ def _check(values: argparse.Namespace, cancel: threading.Event) -> None:
     from trtkit.backends.devices import parse_device
 
     file = backends.read_engine(values.file)
+    if values.gpu is not None or values.tensorrt is not None:
+        _check_elsewhere(values, file)
+        return
     if file.passport is not None:
         here = backends.probe(file.backend)
         device = parse_device(values.device)
@@ -114,6 +129,33 @@ def _check(values: argparse.Namespace, cancel: threading.Event) -> None:
     backends.require_run(file.backend, device=values.device)
     result = "it runs on this machine" if file.passport is not None else "without a passport it can only be tried"
     print_text(f"{values.file}: {result}.")
+
+
+def _check_elsewhere(values: argparse.Namespace, file: EngineFile) -> None:
+    """Check an engine against a machine that is only named."""
+    from trtkit import backends
+
+    if file.passport is None:
+        raise EngineError(
+            f"check {values.file} for another machine",
+            "it has no passport: nothing says what it was built for",
+            "export it with trtkit, or try it there",
+            code="engine-passport-missing",
+            path=values.file,
+        )
+    there = backends.describe_machine_elsewhere(file.passport, gpu=values.gpu, tensorrt=values.tensorrt)
+    mismatch = backends.check_compatibility(file.passport, there)
+    if mismatch is not None:
+        raise EngineError(f"run {values.file} there", mismatch.found, mismatch.do, code=mismatch.code)
+    title, gpu = backends.get_title(file.backend), there.gpus[0]
+    print_text(f"{values.file}: by its passport it runs with {title} {there.version} on {gpu.name} ({gpu.sm}).")
+
+
+def _refit(values: argparse.Namespace, cancel: threading.Event) -> None:
+    """Put weights into an engine."""
+    from trtkit.backends import refit_engine
+
+    print_text(refit_engine(values.file, values.onnx, values.output, device=values.device, overwrite=values.overwrite))
 
 
 def _strip(values: argparse.Namespace, cancel: threading.Event) -> None:

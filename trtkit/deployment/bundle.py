@@ -222,7 +222,8 @@ def check_source(path: Path, reference: Path | None) -> Source:
         RecipeError: The reference is of another model.
     """
     from trtkit.backends.capabilities import require_run
-    from trtkit.backends.engine_file import check_compatibility, read_engine
+    from trtkit.backends.compatibility import check_compatibility
+    from trtkit.backends.engine_file import read_engine
     from trtkit.models.onnx_model import read_onnx
 
     if path.suffix.lower() == ".onnx":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.backends.base import Backend
 from trtkit.backends.capabilities import probe_tensorrt
+from trtkit.backends.compatibility import trust_plan
 from trtkit.backends.engine_file import detect_backend
 from trtkit.errors import RecipeError
 
@@ -44,10 +45,14 @@ def _build(
     if settings.isolate:
         from trtkit.backends.trt.isolated_build import build_isolated
 
-        return build_isolated(graph, settings, backend=name, reporter=reporter)
-    from trtkit.backends.trt.builder import build_engine
+        built = build_isolated(graph, settings, backend=name, reporter=reporter)
+    else:
+        from trtkit.backends.trt.builder import build_engine
 
-    return build_engine(graph, settings, backend=name, reporter=reporter)
+        built = build_engine(graph, settings, backend=name, reporter=reporter)
+    if settings.compatibility == "version":
+        trust_plan(built.plan)
+    return built
 
 
 def _describe(name: str, title: str, install_hint: str) -> Backend:

@@ -104,7 +104,9 @@ def build_engine(
         BuildError: TensorRT rejected the graph or failed.
         CancelledError: The caller cancelled.
     """
-    capabilities = require_build(backend, device=settings.device)
+    capabilities = require_build(
+        backend, device=settings.device, compatibility=settings.compatibility, weights=settings.weights
+    )
     if settings.implicit is not None:
         require_calibrator(capabilities.backend)
     device = parse_device(settings.device)
@@ -232,7 +234,10 @@ class _EngineBuild:
         """The layer table of an engine; empty without a GPU, or where the inspector returns none."""
         if self.gpu is None:
             return ()
-        engine = self.trt.Runtime(get_logger(self.capabilities.backend)).deserialize_cuda_engine(plan)
+        runtime = self.trt.Runtime(get_logger(self.capabilities.backend))
+        if self.settings.compatibility == "version":
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return ()
         text = engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)
@@ -265,9 +270,18 @@ class _EngineBuild:
         if settings.opt_level is not None:
             config.builder_optimization_level = settings.opt_level
         if capabilities.cross_build_targets:
-            config.num_compute_capabilities = 1
-            name = get_build_target(capabilities, self.device).upper()
-            config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+            targets = [get_build_target(capabilities, self.device)]
+            if settings.compatibility == "ampere_plus":
+                targets = [name for name in capabilities.cross_build_targets if int(name[2:]) >= 80]
+            config.num_compute_capabilities = len(targets)
+            for index, name in enumerate(targets):
+                config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
+        elif settings.compatibility == "version":
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        elif settings.compatibility is not None:
+            level = getattr(trt.HardwareCompatibilityLevel, settings.compatibility.upper())
+            config.hardware_compatibility_level = level
+        self._set_weights(config)
         if capabilities.limit_tactics:
             config.set_tactic_sources(
                 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS) | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS)
@@ -280,6 +294,15 @@ class _EngineBuild:
             _add_profile(builder, config, network, tensor.name, shapes)
         if settings.implicit is not None:
             self._calibrate(builder, config, tensor, settings.implicit, has_profile=shapes is not None)
+
+    def _set_weights(self, config: Any) -> None:
+        flags = self.trt.BuilderFlag
+        if self.settings.weights == "refittable":
+            config.set_flag(flags.REFIT)
+        elif self.settings.weights == "stripped":
+            config.set_flag(flags.STRIP_PLAN)
+            # The same weights come back: kernels that only fit these are allowed.
+            config.set_flag(getattr(flags, "REFIT_IDENTICAL", flags.REFIT))
 
     def _use_dla(self, builder: Any, config: Any) -> None:
         trt = self.trt

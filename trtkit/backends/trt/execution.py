@@ -32,13 +32,14 @@ class Execution:
         backend: "tensorrt" or "tensorrt_rtx".
         device: A GPU or a DLA core.
         asked: The operation, for errors.
+        host_code: Let the plan bring its own runtime, which runs in this process.
 
     Raises:
         EngineError: TensorRT rejects the plan, or the GPU has too little memory.
         CapabilityError: Torch has no CUDA.
     """
 
-    def __init__(self, plan: bytes, backend: str, device: Device, *, asked: str) -> None:
+    def __init__(self, plan: bytes, backend: str, device: Device, *, asked: str, host_code: bool = False) -> None:
         self.torch: Any = require_torch_cuda(asked)
         self.trt: Any = import_bindings(backend)
         self.backend = backend
@@ -51,7 +52,7 @@ class Execution:
         self._allocators: dict[str, Any] = {}
         with self.torch.cuda.device(self.device):
             self.stream: Any = self.torch.cuda.Stream(self.device)
-            self.runtime, self.engine, self.context = self._load(plan, device)
+            self.runtime, self.engine, self.context = self._load(plan, device, host_code=host_code)
             try:
                 self._name_tensors()
                 # On the stream that uses it: clearing memory on another one could come after the first input.
@@ -245,11 +246,13 @@ class Execution:
             self.torch.cuda.empty_cache()
         _OPEN.discard(self)
 
-    def _load(self, plan: bytes, device: Device) -> tuple[Any, Any, Any]:
+    def _load(self, plan: bytes, device: Device, *, host_code: bool) -> tuple[Any, Any, Any]:
         with capture_messages() as messages:
             runtime = self.trt.Runtime(get_logger(self.backend))
             if device.kind == "dla":
                 runtime.DLA_core = device.index
+            if host_code:
+                runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise EngineError(

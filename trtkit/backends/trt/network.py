@@ -16,8 +16,9 @@ from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, OutputError, RecipeError, warn
 from trtkit.files import user_cache_dir, write_bytes
-from trtkit.graph.fp16 import has_fp16
+from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
 from trtkit.graph.onnx_file import read_trtkit_metadata
+from trtkit.graph.pad_channels import pad_channels
 
 __all__ = [
     "TimingCache",
@@ -26,6 +27,7 @@ __all__ = [
     "create_network",
     "find_image_input",
     "find_kept_fp32",
+    "fit_graph",
     "parse_onnx",
     "use_strong_typing",
 ]
@@ -34,6 +36,27 @@ __all__ = [
 NON_FLOAT_OPS = frozenset(
     ("Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Identity", "QuantizeLinear", "Shape", "Size")
 )
+
+
+def fit_graph(
+    proto: onnx.ModelProto, capabilities: Capabilities, *, precision: str, implicit: bool = False
+) -> onnx.ModelProto:
+    """The graph as this TensorRT builds it best; the same for an engine and for refitting it.
+
+    Args:
+        proto: The graph of an export; not modified.
+        capabilities: Of the installed TensorRT.
+        precision: "fp32", "fp16" or "int8".
+        implicit: TensorRT's own calibrator makes the INT8 layers.
+    """
+    if precision != "int8":
+        return proto
+    if capabilities.backend == "tensorrt":
+        proto = pad_channels(proto)
+    if not implicit and capabilities.strongly_typed_only and not has_fp16(proto):
+        # This TensorRT takes all types from the graph: layers without INT8 would run in FP32.
+        proto = convert_qdq_to_fp16(proto)
+    return proto
 
 
 def use_strong_typing(capabilities: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) -> bool:

@@ -13,8 +13,9 @@ import numpy as np
 
 from trtkit.backends.base import PRECISIONS, Runner
 from trtkit.backends.capabilities import Capabilities, require_run
+from trtkit.backends.compatibility import check_compatibility, is_trusted
 from trtkit.backends.devices import Device, parse_device
-from trtkit.backends.engine_file import EngineFile, check_compatibility, read_engine
+from trtkit.backends.engine_file import EngineFile, Passport, read_engine
 from trtkit.backends.trt.execution import Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
@@ -82,7 +83,8 @@ def open_engine(
         backend: "tensorrt" or "tensorrt_rtx"; None takes the file's.
 
     Raises:
-        EngineError: It is not an engine, is truncated, or was built for another machine.
+        EngineError: It is not an engine, is truncated, was built for another machine, has no weights, or brings its
+            own runtime and is not trusted.
         CapabilityError: The backend, the GPU or torch with CUDA is missing.
     """
     file = read_engine(path)
@@ -93,7 +95,27 @@ def open_engine(
         mismatch = check_compatibility(file.passport, capabilities, target)
         if mismatch is not None:
             raise EngineError(f"open {path}", mismatch.found, mismatch.do, code=mismatch.code, path=path)
+        _check_contents(file, file.passport)
     return TensorRTRunner(file, file.info(task=task), capabilities, target)
+
+
+def _check_contents(file: EngineFile, passport: Passport) -> None:
+    if passport.weights == "stripped":
+        raise EngineError(
+            f"open {file.path}",
+            "it was exported without weights",
+            "put them in: trtkit engine refit ENGINE ONNX OUTPUT, or backends.refit_engine",
+            code="engine-weights-stripped",
+            path=file.path,
+        )
+    if passport.compatibility == "version" and not is_trusted(file.plan):
+        raise EngineError(
+            f"open {file.path}",
+            "it brings a TensorRT runtime of its own, whose code would run in this process",
+            "set the environment variable TRTKIT_HOST_CODE=1 if you trust the file",
+            code="engine-host-code",
+            path=file.path,
+        )
 
 
 class TensorRTRunner(Runner):
@@ -118,7 +140,10 @@ class TensorRTRunner(Runner):
         where = f"DLA {device.index} of {gpu.name}" if device.kind == "dla" else gpu.name
         self.name = f"{capabilities.title} {where}"
         self._lock = threading.RLock()
-        self._execution = Execution(file.plan, capabilities.backend, device, asked=f"open {file.path}")
+        host_code = file.passport is not None and file.passport.compatibility == "version"
+        self._execution = Execution(
+            file.plan, capabilities.backend, device, asked=f"open {file.path}", host_code=host_code
+        )
         self._execution.asked = f"run {self.name}"
         image_inputs = [name for name in self._execution.input_names if len(self._execution.ranges[name][0]) == 4]
         if len(image_inputs) != 1:

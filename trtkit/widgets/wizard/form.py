@@ -39,6 +39,8 @@ class WizardForm:
         max_det: Rows of NMS in the graph or of the one-to-one head.
         workspace: Builder memory in GiB; "" for TensorRT's own default.
         opt_level: Optimization level; None for TensorRT's own default.
+        compatibility: Machines that run the engine besides those like the builder's; None for no others.
+        weights: "refittable" or "stripped"; None for weights that stay as they are.
         isolate: Build in a child process.
         keep: Patterns of nodes kept in higher precision (INT8: in FP16; FP16: in FP32).
         data: Path of the data set; "" for the embedded example set.
@@ -68,6 +70,8 @@ class WizardForm:
     max_det: int = 300
     workspace: str = ""
     opt_level: int | None = None
+    compatibility: str | None = None
+    weights: str | None = None
     isolate: bool = False
     keep: tuple[str, ...] = ()
     data: str = ""
@@ -120,6 +124,8 @@ class WizardForm:
             max_det=recipe.max_det,
             workspace="" if recipe.workspace is None else repr(recipe.workspace),
             opt_level=recipe.opt_level,
+            compatibility=recipe.compatibility,
+            weights=recipe.weights,
             isolate=recipe.isolate,
             keep=recipe.keep,
             data=recipe.data or "",
@@ -222,6 +228,8 @@ class WizardForm:
             max_det=self.max_det if self.nms or self.end2end else 300,
             workspace=_parse_workspace(self.workspace) if self.builds_engine else None,
             opt_level=self.opt_level if self.builds_engine else None,
+            compatibility=self.compatibility if self.builds_engine else None,
+            weights=self.weights if self.builds_engine else None,
             isolate=self.isolate and self.builds_engine,
             keep=self.keep if self.precision in ("fp16", "int8") else (),
             data=self.data or None if uses_images else None,

@@ -9,6 +9,7 @@ import ipywidgets
 from markupsafe import Markup
 
 from trtkit import demo
+from trtkit.arguments import COMPATIBILITIES, WEIGHTS
 from trtkit.html import facts_html, render, table_html
 from trtkit.widgets.ui.controls import Collapsible, Option, OptionGroup, make_button, make_control, render_note
 from trtkit.widgets.ui.jobs import Job, JobView
@@ -179,8 +180,15 @@ class ModelStep(Step):
 # Fields whose control has the name of the field and needs no conversion but that of NONE.
 FIELDS = (
     *("imgsz", "batch", "dynamic", "nms", "end2end", "conf", "iou", "max_det", "simplify", "workspace", "opt_level"),
-    *("isolate", "output"),
+    *("compatibility", "weights", "isolate", "output"),
 )
+
+
+COMPATIBILITY_LABELS = {
+    "same_compute_capability": "GPUs of the same compute capability",
+    "ampere_plus": "Ampere and newer GPUs",
+    "version": "later TensorRT versions",
+}
 
 
 # Stands for None in a drop-down, where the value None means that nothing is selected.
@@ -282,6 +290,22 @@ class SettingsStep(Step):
             layout=SHORT,
             options=[("TensorRT's default", NONE), *((str(number), number) for number in range(6))],
         )
+        self.compatibility = make_control(
+            ipywidgets.Dropdown,
+            "Also runs on",
+            "Machines that run the engine besides those like its builder's; it may be slower",
+            name="compatibility",
+            layout=SHORT,
+            options=[("no other machine", NONE), *((COMPATIBILITY_LABELS[name], name) for name in COMPATIBILITIES)],
+        )
+        self.weights = make_control(
+            ipywidgets.Dropdown,
+            "Weights",
+            "Whether weights can be replaced in the engine, or are left out until it is refitted",
+            name="weights",
+            layout=SHORT,
+            options=[("fixed", NONE), *((name, name) for name in WEIGHTS)],
+        )
         self.isolate = make_control(
             ipywidgets.Checkbox, "Build in a child process", "A crash inside TensorRT becomes an error", name="isolate"
         )
@@ -310,6 +334,8 @@ class SettingsStep(Step):
             self.simplify,
             self.workspace,
             self.opt_level,
+            self.compatibility,
+            self.weights,
             self.isolate,
             self.output,
         ]
@@ -363,7 +389,7 @@ class SettingsStep(Step):
             reason.value = render_reason(f"Not available: {option.reason}." if option.reason else "")
         for control, used in ((self.conf, form.nms), (self.iou, form.nms), (self.max_det, form.nms or form.end2end)):
             control.layout.display = "" if used else "none"
-        for control in (self.workspace, self.opt_level, self.isolate):
+        for control in (self.workspace, self.opt_level, self.compatibility, self.weights, self.isolate):
             control.disabled = not form.builds_engine
         self.output.placeholder = form.default_output or "beside the model, named by model and precision"
         self.problem.value = render_note(state.problem, kind="problem") if state.problem else ""
