@@ -17,6 +17,7 @@ settings.register_profile("trtkit", deadline=None, suppress_health_check=[Health
 settings.load_profile("trtkit")
 
 ROOT = Path(__file__).resolve().parent.parent
+EVAL_IMAGES = 40
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +36,9 @@ def demo_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_data() -> Path:
-    """The data.yaml that comes with the package."""
-    return demo.data_path()
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data.yaml of the package's 64 training and first 40 evaluation images, for tests that take all there are."""
+    return copy_few(tmp_path_factory.mktemp("demo") / "scenes")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,6 +60,15 @@ def stored_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def demo_copy(tmp_path: Path) -> Path:
-    """A copy of the package's data set that a test may spoil; its data.yaml."""
-    shutil.copytree(demo.data_path().parent, tmp_path / "scenes")
-    return tmp_path / "scenes" / demo.data_path().name
+    """As `demo_data`, which a test may spoil."""
+    return copy_few(tmp_path / "scenes")
+
+
+def copy_few(folder: Path) -> Path:
+    """Copy the package's data set for detect with the first 40 images of val; returns the data.yaml."""
+
+    def find_rest(source: str, names: list[str]) -> list[str]:
+        return sorted(names)[EVAL_IMAGES:] if Path(source).name == "val" else []
+
+    shutil.copytree(demo.data_path().parent, folder, ignore=find_rest)
+    return folder / demo.data_path().name

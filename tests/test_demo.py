@@ -6,100 +6,79 @@ from pathlib import Path
 
 import cv2
 import pytest
-import yaml
+from raising import raises
 
 import trtkit
 from trtkit import demo
 from trtkit.calibration.sampling import select_calibration_images
 from trtkit.data import open_dataset
+from trtkit.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-SPLITS = {"train": 64, "val": 40}
+TASKS = ("detect", "segment", "pose", "obb", "classify")
+COUNTS = {"detect": (64, 400), "segment": (48, 64), "pose": (48, 64), "obb": (48, 64), "classify": (50, 100)}
+"""Images of "train" and "val"."""
 
 
-def images(split):
-    return sorted((demo.data_path().parent / "images" / split).glob("*.jpg"))
+def open_embedded(task):
+    return open_dataset(demo.data_path(task), task=task)
 
 
-@pytest.mark.parametrize(("split", "count"), SPLITS.items())
-def test_each_split_has_its_images_and_a_label_for_each(split, count):
-    paths = images(split)
-    assert len(paths) == count
-    labels = demo.data_path().parent / "labels" / split
-    assert {path.stem for path in paths} == {path.stem for path in labels.glob("*.txt")}
+def measure_files(pattern):
+    return sum(path.stat().st_size for path in demo.model_path().parent.rglob(pattern))
 
 
-def test_the_images_take_at_most_5_mb():
-    assert sum(path.stat().st_size for split in SPLITS for path in images(split)) <= 5_000_000
+def test_all_five_tasks_have_a_model_and_images():
+    assert tuple(COUNTS) == demo.EMBEDDED_TASKS == TASKS
+    assert demo.models_and_data() == {task: (demo.model_path(task), demo.data_path(task)) for task in TASKS}
 
 
-def test_no_image_is_in_both_splits():
-    assert not {path.read_bytes() for path in images("train")} & {path.read_bytes() for path in images("val")}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_every_image_decodes_and_every_box_lies_in_it(split):
-    names = yaml.safe_load(demo.data_path().read_text())["names"]
-    seen = set()
-    for path in images(split):
-        assert cv2.imread(str(path)).shape[2] == 3
-        for line in (path.parents[2] / "labels" / split / f"{path.stem}.txt").read_text().splitlines():
-            number, *box = line.split()
-            x, y, width, height = map(float, box)
-            assert x - width / 2 + 1e-6 >= 0
-            assert x + width / 2 <= 1 + 1e-6
-            assert y - height / 2 + 1e-6 >= 0
-            assert y + height / 2 <= 1 + 1e-6
-            seen.add(int(number))
-    assert seen == set(names)
-
-
-@pytest.mark.parametrize("task", demo.EMBEDDED_TASKS)
-def test_the_model_of_a_task_is_the_shared_one(shared, task):
-    path = demo.model_path(task)
-    assert path.read_bytes() == (shared / "models" / path.name).read_bytes()
-
-
-@pytest.mark.parametrize("task", demo.EMBEDDED_TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_the_model_and_the_images_of_a_task_fit_together(task):
-    model = trtkit.load(demo.model_path(task))
-    data = open_dataset(demo.data_path(task), task=task)
+    model, data = trtkit.load(demo.model_path(task)), open_embedded(task)
     assert model.task == task
-    assert dict(data.names) == dict(model.names)
-    for split in ("train", "val"):
-        classes = [data.labels(path).classes.tolist() for path in data.images(split)]
-        assert {number for numbers in classes for number in numbers} == set(model.names)
-
-
-def test_the_digits_of_classify_are_balanced_and_the_splits_are_disjoint():
-    data = open_dataset(demo.data_path("classify"), task="classify")
-    for split, count in {"train": 5, "val": 10}.items():
-        classes = [data.labels(path).classes.item() for path in data.images(split)]
-        assert Counter(classes) == dict.fromkeys(range(10), count)
+    assert dict(data.names) == dict(model.names) == {number: str(number) for number in range(10)}
+    for split, count in zip(("train", "val"), COUNTS[task], strict=True):
+        paths = data.images(split)
+        assert len(paths) == count
+        assert all(cv2.imread(str(path)).shape[2] == 3 for path in paths)
+        # A label file for each image; rows that do not fit the task or lie outside the image are errors.
+        labels = [data.labels(path) for path in paths]
+        assert {int(number) for label in labels for number in label.classes} == set(model.names)
     train, val = ({path.read_bytes() for path in data.images(split)} for split in ("train", "val"))
     assert not train & val
 
 
-def test_a_folder_of_checkpoints_adds_the_tasks_it_has(tmp_path):
-    assert list(demo.models_and_data()) == list(demo.models_and_data(tmp_path / "nothing")) == ["detect", "classify"]
-    (tmp_path / "models").mkdir()
-    (tmp_path / "data" / "scenes" / "pose").mkdir(parents=True)
-    model, data = tmp_path / "models" / "yolo11n-pose.pt", tmp_path / "data" / "scenes" / "pose" / "data.yaml"
-    model.touch()
-    assert "pose" not in demo.models_and_data(tmp_path)
-    data.touch()
-    assert demo.models_and_data(tmp_path)["pose"] == (model, data)
-    assert demo.models_and_data(tmp_path)["detect"] == (demo.model_path(), demo.data_path())
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "classify"])
+def test_every_image_has_a_label_file_and_no_label_file_is_left_over(task):
+    folder = demo.data_path(task).parent
+    for split in ("train", "val"):
+        images, labels = (
+            {path.stem for path in (folder / kind / split).iterdir() if path.suffix in (".jpg", ".txt")}
+            for kind in ("images", "labels")
+        )
+        assert images == labels
 
 
-def test_the_shared_folder_has_all_five(shared):
-    pairs = demo.models_and_data(shared)
-    assert list(pairs) == ["detect", "segment", "pose", "obb", "classify"]
-    assert all(path.exists() for pair in pairs.values() for path in pair)
+def test_the_digits_of_classify_are_balanced():
+    data = open_embedded("classify")
+    for split, count in {"train": 5, "val": 10}.items():
+        classes = [data.labels(path).classes.item() for path in data.images(split)]
+        assert Counter(classes) == dict.fromkeys(range(10), count)
 
 
-def test_everything_embedded_takes_at_most_15_mb():
-    assert sum(path.stat().st_size for path in demo.model_path().parent.rglob("*") if path.is_file()) <= 15_000_000
+def test_the_second_detector_has_both_heads():
+    path = demo.model_path(family="yolo26")
+    assert path != demo.model_path()
+    for end2end in (False, True):
+        model = trtkit.load(path, end2end=end2end)
+        assert (model.task, len(model.names)) == ("detect", 10)
+
+
+def test_models_take_12_mb_and_images_6_mb():
+    assert measure_files("*.pt") <= 12_000_000
+    assert measure_files("*.jpg") <= 6_000_000
+    assert measure_files("*.txt") <= 1_000_000
 
 
 @pytest.mark.parametrize("task", demo.EMBEDDED_TASKS)
@@ -111,10 +90,16 @@ def test_calibration_without_data_takes_the_embedded_images_and_warns(task):
     assert (dataset.path, split, len(chosen)) == (demo.data_path(task), "train", 3)
 
 
-def test_a_task_without_an_embedded_model_is_refused():
-    with pytest.raises(trtkit.TrtkitError) as e:
-        demo.data_path("segment")
-    assert (e.value.code, e.value.fields["value"]) == ("demo-task-unknown", "segment")
+@pytest.mark.parametrize("take", [demo.data_path, demo.model_path])
+def test_an_unknown_task_is_refused(take):
+    with raises(RecipeError, "demo-task-unknown", value="depth", names=TASKS):
+        take("depth")
+
+
+@pytest.mark.parametrize(("task", "family"), [("pose", "yolo26"), ("detect", "yolov8")])
+def test_a_family_without_that_task_is_refused(task, family):
+    with raises(RecipeError, "demo-family-unknown", value=family, task=task):
+        demo.model_path(task, family=family)
 
 
 def test_git_and_so_the_wheel_takes_every_file():

@@ -3,9 +3,11 @@
 import ast
 import importlib.metadata
 import inspect
+import pickletools
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
 # Extras whose packages fetch or pin far more than the rest can live with; the lock's header says so too.
 UNLOCKED = {"tensorrt", "triton", "ultralytics"}
 HEAVY = {"torch", "onnx", "onnxruntime", "plotly", "polars", "cv2", "numpy", "tensorrt", "tensorrt_rtx", "ipywidgets"}
@@ -81,8 +84,54 @@ def test_the_makefile_names_the_pythons_that_pyproject_allows():
 
 def test_the_license_is_apache_and_the_demo_has_its_own():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
-    assert "AGPL-3.0" in (ROOT / "trtkit" / "demo" / "LICENSE").read_text()
+    embedded = (ROOT / "trtkit" / "demo" / "LICENSE").read_text()
+    assert "*.pt" in embedded
+    assert "Apache License 2.0" in embedded
+    assert "CC BY 4.0" in embedded
     assert (ROOT / "trtkit" / "py.typed").exists()
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The files of the wheel and the sdist: what their rules include of the files that git does not ignore."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    targets = TOOLS["hatch"]["build"]["targets"]
+    assert set(targets) == {"wheel", "sdist"}
+    folders = [*targets["wheel"]["packages"], *(name.strip("/") for name in targets["sdist"]["include"])]
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *sorted(set(folders))]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    assert {ROOT / "trtkit" / "__init__.py", ROOT / "LICENSE", Path(__file__)} <= set(files)
+    return files
+
+
+def read_strings(checkpoint):
+    """All strings of a checkpoint's pickle, in order, without unpickling it."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        return [value for _, value, _ in pickletools.genops(archive.read(name)) if isinstance(value, str)]
+
+
+def test_every_shipped_model_is_the_project_s_own_and_under_apache(shipped):
+    weights = {".pt", ".pth", ".onnx", ".engine", ".plan", ".safetensors", ".torchscript", ".ckpt", ".tflite"}
+    models = {path for path in shipped if path.suffix.lower() in weights}
+    assert models == set((ROOT / "trtkit" / "demo").glob("*.pt"))
+    assert len(models) == 6
+    for path in models:
+        strings = read_strings(path)
+        assert strings[strings.index("license") + 1] == "Apache-2.0", path
+        assert not [text for text in strings if "GPL" in text], path
+
+
+def test_nothing_shipped_is_under_a_gpl(shipped):
+    # How Ultralytics marks its files, and the head of the license itself.
+    marks = [mark.encode() for mark in ("AGPL-3.0 " + "License -", "GNU AFFERO GENERAL" + " PUBLIC LICENSE")]
+    marked = [path for path in shipped if any(mark in path.read_bytes() for mark in marks)]
+    assert not marked
+    assert not [line for line in (ROOT / "trtkit" / "demo" / "LICENSE").read_text().splitlines() if "GPL" in line]
+    assert PROJECT["license"] == "Apache-2.0"
+    assert not [text for text in PROJECT["dependencies"] if "ultralytics" in text]
 
 
 def test_the_installed_version_is_the_package_s():

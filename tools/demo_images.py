@@ -26,6 +26,7 @@ CROP_SIDE = 72
 """Longest side of a crop; the classifier's input has 64 pixels."""
 
 BYTE_LIMIT = 6_000_000
+HEADER = "# Handwritten digits on photographs; whose they are is in ../LICENSE.\n"
 DIGITS = range(10)
 
 
@@ -70,6 +71,8 @@ def write_demo_images(out: Path, assets: Path | None = None) -> int:
             _write_crops(renderer, out, amount, first=10_000 * number)
             continue
         make_folders(out, (task,))
+        yaml = out / task / "data.yaml"
+        yaml.write_text(HEADER + yaml.read_text())
         for split in SPLITS:
             for index in range(getattr(amount, split)):
                 image, labels = render_scene(renderer, split, 10_000 * number + index, seed=SEED)

@@ -72,10 +72,10 @@ DIGITS = (
     "CC0 or public domain, and china.jpg (danielbuechele) and flower.jpg (vultilion), CC BY 2.0"
 )
 EMBEDDED = (
-    Embedded("demo/scenes/images/**/*.jpg", "CC BY 4.0", DIGITS),
+    Embedded("demo/*/images/**/*.jpg", "CC BY 4.0", DIGITS),
     Embedded("demo/classify/**/*.jpg", "CC BY 4.0", DIGITS),
-    Embedded("demo/scenes/labels/**/*.txt", "CC BY 4.0", "made with the images"),
-    Embedded("demo/*.pt", "AGPL-3.0", "trained with Ultralytics 8.4.190, see demo/LICENSE"),
+    Embedded("demo/*/labels/**/*.txt", "CC BY 4.0", "made with the images"),
+    Embedded("demo/*.pt", "Apache-2.0", "trained by tools/train_demo.py from random weights on such scenes"),
 )
 OWN_ENDINGS = {".py", ".j2", ".css", ".js", ".typed", ".yaml"}
 """Files of trtkit itself, Apache-2.0."""

@@ -384,7 +384,7 @@ def make_folders(out: Path, tasks: Sequence[str] = TASKS) -> None:
     names = "".join(f"  {number}: '{number}'\n" for number in range(10))
     for task in tasks:
         extra = "kpt_shape: [4, 3]\nflip_idx: [1, 0, 3, 2]\n" if task == "pose" else ""
-        (out / task / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\n{extra}names:\n{names}")
+        (out / task / "data.yaml").write_text(f"train: images/train\nval: images/val\n{extra}names:\n{names}")
 
 
 def write_scenes(

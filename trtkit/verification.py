@@ -357,9 +357,9 @@ def _read_feeds(
     from trtkit.data import read_image
 
     info = engine.info
-    source = data if data is not None else demo.data_path("classify" if info.task == "classify" else "detect")
     # Images of the embedded set serve tasks that have none: labels are not read.
-    opened = info.task if data is not None or info.task == "classify" else "detect"
+    embedded = info.task if info.task in demo.EMBEDDED_TASKS else "detect"
+    source, opened = (data, info.task) if data is not None else (demo.data_path(embedded), embedded)
     dataset = open_dataset(source, task=opened, channels=info.channels, needs_labels=False)
     split = "val" if dataset.labeled else dataset.default_split
     paths = sample_images(dataset.images(split), count=eval_images)

@@ -112,13 +112,13 @@ def test_engines_are_built_for_a_gpu_that_is_not_here(whole):
     assert comparison.rows["engine_mb"].null_count() == 0
     assert {facts["sm"] for facts in comparison.about["engines"].values()} == {"sm89"}
     for precision in ("fp32", "fp16", "int8"):
-        passport = trtkit.backends.read_engine(folder / f"yolo11n-{precision}.engine").passport
+        passport = trtkit.backends.read_engine(folder / f"yolo11t-{precision}.engine").passport
         assert (passport.precision, passport.batch, passport.dynamic) == (precision, 2, True)
 
 
 def test_accuracy_is_that_of_evaluate(whole):
     comparison, folder, _ = whole
-    alone = trtkit.evaluate(folder / "yolo11n-int8.onnx", trtkit.demo.data_path(), eval_images=SMALL["eval_images"])
+    alone = trtkit.evaluate(folder / "yolo11t-int8.onnx", trtkit.demo.data_path(), eval_images=SMALL["eval_images"])
     row = comparison.rows.filter(precision="int8").row(0, named=True)
     assert {name: row[name] for name in alone.metrics} == pytest.approx(dict(alone.metrics))
 
@@ -226,7 +226,7 @@ def test_cancelling_writes_nothing_and_keeps_the_comparison_before(tmp_path, who
 
     with pytest.raises(CancelledError):
         compare(tmp_path, precisions=("fp32",), build=False, overwrite=True, progress=stop, cancel=cancel)
-    assert "yolo11n-fp32.onnx" in unfinished, "it is replaced when the whole comparison is, not before"
+    assert "yolo11t-fp32.onnx" in unfinished, "it is replaced when the whole comparison is, not before"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -235,11 +235,11 @@ def test_files_of_a_comparison_have_their_final_names(whole):
     assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == set()
     for precision, files in comparison.about["files"].items():
         for kind, path in files.items():
-            assert path == str(folder / f"yolo11n-{precision}.{kind}")
+            assert path == str(folder / f"yolo11t-{precision}.{kind}")
             assert comparison.about["recipes"][precision][kind]["output"] == path
     assert ".trtkit" not in (folder / "comparison.json").read_text()
-    proto = onnx.load(folder / "yolo11n-int8.onnx")
-    assert read_trtkit_metadata(proto)["recipe"]["output"] == str(folder / "yolo11n-int8.onnx")
+    proto = onnx.load(folder / "yolo11t-int8.onnx")
+    assert read_trtkit_metadata(proto)["recipe"]["output"] == str(folder / "yolo11t-int8.onnx")
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_model_is_read(tmp_path):
@@ -251,10 +251,10 @@ def test_an_output_that_cannot_be_written_is_told_before_the_model_is_read(tmp_p
     ):
         with raises(OutputError, code):
             trtkit.compare(tmp_path / "missing.pt", trtkit.demo.data_path(), output=folder)
-    (tmp_path / "yolo11n-fp16.onnx").mkdir()
-    with raises(OutputError, "output-is-folder", path=str(tmp_path / "yolo11n-fp16.onnx")):
+    (tmp_path / "yolo11t-fp16.onnx").mkdir()
+    with raises(OutputError, "output-is-folder", path=str(tmp_path / "yolo11t-fp16.onnx")):
         compare(tmp_path, build=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "yolo11n-fp16.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "yolo11t-fp16.onnx"]
 
 
 @pytest.mark.skipif(not CAN_BUILD, reason="TensorRT-RTX is not installed")
@@ -281,7 +281,7 @@ def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_pa
     monkeypatch.setattr("trtkit.comparison.comparator._gpu_matches", lambda builder, sm: True)
     monkeypatch.setattr(backends, "open", lambda path, device=None: Engine(path))
     comparison = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2)
-    assert opened == ["yolo11n-fp32.engine", "yolo11n-fp16.engine"]
+    assert opened == ["yolo11t-fp32.engine", "yolo11t-fp16.engine"]
     assert comparison.rows.select("engine", "clock", "mean_ms").unique().rows() == [(True, "gpu", 1.5)]
     assert "they ran here" in " ".join(comparison.findings())
     assert "not TensorRT" not in " ".join(annotation.text for annotation in comparison.plot().layout.annotations)

@@ -28,7 +28,7 @@ def dataset(demo_data):
 
 @pytest.fixture(scope="module")
 def stored(dataset):
-    """Ultralytics' detections of yolo11n on the 40 images, in input pixels, by image."""
+    """Ultralytics' detections of the demo's model on the 40 images, in input pixels, by image."""
     kept = np.load(REFERENCES / "demo-detect.npz")
     assert kept["images"].tolist() == [path.name for path in dataset.images("val")]
     return np.split(kept["kept"], np.cumsum(kept["counts"])[:-1])
@@ -53,15 +53,27 @@ def test_equals_ultralytics_on_the_same_detections(evaluation):
         assert evaluation.metrics[name] == pytest.approx(expected["metrics"][name], abs=0.0005), name
     rows = expected["per_class(B)"]
     assert evaluation.per_class["class"].to_list() == rows["class"]
+    # One match at one threshold moves a class of 40 images by 0.003.
+    moved = set(find_other_matches(evaluation)["class"])
+    tolerances = [0.004 if number in moved else 0.0005 for number in rows["class"]]
     for ours, theirs in (("mAP50(B)", "ap50"), ("mAP50-95(B)", "ap50-95"), ("precision(B)", "precision")):
-        np.testing.assert_allclose(evaluation.per_class[ours], rows[theirs], atol=0.002)
+        assert (np.abs(evaluation.per_class[ours].to_numpy() - rows[theirs]) <= tolerances).all(), ours
 
 
-def test_matches_equal_ultralytics(evaluation):
-    """Bit for bit, except where clipping to the image moves an IoU across a threshold."""
+def find_other_matches(evaluation):
+    """The detections that Ultralytics matches at other thresholds."""
     theirs = np.load(REFERENCES / "demo-detect.npz")["detections"][:, 7].astype(np.uint16)
-    ours = evaluation.detections["matched(B)"].to_numpy()
-    assert (theirs == ours).mean() > 0.999
+    return evaluation.detections.filter(pl.Series(theirs) != pl.col("matched(B)"))
+
+
+def test_matches_equal_ultralytics(evaluation, dataset):
+    """Bit for bit, except where clipping to the image moves an IoU across a threshold."""
+    others = find_other_matches(evaluation)
+    assert len(others) <= 0.001 * len(evaluation.detections)
+    paths = dataset.images("val")
+    for image, *box in others.select("image", "x1", "y1", "x2", "y2").iter_rows():
+        height, width = read_image(paths[image]).shape[:2]
+        assert min(box) == 0 or box[2] == width or box[3] == height
 
 
 def test_frames_agree(evaluation):
@@ -173,12 +185,12 @@ def test_nothing_readable(demo_copy):
 
 @pytest.mark.parametrize("row", ["11 0.5 0.5 0.1 0.1", "0 -0.05 0.5 0.1 0.1", "0 a b c d", "0 0.5"])
 def test_images_with_bad_label_rows_are_skipped_and_named(demo_copy, row):
-    label = demo_copy.parent / "labels" / "val" / "000003.txt"
+    label = demo_copy.parent / "labels" / "val" / "0003.txt"
     label.write_text(row + "\n")
     dataset = open_dataset(demo_copy, task="detect")
-    with pytest.warns(UserWarning, match=r"1 image was skipped: labels .*000003\.txt: line 1"):
+    with pytest.warns(UserWarning, match=r"1 image was skipped: labels .*0003\.txt: line 1"):
         found = evaluate(ReplayRunner([np.zeros((0, 6))] * 39, dataset.names), dataset)
-    assert [Path(path).name for path in found.skipped] == ["000003.jpg"]
+    assert [Path(path).name for path in found.skipped] == ["0003.jpg"]
     note = found.notes[-1]
     assert note.startswith("skipped: labels ")
     assert found.image_count == 39

@@ -146,9 +146,9 @@ def images() -> tuple[np.ndarray, ...]:
     """Images of the demo, three of them cropped to other sizes."""
     import cv2
 
-    paths = sorted((Path(demo.data_path()).parent / "images" / "val").iterdir())[:12]
+    paths = sorted((Path(demo.data_path()).parent / "images" / "val").iterdir())[:24]
     loaded = [cv2.imread(str(path)) for path in paths]
-    return (*loaded[:9], loaded[9][:200], loaded[10][:, :233], np.ascontiguousarray(loaded[11][::2, ::2]))
+    return (*loaded[:21], loaded[21][:120], loaded[22][:, :133], np.ascontiguousarray(loaded[23][::2, ::2]))
 
 
 def count_matches(one: Any, two: Any, *, score: float, pixels: float, conf: float = 0.5) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from detector_graph import detector, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from networks import load_network
 from onnx import TensorProto, helper, numpy_helper
 from raising import raises
 from task_models import untrained
@@ -380,7 +381,7 @@ def test_a_weight_that_is_not_finite_raises(proto: onnx.ModelProto, images: np.n
 
 
 def test_a_large_output_layer_computes_in_float_with_int8_weights(tmp_path: Path) -> None:
-    """The untrained classifier's last layer holds a sixth of its weights; the demo's with ten classes 1 %."""
+    """The untrained classifier's last layer holds a sixth of its weights; that of yolo11n-cls with ten classes 1 %."""
     model = untrained("classify")
     graph = trace(model)
     images = np.random.default_rng(0).random((1, 3, *model.imgsz), np.float32)
@@ -438,7 +439,7 @@ def test_attention_that_holds_much_of_the_file_has_int8_weights(
 
 
 def test_a_small_output_layer_keeps_float_weights() -> None:
-    graph = trace(tk.load(tk.demo.model_path("classify")), imgsz=(32, 32))
+    graph = trace(load_network("yolo11n-cls", 32))
     result = insert_qdq(graph, dict.fromkeys(quantizable_tensors(graph), (-3.0, 3.0)))
     index = GraphIndex(result)
     (layer,) = (node for node in result.graph.node if node.op_type == "Gemm")

@@ -48,7 +48,7 @@ def test_crowd_equals_ultralytics(name, options):
 
 
 def test_demo_images_equal_ultralytics():
-    """Ultralytics' NMS of yolo11n's raw outputs on 40 images."""
+    """Ultralytics' NMS of the demo model's raw outputs on 40 images."""
     stored = np.load(REFERENCES / "demo-detect.npz")
     outputs = np.split(stored["output0"], np.cumsum(stored["anchors"])[:-1], 1)
     kept = np.split(stored["kept"], np.cumsum(stored["counts"])[:-1])

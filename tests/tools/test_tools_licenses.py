@@ -40,6 +40,10 @@ def test_no_locked_package_is_under_a_gpl():
     assert not [name for name in licenses.locked_packages() if "GPL" in table()[name][0]]
 
 
+def test_no_file_of_the_wheel_is_under_a_gpl():
+    assert not [entry for entry in licenses.EMBEDDED if "GPL" in entry.license + entry.source]
+
+
 def test_every_file_of_the_wheel_that_is_not_code_has_one_row():
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     counts = Counter(path for entry in licenses.EMBEDDED for path in PACKAGE.glob(entry.pattern))

@@ -82,7 +82,7 @@ def test_every_control_has_a_label_and_a_tooltip() -> None:
 def test_reading_the_model_opens_the_next_step() -> None:
     widget = with_model()
     page: Any = widget.page("model")
-    assert "yolo11n" in page.facts.value
+    assert "yolo11t" in page.facts.value
     assert widget.tabs["model"].icon == "check"
     assert not widget.next.disabled
     widget.next.click()

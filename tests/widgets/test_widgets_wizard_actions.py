@@ -174,7 +174,7 @@ def test_read_and_examine(model: tk.Model) -> None:
     with pytest.raises(CancelledError):
         read_model(str(demo.model_path()), cancel=cancel)
     with pytest.raises(RecipeError):
-        examine_images("", dataclasses.replace(model, task="segment"), 1.0)
+        examine_images("", dataclasses.replace(model, task="depth"), 1.0)
     examination = examine_images("", model, 0.1)
     assert examination.diagnosis.provenance.settings["data"] == DATA
     assert len(examination.figure.data) > 0
@@ -183,6 +183,7 @@ def test_read_and_examine(model: tk.Model) -> None:
 def test_the_evaluation_data(model: tk.Model, tmp_path: Path) -> None:
     assert find_eval_data(DATA, model) == DATA
     assert find_eval_data("", model) == DATA
+    assert find_eval_data("", dataclasses.replace(model, source=demo.model_path(family="yolo26"))) == DATA
     assert find_eval_data("", dataclasses.replace(model, source=tmp_path / "mine.pt")) == ""
     assert find_eval_data("", dataclasses.replace(model, source=None)) == ""
     with pytest.raises(DataError) as e:

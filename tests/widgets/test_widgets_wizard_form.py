@@ -120,9 +120,9 @@ def test_the_default_form_uses_the_embedded_model_and_writes_outside_the_package
     recipe = WizardForm.default().recipe()
     assert (recipe.model, recipe.data) == (str(demo.model_path()), str(demo.data_path()))
     assert recipe.int8
-    assert recipe.output == "runs/wizard/yolo11n-int8.engine"
+    assert recipe.output == "runs/wizard/yolo11t-int8.engine"
     other = WizardForm.default().replace(precision="fp16", target="onnx")
-    assert other.recipe().output == "runs/wizard/yolo11n-fp16.onnx"
+    assert other.recipe().output == "runs/wizard/yolo11t-fp16.onnx"
     assert other.replace(output="mine.onnx").recipe().output == "mine.onnx"
     assert WizardForm.default().replace(model="mine.pt").recipe().output is None
 

@@ -79,6 +79,7 @@ def compare_demo_model(*, progress: Progress | None = None, cancel: CancelToken 
     return compare(
         demo.model_path(),
         demo.data_path(),
+        imgsz=demo.IMGSZ,
         device=None if probe("tensorrt_rtx").gpus else demo.DEVICE,
         output=demo.OUTPUT_DIR,
         overwrite=True,

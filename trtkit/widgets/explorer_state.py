@@ -301,9 +301,9 @@ def build_demo_engines(
     stem = demo.model_path().stem
     artifacts = [
         export(
-            demo.model_path(), data=demo.data_path() if name == "int8" else None, device=device, half=name == "fp16",
-            int8=name == "int8", output=demo.OUTPUT_DIR / f"{stem}-{name}.engine", overwrite=True, progress=progress,
-            cancel=cancel,
+            demo.model_path(), data=demo.data_path() if name == "int8" else None, imgsz=demo.IMGSZ, device=device,
+            half=name == "fp16", int8=name == "int8", output=demo.OUTPUT_DIR / f"{stem}-{name}.engine", overwrite=True,
+            progress=progress, cancel=cancel,
         )
         for name in ("fp16", "int8")
     ]  # fmt: skip

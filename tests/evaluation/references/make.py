@@ -72,9 +72,14 @@ def validate_task(model: Path, folder: Path, imgsz: int, task: str, images: int 
     """`validate` of a task's scenes, of which images beyond the first ones are removed."""
     if images is None:
         return validate(model, folder, imgsz, task)
+    remove_rest(folder, images)
+    return {**validate(model, folder / "data.yaml", imgsz, task), "images": images}
+
+
+def remove_rest(folder: Path, images: int) -> None:
+    """Remove all images of val but the first ones."""
     for path in sorted((folder / "images" / "val").iterdir())[images:]:
         path.unlink()
-    return {**validate(model, folder / "data.yaml", imgsz, task), "images": images}
 
 
 def write(name: str, reference: dict[str, Any]) -> None:
@@ -158,8 +163,9 @@ def main() -> None:
     keep_crowd()
     with tempfile.TemporaryDirectory() as folder:
         if demo is not None:
-            shutil.copytree(demo / "scenes", Path(folder) / "demo")
-            keep_detections(demo / "yolo11n.pt", Path(folder) / "demo" / "data.yaml")
+            shutil.copytree(demo / "detect", Path(folder) / "demo")
+            remove_rest(Path(folder) / "demo", 40)
+            keep_detections(demo / "yolo11t.pt", Path(folder) / "demo" / "data.yaml")
         for task, (checkpoint, imgsz, images) in RUNS.items():
             copy = Path(folder) / task
             shutil.copytree(shared / "data" / "scenes" / task, copy, copy_function=shutil.copyfile)

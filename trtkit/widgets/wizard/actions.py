@@ -183,10 +183,8 @@ def find_eval_data(data: str, model: Model) -> str:
     """
     if data and not open_dataset(data, task=model.task, channels=model.channels, needs_labels=False).labeled:
         return ""
-    embedded = {demo.model_path(task): demo.data_path(task) for task in demo.EMBEDDED_TASKS}
-    if not data and model.source is not None:
-        return str(embedded.get(model.source.resolve(), ""))
-    return data
+    embedded = model.source is not None and model.source.resolve().parent == demo.model_path().parent
+    return str(demo.data_path(model.task)) if not data and embedded else data
 
 
 def measure(
