@@ -77,8 +77,11 @@ EMBEDDED = (
     Embedded("demo/*/labels/**/*.txt", "CC BY 4.0", "made with the images"),
     Embedded("demo/*.pt", "Apache-2.0", "trained by tools/train_demo.py from random weights on such scenes"),
 )
-OWN_ENDINGS = {".py", ".j2", ".css", ".js", ".typed", ".yaml"}
+OWN_ENDINGS = {".py", ".j2", ".css", ".js", ".typed", ".yaml", ".cpp", ".hpp", ".h", ".sh"}
 """Files of trtkit itself, Apache-2.0."""
+
+OWN_NAMES = {"LICENSE", ".gitignore", "CMakeLists.txt", "Makefile"}
+"""Others of them."""
 
 
 def locked_packages() -> dict[str, set[str]]:

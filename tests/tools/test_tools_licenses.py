@@ -47,7 +47,7 @@ def test_no_file_of_the_wheel_is_under_a_gpl():
 def test_every_file_of_the_wheel_that_is_not_code_has_one_row():
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     counts = Counter(path for entry in licenses.EMBEDDED for path in PACKAGE.glob(entry.pattern))
-    others = [p for p in files if p.suffix not in licenses.OWN_ENDINGS and p.name not in ("LICENSE", ".gitignore")]
+    others = [p for p in files if p.suffix not in licenses.OWN_ENDINGS and p.name not in licenses.OWN_NAMES]
     assert {path: counts[path] for path in others} == dict.fromkeys(others, 1)
     for entry in licenses.EMBEDDED:
         assert any(PACKAGE.glob(entry.pattern)), entry.pattern
