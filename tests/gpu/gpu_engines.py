@@ -26,6 +26,7 @@ import trtkit
 from trtkit import backends, demo
 from trtkit.backends import BuildSettings, Passport
 from trtkit.errors import TrtkitError
+from trtkit.files import hash_parts
 from trtkit.models.model import NMS_ROWS
 
 SIZE = (160, 160)
@@ -127,7 +128,13 @@ def build_engine_file(proto: Any, settings: BuildSettings, path: Path, *, nms: b
     print(f"      built {path.name} in {built.seconds:.1f} s, {size:.1f} MB, {counts}, {reformats} reformats")
     with backends.open(proto) as described:
         info = described.info
-        passport = Passport.from_build(built, settings, backend="tensorrt", model_hash=described.hash)
+        passport = Passport.from_build(
+            built,
+            settings,
+            backend="tensorrt",
+            model_hash=described.hash,
+            graph_hash=hash_parts(proto.SerializeToString(deterministic=True)),
+        )
     if nms:
         info = dataclasses.replace(info, output_format=NMS_ROWS)
     metadata = info.to_metadata(batch=settings.batch, imgsz=settings.imgsz, dynamic=settings.dynamic)

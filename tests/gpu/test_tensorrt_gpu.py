@@ -388,6 +388,42 @@ def test_a_child_process_builds() -> None:
         backends.build(tiny_graphs.unsupported_op(), BuildSettings(imgsz=(32, 32), isolate=True), backend="tensorrt")
 
 
+def test_engines_for_other_machines_agree_and_say_so() -> None:
+    caps = require_tensorrt()
+    feed = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    proto = tiny_graphs.detector(size=(64, 64))
+    with backends.open(proto) as reference:
+        expected = reference.infer(feed)
+    for compatibility in caps.compatibilities:
+        settings = BuildSettings(imgsz=(64, 64), opt_level=0, compatibility=compatibility)
+        path, _ = build_engine_file(proto, settings, folder() / f"{compatibility}.engine")
+        passport = backends.read_engine(path).passport
+        assert passport is not None
+        assert passport.compatibility == compatibility
+        with backends.open(path) as runner:
+            actual = runner.infer(feed)
+        for name, value in expected.items():
+            np.testing.assert_allclose(actual[name], value, rtol=0.02, atol=0.02)
+        print(f"      {compatibility}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+def test_weights_are_put_into_refittable_and_stripped_engines() -> None:
+    caps = require_tensorrt()
+    feed = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    for weights in caps.weights:
+        built, given = (
+            tiny_graphs.detector(size=(64, 64), seed=seed) for seed in (0, 0 if weights == "stripped" else 1)
+        )
+        settings = BuildSettings(imgsz=(64, 64), opt_level=0, weights=weights)
+        path, _ = build_engine_file(built, settings, folder() / f"{weights}.engine")
+        whole = backends.refit_engine(path, given, folder() / f"{weights}-whole.engine", overwrite=True)
+        with backends.open(given) as reference, backends.open(whole) as runner:
+            expected, actual = reference.infer(feed), runner.infer(feed)
+        for name, value in expected.items():
+            np.testing.assert_allclose(actual[name], value, rtol=0.02, atol=0.02)
+        print(f"      {weights}: {path.stat().st_size / 1e6:.2f} MB, refitted {whole.stat().st_size / 1e6:.2f} MB")
+
+
 def test_implicit_calibration() -> None:
     caps = require_tensorrt()
     if not caps.has_int8_calibrator:
