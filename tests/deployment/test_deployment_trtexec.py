@@ -18,7 +18,7 @@ import tiny_graphs
 
 import trtkit as tk
 from trtkit.backends.trt.network import find_kept_fp32
-from trtkit.deployment.trtexec import keep_fp32_options, write_settings
+from trtkit.deployment.trtexec import format_settings, keep_fp32_options
 
 FAKE = Path(__file__).parent.parent / "support" / "fake_trtexec.py"
 
@@ -106,7 +106,7 @@ def test_names_that_trtexec_cannot_take_are_left_out():
 
 def test_settings_are_quoted_for_bash(tmp_path):
     values = {"ONE": "a b'$HOME\"", "MANY": ("x y", "$(false)", ""), "NONE": ()}
-    write_settings(tmp_path / "settings.sh", values)
+    (tmp_path / "settings.sh").write_text(format_settings(values))
     script = '. ./settings.sh; printf "%s\\n" "$ONE" "${#MANY[@]}" "${MANY[@]}" "${#NONE[@]}"'
     done = run(tmp_path, "bash", "-c", script)
     assert done.stdout.split("\n")[:-1] == ["a b'$HOME\"", "3", "x y", "$(false)", "", "0"]

@@ -170,5 +170,16 @@ def test_programs_do_not_import_the_package(path):
             else []
         )
     }
-    allowed = {"numpy", "yolo", "infer", "cv2", "PIL", "onnxruntime", "tensorrt", "tensorrt_rtx", "tritonclient"}
+    allowed = {
+        "numpy",
+        "yolo",
+        "infer",
+        "check",
+        "cv2",
+        "PIL",
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt_rtx",
+        "tritonclient",
+    }
     assert imported <= allowed | {"triton_python_backend_utils"} | set(sys.stdlib_module_names)

@@ -17,7 +17,7 @@ from trtkit.graph.fp16 import has_fp16
 from trtkit.graph.onnx_file import write_onnx
 from trtkit.graph.qdq import expand_int8_weights
 
-__all__ = ["keep_fp32_options", "write_settings", "write_trtexec"]
+__all__ = ["FILE_NOTES", "format_settings", "keep_fp32_options", "write_trtexec"]
 
 OLD_MODEL = "model-trt8.onnx"
 
@@ -44,17 +44,15 @@ def write_trtexec(bundle: Bundle, folder: Path) -> Sequence[str]:
     has_int8_weights = expanded != proto
     if has_int8_weights:
         write_onnx(expanded, folder / OLD_MODEL)
-    write_settings(
-        folder / "settings.sh",
-        {
-            "PRECISION": bundle.precision,
-            "TYPED": "yes" if has_fp16(proto) else "no",
-            "OLD_MODEL": OLD_MODEL if has_int8_weights else bundle.file_name,
-            "SHAPES": _shape_options(bundle),
-            # TensorRT names layers as the graph names nodes.
-            "KEEP_FP32": keep_fp32_options(find_kept_fp32(expanded)),
-        },
-    )
+    values = {
+        "PRECISION": bundle.precision,
+        "TYPED": "yes" if has_fp16(proto) else "no",
+        "OLD_MODEL": OLD_MODEL if has_int8_weights else bundle.file_name,
+        "SHAPES": _shape_options(bundle),
+        # TensorRT names layers as the graph names nodes.
+        "KEEP_FP32": keep_fp32_options(find_kept_fp32(expanded)),
+    }
+    (folder / "settings.sh").write_text(format_settings(values), encoding="utf-8")
     bundle.write_tensors(folder / "samples" / "tensors", with_input=True)
     return (
         "`./build.sh` finds trtexec, asks it for its TensorRT (8.4 to 11) and builds `model.plan` with the "
@@ -75,18 +73,17 @@ def write_trtexec(bundle: Bundle, folder: Path) -> Sequence[str]:
     )
 
 
-def write_settings(path: Path, values: Mapping[str, str | Sequence[str]]) -> None:
-    """Write variables and arrays for bash.
+def format_settings(values: Mapping[str, str | Sequence[str]]) -> str:
+    """Variables and arrays for bash.
 
     Args:
-        path: The file.
         values: Strings, and sequences for arrays, by name.
     """
-    lines = ["# Written by trtkit; build.sh reads it."]
+    lines = []
     for name, value in values.items():
         text = shlex.quote(value) if isinstance(value, str) else f"({' '.join(map(shlex.quote, value))})"
         lines.append(f"{name}={text}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def keep_fp32_options(nodes: Iterable[str]) -> tuple[str, ...]:

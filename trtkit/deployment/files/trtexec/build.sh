@@ -4,7 +4,7 @@
 # ./build.sh --print [VERSION]  prints the commands for this TensorRT, or for another (8.6, 10.3, 11.4), and runs nothing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-# PRECISION, TYPED, OLD_MODEL, SHAPES and KEEP_FP32: what the model needs.
+# PRECISION, TYPED, OLD_MODEL, SHAPES, KEEP_FP32 and, with dla/, HEAD_KEEP_FP32: what the model needs.
 . ./settings.sh
 
 fail() {
