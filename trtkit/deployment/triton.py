@@ -18,6 +18,9 @@ __all__ = ["merge_triton", "render_config", "write_triton"]
 QUEUE_DELAY_US = 500
 """The longest that a request waits for others to join its batch, microseconds."""
 
+MAX_QUEUE = 128
+"""Requests that wait at most: beyond them the server refuses, where without a limit it would answer ever later."""
+
 OPEN_BATCH = 8
 """`max_batch_size` of a model whose batch has no limit."""
 
@@ -133,7 +136,8 @@ def _tensors(specs: Sequence[TensorSpec], dtype: str | None = None) -> list[dict
 
 def _batching(most: int) -> dict[str, Any]:
     """Dynamic batching, where there is something to batch."""
-    return {"dynamic_batching": {"max_queue_delay_microseconds": QUEUE_DELAY_US}} if most > 1 else {}
+    policy = {"max_queue_delay_microseconds": QUEUE_DELAY_US, "default_queue_policy": {"max_queue_size": MAX_QUEUE}}
+    return {"dynamic_batching": policy} if most > 1 else {}
 
 
 def _ending(bundle: Bundle, most: int, dtype: str | None = None) -> dict[str, Any]:
