@@ -3,6 +3,7 @@
 import html
 import json
 import threading
+from pathlib import Path
 
 import onnx
 import polars as pl
@@ -10,10 +11,12 @@ import pytest
 from raising import raises
 
 import trtkit
+from trtkit import cli
 from trtkit.backends.capabilities import probe
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import CancelledError, CapabilityError, DataError, OutputError, OutputExistsError, RecipeError
 from trtkit.evaluation.significance import ROUNDING_ERROR
+from trtkit.evaluation.thresholds import threshold_facts
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.plotting.comparison import losses_figure
 
@@ -121,6 +124,23 @@ def test_accuracy_is_that_of_evaluate(whole):
     alone = trtkit.evaluate(folder / "yolo11t-int8.onnx", trtkit.demo.data_path(), eval_images=SMALL["eval_images"])
     row = comparison.rows.filter(precision="int8").row(0, named=True)
     assert {name: row[name] for name in alone.metrics} == pytest.approx(dict(alone.metrics))
+
+
+def test_thresholds_of_int8_are_in_its_files(whole, capsys):
+    comparison = whole[0]
+    assert comparison.thresholds["precision"].unique().to_list() == ["int8"]
+    assert comparison.about["conf"] == 0.25
+    expected = threshold_facts(comparison.thresholds, reference="fp16", conf=0.25, eval_images=SMALL["eval_images"])
+    files = comparison.about["files"]
+    assert read_trtkit_metadata(onnx.load(files["int8"]["onnx"]))["thresholds"] == expected
+    assert "thresholds" not in read_trtkit_metadata(onnx.load(files["fp16"]["onnx"]))
+    onnx.checker.check_model(files["int8"]["onnx"])
+    assert comparison.rows.filter(precision="int8")["onnx_mb"][0] == Path(files["int8"]["onnx"]).stat().st_size / 1e6
+    if "engine" in files["int8"]:
+        engine = trtkit.backends.read_engine(files["int8"]["engine"])
+        assert engine.metadata["trtkit"]["thresholds"] == expected
+        assert cli.main(["engine", "show", files["int8"]["engine"]]) == 0
+        assert "recall of fp16 at 0.25" in capsys.readouterr().out
 
 
 def test_the_folder_has_report_frame_and_recipe(whole):

@@ -105,3 +105,28 @@ def test_file_sizes():
     assert f"{sizes}." in text(builder="TensorRT 8.6.0")
     assert f"{sizes}; those of TensorRT-RTX hold the source code of their kernels" in text()
     assert "engines:" not in text(built=False)
+
+
+def thresholds(*rows):
+    """Rows of (target, class, threshold, differs), as `match_thresholds` has them."""
+    return pl.DataFrame(
+        [
+            {"precision": "int8", "target": target, "name": name, "labels": 90, "reference": 0.81, "value": 0.79,
+             "threshold": threshold, "low": threshold - 0.01, "high": threshold + 0.01, "differs": differs}
+            for target, name, threshold, differs in rows
+        ]
+    )  # fmt: skip
+
+
+def test_thresholds_that_differ_are_named():
+    comparison = example_comparison(conf=0.25, recipes={"fp32": {}, "fp16": {}, "int8": {}})
+    rows = thresholds(("recall", "", 0.21, True), ("recall", "cat", 0.18, True), ("recall", "dog", 0.24, False),
+                      ("precision", "", 0.25, False))  # fmt: skip
+    found = " ".join(describe_findings(comparison.rows, comparison.about, rows))
+    assert (
+        "INT8: confidence 0.210 gives the recall that FP16 has at 0.25 (0.8100; 0.25 gives 0.7900); "
+        "by class for recall: cat 0.180." in found
+    )
+    rows = thresholds(("recall", "", 0.25, False), ("precision", "", 0.25, False))
+    found = " ".join(describe_findings(comparison.rows, comparison.about, rows))
+    assert "INT8 needs no other confidence threshold than FP16, 0.25." in found

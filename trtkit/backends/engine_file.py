@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EngineFile",
     "Passport",
+    "add_engine_metadata",
     "detect_backend",
     "read_engine",
     "strip_engine",
@@ -385,6 +386,22 @@ def detect_backend(path: str | Path) -> str | None:
             return _backend_of_plan(file.read(4))
     except (OSError, EngineError, KeyError, TypeError, ValueError):
         return None
+
+
+def add_engine_metadata(path: Path, trtkit: Mapping[str, Any]) -> None:
+    """Add keys to trtkit's own metadata in the header of an engine file, which is replaced; the plan stays as it is.
+
+    Args:
+        path: The file, from `write_engine` with a passport.
+        trtkit: Keys and JSON-ready values; no field of `Passport`.
+
+    Raises:
+        EngineError: It is not an engine.
+        OutputError: It can't be written.
+    """
+    file = read_engine(path)
+    header = {**file.metadata, METADATA_KEY: {**file.metadata.get(METADATA_KEY, {}), **trtkit}}
+    write_engine(path, file.plan, header, None)
 
 
 def strip_engine(path: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:

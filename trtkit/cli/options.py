@@ -217,6 +217,9 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
         "backend; onnxruntime builds no engine [default: the best one on this machine]", choices=list_backends
     ),
     ("compare", "batch"): _counts("batch sizes to time; engines are built for the largest"),
+    ("compare", "conf"): _number(
+        "confidence threshold in use with FP16; INT8's for the same precision and recall is found"
+    ),
     ("compare", "device"): Option(
         "GPU index or name, or sm89 to build for a GPU elsewhere [default: the first GPU]", "DEVICE", parse_device
     ),

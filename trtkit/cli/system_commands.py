@@ -83,7 +83,7 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
     table = make_table("", "")
     table.show_header = False
     known = dict(file.metadata)
-    known.pop("trtkit", None)
+    thresholds = dict(known.pop("trtkit", None) or {}).get("thresholds")
     if file.passport is None:
         table.add_row("header", "without a passport of trtkit" if known else "none: a bare plan")
         table.add_row("plan", f"{len(file.plan):,} bytes")
@@ -101,6 +101,12 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
     for name in ("task", "imgsz", "batch", "stride", "names"):
         if name in known and not (file.passport and name in ("imgsz", "batch")):
             table.add_row(name, _format_value(known[name]))
+    if isinstance(thresholds, dict):
+        for target in ("recall", "precision"):
+            found = dict(thresholds.get(target) or {})
+            classes = _format_value(found.get("classes") or {})
+            like = f"{target} of {thresholds.get('reference')} at {thresholds.get('conf')}"
+            table.add_row(like, f"confidence {found.get('all')}" + (f"; by class {classes}" if classes else ""))
     print_table(table)
     if values.layers and file.passport is not None and file.passport.layers:
         listed = make_table("", "name", "type", "precision", "shape")

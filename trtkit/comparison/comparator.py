@@ -5,30 +5,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import polars as pl
 
 from trtkit.arguments import PRECISIONS, check_arguments
 from trtkit.calibration import DEFAULTS
 from trtkit.codegen import Expression, load_end2end, needs_end2end, render_command, render_python
 from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
-from trtkit.comparison.tables import comparison_facts, comparison_frame, concat_by_precision
+from trtkit.comparison.tables import (
+    comparison_facts,
+    comparison_frame,
+    concat_by_precision,
+    concat_layers,
+    time_layers,
+)
+from trtkit.comparison.thresholds import match_all_thresholds, write_thresholds
 from trtkit.comparison.verdict import MAX_DROP
-from trtkit.errors import CapabilityError, DataError, EngineError, OutputExistsError, RecipeError
+from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
 from trtkit.files import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
-from trtkit.recipe import Recipe, format_label, round_imgsz
+from trtkit.recipe import Recipe, round_imgsz
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from trtkit.backends import Capabilities, Runner
+    from trtkit.backends import Capabilities
     from trtkit.calibration import Calibration
     from trtkit.comparison.candidates import CandidateSource
     from trtkit.data import Dataset
@@ -49,6 +55,7 @@ def compare(
     imgsz: int | tuple[int, int] | None = None,
     batch: int | Sequence[int] = 1,
     max_drop: float = MAX_DROP,
+    conf: float = 0.25,
     candidates: Mapping[str, CandidateSource] | None = None,
     dynamic: bool | None = None,
     simplify: bool = True,
@@ -84,6 +91,8 @@ def compare(
         imgsz: Image side, or (height, width), pixels; None takes the model's own.
         batch: Batch sizes to time; engines are built for the largest.
         max_drop: The largest accepted loss of a metric, e.g. 0.005 of mAP50-95; verdicts are decided against it.
+        conf: The confidence threshold in use with FP16. `Comparison.thresholds` and the metadata of the other files say
+            which threshold gives each of them FP16's precision or recall (the reference's, without FP16).
         candidates: Models or files by name, measured beside the precisions on the same images: a `Model` (such as the
             end-to-end head of the same checkpoint), an ONNX file (with Q/DQ or NMS inside), an engine, or what `export`
             returned. Each runs in its own precision, a checkpoint in FP32.
@@ -261,13 +270,16 @@ def compare(
                 for precision, runner in runners.items()
             }
             timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
-            layers = _time_layers(runners) if engines_run else {}
+            layers = time_layers(runners) if engines_run else {}
+        thresholds = match_all_thresholds(evaluations, conf, seed)
+        artifacts = write_thresholds(artifacts, thresholds, staging, evaluations, conf)
         comparison = join_comparison(
             loaded,
             _move_artifacts(artifacts, staging, folder),
             evaluations,
             timing,
             layers=layers,
+            thresholds=thresholds,
             settings=plain,
             calibration=given,
             candidates={name: other.facts() for name, other in others.items()},
@@ -280,34 +292,6 @@ def compare(
         _write_files(comparison, staging)
     reporter.step("done", 1, 1, f"wrote {folder}")
     return comparison
-
-
-LAYER_RUNS = 20
-"""Runs over which the layers of an engine are timed."""
-
-
-def _time_layers(runners: Mapping[str, Runner]) -> dict[str, pl.DataFrame]:
-    """Timed layers of the engines that have a layer table, by precision."""
-    from trtkit.inspection import read_layers
-
-    layers = {}
-    for precision, runner in runners.items():
-        if not callable(getattr(runner, "layers", None)):
-            continue
-        try:
-            layers[precision] = read_layers(runner, runs=LAYER_RUNS).frame.drop("share")
-        except (DataError, EngineError) as error:
-            # Other makers' engines may hold no layer names; the comparison is complete without them.
-            warnings.warn(f"the layers of {format_label(precision)} can't be read: {error}", UserWarning, stacklevel=2)
-    return layers
-
-
-def _concat_layers(layers: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Layers by precision as one frame with the column `label`: `precision` is that of each layer."""
-    import polars as pl
-
-    labeled = [frame.select(pl.lit(label).alias("label"), pl.all()) for label, frame in layers.items()]
-    return pl.concat(labeled, how="diagonal_relaxed") if labeled else pl.DataFrame()
 
 
 def _move_artifacts(
@@ -420,6 +404,7 @@ def join_comparison(
     *,
     settings: Mapping[str, Any],
     layers: Mapping[str, pl.DataFrame] | None = None,
+    thresholds: Mapping[str, pl.DataFrame] | None = None,
     calibration: Calibration | None = None,
     candidates: Mapping[str, Mapping[str, Any]] | None = None,
     builder: str | None = None,
@@ -438,6 +423,7 @@ def join_comparison(
         settings: The arguments behind the numbers, JSON-ready, with "data", "split", "imgsz" and "seed"; "max_drop" if
             it is not the default.
         layers: Timed layers of the engines by precision, which say why one is not faster; None without engines.
+        thresholds: `match_thresholds` by precision, for the confidence `settings["conf"]`.
         calibration: The calibration of INT8, if there is one.
         candidates: `Candidate.facts` by name; their artifacts and evaluations stand beside those of the precisions.
         builder: Name and version of the engine builder; None if no engine was built.
@@ -453,6 +439,7 @@ def join_comparison(
         **comparison_facts(model, artifacts, evaluations, calibration, settings["imgsz"]),
         **{name: settings[name] for name in ("data", "split")},
         "max_drop": settings.get("max_drop", MAX_DROP),
+        "conf": settings.get("conf"),
         "candidates": dict(candidates or {}),
         "builder": builder,
         "why_not_built": why_not_built,
@@ -472,7 +459,8 @@ def join_comparison(
         labels=concat_by_precision({label: one.labels for label, one in evaluations.items()}),
         samples=timing.samples,
         runners=timing.runners,
-        layers=_concat_layers(layers or {}),
+        layers=concat_layers(layers or {}),
+        thresholds=concat_by_precision(thresholds) if thresholds else pl.DataFrame(),
         about=about,
         provenance=dataclasses.replace(
             timing.provenance,

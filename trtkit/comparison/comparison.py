@@ -64,10 +64,12 @@ class Comparison(Result):
             objects, per class and per object size, as `trtkit.evaluation.significance.compute_differences` has it.
         layers: Timed layers of the engines per precision (`label`), as `LayerTable.frame` without `share`; empty if
             none ran.
+        thresholds: Confidence thresholds that give a precision the precision and recall of FP16 at `about["conf"]`, as
+            `trtkit.evaluation.thresholds.match_thresholds` has them; empty for tasks without boxes.
         samples: Every timed run, as `Timing.samples`.
         runners: The runners, as `Timing.runners`.
         about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, max_drop,
-            metrics (column and readable name of the primary ones), engines, files, calibration, recipes, python,
+            conf, metrics (column and readable name of the primary ones), engines, files, calibration, recipes, python,
             command, notes, and why no engine was built or run.
         provenance: Model, data, machine, versions, settings.
     """
@@ -85,6 +87,7 @@ class Comparison(Result):
     provenance: Provenance
     differences: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
     layers: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
+    thresholds: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -103,7 +106,7 @@ class Comparison(Result):
         """The evidence in sentences, the most important first."""
         from trtkit.comparison.findings import describe_findings
 
-        return describe_findings(self.rows, self.about)
+        return describe_findings(self.rows, self.about, self.thresholds)
 
     def evaluation(self, precision: str) -> PrecisionEvaluation:
         """The evaluation of one precision.
@@ -273,7 +276,17 @@ class Comparison(Result):
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Every frame by name."""
-        names = ("classes", "images", "detections", "labels", "samples", "runners", "differences", "layers")
+        names = (
+            "classes",
+            "images",
+            "detections",
+            "labels",
+            "samples",
+            "runners",
+            "differences",
+            "layers",
+            "thresholds",
+        )
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 
     def facts(self) -> Mapping[str, Any]:

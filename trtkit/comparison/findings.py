@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.backends import get_title
 from trtkit.comparison.tables import leading_metrics
+from trtkit.comparison.verdict import choose_baseline
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ FEW_IMAGES = 500
 """Eval images below which differences of a few thousandths can be noise."""
 
 
-def describe_findings(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str, ...]:
+def describe_findings(
+    rows: pl.DataFrame, about: Mapping[str, Any], thresholds: pl.DataFrame | None = None
+) -> tuple[str, ...]:
     """What a comparison found, in sentences: the evidence behind its verdicts.
 
     Args:
         rows: `Comparison.frame()`.
         about: `Comparison.about`.
+        thresholds: `Comparison.thresholds`; None or an empty frame says nothing of them.
 
     Returns:
         Sentences, the most important first.
@@ -39,6 +43,7 @@ def describe_findings(rows: pl.DataFrame, about: Mapping[str, Any]) -> tuple[str
     others = [row for row in once.iter_rows(named=True) if row["precision"] != about["reference"]]
     return (
         *(_describe_accuracy(row, reference, leading_metrics(about["metrics"])) for row in others),
+        *(() if thresholds is None or thresholds.is_empty() else _describe_thresholds(thresholds, about)),
         *_describe_images(about),
         *_describe_latency(rows, about["reference"]),
         _describe_sizes(once, about),
@@ -72,6 +77,31 @@ def _describe_accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], met
                 verb = "has no significant change of"
         parts.append(f"{verb} {name} ({reference[column]:.4f} to {row[column]:.4f}{interval})")
     return f"{format_label(row['precision'])} {_join_words(parts)}."
+
+
+def _describe_thresholds(thresholds: pl.DataFrame, about: Mapping[str, Any]) -> list[str]:
+    """The confidence thresholds that give a precision FP16's precision and recall, where they differ."""
+    conf, sentences = about["conf"], []
+    for precision in thresholds["precision"].unique(maintain_order=True):
+        mine = thresholds.filter(thresholds["precision"] == precision)
+        baseline = format_label(choose_baseline(precision, about["recipes"], about["reference"]))
+        label, parts = format_label(precision), []
+        for target in ("recall", "precision"):
+            rows = [row for row in mine.iter_rows(named=True) if row["target"] == target]
+            of_all = next((row for row in rows if not row["name"]), None)
+            if of_all is not None and of_all["differs"]:
+                parts.append(
+                    f"confidence {of_all['threshold']:.3f} gives the {target} that {baseline} has at {conf:g} "
+                    f"({of_all['reference']:.4f}; {conf:g} gives {of_all['value']:.4f})"
+                )
+            classes = [f"{row['name']} {row['threshold']:.3f}" for row in rows if row["name"] and row["differs"]]
+            if classes:
+                parts.append(f"by class for {target}: {', '.join(classes)}")
+        if parts:
+            sentences.append(f"{label}: {'; '.join(parts)}.")
+        else:
+            sentences.append(f"{label} needs no other confidence threshold than {baseline}, {conf:g}.")
+    return sentences
 
 
 def _describe_images(about: Mapping[str, Any]) -> list[str]:

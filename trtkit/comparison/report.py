@@ -93,6 +93,7 @@ def render_report(comparison: Comparison) -> str:
         costs=_cost_table(comparison),
         metrics=_metric_table(comparison),
         differences=_difference_table(comparison) if len(comparison.differences) else None,
+        thresholds=_threshold_table(comparison) if len(comparison.thresholds) else None,
         resamples=RESAMPLES,
         seed=comparison.provenance.seed,
         clock=_describe_clock(comparison.rows),
@@ -189,6 +190,29 @@ def _difference_table(comparison: Comparison) -> _Table:
         for row in comparison.differences.iter_rows(named=True)
     ]  # fmt: skip
     headings = ["precision", "metric", "of", "before", "after", "change", "95 % interval", "significant"]
+    return _Table(headings, rows, 3)
+
+
+def _threshold_table(comparison: Comparison) -> _Table:
+    rows = [
+        [
+            format_label(row["precision"]), row["target"], row["name"] or "all", _format_number(row["reference"], 4),
+            _format_number(row["value"], 4), _format_number(row["threshold"], 3),
+            None if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}", "yes" if row["differs"] else "no",
+        ]
+        for row in comparison.thresholds.iter_rows(named=True)
+    ]  # fmt: skip
+    conf = f"{comparison.about['conf']:g}"
+    headings = [
+        "precision",
+        "target",
+        "of",
+        f"baseline at {conf}",
+        f"at {conf}",
+        "threshold",
+        "95 % interval",
+        "differs",
+    ]
     return _Table(headings, rows, 3)
 
 

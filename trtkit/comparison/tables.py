@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from trtkit.recipe import round_imgsz
+from trtkit.errors import DataError, EngineError
+from trtkit.recipe import format_label, round_imgsz
 
 if TYPE_CHECKING:
-    from trtkit.backends import Passport
+    from trtkit.backends import Passport, Runner
     from trtkit.calibration import Calibration
     from trtkit.evaluation.evaluation import Evaluation
     from trtkit.evaluation.latency import Timing
@@ -21,8 +23,10 @@ __all__ = [
     "comparison_facts",
     "comparison_frame",
     "concat_by_precision",
+    "concat_layers",
     "leading_metrics",
     "primary_metrics",
+    "time_layers",
 ]
 
 # Primary metrics in the order of display, each named with its rule: two rules give APs that differ by up to 0.02 on the
@@ -160,6 +164,43 @@ def concat_by_precision(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         [frame.select(pl.lit(label).alias("precision"), pl.all()) for label, frame in frames.items()],
         how="diagonal_relaxed",
     )
+
+
+LAYER_RUNS = 20
+"""Runs over which the layers of an engine are timed."""
+
+
+def time_layers(runners: Mapping[str, Runner]) -> dict[str, pl.DataFrame]:
+    """Time the layers of engines.
+
+    Args:
+        runners: Engines by precision; those without a layer table are left out, with a warning.
+
+    Returns:
+        `LayerTable.frame` without `share`, by precision.
+    """
+    from trtkit.inspection import read_layers
+
+    layers = {}
+    for precision, runner in runners.items():
+        if not callable(getattr(runner, "layers", None)):
+            continue
+        try:
+            layers[precision] = read_layers(runner, runs=LAYER_RUNS).frame.drop("share")
+        except (DataError, EngineError) as error:
+            # Other makers' engines may hold no layer names; the comparison is complete without them.
+            warnings.warn(f"the layers of {format_label(precision)} can't be read: {error}", UserWarning, stacklevel=2)
+    return layers
+
+
+def concat_layers(layers: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Layers as one frame whose first column, `label`, is the precision of the engine; `precision` is that of a layer.
+
+    Args:
+        layers: From `time_layers`.
+    """
+    labeled = [frame.select(pl.lit(label).alias("label"), pl.all()) for label, frame in layers.items()]
+    return pl.concat(labeled, how="diagonal_relaxed") if labeled else pl.DataFrame()
 
 
 def comparison_facts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "ChangedGroup",
     "MetricChange",
     "Verdict",
+    "choose_baseline",
     "decide_verdicts",
     "decisive_metrics",
     "diagnose_precision",
@@ -230,13 +231,24 @@ def decide_verdicts(comparison: Comparison) -> dict[str, Verdict]:
     return {name: _decide(comparison, name, precisions) for name in precisions if name != reference}
 
 
+def choose_baseline(precision: str, precisions: Collection[str], reference: str) -> str:
+    """The precision to deploy instead: FP16 if it was compared, else the reference, as for FP16 itself.
+
+    Args:
+        precision: The precision or candidate.
+        precisions: All that were compared.
+        reference: The reference of the comparison.
+    """
+    return "fp16" if "fp16" in precisions and precision not in ("fp16", "fp32") else reference
+
+
 def _decide(comparison: Comparison, precision: str, precisions: Sequence[str]) -> Verdict:
     about = comparison.about
     reference, max_drop = about["reference"], about["max_drop"]
     metrics = tuple(_decide_metric(comparison, precision, *pair) for pair in decisive_metrics(about["metrics"]))
     decisions = {one.accuracy for one in metrics}
     accuracy = LOSES if LOSES in decisions else KEPT if decisions == {KEPT} else CANNOT_TELL
-    baseline = "fp16" if "fp16" in precisions and precision not in ("fp16", "fp32") else reference
+    baseline = choose_baseline(precision, precisions, reference)
     latencies = _compare_latencies(comparison, precision, baseline)
     speed = NOT_MEASURED if not latencies else FASTER if any(one.faster for one in latencies) else NOT_FASTER
     if accuracy == LOSES or speed == NOT_FASTER:

@@ -14,7 +14,7 @@ from trtkit.errors import OnnxError
 from trtkit.files import atomic_folder, atomic_write, check_output, escape_surrogates, hash_parts
 from trtkit.models.model import parse_trtkit_entry
 
-__all__ = ["check_onnx", "read_trtkit_metadata", "update_metadata", "write_onnx"]
+__all__ = ["add_metadata", "check_onnx", "read_trtkit_metadata", "update_metadata", "write_onnx"]
 
 MAX_PROTOBUF = 2**31 - 1
 """Bytes of the largest protobuf message; the weights of larger graphs lie in a file beside."""
@@ -50,6 +50,21 @@ def read_trtkit_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
         if entry.key == "trtkit":
             return dict(parse_trtkit_entry(entry.value))
     return {}
+
+
+def add_metadata(path: Path, trtkit: Mapping[str, Any]) -> None:
+    """Add keys to trtkit's own metadata of an ONNX file, which is replaced; its graph and weights stay as they are.
+
+    Args:
+        path: The file, from `write_onnx`.
+        trtkit: Keys and JSON-ready values.
+
+    Raises:
+        OutputError: As `atomic_write` raises it.
+    """
+    proto = update_metadata(onnx.load(path, load_external_data=False), {}, trtkit)
+    with atomic_write(path, overwrite=True) as temporary:
+        onnx.save(proto, str(temporary))
 
 
 def write_onnx(proto: onnx.ModelProto, path: str | Path, *, overwrite: bool = True) -> Path:
