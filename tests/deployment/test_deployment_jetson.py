@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is ne
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("jetson")
     found = {}
-    for precision in ("fp16", "int8"):
+    for precision in ("fp32", "fp16", "int8"):
         shape = {"dynamic": True} if precision == "int8" else {"batch": 4}
         path = samples.write_onnx(base, f"{precision}.onnx", precision=precision, **shape)
         found[precision] = tk.deploy(path, "jetson", base / precision, conf=0.3).folder
@@ -80,7 +80,7 @@ def test_the_whole_graph_is_built_as_trtexec_builds_it(folders):
     assert command["onnx"] == "model.onnx"
 
 
-@pytest.mark.parametrize(("precision", "version"), [("fp16", "100300"), ("int8", "8601")])
+@pytest.mark.parametrize(("precision", "version"), [("fp32", "100300"), ("int8", "8601")])
 def test_the_two_plans_give_the_expected_detections(folders, tmp_path, precision, version):
     folder = shutil.copytree(folders[precision], tmp_path / "copy")
     trtexec = tmp_path / "trtexec"

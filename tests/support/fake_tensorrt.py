@@ -425,7 +425,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
                 emit("ERROR", state.refuse_plan or "Serialization assertion magicTagRead == kMAGIC_TAG failed.")
                 return None
             engine = Engine(serialized_engine)
-            if engine.header["host_code"] and not self.engine_host_code_allowed:
+            if engine.header.get("host_code") and not self.engine_host_code_allowed:
                 emit("ERROR", "Plan contains host executable code, which the runtime does not allow.")
                 return None
             return engine

@@ -39,7 +39,11 @@ def main() -> int:
         return 0
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(options["loadEngine"], providers=["CPUExecutionProvider"])
+    # As trtkit runs ONNX files: integer kernels saturate on some processors.
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    session = onnxruntime.InferenceSession(options["loadEngine"], settings, providers=["CPUExecutionProvider"])
     files = dict(pair.split(":") for pair in options["loadInputs"].split(","))
     shapes = dict(pair.split(":") for pair in options.get("shapes", "").split(",") if pair)
     feeds = {}
