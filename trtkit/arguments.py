@@ -333,7 +333,7 @@ _FLAGS = (
 ARGUMENTS: Mapping[str, Rule] = {
     **dict.fromkeys(_FLAGS, _FLAG),
     **dict.fromkeys(("output", "cache_dir"), _PATH),
-    **dict.fromkeys(("against", "algorithm", "backend", "label", "split", "target", "task"), _TEXT),
+    **dict.fromkeys(("against", "algorithm", "backend", "label", "split", "task"), _TEXT),
     **dict.fromkeys(("calibration_images", "eval_images", "probe_images"), _COUNT),
     **dict.fromkeys(("max_det", "runs", "trials", "threads"), _count(1, example=8)),
     **dict.fromkeys(("warmup", "worst"), _count(0, example=3)),
@@ -368,6 +368,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "seconds": _number(lambda value: value > 0, "of seconds above 0", 5.0),
     "seed": _count(0),
     "weights": _choice(WEIGHTS),
+    "target": dataclasses.replace(_TEXT, example="'triton'"),
     "workspace": _number(lambda value: value > 0, "of GiB above 0", 4.0),
 }
 """The rule of each argument, the same in every verb."""

@@ -64,6 +64,9 @@ def test_from_a_model_to_an_engine_and_its_code(lab, screenshots):
     first = backends.read_engine(path)
     assert (first.backend, first.passport.sm, first.passport.precision) == ("tensorrt_rtx", "sm89", "int8")
     expect(lab.find("engine-facts")).to_contain_text("sm89")
+    lab.click("deploy")
+    expect(lab.find("deployed")).to_contain_text("python check.py")
+    assert list(lab.folder.glob("runs/clicked-*/check.py"))
 
     code = lab.find("python").locator("pre").inner_text()
     assert code.startswith("import trtkit as tk")

@@ -14,6 +14,7 @@ from wizard_steps import press, read_once, ready_wizard, small_recipe, with_mode
 
 import trtkit as tk
 from trtkit import demo
+from trtkit.deployment import list_targets
 from trtkit.errors import OutputExistsError, TrtkitError
 from trtkit.progress import Reporter
 from trtkit.recipe import Recipe
@@ -276,6 +277,16 @@ def test_it_builds_and_measures_and_its_code_repeats_the_build(small: Recipe, tm
     assert "small.onnx" in last.facts.value
     assert widget.code.toggle.value
     assert widget.code.children[1].layout.display == ""
+    assert last.target.options == list_targets("onnx")
+    assert last.target.value == "triton"
+    last.target.value = "onnxruntime"
+    for _ in range(2):
+        # The second one replaces the first, which the wizard wrote itself.
+        last.deploy.click()
+        last.view.job.wait()
+        assert last.view.job.state == "done", last.view.error_box.value
+    assert "small-onnxruntime" in last.deployed.value
+    assert (tmp_path / "small-onnxruntime" / "check.py").exists()
     # The shown code makes the same graph again.
     before = onnx.load(tmp_path / "small.onnx").graph
     names: dict[str, Any] = {}

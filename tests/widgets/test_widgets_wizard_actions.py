@@ -11,15 +11,24 @@ import pytest
 
 import trtkit as tk
 from trtkit import backends, demo
-from trtkit.backends import Passport
+from trtkit.backends import Passport, write_engine
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.devices import Gpu
-from trtkit.errors import CancelledError, CapabilityError, DataError, RecipeError
+from trtkit.errors import CancelledError, CapabilityError, DataError, OutputExistsError, RecipeError
 from trtkit.exporter import Artifact
+from trtkit.files import hash_parts
 from trtkit.progress import Event
 from trtkit.recipe import Recipe
 from trtkit.widgets.wizard import actions
-from trtkit.widgets.wizard.actions import BuiltArtifact, build, examine_images, find_eval_data, measure, read_model
+from trtkit.widgets.wizard.actions import (
+    BuiltArtifact,
+    build,
+    deploy_built,
+    examine_images,
+    find_eval_data,
+    measure,
+    read_model,
+)
 
 DATA = str(demo.data_path())
 H100 = Gpu(index=0, name="NVIDIA H100", sm="sm90", memory=80 * 2**30)
@@ -68,8 +77,8 @@ def test_the_kept_graph_is_the_file_s(fp16: BuiltArtifact) -> None:
     ("gpus", "version", "words"),
     [
         ((), "8.6.0", "no NVIDIA driver"),
-        ((H100,), "11.4.0", "TensorRT 11.4.0 is installed"),
-        ((dataclasses.replace(H100, name="T4", sm="sm75"),), "8.6.0", "this GPU is T4"),
+        ((H100,), "11.4.0", "TensorRT 11.4.0"),
+        ((dataclasses.replace(H100, name="T4", sm="sm75"),), "8.6.0", "the GPU is T4"),
     ],
 )
 def test_where_the_engine_does_not_run_onnx_runtime_runs_its_graph(
@@ -90,6 +99,25 @@ def test_where_the_engine_does_not_run_onnx_runtime_runs_its_graph(
     assert rows["engine_mb"].is_null().to_list() == [True, False]
     assert set(comparison.losses()["precision"]) == {"fp16"}
     assert comparison.about["files"]["fp16"]["engine"] == str(fp16.artifact.path)
+
+
+def test_an_engine_that_does_not_run_here_is_deployed_with_its_graph_s_detections(
+    fp16: BuiltArtifact, machine: Any, tmp_path: Path
+) -> None:
+    machine()
+    built, plan = as_engine(fp16), b"ptrt" + bytes(60)
+    passport = Passport(
+        backend="tensorrt", tensorrt="8.6.0", sm="sm90", precision="fp16", imgsz=(64, 64), plan_hash=hash_parts(plan),
+        plan_size=len(plan), model_hash=fp16.artifact.model_hash,
+    )  # fmt: skip
+    path = write_engine(tmp_path / "fp16.engine", plan, fp16.artifact.info, passport)
+    built = dataclasses.replace(built, artifact=dataclasses.replace(built.artifact, path=path, passport=passport))
+    deployment = deploy_built(built, "python")
+    assert deployment.folder == tmp_path / "fp16-python"
+    assert (deployment.folder / "model.engine").read_bytes() == path.read_bytes()
+    with pytest.raises(OutputExistsError):
+        deploy_built(built, "python")
+    assert deploy_built(built, "python", overwrite=True) == deployment
 
 
 def test_where_the_engine_runs_it_and_an_fp32_engine_are_measured(

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "deploy", "list_targets"]
 
 
-def list_targets() -> tuple[str, ...]:
-    """The names of the registered targets."""
-    return tuple(sorted(TARGETS))
+def list_targets(format: str | None = None) -> tuple[str, ...]:
+    """The names of the registered targets.
+
+    Args:
+        format: "onnx" or "engine", for those that take such files; None for all.
+    """
+    return tuple(sorted(name for name, target in TARGETS.items() if format is None or format in target.formats))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from trtkit.calibration.diagnosis import Diagnosis
     from trtkit.comparison.comparison import Comparison
+    from trtkit.deployment import Deployment
     from trtkit.evaluation.latency import Timing
     from trtkit.exporter import Artifact
     from trtkit.models import Model
@@ -30,6 +31,7 @@ __all__ = [
     "Measurement",
     "WizardResult",
     "build",
+    "deploy_built",
     "examine_images",
     "find_eval_data",
     "measure",
@@ -276,6 +278,35 @@ def measure(
         comparison=comparison,
         engine_problem=engine_problem,
     )
+
+
+def deploy_built(
+    built: BuiltArtifact,
+    target: str,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> Deployment:
+    """Write a folder that serves a built file; where an engine does not run, its graph gives the expected detections.
+
+    Args:
+        built: From `build`.
+        target: One of `list_targets()`.
+        overwrite: Replace an existing folder.
+        progress: Receives events.
+        cancel: Cancellation token.
+
+    Raises:
+        TrtkitError: As `trtkit.deploy`.
+    """
+    from trtkit.deployment import deploy
+
+    with temporary_folder() as folder:
+        reference = _files_by_format(built, folder)["onnx"] if find_engine_problem(built.artifact) else None
+        return deploy(
+            built.artifact, target, reference=reference, overwrite=overwrite, progress=progress, cancel=cancel
+        )
 
 
 def find_engine_problem(artifact: Artifact) -> str:

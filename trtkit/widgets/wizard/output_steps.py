@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 
+from trtkit.deployment import list_targets
 from trtkit.errors import TrtkitError
 from trtkit.html import facts_html, render
 from trtkit.widgets.ui.controls import Collapsible, format_error, make_button, make_control, render_note
 from trtkit.widgets.ui.jobs import JobView
 from trtkit.widgets.ui.output import FigureOutput
-from trtkit.widgets.wizard.actions import build, find_eval_data, measure
+from trtkit.widgets.wizard.actions import build, deploy_built, find_eval_data, measure
 from trtkit.widgets.wizard.input_steps import SHORT, WIDE, Step, StepHost, render_reason
 from trtkit.widgets.wizard.state import WizardState
 from trtkit.widgets.wizard.summary import recipe_facts, render_accuracy, render_engine, render_latency
@@ -175,7 +176,7 @@ class ResultStep(Step):
 
 
 class EngineStep(Step):
-    """Show the built file."""
+    """Show the built file, and write a folder that serves it."""
 
     def __init__(self, host: StepHost) -> None:
         super().__init__(
@@ -186,11 +187,42 @@ class EngineStep(Step):
         )
         self.facts = ipywidgets.HTML()
         self.facts.add_class("trtkit-engine-facts")
-        self.children = (self.heading, self.facts)
+        self.target = make_control(
+            ipywidgets.Dropdown,
+            "Serve it with",
+            "The folder holds the file, programs for this target, sample images and a check that needs no trtkit",
+            name="deploy-target",
+            layout=SHORT,
+        )
+        self.deploy = make_button(
+            "Write its folder", "Beside the file; README.md says how to use it", host.guard(self.start), name="deploy"
+        )
+        self.view = JobView("the deployment", lambda job: host.finish_job(job, WizardState.with_deployment))
+        self.deployed = ipywidgets.HTML()
+        self.deployed.add_class("trtkit-deployed")
+        row = ipywidgets.HBox([self.target, self.deploy], layout=ipywidgets.Layout(align_items="center"))
+        self.children = (self.heading, self.facts, row, self.view, self.deployed)
 
     def show(self, state: WizardState) -> None:
         """Set the controls from a state."""
-        self.facts.value = render_engine(None if state.built is None else state.built.artifact, state.outdated)
+        artifact = None if state.built is None else state.built.artifact
+        self.facts.value = render_engine(artifact, state.outdated)
+        targets = () if artifact is None else list_targets(artifact.format)
+        if self.target.options != targets:
+            self.target.options = targets
+            # A list of options that was empty stays without a choice.
+            self.target.value = "triton" if "triton" in targets else next(iter(targets), None)
+        self.deploy.disabled = bool(self.host.busy) or not targets
+        folder = None if state.deployment is None else state.deployment.folder
+        self.deployed.value = "" if folder is None else render_note(f"{folder} · python check.py", kind="good")
+
+    def start(self) -> None:
+        """Write the folder."""
+        state = self.host.state
+        mine = state.deployment is not None and state.deployment.target == self.target.value
+        self.host.start_job(
+            self.view, deploy_built, state.built, self.target.value, overwrite=mine or state.form.overwrite
+        )
 
 
 class CodePanel(Collapsible):

@@ -14,6 +14,7 @@ from trtkit.widgets.wizard.form import WizardForm
 from trtkit.widgets.wizard.options import Machine, end2end_option, nms_option, precision_options
 
 if TYPE_CHECKING:
+    from trtkit.deployment import Deployment
     from trtkit.models import Model
     from trtkit.widgets.wizard.actions import BuiltArtifact, Examination, Measurement
 
@@ -45,6 +46,7 @@ class WizardState:
         examination: Findings about the calibration images; None until they were examined.
         built: The built file; None before the build.
         measurement: Accuracy and latency of the built file; None before it was measured.
+        deployment: The folder that serves the built file; None before it was written.
         own_files: Identity of each file this wizard built, which it may replace.
     """
 
@@ -56,6 +58,7 @@ class WizardState:
     examination: Examination | None = None
     built: BuiltArtifact | None = None
     measurement: Measurement | None = None
+    deployment: Deployment | None = None
     own_files: frozenset[tuple[str, ...]] = frozenset()
 
     @classmethod
@@ -105,11 +108,15 @@ class WizardState:
     def with_built(self, built: BuiltArtifact) -> WizardState:
         """Store the built file; building it again may replace it."""
         own_files = self.own_files | {_file_identity(built.artifact.recipe)}
-        return self._replace(built=built, measurement=None, own_files=own_files)
+        return self._replace(built=built, measurement=None, deployment=None, own_files=own_files)
 
     def with_measurement(self, measurement: Measurement) -> WizardState:
         """Store accuracy and latency."""
         return self._replace(measurement=measurement)
+
+    def with_deployment(self, deployment: Deployment) -> WizardState:
+        """Store the folder that serves the built file."""
+        return self._replace(deployment=deployment)
 
     def go(self, step: str) -> WizardState:
         """Enter a step.
