@@ -170,16 +170,7 @@ def test_programs_do_not_import_the_package(path):
             else []
         )
     }
-    allowed = {
-        "numpy",
-        "yolo",
-        "infer",
-        "check",
-        "cv2",
-        "PIL",
-        "onnxruntime",
-        "tensorrt",
-        "tensorrt_rtx",
-        "tritonclient",
-    }
+    siblings = {"yolo", "infer", "check", "stored"}
+    runtimes = {"onnxruntime", "tensorrt", "tensorrt_rtx", "tensorflow", "onnx2tf", "tritonclient"}
+    allowed = siblings | runtimes | {"numpy", "cv2", "PIL"}
     assert imported <= allowed | {"triton_python_backend_utils"} | set(sys.stdlib_module_names)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trtkit.arguments import check_arguments
 
 # They register the package's own targets.
-from trtkit.deployment import cpp, deepstream, jetson, targets, triton, trtexec  # noqa: F401
+from trtkit.deployment import cpp, deepstream, jetson, targets, tensorflow, triton, trtexec  # noqa: F401
 from trtkit.deployment.bundle import Bundle, check_source, read_bundle, read_samples
 from trtkit.deployment.target import TARGETS, Target
 from trtkit.errors import OutputExistsError, RecipeError, warn
@@ -76,8 +76,8 @@ def deploy(
     Args:
         artifact: From `export`, or an ONNX or engine file; or several, such as the precisions of one model: the folder
             then holds a folder for each, named after its file.
-        target: "cpp", "deepstream", "jetson", "onnxruntime", "python", "triton", "trtexec" or another
-            registered one.
+        target: "cpp", "deepstream", "jetson", "onnxruntime", "python", "tensorflow", "triton", "trtexec" or
+            another registered one.
         output: The folder; None takes the model file's name with the target, beside it.
         conf: Minimum score of a detection.
         iou: Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped.

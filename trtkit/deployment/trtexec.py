@@ -38,6 +38,7 @@ def write_trtexec(bundle: Bundle, folder: Path) -> Sequence[str]:
     """Write `build.sh` with what the model needs, the model for TensorRT 8 and reference tensors."""
     for name in ("build.sh", "infer.py"):
         shutil.copyfile(FILES / "trtexec" / name, folder / name)
+    shutil.copyfile(FILES / "stored.py", folder / "stored.py")
     (folder / "build.sh").chmod(0o755)
     proto = onnx.load(folder / bundle.file_name)
     expanded = expand_int8_weights(proto)

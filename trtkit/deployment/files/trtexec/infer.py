@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stored import open_stored
 from yolo import Processor, read_image
 
 HERE = Path(__file__).resolve().parent
@@ -93,28 +94,6 @@ def open_model(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         build(folder)
     plan = Plan(path, shapes=model["input"]["dynamic"])
     return lambda values: plan({name: values})
-
-
-def open_stored(folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from the sample images' input to the stored outputs; ends with a message if the input differs."""
-    tensors = folder / "samples" / "tensors"
-    stored = {
-        name: np.fromfile(tensors / entry["file"], np.float32).reshape(entry["shape"])
-        for name, entry in json.loads((tensors / "tensors.json").read_text(encoding="utf-8")).items()
-    }
-    expected = stored.pop(json.loads((folder / "model.json").read_text(encoding="utf-8"))["input"]["name"])
-    position = 0
-
-    def run(values: np.ndarray) -> dict[str, np.ndarray]:
-        nonlocal position
-        rows = slice(position, position + len(values))
-        position += len(values)
-        apart = np.abs(values[: len(expected[rows])] - expected[rows]).max()
-        if apart > 1e-6:
-            raise SystemExit(f"the input of the sample images differs from the stored one by up to {apart:.4f}")
-        return {name: array[rows] for name, array in stored.items()}
-
-    return run
 
 
 def open_predictor(folder: Path) -> Callable[[Sequence[np.ndarray]], list[dict[str, Any]]]:
