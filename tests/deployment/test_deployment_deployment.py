@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import tiny_graphs
+from fake_triton import fresh_modules
 from raising import raises
 
 import trtkit as tk
@@ -72,6 +74,22 @@ def test_every_folder_proves_itself_without_the_package(folders: dict[tuple[str,
         assert text.count("as expected") == 3, text
         # A check that expects nothing would prove nothing.
         assert task == "classify" or " 0 objects" not in text, text
+
+
+def test_an_int8_graph_runs_as_written(samples: Any, tmp_path: Path) -> None:
+    """ONNX Runtime would fuse it into integer kernels, which give other values."""
+    path = tmp_path / "int8.onnx"
+    onnx.save(tiny_graphs.detector("int8", dynamic=True, width=32), path)
+    folder = tk.deploy(path, "onnxruntime", conf=0.1, samples=samples).folder
+    values = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+    with tk.open(path) as runner:
+        expected = runner.infer(values)["output0"]
+    for modules in fresh_modules(folder, "yolo", "infer"):
+        infer = modules["infer"]
+        np.testing.assert_array_equal(infer.open_model(folder)(values)["output0"], expected)
+        # So small a graph is equal by chance in the integer kernels too.
+        options = infer.session_options("cpu", {"precision": "int8"})
+        assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
 
 
 def test_another_model_file_is_named(folders: dict[tuple[str, bool], Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ NAMES = (
     "04_calibration_tuning",
     "05_five_tasks",
     "06_inside_the_engine",
+    "07_deployment",
 )
 MAX_LINES = 25
 
