@@ -27,13 +27,18 @@ def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], outputs: list[str]
 
 @pytest.fixture(scope="module")
 def yolo(demo_model: Path) -> onnx.ModelProto:
-    return trace(load(demo_model), imgsz=(64, 64), dynamic=True)
+    # As calibration traces it, so that the session traces it once.
+    return trace(load(demo_model), dynamic_batch=True)
+
+
+def full_shape(proto: onnx.ModelProto, batch: int) -> list[int]:
+    return [batch, *(dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:])]
 
 
 def test_backbone_and_head_compute_what_the_whole_graph_does(yolo):
-    fixed = fix_shape(yolo, (2, 3, 64, 96))
-    cut = cut_at_head(fixed)
-    image = np.random.default_rng(0).uniform(0, 1, (2, 3, 64, 96)).astype(np.float32)
+    shape = full_shape(yolo, 1)
+    cut = cut_at_head(fix_shape(yolo, shape))
+    image = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
     whole = run(yolo, {"images": image})
     between = run(cut.backbone, {"images": image}, list(cut.tensors))
     np.testing.assert_allclose(run(cut.head, dict(zip(cut.tensors, between, strict=True)))[0], whole[0], atol=1e-4)
@@ -45,7 +50,7 @@ def test_backbone_and_head_compute_what_the_whole_graph_does(yolo):
 
 
 def test_of_the_backbone_the_attention_alone_falls_back(yolo):
-    fallbacks = list_fallbacks(cut_at_head(fix_shape(yolo, (1, 3, 64, 64))).backbone)
+    fallbacks = list_fallbacks(cut_at_head(fix_shape(yolo, full_shape(yolo, 1))).backbone)
     assert set(fallbacks) == {"/model.10/m/m.0/attn/MatMul", "/model.10/m/m.0/attn/MatMul_1"}
 
 
@@ -68,6 +73,13 @@ def explain(operator: str, shapes: list[list[int]], constants: list[np.ndarray] 
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shapes[0])
     graph = helper.make_graph([node], "g", inputs, [output], weights)
     return list_fallbacks(helper.make_model(graph)).get("n", "")
+
+
+def test_open_sizes_are_fixed_everywhere():
+    fixed = fix_shape(tiny_graphs.detector(dynamic=True), (2, 3, 64, 32))
+    values = (*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info)
+    assert all(dim.dim_value > 0 for value in values for dim in value.type.tensor_type.shape.dim)
+    assert [dim.dim_value for dim in fixed.graph.output[0].type.tensor_type.shape.dim] == [2, 7, 512]
 
 
 IMAGE = [1, 4, 8, 8]
