@@ -97,7 +97,8 @@ def test_the_summary_has_the_verdict_and_the_primary_numbers():
     comparison = example_comparison()
     shown = Outline(render_summary(comparison))
     assert comparison._repr_html_() == render_summary(comparison)
-    assert shown.tags.count("li") == len(comparison.findings()) + len(comparison.verdicts)
+    advice = [line for verdict in comparison.verdicts.values() for line in verdict.advice]
+    assert shown.tags.count("li") == len(comparison.findings()) + len(comparison.verdicts) + len(advice)
     for verdict in comparison.verdicts.values():
         assert verdict.sentence in shown.text
     for sentence in comparison.findings():

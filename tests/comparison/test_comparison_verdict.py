@@ -141,6 +141,9 @@ def test_a_loss_names_its_classes_and_sizes():
     verdict = verdict_on(BAD, groups=groups)
     assert [(one.scope, one.name) for one in verdict.losing] == [("class", "cat"), ("size", "small")]
     assert "most of all class cat, size small" in verdict.reason
+    assert "search(max_drop=0.005)" in verdict.advice[0]
+    assert verdict_on(GOOD).advice == ()
+    assert verdict_on(UNSURE).advice == ("Evaluate on 4,200 images or more.",)
 
 
 def timed_layers(**us):
@@ -161,13 +164,14 @@ def test_what_is_not_faster_says_why(tmp_path):
     assert [cause.code for cause in verdict.causes] == ["kept-layers"]
     assert "1 of 5 layers with weights or products run in fp16, 50 of 250 us: /3/Conv (50.0 us)" in verdict.reason
     assert comparison.why_slow("int8").causes == verdict.causes
+    assert verdict.advice == (verdict.causes[0].text,)
     # FP16 is faster than FP32, whose layers were not timed.
     assert comparison.verdicts["fp16"].causes == ()
     again = Comparison.load(comparison.save(tmp_path))
     assert again.verdicts == comparison.verdicts
     saved = json.loads((tmp_path / "comparison.json").read_text())["facts"]["verdicts"]["int8"]["causes"]
     assert Cause.from_dict(saved[0]) == verdict.causes[0]
-    assert "what to try" in render_report(comparison)
+    assert f"<li>{verdict.causes[0].text}</li>" in render_report(comparison)
 
 
 def test_without_timed_layers_no_cause_is_claimed():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import polars as pl
 import pytest
 from example_comparison import ACCURACY, SIZE, ULTRALYTICS, example_comparison
@@ -41,7 +43,7 @@ def test_text_is_legible_on_light_and_dark_pages():
 
 
 def test_the_comparison_shows_every_accuracy_latency_and_size():
-    figure = example_comparison(batches=(1, 8)).plot()
+    figure = example_comparison(batches=(1, 8), where="gpu").plot()
     traces = {trace.name: trace for trace in figure.data}
     accuracy = traces["mAP50-95 by Ultralytics' rule"]
     assert tuple(accuracy.x) == PRECISIONS
@@ -49,17 +51,36 @@ def test_the_comparison_shows_every_accuracy_latency_and_size():
     assert tuple(traces["pycocotools/AP by pycocotools' rule"].y) == tuple(ACCURACY[label][1] for label in PRECISIONS)
     assert tuple(traces["ONNX file"].y) == tuple(SIZE[label][0] for label in PRECISIONS)
     assert tuple(traces["engine file"].y) == tuple(SIZE[label][1] for label in PRECISIONS)
-    rows = example_comparison(batches=(1, 8)).rows
+    rows = example_comparison(batches=(1, 8), where="gpu").rows
     for size in (1, 8):
         expected = (rows.filter(batch=size)["p50_ms"] / size).to_list()
         assert list(traces[f"batch {size}"].y) == expected
 
 
-@pytest.mark.parametrize(("where", "name"), [("cpu", "not TensorRT"), ("gpu", "TensorRT 8.6.0 NVIDIA H100")])
+@pytest.mark.parametrize(("where", "name"), [("cpu", "no engine ran here"), ("gpu", "p50; TensorRT 8.6.0 NVIDIA H100")])
 def test_the_comparison_names_the_runner(where, name):
     titles = " ".join(annotation.text for annotation in example_comparison(where=where).plot().layout.annotations)
     assert name in titles
-    assert ("not TensorRT" in titles) == (where == "cpu")
+    assert ("not measured" in titles) == (where == "cpu")
+
+
+def test_latency_and_engine_sizes_are_of_engines_that_ran():
+    names = {trace.name for trace in example_comparison(where="cpu").plot().data}
+    assert "ONNX file" in names
+    assert not {"batch 1", "engine file"} & names
+
+
+def test_the_accuracy_has_its_interval_as_error_bars():
+    comparison = example_comparison()
+    ends = {f"delta {ULTRALYTICS} low": [0.0, -0.0002, -0.0081], f"delta {ULTRALYTICS} high": [0.0, 0.0002, -0.0001]}
+    rows = comparison.rows.with_columns(**{name: pl.Series(values) for name, values in ends.items()})
+    figure = dataclasses.replace(comparison, rows=rows).plot()
+    (trace,) = [one for one in figure.data if one.name == "mAP50-95 by Ultralytics' rule"]
+    assert list(trace.error_y.array) == pytest.approx([0, 0.0002, 0.0040], abs=1e-9)
+    assert list(trace.error_y.arrayminus) == pytest.approx([0, 0.0002, 0.0040], abs=1e-9)
+    low, high = figure.layout.yaxis.range
+    assert low < 0.7612 - 0.0081
+    assert high > 0.7612 + 0.0002
 
 
 def test_without_engines_there_is_no_empty_bar():

@@ -486,8 +486,8 @@ def print_comparison(comparison: Comparison, folder: str | Path, *, verbose: boo
         print_text()
     for verdict in comparison.verdicts.values():
         print_wrapped(verdict)
-        for cause in verdict.causes if verbose else ():
-            print_wrapped(f"  {cause}")
+        for line in verdict.advice if verbose else ():
+            print_wrapped(f"  {line}")
     print_text()
     cards = make_cards(comparison)
     columns = [[_format_card_row(row) for row in card.rows] for card in cards]

@@ -21,9 +21,6 @@ NEGLIGIBLE_DELTA = 0.00005
 MAX_LATENCY_VARIATION = 0.1
 """Standard deviation over mean from which latencies are unreliable."""
 
-FEW_IMAGES = 500
-"""Eval images below which differences of a few thousandths can be noise."""
-
 
 def describe_findings(
     rows: pl.DataFrame, about: Mapping[str, Any], thresholds: pl.DataFrame | None = None
@@ -106,25 +103,24 @@ def _describe_thresholds(thresholds: pl.DataFrame, about: Mapping[str, Any]) -> 
 
 def _describe_images(about: Mapping[str, Any]) -> list[str]:
     images, skipped = about["eval_images"], len(about["skipped"])
-    noise = "; with so few, differences of a few thousandths can be noise" if images < FEW_IMAGES else ""
-    sentences = [f"Accuracy is measured on {_count_of(images, 'image')} of {about['split']}{noise}."]
+    sentences = [f"Accuracy is measured on {_count_of(images, 'image')} of {about['split']}."]
     if skipped:
         sentences.append(f"{_count_of(skipped, 'image')} {'was' if skipped == 1 else 'were'} skipped.")
     return sentences
 
 
 def _describe_latency(rows: pl.DataFrame, reference: str) -> list[str]:
-    """Mean latency per image against the reference, by batch."""
+    """Median latency per image against the reference, by batch."""
     sentences = []
     for size in rows["batch"].unique(maintain_order=True):
         of_batch = list(rows.filter(rows["batch"] == size).iter_rows(named=True))
         base = next(row for row in of_batch if row["precision"] == reference)
         latencies = [
-            f"{format_label(row['precision'])} {row['image_ms']:.2f} ms/image{_format_ratio(row, base)}"
+            f"{format_label(row['precision'])} {row['p50_ms'] / size:.2f} ms/image{_format_ratio(row, base)}"
             for row in of_batch
         ]
         names = _join_words(list(dict.fromkeys(row["runner"] for row in of_batch)))
-        sentences.append(f"Batch {size}, {names}: {', '.join(latencies)}.")
+        sentences.append(f"Batch {size}, {names}, p50: {', '.join(latencies)}.")
     variation = (rows["std_ms"] / rows["mean_ms"]).fill_null(0).max()
     if isinstance(variation, float) and variation > MAX_LATENCY_VARIATION:
         sentences.append(
@@ -140,7 +136,7 @@ def _describe_latency(rows: pl.DataFrame, reference: str) -> list[str]:
 
 
 def _format_ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    return "" if row is base else f" ({row['mean_ms'] / base['mean_ms']:.2f}x {format_label(base['precision'])})"
+    return "" if row is base else f" ({row['p50_ms'] / base['p50_ms']:.2f}x {format_label(base['precision'])})"
 
 
 def _describe_sizes(once: pl.DataFrame, about: Mapping[str, Any]) -> str:

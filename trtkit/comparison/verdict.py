@@ -185,6 +185,18 @@ class Verdict:
         return f"{self.reason[0].upper()}{self.reason[1:]}."
 
     @property
+    def advice(self) -> tuple[str, ...]:
+        """What to try, in sentences; () for "ship"."""
+        advice = [cause.text for cause in self.causes]
+        if self.accuracy == LOSES:
+            search = f"search(max_drop={self.max_drop:g})"
+            advice.append(f"Find the layers to keep in FP16 with {search}, and other ranges with sweep.")
+        elif self.accuracy == CANNOT_TELL:
+            images = self.images_needed
+            advice.append(f"Evaluate on {images:,} images or more." if images else "Evaluate on labeled images.")
+        return tuple(advice)
+
+    @property
     def images_needed(self) -> int | None:
         """For "can't tell", the number of images that settles all metrics with 90 % power; None without one."""
         numbers = [one.images_needed for one in self.metrics if one.images_needed is not None]
@@ -197,7 +209,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
-        return {**dataclasses.asdict(self), "images_needed": self.images_needed, "exit_status": self.exit_status}
+        derived = ("advice", "images_needed", "exit_status")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
 
     def __str__(self) -> str:
         return f"{self.label}: {self.recommendation}. {self.sentence}"

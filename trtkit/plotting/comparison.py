@@ -232,7 +232,10 @@ def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
 
 
 def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> go.Figure:
-    """Accuracy, latency and file size of each precision side by side.
+    """Accuracy with its 95 % intervals, latency and file size of each precision side by side.
+
+    Latency and engine size only of engines that ran: another runner's latency does not predict TensorRT's, nor does the
+    size of a plan for another machine.
 
     Args:
         rows: `Comparison.frame()`.
@@ -240,24 +243,31 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
     """
     once = rows.unique("precision", keep="first", maintain_order=True)
     order = once["precision"].to_list()
-    names = ", ".join(escape_texts(once["runner"].unique(maintain_order=True)))
-    clock = names if once["engine"].all() else f"{names}, not TensorRT"
+    ran = once["engine"].all()
+    clock = (
+        f"p50; {', '.join(escape_texts(once['runner'].unique(maintain_order=True)))}" if ran else "no engine ran here"
+    )
+    has_engines = ran and once["engine_mb"].null_count() == 0
     figure = make_subplots(
         rows=1,
         cols=3,
         subplot_titles=[
             _make_title("Accuracy", "higher is better; the axis does not start at 0"),
-            _make_title("Latency per image", f"p50; {clock}"),
-            _make_title("File size", "ONNX and engine" if once["engine_mb"].null_count() == 0 else "ONNX"),
+            _make_title("Latency per image", clock),
+            _make_title("File size", "ONNX and engine" if has_engines else "ONNX"),
         ],
         horizontal_spacing=0.09,
     )
     _add_accuracy(figure, once, metrics)
-    _add_times(figure, rows, order)
-    _add_sizes(figure, once)
+    if ran:
+        _add_times(figure, rows, order)
+    else:
+        figure.add_annotation(text="not measured", x=0.5, y=0.5, xref="x2 domain", yref="y2 domain", showarrow=False)
+        figure.update_yaxes(showticklabels=False, row=1, col=2)
+    _add_sizes(figure, once, engines=ran)
     is_top1 = bool(metrics) and metrics[0][0].startswith("top")
     figure.update_yaxes(title_text="share of images" if is_top1 else "AP", row=1, col=1)
-    figure.update_yaxes(title_text="ms", rangemode="tozero", row=1, col=2)
+    figure.update_yaxes(title_text="ms" if ran else None, rangemode="tozero", row=1, col=2)
     figure.update_yaxes(title_text="MB", rangemode="tozero", row=1, col=3)
     figure.update_xaxes(type="category", tickfont={"size": 14}, range=[-0.5, len(order) - 0.5])
     figure.update_layout(
@@ -281,10 +291,14 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
     shown: list[float] = []
     for position, (column, name) in enumerate(metrics):
         values = once[column].to_list()
+        errors = _interval_errors(once, column)
         shown += [value for value in values if value is not None]
+        shown += [value - below for value, below in zip(values, errors["arrayminus"], strict=True) if value is not None]
+        shown += [value + above for value, above in zip(values, errors["array"], strict=True) if value is not None]
         figure.add_scatter(
             x=escape_texts(order),
             y=values,
+            error_y={"type": "data", "thickness": 1.5, "width": 5, "color": INK, **errors},
             name=escape_text(name),
             offsetgroup=str(position),
             mode="lines+markers+text",
@@ -305,6 +319,15 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
         # The axis spans at least 0.02, so that a negligible loss looks negligible.
         center, half_span = (max(shown) + min(shown)) / 2, max(0.01, 0.75 * (max(shown) - min(shown)))
         figure.update_yaxes(range=[center - half_span, center + half_span], row=1, col=1)
+
+
+def _interval_errors(once: pl.DataFrame, column: str) -> dict[str, list[float]]:
+    """Lengths of the error bars: the 95 % interval of the change against the reference, which itself has none."""
+    names = [f"delta {column}{end}" for end in ("", " low", " high")]
+    if not set(names) <= set(once.columns):
+        return {"array": [0.0] * len(once), "arrayminus": [0.0] * len(once)}
+    rows = [(0.0, 0.0) if None in row else (row[2] - row[0], row[0] - row[1]) for row in once.select(names).iter_rows()]
+    return {"array": [above for above, _ in rows], "arrayminus": [below for _, below in rows]}
 
 
 def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> None:
@@ -331,11 +354,11 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> N
         )
 
 
-def _add_sizes(figure: go.Figure, once: pl.DataFrame) -> None:
+def _add_sizes(figure: go.Figure, once: pl.DataFrame, *, engines: bool) -> None:
     order = once["precision"].to_list()
     for column, name, pattern in (("onnx_mb", "ONNX file", "."), ("engine_mb", "engine file", "")):
         values = once[column].to_list()
-        if all(value is None for value in values):
+        if all(value is None for value in values) or (column == "engine_mb" and not engines):
             continue
         figure.add_bar(
             x=escape_texts(order),
