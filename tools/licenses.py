@@ -38,6 +38,7 @@ STATED = {
     "faster-coco-eval": "Apache-2.0",  # its metadata has only the license's file
     "appnope": "BSD-2-Clause", "coloredlogs": "MIT", "cuda-pathfinder": "Apache-2.0", "decorator": "BSD-2-Clause",
     "exceptiongroup": "MIT", "humanfriendly": "MIT", "pyreadline3": "BSD", "pywinpty": "MIT", "tomli": "MIT",
+    "axe-playwright-python": "MIT",  # its axe-core: MPL-2.0
     "triton": "MIT",
 }  # fmt: skip
 """Packages of other systems or Python versions, and those whose metadata says nothing."""

@@ -29,6 +29,7 @@ __all__ = [
     "JobWidget",
     "StaticOutput",
     "can_click",
+    "make_accessible",
     "make_section_title",
     "render_scrollable",
     "render_text",
@@ -159,6 +160,25 @@ def _figure_widget_class() -> Any:
     return FigureWidget
 
 
+def make_accessible() -> ipywidgets.Widget:
+    """An invisible child of a box of the class `trtkit`, which gives its controls roles, states and announcements.
+
+    Toggle buttons, bars and sliders of ipywidgets say nothing of that to screen readers. Without anywidget it does
+    nothing.
+    """
+    return _accessibility_class()() if can_click() else _invisible(Markup())
+
+
+@functools.cache
+def _accessibility_class() -> Any:
+    import anywidget
+
+    class Accessibility(anywidget.AnyWidget):
+        _esm = asset("widgets/ui/accessibility.js")
+
+    return Accessibility
+
+
 @functools.cache
 def widget_css() -> Markup:
     """The style of every widget and of its static output; it applies inside elements of the class `trtkit`."""
@@ -276,7 +296,15 @@ class JobWidget(StaticOutput):
 
     def _set_content(self, *content: ipywidgets.Widget, heading: tuple[ipywidgets.Widget, ...] = ()) -> None:
         """Show `heading` above the job and `content` below it."""
-        self.children = (style_widget(), self.hiding_style, *heading, self.job_view, self.error_box, *content)
+        self.children = (
+            style_widget(),
+            self.hiding_style,
+            make_accessible(),
+            *heading,
+            self.job_view,
+            self.error_box,
+            *content,
+        )
 
     def _on_job_end(self, job: Job[Any]) -> None:
         raise NotImplementedError

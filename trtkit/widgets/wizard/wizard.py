@@ -15,7 +15,7 @@ from trtkit.progress import CancelToken, Progress
 from trtkit.recipe import Recipe
 from trtkit.widgets.ui.controls import ErrorBox, catch_errors, make_button
 from trtkit.widgets.ui.jobs import Job, JobView
-from trtkit.widgets.ui.output import StaticOutput, style_widget
+from trtkit.widgets.ui.output import StaticOutput, make_accessible, style_widget
 from trtkit.widgets.wizard.actions import WizardResult
 from trtkit.widgets.wizard.input_steps import ImagesStep, ModelStep, SettingsStep, Step, StepHost, render_reason
 from trtkit.widgets.wizard.options import Machine, inspect_machine
@@ -107,6 +107,7 @@ class Wizard(StaticOutput):
         self.children = (
             style_widget(),
             self.hiding_style,
+            make_accessible(),
             tab_row,
             self._page,
             self.error_box,
