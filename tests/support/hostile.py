@@ -96,6 +96,8 @@ def hostile_figures():
                            "low": numbers, "high": numbers})  # fmt: skip
     per_class = pl.DataFrame({"name": names, "mAP50-95(B)": numbers, "mAP50(B)": numbers, "top1": numbers,
                               "top5": numbers})  # fmt: skip
+    load = pl.DataFrame({"batch": [1, 1], "concurrency": [1, 2], "images_per_s": [5.0, 9.0], "p50_ms": [200.0, 210.0],
+                         "p99_ms": [220.0, 260.0]})  # fmt: skip
     nothing = pl.DataFrame({"class": []}, schema={"class": pl.Int64})
     looks = {name: index for index, name in enumerate(names)}
     timed = pl.DataFrame(FP16_LAYERS).with_columns(**kinds)
@@ -109,6 +111,7 @@ def hostile_figures():
         "losses": comparison.losses_figure(losses),
         "timing": whole.timing().plot(),
         "evaluation": evaluation.evaluation_figure(per_class, nothing, nothing, kinds=["B"], title=NAMES[0]),
+        "load": evaluation.load_figure(load, title=NAMES[2]),
         "classification": evaluation.classification_figure(per_class, title=NAMES[1]),
         "overview": calibration.overview_figure(ranges, np.zeros((2, count)), selected=NAMES[0], algorithm=NAMES[4]),
         "histogram": calibration.histogram_figure(
