@@ -46,8 +46,8 @@ def lines(content: dict[str, Any]) -> list[str]:
     return [
         "# The demo's models: training and accuracy", "", f"`{training['command']}`", "",
         f"All side by side on one {training['gpu']}, PyTorch {training['torch']}, from random weights and an empty "
-        "folder, beside other work on the same machine; scenes of seed 7, learning rate by the clock. The score is that "
-        "of 128 scenes of seed 900, by the training's own validation.", "",
+        "folder, beside other work on the same machine; scenes of seed 7, learning rate by the clock. The score is "
+        "that of 128 scenes of seed 900, by the training's own validation.", "",
         *table(["model", "steps", "images", "minutes", "score"], rows), "",
         "On 1,000 scenes of seed 1002 (crops of their digits for classify), by trtkit's own evaluation in ONNX Runtime "
         "at each model's own image size. Nothing was trained or chosen on these scenes; 200 of them were looked at "
