@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any
 
 import fake_cuda
 import fake_tensorrt
+import fake_triton
+import numpy as np
 import onnx
 import pytest
 import tiny_graphs
@@ -60,8 +61,8 @@ class Library:
 
 
 @pytest.fixture
-def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The folder of a dynamic engine, and its `check` and `infer` as modules that find a fake TensorRT."""
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dynamic engine of a fake TensorRT, which is installed, and its graph beside it."""
     graph = tiny_graphs.detector(dynamic=True)
     onnx.save(graph, tmp_path / "model.onnx")
     header = json.dumps({"version": "8.6.0", "profile": [[1, 3, 32, 32], [4, 3, 32, 32], [4, 3, 32, 32]]}).encode()
@@ -69,17 +70,18 @@ def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "plan").write_bytes(plan)
     passport = Passport(backend="tensorrt", tensorrt="8.6.0", sm="sm90", model_hash="ab" * 32, batch=4,
                         imgsz=(32, 32), dynamic=True, plan_hash=hash_parts(plan), plan_size=len(plan))  # fmt: skip
-    engine = wrap_engine(tmp_path / "plan", tmp_path / "model.engine", tiny_graphs.info(), passport)
-    folder = tk.deploy(engine, "python", tmp_path / "out", conf=0.1, reference=tmp_path / "model.onnx").folder
-    monkeypatch.syspath_prepend(folder)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make("8.6.0"))
-    names = ("yolo", "check", "infer")
-    modules = {name: importlib.import_module(name) for name in names}
-    library = Library()
-    monkeypatch.setattr(modules["infer"].Cuda, "_find", staticmethod(lambda: library))
-    yield folder, modules, library
-    for name in names:
-        del sys.modules[name]
+    return wrap_engine(tmp_path / "plan", tmp_path / "model.engine", tiny_graphs.info(), passport)
+
+
+@pytest.fixture
+def deployed(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The folder of the engine, and its `check` and `infer` as modules."""
+    graph, library = engine.with_suffix(".onnx"), Library()
+    folder = tk.deploy(engine, "python", tmp_path / "out", conf=0.1, reference=graph).folder
+    for modules in fake_triton.fresh_modules(folder, "yolo", "check", "infer"):
+        monkeypatch.setattr(modules["infer"].Cuda, "_find", staticmethod(lambda: library))
+        yield folder, modules, library
 
 
 def test_the_python_folder_finds_the_expected_detections(deployed: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,3 +102,19 @@ def test_a_damaged_engine_and_missing_memory_are_named(deployed: Any) -> None:
     assert modules["check"].main() == 1
     with pytest.raises(SystemExit, match="can't read model"):
         modules["infer"].open_model(folder)
+
+
+def test_triton_s_python_backend_runs_an_engine(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, real = engine.with_suffix(".onnx"), ctypes.CDLL
+    folder = tk.deploy(engine, "triton", tmp_path / "out", conf=0.1, reference=graph).folder
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library() if "libcudart" in str(name) else real(name))
+    server = fake_triton.Server(folder / "models")
+    assert not server.broken
+    values = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
+    with tk.open(graph) as runner:
+        expected = runner.infer(values)["output0"]
+    np.testing.assert_array_equal(server.infer("model", {"images": values})["output0"], expected)
+    # A message of TensorRT answers the request; the model goes on.
+    with pytest.raises(fake_triton.InferenceServerException, match="does not take an input of shape"):
+        server.infer("model", {"images": np.zeros((1, 3, 64, 64), np.float32)})
+    assert len(server.infer("model", {"images": values[:1]})["output0"]) == 1
