@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 # Run as a script, the package and the test helpers need not be installed.
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "support")]
 
+import fake_triton
 import tiny_graphs
 from gpu_engines import (
     BATCH,
@@ -461,6 +462,28 @@ def test_box_decoding_stays_in_fp32_with_the_calibrator() -> None:
     assert len(decoding)
     assert set(decoding["precision"]) == {"fp32"}
     assert "int8" in frame["precision"]
+
+
+def test_deployment_folders_prove_themselves() -> None:
+    """With TensorRT and NumPy alone, and as models of Triton's Python backend."""
+    require_tensorrt()
+    for precision in SCORES:
+        deployed = trtkit.deploy(engine(precision), "python", folder() / f"python-{precision}", overwrite=True).folder
+        words = [sys.executable, "check.py"]
+        done = subprocess.run(words, cwd=deployed, capture_output=True, text=True, check=False)
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("as expected") == 3
+    serving = trtkit.deploy([engine(one) for one in SCORES], "triton", folder() / "serving", overwrite=True).folder
+    server = fake_triton.Server(serving / "models")
+    assert not server.broken, server.broken
+    values = np.random.default_rng(0).random((BATCH, 3, *SIZE), np.float32)
+    for precision in SCORES:
+        with backends.open(engine(precision)) as runner:
+            expected = runner.infer(values)
+            found = server.infer(engine(precision).stem.replace(".", "_"), {runner.input_name: values})
+        for name, array in expected.items():
+            np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-2)
 
 
 def main(words: list[str]) -> int:

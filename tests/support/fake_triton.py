@@ -14,10 +14,12 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
+
+if TYPE_CHECKING:
+    import pytest
 
 TYPES = {"FP32": np.float32, "FP16": np.float16, "INT32": np.int32, "UINT8": np.uint8, "BYTES": object}
 REPEATED = {"input", "output", "dims", "step", "input_map", "output_map", "parameters", "model_warmup", "inputs"}
