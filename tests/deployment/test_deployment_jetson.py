@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -104,6 +105,11 @@ def test_the_two_plans_give_the_expected_detections(folders, tmp_path, precision
     done = run(sys.executable, "check_dla.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("as expected") == 3
+    expected = json.loads((folder / "samples" / "expected.json").read_text())
+    expected["images"][0]["boxes"][0][0] += 3
+    (folder / "samples" / "expected.json").write_text(json.dumps(expected))
+    done = run(sys.executable, "check_dla.py")
+    assert (done.returncode, "3.000 pixels off" in done.stdout) == (1, True)
 
 
 def test_the_readme_says_that_dla_was_not_tried(folders):
