@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import polars as pl
 import pytest
+from layer_rows import layer_rows
 from raising import raises
 
 import trtkit
@@ -297,6 +298,10 @@ def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_pa
         def measure_gpu_times(self, feeds, runs):
             return [1.5] * runs
 
+        def layers(self, *, runs=0):
+            assert runs > 0
+            return layer_rows(*((f"/{n}/Conv", "conv", f"/{n}/Conv", self.precision, 0.003) for n in range(9)))
+
     monkeypatch.setattr(backends, "require_run", lambda backend, device=None: None)
     monkeypatch.setattr("trtkit.comparison.comparator._gpu_matches", lambda builder, sm: True)
     monkeypatch.setattr(backends, "open", lambda path, device=None: Engine(path))
@@ -304,4 +309,7 @@ def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_pa
     assert opened == ["yolo11t-fp32.engine", "yolo11t-fp16.engine"]
     assert comparison.rows.select("engine", "clock", "mean_ms").unique().rows() == [(True, "gpu", 1.5)]
     assert "they ran here" in " ".join(comparison.findings())
-    assert "not TensorRT" not in " ".join(annotation.text for annotation in comparison.plot().layout.annotations)
+    assert "not measured" not in " ".join(annotation.text for annotation in comparison.plot().layout.annotations)
+    assert comparison.layers.group_by("label", maintain_order=True).len().rows() == [("fp32", 9), ("fp16", 9)]
+    verdict = Comparison.load(tmp_path).verdicts["fp16"]
+    assert (verdict.speed, [cause.code for cause in verdict.causes]) == ("not faster", ["launch-bound", "small-batch"])
