@@ -50,12 +50,14 @@ class Pool:
     Attributes:
         size: Number of images.
         loss: The loss on all of them.
+        is_share: Whether the metric is a share of the images.
         change: The change on some of them with its interval (negative is a loss), from image numbers.
     """
 
     size: int
     loss: float
     change: Callable[[np.ndarray], ConfidenceInterval]
+    is_share: bool = False
 
 
 def make_mean_pool() -> Pool:
@@ -168,7 +170,7 @@ def make_share_pool() -> Pool:
         row = compute_differences(first, second, resamples=2).row(0, named=True)
         return ConfidenceInterval(row["delta"], row["low"], row["high"])
 
-    return Pool(size, float(right.mean() - after.mean()), change)
+    return Pool(size, float(right.mean() - after.mean()), change, is_share=True)
 
 
 POOLS = {"mean over images": make_mean_pool, "mAP50-95": make_detection_pool, "top-1 accuracy": make_share_pool}
@@ -188,7 +190,8 @@ def simulate(pool: Pool, gap: float, seeds: int) -> dict[str, Any]:
             facts["decided"] += 1
             facts["decided_right"] += decision == truth
             continue
-        size = images_to_settle(interval.value, interval.low, interval.high, max_drop, IMAGES)
+        ends = interval.low, interval.high
+        size = images_to_settle(interval.value, *ends, max_drop, IMAGES, is_share=pool.is_share)
         if size.is_lower_bound:
             continue
         facts["numbers"] += 1

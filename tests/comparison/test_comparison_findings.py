@@ -25,7 +25,7 @@ def test_losses_by_both_rules_with_both_values():
 
 
 def test_no_change():
-    assert "keeps mAP50-95 by Ultralytics' rule (0.7612 to 0.7612)" in example_comparison().findings()[0]
+    assert "does not change mAP50-95 by Ultralytics' rule (0.7612 to 0.7612)" in example_comparison().findings()[0]
 
 
 def test_a_gain():

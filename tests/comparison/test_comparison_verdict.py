@@ -126,6 +126,10 @@ def test_both_metrics_of_a_task_must_be_kept(masks, accuracy):
     verdict = dataclasses.replace(comparison, rows=rows, differences=differences).verdicts["int8"]
     assert verdict.accuracy == accuracy
     assert {one.metric: one.accuracy for one in verdict.metrics} == {metric: accuracy, ULTRALYTICS: "kept"}
+    if accuracy == "kept":
+        assert (
+            "loses at most 0.0030 mAP50-95(M) and 0.0030 mAP50-95 (95 %), within the accepted 0.005" in verdict.reason
+        )
 
 
 def test_one_rule_decides():

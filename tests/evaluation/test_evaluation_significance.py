@@ -15,10 +15,12 @@ from trtkit.evaluation.evaluation import evaluate
 from trtkit.evaluation.metrics import compute_pycocotools_metrics
 from trtkit.evaluation.significance import (
     MIN_IMAGES,
+    SampleSize,
     _difference_row,
     compute_differences,
     decide_accuracy,
     holm,
+    images_to_settle,
 )
 
 
@@ -184,6 +186,13 @@ def test_a_share_that_did_not_change_on_few_images_is_not_kept(images, decision)
     )
     assert row["high"] == -row["low"] == pytest.approx(1.96 / (images + 2))
     assert decide_accuracy(row["low"], row["high"], 0.005, images) == decision
+
+
+def test_an_unchanged_share_asks_for_as_many_images_as_settle_it():
+    """Without a changed image the interval is +-1.96 / (n + 2): 3.24 / 0.005 images and no fewer clear the limit."""
+    end = 1.96 / 102
+    assert images_to_settle(0.0, -end, end, 0.005, 100, is_share=True) == SampleSize(636, False)
+    assert images_to_settle(0.0, -end, end, 0.005, 100) == SampleSize(1050, True)
 
 
 def test_of_many_classes_that_lose_by_chance_none_is_significant():

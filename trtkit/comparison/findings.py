@@ -64,7 +64,11 @@ def _describe_accuracy(row: Mapping[str, Any], reference: Mapping[str, Any], met
         delta = row[column] - reference[column]
         low, high = row.get(f"delta {column} low"), row.get(f"delta {column} high")
         verb = (
-            "keeps" if abs(delta) < NEGLIGIBLE_DELTA else f"loses {-delta:.4f}" if delta < 0 else f"gains {delta:.4f}"
+            "does not change"
+            if abs(delta) < NEGLIGIBLE_DELTA
+            else f"loses {-delta:.4f}"
+            if delta < 0
+            else f"gains {delta:.4f}"
         )
         interval = ""
         if low is not None and high is not None and (low, high) != (0, 0):

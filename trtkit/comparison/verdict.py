@@ -14,6 +14,7 @@ from trtkit.evaluation.significance import (
     KEPT,
     LOSES,
     MIN_IMAGES,
+    TOP_K,
     decide_accuracy,
     images_to_settle,
 )
@@ -303,7 +304,7 @@ def _decide_metric(comparison: Comparison, precision: str, column: str, name: st
     accuracy = decide_accuracy(low, high, max_drop, images)
     size = None
     if accuracy == CANNOT_TELL and low is not None and high is not None:
-        size = images_to_settle(value - reference, low, high, max_drop, images)
+        size = images_to_settle(value - reference, low, high, max_drop, images, is_share=column in TOP_K)
     return MetricChange(
         metric=column,
         name=name,
@@ -444,6 +445,9 @@ def _describe_reason(verdict: Verdict) -> str:
 
 def _describe_accuracy(verdict: Verdict) -> str:
     """The metrics behind the decision: those that lose, else those that are undecided, else all."""
+    if verdict.accuracy == KEPT and len(verdict.metrics) > 1:
+        losses = [f"{max(-(one.low or 0.0), 0.0):.4f} {one.name}" for one in verdict.metrics]
+        return f"loses at most {' and '.join(losses)} (95 %), within the accepted {verdict.max_drop:g}"
     parts = [_describe_metric(one, verdict) for one in verdict.metrics if one.accuracy == verdict.accuracy]
     text = " and ".join(parts)
     if verdict.accuracy == LOSES and verdict.losing:

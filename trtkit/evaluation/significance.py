@@ -34,6 +34,7 @@ __all__ = [
     "MIN_IMAGES",
     "RESAMPLES",
     "ROUNDING_ERROR",
+    "TOP_K",
     "TUNING_RESAMPLES",
     "ConfidenceInterval",
     "SampleSize",
@@ -328,11 +329,14 @@ def decide_accuracy(low: float | None, high: float | None, max_drop: float, imag
     return LOSES if high < -max_drop - ROUNDING_ERROR else CANNOT_TELL
 
 
-def images_to_settle(delta: float, low: float, high: float, max_drop: float, images: int) -> SampleSize:
+def images_to_settle(
+    delta: float, low: float, high: float, max_drop: float, images: int, *, is_share: bool = False
+) -> SampleSize:
     """Compute how many images settle an undecided change: n ((1.96 + 1.28) se / gap)^2.
 
     The standard error `se` is that of the interval, and `gap` lies between the change and -max_drop. If the gap is
-    below one standard error its size is not known, and the number for one standard error is a lower bound.
+    below one standard error its size is not known, and the number for one standard error is a lower bound. The half
+    images that the interval of a share adds do not grow with the number of images: their part of `se` falls as 1 / n.
 
     Args:
         delta: The change of the metric; negative is a loss.
@@ -340,9 +344,15 @@ def images_to_settle(delta: float, low: float, high: float, max_drop: float, ima
         high: Upper end.
         max_drop: The largest accepted loss.
         images: Number of evaluated images.
+        is_share: Whether the metric is one of `TOP_K`.
     """
     error, gap = (high - low) / (2 * Z_INTERVAL), abs(delta + max_drop)
-    if error <= ROUNDING_ERROR:
-        return SampleSize(max(images + 1, MIN_IMAGES), False)
-    needed = images * ((Z_INTERVAL + Z_POWER) * error / max(gap, error)) ** 2
-    return SampleSize(max(math.ceil(needed), images + 1, MIN_IMAGES), gap < error)
+    added = 1 / (images + 2) if is_share else 0.0
+    measured = math.sqrt(max(error**2 - added**2, 0.0))
+    distance = max(gap, measured)
+    if distance <= ROUNDING_ERROR:
+        return SampleSize(max(images + 1, MIN_IMAGES), True)
+    # z^2 (measured^2 images / n + added^2 images^2 / n^2) = distance^2, solved for n.
+    per_image = ((Z_INTERVAL + Z_POWER) * measured / distance) ** 2
+    needed = images * (per_image + math.sqrt(per_image**2 + (2 * (Z_INTERVAL + Z_POWER) * added / distance) ** 2)) / 2
+    return SampleSize(max(math.ceil(needed), images + 1, MIN_IMAGES), gap < measured)
