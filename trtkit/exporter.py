@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trtkit.models import Model
     from trtkit.verification import Verification
 
-__all__ = ["Artifact", "build_graph", "check_placement", "export", "export_with_graph"]
+__all__ = ["Artifact", "build_graph", "check_placement", "default_output", "export", "export_with_graph"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def export_with_graph(
         # An ONNX source keeps its own shape.
         recipe = dataclasses.replace(recipe, dynamic=_has_dynamic_input(loaded.proto))
     if path is None:
-        path = Path(recipe.output) if recipe.output is not None else _default_path(loaded, recipe)
+        path = Path(recipe.output) if recipe.output is not None else default_output(loaded, recipe)
     check_output(path, overwrite=recipe.overwrite)
     loaded = _select_outputs(loaded, recipe)
     size = _resolve_imgsz(loaded, recipe)
@@ -573,8 +573,13 @@ def _verify_engine(
     )
 
 
-def _default_path(model: Model, recipe: Recipe) -> Path:
-    """`yolo11n.engine`, `yolo11n-fp16.engine`, `yolo11n-int8.onnx`, ...: one name per precision."""
+def default_output(model: Model, recipe: Recipe) -> Path:
+    """The file that `export` writes without `output`: `yolo11n.engine`, `yolo11n-fp16.engine`, `yolo11n-int8.onnx`, ...
+
+    Args:
+        model: From `load`.
+        recipe: The settings.
+    """
     folder = model.source.parent if model.source is not None else Path()
     ending = "" if recipe.precision == "fp32" else f"-{recipe.precision}"
     suffix = ".engine" if recipe.format == "engine" else ".onnx"

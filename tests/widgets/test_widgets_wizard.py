@@ -302,14 +302,36 @@ def test_it_builds_and_measures_and_its_code_repeats_the_build(small: Recipe, tm
 def test_an_existing_output_is_kept_without_overwrite(small: Recipe, tmp_path: Path) -> None:
     (tmp_path / "small.onnx").write_bytes(b"mine")
     widget = with_model(small)
-    page = press(widget, "build")
-    assert page.view.job.state == "failed"
+    widget.go("build")
+    page: Any = widget.page("build")
+    # Said before the work, with the whole path.
+    assert page.build.disabled
+    assert str(tmp_path / "small.onnx") in page.reason.value
+    assert str(tmp_path / "small.onnx") in page.place.value
+    page.start()
+    page.view.job.wait()
     assert isinstance(page.view.job.error, OutputExistsError)
     assert (tmp_path / "small.onnx").read_bytes() == b"mine"
     page.overwrite.value = True
     page = press(widget, "build")
     assert page.view.job.state == "done"
     assert page.view.error_box.value == ""
+
+
+def test_images_of_another_task_are_named_when_they_are_chosen(small: Recipe) -> None:
+    widget = with_model(small)
+    widget.go("images")
+    page: Any = widget.page("images")
+    assert page.data_problem.value == ""
+    page.data.value = str(demo.data_path("classify"))
+    assert "class folders" in page.data_problem.value
+    assert page.examine.disabled
+    widget.go("build")
+    build: Any = widget.page("build")
+    assert build.build.disabled
+    widget.go("images")
+    page.data.value = str(demo.data_path())
+    assert (page.data_problem.value, page.examine.disabled) == ("", False)
 
 
 def test_cancel_during_calibration_leaves_no_file_and_the_same_form(

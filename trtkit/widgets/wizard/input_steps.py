@@ -15,6 +15,7 @@ from trtkit.widgets.ui.controls import Collapsible, Option, OptionGroup, make_bu
 from trtkit.widgets.ui.jobs import Job, JobView
 from trtkit.widgets.ui.output import FigureOutput
 from trtkit.widgets.wizard.actions import examine_images, read_model
+from trtkit.widgets.wizard.files import DATA_SUFFIXES, MODEL_SUFFIXES, find_files
 from trtkit.widgets.wizard.options import device_options, precision_options, target_options
 from trtkit.widgets.wizard.state import WizardState
 from trtkit.widgets.wizard.summary import diagnosis_messages, model_facts, render_messages
@@ -123,12 +124,13 @@ class ModelStep(Step):
             "A YOLO checkpoint (.pt) or an ONNX file. A checkpoint is read without executing its pickle.",
         )
         self.path = make_control(
-            ipywidgets.Text,
+            ipywidgets.Combobox,
             "Model file",
             "Path of a .pt or .onnx file on the kernel's machine",
             name="model-path",
             layout=WIDE,
             placeholder="yolo11n.pt",
+            options=find_files(MODEL_SUFFIXES),
         )
         self.main_button = self.read = make_button(
             "Read model",
@@ -411,14 +413,17 @@ class ImagesStep(Step):
             "like those of the application.",
         )
         self.data = make_control(
-            ipywidgets.Text,
+            ipywidgets.Combobox,
             "Data set",
             "Path of a data.yaml, or of a folder of class folders for classify; a folder or pattern of images without "
             "labels calibrates too, but accuracy is then not measured",
             name="data",
             layout=WIDE,
             placeholder="data.yaml",
+            options=find_files(DATA_SUFFIXES),
         )
+        self.data_problem = ipywidgets.HTML()
+        self.data_problem.add_class("trtkit-data-problem")
         self.source = OptionGroup(
             "ranges", lambda value: host.update(lambda state: state.fill(use_saved_calibration=value == "saved"))
         )
@@ -463,6 +468,7 @@ class ImagesStep(Step):
         self.children = (
             self.heading,
             self.data,
+            self.data_problem,
             self.source,
             self.fraction,
             self.calibration,
@@ -477,6 +483,8 @@ class ImagesStep(Step):
         """Set the controls from a state."""
         form = state.form
         self.data.value, self.fraction.value = form.data, form.fraction
+        data_problem = state.data_problem
+        self.data_problem.value = render_note(data_problem, kind="problem") if data_problem else ""
         self.calibration.value, self.check_overflow.value = form.calibration, form.check_overflow
         self.source.show(
             (
@@ -491,10 +499,10 @@ class ImagesStep(Step):
         self.fraction.layout.display = "" if form.calibrates or form.precision == "fp16" else "none"
         self.check_overflow.layout.display = "" if form.precision == "fp16" else "none"
         self.check_overflow.disabled = not form.data
-        problem = state.examine_problem
+        problem = state.examine_problem or data_problem
         self.examine.disabled = bool(self.host.busy or problem)
         self.reason.value = render_reason(problem)
-        examination = None if problem else state.examination
+        examination = None if state.examine_problem else state.examination
         self.findings.value = "" if examination is None else self._render_findings(state, examination)
         if examination is not self._drawn:
             self._drawn = examination

@@ -11,7 +11,7 @@ from trtkit.errors import TrtkitError
 from trtkit.html import facts_html, render
 from trtkit.widgets.ui.controls import Collapsible, format_error, make_button, make_control, render_note
 from trtkit.widgets.ui.jobs import JobView
-from trtkit.widgets.ui.output import FigureOutput
+from trtkit.widgets.ui.output import FigureOutput, render_text
 from trtkit.widgets.wizard.actions import build, deploy_built, find_eval_data, measure
 from trtkit.widgets.wizard.input_steps import SHORT, WIDE, Step, StepHost, render_reason
 from trtkit.widgets.wizard.state import WizardState
@@ -49,12 +49,14 @@ class BuildStep(Step):
             name="build",
             button_style="primary",
         )
+        self.place = ipywidgets.HTML()
+        self.place.add_class("trtkit-output-path")
         self.reason = ipywidgets.HTML()
         self.view = JobView("the build", lambda job: host.finish_job(job, WizardState.with_built))
         self.built = ipywidgets.HTML()
         self.built.add_class("trtkit-built")
         row = ipywidgets.HBox([self.build, self.reason], layout=ipywidgets.Layout(align_items="center"))
-        self.children = (self.heading, self.facts, self.overwrite, row, self.view, self.built)
+        self.children = (self.heading, self.facts, self.place, self.overwrite, row, self.view, self.built)
 
     def show(self, state: WizardState) -> None:
         """Set the controls from a state."""
@@ -62,8 +64,10 @@ class BuildStep(Step):
         replaces = not blocked and state.replaces_own_file
         self.overwrite.value = state.form.overwrite or replaces
         self.overwrite.disabled = replaces
-        self.build.disabled = bool(blocked or self.host.busy)
-        self.reason.value = render_reason(blocked)
+        problem = blocked or state.data_problem or state.output_problem
+        self.build.disabled = bool(problem or self.host.busy)
+        self.reason.value = render_reason(problem)
+        self.place.value = "" if blocked else render_text(f"Writes {state.output_path}")
         self.facts.value = ""
         if not blocked and state.model is not None:
             self.facts.value = facts_html(recipe_facts(state.form.recipe(), state.model), caption="Export")

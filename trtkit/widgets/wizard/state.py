@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtkit import demo
-from trtkit.errors import RecipeError, TrtkitError
+from trtkit.errors import OutputError, OutputExistsError, RecipeError, TrtkitError
+from trtkit.exporter import default_output
+from trtkit.files import check_output
 from trtkit.recipe import Recipe
 from trtkit.widgets.ui.controls import Option
+from trtkit.widgets.wizard.files import find_data_problem
 from trtkit.widgets.wizard.form import WizardForm
 from trtkit.widgets.wizard.options import Machine, end2end_option, nms_option, precision_options
 
@@ -152,6 +155,33 @@ class WizardState:
         return _file_identity(self.form.recipe()) in self.own_files
 
     @property
+    def output_path(self) -> Path | None:
+        """The file that a build writes; None before the model was read.
+
+        Raises:
+            RecipeError: The form gives no recipe.
+        """
+        recipe = self.form.recipe()
+        if recipe.output is not None:
+            return Path(recipe.output).expanduser().absolute()
+        return None if self.model is None else default_output(self.model, recipe).absolute()
+
+    @property
+    def output_problem(self) -> str:
+        """Why the output can't be written; "" where it can, or before the model was read."""
+        if self.problem:
+            return ""
+        path = self.output_path
+        try:
+            if path is not None:
+                check_output(path, overwrite=self.recipe().overwrite)
+        except OutputExistsError:
+            return f"{path} exists: allow replacing it, or name another output."
+        except OutputError as error:
+            return str(error)
+        return ""
+
+    @property
     def code(self) -> tuple[str, str]:
         """Python and the command line that repeat the build.
 
@@ -177,6 +207,13 @@ class WizardState:
     def problem(self) -> str:
         """Why the form can't be built; "" where it can."""
         return self.form.find_problem(self.machine)
+
+    @property
+    def data_problem(self) -> str:
+        """Why the images can't be for this model, as far as a look at the path tells; "" otherwise."""
+        if self.model_problem or self.model is None or not self.form.data:
+            return ""
+        return find_data_problem(self.form.data, self.model.task)
 
     @property
     def model_problem(self) -> str:
