@@ -46,15 +46,15 @@ def test_the_comparison_shows_every_accuracy_latency_and_size():
     figure = example_comparison(batches=(1, 8), where="gpu").plot()
     traces = {trace.name: trace for trace in figure.data}
     accuracy = traces["mAP50-95 by Ultralytics' rule"]
-    assert tuple(accuracy.x) == PRECISIONS
-    assert tuple(accuracy.y) == tuple(ACCURACY[label][0] for label in PRECISIONS)
-    assert tuple(traces["pycocotools/AP by pycocotools' rule"].y) == tuple(ACCURACY[label][1] for label in PRECISIONS)
-    assert tuple(traces["ONNX file"].y) == tuple(SIZE[label][0] for label in PRECISIONS)
-    assert tuple(traces["engine file"].y) == tuple(SIZE[label][1] for label in PRECISIONS)
+    assert tuple(accuracy.y) == PRECISIONS
+    assert tuple(accuracy.x) == tuple(ACCURACY[label][0] for label in PRECISIONS)
+    assert tuple(traces["pycocotools/AP by pycocotools' rule"].x) == tuple(ACCURACY[label][1] for label in PRECISIONS)
+    assert tuple(traces["ONNX file"].x) == tuple(SIZE[label][0] for label in PRECISIONS)
+    assert tuple(traces["engine file"].x) == tuple(SIZE[label][1] for label in PRECISIONS)
     rows = example_comparison(batches=(1, 8), where="gpu").rows
     for size in (1, 8):
         expected = (rows.filter(batch=size)["p50_ms"] / size).to_list()
-        assert list(traces[f"batch {size}"].y) == expected
+        assert list(traces[f"batch {size}"].x) == expected
 
 
 @pytest.mark.parametrize(("where", "name"), [("cpu", "no engine ran here"), ("gpu", "p50; TensorRT 8.6.0 NVIDIA H100")])
@@ -76,9 +76,9 @@ def test_the_accuracy_has_its_interval_as_error_bars():
     rows = comparison.rows.with_columns(**{name: pl.Series(values) for name, values in ends.items()})
     figure = dataclasses.replace(comparison, rows=rows).plot()
     (trace,) = [one for one in figure.data if one.name == "mAP50-95 by Ultralytics' rule"]
-    assert list(trace.error_y.array) == pytest.approx([0, 0.0002, 0.0040], abs=1e-9)
-    assert list(trace.error_y.arrayminus) == pytest.approx([0, 0.0002, 0.0040], abs=1e-9)
-    low, high = figure.layout.yaxis.range
+    assert list(trace.error_x.array) == pytest.approx([0, 0.0002, 0.0040], abs=1e-9)
+    assert list(trace.error_x.arrayminus) == pytest.approx([0, 0.0002, 0.0040], abs=1e-9)
+    low, high = figure.layout.xaxis.range
     assert low < 0.7612 - 0.0081
     assert high > 0.7612 + 0.0002
 
@@ -93,6 +93,16 @@ def test_the_class_with_the_largest_loss_is_at_the_top():
     # Class 9 loses 0.018 and class 0 nothing; plotly draws the last category on top.
     assert figure.layout.yaxis.categoryarray[-1] == "9"
     assert figure.layout.yaxis.categoryarray[0] == "0"
+
+
+def test_classes_have_the_intervals_of_their_changes_as_error_bars():
+    changes = {"int8": (-0.004, -0.008, 0.001)}
+    comparison = example_comparison(changes=changes, groups=[("int8", "class", "9", -0.018, -0.03, -0.01)])
+    (trace,) = [one for one in comparison.plot_classes().data if one.name == "int8"]
+    place = list(trace.y).index("9")
+    assert trace.error_x.array[place] == pytest.approx(0.008)
+    assert trace.error_x.arrayminus[place] == pytest.approx(0.012)
+    assert [value > 0 for value in trace.error_x.array] == [name == "9" for name in trace.y]
 
 
 def test_only_the_classes_with_the_largest_losses_are_shown():

@@ -256,10 +256,10 @@ class Comparison(Result):
         return losses_figure(self.losses())
 
     def plot_classes(self) -> go.Figure:
-        """Accuracy of each class per precision."""
+        """Accuracy of each class per precision, with the confidence interval of its change."""
         from trtkit.plotting.comparison import classes_figure
 
-        return classes_figure(self.classes, self.about["metrics"][0][0])
+        return classes_figure(self.classes, self.about["metrics"][0][0], differences=self.differences)
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML file.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from trtkit.plotting.theme import (
     BLUE,
@@ -20,6 +19,7 @@ from trtkit.plotting.theme import (
     TraceStyle,
     escape_text,
     hatch,
+    stacked_figure,
     template,
     trace_style,
 )
@@ -269,9 +269,9 @@ def diagnosis_figure(images: pl.DataFrame) -> go.Figure:
         "contrast": "standard deviation of gray levels",
         "aspect": "width/height",
     }
-    figure = make_subplots(rows=1, cols=len(columns), subplot_titles=list(columns))
+    figure = stacked_figure([(column.capitalize(), title, 150) for column, title in columns.items()])
     sets = images["set"].unique(maintain_order=True).to_list()
-    for position, (column, title) in enumerate(columns.items(), 1):
+    for position, column in enumerate(columns, 1):
         for name in sets:
             style = trace_style(name, sets)
             values = images.filter(images["set"] == name)[column].sort()
@@ -283,11 +283,7 @@ def diagnosis_figure(images: pl.DataFrame) -> go.Figure:
                 showlegend=position == 1,
                 mode="lines",
                 line={"shape": "hv", "color": style.color, "dash": style.dash},
-                row=1,
-                col=position,
+                row=position,
+                col=1,
             )
-        figure.update_xaxes(title_text=title, row=1, col=position)
-    figure.update_yaxes(tickformat=".0%")
-    figure.update_yaxes(title_text="share of images up to", col=1)
-    # Below the titles of the axes.
-    return figure.update_layout(template=template(), legend={"y": -0.26})
+    return figure.update_yaxes(title_text="images up to", tickformat=".0%")

@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 import polars as pl
-from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import INK, LINE, TraceStyle, escape_text, escape_texts, hatch, template, trace_style
+from trtkit.plotting.theme import (
+    INK,
+    LINE,
+    TraceStyle,
+    escape_text,
+    escape_texts,
+    hatch,
+    stacked_figure,
+    template,
+    trace_style,
+)
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
@@ -232,7 +241,7 @@ def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
 
 
 def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> go.Figure:
-    """Accuracy with its 95 % intervals, latency and file size of each precision side by side.
+    """Accuracy with its 95 % intervals, latency and file size of each precision, in panels below each other.
 
     Latency and engine size only of engines that ran: another runner's latency does not predict TensorRT's, nor does the
     size of a plan for another machine.
@@ -244,46 +253,36 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
     once = rows.unique("precision", keep="first", maintain_order=True)
     order = once["precision"].to_list()
     ran = once["engine"].all()
-    clock = (
-        f"p50; {', '.join(escape_texts(once['runner'].unique(maintain_order=True)))}" if ran else "no engine ran here"
-    )
     has_engines = ran and once["engine_mb"].null_count() == 0
-    figure = make_subplots(
-        rows=1,
-        cols=3,
-        subplot_titles=[
-            _make_title("Accuracy", "higher is better; the axis does not start at 0"),
-            _make_title("Latency per image", clock),
-            _make_title("File size", "ONNX and engine" if has_engines else "ONNX"),
-        ],
-        horizontal_spacing=0.09,
+    is_top1 = bool(metrics) and metrics[0][0].startswith("top")
+    runners = ", ".join(once["runner"].unique(maintain_order=True))
+    batches = rows["batch"].n_unique()
+    accuracy, times, sizes = (30 + len(order) * (22 + 20 * count) for count in (len(metrics), batches, 1 + has_engines))
+    figure = stacked_figure(
+        [
+            (
+                f"Accuracy, {'share of images' if is_top1 else 'AP'}",
+                "right is better; bars: 95 % interval of the change",
+                accuracy,
+            ),
+            ("Latency per image, ms", f"p50; {runners}", times)
+            if ran
+            else ("Latency per image", "not measured: no engine ran here", 10),
+            ("File size, MB", "ONNX and engine" if has_engines else "ONNX", sizes),
+        ]
     )
     _add_accuracy(figure, once, metrics)
     if ran:
         _add_times(figure, rows, order)
-    else:
-        figure.add_annotation(text="not measured", x=0.5, y=0.5, xref="x2 domain", yref="y2 domain", showarrow=False)
-        figure.update_yaxes(showticklabels=False, row=1, col=2)
     _add_sizes(figure, once, engines=ran)
-    is_top1 = bool(metrics) and metrics[0][0].startswith("top")
-    figure.update_yaxes(title_text="share of images" if is_top1 else "AP", row=1, col=1)
-    figure.update_yaxes(title_text="ms" if ran else None, rangemode="tozero", row=1, col=2)
-    figure.update_yaxes(title_text="MB", rangemode="tozero", row=1, col=3)
-    figure.update_xaxes(type="category", tickfont={"size": 14}, range=[-0.5, len(order) - 0.5])
-    figure.update_layout(
-        template=template(),
-        height=430,
-        barmode="group",
-        bargap=0.35,
-        scattermode="group",
-        scattergap=0.6,
-        margin={"t": 80},
-    )
-    return figure
-
-
-def _make_title(title: str, subtitle: str) -> str:
-    return f"<b>{title}</b><br><span style='font-size:0.75em'>{subtitle}</span>"
+    for row in (2, 3):
+        # Room for the number at the end of the longest bar.
+        longest = max((value for trace in figure.select_traces(row=row) for value in trace.x if value), default=1.0)
+        figure.update_xaxes(range=[0, 1.2 * longest], row=row)
+    labels = escape_texts(order)
+    figure.update_yaxes(type="category", tickfont={"size": 14}, range=[len(order) - 0.5, -0.5])
+    figure.update_yaxes(categoryorder="array", categoryarray=labels)
+    return figure.update_layout(barmode="group", bargap=0.3, scattermode="group", scattergap=0.3)
 
 
 def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> None:
@@ -296,13 +295,13 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
         shown += [value - below for value, below in zip(values, errors["arrayminus"], strict=True) if value is not None]
         shown += [value + above for value, above in zip(values, errors["array"], strict=True) if value is not None]
         figure.add_scatter(
-            x=escape_texts(order),
-            y=values,
-            error_y={"type": "data", "thickness": 1.5, "width": 5, "color": INK, **errors},
+            x=values,
+            y=escape_texts(order),
+            orientation="h",
+            error_x={"type": "data", "thickness": 1.5, "width": 5, "color": INK, **errors},
             name=escape_text(name),
             offsetgroup=str(position),
-            mode="lines+markers+text",
-            line={"color": LINE, "width": 1},
+            mode="markers+text",
             marker={
                 "symbol": [trace_style(label, order).symbol + ("-open" if position else "") for label in order],
                 "color": [trace_style(label, order).color for label in order],
@@ -310,15 +309,15 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
                 "line": {"width": 2, "color": [trace_style(label, order).color for label in order]},
             },
             text=["" if value is None else f"{value:.4f}" for value in values],
-            textposition="bottom center" if position else "top center",
-            hovertemplate=f"%{{x}}: %{{y:.4f}}<extra>{escape_text(name)}</extra>",
+            textposition="top center",
+            hovertemplate=f"%{{y}}: %{{x:.4f}}<extra>{escape_text(name)}</extra>",
             row=1,
             col=1,
         )
     if shown:
         # The axis spans at least 0.02, so that a negligible loss looks negligible.
         center, half_span = (max(shown) + min(shown)) / 2, max(0.01, 0.75 * (max(shown) - min(shown)))
-        figure.update_yaxes(range=[center - half_span, center + half_span], row=1, col=1)
+        figure.update_xaxes(range=[center - half_span, center + half_span], row=1)
 
 
 def _interval_errors(once: pl.DataFrame, column: str) -> dict[str, list[float]]:
@@ -336,8 +335,9 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> N
         part = rows.filter(pl.col("batch") == size)
         p50 = part["p50_ms"] / size
         figure.add_bar(
-            x=escape_texts(part["precision"]),
-            y=p50,
+            x=p50,
+            y=escape_texts(part["precision"]),
+            orientation="h",
             name=f"batch {size}",
             showlegend=len(batches) > 1,
             marker={
@@ -348,9 +348,9 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> N
             textposition="outside",
             cliponaxis=False,
             customdata=part["p99_ms"] / size,
-            hovertemplate=(f"%{{x}}: p50 %{{y:.3f}} ms, p99 %{{customdata:.3f}} ms<extra>batch {size}</extra>"),
-            row=1,
-            col=2,
+            hovertemplate=(f"%{{y}}: p50 %{{x:.3f}} ms, p99 %{{customdata:.3f}} ms<extra>batch {size}</extra>"),
+            row=2,
+            col=1,
         )
 
 
@@ -361,8 +361,9 @@ def _add_sizes(figure: go.Figure, once: pl.DataFrame, *, engines: bool) -> None:
         if all(value is None for value in values) or (column == "engine_mb" and not engines):
             continue
         figure.add_bar(
-            x=escape_texts(order),
-            y=values,
+            x=values,
+            y=escape_texts(order),
+            orientation="h",
             name=name,
             marker={
                 "color": [trace_style(label, order).color for label in order],
@@ -371,18 +372,21 @@ def _add_sizes(figure: go.Figure, once: pl.DataFrame, *, engines: bool) -> None:
             text=["" if value is None else f"{value:.1f}" for value in values],
             textposition="outside",
             cliponaxis=False,
-            hovertemplate=f"%{{x}}: %{{y:.2f}} MB<extra>{name}</extra>",
-            row=1,
-            col=3,
+            hovertemplate=f"%{{y}}: %{{x:.2f}} MB<extra>{name}</extra>",
+            row=3,
+            col=1,
         )
 
 
-def classes_figure(classes: pl.DataFrame, column: str, *, limit: int = 30) -> go.Figure:
+def classes_figure(
+    classes: pl.DataFrame, column: str, *, differences: pl.DataFrame | None = None, limit: int = 30
+) -> go.Figure:
     """Accuracy of each class by precision, the class with the largest loss at the top.
 
     Args:
         classes: Columns precision, name and `column`.
         column: The metric.
+        differences: `Comparison.differences`, for error bars: the 95 % interval of the change against the reference.
         limit: Largest number of classes.
     """
     order = classes["precision"].unique(maintain_order=True).to_list()
@@ -408,9 +412,17 @@ def classes_figure(classes: pl.DataFrame, column: str, *, limit: int = 30) -> go
     for position, label in enumerate(order):
         part = classes.filter((pl.col("precision") == label) & pl.col("name").is_in(names))
         style = trace_style(label, order)
+        errors: dict[str, Any] = {}
+        if differences is not None and not differences.is_empty():
+            own = differences.filter(scope="class", metric=column, precision=label).select(
+                "name", "delta", "low", "high"
+            )
+            ends = part.join(own, on="name", how="left", maintain_order="left")
+            errors = {"array": ends["high"] - ends["delta"], "arrayminus": ends["delta"] - ends["low"]}
         figure.add_scatter(
             x=part[column],
             y=escape_texts(part["name"]),
+            error_x={"type": "data", "thickness": 1.5, "width": 4, "color": style.color, **errors} if errors else None,
             name=escape_text(label),
             mode="markers",
             # The first one is at the bottom and the largest, so that equal values show every precision.
@@ -457,7 +469,7 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
             "%{customdata[2]:+.4f}",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
-    figure.update_xaxes(title_text="change against the reference (left is a loss)", tickformat="+.3f")
+    figure.update_xaxes(title_text="change (left is a loss)", tickformat="+.3f", nticks=4)
     figure.update_yaxes(categoryorder="array", categoryarray=escape_texts(rows[::-1]))
     height = 210 + 46 * len(rows)
     figure.update_layout(

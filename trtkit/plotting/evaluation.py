@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
-from plotly.subplots import make_subplots
 
-from trtkit.plotting.theme import escape_text, escape_texts, template, trace_style
+from trtkit.plotting.theme import escape_text, escape_texts, stacked_figure, template, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,7 @@ MAX_CLASSES = 30
 def evaluation_figure(
     per_class: pl.DataFrame, detections: pl.DataFrame, labels: pl.DataFrame, *, kinds: Sequence[str], title: str
 ) -> go.Figure:
-    """Average precision per class on the left, precision over recall at IoU or similarity 0.5 on the right.
+    """Average precision per class, and below it precision over recall at IoU or similarity 0.5.
 
     Args:
         per_class: `Evaluation.per_class`.
@@ -34,13 +33,14 @@ def evaluation_figure(
         kinds: What objects are matched by: "B" (boxes), "M" (masks), "P" (poses); the first one sorts the classes.
         title: Title of the figure.
     """
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        subplot_titles=["AP per class (Ultralytics' rule)", "Precision over recall, mean over classes"],
-        horizontal_spacing=0.12,
-    )
     shown = per_class.sort(f"mAP50-95({kinds[0]})").head(MAX_CLASSES)
+    figure = stacked_figure(
+        [
+            ("AP per class", "Ultralytics' rule", 60 + 18 * len(shown)),
+            ("Precision over recall", "at IoU or similarity 0.5, mean over classes", 240),
+        ],
+        title=title,
+    )
     columns = [f"{name}({kind})" for kind in kinds for name in ("mAP50-95", "mAP50")]
     for column in columns:
         style = trace_style(column, columns)
@@ -63,14 +63,12 @@ def evaluation_figure(
             name=f"at 0.5 ({kind})",
             line={"color": style.color, "dash": style.dash},
             hovertemplate="recall %{x:.2f}: precision %{y:.3f}",
-            row=1,
-            col=2,
+            row=2,
+            col=1,
         )
-    figure.update_xaxes(title_text="AP", range=[-0.02, 1.02], row=1, col=1)
-    figure.update_yaxes(type="category", row=1, col=1)
-    figure.update_xaxes(title_text="recall", range=[-0.02, 1.02], row=1, col=2)
-    figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=1, col=2)
-    return _set_class_layout(figure, len(shown), title)
+    figure.update_xaxes(range=[-0.02, 1.02])
+    figure.update_yaxes(type="category", row=1)
+    return figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=2)
 
 
 def classification_figure(per_class: pl.DataFrame, *, title: str) -> go.Figure:
@@ -94,11 +92,7 @@ def classification_figure(per_class: pl.DataFrame, *, title: str) -> go.Figure:
         )
     figure.update_xaxes(title_text="share of the class's images", range=[-0.02, 1.02])
     figure.update_yaxes(type="category")
-    return _set_class_layout(figure, len(shown), title)
-
-
-def _set_class_layout(figure: go.Figure, classes: int, title: str) -> go.Figure:
-    height = 260 + 18 * classes
+    height = 260 + 18 * len(shown)
     # The legend stands below the titles of the axes, at any height.
     legend = {"y": -75 / (height - 120)}
     return figure.update_layout(
@@ -144,8 +138,8 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
     labels = runners["label"].to_list()
     names = dict(zip(labels, runners["runner"].to_list(), strict=True))
     batches = samples["batch"].unique(maintain_order=True).to_list()
-    figure = make_subplots(rows=1, cols=len(batches), subplot_titles=[f"batch {size}" for size in batches])
-    for column, size in enumerate(batches, start=1):
+    figure = stacked_figure([(f"Batch {size}", "latency, ms/batch", 220) for size in batches])
+    for row, size in enumerate(batches, start=1):
         for label in labels:
             latencies = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
             style = trace_style(label, labels)
@@ -154,51 +148,50 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
                 y=[(index + 1) / len(latencies) for index in range(len(latencies))],
                 name=escape_text(label if names[label] == label else f"{label}: {names[label]}"),
                 legendgroup=label,
-                showlegend=column == 1,
+                showlegend=row == 1,
                 mode="lines",
                 line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 2.5},
                 hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(label) + "</extra>",
-                row=1,
-                col=column,
+                row=row,
+                col=1,
             )
-    figure.update_xaxes(title_text="latency, ms/batch", rangemode="tozero")
-    figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
-    figure.update_yaxes(title_text="share of runs", col=1)
-    figure.update_layout(template=template(), height=380)
-    figure.update_layout(legend={"y": -0.25})
-    return figure
+    figure.update_xaxes(rangemode="tozero")
+    return figure.update_yaxes(title_text="share of runs", tickformat=".0%", range=[-0.03, 1.03])
 
 
 def load_figure(rows: pl.DataFrame, *, title: str) -> go.Figure:
-    """Throughput on the left and latency on the right over the concurrency, a line for each batch.
+    """Throughput, and below it latency, over the concurrency, a line for each batch.
 
     Args:
         rows: `LoadTest.frame`.
         title: Title of the figure.
     """
-    figure = make_subplots(rows=1, cols=2, subplot_titles=["throughput", "latency: p50, and p99 dotted"])
+    figure = stacked_figure(
+        [
+            ("Throughput, images/s", "over the concurrency, clients", 200),
+            ("Latency, ms/request", "p50, and p99 dotted, over the concurrency, clients", 200),
+        ],
+        title=title,
+    )
     batches = rows["batch"].unique(maintain_order=True).to_list()
     labels = [f"batch {size}" for size in batches]
     for size, label in zip(batches, labels, strict=True):
         own, style = rows.filter(pl.col("batch") == size), trace_style(label, labels)
         hover = "<extra>" + label + "</extra>"
-        for name, column, dash in (("images_per_s", 1, style.dash), ("p50_ms", 2, style.dash), ("p99_ms", 2, "dot")):
-            unit = "images/s" if column == 1 else "ms"
+        for name, row, dash in (("images_per_s", 1, style.dash), ("p50_ms", 2, style.dash), ("p99_ms", 2, "dot")):
+            unit = "images/s" if row == 1 else "ms"
             figure.add_scatter(
                 x=own["concurrency"],
                 y=own[name],
                 name=label,
                 legendgroup=label,
-                showlegend=column == 1,
+                showlegend=row == 1,
                 mode="lines+markers",
                 line={"color": style.color, "dash": dash},
                 marker={"symbol": style.symbol, "size": 9},
                 hovertemplate="%{x} clients: %{y:.4g} " + unit + hover,
-                row=1,
-                col=column,
+                row=row,
+                col=1,
             )
-    figure.update_xaxes(title_text="concurrency, clients", tickvals=rows["concurrency"].unique().sort().to_list())
-    figure.update_yaxes(title_text="images/s", rangemode="tozero", col=1)
-    figure.update_yaxes(title_text="ms/request", rangemode="tozero", col=2)
-    figure.update_layout(template=template(), height=380, title=escape_text(title))
-    return figure
+    figure.update_xaxes(tickvals=rows["concurrency"].unique().sort().to_list())
+    return figure.update_yaxes(rangemode="tozero")

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from trtkit.plotting.notebook import register_renderer
 
@@ -26,6 +27,7 @@ __all__ = [
     "escape_text",
     "escape_texts",
     "hatch",
+    "stacked_figure",
     "template",
     "trace_style",
 ]
@@ -36,6 +38,9 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "
 # Grays of equal contrast (4.5 to 1) with white and with near-black.
 INK, LINE = "#777777", "rgba(128,128,128,0.25)"
 
+
+PANEL_GAP = 70
+"""Height between two panels: the ticks of the upper and the title of the lower one, pixels."""
 
 _MARKUP = re.compile(r"[&<>$]|%(?=\{)")
 
@@ -121,6 +126,35 @@ def template() -> go.layout.Template:
             "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
         }
     )
+
+
+def stacked_figure(panels: Sequence[tuple[str, str, int]], *, title: str = "") -> go.Figure:
+    """A figure of panels below each other, with its legend below them.
+
+    Panels beside each other overlap on narrow pages: what draws a notebook's figures scales them but moves nothing.
+
+    Args:
+        panels: Title, subtitle (such as the unit of the x axis, which needs no title then) and height in pixels.
+        title: Title of the figure.
+    """
+    heights = [height for _, _, height in panels]
+    total = sum(heights) + PANEL_GAP * (len(heights) - 1)
+    figure = make_subplots(
+        rows=len(heights),
+        cols=1,
+        row_heights=heights,
+        vertical_spacing=PANEL_GAP / total,
+        subplot_titles=[
+            f"<b>{escape_text(name)}</b><br><span style='font-size:0.75em'>{escape_text(subtitle)}</span>"
+            for name, subtitle, _ in panels
+        ],
+    )
+    figure.update_annotations(x=0, xanchor="left", align="left")
+    top = PANEL_GAP + (40 if title else 0)
+    figure.update_layout(
+        template=template(), height=total + top + 100, margin={"t": top, "b": 100, "l": 70}, legend={"y": -35 / total}
+    )
+    return figure.update_layout(title={"text": escape_text(title), "x": 0}) if title else figure
 
 
 def hatch(shape: str, *, size: int = 7, opacity: float = 0.7) -> dict[str, Any]:
