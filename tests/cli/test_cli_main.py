@@ -27,23 +27,15 @@ from trtkit.models.model import ModelInfo
 from trtkit.progress import Event
 
 
-def test_help_lists_commands_and_examples(capsys):
+def test_help_lists_commands_and_examples(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert all(re.search(rf"^  {verb}\s", text, re.MULTILINE) for verb in COMMANDS)
     assert "trtkit export yolo11n.pt --int8 --data coco.yaml" in text
-
-
-def test_every_example_parses(capsys):
-    from trtkit.cli import EXAMPLES, parse_command
-
-    examples = re.findall(r"^  trtkit (.*)$", EXAMPLES, re.MULTILINE)
-    assert len(examples) >= 12
-    for line in examples:
-        command, _ = parse_command(line.split())
-        assert callable(command)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_help_without_a_command(capsys):

@@ -19,7 +19,7 @@ from trtkit.recipe import Recipe
 REQUIRED = {
     "export": ["a"],
     "calibrate": ["a"],
-    "deploy": ["a", "b"],
+    "deploy": ["triton", "b"],
     "evaluate": ["a", "b"],
     "evaluate_int8": ["a", "b"],
     "benchmark": ["a"],

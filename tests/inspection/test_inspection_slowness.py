@@ -141,7 +141,7 @@ def test_the_command_prints_causes_and_layers(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["why-slow", *files, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [cause["code"] for cause in content["causes"]] == ["kept-layers"]
-    assert len(content["layers"]) == 6
+    assert len(content["rows"]) == 6
 
 
 def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:

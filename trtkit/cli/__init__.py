@@ -15,15 +15,20 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from trtkit.arguments import check_values
+from trtkit.cli.examples import OVERVIEW, format_examples
+from trtkit.cli.parser import Parser
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.files import check_output_folder
 from trtkit.progress import Plan, catch_plan
 from trtkit.version import __version__
 
-__all__ = ["COMMANDS", "Command", "main", "parse_command"]
+if TYPE_CHECKING:
+    from trtkit.cli.output import Outcome
+
+__all__ = ["COMMANDS", "Command", "list_actions", "main", "make_full_parser", "parse_command"]
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -41,27 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     cancel = threading.Event()
     before = _watch_signals(cancel)
-    status = None
     try:
         command, values = parse_command(words)
-        if hasattr(values, "verb"):
-            # Before the command opens a file.
-            check_values(values.verb, vars(values))
-        with warnings.catch_warnings(), _allow_downloads(getattr(values, "download", False)):
-            warnings.showwarning = _show_warning
-            warnings.simplefilter("default", UserWarning)
-            if getattr(values, "saves_to_folder", False) and values.output:
-                check_output_folder(values.output)
-            if getattr(values, "dry_run", False):
-                _print_plan(catch_plan(lambda: command(values, cancel)), values)
-            else:
-                status = command(values, cancel)
+        return _run(command, values, cancel)
     except (CancelledError, KeyboardInterrupt):
         _print_error("trtkit: stopped; no incomplete file was left.")
         return INTERRUPTED
     except TrtkitError as error:
-        _print_error(f"trtkit: {error}")
-        return 2
+        return _fail(error, json="--json" in words)
     except BrokenPipeError:
         # The reader of the pipe (head, less) closed it: that is no error.
         sys.stderr.close()
@@ -69,18 +61,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return status or 0
+
+
+def _run(command: Command, values: argparse.Namespace, cancel: threading.Event) -> int:
+    """Run a parsed command and print its outcome; the exit status."""
+    from trtkit.cli.output import ProgressBars, print_json
+
+    if hasattr(values, "verb"):
+        # Before the command opens a file.
+        check_values(values.verb, vars(values))
+    quiet = getattr(values, "quiet", False)
+    with warnings.catch_warnings(), _allow_downloads(getattr(values, "download", False)):
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("ignore" if quiet else "default", UserWarning)
+        if getattr(values, "saves_to_folder", False) and values.output:
+            check_output_folder(values.output)
+        if getattr(values, "dry_run", False):
+            values.progress, values.cancel = None, cancel
+            _print_plan(catch_plan(lambda: command(values, cancel)), values)
+            return 0
+        with ProgressBars(quiet=quiet, verbose=getattr(values, "verbose", False)) as bars:
+            if values is not None:
+                values.progress, values.cancel = bars, cancel
+            outcome = command(values, cancel)
+        if outcome is None:
+            return 0
+        if getattr(values, "json", False):
+            print_json(outcome.to_dict(values.command))
+        else:
+            outcome.show()
+    return _fail(outcome.error) if outcome.error is not None else outcome.status
+
+
+def _fail(error: TrtkitError, *, json: bool = False) -> int:
+    """Print an error; with `--json` also as an object, for a program that reads stdout."""
+    from trtkit.cli.output import print_json
+    from trtkit.cli.wording import describe_error
+
+    sentence = describe_error(error)
+    if json:
+        print_json({"error": {"code": error.code, "message": sentence, **error.fields}})
+    _print_error(f"trtkit: {sentence}")
+    return 2
 
 
 def _print_plan(plan: Plan, values: argparse.Namespace) -> None:
     """Print a verb's plan, with the files that only the command line writes."""
-    from trtkit.cli.output import print_text
+    from trtkit.cli.output import print_json, print_text
 
     options = vars(values)
     own = {} if not hasattr(values, "verb") else inspect.signature(values.verb).parameters
     written = [options.get(name) for name in ("output", "tensorrt_cache") if name not in own]
     more = tuple(Path(path) for path in written if path and Path(path) not in plan.files)
-    print_text(dataclasses.replace(plan, files=plan.files or more))
+    plan = dataclasses.replace(plan, files=plan.files or more)
+    if getattr(values, "json", False):
+        print_json({"command": values.command, **plan.to_dict()})
+    else:
+        print_text(plan)
 
 
 @contextlib.contextmanager
@@ -113,8 +150,10 @@ def _watch_signals(cancel: threading.Event) -> dict[signal.Signals, Any]:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    from trtkit.cli.wording import to_command_words
+
     if issubclass(category, UserWarning):
-        _print_error(f"trtkit: note: {message}")
+        _print_error(f"trtkit: note: {to_command_words(str(message))}")
 
 
 def _print_error(text: str) -> None:
@@ -124,17 +163,8 @@ def _print_error(text: str) -> None:
     print_error(text)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose error messages hold no control characters; a shell's pattern may put any file name into them."""
-
-    def error(self, message: str) -> NoReturn:
-        from trtkit.cli.output import escape_controls
-
-        super().error(escape_controls(message))
-
-
-Command = Callable[[argparse.Namespace, threading.Event], int | None]
-"""Runs a command; returns its exit status, None for 0."""
+Command = Callable[[argparse.Namespace, threading.Event], "Outcome | None"]
+"""Runs a command; returns what it has to say."""
 
 MODULES = {"model": "trtkit.cli.model_commands", "system": "trtkit.cli.system_commands"}
 
@@ -159,47 +189,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sweep": ("model", "MODEL DATA", "compare calibration algorithms and numbers of images"),
     "sensitivity": ("model", "MODEL DATA", "measure what INT8 costs each layer and block"),
     "search": ("model", "MODEL DATA", "find the fastest INT8/FP16 assignment within an accepted loss"),
-    "engine": ("system", "show|check|strip|wrap FILE", "show, check, strip or wrap an engine file"),
+    "engine": ("system", "show|check|strip|wrap|refit FILE", "show, check, strip, wrap or refit an engine file"),
     "selftest": ("system", "", "build, verify and time the embedded models; one file to send back"),
     "doctor": ("system", "", "show what this machine can build and run"),
     "demo": ("system", "", "compare the embedded model's precisions"),
     "lab": ("system", "", "open JupyterLab on the notebooks"),
+    "completion": ("system", "SHELL", "print a script that completes commands and options in a shell"),
 }
 """By command: the key of its module, its positional arguments, and what it does."""
-
-EXAMPLES = """examples:
-  trtkit demo
-      compare precisions of the embedded model, with embedded images
-  trtkit doctor
-      what works on this machine, and what to install for the rest
-  trtkit export yolo11n.pt --half
-      an FP16 engine beside the model
-  trtkit export yolo11n.pt --int8 --data coco.yaml --batch 8
-      an INT8 engine, calibrated on the train split
-  trtkit export yolo11n.pt --format onnx --int8 --data my.yaml
-      the same graph as ONNX, for other runtimes
-  trtkit compare yolo11n.pt --data coco.yaml --batch 1,8
-      whether INT8 pays, in runs/compare/report.html
-  trtkit compare yolo11n.pt --data coco.yaml --max-drop 0.005 --gate int8
-      the same in CI: exit status 0 ship, 1 don't ship, 3 can't tell
-  trtkit compare yolo11n.pt --data coco.yaml --dry-run
-      what that would do, after all checks and without doing it
-  trtkit predict yolo11n-int8.engine street.jpg
-      predictions drawn into runs/predict
-  trtkit evaluate yolo11n-int8.engine --data coco.yaml
-      mAP by Ultralytics and by pycocotools
-  trtkit search yolo11n.pt --data coco.yaml --max-drop 0.005
-      which layers to keep in FP16, as --keep patterns
-  trtkit deploy triton yolo11n.engine yolo11n-int8.engine
-      a model repository for Triton, with sample images and a check
-  trtkit why-slow yolo11n-int8.engine yolo11n-fp16.engine
-      what INT8 spends its time on, and which nodes to change
-  trtkit engine show yolo11n.engine
-      the metadata of an engine file
-
-trtkit COMMAND --help shows the options; they have the names and defaults of the
-Python functions. Exit status: 0 done, 2 error, 130 stopped by Ctrl-C;
-compare --gate: 0 ship, 1 don't ship, 3 can't tell."""
 
 
 def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
@@ -214,27 +211,69 @@ def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     Raises:
         SystemExit: `--help` or `--version` was printed (0), or the words are invalid (2).
     """
-    width = max(map(len, COMMANDS))
-    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
-    top = _Parser(
-        prog="trtkit",
-        usage="trtkit COMMAND [options]",
-        description="YOLO models to TensorRT engines, with accuracy and latency by precision.",
-        epilog=f"commands:\n{verbs}\n\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"trtkit {__version__}")
-    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    top = _make_top_parser()
     # argparse alone would need every command's options, and so import every command, to parse any.
     own = words[: next((index + 1 for index, word in enumerate(words) if not word.startswith("-")), len(words))]
     name = top.parse_args(own or ["--help"]).command
-    module, positional, text = COMMANDS[name]
-    parser = _Parser(
-        prog=f"trtkit {name}",
-        usage=" ".join(word for word in (f"trtkit {name}", positional, "[options]") if word),
-        description=f"{text[0].upper()}{text[1:]}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(**_describe(name))
+    command = _add_command(parser, name)
+    values, rest = parser.parse_known_args(words[len(own) :])
+    if rest and not hasattr(values, "passed_on"):
+        parser.refuse_unknown(rest, values)
+    if getattr(values, "recipe", None) is not None:
+        # Options that are given replace the recipe's.
+        defaults = argparse.Namespace(**values.read_defaults(values))
+        values, _ = parser.parse_known_args(words[len(own) :], defaults)
+    values.passed_on = rest
+    missing = [metavar for name, metavar in getattr(values, "required", {}).items() if getattr(values, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    values.command = name
+    return command, values
+
+
+def make_full_parser() -> Parser:
+    """The parser of all commands at once, which imports all of them."""
+    top = _make_top_parser(choose=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (_, _, text) in COMMANDS.items():
+        _add_command(commands.add_parser(name, help=text, **_describe(name)), name)
+    return top
+
+
+def _make_top_parser(*, choose: bool = True) -> Parser:
+    """The parser of the first word."""
+    width = max(map(len, COMMANDS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
+    top = Parser(
+        prog="trtkit",
+        usage="trtkit COMMAND [options]",
+        description="YOLO models to TensorRT engines, with accuracy and latency by precision.",
+        epilog=f"commands:\n{verbs}\n\n{format_examples(OVERVIEW, first=True)}\n\n{CLOSING}",
     )
+    top.add_argument("--version", action="version", version=f"trtkit {__version__}")
+    if choose:
+        top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    return top
+
+
+CLOSING = """trtkit COMMAND --help shows the options; they have the names and defaults of the Python functions.
+Exit status: 0 done, 2 error, 130 stopped by Ctrl-C; compare --gate: 0 ship, 1 don't ship, 3 can't tell."""
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """The texts of a command's parser."""
+    _, positional, text = COMMANDS[name]
+    return {
+        "prog": f"trtkit {name}",
+        "usage": " ".join(word for word in (f"trtkit {name}", positional, "[options]") if word),
+        "description": f"{text[0].upper()}{text[1:]}.",
+    }
+
+
+def _add_command(parser: Parser, name: str) -> Command:
+    """Add a command's options, those that all commands have, and its examples."""
+    module = COMMANDS[name][0]
     add_command = getattr(importlib.import_module(MODULES[module]), f"add_{name.replace('-', '_')}")
     command: Command = add_command(parser)
     if module == "model":
@@ -247,11 +286,32 @@ def parse_command(words: Sequence[str]) -> tuple[Command, argparse.Namespace]:
         parser.add_argument(
             "--dry-run", action="store_true", help="check everything and show what would be done, without doing it"
         )
-    values, rest = parser.parse_known_args(words[len(own) :])
-    if rest and not hasattr(values, "passed_on"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    values.passed_on = rest
-    missing = [metavar for name, metavar in getattr(values, "required", {}).items() if getattr(values, name) is None]
-    if missing:
-        parser.error(f"the following arguments are required: {', '.join(missing)}")
-    return command, values
+    if name not in WITHOUT_RESULT:
+        # Options of a subcommand stand behind it.
+        for each in _list_subparsers(parser) or [parser]:
+            each.add_argument("--json", action="store_true", help="print the result as JSON instead of tables")
+            loud = each.add_mutually_exclusive_group()
+            loud.add_argument("-q", "--quiet", action="store_true", help="print no progress and no notes")
+            loud.add_argument("-v", "--verbose", action="store_true", help="print every step's log and every number")
+    for each in (parser, *_list_subparsers(parser)):
+        each.epilog = "\n\n".join(filter(None, (each.epilog, format_examples((name,), begin=each.prog))))
+    return command
+
+
+WITHOUT_RESULT = ("lab", "completion")
+
+
+def list_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All arguments of a parser and of its subparsers.
+
+    Args:
+        parser: The parser.
+    """
+    yield from parser._actions
+    for each in _list_subparsers(parser):
+        yield from list_actions(each)
+
+
+def _list_subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [each for action in actions for each in action.choices.values()]

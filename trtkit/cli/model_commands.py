@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import io
+import dataclasses
 import itertools
-import json
-import os
 import shutil
 import sys
 import textwrap
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from trtkit.cli import Command
-from trtkit.cli.options import DEVICE, add_options, call_with_options
-from trtkit.cli.output import ProgressBars, make_frame_table, make_table, print_table, print_text, print_wrapped
-from trtkit.errors import DataError, EngineError, OutputExistsError, RecipeError
-from trtkit.files import check_output, escape_surrogates, find_published, write_bytes
-from trtkit.progress import Plan, Reporter, start_work
-from trtkit.recipe import format_label
+from trtkit.cli.options import add_options, add_output, call_with_options
+from trtkit.cli.output import Outcome, make_frame_table, make_table, print_table, print_text, print_wrapped
+from trtkit.cli.predict_command import add_predict
+from trtkit.errors import EngineError, OutputExistsError, RecipeError
+from trtkit.files import check_output, find_published, write_bytes
+from trtkit.progress import Plan, start_work
+from trtkit.recipe import Recipe, format_label
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from trtkit.comparison.cards import CardRow
     from trtkit.comparison.comparison import Comparison
-    from trtkit.tasks import Prediction
+    from trtkit.inspection.slowness import SpeedDiagnosis
+    from trtkit.results import Result
 
 __all__ = [
     "add_benchmark",
@@ -52,29 +53,83 @@ __all__ = [
 ]
 
 
-def _add_output(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
-    """Add `--output FOLDER`; without a default nothing is saved."""
-    shown = "nothing is saved" if default is None else default
-    parser.add_argument("--output", default=default, metavar="FOLDER", help=f"{text} [default: {shown}]")
-    # `main` checks the folder before the work.
-    parser.set_defaults(saves_to_folder=True)
-
-
 def add_export(parser: argparse.ArgumentParser) -> Command:
     """Add the options of `trtkit export`."""
     from trtkit.exporter import export
 
     add_options(parser, export, positional=("model",))
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
-        with ProgressBars() as bars:
-            artifact = call_with_options(export, values, progress=bars, cancel=cancel)
-        size = f"{artifact.size / 1e6:.1f} MB, {artifact.seconds:.1f} s"
-        print_text(f"{artifact.path}  {artifact.precision} {artifact.format}, {size}")
-        if artifact.verification is not None:
-            print_text(artifact.verification)
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="settings from a JSON or YAML file, or from the recipe.json of compare; options given beside it win",
+    )
+    parser.set_defaults(read_defaults=read_recipe)
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        artifact = call_with_options(export, values)
+
+        def show() -> None:
+            size = f"{artifact.size / 1e6:.1f} MB, {artifact.seconds:.1f} s"
+            print_text(f"{artifact.path}  {artifact.precision} {artifact.format}, {size}")
+            if artifact.verification is not None:
+                print_text(artifact.verification)
+
+        names = ("format", "precision", "size", "seconds", "build_seconds", "model_hash", "calibration_hash")
+        return Outcome(
+            show,
+            facts={
+                **{name: getattr(artifact, name) for name in names},
+                "recipe": artifact.recipe.to_dict(),
+                "verification": None if artifact.verification is None else artifact.verification.facts(),
+            },
+            output=artifact.path,
+        )
 
     return run
+
+
+def read_recipe(values: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `--recipe`, by the name of the option.
+
+    Args:
+        values: The other options; of a comparison's recipes they choose the precision and the format.
+
+    Raises:
+        RecipeError: The file is no recipe.
+    """
+    if values.recipe is None:
+        return {}
+    path = Path(values.recipe)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(
+            f"read the recipe {path}",
+            getattr(error, "strerror", None) or "it is neither JSON nor YAML",
+            "name a JSON or YAML file with the arguments of export, or the recipe.json of compare",
+            code="recipe-file-unreadable",
+            path=str(path),
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("recipes"), Mapping):
+        precision = "int8" if values.int8 else "fp16" if values.half else "fp32"
+        found = content["recipes"].get(precision) or {}
+        if values.format not in found:
+            raise RecipeError(
+                f"read the recipe {path}",
+                f"it has no {values.format} of {precision} (it has: {', '.join(content['recipes'])})",
+                "choose one of its precisions with --half or --int8, and --format",
+                code="recipe-file-precision-missing",
+                path=str(path),
+                precision=precision,
+            )
+        content = found[values.format]
+    if isinstance(content, Mapping) and getattr(values, "model", None) is not None:
+        content = {**content, "model": values.model}
+    recipe = Recipe.from_dict(content)
+    settings = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    # argparse appends to a list.
+    return {**settings, "keep": list(recipe.keep)}
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> Command:
@@ -82,11 +137,11 @@ def add_calibrate(parser: argparse.ArgumentParser) -> Command:
     from trtkit.calibration import calibrate
 
     add_options(parser, calibrate, positional=("model", "data"))
-    _add_output(parser, "runs/calibrate", "folder of the calibration")
+    add_output(parser, "runs/calibrate", "folder of the calibration")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing calibration")
     parser.add_argument("--tensorrt-cache", metavar="FILE", help="also write the scales as a TensorRT .cache file")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         if find_published(values.output, "calibration.json").exists() and not values.overwrite:
             raise OutputExistsError(
                 f"write the calibration {values.output}",
@@ -97,121 +152,21 @@ def add_calibrate(parser: argparse.ArgumentParser) -> Command:
             )
         if values.tensorrt_cache is not None:
             check_output(values.tensorrt_cache, overwrite=True)
-        with ProgressBars() as bars:
-            calibration = call_with_options(calibrate, values, progress=bars, cancel=cancel)
-        print_text(calibration)
+        calibration = call_with_options(calibrate, values)
         if values.tensorrt_cache is not None:
             write_bytes(Path(values.tensorrt_cache), calibration.to_tensorrt_cache().encode())
-            print_text(f"{values.tensorrt_cache}  scales in the format of TensorRT's calibrators")
         folder = calibration.save(values.output)
-        head = " --end2end" if values.end2end else ""
-        print_text(f"{folder}  to use it: trtkit export {values.model}{head} --int8 --calibration {values.output}")
+
+        def show() -> None:
+            print_text(calibration)
+            if values.tensorrt_cache is not None:
+                print_text(f"{values.tensorrt_cache}  scales in the format of TensorRT's calibrators")
+            head = " --end2end" if values.end2end else ""
+            print_text(f"{folder}  to use it: trtkit export {values.model}{head} --int8 --calibration {values.output}")
+
+        return Outcome.of(calibration, show, folder)
 
     return run
-
-
-def add_predict(parser: argparse.ArgumentParser) -> Command:
-    """Add the options of `trtkit predict`."""
-    from trtkit.backends import Runner
-
-    parser.add_argument("file", metavar="FILE", help="an .engine or .onnx file")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders or patterns of them")
-    parser.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
-    add_options(parser, Runner.predict, without=("self", "images"))
-    _add_output(parser, "runs/predict", "folder of the drawn images and predictions.parquet, which are replaced")
-    return _predict
-
-
-def _predict(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Run every image, draw and save its predictions, and print them."""
-    import cv2
-
-    from trtkit import backends
-    from trtkit.data.dataset import warn_of_skipped
-    from trtkit.data.image_files import read_image, to_display
-    from trtkit.tasks import get_task
-    from trtkit.tasks.base import predictions_to_frame
-
-    paths = _collect_image_paths(values.images)
-    names = _name_drawn_images(paths)
-    folder = Path(values.output)
-    predictions: list[Prediction] = []
-    read: list[Path] = []
-    unread: list[DataError] = []
-    table = make_table("image", "predictions")
-    with backends.open(values.file, device=values.device) as runner, ProgressBars() as bars:
-        reporter, task, size = Reporter(bars, cancel), get_task(runner.info.task), runner.batch or 1
-        start_work(
-            Plan(
-                verb="predict",
-                settings={"runner": runner.name, "imgsz": tuple(runner.imgsz), "batch": size},
-                images={"input": len(paths)},
-                steps=("run the images", "draw their predictions"),
-                files=(*(folder / name for name in names.values()), folder / "predictions.parquet"),
-            )
-        )
-        for start in range(0, len(paths), size):
-            reporter.step("predict", start, len(paths))
-            images = {}
-            for path in paths[start : start + size]:
-                try:
-                    images[path] = read_image(path, runner.info.channels)
-                except DataError as error:
-                    unread.append(error)
-            if not images:
-                continue
-            predicted = call_with_options(runner.predict, values, images=list(images.values()))
-            predictions += predicted
-            read += images
-            for (path, image), prediction in zip(images.items(), predicted, strict=True):
-                drawn = task.draw(to_display(image), prediction, runner.info.names)
-                write_bytes(folder / names[path], cv2.imencode(".jpg", drawn)[1].tobytes())
-                table.add_row(str(path), _summarize_prediction(prediction, runner.info.names))
-        reporter.step("predict", len(paths), len(paths))
-        if not read:
-            raise unread[0]
-        frame = predictions_to_frame(task, [str(path) for path in read], predictions, runner.info.names)
-    warn_of_skipped(unread)
-    print_table(table)
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    saved = write_bytes(folder / "predictions.parquet", buffer.getvalue())
-    print_text(f"\n{folder}  {len(read)} drawn images, {saved.name}")
-
-
-def _collect_image_paths(words: Sequence[str]) -> list[Path]:
-    """The named image files, and those in the named folders and behind patterns."""
-    from trtkit.data.dataset import list_source_images
-
-    paths = [path for word in words for path in ((Path(word),) if Path(word).is_file() else list_source_images(word))]
-    return list(dict.fromkeys(paths))
-
-
-def _name_drawn_images(paths: Sequence[Path]) -> dict[Path, Path]:
-    """Name drawn images below the common folder of the paths: `a.jpg`, or `a.png.jpg` where two are named `a`."""
-    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    inside = {path: Path(escape_surrogates(str(path.absolute().relative_to(root)))) for path in paths}
-    # Without regard to case: "A.jpg" and "a.jpg" are one file on Windows and macOS.
-    counts = Counter(str(name.with_suffix("")).lower() for name in inside.values())
-    return {
-        path: name.with_suffix(".jpg")
-        if counts[str(name.with_suffix("")).lower()] == 1
-        else name.with_name(f"{name.name}.jpg")
-        for path, name in inside.items()
-    }
-
-
-def _summarize_prediction(prediction: Prediction, names: Mapping[int, str]) -> str:
-    """ "3 × cat, 1 × dog", or the top-1 class."""
-    from trtkit.tasks import Detections
-    from trtkit.tasks.classify import Classification
-
-    if isinstance(prediction, Classification):
-        best = prediction.top1
-        return f"{names.get(best, best)} {prediction.probabilities[best]:.2f}"
-    assert isinstance(prediction, Detections)
-    counts = Counter(prediction.classes.tolist()).most_common()
-    return ", ".join(f"{count} × {names.get(number, number)}" for number, count in counts) or "none"
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> Command:
@@ -219,21 +174,34 @@ def add_evaluate(parser: argparse.ArgumentParser) -> Command:
     from trtkit.evaluation.evaluation import evaluate
 
     add_options(parser, evaluate, positional=("runner", "data"))
-    _add_output(parser, None, "folder of the result")
+    add_output(parser, None, "folder of the result")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
-        with ProgressBars() as bars:
-            evaluation = call_with_options(evaluate, values, progress=bars, cancel=cancel)
-        table = make_table("metric", "rule", numbers=("value",))
-        for row in evaluation.frame().iter_rows(named=True):
-            table.add_row(row["metric"], row["rule"], f"{row['value']:.4f}")
-        print_table(table)
-        skipped = f", {len(evaluation.skipped)} skipped" if evaluation.skipped else ""
-        print_text(f"\n{evaluation.image_count} images{skipped}, {evaluation.provenance.runner}")
-        if values.output:
-            print_text(evaluation.save(values.output))
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        evaluation = call_with_options(evaluate, values)
+
+        def show() -> None:
+            table = make_table("metric", "rule", numbers=("value",))
+            for row in evaluation.frame().iter_rows(named=True):
+                table.add_row(row["metric"], row["rule"], f"{row['value']:.4f}")
+            print_table(table)
+            skipped = f", {len(evaluation.skipped)} skipped" if evaluation.skipped else ""
+            print_text(f"\n{evaluation.image_count} images{skipped}, {evaluation.provenance.runner}")
+
+        return _save(evaluation, values, show)
 
     return run
+
+
+def _save(result: Result, values: argparse.Namespace, show: Callable[[], None]) -> Outcome:
+    """The outcome of a verb whose result is saved if `--output` asks for it, and its folder printed last."""
+    folder = result.save(values.output) if values.output else None
+
+    def show_all() -> None:
+        show()
+        if folder is not None:
+            print_text(folder)
+
+    return Outcome.of(result, show_all, folder)
 
 
 def add_evaluate_int8(parser: argparse.ArgumentParser) -> Command:
@@ -249,9 +217,9 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
 
     parser.add_argument("files", nargs="+", metavar="FILE", help="model files, or LABEL=FILE")
     add_options(parser, benchmark, without=("runners",))
-    _add_output(parser, None, "folder of the result")
+    add_output(parser, None, "folder of the result")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         files: dict[str, str] = {}
         for word in values.files:
             label, _, file = word.rpartition("=")
@@ -264,8 +232,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
                 code="cli-labels-collide",
                 names=tuple(values.files),
             )
-        with ProgressBars() as bars:
-            timing = call_with_options(benchmark, values, runners=files, progress=bars, cancel=cancel)
+        timing = call_with_options(benchmark, values, runners=files)
         numbers = {
             "mean_ms": "mean, ms",
             "p50_ms": "p50, ms",
@@ -274,13 +241,15 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
             "image_ms": "ms/image",
             "images_per_s": "images/s",
         }
-        table = make_table("label", "runner", "clock", "batch", numbers=tuple(numbers.values()))
-        for row in timing.frame().iter_rows(named=True):
-            words = (row["label"], row["runner"], row["clock"], str(row["batch"]))
-            table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
-        print_table(table)
-        if values.output:
-            print_text(timing.save(values.output))
+
+        def show() -> None:
+            table = make_table("label", "runner", "clock", "batch", numbers=tuple(numbers.values()))
+            for row in timing.frame().iter_rows(named=True):
+                words = (row["label"], row["runner"], row["clock"], str(row["batch"]))
+                table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
+            print_table(table)
+
+        return _save(timing, values, show)
 
     return run
 
@@ -290,15 +259,16 @@ def add_load_test(parser: argparse.ArgumentParser) -> Command:
     from trtkit.evaluation.load_test import load_test
 
     add_options(parser, load_test, positional=("runner",))
-    _add_output(parser, None, "folder of the result")
+    add_output(parser, None, "folder of the result")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
-        with ProgressBars() as bars:
-            result = call_with_options(load_test, values, progress=bars, cancel=cancel)
-        print_table(make_frame_table(result.frame()))
-        print_text(f"\n{result.runner}")
-        if values.output:
-            print_text(result.save(values.output))
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        result = call_with_options(load_test, values)
+
+        def show() -> None:
+            print_table(make_frame_table(result.frame()))
+            print_text(f"\n{result.runner}")
+
+        return _save(result, values, show)
 
     return run
 
@@ -308,23 +278,27 @@ def add_verify(parser: argparse.ArgumentParser) -> Command:
     from trtkit.verification import verify
 
     add_options(parser, verify, positional=("artifact", "data"))
-    _add_output(parser, None, "folder of the result")
+    add_output(parser, None, "folder of the result")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         result = call_with_options(verify, values)
-        print_table(make_frame_table(result.summary()))
-        print_text()
-        print_text(result)
-        if values.output is not None:
-            print_text(result.save(values.output))
-        if result.verdict == "differs":
-            raise EngineError(
-                f"verify {values.artifact}",
-                f"it differs from its graph in ONNX Runtime: {result.describe_differences()}",
-                "build it at another opt_level or precision",
-                code="engine-differs",
-                path=values.artifact,
-            )
+
+        def show() -> None:
+            print_table(make_frame_table(result.summary()))
+            print_text()
+            print_text(result)
+
+        outcome = _save(result, values, show)
+        if result.verdict != "differs":
+            return outcome
+        error = EngineError(
+            f"verify {values.artifact}",
+            f"it differs from its graph in ONNX Runtime: {result.describe_differences()}",
+            "build it at another opt_level or precision",
+            code="engine-differs",
+            path=values.artifact,
+        )
+        return dataclasses.replace(outcome, error=error)
 
     return run
 
@@ -335,10 +309,14 @@ def add_deploy(parser: argparse.ArgumentParser) -> Command:
 
     add_options(parser, deploy, positional=("target", "artifact"))
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
-        with ProgressBars() as bars:
-            deployment = call_with_options(deploy, values, progress=bars, cancel=cancel)
-        print_text(f"{deployment.folder}  {len(deployment.files)} files for {deployment.target}; see README.md")
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        deployment = call_with_options(deploy, values)
+
+        def show() -> None:
+            print_text(f"{deployment.folder}  {len(deployment.files)} files for {deployment.target}; see README.md")
+
+        facts = {"target": deployment.target, "files": list(deployment.files)}
+        return Outcome(show, facts=facts, output=deployment.folder)
 
     return run
 
@@ -348,8 +326,6 @@ def add_compare(parser: argparse.ArgumentParser) -> Command:
     from trtkit.comparison.comparator import compare
 
     add_options(parser, compare, positional=("model", "data"))
-    parser.add_argument("-v", "--verbose", action="store_true", help="also print every number and finding")
-    parser.add_argument("--json", action="store_true", help="print verdicts and numbers as JSON instead of tables")
     parser.add_argument(
         "--gate",
         metavar="NAME",
@@ -357,16 +333,13 @@ def add_compare(parser: argparse.ArgumentParser) -> Command:
     )
     parser.epilog = "Exit status: 0 done, 2 error; with --gate 0 ship, 1 don't ship, 3 can't tell."
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> int | None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         if values.gate is not None:
             _check_gate(values)
-        with ProgressBars() as bars:
-            comparison = call_with_options(compare, values, progress=bars, cancel=cancel)
-        if values.json:
-            print_text(json.dumps(comparison_json(comparison, values.output), indent=2))
-        else:
-            print_comparison(comparison, values.output, verbose=values.verbose)
-        return None if values.gate is None else comparison.verdicts[values.gate].exit_status
+        comparison = call_with_options(compare, values)
+        outcome = comparison_outcome(comparison, values.output, verbose=values.verbose)
+        status = 0 if values.gate is None else comparison.verdicts[values.gate].exit_status
+        return dataclasses.replace(outcome, status=status)
 
     return run
 
@@ -387,20 +360,24 @@ def _check_gate(values: argparse.Namespace) -> None:
         )
 
 
-def comparison_json(comparison: Comparison, folder: str | Path) -> dict[str, Any]:
-    """Verdicts and numbers of a comparison as JSON-ready data.
+def comparison_outcome(comparison: Comparison, folder: str | Path, *, verbose: bool) -> Outcome:
+    """What is printed of a comparison, as text or JSON.
 
     Args:
         comparison: The comparison.
         folder: The folder it was saved in.
+        verbose: As in `print_comparison`.
     """
     names = ("model", "task", "data", "split", "imgsz", "eval_images", "reference", "max_drop")
-    return {
-        **{name: comparison.about[name] for name in names},
-        "verdicts": {name: verdict.to_dict() for name, verdict in comparison.verdicts.items()},
-        "rows": comparison.rows.fill_nan(None).to_dicts(),
-        "output": str(folder),
-    }
+    return Outcome(
+        lambda: print_comparison(comparison, folder, verbose=verbose),
+        facts={
+            **{name: comparison.about[name] for name in names},
+            "verdicts": {name: verdict.to_dict() for name, verdict in comparison.verdicts.items()},
+        },
+        rows=comparison.rows.to_dicts(),
+        output=folder,
+    )
 
 
 def add_why_slow(parser: argparse.ArgumentParser) -> Command:
@@ -408,38 +385,38 @@ def add_why_slow(parser: argparse.ArgumentParser) -> Command:
     from trtkit.inspection import why_slow
 
     add_options(parser, why_slow, positional=("engine", "baseline"))
-    parser.add_argument("--json", action="store_true", help="print the causes and layers as JSON instead of tables")
     parser.add_argument(
         "--limit", type=int, default=MAX_LAYER_ROWS, metavar="N", help=f"rows of layers [default: {MAX_LAYER_ROWS}]"
     )
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         diagnosis = call_with_options(why_slow, values)
-        if values.json:
-            print_text(json.dumps(diagnosis.to_dict(), indent=2))
-            return
-        for line in repr(diagnosis).splitlines():
-            print_wrapped(line)
-        rows = diagnosis.layers.head(values.limit)
-        if rows.is_empty():
-            return
-        print_text()
-        table = make_table(
-            "node", "precision", "change", numbers=("us", "against", "difference", "kernels", "reformats")
-        )
-        for row in rows.iter_rows(named=True):
-            table.add_row(
-                row["node"],
-                _format_pair(row["baseline_precision"], row["precision"]),
-                row["cause"],
-                *(_format_number(row[name], 1) for name in ("us", "baseline_us", "delta_us")),
-                *(_format_pair(row[f"baseline_{name}"], row[name]) for name in ("kernels", "reformats")),
-            )
-        print_table(table)
-        if len(diagnosis.layers) > len(rows):
-            print_text(f"{len(diagnosis.layers) - len(rows)} more; --limit shows them")
+        facts = diagnosis.to_dict()
+        return Outcome(lambda: _print_slowness(diagnosis, values.limit), facts=facts, rows=facts.pop("layers"))
 
     return run
+
+
+def _print_slowness(diagnosis: SpeedDiagnosis, limit: int) -> None:
+    """Print the causes, and the layers that differ most."""
+    for line in repr(diagnosis).splitlines():
+        print_wrapped(line)
+    rows = diagnosis.layers.head(limit)
+    if rows.is_empty():
+        return
+    print_text()
+    table = make_table("node", "precision", "change", numbers=("us", "against", "difference", "kernels", "reformats"))
+    for row in rows.iter_rows(named=True):
+        table.add_row(
+            row["node"],
+            _format_pair(row["baseline_precision"], row["precision"]),
+            row["cause"],
+            *(_format_number(row[name], 1) for name in ("us", "baseline_us", "delta_us")),
+            *(_format_pair(row[f"baseline_{name}"], row[name]) for name in ("kernels", "reformats")),
+        )
+    print_table(table)
+    if len(diagnosis.layers) > len(rows):
+        print_text(f"{len(diagnosis.layers) - len(rows)} more; --limit shows them")
 
 
 MAX_LAYER_ROWS = 12
@@ -457,13 +434,13 @@ def add_report(parser: argparse.ArgumentParser) -> Command:
     parser.add_argument("folder", metavar="FOLDER", help="the --output of compare")
     parser.add_argument("--output", metavar="FILE", help="the HTML file [default: report.html in the folder]")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         from trtkit.comparison.comparison import Comparison
 
         comparison = Comparison.load(values.folder)
         path = Path(values.output or Path(values.folder) / "report.html")
         start_work(Plan(verb="report", steps=("write the report",), files=(path,)))
-        print_text(comparison.report(path))
+        return Outcome.of_file(comparison.report(path))
 
     return run
 
@@ -568,17 +545,20 @@ def _add_tuning_verb(
 ) -> Command:
     """Add the options of a verb whose result is printed, saved and plotted."""
     add_options(parser, function, positional=positional)
-    _add_output(parser, output, "folder of the result and its figure")
+    add_output(parser, output, "folder of the result and its figure")
 
-    def run(values: argparse.Namespace, cancel: threading.Event) -> None:
-        with ProgressBars() as bars:
-            result = call_with_options(function, values, progress=bars, cancel=cancel)
-        print_table(make_frame_table(result.frame()))
-        print_text()
-        print_text(result)
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        result = call_with_options(function, values)
         folder = result.save(values.output)
         figure = folder / f"{result.kind}.html"
         write_bytes(figure, result.plot().to_html().encode())
-        print_text(f"{folder}  figure: {figure}")
+
+        def show() -> None:
+            print_table(make_frame_table(result.frame()))
+            print_text()
+            print_text(result)
+            print_text(f"{folder}  figure: {figure}")
+
+        return Outcome.of(result, show, folder)
 
     return run

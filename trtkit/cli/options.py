@@ -16,6 +16,7 @@ from typing import Any
 from trtkit.arguments import COMPATIBILITIES, WEIGHTS, Rule, find_rule
 from trtkit.backends import list_backends
 from trtkit.calibration import ALGORITHMS
+from trtkit.cli.parser import describe_choice
 from trtkit.data.data_yaml import SPLITS
 from trtkit.deployment import list_targets
 from trtkit.models.model import TASKS
@@ -60,7 +61,7 @@ def _parse_words(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         words = tuple(text.split(","))
         unknown = [word for word in words if word not in choices]
         if unknown:
-            raise argparse.ArgumentTypeError(f"invalid choice: {unknown[0]!r} (choose from {', '.join(choices)})")
+            raise argparse.ArgumentTypeError(describe_choice(unknown[0], choices))
         return words
 
     return parse
@@ -187,7 +188,7 @@ OPTIONS: Mapping[str, Option] = {
     "simplify": _switch("simplify the graph with onnxslim"),
     "split": _split("split to evaluate on"),
     "stratify": _switch("draw images with the class shares of the split"),
-    "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET"),
+    "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET", choices=list_targets),
     "task": Option("task of the labels", choices=lambda: dict.fromkeys((*TASKS, *REGISTERED_TASKS))),
     "threads": _count("images processed in parallel [default: one per core]"),
     "trials": _count("maximum number of trials"),
@@ -332,9 +333,11 @@ def add_options(
         option = find_option(verb, name)
         # The option of the same name has the value if the word is missing.
         several: dict[str, Any] = {"nargs": "*", "action": _StorePaths} if option.several else {"nargs": "?"}
-        parser.add_argument(
+        action = parser.add_argument(
             name, **several, default=argparse.SUPPRESS, metavar=option.metavar, help=_escape(option.help)
         )
+        if option.choices is not None:
+            action.choices = tuple(option.choices())
     for name, parameter in parameters.items():
         if name in RUN_CONTROL or name in without:
             continue
@@ -353,6 +356,14 @@ def add_options(
         if parameters[name].default is inspect.Parameter.empty
     }
     parser.set_defaults(required=required, verb=function)
+
+
+def add_output(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    """Add `--output FOLDER`; without a default nothing is saved."""
+    shown = "nothing is saved" if default is None else default
+    parser.add_argument("--output", default=default, metavar="FOLDER", help=f"{text} [default: {shown}]")
+    # `main` checks the folder before the work.
+    parser.set_defaults(saves_to_folder=True)
 
 
 def loads_model(function: Callable[..., Any]) -> bool:

@@ -6,10 +6,16 @@ control character in one would clear the screen, hide a line or forge the next o
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import json
+import math
 import re
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +24,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from trtkit.errors import TrtkitError
 from trtkit.progress import Event
 
 if TYPE_CHECKING:
     import polars as pl
     from typing_extensions import Self
 
+    from trtkit.results import Result
+
 __all__ = [
+    "Outcome",
     "ProgressBars",
     "escape_controls",
     "make_frame_table",
     "make_table",
     "print_error",
+    "print_json",
     "print_table",
     "print_text",
     "print_wrapped",
@@ -75,6 +86,74 @@ def print_error(text: object) -> None:
     print(escape_controls(text), file=sys.stderr)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a command has to say, for people and for programs; everything is saved by then.
+
+    Attributes:
+        show: Prints it.
+        facts: What no row holds, by name, for `--json`.
+        rows: The records of the result, for `--json`.
+        output: The file or folder that was written.
+        status: The exit status.
+        error: What is wrong with what was found: told after it was printed.
+    """
+
+    show: Callable[[], None]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    output: str | Path | None = None
+    status: int = 0
+    error: TrtkitError | None = None
+
+    @classmethod
+    def of(cls, result: Result, show: Callable[[], None], output: str | Path | None = None) -> Outcome:
+        """The outcome of a verb with a result.
+
+        Args:
+            result: The result.
+            show: Prints it.
+            output: The folder it was saved in.
+        """
+        return cls(show, facts=result.facts(), rows=result.frame().to_dicts(), output=output)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Outcome:
+        """The outcome of a command that wrote one file.
+
+        Args:
+            path: The file.
+        """
+        return cls(lambda: print_text(path), output=path)
+
+    def to_dict(self, command: str) -> dict[str, Any]:
+        """What `--json` prints: the command, the facts, the rows, and the file or folder.
+
+        Args:
+            command: The command.
+        """
+        return {"command": command, **self.facts, "rows": list(self.rows), "output": self.output}
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to stdout; what JSON has no number for is null."""
+    print(json.dumps(_to_json(value), indent=2))
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_to_json(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
+
+
 class ProgressBars:
     """A progress callback: bars on a terminal, else one line per stage. A context manager that restores the terminal.
 
@@ -82,7 +161,8 @@ class ProgressBars:
         console: The console to draw on; None uses stderr, so that stdout has results only.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
         self.console = console or Console(stderr=True)
         self.stage: str | None = None
         self.total: int | None = None
@@ -93,7 +173,7 @@ class ProgressBars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -109,6 +189,8 @@ class ProgressBars:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if self.quiet:
+            return
         if event.stage != self.stage:
             self._finish()
             self.stage, self.begun = event.stage, time.perf_counter()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.arguments import check_argument
 from trtkit.cli import Command
-from trtkit.cli.model_commands import print_comparison
+from trtkit.cli.model_commands import comparison_outcome
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
-from trtkit.cli.output import ProgressBars, make_table, print_table, print_text
+from trtkit.cli.output import Outcome, make_table, print_table, print_text
 from trtkit.errors import CancelledError, CapabilityError, EngineError, TrtkitError
 from trtkit.files import check_output, temporary_folder, write_json
 from trtkit.progress import Reporter
@@ -26,7 +27,7 @@ from trtkit.recipe import round_imgsz
 if TYPE_CHECKING:
     from trtkit.backends import EngineFile
 
-__all__ = ["add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
+__all__ = ["add_completion", "add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
 
 SELFTEST_SIZES = {"detect": 320, "classify": 64}
 """Image sides of the self-test's engines, pixels, by task; engines of all five would take TensorRT half an hour."""
@@ -75,11 +76,29 @@ def add_engine(parser: argparse.ArgumentParser) -> Command:
     return lambda values, cancel: values.run(values, cancel)
 
 
-def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Print the passport, the model's metadata, and the layers by precision."""
+def _show(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+    """The passport, the model's metadata, and the layers."""
     from trtkit.backends import layer_frame, read_engine
 
     file = read_engine(values.file)
+    passport = {} if file.passport is None else dataclasses.asdict(file.passport)
+    layers = passport.pop("layers", None)
+    return Outcome(
+        lambda: _print_engine(file, with_layers=values.layers),
+        facts={
+            "file": str(values.file),
+            "plan_bytes": len(file.plan),
+            "metadata": {name: value for name, value in file.metadata.items() if name != "trtkit"},
+            "passport": passport or None,
+        },
+        rows=layer_frame(layers).to_dicts() if layers else [],
+    )
+
+
+def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
+    """Print the passport, the model's metadata, and the layers by precision."""
+    from trtkit.backends import layer_frame
+
     table = make_table("", "")
     table.show_header = False
     known = dict(file.metadata)
@@ -108,7 +127,7 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
             like = f"{target} of {thresholds.get('reference')} at {thresholds.get('conf')}"
             table.add_row(like, f"confidence {found.get('all')}" + (f"; by class {classes}" if classes else ""))
     print_table(table)
-    if values.layers and file.passport is not None and file.passport.layers:
+    if with_layers and file.passport is not None and file.passport.layers:
         listed = make_table("", "name", "type", "precision", "shape")
         for row in layer_frame(file.passport.layers).iter_rows(named=True):
             words = (str(row["index"]), row["name"], row["type"], row["precision"], row["shape"])
@@ -117,15 +136,14 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> None:
         print_table(listed)
 
 
-def _check(values: argparse.Namespace, cancel: threading.Event) -> None:
+def _check(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     """Check an engine against this machine."""
     from trtkit import backends
     from trtkit.backends.devices import parse_device
 
     file = backends.read_engine(values.file)
     if values.gpu is not None or values.tensorrt is not None:
-        _check_elsewhere(values, file)
-        return
+        return _check_elsewhere(values, file)
     if file.passport is not None:
         here = backends.probe(file.backend)
         device = parse_device(values.device)
@@ -134,10 +152,10 @@ def _check(values: argparse.Namespace, cancel: threading.Event) -> None:
             raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do, code=mismatch.code)
     backends.require_run(file.backend, device=values.device)
     result = "it runs on this machine" if file.passport is not None else "without a passport it can only be tried"
-    print_text(f"{values.file}: {result}.")
+    return Outcome(lambda: print_text(f"{values.file}: {result}."), facts={"file": str(values.file), "runs": True})
 
 
-def _check_elsewhere(values: argparse.Namespace, file: EngineFile) -> None:
+def _check_elsewhere(values: argparse.Namespace, file: EngineFile) -> Outcome:
     """Check an engine against a machine that is only named."""
     from trtkit import backends
 
@@ -154,24 +172,29 @@ def _check_elsewhere(values: argparse.Namespace, file: EngineFile) -> None:
     if mismatch is not None:
         raise EngineError(f"run {values.file} there", mismatch.found, mismatch.do, code=mismatch.code)
     title, gpu = backends.get_title(file.backend), there.gpus[0]
-    print_text(f"{values.file}: by its passport it runs with {title} {there.version} on {gpu.name} ({gpu.sm}).")
+    sentence = f"by its passport it runs with {title} {there.version} on {gpu.name} ({gpu.sm})"
+    return Outcome(
+        lambda: print_text(f"{values.file}: {sentence}."),
+        facts={"file": str(values.file), "runs": True, "gpu": gpu.name, "sm": gpu.sm, "tensorrt": there.version},
+    )
 
 
-def _refit(values: argparse.Namespace, cancel: threading.Event) -> None:
+def _refit(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     """Put weights into an engine."""
     from trtkit.backends import refit_engine
 
-    print_text(refit_engine(values.file, values.onnx, values.output, device=values.device, overwrite=values.overwrite))
+    path = refit_engine(values.file, values.onnx, values.output, device=values.device, overwrite=values.overwrite)
+    return Outcome.of_file(path)
 
 
-def _strip(values: argparse.Namespace, cancel: threading.Event) -> None:
+def _strip(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     """Write the bare plan."""
     from trtkit.backends import strip_engine
 
-    print_text(strip_engine(values.file, values.output, overwrite=values.overwrite))
+    return Outcome.of_file(strip_engine(values.file, values.output, overwrite=values.overwrite))
 
 
-def _wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
+def _wrap(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     """Write the plan with a header."""
     from trtkit.backends import wrap_engine
     from trtkit.models import load
@@ -181,7 +204,7 @@ def _wrap(values: argparse.Namespace, cancel: threading.Event) -> None:
     info = load(values.like).info
     if imgsz is not None:
         info = dataclasses.replace(info, imgsz=round_imgsz(imgsz, 1))
-    print_text(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=batch))
+    return Outcome.of_file(wrap_engine(values.file, values.output, info, overwrite=values.overwrite, batch=batch))
 
 
 def _format_value(value: object) -> str:
@@ -197,8 +220,33 @@ def add_doctor(parser: argparse.ArgumentParser) -> Command:
     return _run_doctor
 
 
-def _run_doctor(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Print what is installed and what each backend can do on this machine."""
+def _run_doctor(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+    """What is installed and what each backend can do on this machine."""
+    from trtkit.backends import list_backends, probe
+    from trtkit.results import describe_machine, package_versions
+
+    rows = []
+    for name in list_backends():
+        try:
+            here = probe(name)
+        except CapabilityError as error:
+            rows.append({"backend": name, "present": False, "why_not": f"{error.found}; {error.do}"})
+            continue
+        facts = {"backend": name, "title": here.title, "version": here.version, "present": here.present}
+        rows.append({**facts, "missing": here.missing, **_why_not(name, None)})
+    return Outcome(
+        _print_doctor,
+        facts={
+            "machine": describe_machine(),
+            "versions": package_versions(),
+            "gpus": [dataclasses.asdict(gpu) for gpu in probe("tensorrt").gpus],
+        },
+        rows=rows,
+    )
+
+
+def _print_doctor() -> None:
+    """Print it, one block per backend."""
     from trtkit.backends import get_backend, list_backends, probe, require_build, require_run
     from trtkit.results import describe_machine, package_versions
 
@@ -250,12 +298,10 @@ def add_selftest(parser: argparse.ArgumentParser) -> Command:
     return _run_selftest
 
 
-def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Build, verify and time the embedded detector and classifier by every backend; write what was found, and print it.
+def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+    """Build, verify and time the embedded detector and classifier by every backend, and write what was found.
 
-    Raises:
-        CapabilityError: No engine could be built and run.
-        EngineError: An engine failed or differs from its graph.
+    The outcome has an error if no engine could be built and run, or if one failed or differs from its graph.
     """
     from trtkit.backends import get_backend, list_backends, probe
     from trtkit.results import describe_machine, package_versions
@@ -269,16 +315,41 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
         "engines": [],
     }
     check_output(values.output, overwrite=True)
-    with ProgressBars() as bars:
-        reporter = Reporter(bars, cancel)
-        for name in list_backends():
-            if get_backend(name).build is None:
-                continue
-            reasons = _why_not(name, values.device)
-            report["backends"][name] = {**dataclasses.asdict(probe(name)), **reasons}
-            if reasons["builds"] is None:
-                report["engines"] += _test_engines(name, values, reasons["runs"], reporter)
+    reporter = Reporter(values.progress, cancel)
+    for name in list_backends():
+        if get_backend(name).build is None:
+            continue
+        reasons = _why_not(name, values.device)
+        report["backends"][name] = {**dataclasses.asdict(probe(name)), **reasons}
+        if reasons["builds"] is None:
+            report["engines"] += _test_engines(name, values, reasons["runs"], reporter)
     write_json(values.output, report)
+    bad = [row for row in report["engines"] if row["error"] or row["verdict"] == "differs"]
+    error: TrtkitError | None = None
+    if bad:
+        error = EngineError(
+            "test this machine",
+            f"{len(bad)} of {len(report['engines'])} engines failed or differ from ONNX Runtime",
+            f"report it with {values.output}",
+            code="selftest-failed",
+            engines=[f"{row['backend']} {row['task']} {row['precision']}" for row in bad],
+        )
+    elif not any(row["verdict"] for row in report["engines"]):
+        error = CapabilityError(
+            "test this machine",
+            "no engine ran",
+            "run it on a machine with an NVIDIA GPU and TensorRT",
+            code="selftest-nothing-ran",
+        )
+    facts = {name: value for name, value in report.items() if name != "engines"}
+    show = functools.partial(_print_selftest, report, values.output)
+    return Outcome(show, facts=facts, rows=report["engines"], output=values.output, error=error)
+
+
+def _print_selftest(report: Mapping[str, Any], path: Path) -> None:
+    """Print one row per engine, and why there is none of a backend."""
+    from trtkit.backends import get_backend
+
     table = make_table("backend", "model", "precision", "build s", "against ONNX Runtime", "p50 ms")
     for row in report["engines"]:
         result = row["error"]["message"] if row["error"] else row["verdict"] or "built, not run"
@@ -289,23 +360,7 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> None:
         for word in ("builds", "runs"):
             if facts[word] is not None and (word == "builds" or facts["builds"] is None):
                 print_text(f"{get_backend(name).title} {word} no engine here: {facts[word]}")
-    print_text(f"{values.output}  please attach it to an issue, whatever it says")
-    bad = [row for row in report["engines"] if row["error"] or row["verdict"] == "differs"]
-    if bad:
-        raise EngineError(
-            "test this machine",
-            f"{len(bad)} of {len(report['engines'])} engines failed or differ from ONNX Runtime",
-            f"report it with {values.output}",
-            code="selftest-failed",
-            engines=[f"{row['backend']} {row['task']} {row['precision']}" for row in bad],
-        )
-    if not any(row["verdict"] for row in report["engines"]):
-        raise CapabilityError(
-            "test this machine",
-            "no engine ran",
-            "run it on a machine with an NVIDIA GPU and TensorRT",
-            code="selftest-nothing-ran",
-        )
+    print_text(f"{path}  please attach it to an issue, whatever it says")
 
 
 def _why_not(name: str, device: str | int | None) -> dict[str, str | None]:
@@ -407,32 +462,55 @@ def add_demo(parser: argparse.ArgumentParser) -> Command:
         metavar="FOLDER",
         help=f"folder of the result [default: {embedded.OUTPUT_DIR}]",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="also print every number and finding")
     return _run_demo
 
 
-def _run_demo(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Compare the embedded model's precisions, and print verdicts, cards and the paths of the files."""
+def _run_demo(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+    """Compare the embedded model's precisions."""
     from trtkit import demo as embedded
     from trtkit.backends.capabilities import probe
     from trtkit.comparison.comparator import compare
 
     # The demo replaces its own results; without a GPU it builds for a common one.
     device = None if probe("tensorrt_rtx").gpus else embedded.DEVICE
-    with ProgressBars() as bars:
-        comparison = compare(
-            embedded.model_path(),
-            embedded.data_path(),
-            imgsz=embedded.IMGSZ,
-            device=device,
-            # Enough for a processor, whose latency says little of an engine's; a GPU has its 100 runs in less.
-            seconds=1.0,
-            output=values.output,
-            overwrite=True,
-            progress=bars,
-            cancel=cancel,
-        )
-    print_comparison(comparison, values.output, verbose=values.verbose)
+    comparison = compare(
+        embedded.model_path(),
+        embedded.data_path(),
+        imgsz=embedded.IMGSZ,
+        device=device,
+        # Enough for a processor, whose latency says little of an engine's; a GPU has its 100 runs in less.
+        seconds=1.0,
+        output=values.output,
+        overwrite=True,
+        progress=values.progress,
+        cancel=cancel,
+    )
+    return comparison_outcome(comparison, values.output, verbose=values.verbose)
+
+
+def add_completion(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit completion`."""
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        import shtab
+
+        from trtkit.cli import list_actions, make_full_parser
+
+        parser = make_full_parser()
+        for action in list_actions(parser):
+            if action.metavar in PATHS:
+                action.complete = shtab.DIRECTORY if action.metavar == "FOLDER" else shtab.FILE  # type: ignore[attr-defined]
+        script = shtab.complete(parser, values.shell)
+        return Outcome(lambda: print_text(script))
+
+    return run
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+PATHS = ("BASELINE", "DATA", "ENGINE", "FILE", "FOLDER", "IMAGE", "MODEL", "ONNX", "OUTPUT", "PATH", "PLAN")
+"""Placeholders of files and folders, which a shell completes."""
 
 
 def add_lab(parser: argparse.ArgumentParser) -> Command:

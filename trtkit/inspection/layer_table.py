@@ -179,7 +179,7 @@ def _read_engine_layers(path: Path, name: str) -> LayerTable:
         raise EngineError(
             asked,
             "trtkit did not build it, so it has no layer table",
-            "open it with trtkit.open() where it runs, and pass the runner or a saved frame of its .layers()",
+            "open it where it runs, and pass the runner or a saved frame of the runner's layers",
             code="layers-foreign-engine",
             path=str(path),
         )
@@ -214,7 +214,7 @@ def _make_table(frame: pl.DataFrame, name: str, facts: Mapping[str, Any], untime
         raise DataError(
             f"read the layers of {name}",
             f"the frame has no column {missing[0]!r}" if missing else "the frame is empty",
-            "pass a frame of runner.layers() or trtkit.backends.layer_frame",
+            "pass a frame of a runner's layers",
             code="layers-frame-invalid",
             names=missing,
         )

@@ -1,0 +1,132 @@
+"""`trtkit predict`: run a model file on images, draw and save its predictions."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtkit.cli import Command
+from trtkit.cli.options import DEVICE, add_options, add_output, call_with_options
+from trtkit.cli.output import Outcome, make_table, print_table, print_text
+from trtkit.errors import DataError
+from trtkit.files import escape_surrogates, write_bytes
+from trtkit.progress import Plan, Reporter, start_work
+
+if TYPE_CHECKING:
+    from trtkit.tasks import Prediction
+
+__all__ = ["add_predict"]
+
+
+def add_predict(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit predict`."""
+    from trtkit.backends import Runner
+
+    parser.add_argument("file", metavar="FILE", help="an .engine or .onnx file")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders or patterns of them")
+    parser.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
+    add_options(parser, Runner.predict, without=("self", "images"))
+    add_output(parser, "runs/predict", "folder of the drawn images and predictions.parquet, which are replaced")
+    return _predict
+
+
+def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+    """Run every image, draw and save its predictions."""
+    import cv2
+
+    from trtkit import backends
+    from trtkit.data.dataset import warn_of_skipped
+    from trtkit.data.image_files import read_image, to_display
+    from trtkit.tasks import get_task
+    from trtkit.tasks.base import predictions_to_frame
+
+    paths = _collect_image_paths(values.images)
+    names = _name_drawn_images(paths)
+    folder = Path(values.output)
+    predictions: list[Prediction] = []
+    read: list[Path] = []
+    unread: list[DataError] = []
+    table = make_table("image", "predictions")
+    with backends.open(values.file, device=values.device) as runner:
+        reporter, task, size = Reporter(values.progress, cancel), get_task(runner.info.task), runner.batch or 1
+        start_work(
+            Plan(
+                verb="predict",
+                settings={"runner": runner.name, "imgsz": tuple(runner.imgsz), "batch": size},
+                images={"input": len(paths)},
+                steps=("run the images", "draw their predictions"),
+                files=(*(folder / name for name in names.values()), folder / "predictions.parquet"),
+            )
+        )
+        for start in range(0, len(paths), size):
+            reporter.step("predict", start, len(paths))
+            images = {}
+            for path in paths[start : start + size]:
+                try:
+                    images[path] = read_image(path, runner.info.channels)
+                except DataError as error:
+                    unread.append(error)
+            if not images:
+                continue
+            predicted = call_with_options(runner.predict, values, images=list(images.values()))
+            predictions += predicted
+            read += images
+            for (path, image), prediction in zip(images.items(), predicted, strict=True):
+                drawn = task.draw(to_display(image), prediction, runner.info.names)
+                write_bytes(folder / names[path], cv2.imencode(".jpg", drawn)[1].tobytes())
+                table.add_row(str(path), _summarize_prediction(prediction, runner.info.names))
+        reporter.step("predict", len(paths), len(paths))
+        if not read:
+            raise unread[0]
+        frame = predictions_to_frame(task, [str(path) for path in read], predictions, runner.info.names)
+    warn_of_skipped(unread)
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    saved = write_bytes(folder / "predictions.parquet", buffer.getvalue())
+
+    def show() -> None:
+        print_table(table)
+        print_text(f"\n{folder}  {len(read)} drawn images, {saved.name}")
+
+    return Outcome(show, facts={"skipped": len(unread)}, rows=frame.to_dicts(), output=folder)
+
+
+def _collect_image_paths(words: Sequence[str]) -> list[Path]:
+    """The named image files, and those in the named folders and behind patterns."""
+    from trtkit.data.dataset import list_source_images
+
+    paths = [path for word in words for path in ((Path(word),) if Path(word).is_file() else list_source_images(word))]
+    return list(dict.fromkeys(paths))
+
+
+def _name_drawn_images(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Name drawn images below the common folder of the paths: `a.jpg`, or `a.png.jpg` where two are named `a`."""
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    inside = {path: Path(escape_surrogates(str(path.absolute().relative_to(root)))) for path in paths}
+    # Without regard to case: "A.jpg" and "a.jpg" are one file on Windows and macOS.
+    counts = Counter(str(name.with_suffix("")).lower() for name in inside.values())
+    return {
+        path: name.with_suffix(".jpg")
+        if counts[str(name.with_suffix("")).lower()] == 1
+        else name.with_name(f"{name.name}.jpg")
+        for path, name in inside.items()
+    }
+
+
+def _summarize_prediction(prediction: Prediction, names: Mapping[int, str]) -> str:
+    """ "3 × cat, 1 × dog", or the top-1 class."""
+    from trtkit.tasks import Detections
+    from trtkit.tasks.classify import Classification
+
+    if isinstance(prediction, Classification):
+        best = prediction.top1
+        return f"{names.get(best, best)} {prediction.probabilities[best]:.2f}"
+    assert isinstance(prediction, Detections)
+    counts = Counter(prediction.classes.tolist()).most_common()
+    return ", ".join(f"{count} × {names.get(number, number)}" for number, count in counts) or "none"
