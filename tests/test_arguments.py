@@ -17,6 +17,7 @@ from raising import raises
 import trtkit as tk
 from trtkit.arguments import ARGUMENTS, MAX_BATCH, MAX_SIDE, VERB_ARGUMENTS, check_argument, find_rule
 from trtkit.cli import main
+from trtkit.cli.wording import describe_error
 from trtkit.errors import RecipeError, TrtkitError
 
 VERBS = ("benchmark", "calibrate", "compare", "deploy", "evaluate", "evaluate_int8", "examine", "export", "load_test",
@@ -170,17 +171,17 @@ def test_a_size_is_one_side_or_two(sides: list[int]) -> None:
         ("benchmark a.onnx --seconds=0", lambda: tk.benchmark("a.onnx", seconds=0.0)),
     ],
 )
-def test_the_command_line_says_the_same(words: str, call: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_the_same_in_its_words(words: str, call: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         call()
     assert main(words.split()) == 2
-    assert capsys.readouterr().err.split() == f"trtkit: {caught.value}".split()
+    assert capsys.readouterr().err.split() == f"trtkit: {describe_error(caught.value)}".split()
 
 
 @pytest.mark.parametrize("option", ["--conf=25", "--iou=7", "--max-det=0"])
 def test_predict_checks_before_it_opens_the_file(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "missing.onnx", "missing.jpg", option]) == 2
-    assert option.split("=")[0].removeprefix("--").replace("-", "_") in capsys.readouterr().err
+    assert option.split("=")[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--batch=x", "--imgsz=320x", "--workspace=all", "--imgsz=1.5"])
