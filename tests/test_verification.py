@@ -415,7 +415,11 @@ def test_an_engine_for_another_machine_is_not_compared(builder, images, tmp_path
 
 def run_command(*words):
     command, values = parse_command(words)
-    command(values, threading.Event())
+    values.progress = values.cancel = None
+    outcome = command(values, threading.Event())
+    outcome.show()
+    if outcome.error is not None:
+        raise outcome.error
 
 
 def test_the_command_prints_and_saves(builder, images, tmp_path, capsys):

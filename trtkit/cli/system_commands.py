@@ -90,6 +90,7 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
             "plan_bytes": len(file.plan),
             "metadata": {name: value for name, value in file.metadata.items() if name != "trtkit"},
             "passport": passport or None,
+            "thresholds": dict(file.metadata.get("trtkit") or {}).get("thresholds"),
         },
         rows=layer_frame(layers).to_dicts() if layers else [],
     )
