@@ -139,6 +139,17 @@ def test_the_same_input_from_the_same_image(tmp_path_factory, kind, seed, channe
     assert np.array_equal(values, to_input([resized], preprocess))
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_model_of_one_channel_takes_opencvs_gray(seed):
+    image = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
+    assert np.array_equal(yolo.to_channels(image, 1)[..., 0], cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+    gray = np.repeat(image[..., :1], 3, 2)
+    assert np.array_equal(yolo.to_channels(gray, 1), image[..., :1])
+    with pytest.raises(SystemExit, match="the model takes 4"):
+        yolo.to_channels(image, 4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_resizing_is_opencvs(seed):

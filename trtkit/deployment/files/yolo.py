@@ -54,6 +54,7 @@ class Processor:
             Float32 of shape (images, channels, height, width), and where each image lies in it, for `postprocess`.
         """
         settings = self.model["preprocess"]
+        images = [to_channels(image, settings["channels"]) for image in images]
         resized, places = zip(*(RESIZERS[settings["kind"]](image, self.size) for image in images), strict=True)
         batch = np.stack(resized)
         if settings["color"] == "rgb" and settings["channels"] == 3:
@@ -225,6 +226,16 @@ def decode_image(data: bytes) -> np.ndarray:
     if decoded is None:
         raise ValueError("the data is not an image that OpenCV can read")
     return np.asarray(decoded)
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """The image as a model of `channels` channels takes it: BGR becomes gray for one channel."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 1 and image.shape[2] == 3:
+        # OpenCV's weights of blue, green and red, in 32768ths.
+        return ((image @ np.array([[3735], [19235], [9798]], np.int64) + 16384) >> 15).astype(np.uint8)
+    raise SystemExit(f"the image has {image.shape[2]} channels, the model takes {channels}")
 
 
 def encode_image(image: np.ndarray) -> bytes:

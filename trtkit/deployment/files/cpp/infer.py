@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yolo import Processor, decode_mask_runs, read_image
+from yolo import Processor, decode_mask_runs, read_image, to_channels
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,6 +40,8 @@ def build(folder: Path) -> tuple[Path, bool]:
 
 def run(program: Path, folder: Path, images: Sequence[np.ndarray], *options: str) -> list[dict[str, Any]]:
     """Run the program on images (BGR uint8)."""
+    channels = json.loads((folder / "model.json").read_text(encoding="utf-8"))["preprocess"]["channels"]
+    images = [to_channels(image, channels) for image in images]
     with tempfile.TemporaryDirectory() as temporary:
         paths = []
         for number, image in enumerate(images):

@@ -15,10 +15,10 @@
 
 namespace {
 
-yolo::LoadedImage read_image(const std::string& path) {
+yolo::LoadedImage read_image(const std::string& path, [[maybe_unused]] int channels) {
 #ifdef YOLO_OPENCV
   const bool raw = path.size() > 4 && path.substr(path.size() - 4) == ".pam";
-  const cv::Mat image = raw ? cv::Mat() : cv::imread(path, cv::IMREAD_COLOR);
+  const cv::Mat image = raw ? cv::Mat() : cv::imread(path, channels == 1 ? cv::IMREAD_GRAYSCALE : cv::IMREAD_COLOR);
   if (!image.empty())
     return {yolo::Pixels(image.datastart, image.dataend), image.rows, image.cols, image.channels()};
 #endif
@@ -80,7 +80,7 @@ int run(const std::vector<std::string>& arguments) {
     std::vector<float> values(filled * image_size);
     std::vector<yolo::Place> places;
     for (size_t index = 0; index < count; ++index)
-      places.push_back(processor.preprocess(read_image(paths[start + index]), &values[index * image_size]));
+      places.push_back(processor.preprocess(read_image(paths[start + index], processor.channels()), &values[index * image_size]));
     if (input_file.is_open())
       input_file.write(reinterpret_cast<const char*>(values.data()),
                        static_cast<std::streamsize>(count * image_size * sizeof(float)));
