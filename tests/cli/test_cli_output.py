@@ -99,13 +99,24 @@ def test_a_line_break_in_an_error_forges_no_second_message(capsys):
 def test_progress_escapes_stages_and_messages(terminal, capsys):
     sink = io.StringIO()
     console = Console(file=sink, force_terminal=terminal, color_system=None, width=200)
-    with ProgressBars(console) as bars:
+    with ProgressBars(console, verbose=True) as bars:
         bars(Event(stage=HOSTILE, done=0, total=2, message=HOSTILE))
         bars(Event(stage=HOSTILE, done=2, total=2, message=HOSTILE))
     shown = sink.getvalue()
     assert CLEAR not in shown
     assert not {"\u202e", "\x07", "\x9b"} & set(shown)
-    assert (r"\x1b[2J" in shown) == terminal
+    assert r"\x1b[2J" in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("verbose", [True, False])
+def test_log_lines_are_shown_if_asked_for_and_end_in_no_file_of_the_package(terminal, verbose):
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=terminal, color_system=None, width=80)
+    with ProgressBars(console, verbose=verbose) as bars:
+        bars(Event(stage="build", done=0, total=2, message="wrote a.engine"))
+    assert ("wrote a.engine" in sink.getvalue()) is verbose
+    assert ".py" not in sink.getvalue()
 
 
 def test_errors_warnings_and_wrong_words_of_the_command_line_are_escaped(capsys, monkeypatch):

@@ -159,6 +159,8 @@ class ProgressBars:
 
     Args:
         console: The console to draw on; None uses stderr, so that stdout has results only.
+        quiet: Show nothing.
+        verbose: Also print the log lines of the steps.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -197,9 +199,9 @@ class ProgressBars:
             self.task = self.bars.add_task(escape_controls(event.stage), total=event.total)
         self.total = event.total
         self.bars.update(self.task, completed=event.done, total=event.total)
-        if event.message and self.console.is_terminal:
+        if event.message and self.verbose:
             # As Text: a str would be read as markup, and "[/x]" in a name is an error there.
-            self.bars.log(Text(escape_controls(event.message)))
+            self.bars.console.print(Text(escape_controls(event.message)))
 
     def _finish(self) -> None:
         """Complete the bar of the current stage."""
