@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
     from markupsafe import Markup
 
-__all__ = ["MAX_ROWS", "asset", "facts_html", "render", "script_json", "table_html"]
+__all__ = ["MAX_ROWS", "asset", "asset_bytes", "facts_html", "render", "script_json", "table_html"]
 
 MAX_ROWS = 200
 """Rows of a table unless more are asked for; a layer table of a large model has a few hundred."""
@@ -42,7 +42,16 @@ def asset(path: str) -> str:
     Args:
         path: Path inside the package, e.g. "plotting/plotly_loader.js".
     """
-    return (_PACKAGE / path).read_text(encoding="utf-8")
+    return asset_bytes(path).decode()
+
+
+def asset_bytes(path: str) -> bytes:
+    """The content of a file of the package.
+
+    Args:
+        path: Path inside the package.
+    """
+    return (_PACKAGE / path).read_bytes()
 
 
 def script_json(value: Any) -> Markup:

@@ -99,13 +99,12 @@ class Lab:
 
     def save(self):
         """Save the notebook and read it."""
-        name = self.page.evaluate(
-            """async () => {
-              await window.jupyterapp.commands.execute('docmanager:save');
-              return window.jupyterapp.shell.currentWidget.context.path;
-            }"""
-        )
-        return nbformat.read(self.folder / name, as_version=4)
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        return nbformat.read(self.folder / self.name(), as_version=4)
+
+    def name(self):
+        """The notebook's file below `folder`."""
+        return self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.path")
 
     def find(self, name):
         """A part of a widget by its CSS class, such as "next" for `.trtkit-next`."""

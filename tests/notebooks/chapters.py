@@ -65,7 +65,7 @@ if "trtkit" in sys.modules:
     capabilities.probe.cache_clear()
     ipywidgets.Widget.close_all()
     polars.Config.restore_defaults()
-    notebook._carrier.clear()
+    notebook._library_cells.clear()
 for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
     if {without_tensorrt}:
         sys.modules[name] = None

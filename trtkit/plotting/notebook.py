@@ -7,13 +7,14 @@ import functools
 import gzip
 import html
 import json
+import re
 import sys
 import time
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtkit.html import asset, render
+from trtkit.html import asset, asset_bytes, render
 from trtkit.progress import Event
 
 if TYPE_CHECKING:
@@ -44,7 +45,17 @@ DEFAULT_RENDERERS = ("plotly_mimetype", "plotly_mimetype+notebook")
 DEFAULT_HEIGHT = 450
 """Height that plotly gives a figure without one, pixels."""
 
-_carrier: dict[str, str] = {}
+TRACE_TYPES = frozenset(
+    ("bar", "box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "pie", "scatter",
+     "scatterternary", "violin")
+)  # fmt: skip
+"""What the embedded plotly.js draws: its cartesian bundle, a third of the whole."""
+
+LIBRARY_COPIES = 2
+"""Cells of figures that include plotly.js, so that a saved notebook draws after one of them was deleted."""
+
+_library_cells: dict[str, str] = {}
+"""The run of each cell whose output includes plotly.js, by the cell's id."""
 
 
 def figure_html(figure: go.Figure | Mapping[str, Any], *, css: str = "", toolbar: bool = True) -> Markup:
@@ -76,22 +87,28 @@ def mime_bundle(figure: go.Figure | Mapping[str, Any], *, library: bool | None =
 
     Args:
         figure: A figure or its dict.
-        library: Include plotly.js (compressed, 2 MB); None includes it in one cell per notebook.
+        library: Include plotly.js (compressed, 0.7 MB); None includes it in `LIBRARY_COPIES` cells per notebook.
     """
     data = _figure_data(figure)
-    include = _claim_library_cell() if library is None else library
-    markup = (library_html() if include else "") + figure_html(data)
+    markup = (library_html_once() if library is None else library_html() if library else "") + figure_html(data)
     return {MIMETYPE: data, "text/html": str(markup), "text/plain": f"Figure({_title(data)})"}
 
 
 def library_html() -> Markup:
-    """plotly.js, compressed (2 MB), for all figures of a page; shows nothing."""
+    """plotly.js, compressed (0.7 MB), for all figures of a page; shows nothing."""
     return render("plotting/templates/library.html.j2", library=base64.b64encode(compressed_plotly()).decode())
 
 
-def library_html_once() -> str:
-    """`library_html`; "" if another cell of the notebook has it."""
-    return library_html() if _claim_library_cell() else ""
+def library_html_once(*, needed: bool = False) -> str:
+    """`library_html`; "" if the cell or `LIBRARY_COPIES` others of the notebook have it, as far as the kernel knows.
+
+    JupyterLab draws a cell's figures itself and renders no HTML of them, so that a widget's output beside them finds no
+    plotly.js there.
+
+    Args:
+        needed: Include it whatever other cells and outputs have.
+    """
+    return library_html() if _claim_library_cell(needed=needed) else ""
 
 
 def plotly_loader() -> str:
@@ -101,18 +118,16 @@ def plotly_loader() -> str:
 
 @functools.cache
 def plotly_url() -> str:
-    """Address of plotly.js on plotly's own host."""
-    from plotly.offline import get_plotlyjs_version
-
-    return f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+    """Address of the embedded plotly.js on plotly's own host."""
+    version = re.search(rb"v(\d+\.\d+\.\d+)", gzip.decompress(compressed_plotly())[:200])
+    assert version is not None
+    return f"https://cdn.plot.ly/plotly-cartesian-{version[1].decode()}.min.js"
 
 
 @functools.cache
 def compressed_plotly() -> bytes:
-    """plotly.js, compressed by gzip."""
-    from plotly.offline import get_plotlyjs
-
-    return gzip.compress(get_plotlyjs().encode(), 9)
+    """plotly.js's cartesian bundle (`TRACE_TYPES`), compressed by gzip."""
+    return asset_bytes("plotting/plotly-cartesian.min.js.gz")
 
 
 def show_figure(figure: go.Figure) -> None:
@@ -133,14 +148,16 @@ def register_renderer() -> None:
 
     if pio.renderers.default not in DEFAULT_RENDERERS:
         return
-    from plotly.io.base_renderers import MimetypeRenderer
+    from plotly.io.base_renderers import PlotlyRenderer
 
-    class BundleRenderer(MimetypeRenderer):  # type: ignore[misc]  # plotly has no types
-        """Renders figures by `mime_bundle`."""
+    class BundleRenderer(PlotlyRenderer):  # type: ignore[misc]  # plotly has no types
+        """Renders figures by `mime_bundle`, and those that the embedded plotly.js does not draw as plotly does."""
 
         def to_mimebundle(self, figure: dict[str, Any]) -> dict[str, Any]:
             """As `mime_bundle`."""
-            return mime_bundle(figure)
+            kinds = {trace.get("type", "scatter") for trace in figure.get("data", ())}
+            bundle: dict[str, Any] = mime_bundle(figure) if kinds <= TRACE_TYPES else super().to_mimebundle(figure)
+            return bundle
 
     pio.renderers["trtkit"] = BundleRenderer()
     pio.renderers.default = "trtkit"
@@ -165,20 +182,33 @@ def _draw_code() -> Markup:
     return Markup(f"{plotly_loader()}{asset('plotting/draw_figure.js')}")
 
 
-def _claim_library_cell() -> bool:
-    """Whether this output includes plotly.js: the first one of its notebook, and that cell when it runs again."""
+def _claim_library_cell(*, needed: bool) -> bool:
+    """Whether this output includes plotly.js; if so, its cell is noted."""
     if "IPython" not in sys.modules:
         return True
     from IPython.core.getipython import get_ipython
 
     shell: Any = get_ipython()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
-    cell = str((parent.get("metadata") or {}).get("cellId") or "")
+    metadata = parent.get("metadata") or {}
     run = str((parent.get("header") or {}).get("msg_id") or "")
-    if _carrier and not (cell and cell == _carrier["cell"] and run != _carrier["run"]):
-        return False
-    _carrier.update(cell=cell, run=run)
-    return True
+    cell = str(metadata.get("cellId") or run)
+    if shell is not None and _forget_cleared_cell not in shell.events.callbacks["pre_run_cell"]:
+        shell.events.register("pre_run_cell", _forget_cleared_cell)
+    for deleted in metadata.get("deletedCells") or ():
+        _library_cells.pop(str(deleted), None)
+    if _library_cells.get(cell) == run:
+        return needed
+    _library_cells.pop(cell, None)
+    if needed or len(_library_cells) < LIBRARY_COPIES:
+        _library_cells[cell] = run
+        return True
+    return False
+
+
+def _forget_cleared_cell(info: Any) -> None:
+    """A cell that runs again loses its outputs, and perhaps shows no figure this time."""
+    _library_cells.pop(str(getattr(info, "cell_id", None)), None)
 
 
 REFRESH_SECONDS = 0.25

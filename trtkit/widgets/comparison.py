@@ -335,6 +335,8 @@ class Gallery(ComparisonWidget):
         state: The changes that are shown; None until there is a comparison.
     """
 
+    has_figures = False
+
     def __init__(self, source: Comparison | str | Path | None, precision: str | None) -> None:
         self.state: GalleryState | None = None
         self._precision = precision

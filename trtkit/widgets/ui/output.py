@@ -199,11 +199,15 @@ class StaticOutput(ipywidgets.VBox):
 
     A widget needs its kernel; the output displayed beside it is part of the notebook's file. `hiding_style` hides the
     output while the widget is shown, so that it appears only where the widget can't be: in a saved notebook that is
-    opened again and in a page exported from it. plotly.js is in an output of its own, which is never refreshed.
+    opened again and in a page exported from it. plotly.js is in an output of its own, which is never refreshed: a page
+    may render no other cell's output, or the other cell is deleted.
 
     Attributes:
+        has_figures: Whether `static_parts` may hold figures.
         hiding_style: The style that hides the output; a child of the widget.
     """
+
+    has_figures = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +254,9 @@ class StaticOutput(ipywidgets.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         from IPython.display import display
 
-        display({"text/html": library_html_once(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
+        if self.has_figures:
+            library = library_html_once(needed=True)
+            display({"text/html": library, "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
         self._display(update=False)
         self._displayed = True
         bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
