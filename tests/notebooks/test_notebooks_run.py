@@ -1,7 +1,7 @@
 """Every notebook runs in a clean copy, on a CPU, with its fast values."""
 
 import pytest
-from chapters import CHAPTERS, Kernel, list_data, list_outputs
+from chapters import CHAPTERS, Kernel, list_code_cells, list_data, list_outputs
 
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -20,8 +20,13 @@ def kernel():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_a_notebook_runs_and_shows_its_results(path, kernel, tmp_path):
-    notebook = kernel.run(path, tmp_path, without_tensorrt=path.stem in WITHOUT_TENSORRT)
+def test_a_notebook_runs_and_shows_its_results(path, kernel, request, tmp_path):
+    if path == CHAPTERS[0]:
+        notebook, runs = request.getfixturevalue("quickstart")
+        folder = runs.parents[1]
+    else:
+        notebook = kernel.run(path, tmp_path, without_tensorrt=path.stem in WITHOUT_TENSORRT)
+        folder = tmp_path / "notebooks"
     outputs = list_outputs(notebook)
     assert not [output for output in outputs if output.output_type == "error"]
     # No warnings and no logs.
@@ -35,6 +40,34 @@ def test_a_notebook_runs_and_shows_its_results(path, kernel, tmp_path):
         assert list_data(notebook, FIGURE)
     assert any("<table" in text for text in list_data(notebook, "text/html"))
     # All results are in one folder.
-    created = [one for one in (tmp_path / "notebooks").iterdir() if one.suffix != ".ipynb"]
+    created = [one for one in folder.iterdir() if one.suffix != ".ipynb"]
     assert [one.name for one in created] == ["runs"]
     assert [one.name for one in created[0].iterdir()] == [path.stem]
+
+
+@pytest.fixture(scope="module")
+def quickstart(kernel, tmp_path_factory):
+    """Notebook 1 after its run, and the folder of its files."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    return kernel.run(CHAPTERS[0], folder), folder / "notebooks" / "runs" / "01_quickstart"
+
+
+@pytest.mark.slow
+def test_notebook_1_opens_with_one_image_in_both_precisions(quickstart):
+    notebook, _ = quickstart
+    setup, parameters, _, first = [cell for cell in list_code_cells(notebook) if cell.id != "reset"][:4]
+    assert (setup.outputs, parameters.outputs) == ([], [])
+    html = first.outputs[-1].data["text/html"]
+    assert html.count("data:image/jpeg") == 2
+    assert 0 < html.index("FP32: Detections(") < html.index("INT8: Detections(")
+
+
+@pytest.mark.slow
+def test_notebook_3_loads_what_notebook_1_saved(quickstart, kernel, tmp_path):
+    _, saved = quickstart
+    notebook = kernel.run(CHAPTERS[2], tmp_path, saved=str(saved))
+    outputs = list_outputs(notebook)
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any(f"Loaded from {saved}." in output.get("text", "") for output in outputs)
+    assert len(list_data(notebook, WIDGET)) == WIDGETS["03_int8_vs_fp16"]
+    assert not (tmp_path / "notebooks" / "runs").exists()

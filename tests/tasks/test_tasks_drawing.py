@@ -37,4 +37,12 @@ def test_large_images_are_made_smaller_and_small_ones_stay():
 def test_words_stand_for_each_image():
     grid = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
     assert "alt='2 of &#39;a&#39; &amp; &lt;b&gt;'" in grid._repr_html_()
+    assert ">2 of &#39;a&#39; &amp; &lt;b&gt;</figcaption>" in grid._repr_html_()
     assert repr(grid) == "ImageGrid of 1\n  2 of 'a' & <b>"
+
+
+def test_two_grids_are_shown_beside_each_other():
+    one, other = (ImageGrid(images=(plain(9, 9, value),), captions=(str(value),)) for value in (9, 99))
+    both = one + other
+    assert both.captions == ("9", "99")
+    assert [int(image.mean()) for image in both.images] == [9, 99]

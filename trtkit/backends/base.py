@@ -306,6 +306,7 @@ class Runner(abc.ABC):
         self,
         images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path,
         *,
+        label: str = "",
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,
@@ -314,12 +315,13 @@ class Runner(abc.ABC):
 
         Args:
             images: As in `predict`, one or more.
+            label: First words of each caption, such as the precision.
             conf: Minimum score of a detection.
             iou: Class-wise NMS: of two boxes with IoU > `iou` the lower score is dropped.
             max_det: Maximum number of detections per image.
 
         Returns:
-            The images side by side; a notebook displays them.
+            The images side by side; a notebook displays them. `+` puts the images of two runners beside each other.
 
         Raises:
             DataError: An image can't be read, or there is none.
@@ -338,7 +340,9 @@ class Runner(abc.ABC):
             task.draw(to_display(image), prediction, self.info.names)
             for image, prediction in zip(loaded, predictions, strict=True)
         )
-        return ImageGrid(images=drawn, captions=tuple(map(repr, predictions)))
+        return ImageGrid(
+            images=drawn, captions=tuple(f"{label}: {one!r}" if label else repr(one) for one in predictions)
+        )
 
     def read_batches(
         self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path

@@ -361,7 +361,7 @@ HEIGHT = 240
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImageGrid:
-    """Images with captions, displayed side by side in a notebook.
+    """Images with captions, displayed side by side in a notebook; `a + b` shows those of both.
 
     Attributes:
         images: BGR uint8, (height, width, 3), of any size.
@@ -370,6 +370,9 @@ class ImageGrid:
 
     images: tuple[NDArray[np.uint8], ...]
     captions: tuple[str, ...]
+
+    def __add__(self, other: ImageGrid) -> ImageGrid:
+        return ImageGrid(images=self.images + other.images, captions=self.captions + other.captions)
 
     def _repr_html_(self) -> str:
         images = [(_encode_jpeg(image), text) for image, text in zip(self.images, self.captions, strict=True)]
