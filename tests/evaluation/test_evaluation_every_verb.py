@@ -92,7 +92,7 @@ def run_every_command(model, data, task, size, folder, capsys, monkeypatch, *, b
         assert task in run_cli("engine", "show", "int8.engine")
     out = run_cli(
         "compare", model, data, "--imgsz", size, "--eval-images=8", "--calibration=runs/calibrate", "--no-build",
-        "--runs=2", "--seconds=0.01",
+        "--runs=2", "--seconds=0.01", "-v",
     )  # fmt: skip
     assert metric in out
     report = Path("runs/compare/report.html")
