@@ -21,7 +21,7 @@ from typing import Any
 
 import trtkit as tk
 from trtkit import backends
-from trtkit.files import write_json
+from trtkit.writing import write_json
 
 HERE = Path(__file__).resolve()
 VARIANTS: dict[str, dict[str, str]] = {

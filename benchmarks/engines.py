@@ -27,7 +27,7 @@ from typing import Any
 from parallel_builds import Program, drive, gpus_here
 
 import trtkit as tk
-from trtkit.files import write_json
+from trtkit.writing import write_json
 
 HERE = Path(__file__).resolve()
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import trtkit as tk
 from trtkit.data import open_dataset
-from trtkit.files import write_bytes, write_json
 from trtkit.results import describe_machine, package_versions
+from trtkit.writing import write_bytes, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -33,10 +33,10 @@ from trtkit import backends, demo
 from trtkit.backends import BuildSettings, Passport
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import TrtkitError
-from trtkit.files import write_json
 from trtkit.graph.pad_channels import pad_channels
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.results import describe_machine, package_versions
+from trtkit.writing import write_json
 
 SIZES = (64, 160, 320)
 FORMS = {"stored": "INT8 behind DequantizeLinear", "expanded": "float behind Q/DQ"}

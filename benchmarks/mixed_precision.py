@@ -29,13 +29,13 @@ from records import write as write_record
 import trtkit as tk
 from trtkit.calibration import Calibration
 from trtkit.data import open_dataset
-from trtkit.files import write_json
 from trtkit.graph.torch_export import trace
 from trtkit.models import load
 from trtkit.progress import Reporter
 from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.measurement import ResultCache
 from trtkit.tuning.search_loop import NoiseProbe, repair_ranges
+from trtkit.writing import write_json
 
 IMGSZ = 640
 BATCH = 8

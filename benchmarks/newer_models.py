@@ -27,8 +27,8 @@ import trtkit as tk
 from trtkit.data import open_dataset
 from trtkit.errors import TrtkitError
 from trtkit.exporter import export_with_graph
-from trtkit.files import write_json
 from trtkit.recipe import Recipe
+from trtkit.writing import write_json
 
 MODELS = {
     "yolo26n": "detect",

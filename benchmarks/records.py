@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtkit.files import write_bytes, write_json
 from trtkit.progress import Event
 from trtkit.results import describe_machine, package_versions
 from trtkit.version import __version__
+from trtkit.writing import write_bytes, write_json
 
 __all__ = ["about", "about_engines", "earlier", "line_of", "of_gpu", "show", "table", "write"]
 

@@ -217,7 +217,7 @@ def run_job(job: Job, options: argparse.Namespace) -> None:
     import planted_faults
 
     import trtkit as tk
-    from trtkit.files import write_json
+    from trtkit.writing import write_json
 
     folder = Path(options.work) / "results"
     facts: dict[str, Any] = {**dataclasses.asdict(job.unit), "precision": job.precision, "fault": job.fault}
@@ -306,8 +306,8 @@ def gather(folder: Path, out: Path, options: argparse.Namespace) -> None:
     """Write everything there is as three files."""
     import polars as pl
 
-    from trtkit.files import write_bytes, write_json
     from trtkit.results import describe_machine, package_versions
+    from trtkit.writing import write_bytes, write_json
 
     rows, frames = [], []
     for job in jobs():

@@ -28,9 +28,10 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from trtkit.errors import DiskFullError, DownloadError
-from trtkit.files import hash_file, read_json, temporary_folder, user_cache_dir, write_bytes, write_json
+from trtkit.files import hash_file, read_json, user_cache_dir
 from trtkit.progress import is_planning
 from trtkit.version import __version__
+from trtkit.writing import temporary_folder, write_bytes, write_json
 
 __all__ = ["Asset", "describe_download", "fetch", "find_asset", "locate", "read_url"]
 

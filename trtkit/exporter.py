@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.arguments import check_arguments
 from trtkit.errors import BuildError, RecipeError, warn
-from trtkit.files import check_output, hash_parts
+from trtkit.files import hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.recipe import Recipe, round_imgsz
+from trtkit.writing import check_output
 
 if TYPE_CHECKING:
     import onnx

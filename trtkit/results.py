@@ -15,18 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtkit.errors import ResultError, TrtkitError
-from trtkit.files import (
-    atomic_folder,
-    find_published,
-    hash_file,
-    hash_parts,
-    publish_interrupted,
-    read_json,
-    write_json,
-)
+from trtkit.files import hash_file, hash_parts, read_json
 from trtkit.html import render
 from trtkit.progress import available_cores
 from trtkit.version import FORMAT_VERSION, __version__
+from trtkit.writing import atomic_folder, find_published, publish_interrupted, write_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

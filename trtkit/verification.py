@@ -18,9 +18,10 @@ from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError
 from trtkit.evaluation.output_differences import OUTPUTS, measure_differences, relative_difference
-from trtkit.files import hash_parts, temporary_folder
+from trtkit.files import hash_parts
 from trtkit.progress import Plan, start_work
 from trtkit.results import Provenance, Result
+from trtkit.writing import temporary_folder
 
 if TYPE_CHECKING:
     import onnx

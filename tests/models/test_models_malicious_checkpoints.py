@@ -117,7 +117,7 @@ DANGEROUS = [
     "numpy.testing._private.utils.runstring",
     "webbrowser.open",
     "socket.create_connection",
-    "trtkit.files.write_bytes",
+    "trtkit.writing.write_bytes",
     "torchx.nn.Module",
     "ultralyticsx.Model",
     "datetimes.x",

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trtkit.backends.devices import parse_device
 from trtkit.errors import EngineError
-from trtkit.files import atomic_write, hash_parts, write_bytes
+from trtkit.files import hash_parts
 from trtkit.models.model import DESCRIPTION_KEYS, ModelInfo
 from trtkit.results import package_versions
+from trtkit.writing import atomic_write, write_bytes
 
 if TYPE_CHECKING:
     from trtkit.backends.base import BuildResult, BuildSettings

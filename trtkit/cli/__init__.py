@@ -21,9 +21,9 @@ from trtkit.arguments import check_values
 from trtkit.cli.examples import OVERVIEW, format_examples
 from trtkit.cli.parser import Parser
 from trtkit.errors import CancelledError, TrtkitError
-from trtkit.files import check_output_folder
 from trtkit.progress import Plan, catch_plan
 from trtkit.version import __version__
+from trtkit.writing import check_output_folder
 
 if TYPE_CHECKING:
     from trtkit.cli.output import Outcome

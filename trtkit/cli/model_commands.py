@@ -20,9 +20,9 @@ from trtkit.cli.options import add_options, add_output, call_with_options
 from trtkit.cli.output import Outcome, make_frame_table, make_table, print_table, print_text, print_wrapped
 from trtkit.cli.predict_command import add_predict
 from trtkit.errors import EngineError, OutputExistsError, RecipeError
-from trtkit.files import check_output, find_published, write_bytes
 from trtkit.progress import Plan, start_work
 from trtkit.recipe import Recipe, format_label
+from trtkit.writing import check_output, find_published, write_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

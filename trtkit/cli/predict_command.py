@@ -15,8 +15,9 @@ from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, add_output, call_with_options
 from trtkit.cli.output import Outcome, make_table, print_table, print_text
 from trtkit.errors import DataError
-from trtkit.files import escape_surrogates, write_bytes
+from trtkit.files import escape_surrogates
 from trtkit.progress import Plan, Reporter, start_work
+from trtkit.writing import write_bytes
 
 if TYPE_CHECKING:
     from trtkit.tasks import Prediction

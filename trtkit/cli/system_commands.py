@@ -20,9 +20,9 @@ from trtkit.cli.model_commands import comparison_outcome
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
 from trtkit.cli.output import Outcome, make_table, print_table, print_text
 from trtkit.errors import CancelledError, CapabilityError, EngineError, TrtkitError
-from trtkit.files import check_output, temporary_folder, write_json
 from trtkit.progress import Reporter
 from trtkit.recipe import round_imgsz
+from trtkit.writing import check_output, temporary_folder, write_json
 
 if TYPE_CHECKING:
     from trtkit.backends import EngineFile

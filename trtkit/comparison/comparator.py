@@ -28,10 +28,10 @@ from trtkit.comparison.verdict import MAX_DROP
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark
 from trtkit.evaluation.significance import compute_all_differences
-from trtkit.files import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.recipe import Recipe, round_imgsz
+from trtkit.writing import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 
 if TYPE_CHECKING:
     from trtkit.backends import Capabilities

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from trtkit.comparison.cards import make_cards
 from trtkit.comparison.findings import NEGLIGIBLE_DELTA
 from trtkit.evaluation.significance import RESAMPLES
-from trtkit.files import write_bytes
 from trtkit.html import asset, render
 from trtkit.recipe import format_label
+from trtkit.writing import write_bytes
 
 if TYPE_CHECKING:
     import polars as pl

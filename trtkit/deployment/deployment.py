@@ -15,9 +15,9 @@ from trtkit.deployment import cpp, deepstream, jetson, targets, tensorflow, trit
 from trtkit.deployment.bundle import Bundle, check_source, read_bundle, read_samples
 from trtkit.deployment.target import TARGETS, Target
 from trtkit.errors import OutputExistsError, RecipeError, warn
-from trtkit.files import check_output_folder, temporary_folder
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.results import package_versions
+from trtkit.writing import check_output_folder, temporary_folder
 
 if TYPE_CHECKING:
     from trtkit.backends.base import HasPath

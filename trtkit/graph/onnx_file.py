@@ -11,8 +11,9 @@ from typing import Any
 import onnx
 
 from trtkit.errors import OnnxError
-from trtkit.files import atomic_folder, atomic_write, check_output, escape_surrogates, hash_parts
+from trtkit.files import escape_surrogates, hash_parts
 from trtkit.models.model import parse_trtkit_entry
+from trtkit.writing import atomic_folder, atomic_write, check_output
 
 __all__ = ["add_metadata", "check_onnx", "read_trtkit_metadata", "update_metadata", "write_onnx"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from trtkit.errors import ModelError, OnnxError
-from trtkit.files import hash_parts, temporary_folder
+from trtkit.files import hash_parts
 from trtkit.graph.analysis import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32, match_node_names
 from trtkit.graph.onnx_file import update_metadata
@@ -19,6 +19,7 @@ from trtkit.graph.passes import fuse_box_decoding, remove_copies
 from trtkit.graph.prequantized import is_quantized
 from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, Model
 from trtkit.models.onnx_model import refuse_damaged_graph
+from trtkit.writing import temporary_folder
 
 __all__ = ["OPSET", "check_trace", "trace"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from trtkit.errors import DataError, EngineError
-from trtkit.files import atomic_write
+from trtkit.writing import atomic_write
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -16,10 +16,11 @@ import onnx
 
 from trtkit.errors import CapabilityError, TrtkitError
 from trtkit.evaluation.evaluation import EVAL_CONF, Evaluation, evaluate
-from trtkit.files import check_output_folder, hash_parts, read_json, write_json
+from trtkit.files import hash_parts, read_json
 from trtkit.graph.qdq import QDQPlacement
 from trtkit.progress import Event, Progress, Reporter
 from trtkit.results import package_versions
+from trtkit.writing import check_output_folder, write_json
 
 if TYPE_CHECKING:
     from trtkit.calibration.calibration import Calibration

@@ -11,8 +11,9 @@ import polars as pl
 
 from trtkit.calibration import Calibration
 from trtkit.errors import ResultError
-from trtkit.files import find_published, hash_parts, write_bytes
+from trtkit.files import hash_parts
 from trtkit.results import Provenance, Result, SavedResult
+from trtkit.writing import find_published, write_bytes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -20,7 +20,7 @@ from trtkit.data import sample_images
 from trtkit.errors import CalibrationError
 from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES
-from trtkit.files import hash_parts, temporary_folder
+from trtkit.files import hash_parts
 from trtkit.graph.analysis import block_of
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import Model, load
@@ -39,6 +39,7 @@ from trtkit.tuning.measurement import (
     select_cost_model,
 )
 from trtkit.tuning.search import Search
+from trtkit.writing import temporary_folder
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ import numpy as np
 from trtkit.backends.base import ImplicitCalibration
 from trtkit.backends.capabilities import import_bindings, probe, require_torch_cuda
 from trtkit.errors import CalibrationError, CapabilityError
-from trtkit.files import write_bytes
 from trtkit.progress import Reporter
+from trtkit.writing import write_bytes
 
 __all__ = [
     "BuildProgress",

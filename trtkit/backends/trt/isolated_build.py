@@ -24,8 +24,8 @@ from trtkit import errors
 from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
-from trtkit.files import temporary_folder
 from trtkit.progress import Event, Reporter
+from trtkit.writing import temporary_folder
 
 __all__ = ["build_isolated"]
 

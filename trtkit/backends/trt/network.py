@@ -15,10 +15,11 @@ from trtkit.backends.base import BuildSettings
 from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, OutputError, RecipeError, warn
-from trtkit.files import user_cache_dir, write_bytes
+from trtkit.files import user_cache_dir
 from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.pad_channels import pad_channels
+from trtkit.writing import write_bytes
 
 __all__ = [
     "TimingCache",

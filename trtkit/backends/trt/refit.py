@@ -17,9 +17,10 @@ from trtkit.backends.trt.builder import read_graph
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.backends.trt.network import fit_graph
 from trtkit.errors import EngineError, OnnxError
-from trtkit.files import check_output, hash_parts
+from trtkit.files import hash_parts
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.qdq import expand_int8_weights
+from trtkit.writing import check_output
 
 __all__ = ["refit_engine"]
 

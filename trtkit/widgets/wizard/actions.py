@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from trtkit import demo
 from trtkit.data import open_dataset
 from trtkit.errors import CapabilityError
-from trtkit.files import temporary_folder
 from trtkit.progress import CancelToken, Progress, Reporter
 from trtkit.recipe import Recipe
+from trtkit.writing import temporary_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -103,6 +103,10 @@ class WizardResult:
     comparison: Comparison | None
     timing: Timing
     diagnosis: Diagnosis | None = None
+
+    def __repr__(self) -> str:
+        measured = "not compared" if self.comparison is None else "compared with FP32"
+        return f"WizardResult({self.artifact.path}: {self.artifact.precision}, {measured})"
 
 
 def read_model(path: str, *, progress: Progress | None = None, cancel: CancelToken | None = None) -> Model:

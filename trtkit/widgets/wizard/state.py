@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from trtkit import demo
 from trtkit.errors import OutputError, OutputExistsError, RecipeError, TrtkitError
 from trtkit.exporter import default_output
-from trtkit.files import check_output
 from trtkit.recipe import Recipe
 from trtkit.widgets.ui.controls import Option
 from trtkit.widgets.wizard.files import find_data_problem
 from trtkit.widgets.wizard.form import WizardForm
 from trtkit.widgets.wizard.options import Machine, end2end_option, nms_option, precision_options
+from trtkit.writing import check_output
 
 if TYPE_CHECKING:
     from trtkit.deployment import Deployment
