@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.progress import Event, Reporter
-from trtkit.widgets.ui.jobs import JOB_STATES, Job
+from trtkit.widgets.ui import jobs
+from trtkit.widgets.ui.jobs import JOB_STATES, Job, JobView
 
 
 class Steps:
@@ -260,3 +262,21 @@ def test_a_closed_loop_does_not_lose_the_end() -> None:
     call.finish()
     job.wait()
     assert states == ["running", "done"]
+
+
+def test_the_clock_goes_on_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "TICK_SECONDS", 0.005)
+    go_on, shown = threading.Event(), []
+    view = JobView("work")
+    view.clock.observe(lambda change: shown.append(change["new"]), "value")
+    clock = iter([0.0, *(index / 2 for index in range(1000))])
+    monkeypatch.setattr(Job, "seconds", property(lambda self: next(clock)))
+    view.start(lambda progress, cancel: go_on.wait(10))
+    end = time.monotonic() + 5
+    while len(shown) < 3 and time.monotonic() < end:
+        time.sleep(0.005)
+    assert shown[:3] == ["0:00", "0:01", "0:02"]
+    assert view.clock.layout.display == ""
+    go_on.set()
+    view.job.wait()
+    assert view.clock.layout.display == "none"

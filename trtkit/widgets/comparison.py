@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
+from trtkit.comparison.cards import make_cards
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import DataError
 from trtkit.html import render, table_html
@@ -99,11 +100,12 @@ class ComparisonWidget(JobWidget):
 
 
 def render_verdict(state: DashboardState) -> str:
-    """The verdict on each precision, with the findings folded."""
+    """The verdict on each precision and the cards, with the findings folded."""
     return render(
         "widgets/templates/dashboard_verdict.html.j2",
         model=state.comparison.about["model"],
         verdicts=list(state.comparison.verdicts.values()),
+        cards=make_cards(state.comparison),
         findings=state.comparison.findings(),
     )
 

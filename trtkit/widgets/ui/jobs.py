@@ -77,6 +77,11 @@ class Job(Generic[T]):
         return self.state == "running"
 
     @property
+    def token(self) -> threading.Event:
+        """The cancellation token of this run; another run has another."""
+        return self._cancel
+
+    @property
     def cancelling(self) -> bool:
         """Whether the call was asked to stop and still runs."""
         return self.running and self._cancel.is_set()
@@ -206,6 +211,9 @@ class Job(Generic[T]):
 # Seconds between updates of the progress bar: ten a second, which a slow connection carries.
 REFRESH_SECONDS = 0.1
 
+TICK_SECONDS = 1.0
+"""Seconds between updates of the clock."""
+
 MAX_LOG_LINES = 200
 
 
@@ -221,6 +229,7 @@ class JobView(ipywidgets.VBox):
         stage: An `ipywidgets.HTML` with the current stage.
         bar: The progress bar.
         messages: An `ipywidgets.HTML` with the log.
+        clock: An `ipywidgets.HTML` with the time since the start, which goes on between events.
         cancel: The Cancel button.
         error_box: The error of a failed job.
     """
@@ -234,6 +243,8 @@ class JobView(ipywidgets.VBox):
             value=0, max=1, tooltip="progress of this stage", layout=ipywidgets.Layout(width="min(28rem, 60%)")
         )
         self.bar.add_class("trtkit-bar")
+        self.clock = ipywidgets.HTML()
+        self.clock.add_class("trtkit-clock")
         self.cancel = make_button(
             "Cancel", "Stop at the next step; no partial files are left", self._cancel_job, name="cancel"
         )
@@ -241,7 +252,7 @@ class JobView(ipywidgets.VBox):
         self.messages.add_class("trtkit-messages")
         self.error_box = ErrorBox()
         self._last_update = 0.0
-        row = ipywidgets.HBox([self.bar, self.cancel], layout=ipywidgets.Layout(align_items="center"))
+        row = ipywidgets.HBox([self.bar, self.clock, self.cancel], layout=ipywidgets.Layout(align_items="center"))
         super().__init__([self.stage, row, self.messages, self.error_box], layout=ipywidgets.Layout(display="none"))
         self.add_class("trtkit-job")
 
@@ -255,7 +266,7 @@ class JobView(ipywidgets.VBox):
     def _on_state(self, job: Job[Any]) -> None:
         self.layout.display = ""
         self.cancel.disabled = not job.running or job.cancelling
-        for control in (self.bar, self.cancel):
+        for control in (self.bar, self.clock, self.cancel):
             control.layout.display = "" if job.running else "none"
         self.error_box.show(job.error)
         if job.cancelling:
@@ -264,6 +275,7 @@ class JobView(ipywidgets.VBox):
         if job.running:
             self.stage.value, self.messages.value = escape(f"Starting {job.name} …"), ""
             self.bar.value, self._last_update = 0, 0.0
+            threading.Thread(target=self._tick, args=(job.token,), name="trtkit clock", daemon=True).start()
             return
         self.stage.value = {
             "done": f"✓ Done in {job.seconds:.1f} s",
@@ -273,6 +285,13 @@ class JobView(ipywidgets.VBox):
         self._write_log(job.log, folded=job.state == "done")
         if self.on_end is not None:
             self.on_end(job)
+
+    def _tick(self, token: threading.Event) -> None:
+        """Show the time of one run, second by second, until it has ended."""
+        while self.job.running and self.job.token is token:
+            minutes, seconds = divmod(int(self.job.seconds), 60)
+            self.clock.value = f"{minutes}:{seconds:02}"
+            time.sleep(TICK_SECONDS)
 
     def _on_event(self, event: Event) -> None:
         now = time.perf_counter()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -240,6 +241,15 @@ class StaticOutput(ipywidgets.VBox):
             return
         self._refresh_pending = True
         loop.call_later(REFRESH_DELAY, self._refresh)
+
+    def display_in_kernel(self) -> None:
+        """Display the widget below the running cell, unless it was displayed or no kernel runs."""
+        ipython = sys.modules.get("IPython")
+        if self._displayed or ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+            return
+        from IPython.display import display
+
+        display(self)  # type: ignore[no-untyped-call]
 
     def _refresh(self) -> None:
         self._refresh_pending = False

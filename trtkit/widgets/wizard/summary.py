@@ -269,12 +269,14 @@ def latency_frame(measurement: Measurement) -> pl.DataFrame:
 
 
 def render_accuracy(measurement: Measurement, precision: str) -> Markup:
-    """The verdict and the table of metrics.
+    """The verdict, the cards and the table of metrics.
 
     Args:
         measurement: From `measure`.
         precision: The built precision.
     """
+    from trtkit.comparison.cards import make_cards
+
     first, *rest = measurement_messages(measurement, precision)
     table = other = None
     if measurement.comparison is not None:
@@ -292,6 +294,8 @@ def render_accuracy(measurement: Measurement, precision: str) -> Markup:
             other = table_html(without, headings=headings, digits=digits)
     return render(
         "widgets/wizard/templates/accuracy.html.j2",
+        verdicts=[] if measurement.comparison is None else list(measurement.comparison.verdicts.values()),
+        cards=() if measurement.comparison is None else make_cards(measurement.comparison),
         verdict=render_messages(first),
         sentences=[one.text for one in rest],
         table=table,

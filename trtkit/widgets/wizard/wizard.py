@@ -272,7 +272,7 @@ class Wizard(StaticOutput):
         self._inspection.wait()
 
     def run(self) -> WizardResult:
-        """Do all steps at once: read, examine, build, measure. A displayed widget shows them meanwhile.
+        """Do all steps at once: read, examine, build, measure. In a notebook the widget is displayed and shows them.
 
         Returns:
             The file, its comparison with FP32, its latency and the findings about the calibration images.
@@ -282,6 +282,7 @@ class Wizard(StaticOutput):
             CancelledError: Cancel was pressed.
             KeyboardInterrupt: The user interrupted; the running step was cancelled.
         """
+        self.display_in_kernel()
         self.ready()
         for name in ("model", "images", "build", "result"):
             if name == "images" and self.state.examine_problem:
