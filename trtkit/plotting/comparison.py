@@ -205,7 +205,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
     figure.update_xaxes(
         title_standoff=6,
-        title_text=f"{escape_text(title)}<br>bars: 95 % confidence interval; filled: significant",
+        title_text=f"{escape_text(title)}<br>bars: 95 % interval; filled: significant",
         gridcolor=LINE,
     )
     figure.update_yaxes(
