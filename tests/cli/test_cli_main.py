@@ -20,6 +20,7 @@ import trtkit
 from trtkit.backends import write_engine
 from trtkit.backends.engine_file import Passport
 from trtkit.cli import COMMANDS, main
+from trtkit.cli import output as cli_output
 from trtkit.cli.output import ProgressBars
 from trtkit.errors import CancelledError
 from trtkit.files import hash_parts
@@ -207,15 +208,50 @@ def test_engine_strip_and_wrap_are_inverse(engine, tmp_path, capsys):
     assert data.endswith(plan.read_bytes())
 
 
-def test_bars_print_one_line_per_stage_without_a_terminal(capsys):
-    with ProgressBars(Console(file=io.StringIO())) as bars:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_finished_stage_is_one_line(terminal, monkeypatch):
+    monkeypatch.setattr(cli_output, "SHORTEST", 0.05)
+    sink = io.StringIO()
+    with ProgressBars(Console(file=sink, force_terminal=terminal, color_system=None, width=80)) as bars:
         for done in range(3):
             bars(Event(stage="calibrate", done=done, total=3))
             time.sleep(0.03)
         bars(Event(stage="build", done=0))
         time.sleep(0.06)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["calibrate", "build"]
+    lines = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", sink.getvalue())
+    found = [match[1] for match in map(re.compile(r"(\w+): [0-9.]+ s").fullmatch, lines) if match]
+    assert found == ["calibrate", "build"]
+
+
+def test_a_long_stage_is_never_silent_in_a_pipe(monkeypatch, capsys):
+    monkeypatch.setattr(cli_output, "BEAT", 0.02)
+    monkeypatch.setattr(cli_output, "SHORTEST", 0.05)
+    sink = io.StringIO()
+    with ProgressBars(Console(file=sink)) as bars:
+        bars(Event(stage="build", done=0))
+        time.sleep(0.3)
+        # Another line ends the open one; the stage goes on below it.
+        cli_output.print_error("a note")
+        before = sink.getvalue()
+        time.sleep(0.2)
+    assert re.fullmatch(r"build: \.{3,}\n", before)
+    assert re.fullmatch(r"build: \.+ [0-9.]+ s\n", sink.getvalue().removeprefix(before))
+    assert capsys.readouterr().err == "a note\n"
+
+
+def test_the_running_stage_fits_eighty_columns():
+    sink = io.StringIO()
+    console = Console(file=sink, force_terminal=True, color_system=None, width=80)
+    with ProgressBars(console) as bars:
+        for stage in (f"evaluate stage {number}" for number in range(30)):
+            bars(Event(stage=stage, done=399, total=400))
+            time.sleep(0.06)
+        bars.bars.refresh()
+    drawn = [line for line in re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", sink.getvalue()) if "in all" in line]
+    assert drawn
+    assert max(map(len, drawn)) <= 80
+    # One line is alive, however many stages there were.
+    assert len(bars.bars.tasks) == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of a POSIX shell")

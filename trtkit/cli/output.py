@@ -13,6 +13,7 @@ import math
 import re
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,12 @@ __all__ = [
     "print_text",
     "print_wrapped",
 ]
+
+BEAT = 1.5
+"""Longest silence on a stream that is no terminal, s."""
+
+SHORTEST = 0.2
+"""Seconds below which a stage gets no line."""
 
 # C0 and C1 controls, marks and overrides of the text direction, line separators, and the lone surrogates of file names
 # that are not UTF-8, which no stream can encode. Joiners stay: scripts and emoji need them.
@@ -83,6 +90,7 @@ def print_wrapped(text: object) -> None:
 
 def print_error(text: object) -> None:
     """Print one line to stderr; a line break inside is escaped too, so that no name can forge a second message."""
+    _OPEN_LINE.close()
     print(escape_controls(text), file=sys.stderr)
 
 
@@ -155,7 +163,10 @@ def _to_json(value: Any) -> Any:
 
 
 class ProgressBars:
-    """A progress callback: bars on a terminal, else one line per stage. A context manager that restores the terminal.
+    """A progress callback: on a terminal a line per finished stage and a bar for the running one, else lines of text.
+
+    Neither is silent for more than `BEAT` seconds: the terminal's clocks tick, and a line of text grows by dots. A
+    context manager, which restores the terminal.
 
     Args:
         console: The console to draw on; None uses stderr, so that stdout has results only.
@@ -167,27 +178,33 @@ class ProgressBars:
         self.quiet, self.verbose = quiet, verbose
         self.console = console or Console(stderr=True)
         self.stage: str | None = None
-        self.total: int | None = None
-        self.begun = time.perf_counter()
+        self.begun = self.started = time.perf_counter()
         self.bars = Progress(
-            TextColumn("{task.description:<28}", markup=False),
-            BarColumn(bar_width=30),
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[whole]} in all"),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
+            transient=True,
         )
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self.bars.start()
+        if not self.quiet:
+            threading.Thread(target=self._beat, name="trtkit progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if error is None:
             self._finish()
         self.bars.stop()
+        _OPEN_LINE.close()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -196,21 +213,80 @@ class ProgressBars:
         if event.stage != self.stage:
             self._finish()
             self.stage, self.begun = event.stage, time.perf_counter()
-            self.task = self.bars.add_task(escape_controls(event.stage), total=event.total)
-        self.total = event.total
-        self.bars.update(self.task, completed=event.done, total=event.total)
+            self.task = self.bars.add_task(escape_controls(event.stage), total=event.total, whole=self._whole())
+        self.bars.update(self.task, completed=event.done, total=event.total, whole=self._whole())
         if event.message and self.verbose:
-            # As Text: a str would be read as markup, and "[/x]" in a name is an error there.
-            self.bars.console.print(Text(escape_controls(event.message)))
+            self._print(event.message)
+
+    def _whole(self) -> str:
+        """The time since the start."""
+        minutes, seconds = divmod(int(time.perf_counter() - self.started), 60)
+        return f"{minutes}:{seconds:02}"
+
+    def _print(self, text: str) -> None:
+        _OPEN_LINE.close()
+        # As Text: a str would be read as markup, and "[/x]" in a name is an error there.
+        self.bars.console.print(Text(escape_controls(text)), soft_wrap=True)
 
     def _finish(self) -> None:
-        """Complete the bar of the current stage."""
+        """Turn the running stage into one line; what took no time is not worth one."""
         if self.stage is None:
             return
-        self.bars.update(self.task, completed=self.total or 1, total=self.total or 1)
-        if not self.console.is_terminal and time.perf_counter() - self.begun > 0.05:
-            print_error(f"{self.stage}: {time.perf_counter() - self.begun:.1f} s")
+        seconds = time.perf_counter() - self.begun
+        if self.console.is_terminal:
+            self.bars.remove_task(self.task)
+        if seconds > SHORTEST and not _OPEN_LINE.end(self.stage, f" {seconds:.1f} s"):
+            self._print(f"{self.stage}: {seconds:.1f} s")
         self.stage = None
+
+    def _beat(self) -> None:
+        """Update the overall clock on a terminal; elsewhere begin the line of a long stage and add dots to it."""
+        while not self._ended.wait(1.0 if self.console.is_terminal else BEAT):
+            stage = self.stage
+            if self.console.is_terminal:
+                for task in self.bars.tasks:
+                    self.bars.update(task.id, whole=self._whole())
+            elif stage is not None and time.perf_counter() - self.begun > SHORTEST:
+                _OPEN_LINE.grow(self.console, stage)
+
+
+class _OpenLine:
+    """The line of a running stage in a pipe or log; anything else that is printed ends it first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.stage: str | None = None
+        self.console: Console | None = None
+
+    def grow(self, console: Console, stage: str) -> None:
+        """Begin the line of a stage, or add a dot to it."""
+        with self.lock:
+            if self.stage != stage:
+                self.close()
+                self.stage, self.console = stage, console
+                console.file.write(f"{escape_controls(stage)}: ")
+            console.file.write(".")
+            console.file.flush()
+
+    def end(self, stage: str, text: str) -> bool:
+        """End the line of a stage with a text; whether it was open."""
+        with self.lock:
+            if self.stage != stage or self.console is None:
+                return False
+            self.console.file.write(text)
+            self.close()
+            return True
+
+    def close(self) -> None:
+        """End the open line, if there is one."""
+        with self.lock:
+            if self.console is not None:
+                self.console.file.write("\n")
+                self.console.file.flush()
+            self.stage = self.console = None
+
+
+_OPEN_LINE = _OpenLine()
 
 
 class _EscapedTable(Table):
