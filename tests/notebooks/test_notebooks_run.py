@@ -5,7 +5,7 @@ from chapters import CHAPTERS, Kernel, list_code_cells, list_data, list_outputs
 
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-WIDGETS = {"02_export_wizard": 1, "03_int8_vs_fp16": 2, "04_calibration_tuning": 1, "06_inside_the_engine": 1}
+WIDGETS = {"02_export_wizard": 2, "03_int8_vs_fp16": 2, "04_calibration_tuning": 1, "06_inside_the_engine": 1}
 """Number of widgets per notebook."""
 WITHOUT_TENSORRT = ("05_five_tasks",)
 """Notebooks that run as where neither TensorRT nor TensorRT-RTX is installed; the others build engines if one is."""
