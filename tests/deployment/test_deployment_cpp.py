@@ -20,7 +20,6 @@ import trtkit.deployment
 from trtkit.data.images import resize_to_input, to_input
 from trtkit.deployment import deploy
 from trtkit.errors import RecipeError
-from trtkit.models.model import Preprocess
 from trtkit.tasks import PostprocessSettings, get_task
 
 FILES = Path(trtkit.deployment.__file__).parent / "files"
@@ -113,14 +112,7 @@ def test_the_same_detections_from_the_same_outputs(program, tmp_path_factory, ta
 @given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3, 4]))
 def test_the_same_input_from_the_same_image(program, tmp_path_factory, kind, seed, channels):
     rng = np.random.default_rng(seed)
-    preprocess = Preprocess(
-        kind=kind,
-        channels=channels,
-        color="bgr" if seed % 2 else "rgb",
-        scale=1 / 255 if seed % 3 else 0.5,
-        mean=(0.5,) * channels if seed % 5 else (),
-        std=(0.25,) * channels if seed % 7 else (),
-    )
+    preprocess = samples.make_preprocess(kind, channels, seed)
     info = samples.make_info("classify", preprocess=preprocess)
     image = rng.integers(0, 256, (*rng.integers(2, 400, 2), channels), np.uint8)
     model = tmp_path_factory.mktemp("model")

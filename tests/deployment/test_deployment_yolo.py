@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
+import deploy_samples as samples
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,13 +18,10 @@ from hypothesis import strategies as st
 
 import trtkit.deployment
 from trtkit.data.images import resize_to_input, to_input
-from trtkit.models.model import DENSE, DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, Preprocess
+from trtkit.models.model import ModelInfo
 from trtkit.tasks import PostprocessSettings, get_task
 
 FILES = Path(trtkit.deployment.__file__).parent / "files"
-CLASSES = 4
-SIZE = (96, 128)
-EXTRA = {"detect": 0, "segment": 8, "pose": 9, "obb": 1}
 
 
 def read_program(name: str) -> ModuleType:
@@ -39,72 +37,26 @@ yolo = read_program("yolo")
 
 
 def make_processor(folder: Path, info: ModelInfo, **thresholds: float):
-    model = {
-        "task": info.task,
-        "names": {str(number): name for number, name in info.names.items()},
-        "kpt_shape": info.kpt_shape,
-        "input": {"imgsz": SIZE, "batch": None, "dynamic": True},
-        "preprocess": info.preprocess.to_dict(),
-        "outputs": {"format": info.output_format.name, "main": "output0", "prototypes": "output1"},
-        "thresholds": {"conf": 0.3, "iou": 0.6, "max_det": 20, **thresholds},
-    }
+    model = samples.describe(info)
+    model["thresholds"] = model["thresholds"] | thresholds
     (folder / "model.json").write_text(json.dumps(model))
     return yolo.Processor(folder)
 
 
-def make_info(task: str, **values) -> ModelInfo:
-    return ModelInfo(
-        task=task,
-        names={number: f"class {number}" for number in range(CLASSES)},
-        imgsz=SIZE,
-        kpt_shape=(3, 3) if task == "pose" else None,
-        **values,
-    )
-
-
-def make_outputs(rng: np.random.Generator, task: str, kind: str) -> dict[str, np.ndarray]:
-    count = int(rng.integers(0, 120))
-    centers = rng.uniform(0, 1, (2, count, 2))
-    sizes = rng.uniform(0.02, 0.6, (2, count, 2))
-    scale = 1.0 if kind.startswith("detr") else np.array(SIZE[::-1])
-    extra = rng.normal(0, 20 if task == "pose" else 1, (2, count, EXTRA[task]))
-    scores = rng.uniform(0, 1, (2, count, CLASSES)) ** 2
-    boxes = np.concatenate((centers * scale, sizes * scale), 2)
-    if kind in (DENSE.name, DETR_QUERIES.name):
-        array = np.concatenate((boxes, scores, extra), 2)
-        array = array.transpose(0, 2, 1) if kind == DENSE.name else array
-    else:
-        if task != "obb" and kind != DETR_ROWS.name:
-            boxes = np.concatenate((boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2), 2)
-        numbers = rng.integers(0, CLASSES, (2, count, 1))
-        array = np.concatenate((boxes, scores.max(2, keepdims=True), numbers, extra), 2)
-    outputs = {"output0": np.ascontiguousarray(array, np.float32)}
-    if task == "segment":
-        outputs["output1"] = rng.normal(0, 1, (2, EXTRA[task], SIZE[0] // 4, SIZE[1] // 4)).astype(np.float32)
-    return outputs
-
-
-FORMATS = [
-    *((task, kind) for task in EXTRA for kind in (DENSE, END2END_ROWS, NMS_ROWS)),
-    ("detect", DETR_ROWS),
-    ("detect", DETR_QUERIES),
-]
-
-
-@pytest.mark.parametrize(("task", "kind"), FORMATS, ids=[f"{task}-{kind.name}" for task, kind in FORMATS])
+@pytest.mark.parametrize(("task", "kind"), samples.FORMATS, ids=samples.FORMAT_IDS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_same_detections_from_the_same_outputs(tmp_path_factory, task, kind, seed):
     rng = np.random.default_rng(seed)
-    info = make_info(task, output_format=kind)
+    info = samples.make_info(task, output_format=kind)
     processor = make_processor(tmp_path_factory.mktemp("model"), info)
     images = [rng.integers(0, 256, (*rng.integers(20, 300, 2), 3), np.uint8) for _ in range(2)]
-    resized = [resize_to_input(image, SIZE, info.preprocess) for image in images]
+    resized = [resize_to_input(image, samples.SIZE, info.preprocess) for image in images]
     values, places = processor.preprocess(images)
     assert np.array_equal(values, to_input([image for image, _ in resized], info.preprocess))
 
-    outputs = make_outputs(rng, task, kind.name)
-    limits = PostprocessSettings(conf=0.3, iou=0.6, max_det=20)
+    outputs = samples.make_outputs(rng, task, kind.name, images=2)
+    limits = PostprocessSettings(**samples.LIMITS)
     expected = get_task(task).postprocess(outputs, info, [transform for _, transform in resized], limits)
     for mine, theirs in zip(processor.postprocess(outputs, places), expected, strict=True):
         assert mine["classes"].tolist() == theirs.classes.tolist()
@@ -124,17 +76,10 @@ def test_the_same_detections_from_the_same_outputs(tmp_path_factory, task, kind,
 @given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3, 4]))
 def test_the_same_input_from_the_same_image(tmp_path_factory, kind, seed, channels):
     rng = np.random.default_rng(seed)
-    preprocess = Preprocess(
-        kind=kind,
-        channels=channels,
-        color="bgr" if seed % 2 else "rgb",
-        scale=1 / 255 if seed % 3 else 0.5,
-        mean=(0.5,) * channels if seed % 5 else (),
-        std=(0.25,) * channels if seed % 7 else (),
-    )
-    info = make_info("classify", preprocess=preprocess)
+    preprocess = samples.make_preprocess(kind, channels, seed)
+    info = samples.make_info("classify", preprocess=preprocess)
     image = rng.integers(0, 256, (*rng.integers(2, 400, 2), channels), np.uint8)
-    resized, _ = resize_to_input(image, SIZE, preprocess)
+    resized, _ = resize_to_input(image, samples.SIZE, preprocess)
     values, _ = make_processor(tmp_path_factory.mktemp("model"), info).preprocess([image])
     assert np.array_equal(values, to_input([resized], preprocess))
 

@@ -11,7 +11,16 @@ import tiny_graphs
 
 from trtkit.backends import Passport, write_engine
 from trtkit.files import hash_parts
-from trtkit.models.model import DENSE, DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, OutputFormat
+from trtkit.models.model import (
+    DENSE,
+    DETR_QUERIES,
+    DETR_ROWS,
+    END2END_ROWS,
+    NMS_ROWS,
+    ModelInfo,
+    OutputFormat,
+    Preprocess,
+)
 
 CLASSES = 4
 SIZE = (96, 128)
@@ -32,6 +41,18 @@ def make_info(task: str, **values: Any) -> ModelInfo:
         imgsz=SIZE,
         kpt_shape=(3, 3) if task == "pose" else None,
         **values,
+    )
+
+
+def make_preprocess(kind: str, channels: int, seed: int) -> Preprocess:
+    """One of many ways to prepare an image."""
+    return Preprocess(
+        kind=kind,
+        channels=channels,
+        color="bgr" if seed % 2 else "rgb",
+        scale=1 / 255 if seed % 3 else 0.5,
+        mean=(0.5,) * channels if seed % 5 else (),
+        std=(0.25,) * channels if seed % 7 else (),
     )
 
 
