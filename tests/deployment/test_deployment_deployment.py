@@ -145,9 +145,34 @@ def test_an_existing_folder_is_kept_or_replaced(files: Any, samples: Any, tmp_pa
     with raises(OutputExistsError, "output-exists", path=str(tmp_path / "out")):
         tk.deploy(files["classify", False], "onnxruntime", tmp_path / "out", samples=samples)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+    # An earlier deployment is replaced as a whole; a file that was put into it goes with it.
+    (tmp_path / "out" / "check.py").touch()
     tk.deploy(files["classify", False], "onnxruntime", tmp_path / "out", samples=samples, overwrite=True)
     assert not (tmp_path / "out" / "notes.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("content", ["thesis.tex", "deep/thesis.tex"])
+def test_a_folder_of_other_files_is_never_replaced(files: Any, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine" / content
+    path.parent.mkdir(parents=True)
+    path.write_text("years of work")
+    with raises(OutputExistsError, "deploy-folder-foreign", path=str(tmp_path / "mine")):
+        tk.deploy(files["detect", False], "onnxruntime", tmp_path / "mine", overwrite=True)
+    assert path.read_text() == "years of work"
+
+
+def test_the_folder_of_the_model_and_a_file_are_never_replaced(files: Any, tmp_path: Path) -> None:
+    model = tmp_path / "out" / "model.onnx"
+    model.parent.mkdir()
+    model.write_bytes(files["detect", False].read_bytes())
+    (model.parent / "check.py").touch()
+    with raises(OutputExistsError, "deploy-folder-foreign"):
+        tk.deploy(model, "onnxruntime", model.parent, overwrite=True)
+    (tmp_path / "file").touch()
+    with raises(OutputExistsError, "deploy-folder-foreign"):
+        tk.deploy(model, "onnxruntime", tmp_path / "file", overwrite=True)
+    assert model.exists()
 
 
 def test_what_detects_nothing_is_said(files: Any, samples: Any, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def deploy(
 
     Raises:
         RecipeError: The target is unknown or does not take the file's format, or two files have the same name.
-        OutputExistsError: The folder exists.
+        OutputExistsError: The folder exists, and may not be replaced or is no deployment.
         OutputError: The folder can't be written.
         CapabilityError: The engine does not run here and there is no `reference`.
         OnnxError, EngineError: The file is missing or damaged.
@@ -117,6 +117,7 @@ def deploy(
             code="output-exists",
             path=str(folder),
         )
+    _check_replaceable(folder, paths)
     fallback = None if reference is None else _to_path(reference)
     sources = [check_source(path, fallback) for path in paths]
     for source in sources:
@@ -201,6 +202,24 @@ def _check_format(paths: Sequence[Path], target: Target) -> None:
             )
 
 
+def _check_replaceable(folder: Path, paths: Sequence[Path]) -> None:
+    """Check that replacing a folder loses nothing but an earlier deployment."""
+    if not folder.exists():
+        return
+    is_own = folder.is_dir() and (
+        not any(folder.iterdir()) or any(True for name in ("check.py", "*/check.py") for _ in folder.glob(name))
+    )
+    holds_model = any(path.resolve().is_relative_to(folder.resolve()) for path in paths)
+    if not is_own or holds_model:
+        raise OutputExistsError(
+            f"replace {folder}",
+            "the model file is in it" if holds_model else "it was not written by deploy",
+            "name another output",
+            code="deploy-folder-foreign",
+            path=str(folder),
+        )
+
+
 def _warn_of_empty(bundles: Sequence[Bundle]) -> None:
     """Warn where nothing is expected on any sample: the check would then accept a model that finds nothing."""
     for bundle in bundles:
@@ -219,9 +238,15 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         staging = temporary / "new"
         staging.mkdir()
         yield staging
+        old = temporary / "old"
         if folder.exists():
-            folder.rename(temporary / "old")
-        staging.rename(folder)
+            folder.rename(old)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
 
 
 def _write(bundle: Bundle, target: Target, folder: Path, metrics: Mapping[str, float]) -> None:
