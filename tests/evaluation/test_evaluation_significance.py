@@ -10,13 +10,19 @@ from task_models import CannedRunner, drawn_set, noisy_outputs
 from trtkit.data import open_dataset
 from trtkit.errors import DataError, RecipeError
 from trtkit.evaluation.average_precision import score_classes, unpack_thresholds
-from trtkit.evaluation.bootstrap import build_class_curves, draw_resamples, resample_average_precision
+from trtkit.evaluation.bootstrap import (
+    build_class_curves,
+    draw_resamples,
+    resample_average_precision,
+    resample_metrics,
+)
 from trtkit.evaluation.evaluation import evaluate
 from trtkit.evaluation.metrics import compute_pycocotools_metrics
 from trtkit.evaluation.significance import (
     MIN_IMAGES,
     SampleSize,
     _difference_row,
+    compute_class_intervals,
     compute_differences,
     decide_accuracy,
     holm,
@@ -228,3 +234,27 @@ def test_a_metric_is_kept_if_the_whole_interval_is_within_the_tolerance(low, hig
 def test_the_same_metric_is_kept_at_no_tolerance():
     assert decide_accuracy(0.0, 0.0, 0.0, 100) == "kept"
     assert decide_accuracy(-1e-17, 0.0, 0.0, 100) == "kept"
+
+
+def test_the_interval_of_a_class_is_that_of_its_resamples(fair):
+    intervals = compute_class_intervals(fair, resamples=60, seed=3)
+    resampled = resample_metrics(fair, draw_resamples(fair.image_count, 60, 3))
+    assert set(fair.per_class.columns) < set(intervals.columns)
+    for metric in ("mAP50-95(B)", "mAP50(B)"):
+        for row in intervals.iter_rows(named=True):
+            values = resampled[metric, "class", row["name"]][1:]
+            low, high = np.nanpercentile(values, (2.5, 97.5))
+            assert row[f"{metric} low"] == pytest.approx(min(low, row[metric]))
+            assert row[f"{metric} high"] == pytest.approx(max(high, row[metric]))
+    assert (intervals["mAP50-95(B) low"] < intervals["mAP50-95(B) high"]).all()
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    class Classified:
+        per_class = pl.DataFrame({"name": ["all", "most"], "images": [10, 10], "top1": [1.0, 0.8], "top5": [1.0, 1.0]})
+        labels = pl.DataFrame({"rank": [1]})
+
+    intervals = compute_class_intervals(Classified())
+    # Brown, Cai and DasGupta 2001, and statsmodels' proportion_confint(8, 10, method="wilson").
+    assert intervals["top1 low"].to_list() == pytest.approx([0.7225, 0.4902], abs=1e-4)
+    assert intervals["top1 high"].to_list() == pytest.approx([1.0, 0.9433], abs=1e-4)

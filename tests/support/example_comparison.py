@@ -73,6 +73,11 @@ def example_comparison(
                 PYCOCOTOOLS: accuracy[label][1],
                 f"delta {ULTRALYTICS}": accuracy[label][0] - accuracy["fp32"][0],
                 f"delta {PYCOCOTOOLS}": accuracy[label][1] - accuracy["fp32"][1],
+                **{
+                    f"delta {metric} {end}": value
+                    for metric in ((ULTRALYTICS, PYCOCOTOOLS) if changes else ())
+                    for end, value in zip(("low", "high"), (changes or {}).get(label, (None,) * 3)[1:], strict=True)
+                },
                 "onnx_mb": SIZE[label][0],
                 "engine_mb": SIZE[label][1] if built else None,
                 "build_s": 3.25 if built else None,
@@ -80,6 +85,7 @@ def example_comparison(
             for label in SPEED
         ],
         schema_overrides={"engine_mb": pl.Float64, "build_s": pl.Float64},
+        infer_schema_length=None,
     )
     rows = (
         summarize_runs(samples)

@@ -29,6 +29,7 @@ __all__ = [
     "build_class_curves",
     "draw_resamples",
     "resample_average_precision",
+    "resample_classes",
     "resample_metric",
     "resample_metrics",
     "resample_precision_recall",
@@ -114,7 +115,7 @@ def resample_metric(evaluation: EvaluationLike, metric: str, *, resamples: int, 
     copies = draw_resamples(len(evaluation.per_image), resamples, seed)
     average, accuracy = re.fullmatch(r"mAP50(-95)?\((\w)\)", metric), re.fullmatch(r"top(1|5)", metric)
     if average is not None and f"matched({average[2]})" in evaluation.detections.columns:
-        classes = [precisions for _, precisions in _resample_classes(evaluation, average[2], copies)]
+        classes = [precisions for _, precisions in resample_classes(evaluation, average[2], copies)]
         values = _mean_over_classes([one.mean(0) if average[1] else one[0] for one in classes])
     elif accuracy is not None and "rank" in evaluation.labels.columns:
         values = _resample_accuracy(evaluation, copies, k=int(accuracy[1]))
@@ -188,14 +189,14 @@ def _resample_objects(
     """AP by Ultralytics' rule of all objects, each class and each size; precision and recall at the best F1."""
     resampled: dict[tuple[str, str, str], NDArray[np.float64]] = {}
     classes: list[NDArray[np.float64]] = []
-    for number, precisions in _resample_classes(evaluation, kind, copies):
+    for number, precisions in resample_classes(evaluation, kind, copies):
         classes.append(precisions)
         resampled[f"mAP50-95({kind})", "class", names[number]] = precisions.mean(0)
         resampled[f"mAP50({kind})", "class", names[number]] = precisions[0]
     resampled[f"mAP50-95({kind})", "all", ""] = _mean_over_classes([one.mean(0) for one in classes])
     resampled[f"mAP50({kind})", "all", ""] = _mean_over_classes([one[0] for one in classes])
     for size in OBJECT_SIZES:
-        of_size = [precisions.mean(0) for _, precisions in _resample_classes(evaluation, kind, copies, size=size)]
+        of_size = [precisions.mean(0) for _, precisions in resample_classes(evaluation, kind, copies, size=size)]
         if of_size:
             resampled[f"mAP50-95({kind})", "size", size] = _mean_over_classes(of_size)
     precision, recall = resample_precision_recall(evaluation.detections, evaluation.labels, kind, copies)
@@ -209,7 +210,7 @@ def _resample_pycocotools(
     """AP by pycocotools' rule, from the evaluation's own matches."""
     max_det = PYCOCOTOOLS_MAX_DET_KEYPOINTS if kind == "P" else PYCOCOTOOLS_MAX_DET
     classes = [
-        precisions for _, precisions in _resample_classes(evaluation, kind, copies, max_det=max_det, pycocotools=True)
+        precisions for _, precisions in resample_classes(evaluation, kind, copies, max_det=max_det, pycocotools=True)
     ]
     return {
         (f"pycocotools/AP{suffix}", "all", ""): _mean_over_classes([one.mean(0) for one in classes]),
@@ -218,7 +219,7 @@ def _resample_pycocotools(
     }
 
 
-def _resample_classes(
+def resample_classes(
     evaluation: EvaluationLike,
     kind: str,
     copies: NDArray[np.float32],
@@ -227,7 +228,19 @@ def _resample_classes(
     max_det: int | None = None,
     pycocotools: bool = False,
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield each class with labels and its average precision, shape (10, resamples)."""
+    """Compute the average precision of each class with labels on resamples.
+
+    Args:
+        evaluation: From `evaluate`.
+        kind: "B", "M", "P" or "R".
+        copies: From `draw_resamples`, shape (images, 1 + resamples).
+        size: As for `build_class_curves`.
+        max_det: As for `build_class_curves`.
+        pycocotools: As for `resample_average_precision`.
+
+    Yields:
+        Class and average precision, shape (10, 1 + resamples).
+    """
     curves = build_class_curves(evaluation.detections, evaluation.labels, kind, len(copies), size=size, max_det=max_det)
     for number, curve in curves:
         yield number, resample_average_precision(curve, copies, pycocotools=pycocotools)

@@ -113,14 +113,16 @@ class Evaluation(Result):
         )
 
     def plot(self) -> go.Figure:
-        """Plot the accuracy of each class, and precision over recall."""
+        """Plot the accuracy of each class with its 95 % confidence interval, and precision over recall."""
+        from trtkit.evaluation.significance import compute_class_intervals
         from trtkit.plotting.evaluation import classification_figure, evaluation_figure
 
         title = f"{self.task} on {self.image_count} images, {self.provenance.runner}"
+        per_class = compute_class_intervals(self)
         if "top1" in self.metrics:
-            return classification_figure(self.per_class, title=title)
+            return classification_figure(per_class, title=title)
         kinds = [name[len("mAP50-95(") : -1] for name in self.metrics if name.startswith("mAP50-95(")]
-        return evaluation_figure(self.per_class, self.detections, self.labels, kinds=kinds, title=title)
+        return evaluation_figure(per_class, self.detections, self.labels, kinds=kinds, title=title)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
         """Return all frames by name."""

@@ -21,7 +21,13 @@ import polars as pl
 
 from trtkit.arguments import check_argument
 from trtkit.errors import DataError
-from trtkit.evaluation.bootstrap import EvaluationLike, ResampledMetric, draw_resamples, resample_metrics
+from trtkit.evaluation.bootstrap import (
+    EvaluationLike,
+    ResampledMetric,
+    draw_resamples,
+    resample_classes,
+    resample_metrics,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +45,7 @@ __all__ = [
     "ConfidenceInterval",
     "SampleSize",
     "compute_all_differences",
+    "compute_class_intervals",
     "compute_differences",
     "compute_interval",
     "compute_loss_interval",
@@ -235,6 +242,63 @@ def _difference_row(
         "metric": metric, "scope": scope, "name": name, "reference": old, "value": new, "delta": delta,
         "low": low, "high": high, "significant": excludes_zero,
     }  # fmt: skip
+
+
+# The classes of one evaluation
+
+
+def compute_class_intervals(
+    evaluation: EvaluationLike, *, resamples: int = TUNING_RESAMPLES, seed: int = 0
+) -> pl.DataFrame:
+    """Compute the 95 % confidence interval of each class's mAP50-95 and mAP50, or top-1 and top-5 accuracy.
+
+    A bootstrap over images for average precision. Shares of images have Wilson's interval (Wilson 1927, Journal of the
+    American Statistical Association 22:209), which is not empty where all or none of the images are right.
+
+    Args:
+        evaluation: From `evaluate`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        `per_class` with the columns `<metric> low` and `<metric> high`.
+    """
+    per_class = evaluation.per_class
+    if "rank" in evaluation.labels.columns:
+        for metric in TOP_K:
+            shares = per_class.select(metric, "images").rows()
+            per_class = _with_bounds(per_class, metric, [_wilson_interval(*share) for share in shares])
+        return per_class
+    copies = draw_resamples(len(evaluation.per_image), resamples, seed)
+    for kind in [name[len("mAP50-95(") : -1] for name in evaluation.metrics if name.startswith("mAP50-95(")]:
+        precisions = dict(resample_classes(evaluation, kind, copies))
+        for metric, pick in ((f"mAP50-95({kind})", slice(None)), (f"mAP50({kind})", slice(1))):
+            rows = per_class.select("class", metric).rows()
+            bounds = [_percentile_bounds(value, precisions[number][pick].mean(0)) for number, value in rows]
+            per_class = _with_bounds(per_class, metric, bounds)
+    return per_class
+
+
+def _with_bounds(per_class: pl.DataFrame, metric: str, bounds: Sequence[tuple[float, float]]) -> pl.DataFrame:
+    columns = (
+        pl.Series(f"{metric} {end}", ends) for end, ends in zip(("low", "high"), zip(*bounds, strict=True), strict=True)
+    )
+    return per_class.with_columns(*columns)
+
+
+def _percentile_bounds(value: float, resampled: NDArray[np.float64]) -> tuple[float, float]:
+    """The interval of a class's metric, around the reported value."""
+    values = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(values[1:] if len(values) > 1 else values, INTERVAL_PERCENTILES)
+    # The bootstrap reads counts at fixed recalls: its own value may differ from the reported one by rounding.
+    return min(float(low), value), max(float(high), value)
+
+
+def _wilson_interval(share: float, count: int) -> tuple[float, float]:
+    squared = Z_INTERVAL**2
+    middle = (share + squared / (2 * count)) / (1 + squared / count)
+    half = Z_INTERVAL * math.sqrt(share * (1 - share) / count + squared / (4 * count**2)) / (1 + squared / count)
+    return min(share, middle - half), max(share, middle + half)
 
 
 # Several claims at once

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.plotting.theme import escape_text, escape_texts, stacked_figure, template, trace_style
+from trtkit.plotting.theme import escape_text, escape_texts, stacked_figure, trace_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ def evaluation_figure(
     """Average precision per class, and below it precision over recall at IoU or similarity 0.5.
 
     Args:
-        per_class: `Evaluation.per_class`.
+        per_class: `Evaluation.per_class`, with intervals where it has the columns `<metric> low` and `<metric> high`.
         detections: `Evaluation.detections`.
         labels: `Evaluation.labels`.
         kinds: What objects are matched by: "B" (boxes), "M" (masks), "P" (poses); the first one sorts the classes.
@@ -36,7 +36,7 @@ def evaluation_figure(
     shown = per_class.sort(f"mAP50-95({kinds[0]})").head(MAX_CLASSES)
     figure = stacked_figure(
         [
-            ("AP per class", "Ultralytics' rule", 60 + 18 * len(shown)),
+            ("AP per class", f"Ultralytics' rule{_note_bars(shown, f'mAP50-95({kinds[0]})')}", 60 + 26 * len(shown)),
             ("Precision over recall", "at IoU or similarity 0.5, mean over classes", 240),
         ],
         title=title,
@@ -48,9 +48,11 @@ def evaluation_figure(
             x=shown[column],
             y=escape_texts(shown["name"]),
             name=escape_text(column),
+            offsetgroup=column,
+            orientation="h",
             mode="markers",
-            marker={"color": style.color, "symbol": style.symbol, "size": 11},
-            hovertemplate="%{y}: %{x:.3f}",
+            marker={"color": style.color, "symbol": style.symbol, "size": 10},
+            **_interval_bars(shown, column, style.color),
             row=1,
             col=1,
         )
@@ -68,6 +70,7 @@ def evaluation_figure(
         )
     figure.update_xaxes(range=[-0.02, 1.02])
     figure.update_yaxes(type="category", row=1)
+    figure.update_layout(scattermode="group", scattergap=0.4)
     return figure.update_yaxes(title_text="precision", range=[-0.02, 1.02], row=2)
 
 
@@ -75,29 +78,51 @@ def classification_figure(per_class: pl.DataFrame, *, title: str) -> go.Figure:
     """Top-1 and top-5 accuracy per class, the lowest ones.
 
     Args:
-        per_class: `Evaluation.per_class` of classify.
+        per_class: `Evaluation.per_class` of classify, with intervals as for `evaluation_figure`.
         title: Title of the figure.
     """
     shown = per_class.sort("top1").head(MAX_CLASSES)
-    figure = go.Figure()
+    subtitle = f"share of the class's images{_note_bars(shown, 'top1')}"
+    figure = stacked_figure([("Accuracy per class", subtitle, 60 + 26 * len(shown))], title=title)
     for column, name in (("top1", "top-1"), ("top5", "top-5")):
         style = trace_style(column, ["top1", "top5"])
         figure.add_scatter(
             x=shown[column],
             y=escape_texts(shown["name"]),
             name=name,
+            offsetgroup=column,
+            orientation="h",
             mode="markers",
-            marker={"color": style.color, "symbol": style.symbol, "size": 11},
-            hovertemplate="%{y}: %{x:.3f}",
+            marker={"color": style.color, "symbol": style.symbol, "size": 10},
+            **_interval_bars(shown, column, style.color),
         )
-    figure.update_xaxes(title_text="share of the class's images", range=[-0.02, 1.02])
+    figure.update_xaxes(range=[-0.02, 1.02])
     figure.update_yaxes(type="category")
-    height = 260 + 18 * len(shown)
-    # The legend stands below the titles of the axes, at any height.
-    legend = {"y": -75 / (height - 120)}
-    return figure.update_layout(
-        template=template(), title={"text": escape_text(title), "x": 0}, height=height, legend=legend
-    )
+    return figure.update_layout(scattermode="group", scattergap=0.4)
+
+
+def _interval_bars(per_class: pl.DataFrame, metric: str, color: str) -> dict[str, Any]:
+    """Plotly's settings of a metric's error bars and hover text."""
+    low, high = f"{metric} low", f"{metric} high"
+    if not {low, high} <= set(per_class.columns):
+        return {"hovertemplate": "%{y}: %{x:.3f}"}
+    return {
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": per_class[high] - per_class[metric],
+            "arrayminus": per_class[metric] - per_class[low],
+            "color": color,
+            "thickness": 1.5,
+            "width": 3,
+        },
+        "customdata": per_class.select(low, high).rows(),
+        "hovertemplate": "%{y}: %{x:.3f}, 95 % interval %{customdata[0]:.3f} to %{customdata[1]:.3f}",
+    }
+
+
+def _note_bars(per_class: pl.DataFrame, metric: str) -> str:
+    return "; bars: 95 % interval" if f"{metric} low" in per_class.columns else ""
 
 
 def precision_recall_curve(

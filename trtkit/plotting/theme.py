@@ -154,7 +154,7 @@ def stacked_figure(panels: Sequence[tuple[str, str, int]], *, title: str = "") -
     figure.update_layout(
         template=template(), height=total + top + 100, margin={"t": top, "b": 100, "l": 70}, legend={"y": -35 / total}
     )
-    return figure.update_layout(title={"text": escape_text(title), "x": 0}) if title else figure
+    return figure.update_layout(title={"text": escape_text(title), "x": 0, "font": {"size": 14}}) if title else figure
 
 
 def hatch(shape: str, *, size: int = 7, opacity: float = 0.7) -> dict[str, Any]:

@@ -350,8 +350,12 @@ def int8_share_figure(
     span = _span(points, share_now)
     if span[0] > 0:
         # The axis shows its right end only: assignments without INT8 are horizontal lines.
-        for label, value in points.filter(pl.col("int8_share") == 0).select("label", "metric").iter_rows():
+        without = points.filter(pl.col("int8_share") == 0)
+        for label, value, loss, low, high in without.select(
+            "label", "metric", "loss", "loss_low", "loss_high"
+        ).iter_rows():
             shapes.append(_line(y=value, dash="dot"))
+            shapes.append(_band(value - (high - loss), value + (loss - low)))
             notes.append(
                 {
                     "xref": "paper", "x": 0, "y": value, "text": escape_text(label), "showarrow": False, "yshift": -8,
@@ -403,6 +407,14 @@ def _line(*, x: float | None = None, y: float | None = None, dash: str) -> dict[
     if x is not None:
         return {**base, "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
     return {**base, "y0": y, "y1": y, "x0": 0, "x1": 1, "xref": "paper"}
+
+
+def _band(low: float, high: float) -> dict[str, object]:
+    """An interval over the whole width."""
+    return {
+        "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": high, "fillcolor": INK, "opacity": 0.12,
+        "line": {"width": 0}, "layer": "below",
+    }  # fmt: skip
 
 
 def _layer_text(row: dict[str, object]) -> str:
