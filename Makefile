@@ -13,7 +13,7 @@ EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(s
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-models lab test coverage fuzz test-browser test-gpu lint format clean
+.PHONY: help install demo demo-models lab test coverage fuzz test-browser test-gpu test-wheel lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-browser: $(INSTALLED) ## Click through the widgets in JupyterLab; needs Chr
 test-gpu: $(INSTALLED) ## Run the tests that need an NVIDIA GPU and TensorRT
 	$(RUN) -m pytest -q -m gpu
 
+test-wheel: $(INSTALLED) ## Build sdist and wheel into dist/ and use the wheel in an environment of its own
+	$(RUN) tools/check_wheel.py dist
+
 lint: $(INSTALLED) $(TYPES) ## Check format, style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -66,7 +69,7 @@ $(RUN):
 		"trtkit needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml requirements.lock | $(RUN)
+$(INSTALLED): pyproject.toml requirements.lock trtkit/version.py | $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(EXTRAS)]'
 	@touch $@
 

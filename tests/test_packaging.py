@@ -98,7 +98,7 @@ def shipped():
         pytest.skip("not a git checkout")
     targets = TOOLS["hatch"]["build"]["targets"]
     assert set(targets) == {"wheel", "sdist"}
-    folders = [*targets["wheel"]["packages"], *(name.strip("/") for name in targets["sdist"]["include"])]
+    folders = [*targets["wheel"]["only-include"], *(name.strip("/") for name in targets["sdist"]["include"])]
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *sorted(set(folders))]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]

@@ -126,24 +126,6 @@ def test_demo_compares_the_embedded_model(monkeypatch, tmp_path):
     assert arguments["device"] in (None, trtkit.demo.DEVICE)
 
 
-def test_lab_passes_options_to_jupyterlab(monkeypatch, tmp_path):
-    calls = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **more: calls.append((words, more)))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "notebooks").mkdir()
-    assert main(["lab", "--no-browser"]) == 0
-    ((words, more),) = calls
-    assert words == [sys.executable, "-m", "jupyterlab", "--no-browser"]
-    assert more["cwd"] == Path("notebooks")
-
-
-def test_lab_without_jupyterlab(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["lab"]) == 2
-    assert "pip install 'trtkit[notebook]'" in capsys.readouterr().err
-
-
 @pytest.fixture
 def engine(tmp_path):
     plan = b"vtrt" + bytes(60)

@@ -166,7 +166,11 @@ def _print_error(text: str) -> None:
 Command = Callable[[argparse.Namespace, threading.Event], "Outcome | None"]
 """Runs a command; returns what it has to say."""
 
-MODULES = {"model": "trtkit.cli.model_commands", "system": "trtkit.cli.system_commands"}
+MODULES = {
+    "model": "trtkit.cli.model_commands",
+    "system": "trtkit.cli.system_commands",
+    "lab": "trtkit.cli.lab_command",
+}
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("model", "MODEL", "export a model to a TensorRT engine or an ONNX file"),
@@ -193,7 +197,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "selftest": ("system", "", "build, verify and time the embedded models; one file to send back"),
     "doctor": ("system", "", "show what this machine can build and run"),
     "demo": ("system", "", "compare the embedded model's precisions"),
-    "lab": ("system", "", "open JupyterLab on the notebooks"),
+    "lab": ("lab", "", "open JupyterLab on the notebooks, or on copies of them"),
     "completion": ("system", "SHELL", "print a script that completes commands and options in a shell"),
 }
 """By command: the key of its module, its positional arguments, and what it does."""

@@ -1,14 +1,10 @@
-"""Commands on engine files and this machine: engine, doctor, selftest, demo and lab."""
+"""Commands on engine files and this machine: engine, doctor, selftest, demo and completion."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import functools
-import importlib.util
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +23,7 @@ from trtkit.writing import check_output, temporary_folder, write_json
 if TYPE_CHECKING:
     from trtkit.backends import EngineFile
 
-__all__ = ["add_completion", "add_demo", "add_doctor", "add_engine", "add_lab", "add_selftest"]
+__all__ = ["add_completion", "add_demo", "add_doctor", "add_engine", "add_selftest"]
 
 SELFTEST_SIZES = {"detect": 320, "classify": 64}
 """Image sides of the self-test's engines, pixels, by task; engines of all five would take TensorRT half an hour."""
@@ -463,6 +459,9 @@ def add_demo(parser: argparse.ArgumentParser) -> Command:
         metavar="FOLDER",
         help=f"folder of the result [default: {embedded.OUTPUT_DIR}]",
     )
+    for name in ("eval_images", "calibration_images"):
+        text = f"{OPTIONS[name].help.partition(' [')[0]} [default: all]"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
     return _run_demo
 
 
@@ -479,6 +478,8 @@ def _run_demo(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         embedded.data_path(),
         imgsz=embedded.IMGSZ,
         device=device,
+        eval_images=values.eval_images,
+        **({} if values.calibration_images is None else {"calibration_images": values.calibration_images}),
         # Enough for a processor, whose latency says little of an engine's; a GPU has its 100 runs in less.
         seconds=1.0,
         output=values.output,
@@ -512,25 +513,3 @@ SHELLS = ("bash", "zsh", "fish")
 
 PATHS = ("BASELINE", "DATA", "ENGINE", "FILE", "FOLDER", "IMAGE", "MODEL", "ONNX", "OUTPUT", "PATH", "PLAN")
 """Placeholders of files and folders, which a shell completes."""
-
-
-def add_lab(parser: argparse.ArgumentParser) -> Command:
-    """`trtkit lab` passes its options to JupyterLab."""
-    parser.epilog = "All options are passed to JupyterLab, such as --no-browser."
-    parser.set_defaults(passed_on=[])
-    return _run_lab
-
-
-def _run_lab(values: argparse.Namespace, cancel: threading.Event) -> None:
-    """Open JupyterLab on `notebooks/`, or on this folder if there is none."""
-    if importlib.util.find_spec("jupyterlab") is None:
-        raise CapabilityError(
-            "open JupyterLab",
-            "it is not installed",
-            "run pip install 'trtkit[notebook]'",
-            code="cli-jupyterlab-missing",
-        )
-    # JupyterLab handles Ctrl-C itself.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    folder = Path("notebooks") if Path("notebooks").is_dir() else Path()
-    subprocess.run([sys.executable, "-m", "jupyterlab", *values.passed_on], cwd=folder, check=False)
