@@ -271,17 +271,26 @@ def test_the_output_and_the_place_that_differ(images, task, output_format, fault
     assert (set(bad["output"]) - {"logits"}, set(bad["batch"]), set(bad["slot"])) == (outputs, {4}, {1})
 
 
-def test_one_object_lost_of_many_is_no_difference(images):
+@pytest.mark.parametrize("score", [0, 0.012, 0.12])
+def test_one_object_lost_of_many_is_no_difference(images, score):
+    """A one-to-one head leaves a row of low score in its place."""
     assert compare(images, "detect", END2END_ROWS).frame().filter(output="objects")["objects"].to_list() == [5] * 14
     once = iter([True])
     result = compare(
-        images, "detect", END2END_ROWS, lambda value, slot: lose_one(value) if slot == 2 and next(once, False) else None
+        images,
+        "detect",
+        END2END_ROWS,
+        lambda value, slot: lose_one(value, score) if slot == 2 and next(once, False) else None,
     )
     assert result.verdict == "agrees"
+    assert result.frame().filter(output="objects")["difference"].sum() == pytest.approx(0.2)
+    result = compare(images, "detect", END2END_ROWS, lambda value, slot: lose_one(value, score))
+    assert result.verdict == "differs"
+    assert set(result.frame().filter("differs")["output"]) == {"objects"}
 
 
-def lose_one(outputs):
-    outputs["output0"][0, 4] = 0
+def lose_one(outputs, score):
+    outputs["output0"][0, 4] = score
 
 
 def test_images_without_objects_tell_nothing(images):

@@ -61,6 +61,10 @@ NEAR_CUT = 0.1
 MATCHED = 0.5
 """IoU from which an object of the same class is the counterpart."""
 
+COUNTERPART = CONFIDENT / 2
+"""Score from which a row of selected objects is a counterpart: a one-to-one head keeps rows of low score in each
+object's place, of other classes and anchors too, which say nothing about what became of it."""
+
 _ALL = PostprocessSettings(conf=0.001, iou=0.7)
 
 
@@ -209,13 +213,14 @@ def _measure_rows(
     floor = max(CONFIDENT, float(info.row_settings.get("conf", 0.0)))
     iou = rotated_iou if one.boxes.shape[1] == 5 else box_iou
     overlap = np.where(one.classes[:, None] == two.classes, iou(one.boxes, two.boxes), 0.0)
-    # A one-to-one head keeps rows of low score on top of each object: nearest in score too.
+    # Of several rows in one place the counterpart is the nearest in score too.
     similarity = overlap * (1 - np.abs(one.scores[:, None] - two.scores))
     pairs, matched = [], (set[int](), set[int]())
     for index in range(len(one.scores)) if len(two.scores) else ():
         match = int(similarity[index].argmax())
         mutual = overlap[index, match] >= MATCHED and similarity[:, match].argmax() == index
-        if mutual and max(one.scores[index], two.scores[match]) >= CONFIDENT:
+        low, high = sorted((one.scores[index], two.scores[match]))
+        if mutual and high >= CONFIDENT and low >= COUNTERPART:
             pairs.append((index, match))
             matched[0].add(index)
             matched[1].add(match)
