@@ -48,6 +48,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch, with_gpus: Any, tmp_path: Any) -> 
         trt.torch = torch
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
         monkeypatch.setattr(capabilities, "_cuda_libraries_load", lambda: True)
+        monkeypatch.setattr(capabilities, "_finds_lean_runtime", lambda trt: True)
         monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
         for user in (builder, callbacks, execution, refit):
             monkeypatch.setattr(user, "require_torch_cuda", lambda asked: torch)

@@ -379,6 +379,32 @@ def test_what_this_tensorrt_lacks_is_refused(
     assert trt.fake.builds == []
 
 
+def test_version_compatibility_needs_the_lean_runtime(
+    tensorrt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    finds = capabilities._finds_lean_runtime
+    trt = tensorrt("8.6.0")
+    monkeypatch.setattr(capabilities, "_finds_lean_runtime", finds)
+    trt.__file__ = str(tmp_path / "__init__.py")
+    # Another release's is of no use.
+    (tmp_path / "libnvinfer_lean.so.8.6.1").touch()
+    with raises(CapabilityError, "build-compatibility-unsupported", supported=("ampere_plus",)):
+        build(trt, dataclasses.replace(SMALL, compatibility="version"))
+    (tmp_path / "libnvinfer_lean.so.8.6.0").touch()
+    capabilities.probe.cache_clear()
+    build(trt, dataclasses.replace(SMALL, compatibility="version"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weights": "refittable"}, {"precision": "int8", "opt_level": 0}, {"precision": "fp16"}]
+)
+def test_an_operator_without_kernel_is_named(tensorrt: Any, settings: dict[str, Any]) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.break_build = "10: Could not find any implementation for node /model.2/Split_15."
+    with raises(BuildError, "build-no-kernel", node="/model.2/Split_15"):
+        build(trt, dataclasses.replace(SMALL, **settings))
+
+
 def test_hardware_compatibility_needs_an_ampere_gpu(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0", Gpu(index=0, name="Tesla T4", sm="sm75", memory=2**34))
     with raises(CapabilityError, "build-compatibility-gpu", value="sm75"):

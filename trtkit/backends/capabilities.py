@@ -6,10 +6,12 @@ outlive version numbers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -271,7 +273,23 @@ def _find_compatibilities(trt: Any, *, is_rtx: bool) -> tuple[str, ...]:
     levels = getattr(trt, "HardwareCompatibilityLevel", None)
     names = ("same_compute_capability", "ampere_plus")
     found = tuple(name for name in names if hasattr(levels, name.upper()))
-    return (*found, "version") if hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE") else found
+    return (*found, "version") if hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE") and _finds_lean_runtime(trt) else found
+
+
+def _finds_lean_runtime(trt: Any) -> bool:
+    """Whether TensorRT finds the library that it puts into version-compatible engines: pip's package lacks it."""
+    import ctypes
+
+    release = ".".join(str(trt.__version__).split(".")[:3])
+    names = (f"libnvinfer_lean.so.{release}", f"nvinfer_lean_{release.split('.')[0]}.dll")
+    folder = Path(getattr(trt, "__file__", None) or ".").parent
+    if any((folder / name).is_file() for name in names):
+        return True
+    for name in names:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return True
+    return False
 
 
 def _find_weights(trt: Any) -> tuple[str, ...]:
@@ -419,7 +437,10 @@ def require_build(
             code="backend-builds-nothing",
             backend=backend,
         )
-    _require_choice(caps, "compatibility", compatibility, caps.compatibilities)
+    lean = "put libnvinfer_lean.so of the same TensorRT on the library path (Debian: libnvinfer-lean), or " * (
+        compatibility == "version" and backend == "tensorrt"
+    )
+    _require_choice(caps, "compatibility", compatibility, caps.compatibilities, lean)
     _require_choice(caps, "weights", weights, caps.weights)
     if not builder.needs_gpu:
         return caps
@@ -531,13 +552,15 @@ def _require_present(name: str, verb: str) -> Capabilities:
     return caps
 
 
-def _require_choice(caps: Capabilities, name: str, value: str | None, supported: tuple[str, ...]) -> None:
+def _require_choice(
+    caps: Capabilities, name: str, value: str | None, supported: tuple[str, ...], first: str = ""
+) -> None:
     if value is None or value in supported:
         return
     raise CapabilityError(
         f"build a {get_title(caps.backend)} engine with {name}={value!r}",
         f"{caps.title} has {' and '.join(map(repr, supported)) or 'no such engines'} on this machine",
-        f"leave out {name}, or build with another version",
+        f"{first}leave out {name}, or build with another version",
         code=f"build-{name}-unsupported",
         value=value,
         supported=supported,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -383,6 +384,22 @@ class _EngineBuild:
                 code="build-out-of-memory",
                 memory=self.gpu.memory if self.gpu is not None else None,
                 free=free_bytes,
+                reason=reason,
+            )
+        node = re.search(r"could not find any implementation for node (.+?)\.(?:\s|$)", reason, re.IGNORECASE)
+        if node is not None:
+            if self.settings.weights is not None:
+                do = "leave out weights, which rules out its fast form"
+            elif self.settings.precision == "int8":
+                do = f"leave it in float with keep=[{node[1]!r}]"
+            else:
+                do = "try another imgsz or opt_level, or replace the operator"
+            return BuildError(
+                asked,
+                f"it has no kernel for {node[1]}",
+                do,
+                code="build-no-kernel",
+                node=node[1],
                 reason=reason,
             )
         return BuildError(
