@@ -65,6 +65,7 @@ def build(options: argparse.Namespace) -> None:
             "variant": variant,
             **{name: getattr(options, name) for name in ("precision", "imgsz", "batch", "level")},
             "model": Path(options.model).name,
+            "cores": os.cpu_count(),
             "p50_ms": row["p50_ms"],
             "runs": row["runs"],
             "bytes": artifact.size,
@@ -118,8 +119,6 @@ def write(folder: Path) -> None:
     from records import write as write_record
 
     rows: list[dict[str, Any]] = [json.loads(path.read_text()) for path in sorted(folder.glob("*-b*-*.json"))]
-    for row in rows:
-        row["cores"] = None
     command = "python benchmarks/compatibility.py run yolo11n.pt DATA --builds 3"
     about = about_engines(command, rows[0])
     body = []

@@ -36,7 +36,7 @@ def about_engines(command: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "command": command,
         "machine": {"processor": gpu, "cores": row["cores"]},
-        "versions": {"TensorRT": passport["tensorrt"], "trtkit": __version__},
+        "versions": {"TensorRT": passport["tensorrt"], "trtkit": passport["versions"].get("trtkit", __version__)},
     }
 
 
@@ -46,7 +46,7 @@ def of_gpu(name: str, row: Mapping[str, Any]) -> str:
 
 
 def line_of(provenance: Mapping[str, Any]) -> str:
-    """An provenance as one line of Markdown."""
+    """A provenance as one line of Markdown."""
     found = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     return f"{provenance['machine']['processor']}, {provenance['machine']['cores']} cores; {found}."
 
