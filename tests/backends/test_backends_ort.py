@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import sys
 import threading
@@ -24,6 +25,7 @@ from trtkit.backends.ort import OrtRunner, detect_precision
 from trtkit.downloads import read_url
 from trtkit.errors import CapabilityError, DataError, DownloadError, EngineError, OnnxError, RecipeError, TrtkitError
 from trtkit.graph.fp16 import emulate_fp16
+from trtkit.models.model import DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, OutputFormat
 
 RANDOM = np.random.default_rng(0)
 
@@ -142,6 +144,32 @@ def test_predict_equals_infer_and_postprocess() -> None:
         assert one.shape == image.shape[:2]
         assert np.array_equal(one.boxes, two.boxes)
         assert np.array_equal(one.scores, two.scores)
+
+
+@pytest.mark.parametrize(
+    ("output_format", "passed", "named"),
+    [
+        (NMS_ROWS, {"conf": 0.1, "iou": 0.5, "max_det": 200}, ["conf=0.1", "iou=0.5", "max_det=200"]),
+        (NMS_ROWS, {"conf": 0.1, "iou": 0.6}, ["conf=0.1"]),
+        (NMS_ROWS, {"conf": 0.3, "iou": 0.6, "max_det": 50}, []),
+        (NMS_ROWS, {}, []),
+        (END2END_ROWS, {"conf": 0.01, "iou": 0.5}, ["iou=0.5"]),
+        (DETR_ROWS, {"iou": 0.5}, ["iou=0.5"]),
+        (DENSE, {"conf": 0.01, "iou": 0.5, "max_det": 900}, []),
+    ],
+)
+def test_thresholds_that_the_graph_has_settled_are_named_once(
+    output_format: OutputFormat, passed: dict[str, float], named: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    rows = {NMS_ROWS: {"conf": 0.25, "iou": 0.6, "max_det": 100}, END2END_ROWS: {"max_det": 300}}
+    with backends.open(tiny_graphs.detector()) as runner:
+        runner.info = dataclasses.replace(
+            runner.info, output_format=output_format, row_settings=rows.get(output_format, {})
+        )
+        for _ in range(2):
+            runner._read_settings(**{"conf": 0.25, "iou": 0.7, "max_det": 300} | passed)
+    asked = [str(warning.message).split(" was passed")[0] for warning in recwarn]
+    assert asked == ([", ".join(named)] if named else [])
 
 
 def test_mismatches_are_engine_errors() -> None:

@@ -233,7 +233,7 @@ class Runner(abc.ABC):
     passport: Passport | None
     hash: str
     path: Path | None
-    _warned_of_conf = False
+    _warned_of_thresholds = False
 
     @abc.abstractmethod
     def infer(self, feeds: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -290,17 +290,29 @@ class Runner(abc.ABC):
         return predictions
 
     def _read_settings(self, *, conf: float, iou: float, max_det: int) -> PostprocessSettings:
-        """The thresholds of `predict`; warns once if NMS in the graph dropped scores that `conf` asks for."""
+        """The thresholds of `predict`; warns once of those that the graph has settled otherwise."""
+        from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS
         from trtkit.tasks import PostprocessSettings
 
-        lowest = self.info.row_settings.get("conf", 0.0)
-        if conf < lowest and not self._warned_of_conf:
-            self._warned_of_conf = True
+        settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
+        fixed, default = self.info.row_settings, PostprocessSettings()
+        selects = self.info.output_format in (NMS_ROWS, END2END_ROWS, DETR_QUERIES, DETR_ROWS)
+        lost = {
+            "conf": conf < fixed.get("conf", 0.0),
+            "iou": selects and iou not in (default.iou, fixed.get("iou")),
+            "max_det": selects and max_det > fixed.get("max_det", default.max_det) and max_det != default.max_det,
+        }
+        if any(lost.values()) and not self._warned_of_thresholds:
+            self._warned_of_thresholds = True
+            asked = ", ".join(f"{name}={getattr(settings, name)}" for name, is_lost in lost.items() if is_lost)
+            known = ", ".join(f"{name}={fixed[name]}" for name, is_lost in lost.items() if is_lost and name in fixed)
+            selects_by = "NMS" if self.info.nms else "its one-to-one head"
+            do = f"export with {asked}" if self.info.nms else "leave it out"
             warn(
-                f"conf={conf} was passed, but NMS in {self.path or self.name} keeps scores above {lowest} only: "
-                f"export with conf={conf} to get them."
+                f"{asked} was passed, but {self.path or self.name} selects its objects by {selects_by} in the graph"
+                f"{' with ' + known if known else ''}: {do}."
             )
-        return PostprocessSettings(conf=conf, iou=iou, max_det=max_det)
+        return settings
 
     def draw(
         self,
