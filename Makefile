@@ -7,13 +7,14 @@ WORKERS ?= 2
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 TYPES := $(VENV)/.types
+DOCUMENTATION := $(VENV)/.docs
 # TensorRT-RTX has wheels for x86-64 Linux (and Windows, which has no use for this file); elsewhere the rest works without it.
 EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(shell echo ,))notebook,dev
 # One thread a worker: PyTorch and ONNX Runtime otherwise start one a core in every worker and slow each other down.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-models lab test coverage fuzz test-browser test-gpu test-wheel lint format clean
+.PHONY: help install demo demo-models lab test coverage fuzz test-browser test-gpu test-wheel docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ test-gpu: $(INSTALLED) ## Run the tests that need an NVIDIA GPU and TensorRT
 test-wheel: $(INSTALLED) ## Build sdist and wheel into dist/ and use the wheel in an environment of its own
 	$(RUN) tools/check_wheel.py dist
 
+docs: $(DOCUMENTATION) ## Build the documentation into build/site: notebooks and code blocks run, links checked, no network
+	$(ONE_THREAD) PYTHONPATH=tools $(RUN) -m documentation
+
 lint: $(INSTALLED) $(TYPES) ## Check format, style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -71,6 +75,10 @@ $(RUN):
 
 $(INSTALLED): pyproject.toml requirements.lock trtkit/version.py | $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(DOCUMENTATION): $(INSTALLED)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[docs]'
 	@touch $@
 
 # The type checker reads TensorRT's API from stubs; what they depend on, TensorRT 10.13 itself, can't be installed everywhere.

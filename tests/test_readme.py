@@ -1,4 +1,4 @@
-"""What the README shows can be done: its commands parse, its Python names what is there, its files exist."""
+"""What README.md and docs show exists: commands parse, Python names what is there, links lead to files."""
 
 import ast
 import importlib
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from documentation import snippets
 
 import trtkit
 from trtkit.cli import COMMANDS, parse_command
@@ -19,40 +20,51 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MEASURED = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
+PAGES = [path.relative_to(ROOT).as_posix() for path in snippets.list_pages()]
+SNIPPETS = [
+    snippet for page in PAGES for snippet in snippets.list_snippets((ROOT / page).read_text(encoding="utf-8"), page)
+]
+
+
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [pytest.param(snippet.code, id=str(snippet)) for snippet in SNIPPETS if snippet.language == language]
 
 
-def lines():
-    return [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+def split_lines(code):
+    return [shlex.split(line, comments=True) for line in re.sub(r"\\\n\s*", "", code).splitlines() if line.strip()]
 
 
-def test_every_trtkit_command_is_understood():
-    commands = [words for words in lines() if words[0] == "trtkit"]
-    assert len(commands) >= 4
-    for words in commands:
-        parse_command(words[1:])
+def test_the_pages_have_code():
+    assert {"README.md", "docs/index.md", "docs/verbs.md", "docs/errors/engine-header.md"} <= {s.page for s in SNIPPETS}
+    assert {len(blocks(language)) > 10 for language in ("bash", "python")} == {True}
+    # Of the README and each error message something runs.
+    pages = {page for page in PAGES if page.startswith("docs/errors/") and not page.endswith("index.md")}
+    assert pages | {"README.md"} <= {snippet.page for snippet in SNIPPETS if snippet.reason is None}
 
 
-def test_every_make_target_is_there():
+@pytest.mark.parametrize("snippet", [pytest.param(s, id=str(s)) for s in SNIPPETS if s.reason is not None])
+def test_what_is_not_run_has_a_reason(snippet):
+    assert re.match(r"(needs|reads|takes|starts|.ci/run does|downloads)\b", snippet.reason)
+
+
+@pytest.mark.parametrize("code", blocks("bash"))
+def test_every_command_is_understood(code):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for words in lines():
-        if words[0] == "make":
+    for words in split_lines(code):
+        if words[0] == "trtkit":
+            parse_command(words[1 : words.index("||") if "||" in words else None])
+        elif words[0] == "make":
             assert set(words[1:]) <= targets
+        elif words[0] == "python" and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file()
 
 
-def test_the_python_uses_names_and_arguments_that_are_there():
-    (code,) = blocks("python")
-    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    verbs = 0
-    for call in calls:
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_uses_names_and_arguments_that_are_there(code):
+    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
         if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "tk":
-            parameters = inspect.signature(getattr(trtkit, call.func.attr)).parameters
-            assert {word.arg for word in call.keywords} <= set(parameters)
-            verbs += 1
-    assert verbs == 3
-    for name in ("frame", "plot"):
-        assert callable(getattr(trtkit.Comparison, name))
+            member = getattr(trtkit, call.func.attr)
+            assert {word.arg for word in call.keywords} <= set(inspect.signature(member).parameters)
 
 
 def test_the_table_names_what_is_there():
@@ -83,7 +95,7 @@ def test_the_list_of_families_is_the_one_of_the_tests():
 )
 def test_every_linked_file_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", text)
     missing = [path for link in links for path in link if path and not ((ROOT / page).parent / path).exists()]
     assert not missing
 

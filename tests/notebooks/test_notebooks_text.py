@@ -132,6 +132,79 @@ def test_links_lead_to_notebooks_that_exist(path):
         assert (path.parent / link).is_file(), link
 
 
+UNITS = r"(?:%|ms\b|s\b|MB\b|dB\b|minutes?\b|points?\b)"
+MEASUREMENT = re.compile(rf"\d+(?:\.\d+)?(?= ?{UNITS})|\d+\.\d+")
+"""What a cell may compute: a decimal, a share, a time, a size. Text beside it states none: it would differ some day."""
+
+NOT_MEASURED = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|\b(?:TensorRT|Ultralytics|Python|CUDA) \d[\d.]*", re.DOTALL)
+"""Code, links and versions."""
+
+STATED = {
+    ("01_quickstart", "read-text"): ({"95", "0.02"}, "the level of every interval; a bound measured elsewhere"),
+    ("03_int8_vs_fp16", "losses-text"): ({"95"}, "the level of every interval"),
+    ("03_int8_vs_fp16", "why"): (
+        {"0.138", "0.113", "1.09", "0.75", "0.37", "0.33"},
+        "published measurements of named models on named GPUs, which no cell here can repeat",
+    ),
+    ("04_calibration_tuning", "title"): ({"15"}, "the minutes of the whole notebook with its own settings"),
+    ("04_calibration_tuning", "why"): ({"0.003", "0.25", "99.999"}, "a published measurement of a named model"),
+    ("04_calibration_tuning", "sweep-text"): ({"0.001"}, "the rule of `sufficient`, not its outcome"),
+    ("04_calibration_tuning", "next"): ({"0.001"}, "a setting to try"),
+    ("05_five_tasks", "losses-text"): ({"95"}, "the level of every interval"),
+    ("06_inside_the_engine", "times-text"): ({"2.48", "1.54"}, "a published measurement that needs a GPU"),
+}
+"""By notebook and cell: figures that are no result of a cell, and why."""
+
+
+def find_measurements(text):
+    """Numbers of a text that look like measured ones."""
+    return MEASUREMENT.findall(NOT_MEASURED.sub("", text))
+
+
+@chapters
+def test_text_states_no_number_that_a_cell_computes(path):
+    cells = [cell for cell in read(path).cells if cell.cell_type == "markdown"]
+    for cell in cells:
+        allowed, _ = STATED.get((path.stem, cell.id), (set(), ""))
+        # Equal, so that nothing stays in the list that no text states any more.
+        assert set(find_measurements(cell.source)) == allowed, cell.id
+    names = {(path.stem, cell.id) for cell in cells}
+    assert {key for key in STATED if key[0] == path.stem} <= names
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("INT8 loses 0.0086 of mAP50-95.", ["0.0086"]),
+        ("It takes 1.7 ms, 4 % more, in 3 minutes.", ["1.7", "4", "3"]),
+        ("yolo11n at 640 pixels, 512 images, batch 8, TensorRT 8.6.0, mAP50-95", []),
+    ],
+)
+def test_measurements_are_told_from_settings(text, found):
+    assert find_measurements(text) == found
+
+
+PUBLISHED_SMALLER = {
+    "eval_images",
+    "calibration_images",
+    "algorithms",
+    "counts",
+    "probe_images",
+    "trials",
+    "fraction",
+    "seconds",
+}
+
+
+@chapters
+def test_the_site_runs_notebooks_with_settings_that_they_have(path):
+    """Only numbers of images, times and trials are smaller there: the image size is the notebook's own."""
+    published = read(path).metadata["trtkit"].get("published", {})
+    _, cell = find_parameters(read(path))
+    own = ast.parse(cell.source).body
+    assert set(published) <= PUBLISHED_SMALLER & {target.id for node in own for target in node.targets}
+
+
 @chapters
 def test_only_public_names_are_used(path):
     for cell in list_code_cells(read(path)):
