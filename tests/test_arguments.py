@@ -21,10 +21,22 @@ from trtkit.cli.wording import describe_error
 from trtkit.errors import RecipeError, TrtkitError
 
 VERBS = ("benchmark", "calibrate", "compare", "deploy", "evaluate", "evaluate_int8", "examine", "export", "load_test",
-         "search", "sensitivity", "sweep", "verify", "why_slow")  # fmt: skip
+         "search", "sensitivity", "sweep", "verify", "why_slow", "zoo")  # fmt: skip
 
 READ_ELSEWHERE = {
-    *("artifact", "baseline", "calibration", "data", "engine", "model", "onnx", "reference", "runner", "runners")
+    *(
+        "artifact",
+        "baseline",
+        "calibration",
+        "data",
+        "engine",
+        "model",
+        "models",
+        "onnx",
+        "reference",
+        "runner",
+        "runners",
+    )
 }
 """Arguments that are opened: what opens them checks them."""
 
@@ -53,6 +65,8 @@ WRONG: dict[str, list[Any]] = {
     "concurrency": [0, -1, 1.5, "4", (), (1, 0), True, None, 10**9],
     "device": ["gpu0", "cuda:x", -1, "-1", 1.5, "", True, [0], "sm8", "cuda:0:1"],
     "precisions": [(), ("fp32", "fp32"), ("fp8",), "int4", 8, ("fp32", None)],
+    "backends": [5, ["onnxruntime", "onnxruntime"], (), [None]],
+    "sizes": [*(one for one in NOT_COUNTS if one is not None), (320, 320), MAX_SIDE + 1],
     "format": ["tflite", "ENGINE", None, 1],
     "algorithms": [(), [1], 5],
     "image_paths": [[], [3], "", ["a\0b"]],
@@ -105,7 +119,7 @@ def test_every_verb_checks_its_arguments_before_it_opens_anything(verb: str, tmp
     for name in parameters(verb):
         if name in READ_ELSEWHERE:
             continue
-        value = dict.fromkeys(((verb, "batch") for verb in ("benchmark", "compare", "load_test")), 0).get(
+        value = dict.fromkeys(((verb, "batch") for verb in ("benchmark", "compare", "load_test", "zoo")), 0).get(
             (verb, name), WRONG[name][0]
         )
         with raises(RecipeError, "argument-invalid", verb=verb, name=name, value=value):

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from trtkit.inspection import read_layers as read_layers
     from trtkit.inspection import summarize_layers as summarize_layers
     from trtkit.inspection import why_slow as why_slow
+    from trtkit.model_zoo.table import Zoo as Zoo
+    from trtkit.model_zoo.zoo import zoo as zoo
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
     from trtkit.plotting.comparison import losses_figure as losses_figure
@@ -101,6 +103,7 @@ _HOMES: dict[str, str | None] = {
     "Sweep": "trtkit.tuning.sweep",
     "Timing": "trtkit.evaluation.latency",
     "Verification": "trtkit.verification",
+    "Zoo": "trtkit.model_zoo.table",
     "backends": None,
     "benchmark": "trtkit.evaluation.latency",
     "calibrate": "trtkit.calibration",
@@ -130,6 +133,7 @@ _HOMES: dict[str, str | None] = {
     "verify": "trtkit.verification",
     "why_slow": "trtkit.inspection",
     "wizard": "trtkit.widgets.wizard.wizard",
+    "zoo": "trtkit.model_zoo.zoo",
 }
 
 # Without `open`, so that `from trtkit import *` does not shadow the builtin; `trtkit.open` is public all the same.
@@ -159,6 +163,7 @@ __all__ = [
     "Timing",
     "TrtkitError",
     "Verification",
+    "Zoo",
     "__version__",
     "backends",
     "benchmark",
@@ -188,6 +193,7 @@ __all__ = [
     "verify",
     "why_slow",
     "wizard",
+    "zoo",
 ]
 
 

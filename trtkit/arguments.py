@@ -338,6 +338,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     **dict.fromkeys(("max_det", "runs", "trials", "threads"), _count(1, example=8)),
     **dict.fromkeys(("warmup", "worst"), _count(0, example=3)),
     "algorithms": _several(_TEXT, example="('minmax', 'entropy')"),
+    "backends": _several(_TEXT, example="('onnxruntime',)", unique=True),
     "batch": _BATCH,
     "compatibility": _choice(COMPATIBILITIES),
     "count": _COUNT,
@@ -368,6 +369,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "seconds": _number(lambda value: value > 0, "of seconds above 0", 5.0),
     "seed": _count(0),
     "weights": _choice(WEIGHTS),
+    "sizes": _several(_SIDE, example="(320, 640)", unique=True),
     "target": dataclasses.replace(_TEXT, example="'triton'"),
     "workspace": _number(lambda value: value > 0, "of GiB above 0", 4.0),
 }
@@ -375,9 +377,12 @@ ARGUMENTS: Mapping[str, Rule] = {
 
 VERB_ARGUMENTS: Mapping[tuple[str, str], Rule] = {
     **dict.fromkeys(
-        (("benchmark", "batch"), ("compare", "batch"), ("load_test", "batch")),
+        (("benchmark", "batch"), ("compare", "batch"), ("load_test", "batch"), ("zoo", "batch")),
         _one_or_several(_BATCH, example="(1, 8)"),
     ),
     ("sweep", "calibration_images"): _several(_COUNT, example="(8, 32, 128)"),
+    ("zoo", "data"): Rule(
+        convert=_to_mapping, expected="a mapping of tasks to data sets", example="{'detect': 'coco.yaml'}"
+    ),
 }
 """Rules by verb and argument, where the argument takes several values."""

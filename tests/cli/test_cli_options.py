@@ -31,6 +31,7 @@ REQUIRED = {
     "sensitivity": ["a", "b"],
     "search": ["a", "b"],
     "why_slow": ["a", "b"],
+    "zoo": [],
 }
 
 
@@ -73,7 +74,7 @@ def test_every_argument_has_a_help_text(verb):
 
 @pytest.mark.parametrize(
     "verb",
-    sorted({*REQUIRED} - {"deploy", "evaluate", "benchmark", "export", "load_test", "verify", "why_slow"}),
+    sorted({*REQUIRED} - {"deploy", "evaluate", "benchmark", "export", "load_test", "verify", "why_slow", "zoo"}),
 )
 def test_end2end_loads_the_model_with_that_head(verb, monkeypatch):
     """In Python these verbs take a loaded model."""

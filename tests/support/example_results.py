@@ -14,6 +14,7 @@ from trtkit.calibration.diagnosis import Diagnosis
 from trtkit.comparison.comparison import Comparison
 from trtkit.evaluation.evaluation import Evaluation
 from trtkit.evaluation.latency import Timing
+from trtkit.model_zoo.table import Zoo, rows_frame, timings_frame
 from trtkit.results import Provenance, Result
 from trtkit.tuning.int8_evaluation import Int8Evaluation
 from trtkit.tuning.search import Search
@@ -22,7 +23,7 @@ from trtkit.tuning.sweep import Sweep
 
 REFERENCES = Path(__file__).resolve().parent.parent
 KINDS: tuple[type[Result], ...] = (
-    Calibration, Comparison, Diagnosis, Evaluation, Int8Evaluation, Search, Sensitivity, Sweep, Timing
+    Calibration, Comparison, Diagnosis, Evaluation, Int8Evaluation, Search, Sensitivity, Sweep, Timing, Zoo
 )  # fmt: skip
 METRIC = "mAP50-95(B)"
 
@@ -87,4 +88,9 @@ def example_results() -> list[Result]:
     )  # fmt: skip
     comparison = example_comparison()
     timing = Timing(samples=comparison.samples, runners=comparison.runners, provenance=provenance)
-    return [calibration, comparison, diagnosis, evaluation, int8, search, sensitivity, sweep, timing]
+    row = {"model": "a", "task": "detect", "precision": "fp32", "backend": "ort", "status": "done", "value": 0.5,
+           "low": 0.4, "high": 0.6, "size_mb": 1.0, "metric": METRIC, "metrics": "{}", "versions": "{}", "keep": [],
+           "imgsz": "64x64", "command": "trtkit zoo a.pt", "model_hash": "a", "file_hash": "b"}  # fmt: skip
+    about = {"split": "val", "seed": 0, "resamples": 9, "batch": [1], "is_guide": False, "notes": [], "command": "zoo"}
+    zoo = Zoo(rows=rows_frame([row]), timings=timings_frame([]), about=about, provenance=provenance)
+    return [calibration, comparison, diagnosis, evaluation, int8, search, sensitivity, sweep, timing, zoo]

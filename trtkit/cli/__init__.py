@@ -187,6 +187,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "benchmark": ("model", "FILE [FILE ...]", "measure the latency of model files"),
     "compare": ("model", "MODEL DATA", "compare FP32, FP16 and INT8: accuracy, latency, size, report"),
+    "zoo": ("model", "[MODEL ...]", "measure many models, sizes, precisions and backends alike, into one table"),
     "why-slow": ("model", "ENGINE BASELINE", "say why an engine is not faster than another, and which nodes to change"),
     "report": ("model", "FOLDER", "write the report of a saved comparison again"),
     "examine": ("model", "DATA", "check the images of a calibration set"),

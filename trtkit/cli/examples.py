@@ -50,6 +50,15 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         ),
         "trtkit compare yolo11n.pt coco.yaml --dry-run": "what that would do, after all checks and without doing it",
     },
+    "zoo": {
+        "trtkit zoo yolo11n.pt yolo26n.pt --data detect=coco.yaml --batch 1,8": (
+            "both in three precisions, on all GPUs; run it again to go on where it stopped"
+        ),
+        "trtkit zoo models/ --data detect=my.yaml --data pose=poses.yaml": "every model of a folder",
+        "trtkit zoo --data detect=coco.yaml --data segment=coco.yaml --download": (
+            "the tables of Ultralytics' guide: YOLOv8n of each task"
+        ),
+    },
     "why-slow": {
         "trtkit why-slow yolo11n-int8.engine yolo11n-fp16.engine": "what INT8 spends its time on, and which nodes",
     },

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trtkit.comparison.cards import CardRow
     from trtkit.comparison.comparison import Comparison
     from trtkit.inspection.slowness import SpeedDiagnosis
+    from trtkit.model_zoo.table import Zoo
     from trtkit.results import Result
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "add_sweep",
     "add_verify",
     "add_why_slow",
+    "add_zoo",
     "print_comparison",
 ]
 
@@ -378,6 +380,46 @@ def comparison_outcome(comparison: Comparison, folder: str | Path, *, verbose: b
         rows=comparison.rows.to_dicts(),
         output=folder,
     )
+
+
+def add_zoo(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `trtkit zoo`."""
+    from trtkit.model_zoo.zoo import zoo
+
+    add_options(parser, zoo, positional=("models",))
+    parser.epilog = "Exit status: 0 all rows are done, 1 some failed, 2 error."
+
+    def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
+        # argparse gives an empty list of words to an optional positional argument.
+        table = call_with_options(zoo, values, models=values.models or None)
+        outcome = Outcome.of(table, lambda: _print_zoo(table, values.output), values.output)
+        return dataclasses.replace(outcome, status=1 if len(table.failed) else 0)
+
+    return run
+
+
+def _print_zoo(zoo: Zoo, folder: str | Path) -> None:
+    """Print accuracy, latency and size of each row, and the paths of the files."""
+    table = make_table(
+        "model", "size", "precision", "backend", "metric", numbers=("value", "95 %", "change", "p50 ms", "MB")
+    )
+    for row in zoo.rows.iter_rows(named=True):
+        first = [row["model"], row["imgsz"] or "", format_label(row["precision"] or ""), row["backend"] or ""]
+        if row["status"] == "failed":
+            table.add_row(*first, f"failed: {row['error_code']}")
+            continue
+        change = "" if row["delta"] is None else f"{row['delta']:+.4f}"
+        numbers = [f"{row['value']:.4f}", f"{row['low']:.4f}-{row['high']:.4f}", change]
+        p50 = "not measured" if row["p50_ms"] is None else f"{row['p50_ms']:.3f}"
+        table.add_row(*first, row["metric"], *numbers, p50, f"{row['size_mb']:.2f}")
+    print_table(table)
+    print_text()
+    for row in zoo.failed.iter_rows(named=True):
+        print_wrapped(f"{row['model']}: {row['error']}")
+    for note in zoo.about["notes"]:
+        print_wrapped(f"- {note}")
+    for name in ("zoo.md", "zoo.json"):
+        print_text(Path(folder) / name)
 
 
 def add_why_slow(parser: argparse.ArgumentParser) -> Command:

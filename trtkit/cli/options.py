@@ -123,6 +123,7 @@ OPTIONS: Mapping[str, Option] = {
     "artifact": Option("an .engine file", "ENGINE"),
     "baseline": Option("the engine to compare with, such as FP16's", "BASELINE"),
     "backend": Option("backend [default: the best one on this machine]", choices=list_backends),
+    "backends": Option("backends [default: the best one on this machine]", choices=list_backends, many=True),
     "batch": _count("images per run"),
     "build": _switch("build engines [default: if a backend can build on this machine]"),
     "cache_dir": Option("cache directory; an interrupted run resumes from it", "FOLDER"),
@@ -157,6 +158,7 @@ OPTIONS: Mapping[str, Option] = {
     "max_drop": _number("largest accepted loss of the metric"),
     "metrics": Option("measured accuracy, for model.json; can be repeated", "NAME=VALUE", pairs=True),
     "model": Option("a .pt or .onnx file", "MODEL"),
+    "models": Option(".pt or .onnx files, or folders of them", "MODEL", several=True),
     "nms": _switch("put NMS into the graph"),
     "opt_level": Option(
         "TensorRT's optimization level, from a quick build to a fast engine [default: 3]",
@@ -186,6 +188,7 @@ OPTIONS: Mapping[str, Option] = {
     "seconds": _number("maximum time per file and batch, seconds"),
     "seed": _count("seed of all random choices"),
     "simplify": _switch("simplify the graph with onnxslim"),
+    "sizes": Option("image sides, pixels [default: each model's own]", "N[,N...]", parse_counts),
     "split": _split("split to evaluate on"),
     "stratify": _switch("draw images with the class shares of the split"),
     "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET", choices=list_targets),
@@ -269,6 +272,21 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("why_slow", "runs"): _count("runs over which each layer is timed, where the engines run here"),
     ("verify", "data"): dataclasses.replace(IMAGES, help=f"{IMAGES.help} [default: the embedded set]"),
     ("verify", "eval_images"): _count("maximum number of images"),
+    ("zoo", "batch"): _counts("batch sizes to time [default: 1; without MODEL 1,8]"),
+    ("zoo", "data"): Option(
+        "data.yaml of a data set of a task; for classify, a folder of class folders [default: embedded images]",
+        "TASK=DATA",
+        pairs=True,
+    ),
+    ("zoo", "device"): Option("GPU index or name of engines [default: all GPUs]", "DEVICE", parse_device),
+    ("zoo", "dynamic"): _switch("dynamic batch, height and width [default: for several batches]"),
+    ("zoo", "models"): Option(
+        ".pt or .onnx files, or folders of them [default: YOLOv8n of each task in --data, as in Ultralytics' guide]",
+        "MODEL",
+        several=True,
+    ),
+    ("zoo", "output"): Option("folder of the rows and tables; an interrupted zoo goes on there", "FOLDER"),
+    ("zoo", "overwrite"): _switch("measure rows again that are done"),
 }
 """Options by verb and argument name, where the text or the type depends on the verb."""
 

@@ -1,21 +1,13 @@
-"""Build in a child process: a crash inside TensorRT becomes an error, and a cancelled build stops at once.
-
-The child runs this module in a new interpreter, so a notebook or script needs no `__main__` guard.
-"""
+"""Build in a child process: a crash inside TensorRT becomes an error, and a cancelled build stops at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,14 +16,11 @@ from trtkit import errors
 from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
-from trtkit.progress import Event, Reporter
+from trtkit.child_process import describe_exit, error_from_dict, error_to_dict, print_event, run_child
+from trtkit.progress import Reporter
 from trtkit.writing import temporary_folder
 
 __all__ = ["build_isolated"]
-
-# Prefix of the lines on the child's standard output that are events; TensorRT prints there as well.
-EVENT_PREFIX = "\x1etrtkit "
-POLL_SECONDS = 0.1
 
 
 def build_isolated(
@@ -57,21 +46,20 @@ def build_isolated(
         if not path:
             (folder / "model.onnx").write_bytes(data)
         _write_job(folder, path or str(folder / "model.onnx"), settings, capabilities.backend)
-        code, tail = _run_child(folder, stage, reporter)
+        code, tail = run_child("trtkit.backends.trt.isolated_build", folder, stage, reporter)
         result_path = folder / "result.json"
         if not result_path.is_file():
             raise errors.BuildError(
                 f"build an engine with {capabilities.title} in a child process",
-                f"TensorRT crashed the process ({_describe_exit(code)}{': ' + tail if tail else ''})",
+                f"TensorRT crashed the process ({describe_exit(code)}{': ' + tail if tail else ''})",
                 "lower batch, imgsz or workspace, or report the model to NVIDIA",
                 code="build-crashed",
-                exit=_describe_exit(code),
+                exit=describe_exit(code),
                 output=tail,
             )
         result = json.loads(result_path.read_text(encoding="utf-8"))
         if "error" in result:
-            kind = getattr(errors, result["error"], errors.BuildError)
-            raise kind(result["asked"], result["found"], result["do"], code=result["code"], **result["fields"])
+            raise error_from_dict(result)
         return BuildResult(
             plan=(folder / "plan").read_bytes(),
             seconds=result["seconds"],
@@ -95,66 +83,6 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
         implicit = {"batches": count, "cache": str(cache.absolute()) if cache is not None else None}
     job = {"model": model, "settings": values, "implicit": implicit, "backend": backend}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-
-
-def _run_child(folder: Path, stage: str, reporter: Reporter) -> tuple[int, str]:
-    """Run the child to its end; returns its exit code and the last lines it printed."""
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    environment["PYTHONPATH"] = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "trtkit.backends.trt.isolated_build", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-    )
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    assert child.stdout is not None
-    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
-    reader.start()
-    last: list[str] = []
-    try:
-        while True:
-            try:
-                line = lines.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                if reporter.is_cancelled():
-                    raise errors.CancelledError(stage) from None
-                continue
-            if line is None:
-                break
-            if line.startswith(EVENT_PREFIX):
-                event = json.loads(line[len(EVENT_PREFIX) :])
-                reporter.step(event["stage"], event["done"], event["total"], event["message"])
-            elif line.strip():
-                last = [*last[-2:], line.strip()]
-        return child.wait(), " | ".join(last)
-    finally:
-        if child.poll() is None:
-            child.kill()
-        child.wait()
-        reader.join(timeout=1)
-        child.stdout.close()
-
-
-def _read_lines(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
-    for line in stream:
-        lines.put(line.rstrip("\n"))
-    lines.put(None)
-
-
-def _describe_exit(code: int) -> str:
-    if code < 0:
-        try:
-            return signal.Signals(-code).name
-        except ValueError:
-            return f"signal {-code}"
-    return f"exit code {code}"
-
-
-def _print_event(event: Event) -> None:
-    print(EVENT_PREFIX + json.dumps(dataclasses.asdict(event)), flush=True)
 
 
 def _load_batches(folder: Path, count: int) -> Iterator[np.ndarray]:
@@ -183,17 +111,10 @@ def main(name: str) -> None:
     result: dict[str, Any]
     try:
         built = build_engine(
-            job["model"], BuildSettings(**values), backend=job["backend"], reporter=Reporter(_print_event)
+            job["model"], BuildSettings(**values), backend=job["backend"], reporter=Reporter(print_event)
         )
     except errors.TrtkitError as error:
-        result = {
-            "error": type(error).__name__,
-            "asked": error.asked,
-            "found": error.found,
-            "do": error.do,
-            "code": error.code,
-            "fields": error.fields,
-        }
+        result = error_to_dict(error)
     else:
         (folder / "plan").write_bytes(built.plan)
         result = {"seconds": built.seconds, "facts": dict(built.facts), "layers": list(built.layers)}
