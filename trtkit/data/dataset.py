@@ -1,4 +1,4 @@
-"""Data sets in Ultralytics' layout: a `data.yaml`, or a folder of class folders; and images without labels."""
+"""Data sets: a `data.yaml`, a folder of class folders, or a folder in COCO's layout; and images without labels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from trtkit.data.coco import CocoSplit, find_coco_image, find_coco_splits, list_coco_images, read_coco
 from trtkit.data.data_yaml import (
     SPLITS,
     parse_flip_idx,
@@ -210,6 +211,7 @@ class Dataset:
         sigmas: OKS sigma of each keypoint if the YAML file has `kpt_oks_sigmas`, or ().
         labeled: Whether there are labels; without them `names` is empty and the only split is "images".
         channels: Channels that images are read with: the model's, else `channels` of the YAML file, else 3.
+        coco: Annotation file and images of each split, for a folder in COCO's layout; {} for others.
     """
 
     path: Path
@@ -221,6 +223,7 @@ class Dataset:
     sigmas: tuple[float, ...] = ()
     labeled: bool = True
     channels: int = 3
+    coco: Mapping[str, CocoSplit] = dataclasses.field(default_factory=dict)
 
     @property
     def label_format(self) -> LabelFormat:
@@ -257,7 +260,9 @@ class Dataset:
                 names=tuple(self.splits),
             )
         images: set[Path] = set()
-        for path in self.splits[split]:
+        if self.coco:
+            images.update(list_coco_images(self.coco[split], asked))
+        for path in self.splits[split] if not self.coco else ():
             images.update(resolve_images(path, asked) if self.labeled else list_source_images(path))
         if not images:
             raise DataError(
@@ -283,6 +288,9 @@ class Dataset:
             raise _labels_needed(self)
         if self.label_format.uses_folders:
             return Labels(classes=np.array([self._find_class(image)], np.int64), boxes=np.zeros((0, 4), np.float32))
+        if self.coco:
+            file, name = find_coco_image(self.coco, image)
+            return file.labels(name, self.task)
         return read_labels(label_path(image), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
 
     def require_labels(self, images: Sequence[Path]) -> int:
@@ -298,7 +306,14 @@ class Dataset:
             raise _labels_needed(self)
         if self.label_format.uses_folders:
             return 0
-        unlabeled = sum(not os.path.isfile(label_path(image)) for image in images)  # noqa: PTH113
+        if self.coco:
+            # An image without annotations has no objects; it needs no file.
+            entries = [find_coco_image(self.coco, image) for image in images]
+            unlabeled = (
+                0 if any(file.annotations.get(file.images[name]["id"]) for file, name in entries) else len(images)
+            )
+        else:
+            unlabeled = sum(not os.path.isfile(label_path(image)) for image in images)  # noqa: PTH113
         if unlabeled == len(images):
             raise DataError(
                 f"evaluate on {self.path}",
@@ -321,20 +336,23 @@ class Dataset:
 
     def hash_images(self, images: Sequence[Path]) -> str:
         """Hash some images with their labels, such as a sample; see `hash`."""
-        has_label_files = self.labeled and not self.label_format.uses_folders
+        has_label_files = self.labeled and not self.label_format.uses_folders and not self.coco
         stamps = tuple(
             (
                 str(path),
                 *_stamp(path),
-                *(
-                    _stamp(label_path(path))
-                    if has_label_files
-                    else (self._find_class(path) if self.labeled else "unlabeled",)
-                ),
+                *(_stamp(label_path(path)) if has_label_files else (self._describe_label(path),)),
             )
             for path in images
         )
         return _hash_content(stamps, tuple(self.names.values()), has_label_files)
+
+    def _describe_label(self, image: Path) -> str | int:
+        """What stands for the label of an image without a label file in its hash."""
+        if self.coco:
+            file, name = find_coco_image(self.coco, image)
+            return file.hash(name)
+        return self._find_class(image) if self.labeled else "unlabeled"
 
     def _find_class(self, image: Path) -> int:
         for paths in self.splits.values():
@@ -378,8 +396,9 @@ def open_dataset(
 
     Args:
         data: With labels: a `data.yaml`, a folder with one YAML file, a folder with class folders below train/ and val/
-            for classify, or an open data set. Without labels: a folder of images, a glob pattern, a text file with one
-            path per line, an image, or a list of these.
+            for classify, a folder in COCO's layout (`annotations/instances_val2017.json`, `val2017/`) for detect,
+            segment and pose, or an open data set. Without labels: a folder of images, a glob pattern, a text file with
+            one path per line, an image, or a list of these.
         task: "detect", "segment", "classify", "pose", "obb", or the name of a registered task.
         channels: Channels that the model takes; None takes those of the YAML file, or 3.
         needs_labels: Whether images without labels are an error.
@@ -441,6 +460,10 @@ def _open_source(
             f"open data set {path}", "it is not on disk", how_to_download, code="data-not-downloaded", path=path
         )
     uses_folders = LABEL_FORMATS[task].uses_folders
+    if path.suffix.lower() == ".json" and path.parent.name == "annotations":
+        path = path.parent.parent
+    if path.is_dir() and not uses_folders and not any(path.glob("*.y*ml")) and any(path.glob("annotations/*.json")):
+        return _open_coco(path.absolute(), task, channels)
     if path.is_dir():
         files = () if uses_folders else sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
         is_empty = not files and not list_images(path)
@@ -596,6 +619,34 @@ def _open_yaml(path: Path, task: str, channels: int | None) -> Dataset:
         flip_idx=parse_flip_idx(description.get("flip_idx"), kpt_shape, asked),
         sigmas=parse_sigmas(description.get("kpt_oks_sigmas"), kpt_shape, asked),
         channels=resolve_channels(description.get("channels"), channels, asked),
+    )
+
+
+def _open_coco(path: Path, task: str, channels: int | None) -> Dataset:
+    """Open a folder in COCO's layout; class names are the categories in the order of their ids.
+
+    Raises:
+        DataError: It has no labels of the task, its images are missing, or an annotation file can't be read.
+    """
+    splits = find_coco_splits(path, task)
+    # The training file may be twenty times as large, and is read when its images are needed.
+    first = read_coco(min((one.annotations for one in splits.values()), key=lambda file: file.stat().st_size))
+    if LABEL_FORMATS[task].needs_kpt_shape and first.kpt_shape is None:
+        raise DataError(
+            f"open data set {path} for {task}",
+            f"no category of {first.path.name} has keypoints",
+            "list their names in the category",
+            code="data-kpt-shape-missing",
+            path=first.path,
+        )
+    return Dataset(
+        path=path,
+        task=task,
+        names=first.names,
+        splits={split: (one.folder,) for split, one in splits.items()},
+        kpt_shape=first.kpt_shape if task == "pose" else None,
+        channels=channels or 3,
+        coco=splits,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ class Labels:
         keypoints: For pose: x, y, visibility (0 = not labeled), shape (n, points, 3); None otherwise.
         corners: For obb: four corners, shape (n, 4, 2); None otherwise.
         duplicates: Number of repeated rows that were dropped.
+        annotations: Of a data set in COCO's layout all its annotations, crowd regions too, in pixels, with class
+            numbers as categories; pycocotools' rule takes them instead of the labels. None for others.
     """
 
     classes: NDArray[np.int64]
@@ -59,6 +62,7 @@ class Labels:
     keypoints: NDArray[np.float32] | None = None
     corners: NDArray[np.float32] | None = None
     duplicates: int = 0
+    annotations: tuple[Mapping[str, Any], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -93,11 +93,15 @@ class DetectionEvaluator:
             scores = np.append(prediction.scores, np.float32(np.nan))
             label_columns[f"score({kind})"] = scores[claimed[:, 0]]
         for kind in self.task.coco_iou_types:
-            for row, class_number in zip(self.task.to_coco(labels, kind), labels.classes.tolist(), strict=True):
-                row |= {"image_id": number, "category_id": class_number}
-                self.coco_labels[kind].append(row)
-            pairs = zip(prediction.classes.tolist(), prediction.scores.tolist(), strict=True)
-            for row, (class_number, score) in zip(self.task.to_coco(prediction, kind), pairs, strict=True):
+            if labels.annotations is not None:
+                # With crowd regions, and the areas and masks as they stand in the file.
+                rows = [dict(row) for row in labels.annotations]
+            else:
+                pairs = zip(self.task.to_coco(labels, kind), labels.classes.tolist(), strict=True)
+                rows = [row | {"category_id": class_number} for row, class_number in pairs]
+            self.coco_labels[kind] += [row | {"image_id": number} for row in rows]
+            scored = zip(prediction.classes.tolist(), prediction.scores.tolist(), strict=True)
+            for row, (class_number, score) in zip(self.task.to_coco(prediction, kind), scored, strict=True):
                 row |= {"image_id": number, "category_id": class_number, "score": score}
                 self.coco_detections[kind].append(row)
         self.detections.append(detection_columns)
@@ -237,7 +241,8 @@ def compute_pycocotools_metrics(
     """Compute pycocotools' twelve metrics, ten for keypoints, over all images.
 
     Args:
-        labels: COCO annotations: image_id (an index of `shapes`), category_id, bbox, area, ...; ids are added in place.
+        labels: COCO annotations: image_id (an index of `shapes`), category_id, bbox, area, ...; ids are added in place,
+            and `iscrowd` where it is missing.
         detections: COCO results: the same and score; ids are added in place.
         shapes: (height, width) of each image.
         classes: Class numbers.
@@ -253,7 +258,7 @@ def compute_pycocotools_metrics(
 
     # The evaluator takes id 0 for "not matched".
     for number, label in enumerate(labels, 1):
-        label |= {"id": number, "iscrowd": 0}
+        label |= {"id": number, "iscrowd": label.get("iscrowd", 0)}
     ground_truth = COCO(
         {
             "images": [{"id": index, "height": height, "width": width} for index, (height, width) in enumerate(shapes)],
