@@ -69,7 +69,7 @@ def test_the_python_uses_names_and_arguments_that_are_there(code):
 
 def test_the_table_names_what_is_there():
     table = README[README.index("| command | Python |") :].split("\n\n")[0].splitlines()[2:]
-    assert len(table) == 18
+    assert len(table) == 19
     for line in table:
         command, function = (cell.strip("` ") for cell in line.split("|")[1:3])
         assert command in ("", *COMMANDS)

@@ -45,9 +45,7 @@ def render_markdown(zoo: Zoo) -> str:
         "",
         *(f"- {_escape(note)}" for note in about["notes"]),
         *([""] if about["notes"] else []),
-        "```bash",
-        about["command"],
-        "```",
+        f"Made by {_code(about['command'])}",
     ]
     groups = done.group_by("task", "gpu", maintain_order=True)
     for (task, gpu), group in groups:
@@ -137,7 +135,7 @@ def _render_details(done: pl.DataFrame) -> list[str]:
         title = f"{row['model']} {row['imgsz']} {format_label(row['precision'])} {row['backend']}"
         lines += [f"<details><summary>{_escape(title)}</summary>", ""]
         lines += [f"- {name}: {_escape(value)}" for name, value in facts.items() if value]
-        lines += ["", "```bash", row["command"], "```", "", "</details>", ""]
+        lines += [f"- command: {_code(row['command'])}", "", "</details>", ""]
     return lines[:-1]
 
 
@@ -152,6 +150,12 @@ def _escape(value: Any) -> str:
     if isinstance(value, Raw):
         return value
     return _MARKUP.sub(r"\\\1", _BREAKS.sub(" ", str(value)))
+
+
+def _code(command: str) -> str:
+    """A command line, between as many backticks as it needs."""
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", command)), default=0))
+    return f"{ticks}{_BREAKS.sub(' ', command)}{ticks}"
 
 
 def _table(heads: Sequence[Any], rows: Iterable[Sequence[Any]], *, numbers: int | None = None) -> list[str]:
