@@ -232,6 +232,27 @@ def test_the_tables_are_those_of_the_records():
     assert "| NVIDIA H200 | yolo11n, 640 | 8 | 0.133 | 0.111 | 0.84 | -0.0034 mAP50-95(B) |" in text
 
 
+def test_rows_of_a_zoo_are_engines_too(tmp_path):
+    key = {"model": "yolo11m", "imgsz": 640, "backend": "tensorrt", "gpu": "NVIDIA L4"}
+    own = {"metric": "mAP50-95(B)", "versions": {"tensorrt": "10.9"}}
+    rows = [
+        {**key, **own, "precision": precision, "value": value, "size_mb": size}
+        for precision, value, size in (("fp32", 0.5, 80.0), ("fp16", 0.5, 41.0), ("int8", 0.49, 24.0))
+    ]
+    timings = [
+        {**key, "precision": precision, "batch": batch, "image_ms": ms * batch}
+        for precision, ms in (("fp16", 2.0), ("int8", 1.5))
+        for batch in (1, 8)
+    ]
+    without_gpu = {**rows[2], "gpu": None, "backend": "onnxruntime"}
+    zoo = tmp_path / "zoo.json"
+    zoo.write_text(json.dumps({"facts": {"rows": [*rows, without_gpu], "timings": timings}}))
+    first, second = decision.list_engine_rows(tmp_path, zoo)
+    assert (first["batch"], first["fp16_ms"], first["int8_ms"], first["ratio"]) == (1, 2.0, 1.5, 0.75)
+    assert (second["batch"], second["fp16_ms"], second["tensorrt"], second["int8_mb"]) == (8, 16.0, "10.9", 24.0)
+    assert round(first["change"], 6) == -0.01
+
+
 def test_a_loss_has_compare_s_verdict():
     text = decision.fill("<!-- generated: losses -->")
     assert "| yolo26n (one-to-many) | mAP50-95(B) | 0.8625 | -0.0113 [-0.0143, -0.0079] | 300 | loses |" in text

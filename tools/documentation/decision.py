@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ __all__ = ["TABLES", "fill", "list_engine_rows"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results"
+ZOO = ROOT / "docs" / "zoo.json"
 
 METRICS = {
     "detect": "mAP50-95(B)", "segment": "mAP50-95(M)", "pose": "mAP50-95(P)", "obb": "mAP50-95(R)", "classify": "top1",
@@ -44,38 +45,70 @@ def fill(markdown: str) -> str:
     return PLACEHOLDER.sub(replace, markdown)
 
 
-def list_engine_rows(records: Path) -> Iterator[dict[str, Any]]:
+def list_engine_rows(records: Path, zoo: Path = ZOO) -> Iterator[dict[str, Any]]:
     """INT8 engines beside the FP16 ones of the same GPU, model, image size and batch.
 
     Args:
         records: The folder of the records.
+        zoo: The saved zoo, which need not be there.
 
     Yields:
         GPU, task, model, size, batch, latencies in ms an image, their ratio, and the change of the task's metric.
     """
     for path in sorted(records.glob("engines-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        rows = {(row["task"], row["model"], row["batch"], row["precision"]): row for row in record["rows"]}
-        for (task, model, batch, precision), int8 in rows.items():
-            fp16 = rows.get((task, model, batch, "fp16"))
-            if precision != "int8" or fp16 is None:
-                continue
-            metric = METRICS[task]
+        yield from _pair(map(_from_engine, json.loads(path.read_text(encoding="utf-8"))["rows"]))
+    if zoo.is_file():
+        yield from _pair(_from_zoo(json.loads(zoo.read_text(encoding="utf-8"))["facts"]))
+
+
+def _from_engine(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "gpu": row["passport"]["gpu"],
+        "tensorrt": row["passport"]["tensorrt"],
+        "model": Path(row["model"]).stem,
+        "imgsz": row["imgsz"],
+        "batch": row["batch"],
+        "precision": row["precision"],
+        "image_ms": row["mean_ms"] / row["batch"],
+        "metric": METRICS[row["task"]],
+        "value": row["metrics"][METRICS[row["task"]]],
+        "mb": row["bytes"] / 1e6,
+    }
+
+
+def _from_zoo(facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    names = ("model", "imgsz", "precision", "backend", "gpu")
+    timings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for timing in facts["timings"]:
+        timings.setdefault(tuple(timing[name] for name in names), []).append(timing)
+    for row in facts["rows"]:
+        # Without a GPU nothing is timed: no timing has the row's key.
+        for timing in timings.get(tuple(row[name] for name in names), ()) if row["gpu"] else ():
             yield {
-                "gpu": int8["passport"]["gpu"],
-                "tensorrt": int8["passport"]["tensorrt"],
-                "task": task,
-                "model": Path(model).stem,
-                "imgsz": int8["imgsz"],
-                "batch": batch,
-                "fp16_ms": fp16["mean_ms"] / batch,
-                "int8_ms": int8["mean_ms"] / batch,
-                "ratio": int8["mean_ms"] / fp16["mean_ms"],
-                "metric": metric,
-                "change": int8["metrics"][metric] - fp16["metrics"][metric],
-                "fp16_mb": fp16["bytes"] / 1e6,
-                "int8_mb": int8["bytes"] / 1e6,
-                "record": path.name,
+                **{name: row[name] for name in ("gpu", "model", "imgsz", "precision", "metric", "value")},
+                "tensorrt": (row["versions"] or {}).get(row["backend"].replace("_", "-"), "version unknown"),
+                "batch": timing["batch"],
+                "image_ms": timing["image_ms"],
+                "mb": row["size_mb"],
+            }
+
+
+def _pair(engines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    names = ("gpu", "tensorrt", "model", "imgsz", "batch", "metric")
+    groups: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for engine in engines:
+        groups.setdefault(tuple(engine[name] for name in names), {})[engine["precision"]] = engine
+    for key, group in groups.items():
+        if {"fp16", "int8"} <= set(group):
+            fp16, int8 = group["fp16"], group["int8"]
+            yield {
+                **dict(zip(names, key, strict=True)),
+                "fp16_ms": fp16["image_ms"],
+                "int8_ms": int8["image_ms"],
+                "ratio": int8["image_ms"] / fp16["image_ms"],
+                "change": int8["value"] - fp16["value"],
+                "fp16_mb": fp16["mb"],
+                "int8_mb": int8["mb"],
             }
 
 
@@ -106,6 +139,12 @@ def _summary(records: Path) -> Iterator[str]:
         )
 
 
+def _scope(records: Path) -> Iterator[str]:
+    rows = list(list_engine_rows(records))
+    models, gpus, versions = (", ".join(sorted({row[name] for row in rows})) for name in ("model", "gpu", "tensorrt"))
+    yield f"Timed so far: {models}; on {gpus}; with TensorRT {versions}. What is not in this list is not known."
+
+
 def _losses(records: Path) -> Iterator[str]:
     yield f"| model | metric | FP32 | change by INT8 [95 % interval] | images | at a tolerance of {MAX_DROP} |"
     yield "|---|---|---|---|---|---|"
@@ -128,6 +167,8 @@ def _list_losses(records: Path) -> Iterator[dict[str, Any]]:
 
 
 def _sources(records: Path) -> Iterator[str]:
+    if ZOO.is_file():
+        yield "- [zoo](zoo.md), with the command of each row."
     names = [path.name for path in sorted(records.glob("engines-*.json"))] + ["newer_losses.json", "five_tasks.json"]
     for name in names:
         record = json.loads((records / name).read_text(encoding="utf-8"))
@@ -145,6 +186,7 @@ def _short(versions: Mapping[str, str]) -> Sequence[tuple[str, str]]:
 TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "engines": _engines,
     "losses": _losses,
+    "scope": _scope,
     "sources": _sources,
     "summary": _summary,
 }
