@@ -53,7 +53,7 @@ WRONG: dict[str, list[Any]] = {
     "conf": [-0.1, 1, 25, math.nan, "0.5", True, None, [0.5]],
     "iou": [-0.1, 1.1, 7, math.nan, "0.5", False, None],
     "fraction": [0, 1.5, -1, math.nan, "half", True, None],
-    "max_drop": [-0.1, 1, math.nan, "0.005", True, None],
+    **{key: [-0.1, 1, math.nan, "0.005", True, None] for key in ("max_drop", "max_noise")},
     "percentile": NOT_PERCENT,
     "percentiles": [*(value for value in NOT_PERCENT if value != [1]), [], [99.9, 101]],
     "seconds": [0, -1, math.inf, math.nan, "5", True],

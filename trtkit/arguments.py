@@ -358,6 +358,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "iou": _number(lambda value: 0 <= value <= 1, "from 0 to 1", 0.7),
     "keep": _PATTERNS,
     "max_drop": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.005),
+    "max_noise": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.002),
     "metrics": Rule(convert=_to_numbers, expected="a mapping of names to numbers", example="{'mAP50-95': 0.51}"),
     "opt_level": _count(0, 5, example=3),
     "percentile": _PERCENTILE,

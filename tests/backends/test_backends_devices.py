@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from raising import raises
 
 from trtkit.backends import devices
 from trtkit.backends.devices import Device, find_gpus, parse_device
+from trtkit.backends.gpu_state import GpuState, watch_gpu
 from trtkit.errors import RecipeError
 
 H100 = {
@@ -60,6 +62,11 @@ def fake_pynvml(*boards: dict[str, Any], driver: bool = True) -> Any:
         board["clocks"].get("sm" if kind == nvml.NVML_CLOCK_SM else "memory")
     )
     nvml.nvmlDeviceGetMaxClockInfo = lambda board, kind: supported(board["clocks"].get("sm_max"))
+    nvml.NVML_TEMPERATURE_GPU = 0
+    nvml.nvmlDeviceGetPowerUsage = lambda board: supported(board.get("milliwatts"))
+    nvml.nvmlDeviceGetTemperature = lambda board, sensor: supported(board.get("celsius"))
+    nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda board: supported(board.get("reasons"))
+    nvml.nvmlDeviceGetComputeRunningProcesses = lambda board: supported(board.get("processes"))
     return nvml
 
 
@@ -94,6 +101,37 @@ def test_gpus_of_nvml(nvml: Any) -> None:
 def test_the_real_pynvml_has_these_names() -> None:
     real = pytest.importorskip("pynvml")
     assert [name for name in vars(fake_pynvml()) if name.startswith(("nvml", "NVML")) and not hasattr(real, name)] == []
+
+
+def test_the_state_of_a_gpu(nvml: Any) -> None:
+    busy = H100 | {"milliwatts": 692_500, "celsius": 71, "reasons": 0x4 | 0x40 | 0x1 | 0x2, "processes": [1, 2, 3]}
+    module = nvml(L4, busy, ORIN)
+    with watch_gpu(find_gpus()[1]) as read:
+        assert read() == GpuState(
+            sm_mhz=1980,
+            watts=692.5,
+            celsius=71,
+            throttling=("power cap", "temperature (hardware)"),
+            other_processes=2,
+        )
+        assert module.open == 1
+    with watch_gpu(find_gpus()[2]) as read:
+        assert read() == GpuState()
+    with watch_gpu(dataclasses.replace(find_gpus()[0], uuid="GPU-of-elsewhere")) as read:
+        assert read() == GpuState()
+    assert module.open == 0
+
+
+def test_no_state_without_gpu_library_or_driver(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(H100)
+    gpu = find_gpus()[0]
+    nvml(H100, driver=False)
+    for given in (None, gpu):
+        with watch_gpu(given) as read:
+            assert read() == GpuState()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with watch_gpu(gpu) as read:
+        assert read() == GpuState()
 
 
 def test_no_gpu_without_library_or_driver(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ def test_latencies_are_medians_with_an_interval():
     (latency,) = verdict_on(GOOD).latencies
     samples = example_comparison(where="gpu", speed=FASTER).samples
     assert latency.p50_ms == pytest.approx(samples.filter(label="int8")["ms"].median())
-    assert latency.ratio == pytest.approx(latency.p50_ms / latency.baseline_p50_ms)
+    # By rounds, which differs a little from the ratio of the medians of all runs.
+    assert latency.ratio == pytest.approx(latency.p50_ms / latency.baseline_p50_ms, rel=0.02)
     assert latency.low < latency.ratio < latency.high < 1
 
 

@@ -1,12 +1,16 @@
+import contextlib
 import time
 
 import numpy as np
 import polars as pl
 import pytest
+from raising import raises
 
 from trtkit.backends.base import Runner
+from trtkit.backends.gpu_state import GpuState
 from trtkit.errors import CancelledError, EngineError, RecipeError
-from trtkit.evaluation.latency import BLOCK_RUNS, Timing, benchmark, summarize_runs
+from trtkit.evaluation import latency
+from trtkit.evaluation.latency import BLOCK_RUNS, Timing, benchmark, compare_latencies, summarize_runs
 from trtkit.models.model import ModelInfo
 
 
@@ -193,3 +197,113 @@ def test_the_figure_has_a_curve_for_each_runner_and_batch():
     assert len(figure.data) == 4
     assert all(curve.y[-1] == 1 for curve in figure.data)
     assert len({curve.line.dash for curve in figure.data}) == 2
+
+
+# Rounds, ratios and disturbances
+
+
+class Paced(Clocked):
+    """A runner whose run `k` takes `pace(k)` ms by its own clock."""
+
+    def __init__(self, pace, **settings):
+        super().__init__(0, **settings)
+        self.pace, self.runs = pace, 0
+
+    def measure_gpu_times(self, feeds, runs):
+        times = [self.pace(self.runs + index) for index in range(runs)]
+        self.runs += runs
+        return times
+
+
+@pytest.fixture
+def gpu_states(monkeypatch):
+    """A function that has `watch_gpu` yield one state after the other, the last for ever."""
+
+    def simulate(*states):
+        left = list(states)
+
+        @contextlib.contextmanager
+        def watch(gpu):
+            yield lambda: left.pop(0) if len(left) > 1 else left[0]
+
+        monkeypatch.setattr(latency, "watch_gpu", watch)
+
+    return simulate
+
+
+def time_one(pace, **settings):
+    return benchmark({"a": Paced(pace)}, warmup=0, max_noise=0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("pace", "words"),
+    [
+        (lambda run: 1.0, ""),
+        (lambda run: 1.0 + 0.02 * (run % 3), ""),
+        (lambda run: 1.0 if run < 50 else 1.1, "the last rounds took +10% of the first ones' time"),
+        (lambda run: 2.0 if run // 5 % 5 == 0 else 1.0, "4 of 20 rounds took over 1.1 times the median"),
+    ],
+)
+def test_an_injected_slowdown_is_flagged(pace, words):
+    timing = time_one(pace, runs=100)
+    assert timing.frame()["flags"].to_list() == [words]
+    assert (words in repr(timing)) is True
+
+
+def test_throttling_other_load_and_clocks_are_flagged(gpu_states):
+    gpu_states(
+        GpuState(sm_mhz=1980, other_processes=0),
+        GpuState(sm_mhz=1300, throttling=("power cap",), other_processes=2),
+        GpuState(sm_mhz=1980, other_processes=0),
+    )
+    timing = time_one(lambda run: 1.0, runs=20)
+    flags = timing.frame()["flags"][0]
+    assert flags.split("; ") == [
+        "the GPU was slowed down in 1 of 4 rounds (power cap)",
+        "2 other processes used the GPU",
+        "the GPU's clock varied from 1300 to 1980 MHz",
+    ]
+    assert timing.rounds["throttling"].to_list() == ["", "power cap", "", ""]
+    assert timing.rounds["round"].to_list() == [0, 1, 2, 3]
+
+
+def test_drift_that_slows_both_leaves_the_ratio_alone():
+    """Paired: the machine becomes three times slower while both are measured."""
+    timing = benchmark(
+        {"a": Paced(lambda run: 1 + run / 50), "b": Paced(lambda run: 0.8 * (1 + run / 50))}, warmup=0, max_noise=0
+    )
+    row = timing.ratios().row(0, named=True)
+    assert (row["label"], row["batch"], row["rounds"]) == ("b", 1, 20)
+    assert row["ratio"] == pytest.approx(0.8)
+    assert row["high"] - row["low"] < 1e-9
+    with raises(RecipeError, "timing-label-unknown", value="c", names=["a", "b"]):
+        timing.ratios("c")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_of_a_ratio_holds_the_true_one(seed):
+    """Noise by round and by run, shared and not: 95 % intervals hold 0.9 in most of 60 measurements."""
+    dice = np.random.default_rng(seed)
+    held = 0
+    for _ in range(60):
+        shared = np.repeat(dice.lognormal(0, 0.2, 20), 5)
+        rows = [
+            pl.DataFrame({"label": label, "batch": 1, "ms": ms * shared * np.repeat(dice.lognormal(0, 0.01, 20), 5)})
+            for label, ms in (("a", 1.0), ("b", 0.9))
+        ]
+        found = compare_latencies(pl.concat(rows), "b", "a", 1)
+        held += found.low <= 0.9 <= found.high
+    assert held >= 50
+
+
+def test_few_rounds_have_the_interval_of_single_runs():
+    samples = pl.DataFrame({"label": ["a"] * 9 + ["b"] * 9, "batch": 1, "ms": [1.0] * 9 + [0.5] * 9})
+    assert compare_latencies(samples, "b", "a", 1) == (0.5, 0.5, 0.5, 2)
+    assert np.isnan(compare_latencies(samples, "b", "c", 1).ratio)
+
+
+def test_it_stops_once_the_noise_is_small():
+    steady, noisy = Paced(lambda run: 1.0), Paced(lambda run: 1.0 + 0.5 * (run // 5 % 2))
+    assert benchmark({"a": steady}, runs=500, warmup=0).frame()["runs"].to_list() == [50]
+    assert benchmark({"a": steady, "b": noisy}, runs=100, warmup=0).frame()["runs"].to_list() == [100, 100]
+    assert benchmark({"a": steady}, runs=100, warmup=0, max_noise=0).frame()["runs"].to_list() == [100]

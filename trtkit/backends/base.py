@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends.capabilities import Capabilities
+    from trtkit.backends.devices import Gpu
     from trtkit.backends.engine_file import Passport
     from trtkit.models.model import ModelInfo
     from trtkit.tasks import PostprocessSettings, Prediction
@@ -221,6 +222,7 @@ class Runner(abc.ABC):
         passport: The engine's provenance, or None.
         hash: SHA-256 of the model inside, or of the file.
         path: The file, or None.
+        gpu: The GPU it runs on, or None.
     """
 
     name: str
@@ -233,6 +235,7 @@ class Runner(abc.ABC):
     passport: Passport | None
     hash: str
     path: Path | None
+    gpu: Gpu | None = None
     _warned_of_thresholds = False
 
     @abc.abstractmethod

@@ -250,6 +250,14 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
                 words = (row["label"], row["runner"], row["clock"], str(row["batch"]))
                 table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
             print_table(table)
+            for row in timing.frame().iter_rows(named=True):
+                if row["flags"]:
+                    print_text(f"{row['label']}, batch {row['batch']}: {row['flags']}")
+            for row in timing.ratios().iter_rows(named=True):
+                print_text(
+                    f"{row['label']} takes {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of "
+                    f"{timing.runners['label'][0]}'s time at batch {row['batch']}"
+                )
 
         return _save(timing, values, show)
 

@@ -458,6 +458,7 @@ def join_comparison(
         detections=concat_by_precision({label: one.detections for label, one in evaluations.items()}),
         labels=concat_by_precision({label: one.labels for label, one in evaluations.items()}),
         samples=timing.samples,
+        rounds=timing.rounds,
         runners=timing.runners,
         layers=concat_layers(layers or {}),
         thresholds=concat_by_precision(thresholds) if thresholds else pl.DataFrame(),

@@ -14,7 +14,7 @@ import polars as pl
 from trtkit.comparison.tables import leading_metrics
 from trtkit.comparison.verdict import MAX_DROP, Verdict, decide_verdicts
 from trtkit.errors import EngineError, RecipeError
-from trtkit.evaluation.latency import Timing
+from trtkit.evaluation.latency import ROUNDS_SCHEMA, Timing
 from trtkit.evaluation.significance import correct_significance
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
 
@@ -67,6 +67,7 @@ class Comparison(Result):
         thresholds: Confidence thresholds that give a precision the precision and recall of FP16 at `about["conf"]`, as
             `trtkit.evaluation.thresholds.match_thresholds` has them; empty for tasks without boxes.
         samples: Every timed run, as `Timing.samples`.
+        rounds: The GPU after every block of runs, as `Timing.rounds`.
         runners: The runners, as `Timing.runners`.
         about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, max_drop,
             conf, metrics (column and readable name of the primary ones), engines, files, calibration, recipes, python,
@@ -88,6 +89,7 @@ class Comparison(Result):
     differences: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
     layers: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
     thresholds: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
+    rounds: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=ROUNDS_SCHEMA))
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -95,7 +97,7 @@ class Comparison(Result):
 
     def timing(self) -> Timing:
         """The latencies alone."""
-        return Timing(samples=self.samples, runners=self.runners, provenance=self.provenance)
+        return Timing(samples=self.samples, rounds=self.rounds, runners=self.runners, provenance=self.provenance)
 
     @functools.cached_property
     def verdicts(self) -> Mapping[str, Verdict]:
@@ -286,6 +288,7 @@ class Comparison(Result):
             "differences",
             "layers",
             "thresholds",
+            "rounds",
         )
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 

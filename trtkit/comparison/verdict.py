@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from trtkit.evaluation.latency import compare_latencies
 from trtkit.evaluation.significance import (
     CANNOT_TELL,
     KEPT,
@@ -57,9 +58,6 @@ EXIT_STATUS: Mapping[str, int] = {SHIP: 0, DONT_SHIP: 1, CANNOT_TELL: 3}
 
 MIN_GAIN = 0.02
 """Share of the latency that a faster precision must save: two builds of one graph differ by about as much."""
-
-MEDIAN_RESAMPLES = 500
-"""Bootstrap resamples of the ratio of two median latencies."""
 
 LISTED_GROUPS = 3
 """Largest number of classes and sizes named in a sentence."""
@@ -352,28 +350,22 @@ def _compare_latencies(comparison: Comparison, precision: str, baseline: str) ->
         return ()
     latencies = []
     for batch in rows["batch"].unique(maintain_order=True):
-        mine, base = (
-            samples.filter((pl.col("label") == label) & (pl.col("batch") == batch))["ms"].to_numpy()
+        change = compare_latencies(samples, precision, baseline, batch)
+        if not change.rounds:
+            continue
+        p50, baseline_p50 = (
+            float(np.median(samples.filter((pl.col("label") == label) & (pl.col("batch") == batch))["ms"].to_numpy()))
             for label in (precision, baseline)
         )
-        if not len(mine) or not len(base):
-            continue
-        dice = np.random.default_rng(0)
-        medians = [
-            np.median(times[dice.integers(0, len(times), (MEDIAN_RESAMPLES, len(times)))], axis=1)
-            for times in (mine, base)
-        ]
-        low, high = np.percentile(medians[0] / medians[1], (2.5, 97.5))
-        p50, baseline_p50 = float(np.median(mine)), float(np.median(base))
         latencies.append(
             BatchLatency(
                 batch=batch,
                 p50_ms=p50,
                 baseline_p50_ms=baseline_p50,
-                ratio=p50 / baseline_p50,
-                low=float(low),
-                high=float(high),
-                faster=bool(high < 1 and p50 <= (1 - MIN_GAIN) * baseline_p50),
+                ratio=change.ratio,
+                low=change.low,
+                high=change.high,
+                faster=bool(change.high < 1 and change.ratio <= 1 - MIN_GAIN),
             )
         )
     return tuple(latencies)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from trtkit.arguments import check_arguments
+from trtkit.backends.gpu_state import watch_gpu
 from trtkit.data import to_input
 from trtkit.errors import EngineError, RecipeError
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
@@ -26,7 +28,17 @@ if TYPE_CHECKING:
     from trtkit.backends.base import Runner
     from trtkit.exporter import Artifact
 
-__all__ = ["Timing", "benchmark", "open_runners", "resolve_imgsz", "summarize_runs"]
+__all__ = [
+    "ROUNDS_SCHEMA",
+    "LatencyRatio",
+    "Timing",
+    "benchmark",
+    "compare_latencies",
+    "find_disturbances",
+    "open_runners",
+    "resolve_imgsz",
+    "summarize_runs",
+]
 
 BLOCK_RUNS = 5
 """Consecutive runs of a runner before the next one's turn. With single runs, idle threads of the other runner would
@@ -35,6 +47,52 @@ still spin; with long blocks, drifting clocks would affect one runner alone."""
 MIN_RUNS = 5
 """Minimum number of runs, whatever the time limit."""
 
+MIN_ROUNDS = 10
+"""Blocks of a runner before its noise is known well enough to stop."""
+
+PAIRED_ROUNDS = 5
+"""Rounds from which a ratio's interval follows from rounds; below, from single runs."""
+
+RESAMPLES = 500
+"""Bootstrap resamples of a ratio of latencies."""
+
+SLOW_ROUND = 1.1
+"""A round this many times as long as the median round was disturbed."""
+
+DRIFT = 0.03
+"""Share by which the last third of the rounds differs from the first where something has changed for good."""
+
+CLOCK_CHANGE = 0.05
+"""Share by which the clock of the multiprocessors may vary."""
+
+ROUNDS_SCHEMA = {
+    "label": pl.String,
+    "batch": pl.Int64,
+    "round": pl.Int64,
+    "p50_ms": pl.Float64,
+    "sm_mhz": pl.Int64,
+    "watts": pl.Float64,
+    "celsius": pl.Int64,
+    "throttling": pl.String,
+    "other_processes": pl.Int64,
+}
+
+
+class LatencyRatio(NamedTuple):
+    """How long a runner takes compared with another.
+
+    Attributes:
+        ratio: The median over rounds of the ratio of both medians.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        rounds: Rounds in which both were measured.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Timing(Result):
@@ -42,6 +100,9 @@ class Timing(Result):
 
     Attributes:
         samples: All measured runs: label, batch, turn (order of measurement), ms (of the whole batch).
+        rounds: One row per block of a runner's runs, in the order of measurement: label, batch, round, p50_ms, and the
+            GPU right after it: sm_mhz, watts, celsius, throttling (reasons, "" for none) and other_processes; empty in
+            results of older versions.
         runners: One row per label: runner (its name), engine (whether TensorRT ran), precision, clock ("gpu": CUDA
             events, "wall": time around `infer`, copies included), imgsz, and static_batch (the batch of a static
             graph, to which smaller ones are padded; null if the batch is dynamic).
@@ -52,18 +113,52 @@ class Timing(Result):
     samples: pl.DataFrame
     runners: pl.DataFrame
     provenance: Provenance
+    rounds: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=ROUNDS_SCHEMA))
 
     def frame(self) -> pl.DataFrame:
         """Return one row per runner and batch.
 
         `_ms` columns are of the whole batch, `image_ms` is mean_ms / batch; `padded`: the batch was padded to the
-        static batch of the graph.
+        static batch of the graph; `flags`: what disturbed the measurement (`find_disturbances`), "" for nothing.
         """
         rows = self.runners.join(summarize_runs(self.samples), on="label", maintain_order="left")
+        flags = (find_disturbances(self.samples, self.rounds, *row) for row in rows.select("label", "batch").rows())
+        rows = rows.with_columns(flags=pl.Series(map("; ".join, flags), dtype=pl.String))
         return rows.with_columns(padded=(pl.col("batch") < pl.col("static_batch")).fill_null(value=False)).select(
             "label", "precision", "runner", "engine", "clock", "imgsz", "batch", "padded", "runs", "mean_ms", "std_ms",
-            "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "image_ms", "images_per_s",
+            "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "image_ms", "images_per_s", "flags",
         )  # fmt: skip
+
+    def ratios(self, baseline: str | None = None) -> pl.DataFrame:
+        """Return every other runner's latency over the baseline's: label, batch, ratio, low, high, rounds.
+
+        low and high are the paired 95 % interval of `compare_latencies`.
+
+        Args:
+            baseline: A label; None takes the first.
+
+        Raises:
+            RecipeError: There is no such label.
+        """
+        labels = self.runners["label"].to_list()
+        baseline = labels[0] if baseline is None else baseline
+        if baseline not in labels:
+            raise RecipeError(
+                f"compare latencies with {baseline!r}",
+                "it was not timed",
+                f"choose from {', '.join(labels)}",
+                code="timing-label-unknown",
+                value=baseline,
+                names=labels,
+            )
+        rows = [
+            {"label": label, "batch": batch, **compare_latencies(self.samples, label, baseline, batch)._asdict()}
+            for label in labels
+            if label != baseline
+            for batch in self.samples["batch"].unique(maintain_order=True)
+        ]
+        schema = {"label": pl.String, "batch": pl.Int64, **dict.fromkeys(("ratio", "low", "high"), pl.Float64)}
+        return pl.DataFrame(rows, schema={**schema, "rounds": pl.Int64})
 
     def plot(self) -> go.Figure:
         """Plot the distribution of latency per runner, one panel per batch size."""
@@ -72,8 +167,8 @@ class Timing(Result):
         return timing_figure(self.samples, self.runners)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """Return the samples and the runners."""
-        return {"samples": self.samples, "runners": self.runners}
+        """Return the samples, the rounds and the runners."""
+        return {"samples": self.samples, "rounds": self.rounds, "runners": self.runners}
 
     def facts(self) -> Mapping[str, Any]:
         """Return {}: the tables are all."""
@@ -82,12 +177,13 @@ class Timing(Result):
     @classmethod
     def restore(cls, tables: Mapping[str, pl.DataFrame], facts: Mapping[str, Any], provenance: Provenance) -> Self:
         """Invert `tables`."""
-        return cls(samples=tables["samples"], runners=tables["runners"], provenance=provenance)
+        return cls(**tables, provenance=provenance)
 
     def __repr__(self) -> str:
         rows = (
             f"  {row['label']} batch {row['batch']}: p50 {row['p50_ms']:.3g} ms, p99 {row['p99_ms']:.3g} ms, "
             f"{row['images_per_s']:.4g} images/s ({row['runner']}, {row['clock']} clock, {row['runs']} runs)"
+            + (f": {row['flags']}" if row["flags"] else "")
             for row in self.frame().iter_rows(named=True)
         )
         return "\n".join(("Timing", *rows))
@@ -102,6 +198,7 @@ def benchmark(
     runs: int = 100,
     warmup: int = 10,
     seconds: float = 5.0,
+    max_noise: float = 0.002,
     device: str | int | None = None,
     backend: str | None = None,
     seed: int = 0,
@@ -111,7 +208,8 @@ def benchmark(
     """Measure the latency of runners on random images.
 
     The runners alternate in short blocks whose first run is discarded, so that clocks, temperature and other load on
-    the machine affect all of them alike. All warm up before the first measurement.
+    the machine affect all of them alike: `Timing.ratios` compares round by round. All warm up before the first
+    measurement. What disturbed it, such as throttling, stands in the frame's `flags`.
 
     Args:
         runners: A runner or file, or several by label; files are opened here and closed afterwards.
@@ -120,6 +218,8 @@ def benchmark(
         runs: Maximum number of measured runs per runner and batch.
         warmup: Warm-up runs per runner and batch.
         seconds: Maximum measured time per runner and batch; at least five runs are measured.
+        max_noise: Stop once the 95 % interval of every runner's mean round is within this share of it on either side,
+            in 0..1; 0 measures all runs.
         device: Device for files, as in `trtkit.open`.
         backend: Backend for files, as in `trtkit.open`.
         seed: Seed of the images and of the order of runners.
@@ -147,9 +247,12 @@ def benchmark(
             )
         )
         samples = [
-            _time_runners(opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, seed=seed, reporter=reporter)
+            _time_runners(
+                opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, max_noise=max_noise, seed=seed,
+                reporter=reporter,
+            )
             for size in batches
-        ]
+        ]  # fmt: skip
         table = pl.DataFrame(
             [
                 {
@@ -171,11 +274,90 @@ def benchmark(
             machine={**describe_machine(), "load_before": before, **_describe_gpus(opened)},
             settings={
                 "batch": list(batches), "imgsz": imgsz, "runs": runs, "warmup": warmup, "seconds": seconds,
-                "device": device, "backend": backend,
+                "max_noise": max_noise, "device": device, "backend": backend,
             },
             seed=seed,
         )  # fmt: skip
-    return Timing(samples=pl.concat(samples), runners=table, provenance=provenance)
+    return Timing(
+        samples=pl.concat(runs_of_batch for runs_of_batch, _ in samples),
+        rounds=pl.concat(rounds_of_batch for _, rounds_of_batch in samples),
+        runners=table,
+        provenance=provenance,
+    )
+
+
+def compare_latencies(samples: pl.DataFrame, label: str, baseline: str, batch: int) -> LatencyRatio:
+    """The ratio of the latencies of two runners at one batch, with its 95 % interval.
+
+    Round by round: in a round both were measured one after the other, so that what slows the machine down for a while
+    slows both. The interval is a bootstrap of rounds. With fewer than five rounds, ratio and interval are those of the
+    medians of all runs.
+
+    Args:
+        samples: `Timing.samples`.
+        label: The runner.
+        baseline: The runner it is compared with.
+        batch: The batch.
+    """
+    mine, base = (
+        samples.filter((pl.col("label") == name) & (pl.col("batch") == batch))["ms"].to_numpy()
+        for name in (label, baseline)
+    )
+    if not len(mine) or not len(base):
+        return LatencyRatio(math.nan, math.nan, math.nan, 0)
+    dice = np.random.default_rng(0)
+    rounds = min(len(_round_medians(mine)), len(_round_medians(base)))
+    if rounds < PAIRED_ROUNDS:
+        ratio = float(np.median(mine) / np.median(base))
+        medians = [
+            np.median(times[dice.integers(0, len(times), (RESAMPLES, len(times)))], axis=1) for times in (mine, base)
+        ]
+        low, high = np.percentile(medians[0] / medians[1], (2.5, 97.5))
+    else:
+        ratios = _round_medians(mine)[:rounds] / _round_medians(base)[:rounds]
+        ratio = float(np.median(ratios))
+        low, high = np.percentile(np.median(ratios[dice.integers(0, rounds, (RESAMPLES, rounds))], axis=1), (2.5, 97.5))
+    return LatencyRatio(ratio, float(low), float(high), rounds)
+
+
+def _round_medians(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The median of every block of runs."""
+    return np.array([np.median(times[start : start + BLOCK_RUNS]) for start in range(0, len(times), BLOCK_RUNS)])
+
+
+def find_disturbances(samples: pl.DataFrame, rounds: pl.DataFrame, label: str, batch: int) -> tuple[str, ...]:
+    """What makes a latency doubtful: throttling, other load, clocks that changed, slow or drifting rounds.
+
+    Args:
+        samples: `Timing.samples`.
+        rounds: `Timing.rounds`; may be empty.
+        label: The runner.
+        batch: The batch.
+    """
+    chosen = (pl.col("label") == label) & (pl.col("batch") == batch)
+    own, times = rounds.filter(chosen), samples.filter(chosen)["ms"].to_numpy()
+    found = []
+    throttled = own.filter(pl.col("throttling") != "")
+    if len(throttled):
+        reasons = sorted({reason for text in throttled["throttling"] for reason in text.split(", ")})
+        found.append(f"the GPU was slowed down in {len(throttled)} of {len(own)} rounds ({', '.join(reasons)})")
+    others = max(own["other_processes"].drop_nulls(), default=0)
+    if others:
+        found.append(f"{others} other processes used the GPU")
+    clocks = own["sm_mhz"].drop_nulls().to_list()
+    if clocks and min(clocks) < (1 - CLOCK_CHANGE) * max(clocks):
+        found.append(f"the GPU's clock varied from {min(clocks)} to {max(clocks)} MHz")
+    medians = _round_medians(times)
+    if len(medians) < MIN_ROUNDS:
+        return tuple(found)
+    third = len(medians) // 3
+    change = float(np.median(medians[-third:]) / np.median(medians[:third])) - 1
+    slow = int((medians > SLOW_ROUND * np.median(medians)).sum())
+    if abs(change) > DRIFT:
+        found.append(f"the last rounds took {change:+.0%} of the first ones' time")
+    elif 10 * slow > len(medians):
+        found.append(f"{slow} of {len(medians)} rounds took over {SLOW_ROUND:g} times the median")
+    return tuple(found)
 
 
 def summarize_runs(samples: pl.DataFrame) -> pl.DataFrame:
@@ -273,10 +455,11 @@ def _time_runners(
     runs: int,
     warmup: int,
     seconds: float,
+    max_noise: float,
     seed: int,
     reporter: Reporter,
-) -> pl.DataFrame:
-    """Measure all runners at one batch size, alternately."""
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Measure all runners at one batch size, alternately: `Timing.samples` and `Timing.rounds`."""
     generator = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
     for label, runner in runners.items():
@@ -291,18 +474,29 @@ def _time_runners(
             reporter.step(stage, 0, total)
     measured: dict[str, list[float]] = {label: [] for label in runners}
     order: list[tuple[str, float]] = []
+    rounds: list[dict[str, Any]] = []
     waiting = list(runners)
-    while waiting:
-        for label in generator.permutation(waiting):
-            label, times = str(label), measured[str(label)]
-            block = _time_block(runners[label], feeds[label], min(BLOCK_RUNS, runs - len(times)))
-            times += block
-            order += [(label, ms) for ms in block]
-            if len(times) >= runs or (sum(times) >= seconds * 1000 and len(times) >= min(MIN_RUNS, runs)):
-                waiting.remove(label)
-            # A runner out of time counts as having all its runs.
+    with contextlib.ExitStack() as stack:
+        read_states = {label: stack.enter_context(watch_gpu(runner.gpu)) for label, runner in runners.items()}
+        while waiting:
+            for label in generator.permutation(waiting):
+                label, times = str(label), measured[str(label)]
+                block = _time_block(runners[label], feeds[label], min(BLOCK_RUNS, runs - len(times)))
+                state = dataclasses.asdict(read_states[label]())
+                state["throttling"] = ", ".join(state["throttling"])
+                number = len(times) // BLOCK_RUNS
+                rounds.append(
+                    {"label": label, "batch": batch, "round": number, "p50_ms": float(np.median(block)), **state}
+                )
+                times += block
+                order += [(label, ms) for ms in block]
+                if len(times) >= runs or (sum(times) >= seconds * 1000 and len(times) >= min(MIN_RUNS, runs)):
+                    waiting.remove(label)
+            if all(_measure_noise(measured[label]) < max_noise for label in waiting):
+                waiting = []
+            # A runner that has ended counts as having all its runs.
             reporter.step(stage, sum(runs if name not in waiting else len(measured[name]) for name in runners), total)
-    return pl.DataFrame(
+    samples = pl.DataFrame(
         {
             "label": [label for label, _ in order],
             "batch": [batch] * len(order),
@@ -311,6 +505,15 @@ def _time_runners(
         },
         schema={"label": pl.String, "batch": pl.Int64, "turn": pl.Int64, "ms": pl.Float64},
     )
+    return samples, pl.DataFrame(rounds, schema=ROUNDS_SCHEMA)
+
+
+def _measure_noise(times: Sequence[float]) -> float:
+    """Half the 95 % interval of the mean round, as a share of it; infinite for too few rounds."""
+    medians = _round_medians(np.asarray(times))
+    if len(medians) < MIN_ROUNDS:
+        return math.inf
+    return float(1.96 * medians.std(ddof=1) / math.sqrt(len(medians)) / medians.mean())
 
 
 def _time_block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[float]:

@@ -136,7 +136,7 @@ class TensorRTRunner(Runner):
     def __init__(self, file: EngineFile, info: ModelInfo, capabilities: Capabilities, device: Device) -> None:
         self.path = file.path
         self.passport = file.passport
-        gpu = capabilities.gpus[device.gpu]
+        gpu = self.gpu = capabilities.gpus[device.gpu]
         where = f"DLA {device.index} of {gpu.name}" if device.kind == "dla" else gpu.name
         self.name = f"{capabilities.title} {where}"
         self._lock = threading.RLock()
