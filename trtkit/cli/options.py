@@ -156,6 +156,7 @@ OPTIONS: Mapping[str, Option] = {
     "layers": _switch("name the layers where a difference begins, by a second build with further outputs"),
     "max_det": _count("maximum number of detections per image"),
     "max_drop": _number("largest accepted loss of the metric"),
+    "max_noise": _number("stop once every mean is known within this share"),
     "metrics": Option("measured accuracy, for model.json; can be repeated", "NAME=VALUE", pairs=True),
     "model": Option("a .pt or .onnx file", "MODEL"),
     "models": Option(".pt or .onnx files, or folders of them", "MODEL", several=True),
