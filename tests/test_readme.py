@@ -100,6 +100,22 @@ def test_every_linked_file_exists(page):
     assert not missing
 
 
+def list_anchors(path):
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_linked_heading_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", text)
+    targets = [((ROOT / page).parent / name if name else ROOT / page, anchor) for name, anchor in links]
+    missing = [(path.name, anchor) for path, anchor in targets if anchor not in list_anchors(path)]
+    assert not missing
+
+
 def test_architecture_names_tests_and_modules_that_exist():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     paths = [path for path in re.findall(r"`((?:tests/)?\w+/[\w/]+\.py)`", text) if "<" not in path]
