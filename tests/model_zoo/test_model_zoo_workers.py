@@ -134,7 +134,7 @@ def test_a_job_survives_json():
     one = job()
     assert RowJob.from_dict(json.loads(json.dumps(one.to_dict()))).request() == one.request()
     assert one.request() != dataclasses.replace(one, data_hash="e").request()
-    assert one.request() == dataclasses.replace(one, device=1, command="x").request()
+    assert one.request() == dataclasses.replace(one, device=1, command="x", model="b/a.pt").request()
 
 
 def test_only_cancelling_and_output_errors_pass():

@@ -30,6 +30,9 @@ ROW_FILE = "row.json"
 ROW_VERSION = 1
 """Version of `ROW_FILE`; a row of another version is measured again."""
 
+MAY_DIFFER = ("model", "data", "device", "command")
+"""What a row does not depend on: the hashes of model and data stand for their paths."""
+
 FILES = {"onnxruntime": "onnx"}
 """Format of the file that a backend runs; "engine" for all others."""
 
@@ -99,10 +102,12 @@ class RowJob:
         return f"{readable}-{hash_parts(str(Path(self.model).resolve()), *parts)[:8]}"
 
     def request(self) -> dict[str, Any]:
-        """All that a finished row must agree with, to be kept; the device and the command may differ."""
-        values = {**self.to_dict(), "versions": package_versions(), "row_version": ROW_VERSION}
+        """All that a finished row must agree with, to be kept; device, command and paths may differ."""
+        values = {name: value for name, value in self.to_dict().items() if name not in MAY_DIFFER}
         # As it comes back from a file.
-        plain: dict[str, Any] = json.loads(json.dumps({**values, "command": None, "device": None}))
+        plain: dict[str, Any] = json.loads(
+            json.dumps({**values, "versions": package_versions(), "row_version": ROW_VERSION})
+        )
         return plain
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +172,8 @@ def run_row(
             **watch,  # type: ignore[arg-type]
         )
     recipe = Recipe(
-        model=job.model,
+        # Without its folder, so that the file is the same wherever the zoo runs.
+        model=Path(job.model).name,
         format=FILES.get(job.backend, "engine"),
         imgsz=job.imgsz,
         half=job.precision == "fp16",
