@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from coco_layout import write_coco
 from raising import raises
 from task_models import drawn_set, untrained
 from zoo_kit import SMALL
@@ -304,3 +305,18 @@ def test_the_figure_has_a_panel_per_task(whole):
     assert {trace.name for trace in figure.data} == {"FP32", "INT8"}
     assert [one.text.split("<")[1].split(">")[1] for one in figure.layout.annotations] == ["detect", "classify"]
     assert isinstance(whole[0].frame(), pl.DataFrame)
+
+
+def test_a_folder_in_coco_s_layout_serves_detect_segment_and_pose(tmp_path):
+    """Calibrated on its train split and evaluated on val, whose annotations hold run lengths and crowd regions."""
+    for task in ("segment", "pose"):
+        drawn_set(tmp_path / task, task, count=4)
+    coco = write_coco(tmp_path, tmp_path / "coco")
+    model = tmp_path / "tiny-segment.onnx"
+    trtkit.export(untrained("segment"), format="onnx", output=model)
+    zoo = trtkit.zoo([str(model)], dict.fromkeys(("detect", "segment", "pose"), coco), output=tmp_path / "out", **SMALL)
+    assert (
+        zoo.rows.select("task", "status", "eval_images", "metric").rows() == [("segment", "done", 4, "mAP50-95(M)")] * 2
+    )
+    assert zoo.rows["data_hash"].n_unique() == 1
+    assert "pycocotools/AP(M)" in json.loads(zoo.rows["metrics"][0])
