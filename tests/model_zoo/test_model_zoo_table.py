@@ -46,7 +46,7 @@ def test_rows_have_the_first_batch_and_the_gpu(zoo):
         "GPU-H200",
     )
     assert row["excluded"] == ["/dfl/Conv (dfl)"]
-    assert row["clocks"] == '{"sm": 1980}'
+    assert row["clocks"] == '{"sm": 1980, "timed_sm": [1700, 1980]}'
 
 
 def test_the_guide_s_tables_have_its_columns_in_ms_per_image(zoo):
@@ -71,6 +71,7 @@ def test_gpus_stand_in_tables_of_their_own_and_no_name_breaks_one(zoo):
     assert r"| a \| b \*c\* \<d\> |" in page
     assert "| FP32 | predict | 1.000 | 0.988 \\| 1.062 |  |  | 8 | 64x64 |" in page
     assert "- a note" in page
+    assert "- yolov8n 64x64 FP32 tensorrt, batch 8: throttling" in page
     # Every line of a table has as many cells as its head.
     cells = [line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("|")]
     assert set(cells) == {7, 9, 10}

@@ -17,6 +17,7 @@ FACTS = {
     "notes": [],
     "bytes": 2_000_000,
     "build_s": 1.5,
+    "timed_sm": [1700, 1980],
     "kept": {"/dfl/Conv": "dfl"},
     "data_hash": "d" * 64,
     "versions": {"tensorrt": "8.6.0"},
@@ -32,6 +33,7 @@ def timing(batch: int, ms: float) -> dict[str, object]:
         "runner": "TensorRT 8.6.0", "engine": True, "clock": "gpu", "imgsz": "64x64", "batch": batch, "padded": False,
         "runs": 100, "mean_ms": ms, "std_ms": 0.01, "min_ms": ms - 0.1, "p50_ms": ms, "p90_ms": ms, "p99_ms": ms,
         "max_ms": ms + 0.5, "image_ms": ms / batch, "images_per_s": 1000 * batch / ms,
+        "flags": "throttling" if ms > 10 else "",
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -68,7 +68,19 @@ def render_markdown(zoo: Zoo) -> str:
         lines += ["Times are ms per image: `predict` at the largest batch, the split at the smallest."]
         for title, table in zoo.guide_tables().items():
             lines += ["", f"### {_escape(title)}", "", *_render_guide(table)]
+    disturbed = zoo.timings.filter(pl.col("flags") != "")
+    if len(disturbed):
+        lines += ["", "## Disturbed measurements", ""]
+        lines += [
+            f"- {_escape(_title(row))}, batch {row['batch']}: {_escape(row['flags'])}"
+            for row in disturbed.iter_rows(named=True)
+        ]
     return "\n".join([*lines, "", *_render_details(done)]) + "\n"
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    """A row's name."""
+    return f"{row['model']} {row['imgsz']} {format_label(row['precision'])} {row['backend']}"
 
 
 def _render_rows(rows: pl.DataFrame) -> list[str]:
@@ -132,8 +144,7 @@ def _render_details(done: pl.DataFrame) -> list[str]:
             "excluded from INT8": ", ".join(row["excluded"]) if row["excluded"] else None,
             "build": row["build_s"] and f"{row['build_s']:.1f} s",
         }
-        title = f"{row['model']} {row['imgsz']} {format_label(row['precision'])} {row['backend']}"
-        lines += [f"<details><summary>{_escape(title)}</summary>", ""]
+        lines += [f"<details><summary>{_escape(_title(row))}</summary>", ""]
         lines += [f"- {name}: {_escape(value)}" for name, value in facts.items() if value]
         lines += [f"- command: {_code(row['command'])}", "", "</details>", ""]
     return lines[:-1]

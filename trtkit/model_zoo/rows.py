@@ -19,6 +19,7 @@ from trtkit.writing import atomic_folder, publish_interrupted, write_json
 
 if TYPE_CHECKING:
     from trtkit.evaluation.evaluation import Evaluation
+    from trtkit.evaluation.latency import Timing
     from trtkit.exporter import Artifact
     from trtkit.models import Model
 
@@ -222,12 +223,19 @@ def run_row(
             "file": file.name,
             "file_hash": hash_file(file),
             "timings": [] if timing is None else timing.frame().drop("label", "precision").to_dicts(),
+            "timed_sm": [] if timing is None else _clock_range(timing),
             "machine": dict((evaluation if timing is None else timing).provenance.machine),
         }
         evaluation.write_files(staging)
         content = {"request": job.request(), "facts": facts}
         write_json(staging / ROW_FILE, {**content, "hash": _hash(content)})
     return facts
+
+
+def _clock_range(timing: Timing) -> list[int]:
+    """The lowest and the highest clock of the multiprocessors while a row was timed, MHz; [] where it is not known."""
+    clocks = timing.rounds["sm_mhz"].drop_nulls().to_list()
+    return [min(clocks), max(clocks)] if clocks else []
 
 
 def _pick(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:

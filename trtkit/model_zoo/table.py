@@ -39,7 +39,7 @@ TIMING_COLUMNS: Mapping[str, Any] = {
     "model": pl.String, "task": pl.String, "imgsz": pl.String, "precision": pl.String, "backend": pl.String,
     "gpu": pl.String, "batch": pl.Int64, "clock": pl.String, "runs": pl.Int64, "mean_ms": pl.Float64,
     "std_ms": pl.Float64, "min_ms": pl.Float64, "p50_ms": pl.Float64, "p90_ms": pl.Float64, "p99_ms": pl.Float64,
-    "max_ms": pl.Float64, "image_ms": pl.Float64, "images_per_s": pl.Float64,
+    "max_ms": pl.Float64, "image_ms": pl.Float64, "images_per_s": pl.Float64, "flags": pl.String,
 }  # fmt: skip
 
 KEY = ("model", "imgsz", "precision", "backend")
@@ -56,9 +56,10 @@ class Zoo(Result):
             `delta` against FP32 of the same model, size and backend, with its paired interval; all `metrics` as JSON;
             `p50_ms` of the whole batch `batch` (null without a GPU); `size_mb` (10^6 bytes); `keep` (the patterns
             given) and `excluded` (all nodes excluded from INT8, the reason in brackets); `gpu`, `driver`, `clocks`
-            (MHz, JSON), `versions` (JSON), SHA-256 hashes, and the `command` that repeats the row.
+            (MHz, JSON; `timed_sm` the lowest and highest while timed), `versions` (JSON), SHA-256 hashes, and the
+            `command` that repeats the row.
         timings: One row per timed batch size: mean, std, min, p50, p90, p99 and max of the batch (ms), `image_ms`
-            (mean / batch).
+            (mean / batch), and `flags`, what disturbed it ("" for nothing).
         about: All other facts, JSON-ready: split, seed, resamples, notes, command, python, and `is_guide`.
         provenance: Models, data, machine, versions, settings.
     """
@@ -219,7 +220,7 @@ def make_row(
         "gpu": gpu.get("name"),
         "gpu_uuid": gpu.get("uuid"),
         "driver": gpu.get("driver"),
-        "clocks": json.dumps(dict(gpu["clocks"])) if "clocks" in gpu else None,
+        "clocks": json.dumps({**dict(gpu["clocks"]), "timed_sm": facts["timed_sm"]}) if "clocks" in gpu else None,
         "versions": json.dumps(facts["versions"], sort_keys=True),
         "file": f"{folder}/{facts['file']}",
     }
