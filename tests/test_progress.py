@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from raising import raises
 from task_models import drawn_set, untrained
 
 import trtkit as tk
 from trtkit.cli import main
-from trtkit.errors import DataError, RecipeError, TrtkitError
-from trtkit.progress import available_cores, is_planning, parallel_map
+from trtkit.errors import CancelledError, DataError, RecipeError, TrtkitError
+from trtkit.progress import Event, Plan, Reporter, available_cores, is_planning, parallel_map, start_work
 
 
 def test_results_are_in_the_order_of_the_items() -> None:
@@ -53,6 +55,99 @@ def test_an_error_is_raised_and_ends_the_threads() -> None:
     with pytest.raises(ValueError, match="three"):
         list(results)
     assert threading.active_count() == before
+
+
+# Steps
+
+
+@st.composite
+def plans(draw: st.DrawFn, depth: int = 2) -> list[Any]:
+    """Steps of a verb: each is left out, or reports counts and calls verbs that have steps themselves."""
+    steps: list[Any] = []
+    for _ in range(draw(st.integers(1, 4))):
+        calls = draw(st.lists(plans(depth - 1), max_size=2)) if depth else []
+        steps.append((draw(st.booleans()), draw(st.integers(0, 2)), calls))
+    return steps
+
+
+def run_verb(steps: list[Any], progress: Any, *, prefix: str = "step") -> None:
+    """A verb as the package's are: it loads, plans, works and calls others."""
+    reporter = Reporter(progress)
+    reporter.step("load", 0, 1)
+    names = tuple(f"{prefix} {number}" for number in range(len(steps)))
+    start_work(Plan(verb="run_verb", steps=names), reporter)
+    for name, (needed, counts, calls) in zip(names, steps, strict=True):
+        if not needed:
+            continue
+        reporter.begin(name)
+        for done in range(counts):
+            reporter.step(name, done, counts)
+        for call in calls:
+            run_verb(call, reporter.progress, prefix="step" if counts else "own")
+        reporter.log("part", "a line")
+    reporter.finish()
+
+
+@given(plans())
+def test_steps_are_counted_from_1_to_n_whatever_verbs_are_called(steps: list[Any]) -> None:
+    events: list[Event] = []
+    run_verb(steps, events.append)
+    numbers = [event.step for event in events]
+    assert numbers == sorted(numbers)
+    # None before the plan is known, and then the outermost verb's to the end.
+    assert events[0] == Event(stage="load", done=0, total=1)
+    assert len({id(event.plan) for event in events[1:]}) == 1
+    assert events[-1].plan is not None
+    assert (events[-1].step, events[-1].stage) == (len(steps), "done")
+    assert len(events[-1].plan.steps) == len(steps)
+    # Steps of called verbs, their loading and their end are this step.
+    assert all(event.stage in (f"step {event.step - 1}", "part") for event in events[1:-1])
+
+
+def test_a_verb_that_shares_steps_begins_them() -> None:
+    events: list[Event] = []
+    reporter = Reporter(events.append)
+    reporter.start(Plan(verb="outer", steps=("first", "batch 1", "batch 2", "last")))
+    reporter.begin("first")
+    inner = Reporter(reporter.shared_progress)
+    inner.start(Plan(verb="inner", steps=("batch 1", "batch 2")))
+    for step in ("batch 1", "batch 2"):
+        inner.begin(step)
+        inner.step(step, 1, 2)
+    inner.finish()
+    assert [(event.stage, event.step) for event in events] == [
+        ("first", 1), ("batch 1", 2), ("batch 1", 2), ("batch 2", 3), ("batch 2", 3), ("batch 2", 3),
+    ]  # fmt: skip
+
+
+def test_other_stages_and_messages_of_a_called_verb_stay() -> None:
+    events: list[Event] = []
+    reporter = Reporter(events.append)
+    reporter.start(Plan(verb="outer", steps=("evaluate",)))
+    reporter.begin("evaluate")
+    inner = Reporter(reporter.progress)
+    inner.start(Plan(verb="inner", steps=("run",)))
+    inner.log("count detections", "3 found")
+    assert (events[-1].stage, events[-1].message, events[-1].step) == ("count detections", "3 found", 1)
+
+
+def test_the_end_is_too_late_to_cancel_and_any_step_before_is_not() -> None:
+    cancel = threading.Event()
+    reporter = Reporter(None, cancel)
+    reporter.start(Plan(verb="a", steps=("one", "two")))
+    cancel.set()
+    with pytest.raises(CancelledError):
+        reporter.begin("one")
+    reporter.finish()
+
+
+def test_a_step_that_is_not_in_the_plan_is_a_mistake() -> None:
+    reporter = Reporter()
+    reporter.start(Plan(verb="a", steps=("one", "two")))
+    reporter.begin("two")
+    for step in ("one", "two", "three"):
+        with pytest.raises(ValueError, match="not in tuple"):
+            reporter.begin(step)
 
 
 # Plans
@@ -114,6 +209,28 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(
     assert all(str(path) in repr(plan) for path in plan.files)
     if verb != "examine":
         assert plan.settings["imgsz"] == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "verb", ["calibrate", "compare", "evaluate_int8", "examine", "export", "search", "sensitivity", "sweep"]
+)
+def test_a_verb_counts_the_steps_of_its_plan(verb: str, model: tk.Model, data: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    arguments = (data,) if verb == "examine" else (model, data)
+    settings = {**settings_of(verb, tmp_path), "progress": events.append}
+    if verb == "export":
+        arguments, settings["data"] = (model,), data
+    getattr(tk, verb)(*arguments, **settings)
+    counted = [event for event in events if event.plan is not None]
+    plan = counted[0].plan
+    assert plan is not None
+    assert plan.verb == verb
+    assert all(event.plan is plan for event in events[events.index(counted[0]) :])
+    numbers = [event.step for event in counted]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == len(plan.steps)
+    # A search ends early where a loss is accepted.
+    assert set(numbers) == set(range(1, len(plan.steps) + 1)) or verb == "search"
 
 
 def test_the_files_of_a_plan_are_those_that_are_written(model: tk.Model, data: Path, tmp_path: Path) -> None:

@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     from trtkit.models import load as load
     from trtkit.models.model import Model as Model
     from trtkit.plotting.comparison import losses_figure as losses_figure
-    from trtkit.plotting.notebook import ProgressLine as ProgressLine
     from trtkit.progress import Event as Event
     from trtkit.progress import Plan as Plan
     from trtkit.progress import plan as plan
+    from trtkit.progress_line import ProgressLine as ProgressLine
     from trtkit.recipe import Recipe as Recipe
     from trtkit.tasks.base import Detections as Detections
     from trtkit.tuning.int8_evaluation import Int8Evaluation as Int8Evaluation
@@ -94,7 +94,7 @@ _HOMES: dict[str, str | None] = {
     "Model": "trtkit.models.model",
     "Passport": "trtkit.backends.engine_file",
     "Plan": "trtkit.progress",
-    "ProgressLine": "trtkit.plotting.notebook",
+    "ProgressLine": "trtkit.progress_line",
     "Recipe": "trtkit.recipe",
     "Runner": "trtkit.backends.base",
     "Search": "trtkit.tuning.search",

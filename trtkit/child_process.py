@@ -5,7 +5,6 @@ The child runs a module of the package in a new interpreter, so a notebook or sc
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import queue
@@ -113,7 +112,8 @@ def describe_exit(code: int) -> str:
 
 def print_event(event: Event) -> None:
     """The progress callback of a child: its parent reports the event."""
-    print(EVENT_PREFIX + json.dumps(dataclasses.asdict(event)), flush=True)
+    values = {name: getattr(event, name) for name in ("stage", "done", "total", "message")}
+    print(EVENT_PREFIX + json.dumps(values), flush=True)
 
 
 def exit_with_parent() -> None:

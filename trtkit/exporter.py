@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.arguments import check_arguments
 from trtkit.errors import BuildError, RecipeError, warn
 from trtkit.files import hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.recipe import Recipe, round_imgsz
 from trtkit.writing import check_output
 
@@ -69,7 +69,7 @@ class Artifact:
         return f"Artifact({self.path}: {self.precision} {self.format}{target}, {size}, {self.seconds:.1f} s)"
 
 
-@check_arguments
+@verb
 def export(
     model: Model | str | Path | torch.nn.Module,
     format: str = "engine",
@@ -256,6 +256,7 @@ def export_with_graph(
         most = DEFAULTS.calibration_images if calibrates else OVERFLOW_IMAGES
         count = count_calibration_images(data, loaded, calibration_images=most, fraction=recipe.fraction)
         images["calibration" if calibrates else "overflow check"] = count
+    build_step = "write the ONNX file" if builder is None else f"build {recipe.precision} engine"
     start_work(
         Plan(
             verb="export",
@@ -271,22 +272,30 @@ def export_with_graph(
             steps=(
                 *(["calibrate"] if calibrates else []),
                 *(["check for overflow in FP16"] if checks_overflow else []),
-                "trace the graph",
-                *(["add NMS"] if recipe.nms and not loaded.nms else []),
+                "trace the graph and add NMS" if recipe.nms and not loaded.nms else "trace the graph",
                 *([f"convert to {recipe.precision}"] if recipe.precision != "fp32" and not quantized else []),
-                "write the ONNX file" if builder is None else f"build the engine with {builder} and write it",
+                build_step,
+                *(["verify"] if builder is not None and verify else []),
             ),
             files=(path,),
-        )
+            costs={
+                "calibrate": Cost(kind="calibrate", images=images.get("calibration", 0)),
+                **({} if builder is None else {build_step: Cost(kind="build")}),
+            },
+        ),
+        reporter,
     )
     resolved = None
     if recipe.int8 and not recipe.implicit and not quantized:
+        if calibrates:
+            reporter.begin("calibrate")
         resolved = resolve_calibration(loaded, recipe, calibration, data, size, reporter)
-    reporter.step("graph", 0, 1)
     overflow = None
-    if recipe.half and data is not None:
+    if checks_overflow:
+        reporter.begin("check for overflow in FP16")
         overflow = check_fp16_overflow(loaded, recipe, data, size, reporter)
-    graph = build_graph(loaded, recipe, resolved, imgsz=size, overflow=overflow)
+    graph = build_graph(loaded, recipe, resolved, imgsz=size, overflow=overflow, reporter=reporter)
+    reporter.begin(build_step)
     calibration_hash = resolved.hash if resolved is not None else None
     info = dataclasses.replace(loaded.info, imgsz=size)
     if recipe.nms and not loaded.nms:
@@ -313,7 +322,7 @@ def export_with_graph(
         backends.write_engine(
             path, built.plan, metadata, passport, overwrite=recipe.overwrite, check=check if verify else None
         )
-    reporter.step("done", 1, 1, f"wrote {path}")
+    reporter.finish(f"wrote {path}")
     artifact = Artifact(
         path=path,
         format=recipe.format,
@@ -338,6 +347,7 @@ def build_graph(
     *,
     imgsz: tuple[int, int],
     overflow: Mapping[str, float] | None = None,
+    reporter: Reporter | None = None,
 ) -> onnx.ModelProto:
     """Build the ONNX graph of a recipe: traced, with NMS if requested, in the recipe's precision.
 
@@ -347,6 +357,7 @@ def build_graph(
         calibration: The calibration of INT8, else None.
         imgsz: Height and width, multiples of the stride, pixels.
         overflow: Largest magnitude of nodes that overflow in FP16, by name; None if that was not checked.
+        reporter: Is told of the steps of `export`'s plan.
     """
     from trtkit.graph.analysis import GraphIndex
     from trtkit.graph.fp16 import convert_to_fp16
@@ -354,7 +365,11 @@ def build_graph(
     from trtkit.graph.prequantized import is_quantized, prepare_quantized
     from trtkit.graph.qdq import insert_qdq
 
+    if reporter is not None:
+        reporter.begin("trace the graph and add NMS" if recipe.nms and not model.nms else "trace the graph")
     graph = _trace(model, recipe, imgsz)
+    if reporter is not None and recipe.precision != "fp32" and not is_quantized(graph):
+        reporter.begin(f"convert to {recipe.precision}")
     if is_quantized(graph):
         check_placement(graph, model.stem, build=recipe.format == "engine")
         graph = prepare_quantized(graph)
@@ -540,6 +555,7 @@ def _verify_engine(
     from trtkit.errors import CapabilityError, EngineError
     from trtkit.verification import EXPORT_IMAGES, compare_runners
 
+    reporter.begin("verify")
     reason = "TensorRT's calibrator chose its scales, which no graph holds" if recipe.implicit else ""
     if recipe.weights == "stripped":
         reason = "the engine has no weights yet"
@@ -553,12 +569,12 @@ def _verify_engine(
         if data is None and reference.info.channels not in (1, 3):
             reason = reason or f"the embedded images have no {reference.info.channels} channels: pass data"
     if reason:
-        reporter.step("verify", 1, 1, f"not compared with ONNX Runtime: {reason}")
+        reporter.log("verify", f"not compared with ONNX Runtime: {reason}")
         return None
-    reporter.step("verify", 0, 1)
     with reference, backends.open(engine, device=recipe.device) as runner:
-        verification = compare_runners(runner, reference, data, EXPORT_IMAGES)
-    reporter.step("verify", 1, 1)
+        verification = compare_runners(
+            runner, reference, data, EXPORT_IMAGES, progress=reporter.progress, cancel=reporter.cancel
+        )
     if verification.verdict != "differs":
         return verification
     bad = verification.images.filter("differs")

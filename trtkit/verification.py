@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from trtkit import backends
-from trtkit.arguments import check_arguments
 from trtkit.backends.base import HasPath, Runner
 from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError
 from trtkit.evaluation.output_differences import OUTPUTS, measure_differences, relative_difference
 from trtkit.files import hash_parts
-from trtkit.progress import Plan, start_work
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result
 from trtkit.writing import temporary_folder
 
@@ -195,7 +195,7 @@ class Verification(Result):
         return f"{text}; it begins in {', '.join(begins[:3])}{f' and {len(begins) - 3} more' if begins[3:] else ''}"
 
 
-@check_arguments
+@verb
 def verify(
     artifact: str | Path | HasPath | Runner,
     data: DataSource | None = None,
@@ -204,6 +204,8 @@ def verify(
     eval_images: int = EVAL_IMAGES,
     layers: bool = False,
     device: str | int | None = None,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
 ) -> Verification:
     """Compare an engine with ONNX Runtime on images, at the smallest, optimal and largest batch of its profile.
 
@@ -218,6 +220,8 @@ def verify(
         layers: Build an engine that differs once more, with the results of its layers as outputs, to name the layers
             where the difference begins. Other outputs let TensorRT fuse layers in another way, which may end it.
         device: Of the engine.
+        progress: Receives events.
+        cancel: Checked between batches.
 
     Returns:
         The differences and a verdict.
@@ -227,7 +231,9 @@ def verify(
         CapabilityError: The engine does not run on this machine.
         DataError: The images can't be read.
         BuildError: The second build of `layers` failed.
+        CancelledError: The caller cancelled.
     """
+    reporter = Reporter(progress, cancel)
     with contextlib.ExitStack() as stack:
         engine = artifact if isinstance(artifact, Runner) else None
         if engine is None:
@@ -248,13 +254,25 @@ def verify(
             Plan(
                 verb="verify",
                 settings={"engine": engine.name, "reference": reference.name, "imgsz": tuple(engine.imgsz)},
-                steps=(f"run up to {eval_images} images in both at every batch", "compare the outputs"),
-            )
+                steps=(VERIFY, *([BUILD_LAYERS] if layers else [])),
+            ),
+            reporter,
         )
-        result = compare_runners(engine, reference, data, eval_images)
-        if not layers or result.verdict != "differs":
-            return result
-        return dataclasses.replace(result, layers=_compare_layers(engine, graph, result, data, eval_images))
+        reporter.begin(VERIFY)
+        result = compare_runners(
+            engine, reference, data, eval_images, progress=reporter.progress, cancel=reporter.cancel
+        )
+        if layers and result.verdict == "differs":
+            reporter.begin(BUILD_LAYERS)
+            result = dataclasses.replace(result, layers=_compare_layers(engine, graph, result, data, eval_images))
+        reporter.finish()
+        return result
+
+
+VERIFY = "verify"
+"""The step, and the stage of its events."""
+
+BUILD_LAYERS = "build the engine again, with the results of its layers as outputs"
 
 
 def _find_onnx(path: Path | None) -> Path:
@@ -310,7 +328,13 @@ def _both(calibration_hash: str | None, reference: Runner) -> tuple[str | None, 
 
 
 def compare_runners(
-    engine: Runner, reference: Runner, data: DataSource | None = None, eval_images: int = EVAL_IMAGES
+    engine: Runner,
+    reference: Runner,
+    data: DataSource | None = None,
+    eval_images: int = EVAL_IMAGES,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
 ) -> Verification:
     """`verify` for an engine and its graph that are open.
 
@@ -319,6 +343,8 @@ def compare_runners(
         reference: The graph that it was built from.
         data: As in `verify`.
         eval_images: As in `verify`.
+        progress: Receives events.
+        cancel: Checked between batches.
 
     Raises:
         EngineError: A run failed.
@@ -327,10 +353,17 @@ def compare_runners(
     import polars as pl
 
     source, dataset, paths, feeds, transforms = _read_feeds(engine, data, eval_images)
-    expected = [outputs for _, _, outputs in _run(reference, feeds, reference.batch or 1)][: len(paths)]
+    reporter, batches = Reporter(progress, cancel), engine.profile_batches
+    total = len(paths) * (1 + len(batches))
+    expected: list[dict[str, NDArray[np.float32]]] = []
+    for _, _, outputs in _run(reference, feeds, reference.batch or 1):
+        reporter.step(VERIFY, min(len(expected), len(paths)), total)
+        expected.append(outputs)
+    expected = expected[: len(paths)]
     rows: list[tuple[Any, ...]] = []
-    for batch in engine.profile_batches:
-        for index, slot, outputs in _run(engine, feeds, batch):
+    for turn, batch in enumerate(batches, 1):
+        for done, (index, slot, outputs) in enumerate(_run(engine, feeds, batch), turn * len(paths)):
+            reporter.step(VERIFY, min(done, (turn + 1) * len(paths)), total)
             place = (batch, str(paths[index]), slot)
             rows += (
                 (*place, *row) for row in measure_differences(engine.info, outputs, expected[index], transforms[index])

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from trtkit.arguments import check_arguments
 from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, resolve_percentile
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
 from trtkit.calibration.diagnosis import find_foreign_images
@@ -22,7 +21,8 @@ from trtkit.files import hash_parts
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import FP16_MAX
 from trtkit.graph.prequantized import is_quantized
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.recipe import Recipe, round_imgsz
 from trtkit.results import Provenance
 
@@ -47,6 +47,9 @@ __all__ = [
     "select_calibration_images",
 ]
 
+CALIBRATE = "calibrate"
+"""The step, and the stage of its events."""
+
 IMAGES_PER_PASS = 4
 """Images per call of a collector that counts histograms."""
 
@@ -54,7 +57,7 @@ OVERFLOW_IMAGES = 32
 """Images for the overflow check of an FP16 export."""
 
 
-@check_arguments
+@verb
 def calibrate(
     model: Model | str | Path | torch.nn.Module,
     data: DataSource | None = None,
@@ -114,7 +117,6 @@ def calibrate(
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
     """
-    from trtkit.data.dataset import describe_images
     from trtkit.graph.torch_export import check_trace
     from trtkit.models import load
 
@@ -162,9 +164,12 @@ def calibrate(
             verb="calibrate",
             settings={"model": loaded.stem, "imgsz": size, "batch": batch, "runner": runner, "cache": cache_dir},
             images={"calibration": len(paths)},
-            steps=(f"run {describe_images(len(paths), split)}", f"compute ranges by {algorithm}"),
-        )
+            steps=(CALIBRATE, f"compute ranges by {algorithm}"),
+            costs={CALIBRATE: Cost(kind="calibrate", images=len(paths))},
+        ),
+        reporter,
     )
+    reporter.begin(CALIBRATE)
     provenance = Provenance(
         model_hash=loaded.hash,
         data_hash=dataset.hash_images(paths),
@@ -172,27 +177,26 @@ def calibrate(
         settings=settings,
         seed=seed,
     )
-    stage = f"calibrate ({algorithm})"
     notes: list[str] = []
     if cache_dir is not None:
         from trtkit.calibration.storage import CalibrationKey, find_calibration
 
         cached, reason = find_calibration(cache_dir, CalibrationKey.from_provenance(provenance))
         if cached is not None:
-            reporter.step(stage, len(paths), len(paths), f"loaded from the cache {cache_dir}")
+            reporter.finish(f"loaded from the cache {cache_dir}")
             return cached
         notes.append(f"not in the cache {cache_dir}: {reason}")
-        reporter.log(stage, notes[-1])
+        reporter.log(CALIBRATE, notes[-1])
     collector = _create_collector(loaded, size, batch, device, with_histograms)
     notes += _warn_of_foreign_images(collector.proto, dataset, paths, reporter)
     skipped: list[str] = []
-    reporter.step(stage, 0, len(paths))
+    reporter.step(CALIBRATE, 0, len(paths))
     batches = load_input_batches(
         paths, preprocess=loaded.preprocess, size=size, batch=_images_per_call(collector, batch), skipped=skipped
     )
     for images in batches:
         collector.add(images)
-        reporter.step(stage, collector.image_count, len(paths))
+        reporter.step(CALIBRATE, collector.image_count, len(paths))
     if collector.image_count == 0:
         raise CalibrationError(
             f"calibrate on split {split!r} of {dataset.path}",
@@ -206,6 +210,7 @@ def calibrate(
         )
     if skipped:
         warn(f"{len(skipped)} of {len(paths)} calibration images can't be read and were skipped, such as {skipped[0]}.")
+    reporter.begin(f"compute ranges by {algorithm}")
     stats = collector.stats()
     calibration = Calibration(
         ranges=compute_ranges(stats, collector.sources, collector.names, algorithm, percentile),
@@ -225,6 +230,7 @@ def calibrate(
         from trtkit.calibration.storage import store_calibration
 
         store_calibration(cache_dir, calibration)
+    reporter.finish()
     return calibration
 
 

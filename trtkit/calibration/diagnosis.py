@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.arguments import check_arguments
 from trtkit.calibration import dataset_checks as checks
 from trtkit.calibration.algorithms import DEFAULTS
 from trtkit.calibration.dataset_checks import SEVERITIES, Finding
@@ -19,6 +18,7 @@ from trtkit.data.dataset import describe_images
 from trtkit.errors import DataError, ModelError
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Diagnosis(Result):
         return "\n".join(lines)
 
 
-@check_arguments
+@verb
 def examine(
     data: DataSource,
     *,
@@ -186,15 +186,23 @@ def examine(
                 "against": against if against in dataset.splits else None,
             },
             images={"calibration": len(chosen), "split": len(pool_paths)},
-            steps=("read the images of the split", "check them"),
-        )
+            steps=(
+                POOL_STEP,
+                *([AGAINST_STEP] if against is not None and against in dataset.splits else []),
+                "check them",
+            ),
+        ),
+        reporter,
     )
+    reporter.begin(POOL_STEP)
     others = [path for path in chosen if path not in set(pool_paths)]
-    fingerprints = fingerprint_images([*pool_paths, *others], dataset, reporter, "examine the calibration images")
+    fingerprints = fingerprint_images([*pool_paths, *others], dataset, reporter, POOL_STEP)
     pool, own = fingerprints.select(pool_paths), fingerprints.select(chosen)
     validation = None
     if against is not None and against in dataset.splits:
-        validation = fingerprint_images(dataset.images(against), dataset, reporter, "examine the validation images")
+        reporter.begin(AGAINST_STEP)
+        validation = fingerprint_images(dataset.images(against), dataset, reporter, AGAINST_STEP)
+    reporter.begin("check them")
     names = list(dataset.names.values())
     findings = [*checks.check_count(own), *checks.check_duplicates(own)]
     findings += checks.check_class_shares(own, pool, validation, names)
@@ -205,7 +213,7 @@ def examine(
     if loaded is not None:
         findings += find_foreign_images(loaded, dataset, own.paths, reporter)
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
-    reporter.step("examine", 1, 1, f"{len(findings)} findings")
+    reporter.finish(f"{len(findings)} findings")
     return Diagnosis(
         findings=tuple(findings),
         images=_image_frame(own, validation),
@@ -236,6 +244,9 @@ def examine(
             seed=seed,
         ),
     )
+
+
+POOL_STEP, AGAINST_STEP = "examine the calibration images", "examine the validation images"
 
 
 def find_foreign_images(

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import json
 import math
-import re
 import sys
 import textwrap
 import threading
@@ -20,13 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from trtkit.errors import TrtkitError
 from trtkit.progress import Event
+from trtkit.progress_line import ProgressText, escape_controls, format_clock
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,23 +54,8 @@ BEAT = 1.5
 SHORTEST = 0.2
 """Seconds below which a stage gets no line."""
 
-# C0 and C1 controls, marks and overrides of the text direction, line separators, and the lone surrogates of file names
-# that are not UTF-8, which no stream can encode. Joiners stay: scripts and emoji need them.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def escape_controls(text: object, *, keep: str = "") -> str:
-    """Text with characters that would control a terminal written as Python writes them: `\\x1b`, `\\u202e`.
-
-    Args:
-        text: A str, or anything with a str.
-        keep: Control characters that stay, such as "\\n".
-    """
-
-    def escape(match: re.Match[str]) -> str:
-        return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode()
-
-    return _CONTROLS.sub(escape, str(text))
+BAR_FROM = 100
+"""Columns of a terminal from which a bar stands beside the line."""
 
 
 def print_text(text: object = "") -> None:
@@ -163,9 +149,9 @@ def _to_json(value: Any) -> Any:
 
 
 class ProgressBars:
-    """A progress callback: on a terminal a line per finished stage and a bar for the running one, else lines of text.
+    """A progress callback: on a terminal a line per finished stage and one for the running one, else lines of text.
 
-    Neither is silent for more than `BEAT` seconds: the terminal's clocks tick, and a line of text grows by dots. A
+    Neither is silent for more than `BEAT` seconds: the terminal's clock ticks, and a line of text grows by dots. A
     context manager, which restores the terminal.
 
     Args:
@@ -177,23 +163,15 @@ class ProgressBars:
     def __init__(self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.console = console or Console(stderr=True)
-        self.stage: str | None = None
-        self.begun = self.started = time.perf_counter()
-        self.bars = Progress(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[whole]} in all"),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            transient=True,
-        )
+        self.progress = ProgressText()
+        self.begun = time.perf_counter()
+        self.live = Live(console=self.console, get_renderable=self._draw, refresh_per_second=4, transient=True)
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
-        self.bars.start()
-        if not self.quiet:
+        if not self.quiet and self.console.is_terminal:
+            self.live.start()
+        elif not self.quiet:
             threading.Thread(target=self._beat, name="trtkit progress", daemon=True).start()
         return self
 
@@ -201,53 +179,51 @@ class ProgressBars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if error is None:
+        if error is None and not self.quiet:
             self._finish()
-        self.bars.stop()
+        self.live.stop()
         _OPEN_LINE.close()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if self.quiet:
             return
-        if event.stage != self.stage:
+        before = self.progress.event
+        if before is None or (event.stage, event.step) != (before.stage, before.step):
             self._finish()
-            self.stage, self.begun = event.stage, time.perf_counter()
-            self.task = self.bars.add_task(escape_controls(event.stage), total=event.total, whole=self._whole())
-        self.bars.update(self.task, completed=event.done, total=event.total, whole=self._whole())
+            self.begun = time.perf_counter()
+        self.progress.add(event)
         if event.message and self.verbose:
             self._print(event.message)
 
-    def _whole(self) -> str:
-        """The time since the start."""
-        minutes, seconds = divmod(int(time.perf_counter() - self.started), 60)
-        return f"{minutes}:{seconds:02}"
+    def _draw(self) -> Table:
+        """The running stage and the time since the start; a bar where there is room for one."""
+        clock = f" · {format_clock(self.progress.seconds)}"
+        text = self.progress.describe(self.console.width - len(clock) - 1) + clock
+        cells: list[RenderableType] = [Text(text, no_wrap=True, overflow="ellipsis")]
+        event, room = self.progress.event, self.console.width - len(text) - 2
+        if event is not None and event.total is not None and event.total > 1 and self.console.width >= BAR_FROM:
+            cells.append(ProgressBar(total=event.total, completed=event.done, width=min(16, room)))
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_row(*cells)
+        return line
 
     def _print(self, text: str) -> None:
         _OPEN_LINE.close()
         # As Text: a str would be read as markup, and "[/x]" in a name is an error there.
-        self.bars.console.print(Text(escape_controls(text)), soft_wrap=True)
+        self.console.print(Text(escape_controls(text)), soft_wrap=True)
 
     def _finish(self) -> None:
         """Turn the running stage into one line; what took no time is not worth one."""
-        if self.stage is None:
-            return
-        seconds = time.perf_counter() - self.begun
-        if self.console.is_terminal:
-            self.bars.remove_task(self.task)
-        if seconds > SHORTEST and not _OPEN_LINE.end(self.stage, f" {seconds:.1f} s"):
-            self._print(f"{self.stage}: {seconds:.1f} s")
-        self.stage = None
+        stage, seconds = self.progress.describe_stage(), time.perf_counter() - self.begun
+        if self.progress.event is not None and seconds > SHORTEST and not _OPEN_LINE.end(stage, f" {seconds:.1f} s"):
+            self._print(f"{stage}: {seconds:.1f} s")
 
     def _beat(self) -> None:
-        """Update the overall clock on a terminal; elsewhere begin the line of a long stage and add dots to it."""
-        while not self._ended.wait(1.0 if self.console.is_terminal else BEAT):
-            stage = self.stage
-            if self.console.is_terminal:
-                for task in self.bars.tasks:
-                    self.bars.update(task.id, whole=self._whole())
-            elif stage is not None and time.perf_counter() - self.begun > SHORTEST:
-                _OPEN_LINE.grow(self.console, stage)
+        """Where no line can be replaced: begin the line of a long stage and add dots to it."""
+        while not self._ended.wait(BEAT):
+            if self.progress.event is not None and time.perf_counter() - self.begun > SHORTEST:
+                _OPEN_LINE.grow(self.console, self.progress.describe_stage())
 
 
 class _OpenLine:

@@ -61,10 +61,12 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
                 verb="predict",
                 settings={"runner": runner.name, "imgsz": tuple(runner.imgsz), "batch": size},
                 images={"input": len(paths)},
-                steps=("run the images", "draw their predictions"),
+                steps=("predict", "write the table of predictions"),
                 files=(*(folder / name for name in names.values()), folder / "predictions.parquet"),
-            )
+            ),
+            reporter,
         )
+        reporter.begin("predict")
         for start in range(0, len(paths), size):
             reporter.step("predict", start, len(paths))
             images = {}
@@ -89,6 +91,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     warn_of_skipped(unread)
     buffer = io.BytesIO()
     frame.write_parquet(buffer)
+    reporter.begin("write the table of predictions")
     saved = write_bytes(folder / "predictions.parquet", buffer.getvalue())
 
     def show() -> None:

@@ -442,7 +442,9 @@ def _test_engine(row: dict[str, Any], values: argparse.Namespace, reporter: Repo
         if row["not_run"] is not None:
             return
         with backends.open(artifact, device=values.device) as engine, backends.open(graph) as reference:
-            verification = compare_runners(engine, reference, demo.data_path(task))
+            verification = compare_runners(
+                engine, reference, demo.data_path(task), progress=reporter.progress, cancel=reporter.cancel
+            )
             row["verdict"], row["differences"] = verification.verdict, verification.summary().to_dicts()
             timing = benchmark({"engine": engine}, batch=(1, SELFTEST_BATCH), seconds=SELFTEST_SECONDS)
             row["times"] = timing.frame().select("batch", "clock", "runs", "p50_ms", "p99_ms").to_dicts()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from trtkit.arguments import PRECISIONS, check_arguments
+from trtkit.arguments import PRECISIONS
 from trtkit.calibration import DEFAULTS
 from trtkit.codegen import Expression, load_end2end, needs_end2end, render_command, render_python
 from trtkit.comparison.candidates import load_candidates
@@ -26,10 +26,11 @@ from trtkit.comparison.tables import (
 from trtkit.comparison.thresholds import match_all_thresholds, write_thresholds
 from trtkit.comparison.verdict import MAX_DROP
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
-from trtkit.evaluation.latency import Timing, benchmark
+from trtkit.evaluation.latency import Timing, benchmark, estimate_costs
 from trtkit.evaluation.significance import compute_all_differences
 from trtkit.models.model import ModelInfo
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.recipe import Recipe, round_imgsz
 from trtkit.writing import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "compare", "join_comparison"]
 
 
-@check_arguments
+@verb
 def compare(
     model: Model | str | Path,
     data: str | Path | Dataset,
@@ -148,7 +149,7 @@ def compare(
             path=str(folder),
         )
     reporter = Reporter(progress, cancel)
-    watch: dict[str, Any] = {"progress": progress, "cancel": cancel}
+    watch: dict[str, Any] = {"progress": reporter.progress, "cancel": cancel}
     builder, why_not_built = _resolve_builder(build, backend, device)
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
@@ -205,16 +206,33 @@ def compare(
             images=images,
             steps=(
                 *(["calibrate"] if needs_calibration and given is None else []),
-                f"export {', '.join(exported)}",
-                f"evaluate {', '.join((*precisions, *others))}",
-                f"time them at batch {', '.join(map(str, batches))}",
-                "write the comparison and its report",
+                "trace the graph",
+                *(
+                    step
+                    for name in exported
+                    for step in (f"export {name}", *([f"build {name} engine"] if builder is not None else []))
+                ),
+                *(f"evaluate {name}" for name in (*precisions, *others)),
+                *(f"benchmark batch {size}" for size in batches),
+                *(["time the layers"] if engines_run else []),
+                WRITE,
             ),
+            costs={
+                "calibrate": Cost(kind="calibrate", images=images.get("calibration", 0)),
+                **{f"build {name} engine": Cost(kind="build") for name in exported},
+                **{
+                    f"evaluate {name}": Cost(kind="evaluate", images=images["evaluation"])
+                    for name in (*precisions, *others)
+                },
+                **estimate_costs(len(precisions) + len(others), batches, runs=runs, seconds=seconds),
+            },
             files=(*(path for path in written if path.stem in stems), *(folder / name for name in RESULT_FILES)),
-        )
+        ),
+        reporter,
     )
     publish_interrupted(folder)
     if needs_calibration and given is None:
+        reporter.begin("calibrate")
         given = calibrate(
             loaded,
             dataset,
@@ -225,7 +243,7 @@ def compare(
             imgsz=size,
             **watch,
         )
-    reporter.step("trace", 0, 1)
+    reporter.begin("trace the graph")
     traced = _trace_once(loaded, shared)
     traced_settings = dict(shared)
     shared |= {"overwrite": True, **watch}
@@ -239,10 +257,12 @@ def compare(
             precision: _export_precision(
                 traced,
                 precision,
+                precision,
                 folder / f"{loaded.stem}-{precision}",
                 staging,
                 {**shared, "keep": keep, "calibration": given if precision == "int8" else None},
                 engine_settings,
+                reporter,
             )
             for precision in precisions
         }
@@ -253,7 +273,9 @@ def compare(
                 assert other.model is not None
                 stem = folder / f"{loaded.stem}-{name}"
                 graph = _trace_once(other.model, traced_settings)
-                artifacts[name] = _export_precision(graph, other.precision, stem, staging, shared, engine_settings)
+                artifacts[name] = _export_precision(
+                    graph, name, other.precision, stem, staging, shared, engine_settings, reporter
+                )
         with contextlib.ExitStack() as stack:
             # Engines for all precisions or for none: different runners can't be compared.
             runners = {
@@ -265,12 +287,23 @@ def compare(
                 )
                 for name, files in artifacts.items()
             }
-            evaluations = {
-                precision: evaluate(runner, dataset, split, eval_images=eval_images, seed=seed, **watch)
-                for precision, runner in runners.items()
-            }
-            timing = benchmark(runners, batch=batches, runs=runs, seconds=seconds, seed=seed, **watch)
+            evaluations = {}
+            for name, runner in runners.items():
+                reporter.begin(f"evaluate {name}")
+                evaluations[name] = evaluate(runner, dataset, split, eval_images=eval_images, seed=seed, **watch)
+            timing = benchmark(
+                runners,
+                batch=batches,
+                runs=runs,
+                seconds=seconds,
+                seed=seed,
+                progress=reporter.shared_progress,
+                cancel=cancel,
+            )
+            if engines_run:
+                reporter.begin("time the layers")
             layers = time_layers(runners) if engines_run else {}
+        reporter.begin(WRITE)
         thresholds = match_all_thresholds(evaluations, conf, seed)
         artifacts = write_thresholds(artifacts, thresholds, staging, evaluations, conf)
         comparison = join_comparison(
@@ -290,7 +323,7 @@ def compare(
             command=render_command("compare", compare, _without_expressions(plain), end2end=needs_end2end(loaded)),
         )
         _write_files(comparison, staging)
-    reporter.step("done", 1, 1, f"wrote {folder}")
+    reporter.finish(f"wrote {folder}")
     return comparison
 
 
@@ -306,6 +339,9 @@ def _move_artifacts(
         for precision, files in artifacts.items()
     }
 
+
+WRITE = "write the comparison and its report"
+"""The last step."""
 
 RESULT_FILES = ("report.html", "recipe.json", "comparison.json", "comparison.parquet")
 """The files of a comparison beside its models and further tables."""
@@ -343,25 +379,31 @@ def _trace_once(model: Model, settings: Mapping[str, Any]) -> Model:
 
 def _export_precision(
     model: Model,
+    name: str,
     precision: str,
     stem: Path,
     staging: Path,
     settings: Mapping[str, Any],
     engine_settings: Mapping[str, Any] | None,
+    reporter: Reporter,
 ) -> dict[str, Artifact]:
-    """The ONNX file and, with `engine_settings`, the engine of one precision, by format.
+    """The ONNX file and, with `engine_settings`, the engine of one precision or candidate, by format.
 
     Their recipes name the final files, beside `stem`; they are written into `staging`.
     """
     from trtkit.exporter import export_with_graph
 
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    shared = {name: value for name, value in settings.items() if name in names and name != "calibration"}
-    others = {name: settings.get(name) for name in ("calibration", "progress", "cancel")}
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    shared = {key: value for key, value in settings.items() if key in fields and key != "calibration"}
+    others = {key: settings.get(key) for key in ("calibration", "progress", "cancel")}
     artifacts = {}
-    for kind, more in (("onnx", {}), ("engine", engine_settings)):
+    for step, kind, more in (
+        (f"export {name}", "onnx", {}),
+        (f"build {name} engine", "engine", engine_settings),
+    ):
         if more is None:
             continue
+        reporter.begin(step)
         recipe = Recipe(
             model=str(model.source or type(model).__name__),
             format=kind,

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtkit.arguments import check_arguments
-
 # They register the package's own targets.
 from trtkit.deployment import cpp, deepstream, jetson, targets, tensorflow, triton, trtexec  # noqa: F401
 from trtkit.deployment.bundle import Bundle, check_source, read_bundle, read_samples
 from trtkit.deployment.target import TARGETS, Target
 from trtkit.errors import OutputExistsError, RecipeError, warn
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import package_versions
 from trtkit.writing import check_output_folder, temporary_folder
 
@@ -49,7 +48,7 @@ class Deployment:
     files: tuple[str, ...]
 
 
-@check_arguments
+@verb
 def deploy(
     artifact: HasPath | str | Path | Sequence[HasPath | str | Path],
     target: str,
@@ -124,6 +123,7 @@ def deploy(
         if chosen.check is not None:
             chosen.check(source)
     images = [read_samples(samples, source.info) for source in sources]
+    reporter = Reporter(progress, cancel)
     start_work(
         Plan(
             verb="deploy",
@@ -131,15 +131,17 @@ def deploy(
             images={"sample": len(images[0])},
             steps=("run the sample images", "write the folder"),
             files=(folder,),
-        )
+        ),
+        reporter,
     )
-    reporter = Reporter(progress, cancel)
+    reporter.begin("run the sample images")
     bundles = []
     for done, (source, own) in enumerate(zip(sources, images, strict=True)):
         reporter.step("run the sample images", done, len(sources))
         bundles.append(read_bundle(source, own, conf=conf, iou=iou, max_det=max_det))
     reporter.step("run the sample images", len(sources), len(sources))
     _warn_of_empty(bundles)
+    reporter.begin("write the folder")
     with _new_folder(folder) as staging:
         for bundle in bundles:
             own_folder = staging / bundle.name if several else staging
@@ -153,6 +155,7 @@ def deploy(
             if chosen.merge is not None:
                 chosen.merge(staging)
         files = tuple(sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()))
+    reporter.finish(f"wrote {folder}")
     return Deployment(folder=folder, target=target, files=files)
 
 

@@ -11,13 +11,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtkit.arguments import check_arguments
 from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
 from trtkit.data.dataset import describe_skipped, is_label_error, warn_of_skipped
 from trtkit.errors import DataError, EngineError
 from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
 from trtkit.models.model import TASKS
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, parallel_map, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, parallel_map, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import PostprocessSettings, get_task
 
@@ -173,7 +173,7 @@ EVAL_CONF: Mapping[str, float] = {**dict.fromkeys(TASKS, 0.001), "obb": 0.01}
 """`conf` of `evaluate` by task, that of Ultralytics' `val`; other tasks take that of detect."""
 
 
-@check_arguments
+@verb
 def evaluate(
     runner: Runner | Artifact | str | Path,
     data: str | Path | Dataset,
@@ -225,6 +225,7 @@ def evaluate(
         dataset, paths, notes = prepared.dataset, prepared.paths, list(prepared.notes)
         size = _resolve_imgsz(runner, imgsz, notes)
         batch = _resolve_batch(runner, batch)
+        reporter, stage = Reporter(progress, cancel), f"evaluate {runner.precision}"
         start_work(
             Plan(
                 verb="evaluate",
@@ -236,24 +237,29 @@ def evaluate(
                     "runner": runner.name,
                 },
                 images={"evaluation": len(paths)},
-                steps=("run the images", "compute metrics"),
-            )
+                steps=(stage, "compute metrics"),
+                costs={stage: Cost(kind="evaluate", images=len(paths))},
+            ),
+            reporter,
         )
+        reporter.begin(stage)
         data_hash = dataset.hash_images(paths)
         task = get_task(runner.info.task)
         if conf is None:
             conf = EVAL_CONF.get(task.name, EVAL_CONF["detect"])
         settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det, multi_label=True)
         evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
-        seconds, unread = _run_batches(runner, evaluator, paths, size, batch, settings, Reporter(progress, cancel))
+        seconds, unread = _run_batches(runner, evaluator, paths, size, batch, settings, reporter)
     warn_of_skipped(list(unread.values()))
     if unread:
         notes.append(f"skipped: {describe_skipped(list(unread.values()))}")
+    reporter.begin("compute metrics")
     before = time.perf_counter()
     scores = evaluator.compute_scores()
     end = time.perf_counter()
     seconds["match"] += end - before
     seconds["wall"] = end - start
+    reporter.finish()
     return Evaluation(
         task=task.name,
         **{field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)},
@@ -299,8 +305,8 @@ def _run_batches(
     seconds = dict.fromkeys(STAGES, 0.0)
     skipped: dict[str, DataError] = {}
     done = 0
-    step = f"evaluate {runner.precision}"
-    reporter.step(step, 0, len(paths))
+    stage = f"evaluate {runner.precision}"
+    reporter.step(stage, 0, len(paths))
     images = load_images(paths, evaluator.dataset, info.preprocess, size, max_pending=2 * batch)
     with contextlib.closing(images):
         for chunk in _batched(images, batch):
@@ -324,7 +330,7 @@ def _run_batches(
             seconds["read"] += sum(loaded.read_seconds for loaded in chunk)
             seconds["preprocess"] += sum(loaded.preprocess_seconds for loaded in chunk)
             done += len(chunk)
-            reporter.step(step, done, len(paths))
+            reporter.step(stage, done, len(paths))
     return seconds, skipped
 
 

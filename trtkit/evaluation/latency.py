@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import polars as pl
 
-from trtkit.arguments import check_arguments
 from trtkit.backends.gpu_state import watch_gpu
 from trtkit.data import to_input
 from trtkit.errors import EngineError, RecipeError
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, describe_machine
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Timing(Result):
         return "\n".join(("Timing", *rows))
 
 
-@check_arguments
+@verb
 def benchmark(
     runners: Runner | str | Path | Artifact | Mapping[str, Runner | str | Path | Artifact],
     *,
@@ -243,8 +243,10 @@ def benchmark(
             Plan(
                 verb="benchmark",
                 settings={label: "x".join(map(str, shape)) for label, shape in shapes.items()},
-                steps=tuple(f"time {', '.join(opened)} at batch {size}: up to {runs} runs each" for size in batches),
-            )
+                steps=tuple(f"benchmark batch {size}" for size in batches),
+                costs=estimate_costs(len(opened), batches, runs=runs, seconds=seconds),
+            ),
+            reporter,
         )
         samples = [
             _time_runners(
@@ -278,6 +280,7 @@ def benchmark(
             },
             seed=seed,
         )  # fmt: skip
+    reporter.finish()
     return Timing(
         samples=pl.concat(runs_of_batch for runs_of_batch, _ in samples),
         rounds=pl.concat(rounds_of_batch for _, rounds_of_batch in samples),
@@ -358,6 +361,21 @@ def find_disturbances(samples: pl.DataFrame, rounds: pl.DataFrame, label: str, b
     elif 10 * slow > len(medians):
         found.append(f"{slow} of {len(medians)} rounds took over {SLOW_ROUND:g} times the median")
     return tuple(found)
+
+
+def estimate_costs(runners: int, batches: Sequence[int], *, runs: int, seconds: float) -> dict[str, Cost]:
+    """The costs of `benchmark`'s steps, in images of `evaluate`.
+
+    Args:
+        runners: Number of runners.
+        batches: Batch sizes.
+        runs: Maximum number of measured runs per runner and batch.
+        seconds: Maximum measured time per runner and batch, s.
+    """
+    return {
+        f"benchmark batch {size}": Cost(kind="evaluate", images=runners * runs * size, seconds=runners * seconds)
+        for size in batches
+    }
 
 
 def summarize_runs(samples: pl.DataFrame) -> pl.DataFrame:
@@ -467,6 +485,7 @@ def _time_runners(
         pixels = generator.integers(0, 256, (batch, *shapes[label], preprocess.channels), np.uint8)
         feeds[label] = to_input(list(pixels), preprocess)
     stage, total = f"benchmark batch {batch}", runs * len(runners)
+    reporter.begin(stage)
     for label, runner in runners.items():
         reporter.step(stage, 0, total, f"warm up {label}")
         for _ in range(warmup):

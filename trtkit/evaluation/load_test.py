@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import polars as pl
 
-from trtkit.arguments import check_arguments
 from trtkit.data import to_input
 from trtkit.errors import EngineError
 from trtkit.evaluation.latency import open_runners, resolve_imgsz
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, describe_machine
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class LoadTest(Result):
         return "\n".join(lines)
 
 
-@check_arguments
+@verb
 def load_test(
     runner: Runner | Artifact | str | Path,
     *,
@@ -145,8 +145,14 @@ def load_test(
             Plan(
                 verb="load_test",
                 settings={"runner": one.name, "imgsz": size},
-                steps=tuple(f"send batches of {number} by {count} clients" for number in batches for count in counts),
-            )
+                steps=tuple(_name_step(number, count) for number in batches for count in counts),
+                costs={
+                    _name_step(number, count): Cost(kind="send", seconds=seconds)
+                    for number in batches
+                    for count in counts
+                },
+            ),
+            reporter,
         )
         samples: list[dict[str, Any]] = []
         loads: list[dict[str, Any]] = []
@@ -155,7 +161,7 @@ def load_test(
             pixels = np.random.default_rng(seed).integers(0, 256, (number, *size, preprocess.channels), np.uint8)
             feed = to_input(list(pixels), preprocess)
             for count in counts:
-                reporter.step("load test", len(loads), len(batches) * len(counts), f"batch {number}, {count} clients")
+                reporter.begin(_name_step(number, count))
                 times, refused, elapsed = _send(one, feed, count, warmup, seconds, reporter)
                 samples += [
                     {"batch": number, "concurrency": count, "client": client, "ms": ms}
@@ -163,7 +169,7 @@ def load_test(
                     for ms in own
                 ]
                 loads.append({"batch": number, "concurrency": count, "seconds": elapsed, "refused": refused})
-        reporter.step("load test", len(loads), len(loads))
+        reporter.finish()
         provenance = Provenance(
             model_hash=one.hash,
             runner=one.name,
@@ -178,6 +184,10 @@ def load_test(
     return LoadTest(
         samples=pl.DataFrame(samples, schema=schema), loads=pl.DataFrame(loads), runner=one.name, provenance=provenance
     )
+
+
+def _name_step(batch: int, clients: int) -> str:
+    return f"send batches of {batch} by {clients} clients"
 
 
 def _send(
@@ -213,7 +223,7 @@ def _send(
         futures = [pool.submit(work, number) for number in range(clients)]
         try:
             while not all(future.done() for future in futures):
-                reporter.step("load test", 0) if reporter.is_cancelled() else time.sleep(0.01)
+                reporter.step(_name_step(len(feed), clients), 0) if reporter.is_cancelled() else time.sleep(0.01)
         finally:
             stop.set()
     errors = [error for future in futures if (error := future.exception()) is not None]

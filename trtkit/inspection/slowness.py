@@ -9,10 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from trtkit.arguments import check_arguments
 from trtkit.errors import CapabilityError
 from trtkit.inspection.engine_diff import NO_NODE, align_engines, original_nodes
 from trtkit.inspection.layer_table import WEIGHTED_NODE, LayerTable, read_layers, weighted_node_precisions
+from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 
 __all__ = ["Cause", "SpeedDiagnosis", "diagnose_speed", "why_slow"]
 
@@ -124,8 +125,15 @@ class SpeedDiagnosis:
         return "\n".join((first, *(f"  {cause}" for cause in causes)))
 
 
-@check_arguments
-def why_slow(engine: Any, baseline: Any, *, runs: int = 50) -> SpeedDiagnosis:
+@verb
+def why_slow(
+    engine: Any,
+    baseline: Any,
+    *,
+    runs: int = 50,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+) -> SpeedDiagnosis:
     """Say why an engine is not faster than another engine of the same model, and which nodes to change.
 
     Engine files that run here are opened and their layers timed. Elsewhere only precisions, reformats and the number of
@@ -136,6 +144,8 @@ def why_slow(engine: Any, baseline: Any, *, runs: int = 50) -> SpeedDiagnosis:
             file, as `read_layers` takes them.
         baseline: The engine to compare with, such as FP16 for an INT8 engine.
         runs: Runs over which each layer is timed.
+        progress: Receives events.
+        cancel: Checked before each engine.
 
     Returns:
         The causes with what each costs, and the layers in which the engines differ.
@@ -143,8 +153,19 @@ def why_slow(engine: Any, baseline: Any, *, runs: int = 50) -> SpeedDiagnosis:
     Raises:
         EngineError: An engine has no layer table, or can't be read.
         DataError: A frame is not a layer table, or its file can't be read.
+        CancelledError: The caller cancelled.
     """
-    return diagnose_speed(_read(engine, runs), _read(baseline, runs))
+    reporter = Reporter(progress, cancel)
+    steps = ("read the engine's layers", "read the baseline's layers", "compare them")
+    start_work(Plan(verb="why_slow", steps=steps, settings={"runs": runs}), reporter)
+    tables = []
+    for step, source in zip(steps, (engine, baseline), strict=False):
+        reporter.begin(step)
+        tables.append(_read(source, runs))
+    reporter.begin(steps[-1])
+    diagnosis = diagnose_speed(*tables)
+    reporter.finish()
+    return diagnosis
 
 
 def _read(source: Any, runs: int) -> LayerTable:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.arguments import PRECISIONS, check_arguments
+from trtkit.arguments import PRECISIONS
 from trtkit.calibration import DEFAULTS
 from trtkit.codegen import non_default_arguments
 from trtkit.errors import DataError, ModelError, TrtkitError
@@ -28,6 +28,7 @@ from trtkit.model_zoo.rows import ROW_FILE, RowJob, load_evaluation, load_row, r
 from trtkit.model_zoo.table import Zoo, make_row, make_timings, rows_frame, timings_frame
 from trtkit.model_zoo.workers import Facts, describe_error, find_slots, run_jobs
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.recipe import command_words
 from trtkit.results import Provenance
 from trtkit.writing import check_output_folder
@@ -45,7 +46,7 @@ GUIDE_BATCHES = (1, 8)
 """The guide's batches: 1 for the split, 8 for predict."""
 
 
-@check_arguments
+@verb
 def zoo(
     models: ZooModel | Sequence[ZooModel] | None = None,
     data: Mapping[str, str | Path] | None = None,
@@ -176,7 +177,8 @@ def zoo(
             images={f"{task} evaluation": inputs.count(task) for task in dict.fromkeys(job.task for job in jobs)},
             steps=tuple(job.label for job in jobs),
             files=(*(row_folder(folder, job) / ROW_FILE for job in jobs), folder / "zoo.json", folder / "zoo.md"),
-        )
+        ),
+        reporter,
     )
     facts = {name: describe_error(error) for name, error in errors.items()}
     if not overwrite:
@@ -185,17 +187,19 @@ def zoo(
         }
     pending = [job for job in jobs if job.name not in facts]
     done = len(jobs) - len(pending)
+    reporter.count(done)
     reporter.step("zoo", done, len(jobs), f"{done} of {len(jobs)} rows are there already" if done else "")
 
     def on_done(job: RowJob, row: Facts) -> None:
         facts[job.name] = row
+        reporter.count(len(facts))
         outcome = row.get("error", "done")
         reporter.step("zoo", len(facts), len(jobs), f"{job.label}: {outcome}")
 
     run_jobs(pending, folder, slots=slots, reporter=reporter, on_done=on_done)
     result = _join(jobs, facts, failures, folder, arguments, batches, data_by_task, is_guide=is_guide)
     result.save(folder)
-    reporter.step("done", 1, 1, f"wrote {folder}")
+    reporter.finish(f"wrote {folder}")
     return result
 
 

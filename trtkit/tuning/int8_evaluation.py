@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx
 import polars as pl
 
-from trtkit.arguments import check_arguments
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
@@ -23,7 +22,8 @@ from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import load
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result
 from trtkit.tasks import get_task
 from trtkit.tuning.measurement import CachedEvaluator, CostModel, ResultCache
@@ -132,7 +132,7 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
-@check_arguments
+@verb
 def evaluate_int8(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
@@ -191,15 +191,24 @@ def evaluate_int8(
             verb="evaluate_int8",
             settings={"model": loaded.stem, "imgsz": size, "cache": cache_dir},
             images=images,
-            steps=(*(["calibrate"] if given is None else []), "evaluate fp32", "evaluate int8"),
-        )
+            steps=("trace the graph", *(["calibrate"] if given is None else []), "evaluate fp32", "evaluate int8"),
+            costs={
+                "calibrate": Cost(kind="calibrate", images=images.get("calibration", 0)),
+                **{
+                    f"evaluate {precision}": Cost(kind="evaluate", images=images["evaluation"])
+                    for precision in ("fp32", "int8")
+                },
+            },
+        ),
+        reporter,
     )
     cache = ResultCache(cache_dir)
-    reporter.step("read the model's layers", 0, 1)
+    reporter.begin("trace the graph")
     graph = trace(loaded, imgsz=size, batch=1)
     full_int8, placement = plan_qdq(graph), plan_qdq(graph, keep)
     macs = count_macs(graph, GraphIndex(graph))
     if given is None:
+        reporter.begin("calibrate")
         given = calibrate(
             loaded,
             dataset,
@@ -207,7 +216,7 @@ def evaluate_int8(
             imgsz=size,
             seed=seed,
             cache_dir=cache.calibrations,
-            progress=progress,
+            progress=reporter.progress,
             cancel=cancel,
         )
     evaluator = CachedEvaluator(
@@ -215,14 +224,17 @@ def evaluate_int8(
     )
     metric = get_task(loaded.task).metric
     algorithm = format_algorithm(given.algorithm, given.percentile)
+    reporter.begin("evaluate fp32")
     float_evaluation = evaluator(graph, "evaluate fp32")
+    reporter.begin("evaluate int8")
     int8_graph = insert_qdq(graph, given.ranges, placement=placement, corrections=given.corrections)
-    int8_evaluation = evaluator(int8_graph, f"evaluate {label or algorithm}")
+    int8_evaluation = evaluator(int8_graph, "evaluate int8")
     reference, resampled = (
         resample_metric(evaluation, metric, resamples=resamples, seed=seed)
         for evaluation in (float_evaluation, int8_evaluation)
     )
     loss = compute_loss_interval(reference, resampled)
+    reporter.finish()
     return Int8Evaluation(
         label=label or algorithm,
         algorithm=algorithm,
@@ -335,6 +347,7 @@ class Trials:
 
     def evaluate_references(self) -> None:
         """Evaluate FP32, the reference of every loss, and FP16, the fallback."""
+        self.evaluator.reporter.begin("evaluate fp32")
         evaluation = self.evaluator(self.graph, "evaluate fp32")
         self.reference = self._resample(evaluation)
         self.runner, self.data_hash = evaluation.provenance.runner, evaluation.provenance.data_hash
@@ -397,6 +410,7 @@ class Trials:
         sqnr: float | None,
     ) -> bool:
         """Evaluate a graph as one trial; `excluded` are the patterns without INT8, `keep` those to export it with."""
+        self.evaluator.reporter.begin(f"trial {len(self.rows) + 1}")
         placement = plan_qdq(self.layer_noise.graph, excluded)
         resampled = self._resample(self.evaluator(graph, f"evaluate {label}"))
         loss = compute_loss_interval(self.reference, resampled)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import polars as pl
 
-from trtkit.arguments import check_arguments
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
@@ -25,7 +24,8 @@ from trtkit.graph.analysis import block_of
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import Model, load
 from trtkit.models.model import Preprocess
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance
 from trtkit.tasks import get_task
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
@@ -58,7 +58,7 @@ EXTRA_SHARES = (0.05, 0.14)
 """Shares to exclude if full INT8 is accepted: they show what slower assignments gain."""
 
 
-@check_arguments
+@verb
 def search(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
@@ -145,6 +145,8 @@ def search(
     images["probe"] = min(probe_images, len(dataset.images(_select_probe_split(dataset, given, split))))
     check_trace(loaded, keep, imgsz=size)
     cost_backend = select_cost_backend(backend)
+    # FP16 and the assignments without excluded layers are tried in any case.
+    most_trials = max(trials, 1 + (REPAIRED_ASSIGNMENTS if repair else 1))
     start_work(
         Plan(
             verb="search",
@@ -152,11 +154,19 @@ def search(
             images=images,
             steps=(
                 *(["calibrate"] if given is None else []),
-                *(["select ranges and correct biases"] if repair else []),
-                "measure the noise of every layer",
-                f"evaluate fp32, fp16 and up to {trials} assignments of INT8 and FP16",
+                *([REPAIR] if repair else []),
+                "measure every layer",
+                "evaluate fp32",
+                *(f"trial {number}" for number in range(1, most_trials + 1)),
             ),
-        )
+            costs={
+                "calibrate": Cost(kind="calibrate", images=images.get("calibration", 0)),
+                "evaluate fp32": Cost(kind="evaluate", images=images["evaluation"]),
+                # A search ends early where a loss is accepted, so that its time is not known.
+                **{step: Cost(kind=step) for step in (REPAIR, "measure every layer", f"trial {most_trials}")},
+            },
+        ),
+        reporter,
     )
     cache = ResultCache(cache_dir)
     notes: list[str] = []
@@ -165,6 +175,7 @@ def search(
     if repair and given is None:
         searched, graph = _equalize_model(loaded, float_graph, notes)
     if given is None:
+        reporter.begin("calibrate")
         given = calibrate(
             searched,
             dataset,
@@ -173,7 +184,7 @@ def search(
             imgsz=size,
             seed=seed,
             cache_dir=cache.calibrations,
-            progress=progress,
+            progress=reporter.progress,
             cancel=cancel,
         )
     layer_noise = LayerNoise(graph, len(loaded.names), keep, exact=False)
@@ -192,7 +203,9 @@ def search(
     assignments = [PrecisionAssignment(label=format_algorithm(given.algorithm, given.percentile), calibration=given)]
     algorithms: Mapping[str, str] = {}
     if repair:
+        reporter.begin(REPAIR)
         assignments, algorithms = repair_ranges(probe, given, cache)
+    reporter.begin("measure every layer")
     sqnr = probe.measure_assignments(assignments)
     ranked = sorted(assignments, key=lambda assignment: -sqnr[assignment.label])
     shares = measure_noise_shares(probe, ranked[0], cache)
@@ -229,6 +242,7 @@ def search(
             trial_list.evaluate_assignment(assignment, sqnr[assignment.label])
         _exclude_layers(trial_list, probe, ranked, order, trials)
     chosen = trial_list.choose()
+    reporter.finish()
     return Search(
         trials=trial_list.frame(),
         layers=_build_layer_frame(layer_noise, shares, order, algorithms),
@@ -266,6 +280,13 @@ def search(
             seed=seed,
         ),
     )
+
+
+REPAIRED_ASSIGNMENTS = 4
+"""Number of assignments that `repair_ranges` returns."""
+
+REPAIR = "select ranges and correct biases"
+"""The step that `repair` asks for."""
 
 
 def _equalize_model(model: Model, graph: onnx.ModelProto, notes: list[str]) -> tuple[Model, onnx.ModelProto]:

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trtkit.arguments import check_arguments
 from trtkit.backends.base import Runner
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
@@ -26,7 +25,8 @@ from trtkit.graph.qdq import QDQPlacement
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import Model, load
 from trtkit.models.model import ModelInfo
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.layers import LayerNoise, runner_name
@@ -147,7 +147,7 @@ class Sensitivity(Result):
         return "\n".join(lines)
 
 
-@check_arguments
+@verb
 def sensitivity(
     model: Model | str | Path | torch.nn.Module,
     data: DataSource,
@@ -216,12 +216,18 @@ def sensitivity(
             images=counts,
             steps=(
                 *(["calibrate"] if given is None else []),
-                "measure the noise of every layer and block",
-                *([f"evaluate the {worst} worst layers"] if worst else []),
+                "measure every layer",
+                *(["run the worst layers", f"evaluate the {worst} worst layers"] if worst else []),
             ),
-        )
+            costs={
+                "calibrate": Cost(kind="calibrate", images=counts.get("calibration", 0)),
+                **{step: Cost(kind=step) for step in ("measure every layer", "run the worst layers")},
+            },
+        ),
+        reporter,
     )
     if given is None:
+        reporter.begin("calibrate")
         given = calibrate(
             loaded,
             dataset,
@@ -229,9 +235,10 @@ def sensitivity(
             imgsz=size,
             seed=seed,
             cache_dir=ResultCache(cache_dir).calibrations,
-            progress=progress,
+            progress=reporter.progress,
             cancel=cancel,
         )
+    reporter.begin("measure every layer")
     graph, classes = trace(loaded, imgsz=size, batch=1), len(loaded.names)
     layer_noise = LayerNoise(graph, classes, protect=protect, exact=False)
     variants = {
@@ -247,6 +254,7 @@ def sensitivity(
     blocks = _block_rows(layer_noise, sqnr, block_types(loaded.module))
     metric, metrics = "", dict[str, float]()
     if worst:
+        reporter.begin("run the worst layers")
         metric = get_task(loaded.task).metric
         nodes = [row["node"] for row in sorted(rows, key=lambda row: row["sqnr_only"])[:worst]]
         labels = ["int8", *(f"{way} {node}" for node in nodes for way in ("only", "without"))]
@@ -270,12 +278,16 @@ def sensitivity(
             threads=threads,
             reporter=reporter,
         )
-        for label, runner in runners.items():
+        step = f"evaluate the {worst} worst layers"
+        reporter.begin(step)
+        for done, (label, runner) in enumerate(runners.items()):
+            reporter.step(step, done, len(runners))
             evaluation = evaluate(runner, dataset, split, eval_images=probe_images, seed=seed, cancel=reporter.cancel)
             metrics[label] = float(evaluation.metrics[metric])
         for row in rows:
             for way in ("only", "without"):
                 row[f"metric_{way}"] = metrics.get(f"{way} {row['node']}")
+    reporter.finish()
     return Sensitivity(
         layers=pl.DataFrame(rows, schema=_LAYER_COLUMNS),
         blocks=pl.DataFrame(blocks, schema=_BLOCK_COLUMNS),

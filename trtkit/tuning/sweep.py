@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
-from trtkit.arguments import check_arguments
-from trtkit.calibration import ALGORITHMS, DEFAULTS, Calibration, calibrate
+from trtkit.calibration import ALGORITHMS, DEFAULTS, calibrate
 from trtkit.calibration.algorithms import format_algorithm, get_algorithm
 from trtkit.calibration.calibration import resolve_imgsz
 from trtkit.calibration.sampling import count_calibration_images
@@ -20,7 +19,8 @@ from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_interval, c
 from trtkit.graph.qdq import insert_qdq
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import load
-from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
+from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.measurement import CachedEvaluator, ResultCache
@@ -141,7 +141,7 @@ class Sweep(Result):
         return f"Sweep of {len(self.rows)} settings on {self.image_count} images: {self.verdict()}"
 
 
-@check_arguments
+@verb
 def sweep(
     model: Model | str | Path | torch.nn.Module,
     data: str | Path | Dataset,
@@ -201,6 +201,7 @@ def sweep(
     dataset = prepared.dataset
     count = count_calibration_images(dataset, loaded, calibration_images=max(calibration_images))
     check_trace(loaded, keep, imgsz=size, batch=batch)
+    settings = _list_settings(algorithms, percentiles)
     start_work(
         Plan(
             verb="sweep",
@@ -208,9 +209,26 @@ def sweep(
             images={"calibration": count, "evaluation": len(prepared.paths)},
             steps=(
                 "evaluate fp32",
-                *(f"calibrate on {number} images and evaluate INT8 by {', '.join(algorithms)}" for number in counts),
+                *(
+                    step
+                    for number in counts
+                    for step in (
+                        f"calibrate on {number} images",
+                        *(_name_evaluation(*setting, number) for setting in settings),
+                    )
+                ),
             ),
-        )
+            costs={
+                "evaluate fp32": Cost(kind="evaluate", images=len(prepared.paths)),
+                **{f"calibrate on {number} images": Cost(kind="calibrate", images=number) for number in counts},
+                **{
+                    _name_evaluation(*setting, number): Cost(kind="evaluate", images=len(prepared.paths))
+                    for number in counts
+                    for setting in settings
+                },
+            },
+        ),
+        reporter,
     )
     metric = get_task(loaded.task).metric
     cache = ResultCache(cache_dir)
@@ -224,11 +242,13 @@ def sweep(
         batch=batch,
     )
     graph = trace(loaded, imgsz=size, batch=batch)
+    reporter.begin("evaluate fp32")
     float_evaluation = evaluator(graph, "evaluate fp32")
     reference = resample_metric(float_evaluation, metric, resamples=resamples, seed=seed)
     rows: list[dict[str, Any]] = []
     resampled: list[ResampledMetric] = []
     for count in counts:
+        reporter.begin(f"calibrate on {count} images")
         calibration = calibrate(
             loaded,
             dataset,
@@ -237,12 +257,14 @@ def sweep(
             imgsz=size,
             seed=seed,
             cache_dir=cache.calibrations,
-            progress=progress,
+            progress=reporter.progress,
             cancel=cancel,
         )
-        for setting in _list_settings(calibration, algorithms, percentiles):
-            label = format_algorithm(setting.algorithm, setting.percentile)
-            evaluation = evaluator(insert_qdq(graph, setting.ranges, keep), f"evaluate {label}, {count} images")
+        for algorithm, percentile in settings:
+            step = _name_evaluation(algorithm, percentile, count)
+            reporter.begin(step)
+            setting = calibration.with_algorithm(algorithm, percentile=percentile)
+            evaluation = evaluator(insert_qdq(graph, setting.ranges, keep), step)
             resampled.append(resample_metric(evaluation, metric, resamples=resamples, seed=seed))
             interval, loss = compute_interval(resampled[-1]), compute_loss_interval(reference, resampled[-1])
             rows.append(
@@ -263,6 +285,7 @@ def sweep(
         gap = compute_loss_interval(best, one)
         sufficient = gap.value <= TOLERANCE or gap.low <= 0
         row.update(gap=gap.value, gap_low=gap.low, gap_high=gap.high, sufficient=sufficient)
+    reporter.finish()
     return Sweep(
         rows=pl.DataFrame(rows, schema=_COLUMNS),
         metric=metric,
@@ -289,15 +312,18 @@ def sweep(
     )
 
 
-def _list_settings(
-    calibration: Calibration, algorithms: Sequence[str], percentiles: Sequence[float]
-) -> list[Calibration]:
-    """The calibration by every algorithm, and by every percentile where the algorithm takes one."""
+def _list_settings(algorithms: Sequence[str], percentiles: Sequence[float]) -> list[tuple[str, float | None]]:
+    """Every algorithm, and every percentile where the algorithm takes one."""
     return [
-        calibration.with_algorithm(algorithm, percentile=percentile)
+        (algorithm, percentile)
         for algorithm in algorithms
         for percentile in (percentiles if ALGORITHMS[algorithm].takes_percentile else (None,))
     ]
+
+
+def _name_evaluation(algorithm: str, percentile: float | None, count: int) -> str:
+    """The step that evaluates a setting."""
+    return f"evaluate {format_algorithm(algorithm, percentile)}, {count} images"
 
 
 def _format_setting(row: Mapping[str, Any]) -> str:

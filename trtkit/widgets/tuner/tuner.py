@@ -17,7 +17,7 @@ from trtkit.data.dataset import describe_images
 from trtkit.errors import RecipeError, TrtkitError
 from trtkit.html import render
 from trtkit.models.model import Model
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Plan, Progress, Reporter
 from trtkit.results import Result
 from trtkit.tuning.int8_evaluation import Int8Evaluation, evaluate_int8
 from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
@@ -120,28 +120,35 @@ def prepare_tuner(
     from trtkit.models import load
 
     reporter, cache_dir = Reporter(progress, cancel), Path(cache_dir)
-    reporter.step("load the model", 0, 1)
+    calibrates = ["calibrate"] if algorithm_comparison is None else []
+    steps = ("load the model", *calibrates, "read the model's layers", "compute ranges of all algorithms")
+    reporter.start(Plan(verb="tuner", steps=steps))
+    reporter.begin("load the model")
     loaded = load(model)
     if algorithm_comparison is None:
+        reporter.begin("calibrate")
         calibration = calibrate(
             loaded, data, calibration_images=calibration_images, imgsz=imgsz, seed=seed, histograms=True,
-            cache_dir=cache_dir / "calibrations", progress=progress, cancel=cancel,
+            cache_dir=cache_dir / "calibrations", progress=reporter.progress, cancel=cancel,
         )  # fmt: skip
         algorithm_comparison = AlgorithmComparison(calibration)
     provenance = algorithm_comparison.calibration.provenance
     check_fits(algorithm_comparison.calibration, loaded)
     size = imgsz if imgsz is not None else provenance.settings.get("imgsz")
+    reporter.begin("read the model's layers")
     quantizable_layers = find_quantizable_layers(
         loaded,
         tuple(size) if isinstance(size, list) else size,
         cache_dir=cache_dir / "state",
-        progress=progress,
+        progress=reporter.progress,
         cancel=cancel,
     )
     notes: list[str] = []
     sensitivity = load_earlier_result(Sensitivity, cache_dir / "sensitivity", loaded.hash, notes)
     search = load_earlier_result(Search, cache_dir / "search", loaded.hash, notes)
-    algorithm_comparison.compute_all(progress=progress, cancel=cancel)
+    reporter.begin("compute ranges of all algorithms")
+    algorithm_comparison.compute_all(progress=reporter.progress, cancel=cancel)
+    reporter.finish()
     return TunerInputs(
         model=loaded,
         algorithm_comparison=algorithm_comparison,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import signal
 import sys
@@ -18,8 +19,8 @@ from markupsafe import escape
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.html import render
-from trtkit.plotting.notebook import format_stage
 from trtkit.progress import Event
+from trtkit.progress_line import ProgressText, format_clock
 from trtkit.widgets.ui.controls import ErrorBox, make_button
 
 __all__ = ["JOB_STATES", "Job", "JobView", "cancel_on_interrupt", "capture_warnings"]
@@ -162,6 +163,12 @@ class Job(Generic[T]):
         self._report_end(self._end_lock)
         return True
 
+    @contextmanager
+    def keep_state(self) -> Iterator[None]:
+        """Let no state be reported meanwhile."""
+        with self._state_lock:
+            yield
+
     def _run(self, bound: Callable[[], T], loop: asyncio.AbstractEventLoop | None, end_lock: threading.Lock) -> None:
         state = "done"
         result: T | None = None
@@ -202,8 +209,8 @@ class Job(Generic[T]):
             self.on_event(event)
 
     def _on_warning(self, text: str) -> None:
-        stage = self.event.stage if self.event is not None else self.name
-        self._on_event(Event(stage=stage, done=0, message=f"note: {text}"))
+        event = self.event if self.event is not None else Event(stage=self.name, done=0)
+        self._on_event(dataclasses.replace(event, message=f"note: {text}"))
 
 
 # View of a job
@@ -251,6 +258,7 @@ class JobView(ipywidgets.VBox):
         self.messages = ipywidgets.HTML()
         self.messages.add_class("trtkit-messages")
         self.error_box = ErrorBox()
+        self.progress = ProgressText()
         self._last_update = 0.0
         row = ipywidgets.HBox([self.bar, self.clock, self.cancel], layout=ipywidgets.Layout(align_items="center"))
         super().__init__([self.stage, row, self.messages, self.error_box], layout=ipywidgets.Layout(display="none"))
@@ -274,7 +282,7 @@ class JobView(ipywidgets.VBox):
             return
         if job.running:
             self.stage.value, self.messages.value = escape(f"Starting {job.name} …"), ""
-            self.bar.value, self._last_update = 0, 0.0
+            self.bar.value, self._last_update, self.progress = 0, 0.0, ProgressText()
             threading.Thread(target=self._tick, args=(job.token,), name="trtkit clock", daemon=True).start()
             return
         self.stage.value = {
@@ -289,18 +297,22 @@ class JobView(ipywidgets.VBox):
     def _tick(self, token: threading.Event) -> None:
         """Show the time of one run, second by second, until it has ended."""
         while self.job.running and self.job.token is token:
-            minutes, seconds = divmod(int(self.job.seconds), 60)
-            self.clock.value = f"{minutes}:{seconds:02}"
+            self.clock.value = format_clock(self.job.seconds)
+            with self.job.keep_state():
+                # The time left goes on too.
+                if self.progress.event is not None and self.job.running and not self.job.cancelling:
+                    self.stage.value = escape(self.progress.describe())
             time.sleep(TICK_SECONDS)
 
     def _on_event(self, event: Event) -> None:
         now = time.perf_counter()
+        self.progress.add(event)
         is_last = event.total is not None and event.done >= event.total
         if now - self._last_update < REFRESH_SECONDS and not event.message and not is_last:
             return
         self._last_update = now
         if not self.job.cancelling:
-            self.stage.value = escape(format_stage(event))
+            self.stage.value = escape(self.progress.describe())
         self.bar.max, self.bar.value = max(1, event.total or 1), event.done
         if event.message:
             self._write_log(self.job.log)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trtkit import demo
 from trtkit.data import open_dataset
 from trtkit.errors import CapabilityError
-from trtkit.progress import CancelToken, Progress, Reporter
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter
 from trtkit.recipe import Recipe
 from trtkit.writing import temporary_folder
 
@@ -230,7 +231,6 @@ def measure(
     from trtkit.evaluation.evaluation import evaluate
     from trtkit.evaluation.latency import benchmark
 
-    watch: dict[str, Any] = {"progress": progress, "cancel": cancel}
     reporter = Reporter(progress, cancel)
     recipe, label = built.artifact.recipe, built.artifact.precision
     engine_problem = find_engine_problem(built.artifact)
@@ -242,12 +242,14 @@ def measure(
             code="engine-implicit-not-runnable",
         )
     kind = "engine" if built.artifact.format == "engine" and not engine_problem else "onnx"
+    compare_fp32 = compare_fp32 and label != "fp32"
+    reporter.start(_plan_measurement(["fp32", label] if compare_fp32 else [label], recipe.batch, evaluates=bool(data)))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(temporary_folder())
         artifacts: dict[str, dict[str, Artifact]] = {}
-        if compare_fp32 and label != "fp32":
-            reporter.step("export FP32", 0, 1)
-            fp32 = build(model, _fp32_recipe(recipe, folder, kind), **watch)
+        if compare_fp32:
+            reporter.begin("export FP32")
+            fp32 = build(model, _fp32_recipe(recipe, folder, kind), progress=reporter.progress, cancel=reporter.cancel)
             artifacts["fp32"] = _files_by_format(fp32, folder)
         artifacts[label] = _files_by_format(built, folder)
         runners = {
@@ -256,13 +258,18 @@ def measure(
             )
             for name, files in artifacts.items()
         }
-        evaluations = {
-            name: evaluate(runner, data, eval_images=eval_images, **watch) for name, runner in runners.items() if data
-        }
-        timing = benchmark(runners, batch=recipe.batch, seconds=SECONDS, **watch)
+        evaluations = {}
+        for name, runner in runners.items() if data else ():
+            reporter.begin(f"evaluate {name}")
+            evaluations[name] = evaluate(
+                runner, data, eval_images=eval_images, progress=reporter.progress, cancel=reporter.cancel
+            )
+        timing = benchmark(
+            runners, batch=recipe.batch, seconds=SECONDS, progress=reporter.shared_progress, cancel=reporter.cancel
+        )
+    reporter.begin("draw the figures")
     if not evaluations:
         return Measurement(timing=timing, figures=(None, timing.plot()), engine_problem=engine_problem)
-    reporter.step("compare", 0, 1)
     is_engine = built.artifact.format == "engine"
     comparison = join_comparison(
         model,
@@ -281,6 +288,22 @@ def measure(
         figures=(comparison.plot_losses() if len(artifacts) > 1 else None, timing.plot()),
         comparison=comparison,
         engine_problem=engine_problem,
+    )
+
+
+def _plan_measurement(labels: Sequence[str], batch: int, *, evaluates: bool) -> Plan:
+    """The steps of `measure`."""
+    evaluations = [f"evaluate {label}" for label in labels if evaluates]
+    timing = f"benchmark batch {batch}"
+    return Plan(
+        verb="measure",
+        steps=(*(["export FP32"] if "fp32" in labels[:-1] else []), *evaluations, timing, "draw the figures"),
+        # The number of images is not known yet; each evaluation counts as one.
+        costs={
+            "export FP32": Cost(kind="export"),
+            **{step: Cost(kind="evaluate", images=1) for step in evaluations},
+            timing: Cost(kind="benchmark", seconds=SECONDS * len(labels)),
+        },
     )
 
 
