@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
 import zlib
 from pathlib import Path
 
 import numpy as np
 import onnx
+import polars as pl
 import pytest
 import tiny_graphs
 from planted_faults import FAULTS, STRONG_FAULTS, add_rounding
@@ -25,6 +27,7 @@ from trtkit.errors import BuildError, CapabilityError, EngineError
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, OutputFormat
 from trtkit.tasks import get_task
+from trtkit.verification import add_limits
 
 SIZE = (64, 64)
 EXTRA = {"detect": 0, "segment": 4, "pose": 6, "obb": 1}
@@ -269,6 +272,29 @@ def test_the_output_and_the_place_that_differ(images, task, output_format, fault
     assert result.verdict == "differs"
     bad = result.frame().filter("differs")
     assert (set(bad["output"]) - {"logits"}, set(bad["batch"]), set(bad["slot"])) == (outputs, {4}, {1})
+
+
+@pytest.mark.parametrize(
+    ("precision", "images", "far", "differing"),
+    [
+        ("int8", 16, [4.29], 0),
+        ("int8", 16, [4.29, 3.0], 0),
+        ("int8", 16, [4.29, 3.0, 2.7], 3),
+        ("int8", 16, [math.nan], 1),
+        ("int8", 4, [4.29], 1),
+        ("fp16", 16, [0.2], 1),
+        ("fp32", 16, [0.5], 1),
+    ],
+)
+def test_in_int8_an_image_of_many_may_be_beyond_a_limit(precision, images, far, differing):
+    """One object is decided otherwise: 4.29 is that of a healthy engine. The means of all images are within theirs."""
+    values = far + [0.1] * (images - len(far))
+    frame = pl.DataFrame(
+        {"batch": 2, "path": list(map(str, range(images))), "output": "logits", "objects": 10, "difference": values}
+    ).with_columns(mean=0.01)
+    assert add_limits(frame, precision)["differs"].sum() == differing
+    # A mean beyond its limit is no matter of one object.
+    assert add_limits(frame.with_columns(mean=1.2), precision)["differs"].all()
 
 
 @pytest.mark.parametrize("score", [0, 0.012, 0.12])

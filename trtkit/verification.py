@@ -95,6 +95,11 @@ LAYER_LIMITS = {"fp32": 0.02, "fp16": 0.02, "int8": 0.3}
 LOST_OBJECTS = 0.05
 """Largest share of a batch's confident objects without a counterpart: NMS and top-k cut between nearly equal scores."""
 
+OUTLIERS = {"fp32": 0.0, "fp16": 0.0, "int8": 0.1}
+"""Share of a batch's images on which an output may be beyond its `largest` limit. In INT8 one object of hundreds can be
+decided otherwise by a value between two steps, as in one of 21 healthy engines; faults showed on a quarter of the
+images or more, or moved a mean."""
+
 EVAL_IMAGES, EXPORT_IMAGES = 16, 8
 """Images that `verify` and `export` compare by default: ONNX Runtime takes up to a second for one on a processor."""
 
@@ -417,10 +422,13 @@ def add_limits(frame: pl.DataFrame, precision: str) -> pl.DataFrame:
         frame = frame.with_columns(pl.col("output").replace_strict(known, return_dtype=pl.Float64).alias(column))
     lost = (pl.col("difference") * pl.col("objects")).sum().over("batch", "output")
     allowed = (pl.col("objects").sum().over("batch", "output") * LOST_OBJECTS).round()
+    beyond = pl.col("difference") > pl.col("limit")
+    outliers = (pl.len().over("batch", "output") * OUTLIERS[precision]).round()
+    is_outlier = pl.col("difference").is_finite() & (beyond.sum().over("batch", "output") <= outliers)
     healthy = (
         pl.when(pl.col("output") == "objects")
         .then((pl.col("difference") == 0) | (lost <= allowed))
-        .otherwise((pl.col("difference") <= pl.col("limit")) & (pl.col("mean") <= pl.col("mean_limit")))
+        .otherwise((~beyond | is_outlier) & (pl.col("mean") <= pl.col("mean_limit")))
     )
     # polars orders NaN above every number, so that a comparison with it is false as it should be.
     return frame.with_columns(differs=~healthy)
