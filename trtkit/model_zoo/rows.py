@@ -100,7 +100,7 @@ class RowJob:
         """The name of the row's folder: what stays if weights, data or settings change."""
         parts = (self.stem, self.size, self.precision, self.backend)
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))[:120]
-        return f"{readable}-{hash_parts(str(Path(self.model).resolve()), *parts)[:8]}"
+        return f"{readable}-{hash_parts(*parts)[:8]}"
 
     def request(self) -> dict[str, Any]:
         """All that a finished row must agree with, to be kept; device, command and paths may differ."""
