@@ -104,13 +104,23 @@ class Kernel:
             The executed notebook.
         """
         import nbformat
-        from nbclient import NotebookClient
 
         copy = Path(shutil.copytree(FOLDER, folder / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb*")))
         notebook = insert_fast_values(read(copy / path.name), **more)
         notebook.cells.insert(
             0, nbformat.v4.new_code_cell(RESET.format(folder=str(copy), without_tensorrt=without_tensorrt), id="reset")
         )
+        return self._execute(notebook)
+
+    def run_cells(self, sources):
+        """Execute the sources of cells, and return the cells."""
+        import nbformat
+
+        return self._execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in sources])).cells
+
+    def _execute(self, notebook):
+        from nbclient import NotebookClient
+
         client = NotebookClient(notebook, timeout=TIMEOUT, km=self._owner.km)
         try:
             return client.execute()

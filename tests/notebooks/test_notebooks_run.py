@@ -71,3 +71,31 @@ def test_notebook_3_loads_what_notebook_1_saved(quickstart, kernel, tmp_path):
     assert any(f"Loaded from {saved}." in output.get("text", "") for output in outputs)
     assert len(list_data(notebook, WIDGET)) == WIDGETS["03_int8_vs_fp16"]
     assert not (tmp_path / "notebooks" / "runs").exists()
+
+
+BARE_CALL = """\
+import os, time
+os.environ.pop("CI", None)
+from trtkit import progress_line
+from trtkit.progress import Plan, Reporter, start_work
+progress_line.DELAY_SECONDS = progress_line.TICK_SECONDS = 0.05
+@progress_line.verb
+def work(seconds=0.0, *, progress=None, cancel=None):
+    reporter = Reporter(progress, cancel)
+    start_work(Plan(verb="work", steps=("first", "second")), reporter)
+    reporter.begin("first")
+    time.sleep(seconds)
+    reporter.finish()
+"""
+
+
+def test_a_bare_call_shows_its_progress_below_its_cell(kernel):
+    cells = [BARE_CALL, "work(0.3)", "work()", "work(0.3, progress=progress_line.ProgressLine())"]
+    # The kernel is others' too.
+    restore = "progress_line.DELAY_SECONDS = progress_line.TICK_SECONDS = 1.0"
+    _, bare, quick, given, _ = kernel.run_cells([*cells, restore])
+    # Updated from the clock's thread, in the cell that called.
+    for shown in (bare, given):
+        assert [output.data["text/plain"] for output in shown.outputs] == ["work · done in 0:00"]
+        assert "role='status'" in shown.outputs[0].data["text/html"]
+    assert quick.outputs == []

@@ -16,7 +16,7 @@ from trtkit.cli.model_commands import comparison_outcome
 from trtkit.cli.options import DEVICE, OPTIONS, parse_size
 from trtkit.cli.output import Outcome, make_table, print_table, print_text
 from trtkit.errors import CancelledError, CapabilityError, EngineError, TrtkitError
-from trtkit.progress import Reporter
+from trtkit.progress import Plan, Reporter
 from trtkit.recipe import round_imgsz
 from trtkit.writing import check_output, temporary_folder, write_json
 
@@ -313,13 +313,21 @@ def _run_selftest(values: argparse.Namespace, cancel: threading.Event) -> Outcom
     }
     check_output(values.output, overwrite=True)
     reporter = Reporter(values.progress, cancel)
+    reporter.step("load", 0, 1)
     for name in list_backends():
-        if get_backend(name).build is None:
-            continue
-        reasons = _why_not(name, values.device)
-        report["backends"][name] = {**dataclasses.asdict(probe(name)), **reasons}
-        if reasons["builds"] is None:
-            report["engines"] += _test_engines(name, values, reasons["runs"], reporter)
+        if get_backend(name).build is not None:
+            report["backends"][name] = {**dataclasses.asdict(probe(name)), **_why_not(name, values.device)}
+    builders = [name for name, facts in report["backends"].items() if facts["builds"] is None]
+    steps = [
+        _name_engine(name, task, precision)
+        for name in builders
+        for task in SELFTEST_SIZES
+        for precision in SELFTEST_PRECISIONS
+    ]
+    reporter.start(Plan(verb="selftest", steps=tuple(steps)))
+    for name in builders:
+        report["engines"] += _test_engines(name, values, report["backends"][name]["runs"], reporter)
+    reporter.finish()
     write_json(values.output, report)
     bad = [row for row in report["engines"] if row["error"] or row["verdict"] == "differs"]
     error: TrtkitError | None = None
@@ -383,12 +391,21 @@ def _target(name: str, device: str | int | None) -> str | int | None:
     return demo.DEVICE if device is None and not here.gpus and demo.DEVICE in here.cross_build_targets else device
 
 
+SELFTEST_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def _name_engine(backend: str, task: str, precision: str) -> str:
+    """The step that tests an engine."""
+    return f"{backend} {task} {precision}"
+
+
 def _test_engines(
     name: str, values: argparse.Namespace, not_run: str | None, reporter: Reporter
 ) -> Iterator[dict[str, Any]]:
     """One row per engine, of each model and precision."""
     for task in SELFTEST_SIZES:
-        for precision in ("fp32", "fp16", "int8"):
+        for precision in SELFTEST_PRECISIONS:
+            reporter.begin(_name_engine(name, task, precision))
             row: dict[str, Any] = {
                 "backend": name,
                 "task": task,
@@ -446,7 +463,13 @@ def _test_engine(row: dict[str, Any], values: argparse.Namespace, reporter: Repo
                 engine, reference, demo.data_path(task), progress=reporter.progress, cancel=reporter.cancel
             )
             row["verdict"], row["differences"] = verification.verdict, verification.summary().to_dicts()
-            timing = benchmark({"engine": engine}, batch=(1, SELFTEST_BATCH), seconds=SELFTEST_SECONDS)
+            timing = benchmark(
+                {"engine": engine},
+                batch=(1, SELFTEST_BATCH),
+                seconds=SELFTEST_SECONDS,
+                progress=reporter.progress,
+                cancel=reporter.cancel,
+            )
             row["times"] = timing.frame().select("batch", "clock", "runs", "p50_ms", "p99_ms").to_dicts()
 
 
