@@ -164,6 +164,8 @@ def show_work(console: Console, seconds: float = 0.0) -> None:
         for step in plan.steps:
             reporter.begin(step)
             for done in (0, 1, 400):
+                # Parts of a step get no line of their own once it is finished.
+                reporter.step("a part", done, 400)
                 reporter.step(step, done, 400)
                 bars.live.refresh()
                 time.sleep(seconds)

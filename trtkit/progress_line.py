@@ -19,7 +19,15 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from trtkit.arguments import check_arguments
 from trtkit.progress import DONE, Cost, Event, is_planning
 
-__all__ = ["ProgressLine", "ProgressText", "escape_controls", "format_clock", "format_time_left", "verb"]
+__all__ = [
+    "ProgressLine",
+    "ProgressText",
+    "describe_step",
+    "escape_controls",
+    "format_clock",
+    "format_time_left",
+    "verb",
+]
 
 # C0 and C1 controls, marks and overrides of the text direction, line separators, and the lone surrogates of file names
 # that are not UTF-8, which no stream can encode. Joiners stay: scripts and emoji need them.
@@ -144,14 +152,6 @@ class ProgressText:
             stage = f"{stage[: max(width - len(rest) - 1, 1)]}…"
         return f"{stage}{rest}"
 
-    def describe_stage(self) -> str:
-        """The stage and its step, without what changes meanwhile: "evaluate int8 (step 5 of 12)"."""
-        event = self.event
-        if event is None:
-            return "starting"
-        step = _count_steps(event)
-        return escape_controls(event.stage) + (f" ({step})" if step else "")
-
     def estimate_time_left(self) -> float | None:
         """Seconds until the plan's end; None while too little was measured, or if it takes longer than estimated."""
         with self._lock:
@@ -191,6 +191,16 @@ class ProgressText:
         seconds, images = self._measured.get(cost.kind, (0.0, 0.0))
         share = (last.done - first.done) / last.total
         return {**self._measured, cost.kind: (seconds + last.time - first.time, images + share * cost.images)}
+
+
+def describe_step(event: Event) -> str:
+    """The plan's step, "evaluate int8 (step 5 of 12)"; the stage where no steps are counted.
+
+    Args:
+        event: An event.
+    """
+    count = _count_steps(event)
+    return f"{escape_controls(_find_step(event))} ({count})" if count else escape_controls(event.stage)
 
 
 def _count_steps(event: Event) -> str:

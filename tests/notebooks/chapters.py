@@ -116,7 +116,9 @@ class Kernel:
         """Execute the sources of cells, and return the cells."""
         import nbformat
 
-        return self._execute(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in sources])).cells
+        return self._execute(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in sources])
+        ).cells
 
     def _execute(self, notebook):
         from nbclient import NotebookClient

@@ -292,11 +292,14 @@ def test_it_builds_and_measures_and_its_code_repeats_the_build(small: Recipe, tm
     names: dict[str, Any] = {}
     exec(widget.state.code[0], names)
     assert onnx.load(tmp_path / "small.onnx").graph == before
-    # Every step that shows results of the earlier settings says so.
-    widget.update(lambda state: state.fill(batch=2))
-    for step, shown in (("build", "built"), ("result", "accuracy"), ("engine", "facts")):
-        widget.go(step)
-        assert "Build again" in getattr(widget.page(step), shown).value
+    # Every step that shows results of the earlier settings says so, and none that it is done.
+    for batch, display in ((2, "none"), (small.batch, "")):
+        widget.update(lambda state, batch=batch: state.fill(batch=batch))
+        for step, shown in (("build", "built"), ("result", "accuracy"), ("engine", "facts")):
+            widget.go(step)
+            page = widget.page(step)
+            assert ("Build again" in getattr(page, shown).value) is (display == "none")
+            assert page.view.layout.display == display
 
 
 def test_an_existing_output_is_kept_without_overwrite(small: Recipe, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from trtkit.errors import TrtkitError
 from trtkit.progress import Event
-from trtkit.progress_line import ProgressText, escape_controls, format_clock
+from trtkit.progress_line import ProgressText, describe_step, escape_controls, format_clock
 
 if TYPE_CHECKING:
     import polars as pl
@@ -149,7 +149,7 @@ def _to_json(value: Any) -> Any:
 
 
 class ProgressBars:
-    """A progress callback: on a terminal a line per finished stage and one for the running one, else lines of text.
+    """A progress callback: on a terminal a line per finished step and one for the running one, else lines of text.
 
     Neither is silent for more than `BEAT` seconds: the terminal's clock ticks, and a line of text grows by dots. A
     context manager, which restores the terminal.
@@ -164,6 +164,7 @@ class ProgressBars:
         self.quiet, self.verbose = quiet, verbose
         self.console = console or Console(stderr=True)
         self.progress = ProgressText()
+        self.step: str | None = None
         self.begun = time.perf_counter()
         self.live = Live(console=self.console, get_renderable=self._draw, refresh_per_second=4, transient=True)
         self._ended = threading.Event()
@@ -188,10 +189,10 @@ class ProgressBars:
         """Show one event."""
         if self.quiet:
             return
-        before = self.progress.event
-        if before is None or (event.stage, event.step) != (before.stage, before.step):
+        step = describe_step(event)
+        if step != self.step:
             self._finish()
-            self.begun = time.perf_counter()
+            self.step, self.begun = step, time.perf_counter()
         self.progress.add(event)
         if event.message and self.verbose:
             self._print(event.message)
@@ -214,16 +215,17 @@ class ProgressBars:
         self.console.print(Text(escape_controls(text)), soft_wrap=True)
 
     def _finish(self) -> None:
-        """Turn the running stage into one line; what took no time is not worth one."""
-        stage, seconds = self.progress.describe_stage(), time.perf_counter() - self.begun
-        if self.progress.event is not None and seconds > SHORTEST and not _OPEN_LINE.end(stage, f" {seconds:.1f} s"):
-            self._print(f"{stage}: {seconds:.1f} s")
+        """Turn the running step into one line; what took no time is not worth one."""
+        seconds = time.perf_counter() - self.begun
+        if self.step is not None and seconds > SHORTEST and not _OPEN_LINE.end(self.step, f" {seconds:.1f} s"):
+            self._print(f"{self.step}: {seconds:.1f} s")
 
     def _beat(self) -> None:
         """Where no line can be replaced: begin the line of a long stage and add dots to it."""
         while not self._ended.wait(BEAT):
-            if self.progress.event is not None and time.perf_counter() - self.begun > SHORTEST:
-                _OPEN_LINE.grow(self.console, self.progress.describe_stage())
+            step = self.step
+            if step is not None and time.perf_counter() - self.begun > SHORTEST:
+                _OPEN_LINE.grow(self.console, step)
 
 
 class _OpenLine:

@@ -268,6 +268,15 @@ class JobView(ipywidgets.VBox):
         """As `Job.start`."""
         self.job.start(call, *arguments, **settings)
 
+    def show_done(self, *, is_current: bool) -> None:
+        """Show that a job is done only as long as its result is that of the page's settings.
+
+        Args:
+            is_current: Whether it is.
+        """
+        if self.job.state == "done":
+            self.layout.display = "" if is_current else "none"
+
     def _cancel_job(self) -> None:
         self.job.cancel()
 

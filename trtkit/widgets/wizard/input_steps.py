@@ -503,6 +503,7 @@ class ImagesStep(Step):
         self.examine.disabled = bool(self.host.busy or problem)
         self.reason.value = render_reason(problem)
         examination = None if state.examine_problem else state.examination
+        self.view.show_done(is_current=examination is not None and not state.examination_outdated)
         self.findings.value = "" if examination is None else self._render_findings(state, examination)
         if examination is not self._drawn:
             self._drawn = examination

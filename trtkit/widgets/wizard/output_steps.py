@@ -71,6 +71,7 @@ class BuildStep(Step):
         self.facts.value = ""
         if not blocked and state.model is not None:
             self.facts.value = facts_html(recipe_facts(state.form.recipe(), state.model), caption="Export")
+        self.view.show_done(is_current=state.built is not None and not state.outdated)
         self.built.value = ""
         if state.built is not None and not self.view.job.running:
             artifact = state.built.artifact
@@ -141,6 +142,7 @@ class ResultStep(Step):
         self.compare_fp32.disabled = state.built is not None and state.built.artifact.precision == "fp32"
         self.measure.disabled = bool(self.host.busy) or state.built is None
         measurement = state.measurement
+        self.view.show_done(is_current=measurement is not None and not state.outdated)
         if measurement is None or state.built is None:
             self.accuracy.value = self.latency.value = ""
         else:
@@ -218,6 +220,7 @@ class EngineStep(Step):
             self.target.value = "triton" if "triton" in targets else next(iter(targets), None)
         self.deploy.disabled = bool(self.host.busy) or not targets
         folder = None if state.deployment is None else state.deployment.folder
+        self.view.show_done(is_current=folder is not None and not state.outdated)
         self.deployed.value = "" if folder is None else render_note(f"{folder} · python check.py", kind="good")
 
     def start(self) -> None:
