@@ -46,6 +46,7 @@ NOT_PERCENT: list[Any] = [0, -1.0, 100.1, math.nan, math.inf, "99", True, None, 
 WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("calibration_images", "eval_images", "probe_images", "max_det", "runs", "trials"), NOT_COUNTS),
     "threads": NOT_COUNTS,
+    "offline_seconds": [-0.1, math.nan, math.inf, "1", True, None],
     "count": NOT_COUNTS,
     "batch": [*NOT_COUNTS, MAX_BATCH + 1, 10**30],
     "imgsz": [0, -32, (320, 0), (320,), (320, 320, 3), 320.0, "320", "320,320", (320.0, 320), [], True, {}, math.inf,

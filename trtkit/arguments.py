@@ -360,6 +360,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "max_drop": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.005),
     "max_noise": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.002),
     "metrics": Rule(convert=_to_numbers, expected="a mapping of names to numbers", example="{'mAP50-95': 0.51}"),
+    "offline_seconds": _number(lambda value: value >= 0, "of seconds of at least 0", 1.0),
     "opt_level": _count(0, 5, example=3),
     "percentile": _PERCENTILE,
     "percentiles": _several(_PERCENTILE, example="(99.9, 99.99)"),

@@ -66,6 +66,7 @@ def fake_pynvml(*boards: dict[str, Any], driver: bool = True) -> Any:
     nvml.nvmlDeviceGetPowerUsage = lambda board: supported(board.get("milliwatts"))
     nvml.nvmlDeviceGetTemperature = lambda board, sensor: supported(board.get("celsius"))
     nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda board: supported(board.get("reasons"))
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda board: supported(board.get("millijoules"))
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda board: supported(board.get("processes"))
     return nvml
 
@@ -105,6 +106,7 @@ def test_the_real_pynvml_has_these_names() -> None:
 
 def test_the_state_of_a_gpu(nvml: Any) -> None:
     busy = H100 | {"milliwatts": 692_500, "celsius": 71, "reasons": 0x4 | 0x40 | 0x1 | 0x2, "processes": [1, 2, 3]}
+    busy["millijoules"] = 8_250
     module = nvml(L4, busy, ORIN)
     with watch_gpu(find_gpus()[1]) as read:
         assert read() == GpuState(
@@ -113,6 +115,7 @@ def test_the_state_of_a_gpu(nvml: Any) -> None:
             celsius=71,
             throttling=("power cap", "temperature (hardware)"),
             other_processes=2,
+            joules=8.25,
         )
         assert module.open == 1
     with watch_gpu(find_gpus()[2]) as read:

@@ -229,6 +229,9 @@ def test_gpu_tensors_are_not_copied(tensorrt: Any, tmp_path: Path) -> None:
         times = runner.measure_gpu_times(feed, 5)
         assert len(times) == 5
         assert all(ms > 0 for ms in times)
+        runs, seconds = runner.measure_throughput(feed, 0.01)
+        assert seconds >= 0.01
+        assert runs >= 20
         # Two images of 3 x 32 x 32 and 7 x 256 floats, and the context's 4096 bytes.
         assert runner.device_memory == 4 * (2 * 3 * 32 * 32 + 2 * 7 * 256) + 4096
 

@@ -307,3 +307,26 @@ def test_it_stops_once_the_noise_is_small():
     assert benchmark({"a": steady}, runs=500, warmup=0).frame()["runs"].to_list() == [50]
     assert benchmark({"a": steady, "b": noisy}, runs=100, warmup=0).frame()["runs"].to_list() == [100, 100]
     assert benchmark({"a": steady}, runs=100, warmup=0, max_noise=0).frame()["runs"].to_list() == [100]
+
+
+class Offline(Paced):
+    """A runner that takes 2 ms a run back to back."""
+
+    device_memory = 3 * 2**20
+
+    def measure_throughput(self, feeds, seconds):
+        return round(seconds / 0.002), seconds
+
+
+def test_engines_run_back_to_back_for_throughput_and_energy(gpu_states):
+    # One state after each of four rounds, then those before and after.
+    gpu_states(*[GpuState(joules=0.0)] * 5, GpuState(joules=600.0))
+    runners = {"a": Offline(lambda run: 1.0), "b": Sleeper(0)}
+    timing = benchmark(runners, batch=4, runs=10, warmup=0, offline_seconds=2)
+    (row,) = timing.offline.iter_rows(named=True)
+    assert (row["label"], row["batch"], row["images_per_s"]) == ("a", 4, 2000)
+    assert (row["joules_per_image"], row["watts"], row["memory_mib"]) == (0.15, 300, 3)
+    gpu_states(GpuState())
+    (row,) = benchmark(runners, runs=5, warmup=0).offline.iter_rows(named=True)
+    assert (row["joules_per_image"], row["watts"]) == (None, None)
+    assert benchmark(runners, runs=5, warmup=0, offline_seconds=0).offline.is_empty()

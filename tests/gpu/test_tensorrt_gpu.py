@@ -98,6 +98,10 @@ def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
             times = runner.measure_gpu_times(feed, 50)
             print(f"      {precision}: p50 {np.median(times):.3f} ms, {runner.device_memory / 2**20:.1f} MiB, {runner}")
             assert 0 < np.median(times) < 50
+            runs, seconds = runner.measure_throughput(feed, 0.5)
+            print(f"      back to back: {1000 * seconds / runs:.3f} ms a run")
+            assert 0.5 <= seconds < 1
+            assert 1000 * seconds / runs < 1.5 * np.median(times) + 0.2
 
 
 def test_engines_agree_with_their_graphs() -> None:

@@ -33,6 +33,9 @@ class Event:
     def record(self, stream: Any) -> None:
         self.at = time.perf_counter()
 
+    def synchronize(self) -> None:
+        assert self.at
+
     def elapsed_time(self, other: Event) -> float:
         return (other.at - self.at) * 1e3
 

@@ -1,4 +1,4 @@
-"""What a GPU does while something is timed: clocks, power, temperature, reasons of throttling, other processes."""
+"""What a GPU does while something is timed: clocks, power, energy, temperature, throttling and other processes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class GpuState:
         celsius: Temperature, degrees Celsius.
         throttling: Why it is slower than its clocks asked for, as in `THROTTLING`.
         other_processes: Processes besides this one that compute on it.
+        joules: Energy that the board has used since its driver was loaded, J.
     """
 
     sm_mhz: int | None = None
@@ -39,6 +40,7 @@ class GpuState:
     celsius: int | None = None
     throttling: tuple[str, ...] = ()
     other_processes: int | None = None
+    joules: float | None = None
 
 
 @contextlib.contextmanager
@@ -84,6 +86,7 @@ def _read_state(pynvml: Any, handle: Any) -> GpuState:
     watts = read(pynvml.nvmlDeviceGetPowerUsage)
     reasons = read(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
     processes = read(pynvml.nvmlDeviceGetComputeRunningProcesses)
+    millijoules = read(pynvml.nvmlDeviceGetTotalEnergyConsumption)
     return GpuState(
         sm_mhz=read(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
         watts=None if watts is None else watts / 1000,
@@ -91,4 +94,5 @@ def _read_state(pynvml: Any, handle: Any) -> GpuState:
         throttling=tuple(name for bit, name in THROTTLING.items() if reasons & bit),
         # Containers number processes otherwise, so this one is not looked for by its number.
         other_processes=None if processes is None else max(0, len(processes) - 1),
+        joules=None if millijoules is None else millijoules / 1000,
     )

@@ -250,6 +250,14 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
                 words = (row["label"], row["runner"], row["clock"], str(row["batch"]))
                 table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
             print_table(table)
+            for row in timing.offline.iter_rows(named=True):
+                energy = (
+                    "" if row["joules_per_image"] is None else f", {1000 * row['joules_per_image']:.1f} mJ an image"
+                )
+                print_text(
+                    f"{row['label']} back to back at batch {row['batch']}: {row['images_per_s']:,.0f} images/s{energy}, "
+                    f"{row['memory_mib']:.0f} MiB of GPU memory"
+                )
             for row in timing.frame().iter_rows(named=True):
                 if row["flags"]:
                     print_text(f"{row['label']}, batch {row['batch']}: {row['flags']}")

@@ -161,6 +161,7 @@ OPTIONS: Mapping[str, Option] = {
     "model": Option("a .pt or .onnx file", "MODEL"),
     "models": Option(".pt or .onnx files, or folders of them", "MODEL", several=True),
     "nms": _switch("put NMS into the graph"),
+    "offline_seconds": _number("time of each engine's runs back to back, seconds; 0 leaves them out"),
     "opt_level": Option(
         "TensorRT's optimization level, from a quick build to a fast engine [default: 3]",
         type=int,

@@ -501,6 +501,7 @@ def join_comparison(
         labels=concat_by_precision({label: one.labels for label, one in evaluations.items()}),
         samples=timing.samples,
         rounds=timing.rounds,
+        offline=timing.offline,
         runners=timing.runners,
         layers=concat_layers(layers or {}),
         thresholds=concat_by_precision(thresholds) if thresholds else pl.DataFrame(),

@@ -14,7 +14,7 @@ import polars as pl
 from trtkit.comparison.tables import leading_metrics
 from trtkit.comparison.verdict import MAX_DROP, Verdict, decide_verdicts
 from trtkit.errors import EngineError, RecipeError
-from trtkit.evaluation.latency import ROUNDS_SCHEMA, Timing
+from trtkit.evaluation.latency import OFFLINE_SCHEMA, ROUNDS_SCHEMA, Timing
 from trtkit.evaluation.significance import correct_significance
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
 
@@ -68,6 +68,7 @@ class Comparison(Result):
             `trtkit.evaluation.thresholds.match_thresholds` has them; empty for tasks without boxes.
         samples: Every timed run, as `Timing.samples`.
         rounds: The GPU after every block of runs, as `Timing.rounds`.
+        offline: Throughput, energy and memory of engines run back to back, as `Timing.offline`.
         runners: The runners, as `Timing.runners`.
         about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, max_drop,
             conf, metrics (column and readable name of the primary ones), engines, files, calibration, recipes, python,
@@ -90,6 +91,7 @@ class Comparison(Result):
     layers: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
     thresholds: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
     rounds: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=ROUNDS_SCHEMA))
+    offline: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=OFFLINE_SCHEMA))
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -97,7 +99,13 @@ class Comparison(Result):
 
     def timing(self) -> Timing:
         """The latencies alone."""
-        return Timing(samples=self.samples, rounds=self.rounds, runners=self.runners, provenance=self.provenance)
+        return Timing(
+            samples=self.samples,
+            rounds=self.rounds,
+            offline=self.offline,
+            runners=self.runners,
+            provenance=self.provenance,
+        )
 
     @functools.cached_property
     def verdicts(self) -> Mapping[str, Verdict]:
@@ -289,6 +297,7 @@ class Comparison(Result):
             "layers",
             "thresholds",
             "rounds",
+            "offline",
         )
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 

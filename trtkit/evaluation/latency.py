@@ -7,14 +7,14 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from trtkit.backends.gpu_state import watch_gpu
+from trtkit.backends.gpu_state import GpuState, watch_gpu
 from trtkit.data import to_input
 from trtkit.errors import EngineError, RecipeError
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trtkit.exporter import Artifact
 
 __all__ = [
+    "OFFLINE_SCHEMA",
     "ROUNDS_SCHEMA",
     "LatencyRatio",
     "Timing",
@@ -78,6 +79,16 @@ ROUNDS_SCHEMA = {
 }
 
 
+OFFLINE_SCHEMA = {
+    "label": pl.String,
+    "batch": pl.Int64,
+    "images_per_s": pl.Float64,
+    "joules_per_image": pl.Float64,
+    "watts": pl.Float64,
+    "memory_mib": pl.Float64,
+}
+
+
 class LatencyRatio(NamedTuple):
     """How long a runner takes compared with another.
 
@@ -103,6 +114,9 @@ class Timing(Result):
         rounds: One row per block of a runner's runs, in the order of measurement: label, batch, round, p50_ms, and the
             GPU right after it: sm_mhz, watts, celsius, throttling (reasons, "" for none) and other_processes; empty in
             results of older versions.
+        offline: Throughput of engines run back to back, the queue never empty (MLPerf's offline scenario): label,
+            batch, images_per_s, and by NVML's counter of the board's energy joules_per_image and watts, null without
+            it; memory_mib: GPU memory of activations, inputs, outputs and weights.
         runners: One row per label: runner (its name), engine (whether TensorRT ran), precision, clock ("gpu": CUDA
             events, "wall": time around `infer`, copies included), imgsz, and static_batch (the batch of a static
             graph, to which smaller ones are padded; null if the batch is dynamic).
@@ -114,6 +128,7 @@ class Timing(Result):
     runners: pl.DataFrame
     provenance: Provenance
     rounds: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=ROUNDS_SCHEMA))
+    offline: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=OFFLINE_SCHEMA))
 
     def frame(self) -> pl.DataFrame:
         """Return one row per runner and batch.
@@ -167,8 +182,8 @@ class Timing(Result):
         return timing_figure(self.samples, self.runners)
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """Return the samples, the rounds and the runners."""
-        return {"samples": self.samples, "rounds": self.rounds, "runners": self.runners}
+        """Return the samples, the rounds, the offline runs and the runners."""
+        return {"samples": self.samples, "rounds": self.rounds, "offline": self.offline, "runners": self.runners}
 
     def facts(self) -> Mapping[str, Any]:
         """Return {}: the tables are all."""
@@ -199,6 +214,7 @@ def benchmark(
     warmup: int = 10,
     seconds: float = 5.0,
     max_noise: float = 0.002,
+    offline_seconds: float = 1.0,
     device: str | int | None = None,
     backend: str | None = None,
     seed: int = 0,
@@ -220,6 +236,8 @@ def benchmark(
         seconds: Maximum measured time per runner and batch; at least five runs are measured.
         max_noise: Stop once the 95 % interval of every runner's mean round is within this share of it on either side,
             in 0..1; 0 measures all runs.
+        offline_seconds: Time of each engine's runs back to back, per batch, for throughput and energy; 0 leaves them
+            out.
         device: Device for files, as in `trtkit.open`.
         backend: Backend for files, as in `trtkit.open`.
         seed: Seed of the images and of the order of runners.
@@ -248,10 +266,10 @@ def benchmark(
             ),
             reporter,
         )
-        samples = [
+        measured = [
             _time_runners(
-                opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, max_noise=max_noise, seed=seed,
-                reporter=reporter,
+                opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, max_noise=max_noise,
+                offline_seconds=offline_seconds, seed=seed, reporter=reporter,
             )
             for size in batches
         ]  # fmt: skip
@@ -276,14 +294,15 @@ def benchmark(
             machine={**describe_machine(), "load_before": before, **_describe_gpus(opened)},
             settings={
                 "batch": list(batches), "imgsz": imgsz, "runs": runs, "warmup": warmup, "seconds": seconds,
-                "max_noise": max_noise, "device": device, "backend": backend,
+                "max_noise": max_noise, "offline_seconds": offline_seconds, "device": device, "backend": backend,
             },
             seed=seed,
         )  # fmt: skip
     reporter.finish()
     return Timing(
-        samples=pl.concat(runs_of_batch for runs_of_batch, _ in samples),
-        rounds=pl.concat(rounds_of_batch for _, rounds_of_batch in samples),
+        samples=pl.concat(own[0] for own in measured),
+        rounds=pl.concat(own[1] for own in measured),
+        offline=pl.concat(own[2] for own in measured),
         runners=table,
         provenance=provenance,
     )
@@ -474,10 +493,11 @@ def _time_runners(
     warmup: int,
     seconds: float,
     max_noise: float,
+    offline_seconds: float,
     seed: int,
     reporter: Reporter,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Measure all runners at one batch size, alternately: `Timing.samples` and `Timing.rounds`."""
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Measure all runners at one batch size, alternately: `Timing.samples`, `Timing.rounds` and `Timing.offline`."""
     generator = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
     for label, runner in runners.items():
@@ -515,6 +535,11 @@ def _time_runners(
                 waiting = []
             # A runner that has ended counts as having all its runs.
             reporter.step(stage, sum(runs if name not in waiting else len(measured[name]) for name in runners), total)
+        offline = [
+            _run_offline(label, runner, feeds[label], offline_seconds, read_states[label])
+            for label, runner in runners.items()
+            if offline_seconds and _runs_offline(runner)
+        ]
     samples = pl.DataFrame(
         {
             "label": [label for label, _ in order],
@@ -524,7 +549,28 @@ def _time_runners(
         },
         schema={"label": pl.String, "batch": pl.Int64, "turn": pl.Int64, "ms": pl.Float64},
     )
-    return samples, pl.DataFrame(rounds, schema=ROUNDS_SCHEMA)
+    return samples, pl.DataFrame(rounds, schema=ROUNDS_SCHEMA), pl.DataFrame(offline, schema=OFFLINE_SCHEMA)
+
+
+def _run_offline(
+    label: str, runner: Any, feed: np.ndarray[Any, Any], seconds: float, read_state: Callable[[], GpuState]
+) -> dict[str, Any]:
+    """Run an engine back to back: a row of `Timing.offline`."""
+    # The first runs bring clocks and power to where they stay.
+    runner.measure_throughput(feed, seconds / 4)
+    before = read_state().joules
+    runs, elapsed = runner.measure_throughput(feed, seconds)
+    after = read_state().joules
+    joules = None if before is None or after is None else after - before
+    images = runs * len(feed)
+    return {
+        "label": label,
+        "batch": len(feed),
+        "images_per_s": images / elapsed,
+        "joules_per_image": None if joules is None else joules / images,
+        "watts": None if joules is None else joules / elapsed,
+        "memory_mib": (runner.device_memory + (runner.passport.plan_size if runner.passport else 0)) / 2**20,
+    }
 
 
 def _measure_noise(times: Sequence[float]) -> float:
@@ -546,6 +592,11 @@ def _time_block(runner: Runner, feed: np.ndarray[Any, Any], runs: int) -> list[f
         runner.infer(feed)
         times.append((time.perf_counter_ns() - start) / 1e6)
     return times
+
+
+def _runs_offline(runner: Runner) -> bool:
+    """Return whether the runner measures throughput by itself."""
+    return callable(getattr(runner, "measure_throughput", None))
 
 
 def _has_gpu_clock(runner: Runner) -> bool:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import math
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = ["Execution"]
 
 # Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which fails in a capture.
 RUNS_BEFORE_CAPTURE = 2
+QUEUED_RUNS = 20
 # Captures of two threads at once would record each other's calls.
 _CAPTURING = threading.Lock()
 _OPEN: weakref.WeakSet[Execution] = weakref.WeakSet()
@@ -220,6 +222,29 @@ class Execution:
             end.record(self.stream)
         self.stream.synchronize()
         return [float(begin.elapsed_time(end)) for begin, end in events]
+
+    def run_for(self, seconds: float) -> tuple[int, float]:
+        """Run back to back, the next runs enqueued while the GPU works.
+
+        Args:
+            seconds: For how long, s.
+
+        Returns:
+            Number of runs, and the seconds they took.
+        """
+        begun, runs, previous = time.perf_counter(), 0, None
+        while True:
+            for _ in range(QUEUED_RUNS):
+                self.run(self.shapes)
+            runs += QUEUED_RUNS
+            event = self.torch.cuda.Event()
+            event.record(self.stream)
+            if previous is not None:
+                previous.synchronize()
+            previous = event
+            if time.perf_counter() - begun >= seconds:
+                self.stream.synchronize()
+                return runs, time.perf_counter() - begun
 
     @property
     def memory(self) -> int:
