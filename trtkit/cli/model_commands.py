@@ -255,8 +255,8 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
                     "" if row["joules_per_image"] is None else f", {1000 * row['joules_per_image']:.1f} mJ an image"
                 )
                 print_text(
-                    f"{row['label']} back to back at batch {row['batch']}: {row['images_per_s']:,.0f} images/s{energy}, "
-                    f"{row['memory_mib']:.0f} MiB of GPU memory"
+                    f"{row['label']} back to back at batch {row['batch']}: {row['images_per_s']:,.0f} images/s"
+                    f"{energy}, {row['memory_mib']:.0f} MiB of GPU memory"
                 )
             for row in timing.frame().iter_rows(named=True):
                 if row["flags"]:
