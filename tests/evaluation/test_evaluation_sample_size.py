@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from trtkit.evaluation.bootstrap import ResampledMetric, draw_resamples
-from trtkit.evaluation.significance import compute_interval, decide_accuracy, images_to_settle
+from trtkit.evaluation.significance import Z_INTERVAL, compute_interval, decide_accuracy, images_to_settle
 
 MAX_DROP = 0.005
 LOSSES = (0.0, 0.001, 0.01, 0.012)
@@ -66,3 +68,27 @@ def test_that_number_of_images_settles_it_on_the_right_side(undecided):
     settled = [(decision, truth) for decision, truth in asked if decision != "can't tell"]
     assert len(settled) >= 0.8 * len(asked)
     assert sum(decision == truth for decision, truth in settled) >= 0.95 * len(settled)
+
+
+def share_of_numbers(gaps):
+    """Of undecided samples, whose change is normal around each gap to the limit (in standard errors)."""
+    error, undecided, numbers = 0.002, 0, 0
+    scatter = [NormalDist().inv_cdf((step + 0.5) / 200) for step in range(200)]
+    for gap, noise in itertools.product(gaps, scatter):
+        change = -MAX_DROP + (gap + noise) * error
+        ends = change - Z_INTERVAL * error, change + Z_INTERVAL * error
+        if decide_accuracy(*ends, MAX_DROP, IMAGES) == "can't tell":
+            undecided += 1
+            numbers += not images_to_settle(change, *ends, MAX_DROP, IMAGES).is_lower_bound
+    return numbers / undecided
+
+
+def test_gaps_from_one_standard_error_on_get_a_number_in_three_of_five_undecided_cases():
+    spread = np.linspace(1, 4, 41)[:-1] + 3 / 80
+    assert share_of_numbers(spread) == pytest.approx(0.626, abs=0.01)
+    assert share_of_numbers(-spread) == pytest.approx(0.626, abs=0.01)
+
+
+def test_no_rule_of_one_standard_error_gives_more_than_half_where_all_gaps_are_alike():
+    spread = np.linspace(-6, 6, 121)
+    assert share_of_numbers(spread) == pytest.approx((Z_INTERVAL - 1) / Z_INTERVAL, abs=0.01)
