@@ -65,6 +65,22 @@ def test_a_snippet_may_expect_an_error(tmp_path):
     assert snippets.run_page(page, tmp_path) == []
 
 
+def test_code_that_ran_runs_again_only_after_a_change(tmp_path, monkeypatch, capsys):
+    page, runs = tmp_path / "page.md", []
+    page.write_text(f"{FENCED}\n<!-- not run: needs a GPU -->\n```bash\ntrtkit doctor\n```\n")
+    monkeypatch.setattr(snippets, "ROOT", tmp_path)
+    monkeypatch.setattr(snippets, "list_pages", lambda: [page])
+    monkeypatch.setattr(snippets, "_run_pages", lambda list_: runs.append(len(list_)) or ["failed"] * (len(runs) == 1))
+    assert snippets.run_all(tmp_path / "stamps") == ["failed"]
+    for _ in range(2):
+        assert snippets.run_all(tmp_path / "stamps") == []
+    assert runs == [1, 1]
+    assert "1 code blocks ran before, unchanged; not run:\n  page.md:8: needs a GPU\n" in capsys.readouterr().out
+    monkeypatch.setattr(snippets, "package_hash", lambda: "another")
+    snippets.run_all(tmp_path / "stamps")
+    assert runs == [1, 1, 1]
+
+
 def test_the_workspace_s_model_is_small(tmp_path):
     path = tmp_path / "yolo11n.pt"
     snippets._copy_model(trtkit.demo.model_path(), path)
@@ -200,7 +216,7 @@ def test_errors_warnings_and_cells_that_did_not_run_are_problems():
 
 
 def test_a_notebook_s_key_follows_its_code_and_that_of_those_before_it(monkeypatch):
-    monkeypatch.setattr(notebooks, "_package_hash", lambda: "package")
+    monkeypatch.setattr(notebooks, "package_hash", lambda: "package")
     first = {stem: notebooks.find_key(stem) for chain in notebooks.CHAINS for stem in chain}
     read = notebooks.read
 
@@ -214,7 +230,7 @@ def test_a_notebook_s_key_follows_its_code_and_that_of_those_before_it(monkeypat
     second = {stem: notebooks.find_key(stem) for stem in first}
     (chain,) = (chain for chain in notebooks.CHAINS if "03_int8_vs_fp16" in chain)
     assert {stem for stem in first if first[stem] != second[stem]} == set(chain[1:])
-    monkeypatch.setattr(notebooks, "_package_hash", lambda: "another")
+    monkeypatch.setattr(notebooks, "package_hash", lambda: "another")
     assert not set(second.values()) & {notebooks.find_key(stem) for stem in first}
 
 

@@ -22,6 +22,8 @@ import nbformat
 import numpy as np
 from nbclient import NotebookClient
 
+from documentation import package_hash
+
 __all__ = ["CHAINS", "SOURCES", "execute_all", "find_key", "list_problems", "output_html", "page_markdown", "read"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,20 +80,11 @@ def find_key(stem: str) -> str:
         stem: The file's name without its ending.
     """
     (chain,) = (chain for chain in CHAINS if stem in chain)
-    content = hashlib.sha256(_package_hash().encode())
+    content = hashlib.sha256(package_hash().encode())
     for earlier in chain[: chain.index(stem) + 1]:
         cells = [(cell.cell_type, cell.source) for cell in read(earlier).cells if cell.cell_type == "code"]
         content.update(json.dumps(cells).encode())
     return content.hexdigest()[:16]
-
-
-def _package_hash() -> str:
-    content = hashlib.sha256(sys.version.encode())
-    for path in sorted((ROOT / "trtkit").rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            content.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    content.update((ROOT / "requirements.lock").read_bytes())
-    return content.hexdigest()
 
 
 def execute_all(folder: Path) -> dict[str, Notebook]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
+import itertools
+import json
 import os
 import pickletools
 import re
@@ -20,6 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from documentation import package_hash
 
 __all__ = ["LANGUAGES", "Snippet", "list_pages", "list_snippets", "make_workspace", "run_all", "run_page"]
 
@@ -91,29 +96,41 @@ def list_snippets(text: str, page: str) -> Iterator[Snippet]:
         yield Snippet(page, line, language, match["code"], match["reason"])
 
 
-def run_all() -> list[str]:
+def run_all(folder: Path = ROOT / "build" / "snippets") -> list[str]:
     """Run the snippets of all pages in fresh copies of a workspace, and print those that are not run.
+
+    Args:
+        folder: Remembers the content with which all of them ran; the same content does not run again.
 
     Returns:
         What failed.
     """
-    problems, skipped, count, begun = [], [], 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, _timing_shortly():
-        make_workspace(workspace := Path(folder, "workspace"))
-        for index, page in enumerate(list_pages()):
-            name = page.relative_to(ROOT).as_posix()
-            snippets = list(list_snippets(page.read_text(encoding="utf-8"), name))
-            skipped += [snippet for snippet in snippets if snippet.reason]
-            run = [snippet for snippet in snippets if not snippet.reason]
-            if not run:
-                continue
-            shutil.copytree(workspace, copy := Path(folder, str(index)), copy_function=os.link)
-            problems += run_page(run, copy)
-            count += len(run)
-            shutil.rmtree(copy)
-    print(f"{count} code blocks ran in {time.monotonic() - begun:.0f} s; not run:")
+    pages = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in list_pages()}
+    snippets = [snippet for name, text in pages.items() for snippet in list_snippets(text, name)]
+    skipped = [snippet for snippet in snippets if snippet.reason]
+    count, begun = len(snippets) - len(skipped), time.monotonic()
+    content = json.dumps([package_hash(), Path(__file__).read_text(encoding="utf-8"), list(map(str, snippets)), pages])
+    stamp = folder / hashlib.sha256(content.encode()).hexdigest()[:16]
+    problems = [] if stamp.is_file() else _run_pages([snippet for snippet in snippets if not snippet.reason])
+    outcome = "ran before, unchanged" if stamp.is_file() else f"ran in {time.monotonic() - begun:.0f} s"
+    print(f"{count} code blocks {outcome}; not run:")
     for snippet in skipped:
         print(f"  {snippet}: {snippet.reason}")
+    if not problems:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stamp.touch()
+    return problems
+
+
+def _run_pages(snippets: list[Snippet]) -> list[str]:
+    problems = []
+    with tempfile.TemporaryDirectory() as folder, _timing_shortly():
+        make_workspace(workspace := Path(folder, "workspace"))
+        for page, group in itertools.groupby(snippets, key=lambda snippet: snippet.page):
+            shutil.copytree(workspace, copy := Path(folder, page.replace("/", "-")), copy_function=os.link)
+            problems += run_page(list(group), copy)
+            shutil.rmtree(copy)
     return problems
 
 
