@@ -39,7 +39,8 @@ def render_markdown(zoo: Zoo) -> str:
         "",
         f"{len(done)} of {len(rows)} rows are done, {len(failed)} failed. All rows of a task are measured on the same "
         f"images (split `{about['split']}`, seed {about['seed']}); in brackets the 95 % confidence interval by a "
-        f"bootstrap over images ({about['resamples']} resamples). Changes are against FP32 of the same model, "
+        f"bootstrap over images ({about['resamples']} resamples). INT8 is calibrated on up to "
+        f"{zoo.provenance.settings.get('calibration_images')} images. Changes are against FP32 of the same model, "
         f"size and backend, paired. The p50 latency is a batch's, of the engine on the GPU named; without a GPU it is "
         f"{NOT_MEASURED}.",
         "",
