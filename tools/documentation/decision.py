@@ -167,7 +167,7 @@ def _list_losses(records: Path) -> Iterator[dict[str, Any]]:
 
 
 def _sources(records: Path) -> Iterator[str]:
-    if ZOO.is_file():
+    if ZOO.is_file() and any(row["gpu"] for row in json.loads(ZOO.read_text(encoding="utf-8"))["facts"]["rows"]):
         yield "- [zoo](zoo.md), with the command of each row."
     names = [path.name for path in sorted(records.glob("engines-*.json"))] + ["newer_losses.json", "five_tasks.json"]
     for name in names:
