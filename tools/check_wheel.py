@@ -16,6 +16,8 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -142,6 +144,8 @@ def list_requirements(required: list[str], extras: tuple[str, ...]) -> dict[str,
 def link_packages(packages: Mapping[str, importlib.metadata.Distribution], site: Path) -> int:
     """Link the files of distributions into a folder of packages; commands, which name their Python, are left out.
 
+    Files outside it, such as JupyterLab's pages, are copied: Jupyter's server refuses links.
+
     Args:
         packages: The distributions.
         site: The folder.
@@ -159,9 +163,13 @@ def link_packages(packages: Mapping[str, importlib.metadata.Distribution], site:
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 folders.add(path.parent)
-            with contextlib.suppress(FileExistsError):
+            if path.exists():
+                continue
+            if site in path.parents:
                 path.symlink_to(os.path.abspath(source))  # noqa: PTH100 - a link to a link stays one
-                count += 1
+            else:
+                shutil.copyfile(source, path)
+            count += 1
     return count
 
 
@@ -213,6 +221,16 @@ def read_json(address: str) -> dict[str, object]:
             time.sleep(0.5)
 
 
+def check_page(address: str) -> None:
+    """JupyterLab's page, and the scripts of its extensions, those of widgets among them, are served."""
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        page = answer.read().decode()
+    (config,) = re.findall(r'<script id="jupyter-config-data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    extensions = {one["name"]: one["load"] for one in json.loads(config)["federated_extensions"]}
+    for name in ("@jupyter-widgets/jupyterlab-manager", "anywidget"):
+        urllib.request.urlopen(f"{address}/extensions/{name}/{extensions[name]}", timeout=30).close()
+
+
 def run_lab(environment: dict[str, str], here: Path) -> None:
     """`trtkit lab` shows copies of the notebooks, which open."""
     notebooks = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -220,6 +238,7 @@ def run_lab(environment: dict[str, str], here: Path) -> None:
         listed = read_json(f"{address}/api/contents")["content"]
         names = sorted(str(entry["name"]) for entry in listed)  # type: ignore[attr-defined]
         opened = read_json(f"{address}/api/contents/{NOTEBOOK}")
+        check_page(f"{address}/lab")
     if names != notebooks or not opened["writable"]:
         sys.exit(f"JupyterLab shows {names}")
 
