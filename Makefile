@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 TYPES := $(VENV)/.types
 DOCUMENTATION := $(VENV)/.docs
 # TensorRT-RTX has wheels for x86-64 Linux (and Windows, which has no use for this file); elsewhere the rest works without it.
-EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(shell echo ,))notebook,dev
+EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),rtx$(shell echo ,))notebook,scale,dev
 # One thread a worker: PyTorch and ONNX Runtime otherwise start one a core in every worker and slow each other down.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 

@@ -61,8 +61,8 @@ def forward(model: str, data: str, count: int) -> dict[str, Any]:
 def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, Any]:
     from trtkit.calibration.algorithms import ALGORITHMS
     from trtkit.calibration.calibration import compute_ranges
-    from trtkit.calibration.calibrator import IMAGES_PER_PASS
     from trtkit.calibration.collector import HistogramCollector, MinMaxCollector
+    from trtkit.calibration.image_pass import IMAGES_PER_PASS
 
     loaded, graph = traced(model)
     start = time.perf_counter()

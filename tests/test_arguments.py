@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ WRONG: dict[str, list[Any]] = {
     "samples": [[], [3], "", ["a\0b"]],
     "progress": ["yes", 1],
     "cancel": [True, lambda: False],
+    "executor": ["local:2", 4, threading.Event(), ThreadPoolExecutor(1)],
     **{key: ["", "a\x00b", 5] for key in ("output", "cache_dir")},
     **{key: [5, ["val"], 0.5] for key in ("against", "algorithm", "backend", "label", "split", "target", "task")},
     **{name: ["yes", 2, [True], 0.5] for name, rule in ARGUMENTS.items() if rule.expected == "True or False"},
@@ -101,7 +104,9 @@ def test_every_argument_of_every_verb_has_a_rule() -> None:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_example_of_a_rule_is_valid(name: str) -> None:
-    check_argument("export", name, eval(ARGUMENTS[name].example, {"tk": tk, "threading": threading}))
+    # The name in the example stands for a client: a real one needs a scheduler.
+    client = types.SimpleNamespace(submit=print, scheduler_info=print)
+    check_argument("export", name, eval(ARGUMENTS[name].example, {"tk": tk, "threading": threading, "client": client}))
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

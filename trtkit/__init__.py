@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trtkit.evaluation.latency import benchmark as benchmark
     from trtkit.evaluation.load_test import LoadTest as LoadTest
     from trtkit.evaluation.load_test import load_test as load_test
+    from trtkit.executor import open_executor as open_executor
     from trtkit.exporter import Artifact as Artifact
     from trtkit.exporter import export as export
     from trtkit.inspection import LayerTable as LayerTable
@@ -122,6 +123,7 @@ _HOMES: dict[str, str | None] = {
     "load_test": "trtkit.evaluation.load_test",
     "losses_figure": "trtkit.plotting.comparison",
     "open": "trtkit.backends",
+    "open_executor": "trtkit.executor",
     "plan": "trtkit.progress",
     "precision_shares_figure": "trtkit.inspection",
     "read_layers": "trtkit.inspection",
@@ -182,6 +184,7 @@ __all__ = [
     "load",
     "load_test",
     "losses_figure",
+    "open_executor",
     "plan",
     "precision_shares_figure",
     "read_layers",

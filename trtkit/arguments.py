@@ -236,6 +236,12 @@ def _to_token(value: Any) -> Any:
     return value
 
 
+def _to_executor(value: Any) -> Any:
+    _to_callable(getattr(value, "submit", None))
+    _to_callable(getattr(value, "scheduler_info", None))
+    return value
+
+
 def _to_mapping(value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError("not a mapping")
@@ -348,6 +354,9 @@ ARGUMENTS: Mapping[str, Rule] = {
     "conf": _number(lambda value: 0 <= value < 1, "of at least 0 and below 1", 0.25),
     "device": Rule(convert=_to_device, expected="0, 'cuda:1', 'cpu', 'dla:0', 'sm89' or the like", example="0"),
     "format": _choice(FORMATS),
+    "executor": Rule(
+        convert=_to_executor, expected="a distributed.Client, such as tk.open_executor gives", example="client"
+    ),
     "fraction": _number(lambda value: 0 < value <= 1, "above 0 and at most 1", 0.5),
     "image_paths": _several(_PATH, example="['a.jpg']"),
     "imgsz": Rule(

@@ -223,6 +223,7 @@ class Runner(abc.ABC):
         hash: SHA-256 of the model inside, or of the file.
         path: The file, or None.
         gpu: The GPU it runs on, or None.
+        opener: Opens it again in another process, with the same results; None where that can't be done.
     """
 
     name: str
@@ -236,6 +237,7 @@ class Runner(abc.ABC):
     hash: str
     path: Path | None
     gpu: Gpu | None = None
+    opener: Callable[[], Runner] | None = None
     _warned_of_thresholds = False
 
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.graph.fp16 import emulate_fp16
 from trtkit.models.model import NMS_ROWS
 from trtkit.models.onnx_model import from_proto, read_onnx, refuse_damaged_graph
+from trtkit.progress import available_cores
 
 __all__ = ["ONNXRUNTIME", "OrtRunner", "detect_precision"]
 
@@ -40,6 +41,7 @@ class OrtRunner(Runner):
         task: The task, where the file's metadata does not name it.
         names: Class names, where the metadata does not list them.
         threads: Intra-op threads; None takes every core this process may use.
+        spinning: Whether idle threads wait actively, which is faster where no other process needs the cores.
 
     Attributes:
         graph_hash: SHA-256 of the graph itself; `hash` is that of the model which it was exported from, where it says.
@@ -60,8 +62,13 @@ class OrtRunner(Runner):
         task: str | None = None,
         names: Mapping[int, str] | Sequence[str] | None = None,
         threads: int | None = None,
+        spinning: bool = True,
     ) -> None:
         path: Path | None = None
+        threads = threads or available_cores()
+        # The number of threads is fixed: it may decide the order of sums.
+        again = source if isinstance(source, onnx.ModelProto) else Path(source).absolute()
+        self.opener = functools.partial(OrtRunner, again, task=task, names=names, threads=threads, spinning=False)
         if isinstance(source, onnx.ModelProto):
             model = from_proto(source, task=task, names=names)
         else:
@@ -77,7 +84,7 @@ class OrtRunner(Runner):
         self.graph_hash = model.hash
         self.calibration_hash: str | None = notes.get("calibration_hash")
         self.precision = str(notes.get("precision") or detect_precision(proto))
-        self.session, version = _create_session(proto, path, threads=threads)
+        self.session, version = _create_session(proto, path, threads=threads, spinning=spinning)
         self.name = f"ONNX Runtime {version} CPU"
         with refuse_damaged_graph(f"open {path or 'an ONNX graph'}"):
             self.inputs = {value.name: value for value in self.session.get_inputs()}
@@ -169,7 +176,7 @@ def _has_qdq(proto: onnx.ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in proto.graph.node)
 
 
-def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int | None) -> tuple[Any, str]:
+def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int, spinning: bool) -> tuple[Any, str]:
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -182,7 +189,9 @@ def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int |
         ) from error
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     if _has_qdq(proto):
         # A Q/DQ graph runs as written: quantize, dequantize, float convolution. The integer kernels that ONNX Runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -451,7 +452,9 @@ def _open(source: Any, *, task: str | None, device: str | int | None) -> TritonR
             code="triton-device",
             device=device,
         )
-    return TritonRunner(parse_address(str(source)), task=task)
+    runner = TritonRunner(parse_address(str(source)), task=task)
+    runner.opener = functools.partial(_open, str(source), task=task, device=None)
+    return runner
 
 
 TRITON = Backend(

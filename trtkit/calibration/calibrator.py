@@ -24,14 +24,14 @@ from trtkit.graph.prequantized import is_quantized
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
 from trtkit.recipe import Recipe, round_imgsz
-from trtkit.results import Provenance
+from trtkit.results import Provenance, describe_machine
 
 if TYPE_CHECKING:
     import torch
+    from distributed import Client
 
     from trtkit.backends import ImplicitCalibration
     from trtkit.calibration.calibration import Calibration
-    from trtkit.calibration.collector import MinMaxCollector
     from trtkit.data import Dataset, DataSource
     from trtkit.models import Model
 
@@ -49,9 +49,6 @@ __all__ = [
 
 CALIBRATE = "calibrate"
 """The step, and the stage of its events."""
-
-IMAGES_PER_PASS = 4
-"""Images per call of a collector that counts histograms."""
 
 OVERFLOW_IMAGES = 32
 """Images for the overflow check of an FP16 export."""
@@ -74,6 +71,7 @@ def calibrate(
     imgsz: int | tuple[int, int] | None = None,
     device: int | str | None = None,
     cache_dir: str | Path | None = None,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Calibration:
@@ -103,6 +101,8 @@ def calibrate(
         device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU, else the CPU.
         cache_dir: Cache directory; a calibration in it is reused only if model, images, preprocessing and settings are
             the same. None caches nothing.
+        executor: A `distributed.Client` (see `open_executor`): its workers run the images and read them at the same
+            paths. Ranges and histograms equal, bit for bit, those of this process on the same type of processor.
         progress: Receives an event for each batch.
         cancel: Checked before each batch.
 
@@ -113,11 +113,13 @@ def calibrate(
         RecipeError: A setting is out of range.
         CalibrationError: Settings contradict each other, the model holds Q/DQ, no image can be read, or a tensor holds
             NaN or infinity.
-        CapabilityError: A GPU is named and there is none.
+        CapabilityError: A GPU is named and there is none; or workers are missing, lost, or other than this process.
         DataError: The data set can't be read.
         CancelledError: The caller cancelled.
     """
-    from trtkit.graph.torch_export import check_trace
+    from trtkit.calibration.image_pass import ImagePass, create_collector, images_per_call
+    from trtkit.executor import Workers
+    from trtkit.graph.torch_export import check_trace, trace
     from trtkit.models import load
 
     reporter = Reporter(progress, cancel)
@@ -187,16 +189,18 @@ def calibrate(
             return cached
         notes.append(f"not in the cache {cache_dir}: {reason}")
         reporter.log(CALIBRATE, notes[-1])
-    collector = _create_collector(loaded, size, batch, device, with_histograms)
+    graph = trace(loaded, imgsz=size, batch=_get_fixed_batch(loaded) or batch, dynamic_batch=True)
+    collector = create_collector(graph, device=device, histograms=with_histograms)
     notes += _warn_of_foreign_images(collector.proto, dataset, paths, reporter)
     skipped: list[str] = []
-    reporter.step(CALIBRATE, 0, len(paths))
-    batches = load_input_batches(
-        paths, preprocess=loaded.preprocess, size=size, batch=_images_per_call(collector, batch), skipped=skipped
-    )
-    for images in batches:
-        collector.add(images)
-        reporter.step(CALIBRATE, collector.image_count, len(paths))
+    machine = describe_machine()
+    images = ImagePass(preprocess=loaded.preprocess, size=size, batch=images_per_call(collector, batch))
+    if executor is None:
+        images.run(collector, paths, skipped, CALIBRATE, reporter)
+    else:
+        workers = Workers(executor, reporter, gpu=not collector.runner.endswith("CPU"))
+        images.run_on_workers(workers, collector, paths, skipped, CALIBRATE, device=device)
+        machine |= workers.describe()
     if collector.image_count == 0:
         raise CalibrationError(
             f"calibrate on split {split!r} of {dataset.path}",
@@ -224,7 +228,7 @@ def calibrate(
         preprocess=loaded.preprocess,
         output_format=loaded.output_format,
         notes=tuple(notes),
-        provenance=dataclasses.replace(provenance, runner=collector.runner),
+        provenance=dataclasses.replace(provenance, runner=collector.runner, machine=machine),
     )
     if cache_dir is not None:
         from trtkit.calibration.storage import store_calibration
@@ -272,28 +276,11 @@ def _warn_of_foreign_images(
     return sentences
 
 
-def _create_collector(
-    model: Model, size: tuple[int, int], batch: int, device: int | str | None, histograms: bool
-) -> MinMaxCollector:
-    from trtkit.calibration.collector import HistogramCollector, MinMaxCollector
-    from trtkit.graph.torch_export import trace
-
-    graph = trace(model, imgsz=size, batch=_get_fixed_batch(model) or batch, dynamic_batch=True)
-    return (HistogramCollector if histograms else MinMaxCollector)(graph, device=device)
-
-
 def _get_fixed_batch(model: Model) -> int | None:
     """The batch of an ONNX file whose batch is fixed; smaller batches are padded."""
     from trtkit.calibration.collector import get_fixed_batch
 
     return get_fixed_batch(model.proto) if model.proto is not None else None
-
-
-def _images_per_call(collector: MinMaxCollector, batch: int) -> int:
-    """Images per `collector.add`; memory depends on it, the ranges do not."""
-    if collector.collects_histograms:
-        return IMAGES_PER_PASS * (collector.batch or 1)
-    return collector.batch or batch
 
 
 def _runner(device: int | str | None) -> str:

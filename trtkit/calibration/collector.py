@@ -92,6 +92,8 @@ class MinMaxCollector:
         proto: FP32 graph with unique node names.
         device: None takes the first GPU that ONNX Runtime offers, else the CPU; "cpu"; a GPU's index or "cuda:1".
         tensors: Tensors to measure; None takes all that some QDQ placement can quantize.
+        cores: Cores to use, which decide the number of threads of ONNX Runtime; None takes all of this process.
+        alone: No other process needs these cores, so that idle threads may wait actively.
 
     Raises:
         CapabilityError: A GPU is named and this ONNX Runtime has none.
@@ -100,7 +102,13 @@ class MinMaxCollector:
     collects_histograms = False
 
     def __init__(
-        self, proto: onnx.ModelProto, *, device: int | str | None = None, tensors: Iterable[str] | None = None
+        self,
+        proto: onnx.ModelProto,
+        *,
+        device: int | str | None = None,
+        tensors: Iterable[str] | None = None,
+        cores: int | None = None,
+        alone: bool = True,
     ) -> None:
         import onnxruntime as ort
 
@@ -116,10 +124,14 @@ class MinMaxCollector:
         self.average_low, self.average_high = np.zeros(count), np.zeros(count)
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # The number of threads is fixed: it may decide the order of sums.
+        options.intra_op_num_threads = cores or available_cores()
         if self.collects_histograms:
             # Images run in parallel: faster than several threads per layer of one image.
-            options.intra_op_num_threads = max(1, available_cores() // WORKERS)
+            options.intra_op_num_threads = max(1, options.intra_op_num_threads // WORKERS)
             options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not alone:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.providers = select_providers(device)
         add_outputs = _add_tensor_outputs if self.collects_histograms else _add_min_max_outputs
         self.session = ort.InferenceSession(
@@ -144,10 +156,33 @@ class MinMaxCollector:
         Raises:
             CalibrationError: A tensor holds NaN or infinity; the error names it.
         """
+        self.accumulate(*self.measure(images))
+
+    def measure(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Measure a batch without adding it to the statistics; histograms are counted.
+
+        Args:
+            images: As for `add`.
+
+        Returns:
+            Minimum and maximum of each tensor by image, (N, tensors).
+
+        Raises:
+            CalibrationError: A tensor holds NaN or infinity; the error names it.
+        """
         low, high, finite = self._measure(images)
         if not finite:
             non_finite = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)).all(axis=0))
             self._raise_non_finite(images, [self.measured[index] for index in non_finite])
+        return low, high
+
+    def accumulate(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+        """Add measured images to the statistics, in the order of the images.
+
+        Args:
+            low: Minimum of each tensor by image, (N, tensors).
+            high: Maximum of each tensor by image, (N, tensors).
+        """
         np.minimum(self.low, low.min(axis=0, initial=np.inf), out=self.low)
         np.maximum(self.high, high.max(axis=0, initial=-np.inf), out=self.high)
         for image_low, image_high in zip(low, high, strict=True):
@@ -245,17 +280,25 @@ class HistogramCollector(MinMaxCollector):
         proto: As for `MinMaxCollector`.
         device: As for `MinMaxCollector`.
         tensors: As for `MinMaxCollector`.
+        cores: As for `MinMaxCollector`.
+        alone: As for `MinMaxCollector`; images run one by one where other processes run some too.
     """
 
     collects_histograms = True
 
     def __init__(
-        self, proto: onnx.ModelProto, *, device: int | str | None = None, tensors: Iterable[str] | None = None
+        self,
+        proto: onnx.ModelProto,
+        *,
+        device: int | str | None = None,
+        tensors: Iterable[str] | None = None,
+        cores: int | None = None,
+        alone: bool = True,
     ) -> None:
-        super().__init__(proto, device=device, tensors=tensors)
+        super().__init__(proto, device=device, tensors=tensors, cores=cores, alone=alone)
         # Only the CPU provider can write into our memory; others copy each tensor anyway.
         fixed = find_fixed_shapes(proto, self.measured) if self.providers == ["CPUExecutionProvider"] else ()
-        workers = min(WORKERS, available_cores())
+        workers = min(WORKERS, available_cores()) if alone else 1
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="trtkit-histograms")
         self.counters = [HistogramCounter(self.session, self.outputs, self.measured, fixed) for _ in range(workers)]
         self.free = queue.SimpleQueue[HistogramCounter]()
@@ -264,12 +307,30 @@ class HistogramCollector(MinMaxCollector):
 
     def stats(self) -> dict[str, TensorStats]:
         """Statistics of each measured tensor so far, in graph order."""
-        merged = [
+        pairs = zip(super().stats().items(), self._merge_histograms(), strict=True)
+        return {name: dataclasses.replace(entry, histogram=histogram) for (name, entry), histogram in pairs}
+
+    def take_histograms(self) -> list[Histogram]:
+        """The histograms of the measured tensors so far, which then start anew."""
+        merged = self._merge_histograms()
+        for counter in self.counters:
+            counter.histograms = [Histogram() for _ in self.measured]
+        return merged
+
+    def add_histograms(self, histograms: Sequence[Histogram]) -> None:
+        """Add the histograms that another collector took; counts are integers, so that their order plays no part.
+
+        Args:
+            histograms: From `take_histograms`.
+        """
+        counter = self.counters[0]
+        counter.histograms = [ours.merge(theirs) for ours, theirs in zip(counter.histograms, histograms, strict=True)]
+
+    def _merge_histograms(self) -> list[Histogram]:
+        return [
             functools.reduce(Histogram.merge, parts)
             for parts in zip(*(counter.histograms for counter in self.counters), strict=True)
         ]
-        pairs = zip(super().stats().items(), merged, strict=True)
-        return {name: dataclasses.replace(entry, histogram=histogram) for (name, entry), histogram in pairs}
 
     def _measure(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
         """As `MinMaxCollector._measure`, and counts the tensors."""

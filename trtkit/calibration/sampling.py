@@ -182,7 +182,13 @@ def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, se
 
 
 def load_input_batches(
-    paths: Sequence[Path], *, preprocess: Preprocess, size: tuple[int, int], batch: int, skipped: list[str]
+    paths: Sequence[Path],
+    *,
+    preprocess: Preprocess,
+    size: tuple[int, int],
+    batch: int,
+    skipped: list[str],
+    refill: bool = True,
 ) -> Iterator[NDArray[np.float32]]:
     """Load images as batches of network inputs; the last batch may be smaller.
 
@@ -192,6 +198,8 @@ def load_input_batches(
         size: Height and width, pixels.
         batch: Images per batch.
         skipped: Receives the paths of images that can't be read.
+        refill: Replace images that can't be read by later ones; False leaves their batches smaller, so that each path
+            is in the same batch wherever the reading began.
 
     Yields:
         (N, C, H, W) float32, as `preprocess` says.
@@ -206,12 +214,13 @@ def load_input_batches(
 
     images: list[NDArray[np.uint8]] = []
     # One thread reads ahead; the other cores run the model.
-    for path, image in zip(paths, parallel_map(load, paths, 1, max_pending=2 * batch), strict=True):
+    loaded = zip(paths, parallel_map(load, paths, 1, max_pending=2 * batch), strict=True)
+    for number, (path, image) in enumerate(loaded, 1):
         if image is None:
             skipped.append(str(path))
-            continue
-        images.append(image)
-        if len(images) == batch:
+        else:
+            images.append(image)
+        if images and (len(images) == batch if refill else number % batch == 0):
             yield to_input(images, preprocess)
             images.clear()
     if images:

@@ -20,12 +20,13 @@ from trtkit.cli.parser import describe_choice
 from trtkit.data.data_yaml import SPLITS
 from trtkit.deployment import list_targets
 from trtkit.models.model import TASKS
+from trtkit.progress import is_planning
 from trtkit.tasks.base import REGISTERED_TASKS
 
 __all__ = ["DEVICE", "OPTIONS", "VERB_OPTIONS", "Option", "add_options", "call_with_options", "find_option"]
 
-RUN_CONTROL = ("progress", "cancel")
-"""Arguments that control a run and are no options."""
+RUN_CONTROL = ("progress", "cancel", "executor")
+"""Arguments that control a run and are no options of their names; `--scheduler` opens the executor."""
 
 
 def parse_numbers(text: str) -> int | tuple[int, ...]:
@@ -205,6 +206,11 @@ OPTIONS: Mapping[str, Option] = {
 }
 """Options by argument name."""
 
+SCHEDULER = (
+    "run on a Dask scheduler's workers: tls://HOST:PORT, a scheduler's JSON file, or local:N for N processes here; "
+    "results are the same (docs/scale.md)"
+)
+
 IMAGES = Option(
     "data.yaml of a data set (for classify, a folder of class folders); or images, folders or patterns of images",
     "DATA",
@@ -367,6 +373,8 @@ def add_options(
         flag = name.removesuffix("s") if option.pairs else name
         settings = _settings(option, default, find_rule(verb, name))
         parser.add_argument(f"--{flag.replace('_', '-')}", dest=name, help=text, **settings)
+    if "executor" in parameters and "executor" not in without:
+        parser.add_argument("--scheduler", metavar="ADDRESS", help=_escape(SCHEDULER))
     if loads_model(function) and "model" not in without:
         option = find_option(verb, "end2end")
         parser.add_argument("--end2end", help=_escape(option.help), **_settings(option, False))
@@ -400,7 +408,13 @@ def call_with_options(function: Callable[..., Any], values: argparse.Namespace, 
         from trtkit.models import load
 
         arguments["model"] = load(arguments["model"], end2end=True)
-    return function(**arguments | more)
+    scheduler = getattr(values, "scheduler", None)
+    if scheduler is None or is_planning():
+        return function(**arguments | more)
+    from trtkit.executor import open_executor
+
+    with open_executor(scheduler) as executor:
+        return function(**arguments | more, executor=executor)
 
 
 def make_reader(parse: Callable[[str], Any], rule: Rule | None) -> Callable[[str], Any]:

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trtkit.data import open_dataset, read_image, resize_to_input, sample_images, to_input
-from trtkit.data.dataset import describe_skipped, is_label_error, warn_of_skipped
+from trtkit.data import open_dataset, read_image, sample_images
+from trtkit.data.dataset import describe_skipped, warn_of_skipped
 from trtkit.errors import DataError, EngineError
-from trtkit.evaluation.metrics import ClassificationEvaluator, DetectionEvaluator
+from trtkit.evaluation.image_pass import is_skipped, make_evaluator, run_images, run_images_on_workers
+from trtkit.executor import Workers
 from trtkit.models.model import TASKS
-from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, parallel_map, start_work
+from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
-from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
+from trtkit.results import Provenance, Result, SavedResult, describe_machine, rename_version_1_keys
 from trtkit.tasks import PostprocessSettings, get_task
 
 if TYPE_CHECKING:
-    import numpy as np
     import plotly.graph_objects as go
     import polars as pl
-    from numpy.typing import NDArray
+    from distributed import Client
     from typing_extensions import Self
 
     from trtkit.backends.base import Runner
-    from trtkit.data import Dataset, DataSource, ImageTransform, Labels
+    from trtkit.data import Dataset, DataSource
     from trtkit.exporter import Artifact
-    from trtkit.models.model import ModelInfo, Preprocess
+    from trtkit.models.model import ModelInfo
 
 
 __all__ = [
     "EVAL_CONF",
     "Evaluation",
     "EvaluationData",
-    "LoadedImage",
-    "PreparedImage",
     "evaluate",
-    "load_images",
     "prepare_evaluation",
 ]
 
@@ -97,8 +93,8 @@ class Evaluation(Result):
 
     @property
     def overhead(self) -> float:
-        """Fraction of the wall time in which the model did not run."""
-        return 1 - self.speed["inference"] / self.speed["wall"]
+        """Fraction of the wall time in which the model did not run; 0 where workers ran it at the same time."""
+        return max(0.0, 1 - self.speed["inference"] / self.speed["wall"])
 
     def frame(self) -> pl.DataFrame:
         """Return one row per metric: metric, value, and the rule it follows."""
@@ -166,9 +162,6 @@ def _rule(metric: str) -> str:
     return "accuracy" if metric.startswith("top") else "Ultralytics' rule"
 
 
-STAGES = ("read", "preprocess", "inference", "postprocess", "match")
-"""Keys of `Evaluation.speed`, which adds "wall"."""
-
 EVAL_CONF: Mapping[str, float] = {**dict.fromkeys(TASKS, 0.001), "obb": 0.01}
 """`conf` of `evaluate` by task, that of Ultralytics' `val`; other tasks take that of detect."""
 
@@ -186,6 +179,7 @@ def evaluate(
     max_det: int = 300,
     eval_images: int | None = None,
     seed: int = 0,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Evaluation:
@@ -203,6 +197,9 @@ def evaluate(
         max_det: Maximum number of detections per image.
         eval_images: Maximum number of evaluation images, a seeded sample; None uses the whole split.
         seed: Seed of that sample.
+        executor: A `distributed.Client` (see `open_executor`): its workers run the images and read them at the same
+            paths. Everything but `speed` equals, bit for bit, what this process would compute on the same type of
+            processor; `speed` adds up the workers' times, and `wall` is what passed.
         progress: Receives progress events.
         cancel: Cancellation token, checked between batches.
 
@@ -211,7 +208,8 @@ def evaluate(
 
     Raises:
         DataError: The data set or its labels can't be used, or no image could be read.
-        EngineError: The runner does not accept that batch or size.
+        EngineError: The runner does not accept that batch or size, or can't be opened by workers.
+        CapabilityError: Workers are missing, lost, or other than this process.
         RecipeError: A setting is out of range.
         CancelledError: The caller cancelled.
     """
@@ -248,8 +246,13 @@ def evaluate(
         if conf is None:
             conf = EVAL_CONF.get(task.name, EVAL_CONF["detect"])
         settings = PostprocessSettings(conf=conf, iou=iou, max_det=max_det, multi_label=True)
-        evaluator = DetectionEvaluator(task, dataset) if task.kinds else ClassificationEvaluator(task, dataset)
-        seconds, unread = _run_batches(runner, evaluator, paths, size, batch, settings, reporter)
+        evaluator, machine = make_evaluator(task, dataset), describe_machine()
+        if executor is None:
+            seconds, unread = run_images(runner, evaluator, paths, size, batch, settings, reporter)
+        else:
+            workers = Workers(executor, reporter, gpu=runner.engine)
+            seconds, unread = run_images_on_workers(workers, runner, evaluator, paths, size, batch, settings)
+            machine |= workers.describe()
     warn_of_skipped(list(unread.values()))
     if unread:
         notes.append(f"skipped: {describe_skipped(list(unread.values()))}")
@@ -270,6 +273,7 @@ def evaluate(
             model_hash=runner.hash,
             data_hash=data_hash,
             runner=runner.name,
+            machine=machine,
             settings={
                 "data": str(dataset.path),
                 "split": split,
@@ -285,136 +289,6 @@ def evaluate(
             seed=seed,
         ),
     )
-
-
-def _run_batches(
-    runner: Runner,
-    evaluator: DetectionEvaluator | ClassificationEvaluator,
-    paths: Sequence[Path],
-    size: tuple[int, int],
-    batch: int,
-    settings: PostprocessSettings,
-    reporter: Reporter,
-) -> tuple[dict[str, float], dict[str, DataError]]:
-    """Run all images and add their predictions to the evaluator.
-
-    Returns:
-        Seconds by stage, and why images were skipped, by path.
-    """
-    info = runner.info
-    seconds = dict.fromkeys(STAGES, 0.0)
-    skipped: dict[str, DataError] = {}
-    done = 0
-    stage = f"evaluate {runner.precision}"
-    reporter.step(stage, 0, len(paths))
-    images = load_images(paths, evaluator.dataset, info.preprocess, size, max_pending=2 * batch)
-    with contextlib.closing(images):
-        for chunk in _batched(images, batch):
-            skipped.update({str(loaded.path): loaded.error for loaded in chunk if loaded.error is not None})
-            prepared = [(loaded.path, loaded.prepared) for loaded in chunk if loaded.prepared is not None]
-            if prepared:
-                start = time.perf_counter()
-                inputs = to_input([one.image for _, one in prepared], info.preprocess)
-                stacked = time.perf_counter()
-                outputs = runner.infer(inputs)
-                inferred = time.perf_counter()
-                transforms = [one.transform for _, one in prepared]
-                predictions = evaluator.task.postprocess(outputs, info, transforms, settings)
-                postprocessed = time.perf_counter()
-                for (path, one), prediction in zip(prepared, predictions, strict=True):
-                    evaluator.add(path, one.labels, prediction)
-                seconds["preprocess"] += stacked - start
-                seconds["inference"] += inferred - stacked
-                seconds["postprocess"] += postprocessed - inferred
-                seconds["match"] += time.perf_counter() - postprocessed
-            seconds["read"] += sum(loaded.read_seconds for loaded in chunk)
-            seconds["preprocess"] += sum(loaded.preprocess_seconds for loaded in chunk)
-            done += len(chunk)
-            reporter.step(stage, done, len(paths))
-    return seconds, skipped
-
-
-def _batched(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedImage]]:
-    while chunk := list(itertools.islice(images, size)):
-        yield chunk
-
-
-# Images are read and preprocessed on a second thread while the model runs.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedImage:
-    """An image with its labels, ready to run.
-
-    Attributes:
-        image: Resized to the model input, uint8 (height, width, channels).
-        transform: Where the image lies in the input.
-        labels: In pixels of the original image.
-    """
-
-    image: NDArray[np.uint8]
-    transform: ImageTransform
-    labels: Labels
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LoadedImage:
-    """The result of loading one image file.
-
-    Attributes:
-        path: The file.
-        prepared: None if the image can't be read.
-        read_seconds: Time to read image and labels.
-        preprocess_seconds: Time to resize the image.
-    """
-
-    path: Path
-    prepared: PreparedImage | None = None
-    error: DataError | None = None
-    read_seconds: float = 0.0
-    preprocess_seconds: float = 0.0
-
-
-def load_images(
-    paths: Sequence[Path], dataset: Dataset, preprocess: Preprocess, size: tuple[int, int], *, max_pending: int
-) -> Generator[LoadedImage, None, None]:
-    """Load images in order, a bounded number of them ahead of use.
-
-    One thread reads: more would take cores from the model. Memory does not grow with the number of images.
-
-    Args:
-        paths: Image files.
-        dataset: The data set of the labels.
-        preprocess: The model's preprocessing.
-        size: (height, width) of the input.
-        max_pending: Maximum number of images loaded ahead.
-
-    Yields:
-        One `LoadedImage` per path.
-
-    Raises:
-        DataError: An image has no class in the data set.
-    """
-
-    def load(path: Path) -> LoadedImage:
-        start = time.perf_counter()
-        try:
-            image = read_image(path, preprocess.channels)
-            labels = dataset.labels(path).to_pixels((image.shape[0], image.shape[1]))
-        except DataError as error:
-            if not _is_skipped(error):
-                raise
-            return LoadedImage(path=path, error=error, read_seconds=time.perf_counter() - start)
-        read = time.perf_counter()
-        resized, transform = resize_to_input(image, size, preprocess)
-        return LoadedImage(
-            path=path,
-            prepared=PreparedImage(image=resized, transform=transform, labels=labels),
-            read_seconds=read - start,
-            preprocess_seconds=time.perf_counter() - read,
-        )
-
-    return parallel_map(load, paths, 1, max_pending=max_pending)
 
 
 # Checks of the arguments against model and data set
@@ -478,7 +352,7 @@ def _require_usable(dataset: Dataset, split: str, paths: Sequence[Path]) -> None
             dataset.labels(path)
             read_image(path, dataset.channels)
         except DataError as error:
-            if not _is_skipped(error):
+            if not is_skipped(error):
                 raise
             first = first or error
             continue
@@ -494,11 +368,6 @@ def _require_usable(dataset: Dataset, split: str, paths: Sequence[Path]) -> None
         count=len(paths),
         reason=first.code,
     ) from first
-
-
-def _is_skipped(error: DataError) -> bool:
-    """Whether an error concerns one image or its labels, which an evaluation skips and names."""
-    return error.code.startswith("image-") or is_label_error(error)
 
 
 def _check_agreement(info: ModelInfo, dataset: Dataset) -> list[str]:

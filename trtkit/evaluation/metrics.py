@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from trtkit.tasks import Detections, Task
     from trtkit.tasks.classify import Classification
 
-__all__ = ["ClassificationEvaluator", "DetectionEvaluator", "Scores", "compute_pycocotools_metrics", "concat_columns"]
+__all__ = [
+    "ClassificationEvaluator",
+    "DetectionEvaluator",
+    "ImageRows",
+    "Scores",
+    "compute_pycocotools_metrics",
+    "concat_columns",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +45,43 @@ class Scores:
     detections: pl.DataFrame
     labels: pl.DataFrame
     confidence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageRows:
+    """What an evaluator holds of its images, to be added to another one's.
+
+    Attributes:
+        images: One mapping per image.
+        detections: Columns by image.
+        labels: Columns by image, for classify a row.
+        coco_detections: COCO results by kind.
+        coco_labels: COCO annotations by kind.
+    """
+
+    images: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    detections: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    labels: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    coco_detections: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    coco_labels: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    def extend(self, later: ImageRows) -> None:
+        """Append the images of another evaluator, numbered after these.
+
+        Args:
+            later: Its rows, which are changed.
+        """
+        first = len(self.images)
+        for row in (*later.images, *later.detections, *later.labels):
+            row["image"] = row["image"] + first if isinstance(row["image"], int) else row["image"] + np.int32(first)
+        self.images.extend(later.images)
+        self.detections.extend(later.detections)
+        self.labels.extend(later.labels)
+        for ours, theirs in ((self.coco_detections, later.coco_detections), (self.coco_labels, later.coco_labels)):
+            for kind, rows in theirs.items():
+                for row in rows:
+                    row["image_id"] += first
+                ours[kind].extend(rows)
 
 
 # Tasks with objects
@@ -61,6 +105,20 @@ class DetectionEvaluator:
         self.labels: list[dict[str, Any]] = []
         self.coco_detections: dict[str, list[dict[str, Any]]] = {kind: [] for kind in task.coco_iou_types}
         self.coco_labels: dict[str, list[dict[str, Any]]] = {kind: [] for kind in task.coco_iou_types}
+
+    def rows(self) -> ImageRows:
+        """The rows of all added images."""
+        return ImageRows(
+            images=self.images,
+            detections=self.detections,
+            labels=self.labels,
+            coco_detections=self.coco_detections,
+            coco_labels=self.coco_labels,
+        )
+
+    def extend(self, later: ImageRows) -> None:
+        """Add the images of another evaluator after these; see `ImageRows.extend`."""
+        self.rows().extend(later)
 
     def add(self, path: Path, labels: Labels, prediction: Detections) -> None:
         """Match the detections of one image.
@@ -298,6 +356,14 @@ class ClassificationEvaluator:
         self.images: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
         self.labels: list[dict[str, Any]] = []
+
+    def rows(self) -> ImageRows:
+        """The rows of all added images."""
+        return ImageRows(images=self.images, detections=self.detections, labels=self.labels)
+
+    def extend(self, later: ImageRows) -> None:
+        """Add the images of another evaluator after these; see `ImageRows.extend`."""
+        self.rows().extend(later)
 
     def add(self, path: Path, labels: Labels, prediction: Classification) -> None:
         """Rank the true class of one image.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,11 @@ def open_engine(
         if mismatch is not None:
             raise EngineError(f"open {path}", mismatch.found, mismatch.do, code=mismatch.code, path=path)
         _check_contents(file, file.passport)
-    return TensorRTRunner(file, file.info(task=task), capabilities, target)
+    runner = TensorRTRunner(file, file.info(task=task), capabilities, target)
+    if file.path is not None:
+        # Without the device: another process has GPUs of its own.
+        runner.opener = functools.partial(open_engine, Path(file.path).absolute(), task=task, backend=backend)
+    return runner
 
 
 def _check_contents(file: EngineFile, passport: Passport) -> None:

@@ -1,0 +1,230 @@
+"""Shards on two worker processes: order, errors, cancellation, and workers that die, hang or do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from raising import raises
+
+import trtkit as tk
+from trtkit.errors import CalibrationError, CancelledError, CapabilityError, RecipeError
+from trtkit.executor import Workers, describe_worker, split_into_shards, workers
+from trtkit.executor.facts import WorkerFacts, check_gpus, check_versions
+from trtkit.executor.scheduler import is_protected
+from trtkit.progress import Event, Reporter
+
+dask_cluster = pytest.importorskip("dask_cluster")
+
+
+@given(count=st.integers(1, 500), multiple=st.integers(1, 40), slots=st.integers(1, 100))
+def test_shards_are_whole_batches_in_order(count: int, multiple: int, slots: int) -> None:
+    shards = split_into_shards(count, multiple=multiple, slots=slots)
+    assert [index for shard in shards for index in shard] == list(range(count))
+    assert all(len(shard) % multiple == 0 for shard in shards[:-1])
+    assert max(map(len, shards)) <= max(workers.SHARD_IMAGES + multiple - 1, multiple)
+
+
+def test_results_come_in_the_order_of_the_shards(executor: Any) -> None:
+    events: list[Event] = []
+    pool = Workers(executor, Reporter(events.append))
+    numbers = list(range(40))
+    results = pool.map(dask_cluster.square, numbers, stage="square", prepare=abs, common=[-7], sizes=[2] * 40)
+    assert list(results) == [7 + number**2 for number in numbers]
+    assert [event.done for event in events] == sorted({0, *(event.done for event in events)})
+    assert (events[-1].done, events[-1].total) == (80, 80)
+    described = pool.describe()["workers"]
+    assert sum(row["tasks"] for row in described) == 40
+    assert described[0]["versions"]["trtkit"] == tk.__version__
+
+
+def test_the_first_error_in_order_is_raised(executor: Any) -> None:
+    results = Workers(executor, Reporter()).map(dask_cluster.refuse, [0, 2, 1, 4, 3, 5], stage="refuse")
+    assert (next(results), next(results)) == (0, 2)
+    with raises(CalibrationError, "test-odd", value=1):
+        next(results)
+
+
+def test_warnings_of_workers_are_given_once(executor: Any) -> None:
+    with pytest.warns(UserWarning, match="odd") as caught:
+        list(Workers(executor, Reporter()).map(dask_cluster.warn_of, range(6), stage="warn"))
+    assert [str(one.message) for one in caught] == ["an image is odd"]
+
+
+def test_cancelling_stops_what_workers_do(executor: Any, tmp_path: Path) -> None:
+    cancel, paths = threading.Event(), [tmp_path / "a", tmp_path / "b"]
+
+    def cancel_when_started() -> None:
+        while not any(path.with_suffix(".started").exists() for path in paths):
+            time.sleep(0.01)
+        cancel.set()
+
+    threading.Thread(target=cancel_when_started).start()
+    with pytest.raises(CancelledError):
+        list(
+            Workers(executor, Reporter(None, cancel)).map(
+                dask_cluster.wait_until_stopped, list(map(str, paths)), stage="wait"
+            )
+        )
+    started = [path for path in paths if path.with_suffix(".started").exists()]
+    deadline = time.monotonic() + 10
+    while not all(path.exists() for path in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # The workers are free again.
+    assert list(Workers(executor, Reporter()).map(dask_cluster.square, [3], stage="square", prepare=int)) == [9]
+
+
+def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
+    executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 1.2)
+    executor.wait_for_workers(2)
+    flag = tmp_path / "stopped"
+    items = [(str(flag), number) for number in range(12)]
+    try:
+        results = list(Workers(executor, Reporter()).map(dask_cluster.stop_this_process_once, items, stage="hang"))
+    finally:
+        os.kill(int(flag.read_text()), signal.SIGCONT)
+    assert results == list(range(12))
+
+
+def test_a_shard_that_kills_every_worker_is_given_up(executor: Any) -> None:
+    with raises(CapabilityError, "executor-workers-lost"):
+        list(Workers(executor, Reporter()).map(dask_cluster.exit_hard, [1], stage="exit", repeat_slow=False))
+    executor.wait_for_workers(2)
+
+
+def test_a_closed_client_is_refused(executor: Any) -> None:
+    from distributed import Client
+
+    client = Client(executor.scheduler.address, set_as_default=False)
+    client.close()
+    with raises(CapabilityError, "executor-closed"):
+        Workers(client, Reporter())
+
+
+@pytest.mark.parametrize("value", ["local:2", object(), 4])
+def test_verbs_refuse_what_is_no_client(value: Any) -> None:
+    with raises(RecipeError, "argument-invalid", name="executor"):
+        tk.evaluate("x.onnx", "data.yaml", executor=value)
+
+
+# Schedulers.
+
+
+@pytest.mark.parametrize("scheduler", ["local:0", "local:x", "local:-1", "host:8786", "http://host:1", "", "tcp://"])
+def test_other_schedulers_are_refused(scheduler: str) -> None:
+    with raises(RecipeError, "executor-scheduler-invalid", value=scheduler), tk.open_executor(scheduler):
+        pass
+
+
+def test_a_scheduler_that_is_not_there() -> None:
+    from dask import config
+
+    with (
+        config.set({"distributed.comm.timeouts.connect": 0.1}),
+        raises(CapabilityError, "executor-unreachable"),
+        tk.open_executor("tcp://127.0.0.1:9"),
+    ):
+        pass
+    with raises(CapabilityError, "executor-file-missing"), tk.open_executor("/nowhere/scheduler.json"):
+        pass
+
+
+def test_tls_without_certificates_says_where_they_belong() -> None:
+    with raises(CapabilityError, "executor-unreachable") as caught, tk.open_executor("tls://127.0.0.1:9"):
+        pass
+    assert "distributed.comm.tls" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "protected"),
+    [
+        ("tcp://127.0.0.1:8786", True),
+        ("tcp://127.1.2.3:8786", True),
+        ("tcp://[::1]:8786", True),
+        ("tcp://localhost:8786", True),
+        ("inproc://10.0.0.1/1/1", True),
+        ("tls://10.0.0.1:8786", True),
+        ("wss://cluster:443", True),
+        ("tcp://10.0.0.1:8786", False),
+        ("tcp://localhost.example.org:8786", False),
+        ("tcp://127.0.0.1.example.org:8786", False),
+        ("ws://cluster:80", False),
+        ("tcp://[2001:db8::1]:8786", False),
+        ("tcp://0.0.0.0:8786", False),
+    ],
+)
+def test_only_tls_and_loopback_are_protected(address: str, protected: bool) -> None:
+    assert is_protected(address) is protected
+
+
+def test_an_unprotected_scheduler_is_used_with_a_warning(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import Client
+
+    monkeypatch.setattr(workers, "is_protected", lambda address: False)
+    with Client(executor.scheduler.address, set_as_default=False) as client:
+        with pytest.warns(UserWarning, match="runs code as you"):
+            Workers(client, Reporter())
+        # Once for each client.
+        Workers(client, Reporter())
+
+
+# Workers that do not fit.
+
+
+def gpu(name: str = "H200", uuid: str = "GPU-1", driver: str = "580") -> dict[str, Any]:
+    return {"index": 0, "name": name, "uuid": uuid, "driver": driver}
+
+
+def facts(*gpus: dict[str, Any], **versions: str) -> WorkerFacts:
+    own = describe_worker()
+    return dataclasses.replace(own, gpus=gpus, versions={**own.versions, **versions})
+
+
+def offer(count: float = 1, **facts: WorkerFacts) -> tuple[dict[str, WorkerFacts], dict[str, Any]]:
+    return facts, {name: {"resources": {"GPU": count}} for name in facts}
+
+
+def test_other_versions_are_refused() -> None:
+    check_versions({"a": facts(python="3.10.1", tensorrt="11.0")})
+    with raises(CapabilityError, "executor-versions-differ", worker="b", names=("onnxruntime",)):
+        check_versions({"a": facts(), "b": facts(onnxruntime="1.0")})
+
+
+def test_gpus_of_one_kind_are_accepted() -> None:
+    check_gpus(*offer(a=facts(gpu()), b=facts(gpu(uuid="GPU-2"))))
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [
+        (facts(gpu()), "executor-gpu-shared"),
+        (facts(gpu("A100", "GPU-2")), "executor-gpus-mixed"),
+        (facts(gpu(uuid="GPU-2", driver="570")), "executor-gpus-mixed"),
+        (facts(gpu(uuid="GPU-2"), tensorrt="10.0"), "executor-gpus-mixed"),
+    ],
+)
+def test_gpus_that_are_shared_or_mixed_are_refused(other: WorkerFacts, code: str) -> None:
+    with raises(CapabilityError, code):
+        check_gpus(*offer(a=facts(gpu()), b=other))
+
+
+def test_a_gpu_is_one_resource() -> None:
+    with raises(CapabilityError, "executor-gpu-shared", names=["a"]):
+        check_gpus(*offer(2, a=facts(gpu())))
+
+
+def test_work_on_a_gpu_needs_one(executor: Any) -> None:
+    with raises(CapabilityError, "executor-gpu-missing", count=2):
+        Workers(executor, Reporter(), gpu=True)

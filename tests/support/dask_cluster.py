@@ -1,0 +1,122 @@
+"""Two worker processes for the tests of one file, which start within a moment and are killed as the system kills."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client
+from distributed.utils import get_mp_context
+
+from trtkit.errors import CalibrationError, warn
+from trtkit.executor import StopToken, open_executor
+from trtkit.progress import Event
+
+PRELOADED = ("trtkit.evaluation.image_pass", "trtkit.backends.ort", "trtkit.calibration.image_pass", "onnxruntime")
+"""What workers need: imported once, in the process that all of them are forked from."""
+
+
+@contextlib.contextmanager
+def two_workers() -> Iterator[Client]:
+    """A client of two workers, each with a nanny that starts a killed one again."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context()  # sets a list of its own the first time
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed", *PRELOADED])
+        with open_executor("local:2") as client:
+            client.wait_for_workers(2)
+            yield client
+
+
+def list_pids(executor: Client) -> dict[str, int]:
+    """The process of each worker, by address."""
+    return dict(executor.run(os.getpid, on_error="ignore"))
+
+
+class KillOnce:
+    """A progress callback that kills a busy worker once the first shard of a stage is done.
+
+    Args:
+        executor: The workers.
+        stage: How the name of the stage begins.
+    """
+
+    def __init__(self, executor: Client, stage: str) -> None:
+        self.executor = executor
+        self.stage = stage
+        self.killed: int | None = None
+        self.pids = list_pids(executor)
+
+    def __call__(self, event: Event) -> None:
+        if self.killed is None and event.stage.startswith(self.stage) and event.total and 0 < event.done < event.total:
+            busy = [address for address, keys in self.executor.processing().items() if keys]
+            self.killed = self.pids[(busy or list(self.pids))[0]]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def same_after_kill(executor: Client, stage: str, run: Callable[..., Any]) -> Any:
+    """What a verb returns although a worker is killed in the middle of a stage.
+
+    Args:
+        executor: Two workers.
+        stage: How the name of the stage begins.
+        run: Calls the verb with `executor` and `progress`.
+    """
+    executor.wait_for_workers(2)
+    kill = KillOnce(executor, stage)
+    result = run(executor=executor, progress=kill)
+    assert kill.killed is not None
+    executor.wait_for_workers(2)
+    assert kill.killed not in list_pids(executor).values()
+    return result
+
+
+# Tasks: workers import them from here.
+
+
+def square(state: int, number: int) -> int:
+    """The state and the square of a number."""
+    return state + number**2
+
+
+def refuse(state: None, number: int) -> int:
+    """Refuse odd numbers; the later, the sooner."""
+    time.sleep(0.3 / (1 + number))
+    if number % 2:
+        raise CalibrationError(f"take {number}", "it is odd", "pass even ones", code="test-odd", value=number)
+    return number
+
+
+def wait_until_stopped(state: None, path: str) -> None:
+    """Run until nobody waits for the result, and then write a file."""
+    token, path_ = StopToken(), Path(path)
+    path_.with_suffix(".started").touch()
+    while not token.is_set():
+        time.sleep(0.02)
+    path_.touch()
+
+
+def stop_this_process_once(state: None, item: tuple[str, int]) -> int:
+    """Stop the process of the first worker that takes number 0, as a machine that hangs."""
+    flag, number = Path(item[0]), item[1]
+    if number == 0 and not flag.exists():
+        flag.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return number
+
+
+def warn_of(state: None, number: int) -> int:
+    """Warn, the same for all numbers."""
+    warn("an image is odd")
+    return number
+
+
+def exit_hard(state: None, number: int) -> None:
+    """End the process of whichever worker takes it."""
+    os._exit(1)
