@@ -43,6 +43,7 @@ DOCUMENTS = {
     "docs/verbs.md": "an example of each verb",
     "docs/decision.md": "INT8 or FP16: how to decide",
     "docs/errors/index.md": "frequent error messages of TensorRT, trtexec, Triton and Ultralytics, with their cures",
+    "docs/scale.md": "executor= and --scheduler: Dask workers, SLURM, Kubernetes",
     "docs/glossary.md": "terms",
     "docs/tools.md": "what Ultralytics' export, ModelOpt, Polygraphy, trtexec and TREx do",
     "docs/benchmarks.md": "measured accuracy and latency, and how",

@@ -16,6 +16,7 @@ from task_models import drawn_set
 import trtkit as tk
 from trtkit import demo
 from trtkit.calibration import Calibration
+from trtkit.comparison.comparison import Comparison
 from trtkit.data import open_dataset
 from trtkit.errors import CancelledError, EngineError
 from trtkit.evaluation.evaluation import Evaluation
@@ -46,6 +47,11 @@ def model() -> tk.Model:
 
 
 @pytest.fixture(scope="module")
+def calibration(model: tk.Model, data: Path) -> Calibration:
+    return tk.calibrate(model, data, algorithm="minmax", histograms=True, device="cpu")
+
+
+@pytest.fixture(scope="module")
 def onnx(model: tk.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     return tk.export(model, format="onnx", output=path).path
@@ -62,9 +68,8 @@ def assert_equal(serial: Result, other: Result) -> None:
 
 
 def assert_same_on_workers(executor: Any, stage: str, run: Callable[..., Result]) -> None:
-    """A verb gives the same in one process, on two workers, and on two of which one is killed in a stage."""
+    """A verb gives the same in one process and on two workers, of which one is killed in the middle of a stage."""
     serial = run()
-    assert_equal(serial, run(executor=executor))
     assert_equal(serial, dask_cluster.same_after_kill(executor, stage, run))
 
 
@@ -98,6 +103,53 @@ def test_calibrate(executor: Any, model: tk.Model, data: Path, settings: dict[st
         return tk.calibrate(model, data, device="cpu", **settings, **more)
 
     assert_same_on_workers(executor, "calibrate", run)
+
+
+def test_sweep(executor: Any, model: tk.Model, data: Path) -> None:
+    assert_same_on_workers(
+        executor,
+        "evaluate percentile",
+        lambda **more: tk.sweep(
+            model, data, algorithms=("minmax", "percentile"), calibration_images=(12,), resamples=20, **more
+        ),
+    )
+
+
+def test_sensitivity(executor: Any, model: tk.Model, data: Path, calibration: Calibration) -> None:
+    def run(**more: Any) -> Result:
+        return tk.sensitivity(model, data, probe_images=12, calibration=calibration, worst=1, **more)
+
+    assert_same_on_workers(executor, "measure every layer", run)
+
+
+def test_search(executor: Any, model: tk.Model, data: Path, calibration: Calibration) -> None:
+    def run(**more: Any) -> Result:
+        settings: dict[str, Any] = {"probe_images": 6, "trials": 6, "resamples": 20, "backend": "onnxruntime"}
+        return tk.search(model, data, calibration=calibration, eval_images=9, **settings, **more)
+
+    assert_same_on_workers(executor, "correct biases", run)
+
+
+def test_compare(executor: Any, model: tk.Model, data: Path, tmp_path: Path) -> None:
+    outputs = iter(range(9))
+
+    def run(**more: Any) -> Comparison:
+        return tk.compare(
+            model,
+            data,
+            ("fp32", "int8"),
+            build=False,
+            runs=2,
+            seconds=0.1,
+            output=tmp_path / str(next(outputs)),
+            **more,
+        )
+
+    serial, other = run(), dask_cluster.same_after_kill(executor, "evaluate int8", run)
+    assert other.about["calibration"] == serial.about["calibration"]
+    assert [row["host"] for row in other.provenance.machine["workers"]]
+    for name in ("classes", "images", "detections", "labels", "differences", "thresholds"):
+        assert other.tables()[name].equals(serial.tables()[name]), name
 
 
 def test_a_calibration_of_workers_is_found_in_the_cache(

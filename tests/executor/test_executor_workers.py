@@ -98,7 +98,10 @@ def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
     assert results == list(range(12))
 
 
-def test_a_shard_that_kills_every_worker_is_given_up(executor: Any) -> None:
+def test_a_shard_that_kills_every_worker_is_given_up(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor.wait_for_workers(2)
+    # Four by default.
+    monkeypatch.setattr(executor.cluster.scheduler, "allowed_failures", 0)
     with raises(CapabilityError, "executor-workers-lost"):
         list(Workers(executor, Reporter()).map(dask_cluster.exit_hard, [1], stage="exit", repeat_slow=False))
     executor.wait_for_workers(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtkit.errors import DataError, warn
+from trtkit.executor import split_into_shards
 from trtkit.files import hash_parts
 from trtkit.progress import parallel_map
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from trtkit.models.model import ModelInfo, Preprocess
 
 __all__ = [
+    "ImageInputs",
     "InputSource",
     "count_calibration_images",
     "hash_preprocessing",
@@ -250,9 +253,40 @@ InputSource = Callable[[], Iterable[NDArray[np.float32]]]
 """Returns the same inputs (1, C, H, W), float32, on every call."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageInputs:
+    """Preprocessed images as an `InputSource`, which another process can load too.
+
+    Attributes:
+        paths: Image files; none is read before the first call.
+        preprocess: The model's preprocessing.
+        imgsz: Height and width, pixels.
+        skipped: Cleared at each call, then receives the paths of unreadable images.
+    """
+
+    paths: tuple[Path, ...]
+    preprocess: Preprocess
+    imgsz: tuple[int, int]
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def __call__(self) -> Iterator[NDArray[np.float32]]:
+        """Load the images one after the other."""
+        self.skipped.clear()
+        return load_input_batches(
+            self.paths, preprocess=self.preprocess, size=self.imgsz, batch=1, skipped=self.skipped
+        )
+
+    def split(self, slots: int) -> list[ImageInputs]:
+        """The images in shards, in their order; see `split_into_shards`."""
+        shards = split_into_shards(len(self.paths), slots=slots)
+        return [
+            dataclasses.replace(self, paths=tuple(self.paths[index] for index in shard), skipped=[]) for shard in shards
+        ]
+
+
 def make_input_source(
     paths: Sequence[Path], *, preprocess: Preprocess, imgsz: tuple[int, int], skipped: list[str] | None = None
-) -> InputSource:
+) -> ImageInputs:
     """Preprocessed images as an `InputSource`; no image is read before the first call.
 
     Args:
@@ -261,10 +295,6 @@ def make_input_source(
         imgsz: Height and width, pixels.
         skipped: Cleared at each call, then receives the paths of unreadable images.
     """
-    unreadable = [] if skipped is None else skipped
-
-    def load_inputs() -> Iterable[NDArray[np.float32]]:
-        unreadable.clear()
-        return load_input_batches(paths, preprocess=preprocess, size=imgsz, batch=1, skipped=unreadable)
-
-    return load_inputs
+    return ImageInputs(
+        paths=tuple(paths), preprocess=preprocess, imgsz=imgsz, skipped=[] if skipped is None else skipped
+    )

@@ -28,6 +28,7 @@ from trtkit.comparison.verdict import MAX_DROP
 from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
 from trtkit.evaluation.latency import Timing, benchmark, estimate_costs
 from trtkit.evaluation.significance import compute_all_differences
+from trtkit.executor import describe_executor
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
@@ -35,6 +36,8 @@ from trtkit.recipe import Recipe, round_imgsz
 from trtkit.writing import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from trtkit.backends import Capabilities
     from trtkit.calibration import Calibration
     from trtkit.comparison.candidates import CandidateSource
@@ -74,6 +77,7 @@ def compare(
     seed: int = DEFAULTS.seed,
     output: str | Path = "runs/compare",
     overwrite: bool = False,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Comparison:
@@ -113,6 +117,8 @@ def compare(
         seed: Seed of the samples and of the timed inputs.
         output: Folder for the files, `report.html`, `comparison.parquet` and `recipe.json`.
         overwrite: Replace an existing comparison.
+        executor: A `distributed.Client` (see `open_executor`), whose workers calibrate and evaluate; results are the
+            same. Files are exported and timed in this process, while the workers have nothing to do.
         progress: Receives events.
         cancel: Checked between steps.
 
@@ -241,6 +247,7 @@ def compare(
             batch=2 * max(batches),
             seed=seed,
             imgsz=size,
+            executor=executor,
             **watch,
         )
     reporter.begin("trace the graph")
@@ -290,7 +297,9 @@ def compare(
             evaluations = {}
             for name, runner in runners.items():
                 reporter.begin(f"evaluate {name}")
-                evaluations[name] = evaluate(runner, dataset, split, eval_images=eval_images, seed=seed, **watch)
+                evaluations[name] = evaluate(
+                    runner, dataset, split, eval_images=eval_images, seed=seed, executor=executor, **watch
+                )
             timing = benchmark(
                 runners,
                 batch=batches,
@@ -321,6 +330,10 @@ def compare(
             why_not_run=why_not_run,
             python=render_python("compare", compare, {**plain, "model": _describe_candidate(loaded)}),
             command=render_command("compare", compare, _without_expressions(plain), end2end=needs_end2end(loaded)),
+        )
+        machine = {**comparison.provenance.machine, **describe_executor(executor)}
+        comparison = dataclasses.replace(
+            comparison, provenance=dataclasses.replace(comparison.provenance, machine=machine)
         )
         _write_files(comparison, staging)
     reporter.finish(f"wrote {folder}")
@@ -516,8 +529,8 @@ def join_comparison(
 
 
 def _plain_arguments(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as JSON-ready data, without progress and cancel."""
-    plain = {name: value for name, value in settings.items() if name not in ("progress", "cancel")}
+    """The arguments as JSON-ready data, without what controls the run."""
+    plain = {name: value for name, value in settings.items() if name not in ("executor", "progress", "cancel")}
     plain["model"] = str(model.source or model.stem)
     plain["data"] = str(getattr(plain["data"], "path", plain["data"]))
     plain["output"] = str(plain["output"])

@@ -8,6 +8,15 @@ process computes. Shards are tasks of `distributed`, which runs a lost one elsew
 from trtkit.executor.facts import WorkerFacts, describe_worker
 from trtkit.executor.scheduler import GPU, open_executor
 from trtkit.executor.tasks import StopToken
-from trtkit.executor.workers import Workers, split_into_shards
+from trtkit.executor.workers import Workers, describe_executor, split_into_shards
 
-__all__ = ["GPU", "StopToken", "WorkerFacts", "Workers", "describe_worker", "open_executor", "split_into_shards"]
+__all__ = [
+    "GPU",
+    "StopToken",
+    "WorkerFacts",
+    "Workers",
+    "describe_executor",
+    "describe_worker",
+    "open_executor",
+    "split_into_shards",
+]

@@ -35,6 +35,11 @@ class WorkerFacts:
     versions: Mapping[str, str]
     gpus: tuple[Mapping[str, Any], ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        gpus = [dict(gpu) for gpu in self.gpus]
+        return {"host": self.host, **self.machine, "gpus": gpus, "versions": dict(self.versions)}
+
 
 @functools.cache
 def describe_worker() -> WorkerFacts:

@@ -107,7 +107,7 @@ def _start_local(count: int | None) -> Any:
     count = count or len(gpus) or available_cores()
     # One task at a time, which has its GPU to itself. The system's limit of memory is the right one: a runtime's memory
     # is none of Dask's objects, so that Dask could spill none of it.
-    shared = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": None}
+    shared = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     options = {**shared, "nthreads": 1, "memory_limit": 0, "preload": [__name__], "silence_logs": logging.CRITICAL}
     workers = {}
     for index in range(count):

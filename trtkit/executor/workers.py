@@ -25,7 +25,7 @@ from trtkit.results import package_versions
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["Workers", "split_into_shards"]
+__all__ = ["Workers", "describe_executor", "split_into_shards"]
 
 SHARD_IMAGES = 32
 """Most images of a shard, but for larger batches: what a lost worker has to do again, and a cancelled one to finish."""
@@ -162,16 +162,7 @@ class Workers:
 
     def describe(self) -> dict[str, Any]:
         """The workers that did the work, for `Provenance.machine`."""
-        rows = [
-            {
-                "host": facts.host,
-                **facts.machine,
-                "gpus": [dict(gpu) for gpu in facts.gpus],
-                "versions": dict(facts.versions),
-                "tasks": self.task_counts[address],
-            }
-            for address, facts in self.facts.items()
-        ]
+        rows = [{**facts.to_dict(), "tasks": self.task_counts[address]} for address, facts in self.facts.items()]
         return {"workers": sorted(rows, key=lambda row: (row["host"], -row["tasks"]))}
 
     def add_result(self, address: str, facts: WorkerFacts, warned: Sequence[str]) -> None:
@@ -275,6 +266,19 @@ class Workers:
                 )
             # Else it was lost just now.
         return facts
+
+
+def describe_executor(executor: Client | None) -> dict[str, Any]:
+    """The workers that an executor has, for `Provenance.machine` of verbs that call others; {} without an executor.
+
+    Args:
+        executor: The client, or None.
+    """
+    if executor is None:
+        return {}
+    answers = executor.run(describe_worker, on_error="return").values()
+    rows = [answer.to_dict() for answer in answers if isinstance(answer, WorkerFacts)]
+    return {"workers": sorted(rows, key=lambda row: str(row["host"]))}
 
 
 _CHECKED: weakref.WeakKeyDictionary[Any, set[bool]] = weakref.WeakKeyDictionary()

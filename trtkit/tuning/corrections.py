@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,11 +15,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.calibration.calibration import Calibration
-from trtkit.calibration.sampling import InputSource
+from trtkit.calibration.sampling import ImageInputs, InputSource
+from trtkit.executor import StopToken, Workers
 from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8
 from trtkit.progress import Reporter, parallel_map
 from trtkit.tuning.layers import LayerNoise
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = [
     "RANGE_CANDIDATES",
@@ -38,11 +43,12 @@ def compute_bias_corrections(
     graph: onnx.ModelProto,
     placement: QDQPlacement,
     ranges: Mapping[str, tuple[float, float]],
-    images: Iterable[NDArray[np.float32]],
+    images: Iterable[NDArray[np.float32]] | ImageInputs,
     count: int,
     reporter: Reporter,
     *,
     threads: int | None = None,
+    executor: Client | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Compute what to add to the bias of each INT8 layer so that its mean output equals FP32's.
 
@@ -59,6 +65,7 @@ def compute_bias_corrections(
         count: Number of inputs.
         reporter: Progress, one step per image, and cancellation.
         threads: Images processed in parallel; None uses one per core.
+        executor: Its workers run the images, which are `ImageInputs` then; None runs them here.
 
     Returns:
         One value per output channel, by node name; layers without a bias are left out.
@@ -66,27 +73,86 @@ def compute_bias_corrections(
     Raises:
         CancelledError: The caller cancelled.
     """
-    import onnxruntime as ort
-
     graph_with_twins, targets = _add_quantized_twins(graph, placement, ranges)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(graph_with_twins.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    source = session.get_inputs()[0].name
     outputs = list(targets.values())
     stage = "correct biases"
-    reporter.step(stage, 0, count)
     sums: list[Any] = [0.0] * len(outputs)
     done = 0
-    for means in parallel_map(lambda image: session.run(outputs, {source: image}), images, threads):
+    for means in _run_twins(graph_with_twins, outputs, images, count, stage, reporter, threads, executor):
+        # In the order of the images: the order of a sum decides its last bits.
         sums = [total + np.asarray(mean, np.float64) for total, mean in zip(sums, means, strict=True)]
         done += 1
-        reporter.step(stage, done, count)
     if not done:
         return {}
     return {name: tuple((-total / done).tolist()) for name, total in zip(targets, sums, strict=True)}
+
+
+def _run_twins(
+    graph: onnx.ModelProto,
+    outputs: list[str],
+    images: Iterable[NDArray[np.float32]] | ImageInputs,
+    count: int,
+    stage: str,
+    reporter: Reporter,
+    threads: int | None,
+    executor: Client | None,
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Yield the outputs of each image, here or on workers."""
+    if executor is None:
+        twins = _Twins.prepare(graph, outputs)
+        reporter.step(stage, 0, count)
+        inputs = images() if isinstance(images, ImageInputs) else images
+        for done, means in enumerate(parallel_map(twins.run, inputs, threads), 1):
+            reporter.step(stage, done, count)
+            yield means
+        return
+    assert isinstance(images, ImageInputs)
+    workers = Workers(executor, reporter)
+    shards = images.split(workers.slots)
+    results = workers.map(
+        _run_shard,
+        shards,
+        stage=stage,
+        prepare=_Twins.prepare,
+        common=(graph, outputs),
+        sizes=[len(shard.paths) for shard in shards],
+    )
+    with contextlib.closing(results):
+        for rows in results:
+            yield from rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Twins:
+    """A session of a graph with quantized twins."""
+
+    session: Any
+    outputs: list[str]
+
+    @classmethod
+    def prepare(cls, graph: onnx.ModelProto, outputs: list[str]) -> _Twins:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return cls(
+            ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"]), outputs
+        )
+
+    def run(self, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = self.session.run(self.outputs, {self.session.get_inputs()[0].name: image})
+        return outputs
+
+
+def _run_shard(twins: _Twins, images: ImageInputs) -> list[list[NDArray[np.float32]]]:
+    """The outputs of each image of a shard, in a worker."""
+    reporter, rows = Reporter(None, StopToken()), list[list[NDArray[np.float32]]]()
+    for image in images():
+        rows.append(twins.run(image))
+        reporter.step("correct biases", len(rows))
+    return rows
 
 
 def _add_quantized_twins(
@@ -240,7 +306,14 @@ def choose_ranges(
     }
     corrections = {
         label: compute_bias_corrections(
-            layer_noise.graph, layer_noise.full_int8, one.ranges, images(), count, reporter, threads=threads
+            layer_noise.graph,
+            layer_noise.full_int8,
+            one.ranges,
+            images if layer_noise.executor is not None else images(),  # type: ignore[arg-type]
+            count,
+            reporter,
+            threads=threads,
+            executor=layer_noise.executor,
         )
         for label, one in calibrations.items()
     }

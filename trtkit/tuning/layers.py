@@ -5,6 +5,7 @@ Noise is the SQNR of the head's output tensors against FP32.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -16,17 +17,20 @@ import onnx
 import polars as pl
 from numpy.typing import NDArray
 
-from trtkit.calibration.sampling import InputSource
+from trtkit.calibration.sampling import ImageInputs, InputSource
+from trtkit.executor import StopToken, Workers
 from trtkit.files import hash_parts
 from trtkit.graph.analysis import GraphIndex, block_of, count_macs, escape_pattern
 from trtkit.graph.qdq import QDQPlacement, plan_qdq
 from trtkit.progress import CancelToken, Progress, Reporter, parallel_map
 from trtkit.recipe import round_imgsz
 from trtkit.tuning.measurement import ResultCache
-from trtkit.tuning.partial_inference import NO_INT8, Ranges, SegmentedGraph, Variant
+from trtkit.tuning.partial_inference import NO_INT8, Ranges, SegmentedGraph, Variant, VariantSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from distributed import Client
 
     from trtkit.models import Model
 
@@ -165,6 +169,7 @@ class LayerNoise:
         keep: fnmatch patterns of layers that stay in FP16 in every placement.
         protect: Exclude the layers that `plan_qdq` excludes from INT8 by default.
         exact: As for `SegmentedGraph`.
+        executor: Its workers run the images; None runs them here.
 
     Attributes:
         full_int8: The placement with every layer in INT8 that may run in INT8.
@@ -181,7 +186,12 @@ class LayerNoise:
         *,
         protect: bool = True,
         exact: bool = True,
+        executor: Client | None = None,
     ) -> None:
+        self.executor = executor
+        self.arguments = {
+            "graph": graph, "classes": classes, "keep": tuple(keep), "protect": protect, "exact": exact,
+        }  # fmt: skip
         self.graph = graph
         self.index = GraphIndex(graph)
         self.classes = classes
@@ -192,7 +202,7 @@ class LayerNoise:
         self.macs = count_macs(graph, self.index)
         self.head_tensors = _find_head_tensors(self.index)
         self.segments = SegmentedGraph(graph, extra_outputs=self.head_tensors, exact=exact)
-        self.float_variant = self.segments.prepare_variant(NO_INT8, {}, shared=True)
+        self.float_variant = self.prepare_variant(NO_INT8, {}, shared=True)
 
     @property
     def blocks(self) -> dict[str, list[str]]:
@@ -219,7 +229,9 @@ class LayerNoise:
         *,
         shared: bool = False,
     ) -> Variant:
-        """Prepare a placement; see `SegmentedGraph.prepare_variant`."""
+        """Prepare a placement; see `SegmentedGraph.prepare_variant`; an executor's workers create its sessions."""
+        if self.executor is not None:
+            return Variant((), (), VariantSettings(placement, ranges, corrections, shared))
         return self.segments.prepare_variant(placement, ranges, corrections, shared=shared)
 
     def int8_share(self, placement: QDQPlacement) -> float:
@@ -260,32 +272,87 @@ class LayerNoise:
             CancelledError: The caller cancelled.
         """
         prepared = [self.float_variant, *variants.values()]
-        reporter.step(stage, 0, count)
-
-        def measure_energies(image: NDArray[np.float32]) -> NDArray[np.float64]:
-            energy = np.zeros((len(prepared), 2, len(self.head_tensors)))
-            exact: list[NDArray[np.float32]] = []
-            confidence: list[NDArray[np.float32] | None] = []
-            results = self.segments.run(image, prepared, outputs=self.head_tensors, cache_first=1 + cache_first)
-            for number, outputs in enumerate(results):
-                values = [outputs[name] for name in self.head_tensors]
-                if not number:
-                    exact, confidence = values, _compute_confidences(self.head_tensors, values, self.classes)
-                for index, (value, reference, weight) in enumerate(zip(values, exact, confidence, strict=True)):
-                    if number and value is reference:
-                        continue  # the cached FP32 output: nothing before this tensor is in INT8
-                    difference = value - reference if number else reference
-                    energy[number, :, index] = _compute_energies(difference, weight)
-                if reporter.is_cancelled():
-                    break
-            return energy
-
+        if self.executor is not None:
+            energies = self._measure_on_workers(prepared, images, stage, reporter, 1 + cache_first)
+        else:
+            energies = self._measure_here(prepared, images, count, stage, reporter, 1 + cache_first, threads)
         total = np.zeros((len(prepared), 2, len(self.head_tensors)))
-        for done, energy in enumerate(parallel_map(measure_energies, images(), threads), 1):
-            # Cancellation raises here; running threads stop at their next variant.
-            reporter.step(stage, done, count)
+        # In the order of the images: the order of a sum decides its last bits.
+        for energy in energies:
             total += energy
         return {label: compute_sqnr(total[0], row) for label, row in zip(variants, total[1:], strict=True)}
+
+    def measure_energies(
+        self, image: NDArray[np.float32], prepared: Sequence[Variant], cache_first: int, reporter: Reporter
+    ) -> NDArray[np.float64]:
+        """Measure the energy of FP32 and of the errors of variants on one image.
+
+        Args:
+            image: (1, C, H, W) float32.
+            prepared: The FP32 variant and the others.
+            cache_first: As for `SegmentedGraph.run`.
+            reporter: Stops it if cancelled.
+
+        Returns:
+            (variants, 2, head tensors).
+        """
+        energy = np.zeros((len(prepared), 2, len(self.head_tensors)))
+        exact: list[NDArray[np.float32]] = []
+        confidence: list[NDArray[np.float32] | None] = []
+        results = self.segments.run(image, prepared, outputs=self.head_tensors, cache_first=cache_first)
+        for number, outputs in enumerate(results):
+            values = [outputs[name] for name in self.head_tensors]
+            if not number:
+                exact, confidence = values, _compute_confidences(self.head_tensors, values, self.classes)
+            for index, (value, reference, weight) in enumerate(zip(values, exact, confidence, strict=True)):
+                if number and value is reference:
+                    continue  # the cached FP32 output: nothing before this tensor is in INT8
+                difference = value - reference if number else reference
+                energy[number, :, index] = _compute_energies(difference, weight)
+            if reporter.is_cancelled():
+                break
+        return energy
+
+    def _measure_here(
+        self,
+        prepared: Sequence[Variant],
+        images: InputSource,
+        count: int,
+        stage: str,
+        reporter: Reporter,
+        cache_first: int,
+        threads: int | None,
+    ) -> Iterator[NDArray[np.float64]]:
+        reporter.step(stage, 0, count)
+
+        def measure(image: NDArray[np.float32]) -> NDArray[np.float64]:
+            return self.measure_energies(image, prepared, cache_first, reporter)
+
+        for done, energy in enumerate(parallel_map(measure, images(), threads), 1):
+            # Cancellation raises here; running threads stop at their next variant.
+            reporter.step(stage, done, count)
+            yield energy
+
+    def _measure_on_workers(
+        self, prepared: Sequence[Variant], images: InputSource, stage: str, reporter: Reporter, cache_first: int
+    ) -> Iterator[NDArray[np.float64]]:
+        assert self.executor is not None
+        assert isinstance(images, ImageInputs)
+        workers = Workers(self.executor, reporter)
+        shards = images.split(workers.slots)
+        results = workers.map(
+            _measure_shard,
+            shards,
+            stage=stage,
+            prepare=prepare_variants,
+            common=(self.arguments, [variant.settings for variant in prepared], cache_first),
+            sizes=[len(shard.paths) for shard in shards],
+        )
+        images.skipped.clear()
+        with contextlib.closing(results):
+            for energies, skipped in results:
+                images.skipped.extend(skipped)
+                yield from energies
 
     def run_variants(
         self, variants: Sequence[Variant], images: InputSource, threads: int | None = None
@@ -305,6 +372,47 @@ class LayerNoise:
             return image, list(self.segments.run(image, variants))
 
         return parallel_map(run, images(), threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedVariants:
+    """Variants in a worker.
+
+    Attributes:
+        layer_noise: The graph.
+        variants: The variants.
+        cache_first: As for `SegmentedGraph.run`.
+    """
+
+    layer_noise: LayerNoise
+    variants: Sequence[Variant]
+    cache_first: int
+
+
+def prepare_variants(
+    arguments: Mapping[str, Any], settings: Sequence[VariantSettings], cache_first: int
+) -> PreparedVariants:
+    """Create the sessions of variants, in a worker.
+
+    Args:
+        arguments: `LayerNoise.arguments`.
+        settings: Of the variants.
+        cache_first: As for `SegmentedGraph.run`.
+    """
+    layer_noise = LayerNoise(**arguments)
+    variants = [
+        layer_noise.prepare_variant(one.placement, one.ranges, one.corrections, shared=one.shared) for one in settings
+    ]
+    return PreparedVariants(layer_noise, variants, cache_first)
+
+
+def _measure_shard(prepared: PreparedVariants, images: ImageInputs) -> tuple[list[NDArray[np.float64]], list[str]]:
+    """The energies of each image of a shard, and the images that can't be read."""
+    reporter, energies = Reporter(None, StopToken()), list[NDArray[np.float64]]()
+    for image in images():
+        energies.append(prepared.layer_noise.measure_energies(image, prepared.variants, prepared.cache_first, reporter))
+        reporter.step("measure", len(energies))
+    return energies, images.skipped
 
 
 def compute_sqnr(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> float:

@@ -23,6 +23,8 @@ from trtkit.results import package_versions
 from trtkit.writing import check_output_folder, write_json
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from trtkit.calibration.calibration import Calibration
     from trtkit.data import Dataset
     from trtkit.models import Model
@@ -96,6 +98,7 @@ class CachedEvaluator:
         batch: Images per run.
         cache: Stores finished evaluations.
         reporter: Progress and cancellation.
+        executor: Its workers run the images; None runs them here.
     """
 
     dataset: Dataset
@@ -105,6 +108,7 @@ class CachedEvaluator:
     cache: ResultCache
     reporter: Reporter
     batch: int = 1
+    executor: Client | None = None
 
     def __call__(self, graph: onnx.ModelProto, stage: str) -> Evaluation:
         """Evaluate a graph, or load its cached evaluation.
@@ -137,6 +141,7 @@ class CachedEvaluator:
                 batch=self.batch,
                 eval_images=self.eval_images,
                 seed=self.seed,
+                executor=self.executor,
                 progress=None if self.reporter.progress is None else _rename_stage(self.reporter.progress, stage),
                 cancel=self.reporter.cancel,
             )

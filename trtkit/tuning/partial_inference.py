@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from trtkit.graph.analysis import GraphIndex, split_into_segments
 from trtkit.graph.qdq import QDQPlacement, insert_qdq, passes_int8
 
-__all__ = ["NO_INT8", "Ranges", "SegmentedGraph", "Variant"]
+__all__ = ["NO_INT8", "Ranges", "SegmentedGraph", "Variant", "VariantSettings"]
 
 NO_INT8 = QDQPlacement(layers=(), tensors=(), scale_groups={}, excluded={})
 """The placement without INT8 layers."""
@@ -30,16 +30,28 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
+class VariantSettings:
+    """What a variant is made from: the arguments of `SegmentedGraph.prepare_variant`, for another process."""
+
+    placement: QDQPlacement
+    ranges: Ranges
+    corrections: Mapping[str, Sequence[float]] | None = None
+    shared: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """A placement with its sessions.
 
     Attributes:
-        sessions: The ONNX Runtime session of each segment.
+        sessions: The ONNX Runtime session of each segment; () if only workers run it.
         result_ids: The id of each segment's result; equal ids of two variants are equal results.
+        settings: What it was made from.
     """
 
     sessions: tuple[Any, ...]
     result_ids: tuple[int, ...]
+    settings: VariantSettings
 
 
 @dataclasses.dataclass(eq=False)
@@ -140,6 +152,7 @@ class SegmentedGraph:
             corrections: Bias corrections, as `insert_qdq` takes them.
             shared: Many variants share the segments of this one: their sessions keep a memory arena.
         """
+        settings = VariantSettings(placement, ranges, corrections, shared)
         corrections = corrections or {}
         sessions, result_ids = [], []
         id_of: dict[str, int] = {}
@@ -160,7 +173,7 @@ class SegmentedGraph:
             id_of.update(dict.fromkeys(segment.outputs, result_id))
             sessions.append(self.sessions[key])
             result_ids.append(result_id)
-        return Variant(tuple(sessions), tuple(result_ids))
+        return Variant(tuple(sessions), tuple(result_ids), settings)
 
     def run(
         self,

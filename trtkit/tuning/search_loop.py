@@ -13,12 +13,13 @@ import polars as pl
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.algorithms import format_algorithm
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
-from trtkit.calibration.sampling import InputSource, count_calibration_images, make_input_source
+from trtkit.calibration.sampling import ImageInputs, count_calibration_images, make_input_source
 from trtkit.codegen import needs_end2end
 from trtkit.data import sample_images
 from trtkit.errors import CalibrationError
 from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES
+from trtkit.executor import describe_executor
 from trtkit.files import hash_parts
 from trtkit.graph.analysis import block_of
 from trtkit.graph.torch_export import check_trace, trace
@@ -26,7 +27,7 @@ from trtkit.models import Model, load
 from trtkit.models.model import Preprocess
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
-from trtkit.results import Provenance
+from trtkit.results import Provenance, describe_machine
 from trtkit.tasks import get_task
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
 from trtkit.tuning.int8_evaluation import PrecisionAssignment, Trials
@@ -43,6 +44,7 @@ from trtkit.writing import temporary_folder
 
 if TYPE_CHECKING:
     import torch
+    from distributed import Client
 
     from trtkit.data import Dataset
 
@@ -79,6 +81,7 @@ def search(
     threads: int | None = None,
     seed: int = DEFAULTS.seed,
     cache_dir: str | Path | None = None,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Search:
@@ -112,6 +115,8 @@ def search(
         threads: Images processed in parallel in noise measurements; None uses one per core.
         seed: Seed of the image samples and the resamples.
         cache_dir: Cache directory; an interrupted search resumes from it.
+        executor: A `distributed.Client` (see `open_executor`), whose workers run the images; results are the same.
+            Engines are built and timed in this process, while the workers have nothing to do.
         progress: Progress callback.
         cancel: Cancellation token.
 
@@ -184,10 +189,11 @@ def search(
             imgsz=size,
             seed=seed,
             cache_dir=cache.calibrations,
+            executor=executor,
             progress=reporter.progress,
             cancel=cancel,
         )
-    layer_noise = LayerNoise(graph, len(loaded.names), keep, exact=False)
+    layer_noise = LayerNoise(graph, len(loaded.names), keep, exact=False, executor=executor)
     probe = NoiseProbe(
         layer_noise,
         dataset,
@@ -222,6 +228,7 @@ def search(
                 cache=cache,
                 reporter=reporter,
                 batch=batch,
+                executor=executor,
             ),
             cost=select_cost_model(
                 searched,
@@ -259,6 +266,7 @@ def search(
             model_hash=searched.hash,
             data_hash=trial_list.data_hash,
             runner=trial_list.runner,
+            machine={**describe_machine(), **describe_executor(executor)},
             settings={
                 "data": str(dataset.path),
                 "max_drop": max_drop,
@@ -431,7 +439,7 @@ class NoiseProbe:
         self.data_hash = dataset.hash_images(self.correction_paths)
 
     @property
-    def inputs(self) -> InputSource:
+    def inputs(self) -> ImageInputs:
         """The preprocessed probe images."""
         return make_input_source(self.probe_paths, preprocess=self.preprocess, imgsz=self.imgsz)
 
@@ -461,10 +469,11 @@ class NoiseProbe:
             self.layer_noise.graph,
             self.layer_noise.full_int8,
             chosen.calibration.ranges,
-            images(),
+            images,
             len(self.correction_paths),
             self.reporter,
             threads=self.threads,
+            executor=self.layer_noise.executor,
         )
         return dataclasses.replace(chosen.calibration, corrections=corrections), dict(chosen.algorithms)
 

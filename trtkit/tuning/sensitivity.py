@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from trtkit.data import open_dataset, sample_images
 from trtkit.data.dataset import UNLABELED_SPLIT
 from trtkit.errors import EngineError
 from trtkit.evaluation.evaluation import evaluate, prepare_evaluation
+from trtkit.executor import describe_executor
 from trtkit.graph.analysis import block_of, block_types, escape_pattern
 from trtkit.graph.qdq import QDQPlacement
 from trtkit.graph.torch_export import check_trace, trace
@@ -27,15 +29,16 @@ from trtkit.models import Model, load
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
-from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
+from trtkit.results import Provenance, Result, SavedResult, describe_machine, rename_version_1_keys
 from trtkit.tasks import get_task
-from trtkit.tuning.layers import LayerNoise, runner_name
+from trtkit.tuning.layers import LayerNoise, prepare_variants, runner_name
 from trtkit.tuning.measurement import ResultCache
-from trtkit.tuning.partial_inference import Variant
+from trtkit.tuning.partial_inference import Variant, VariantSettings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import torch
+    from distributed import Client
 
     from trtkit.data import DataSource
 
@@ -162,6 +165,7 @@ def sensitivity(
     threads: int | None = None,
     seed: int = DEFAULTS.seed,
     cache_dir: str | Path | None = None,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Sensitivity:
@@ -183,6 +187,7 @@ def sensitivity(
         threads: Images processed in parallel; None uses one per core.
         seed: Seed of the image samples.
         cache_dir: Cache directory; its calibrations are reused.
+        executor: A `distributed.Client` (see `open_executor`), whose workers run the images; results are the same.
         progress: Progress callback.
         cancel: Cancellation token.
 
@@ -235,12 +240,13 @@ def sensitivity(
             imgsz=size,
             seed=seed,
             cache_dir=ResultCache(cache_dir).calibrations,
+            executor=executor,
             progress=reporter.progress,
             cancel=cancel,
         )
     reporter.begin("measure every layer")
     graph, classes = trace(loaded, imgsz=size, batch=1), len(loaded.names)
-    layer_noise = LayerNoise(graph, classes, protect=protect, exact=False)
+    layer_noise = LayerNoise(graph, classes, protect=protect, exact=False, executor=executor)
     variants = {
         label: layer_noise.prepare_variant(placement, given.ranges, given.corrections, shared=label == "int8")
         for label, placement in _plan_placements(layer_noise).items()
@@ -260,29 +266,39 @@ def sensitivity(
         labels = ["int8", *(f"{way} {node}" for node in nodes for way in ("only", "without"))]
         del variants
         # Metrics are measured with the arithmetic of the ONNX Runtime backend.
-        layer_noise = LayerNoise(graph, classes, protect=protect)
+        layer_noise = LayerNoise(graph, classes, protect=protect, executor=executor)
         placements = _plan_placements(layer_noise)
-        runners = _run_variants(
-            layer_noise,
-            {
-                "float": layer_noise.float_variant,
-                **{
-                    label: layer_noise.prepare_variant(placements[label], given.ranges, given.corrections)
-                    for label in labels
-                },
+        chosen = {
+            "float": layer_noise.float_variant,
+            **{
+                label: layer_noise.prepare_variant(placements[label], given.ranges, given.corrections)
+                for label in labels
             },
-            images,
-            len(paths),
-            model=loaded,
-            imgsz=size,
-            threads=threads,
-            reporter=reporter,
-        )
+        }
+        info = dataclasses.replace(loaded.info, imgsz=size)
+        runners: Mapping[str, Runner]
+        if executor is None:
+            runners = _run_variants(
+                layer_noise, chosen, images, len(paths), info=info, hash=loaded.hash, threads=threads, reporter=reporter
+            )
+        else:
+            runners = {
+                label: VariantRunner(layer_noise, one, info, precision=_precision_of(label), hash=loaded.hash)
+                for label, one in chosen.items()
+            }
         step = f"evaluate the {worst} worst layers"
         reporter.begin(step)
         for done, (label, runner) in enumerate(runners.items()):
             reporter.step(step, done, len(runners))
-            evaluation = evaluate(runner, dataset, split, eval_images=probe_images, seed=seed, cancel=reporter.cancel)
+            evaluation = evaluate(
+                runner,
+                dataset,
+                split,
+                eval_images=probe_images,
+                seed=seed,
+                executor=executor,
+                cancel=reporter.cancel,
+            )
             metrics[label] = float(evaluation.metrics[metric])
         for row in rows:
             for way in ("only", "without"):
@@ -301,6 +317,7 @@ def sensitivity(
             model_hash=loaded.hash,
             data_hash=dataset.hash_images(paths),
             runner=runner_name(),
+            machine={**describe_machine(), **describe_executor(executor)},
             settings={
                 "data": str(dataset.path),
                 "split": split,
@@ -418,26 +435,78 @@ def _hash_image(image: NDArray[np.float32]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
 
 
+def _precision_of(label: str) -> str:
+    return "fp32" if label == "float" else "int8"
+
+
+class VariantRunner(Runner):
+    """A runner of one variant, for workers, which create its sessions.
+
+    Args:
+        layer_noise: The graph.
+        variant: The variant.
+        info: The model's description, with the size of the inputs.
+        precision: "fp32" or "int8".
+        hash: SHA-256 of the model.
+    """
+
+    engine = False
+    passport = None
+    path = None
+    batch = 1
+    dynamic = False
+
+    def __init__(
+        self, layer_noise: LayerNoise, variant: Variant, info: ModelInfo, *, precision: str, hash: str
+    ) -> None:
+        self.layer_noise = layer_noise
+        self.variant = variant
+        self.info = info
+        self.name = runner_name()
+        self.precision = precision
+        self.imgsz = info.imgsz
+        self.hash = hash
+        self.opener = functools.partial(
+            _open_variant, layer_noise.arguments, variant.settings, info, precision=precision, hash=hash
+        )
+
+    def infer(self, feeds: NDArray[np.float32] | Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Run one image (1, C, H, W)."""
+        images = next(iter(feeds.values())) if isinstance(feeds, Mapping) else feeds
+        self.check_batch(len(images))
+        (outputs,) = self.layer_noise.segments.run(images, [self.variant])
+        return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+
+    def close(self) -> None:
+        """Nothing is held that others do not use."""
+
+
+def _open_variant(
+    arguments: Mapping[str, Any], settings: VariantSettings, info: ModelInfo, *, precision: str, hash: str
+) -> VariantRunner:
+    prepared = prepare_variants(arguments, [settings], 0)
+    return VariantRunner(prepared.layer_noise, prepared.variants[0], info, precision=precision, hash=hash)
+
+
 def _run_variants(
     layer_noise: LayerNoise,
     variants: Mapping[str, Variant],
     images: InputSource,
     count: int,
     *,
-    model: Model,
-    imgsz: tuple[int, int],
+    info: ModelInfo,
+    hash: str,
     threads: int | None,
     reporter: Reporter,
 ) -> dict[str, CachedOutputsRunner]:
     """Run variants on all images, and return a runner with the outputs of each variant."""
-    info = dataclasses.replace(model.info, imgsz=imgsz)
     runners = {
         label: CachedOutputsRunner(
             info,
             name=runner_name(),
-            precision="fp32" if label == "float" else "int8",
-            imgsz=imgsz,
-            hash=model.hash,
+            precision=_precision_of(label),
+            imgsz=info.imgsz,
+            hash=hash,
         )
         for label in variants
     }

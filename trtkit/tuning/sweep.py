@@ -16,18 +16,20 @@ from trtkit.calibration.sampling import count_calibration_images
 from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
 from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES, compute_interval, compute_loss_interval
+from trtkit.executor import describe_executor
 from trtkit.graph.qdq import insert_qdq
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import load
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
-from trtkit.results import Provenance, Result, SavedResult, rename_version_1_keys
+from trtkit.results import Provenance, Result, SavedResult, describe_machine, rename_version_1_keys
 from trtkit.tasks import get_task
 from trtkit.tuning.measurement import CachedEvaluator, ResultCache
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     import torch
+    from distributed import Client
 
     from trtkit.data import Dataset
     from trtkit.models import Model
@@ -157,6 +159,7 @@ def sweep(
     resamples: int = TUNING_RESAMPLES,
     seed: int = DEFAULTS.seed,
     cache_dir: str | Path | None = None,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Sweep:
@@ -178,6 +181,7 @@ def sweep(
         resamples: Number of bootstrap resamples.
         seed: Seed of the image samples and the resamples.
         cache_dir: Cache directory; an interrupted sweep resumes from it.
+        executor: A `distributed.Client` (see `open_executor`), whose workers run the images; results are the same.
         progress: Progress callback.
         cancel: Cancellation token.
 
@@ -240,6 +244,7 @@ def sweep(
         cache=cache,
         reporter=reporter,
         batch=batch,
+        executor=executor,
     )
     graph = trace(loaded, imgsz=size, batch=batch)
     reporter.begin("evaluate fp32")
@@ -257,6 +262,7 @@ def sweep(
             imgsz=size,
             seed=seed,
             cache_dir=cache.calibrations,
+            executor=executor,
             progress=reporter.progress,
             cancel=cancel,
         )
@@ -295,6 +301,7 @@ def sweep(
             model_hash=loaded.hash,
             data_hash=float_evaluation.provenance.data_hash,
             runner=float_evaluation.provenance.runner,
+            machine={**describe_machine(), **describe_executor(executor)},
             settings={
                 "data": str(dataset.path),
                 "algorithms": list(algorithms),
