@@ -119,8 +119,13 @@ def read_model(source: ZooModel) -> Model:
     return load(source)
 
 
-def choose_backends(names: Any, device: int | str | None) -> tuple[str, ...]:
+def choose_backends(names: Any, device: int | str | None, *, elsewhere: bool = False) -> tuple[str, ...]:
     """The backends, each of which works here.
+
+    Args:
+        names: As in `zoo`.
+        device: As in `zoo`.
+        elsewhere: Engines are built and run by workers, which say themselves what they can do.
 
     Raises:
         RecipeError: There is no such backend.
@@ -138,7 +143,7 @@ def choose_backends(names: Any, device: int | str | None) -> tuple[str, ...]:
             return ("onnxruntime",)
     for name in chosen:
         backends.get_backend(name)
-        if name not in FILES:
+        if name not in FILES and not elsewhere:
             backends.require_build(name, device=device)
             backends.require_run(name, device=device)
     return chosen

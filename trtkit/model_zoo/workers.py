@@ -14,10 +14,10 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtkit.backends.devices import Gpu, find_gpus, parse_device
 from trtkit.child_process import (
@@ -30,11 +30,14 @@ from trtkit.child_process import (
 )
 from trtkit.errors import CancelledError, EngineError, OutputError, TrtkitError
 from trtkit.files import read_json
-from trtkit.model_zoo.rows import RowJob, run_row
+from trtkit.model_zoo.rows import RowJob, load_row, run_row
 from trtkit.progress import Event, Reporter
 from trtkit.writing import temporary_folder, write_json
 
-__all__ = ["Facts", "Slot", "describe_error", "find_slots", "group_jobs", "run_jobs"]
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["Facts", "Slot", "describe_error", "find_slots", "group_jobs", "run_jobs", "run_on_executor"]
 
 Facts = dict[str, Any]
 """What `run_row` returns, or "error_code" and "error" of a row that failed."""
@@ -128,6 +131,82 @@ def run_jobs(
         if not job.is_engine:
             watch = {"progress": _prefixed(reporter, job.label), "cancel": reporter.cancel}
             finish(job, attempt(lambda job=job, watch=watch: run_row(job, output, **watch)))  # type: ignore[misc]
+
+
+def run_on_executor(
+    jobs: Sequence[RowJob],
+    output: Path,
+    *,
+    executor: Client,
+    reporter: Reporter,
+    on_done: Callable[[RowJob, Facts], None],
+) -> None:
+    """Run all jobs on the workers of a Dask scheduler: those of engines take a worker's GPU, which none shares.
+
+    A row whose worker is killed runs again elsewhere; what is finished lies in `output`, which the workers share.
+
+    Args:
+        jobs: The rows, in the order of the table.
+        output: The folder of the zoo.
+        executor: A `distributed.Client`.
+        reporter: Progress callback and cancellation token.
+        on_done: Called for each job with its facts.
+
+    Raises:
+        CapabilityError: Workers are missing, lost or other than this process, or their GPUs differ or are shared.
+        CancelledError: The caller cancelled; finished rows are kept.
+        OutputError: The folder can't be written, or the workers write to another one.
+    """
+    from trtkit.executor import Workers
+
+    for is_engine in (True, False):
+        same = [_with_absolute_paths(job) for job in jobs if job.is_engine == is_engine]
+        if not same:
+            continue
+        workers = Workers(executor, reporter, gpu=is_engine)
+        shards = [(job.to_dict(), str(output.absolute())) for job in same]
+        stage = "zoo rows with engines" if is_engine else "zoo rows"
+        # Rows differ in time, so that a slow one means nothing.
+        results = workers.map(run_on_worker, shards, stage=stage, repeat_slow=False)
+        with contextlib.closing(results):
+            for job, facts in zip(same, results, strict=True):
+                if "error_code" not in facts and load_row(output, job) is None:
+                    raise OutputError(
+                        f"keep the row {job.label}",
+                        f"a worker wrote it, and it is not in {output}",
+                        "name an output folder on a disk that this machine and the workers share",
+                        code="zoo-output-not-shared",
+                        path=str(output),
+                    )
+                on_done(job, facts)
+
+
+def run_on_worker(state: None, shard: tuple[Mapping[str, Any], str]) -> Facts:
+    """Run a row in a worker of a scheduler.
+
+    Args:
+        state: Nothing: a row reads its model itself.
+        shard: `RowJob.to_dict`, and the folder of the zoo.
+
+    Raises:
+        CancelledError: The caller cancelled.
+        OutputError: The row can't be written.
+    """
+    from trtkit.executor import StopToken
+
+    job, output, token = RowJob.from_dict(shard[0]), Path(shard[1]), StopToken()
+    if not job.is_engine:
+        return attempt(lambda: run_row(job, output, cancel=token))
+    # The worker sees its own GPU only; a crash inside TensorRT must not take it along.
+    slot = find_slots(None)[0]
+    return attempt(
+        lambda: _run_in_child(dataclasses.replace(job, device=slot.device), output, slot, Reporter(None, token))
+    )
+
+
+def _with_absolute_paths(job: RowJob) -> RowJob:
+    """A job that workers with another working folder understand."""
+    return dataclasses.replace(job, model=str(Path(job.model).absolute()), data=str(Path(job.data).absolute()))
 
 
 def _run_on_slots(

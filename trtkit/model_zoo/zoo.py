@@ -26,7 +26,7 @@ from trtkit.model_zoo.jobs import (
 )
 from trtkit.model_zoo.rows import ROW_FILE, RowJob, load_evaluation, load_row, row_folder
 from trtkit.model_zoo.table import Zoo, make_row, make_timings, rows_frame, timings_frame
-from trtkit.model_zoo.workers import Facts, describe_error, find_slots, run_jobs
+from trtkit.model_zoo.workers import Facts, describe_error, find_slots, run_jobs, run_on_executor
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
 from trtkit.recipe import command_words
@@ -34,6 +34,8 @@ from trtkit.results import Provenance
 from trtkit.writing import check_output_folder
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from trtkit.evaluation.bootstrap import ResampledMetric
     from trtkit.model_zoo.jobs import ZooModel
 
@@ -71,6 +73,7 @@ def zoo(
     seed: int = DEFAULTS.seed,
     output: str | Path = "runs/zoo",
     overwrite: bool = False,
+    executor: Client | None = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Zoo:
@@ -109,6 +112,9 @@ def zoo(
         seed: Seed of the samples and of the timed inputs.
         output: Folder for the rows with their files, `zoo.md`, `zoo.json` and the tables.
         overwrite: Measure rows again that are done.
+        executor: A `distributed.Client` (see `open_executor`): its workers measure the rows, those of engines one at a
+            time on each GPU. They read models and data, and write `output`, at the same paths. Rows of ONNX Runtime
+            equal those of this process on the same type of processor.
         progress: Receives events.
         cancel: Checked between steps.
 
@@ -118,18 +124,18 @@ def zoo(
     Raises:
         RecipeError: A setting is out of range, there are no models, a task has no data, or two models share a name.
         TrtkitError: No model can be read or fits its data and the settings: the first one's error.
-        CapabilityError: A backend can't build and run engines here.
+        CapabilityError: A backend can't build and run engines here, or the workers of `executor` don't fit.
         ModelError, DownloadError: A model's file is missing.
         DataError: A data set can't be used.
         OutputError: `output` can't be written.
         CancelledError: The caller cancelled; finished rows are kept.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("progress", "cancel")}
+    arguments = {name: value for name, value in locals().items() if name not in ("executor", "progress", "cancel")}
     is_guide = models is None
     sources = list_models(models, data)
     sides = as_tuple(sizes) or ((GUIDE_SIZE,) if is_guide else (None,))
     batches = tuple(as_tuple(batch) or (GUIDE_BATCHES if is_guide else (1,)))
-    chosen = choose_backends(backends, device)
+    chosen = choose_backends(backends, device, elsewhere=executor is not None)
     folder = check_output_folder(output)
     reporter = Reporter(progress, cancel)
     settings = {
@@ -165,7 +171,7 @@ def zoo(
         # Nothing is left to measure: that is bad input, not one model's failure.
         raise next(iter((*errors.values(), *failures.values())))
     check_names(jobs)
-    slots = find_slots(device) if any(job.is_engine for job in jobs) else ()
+    slots = find_slots(device) if executor is None and any(job.is_engine for job in jobs) else ()
     start_work(
         Plan(
             verb="zoo",
@@ -196,7 +202,10 @@ def zoo(
         outcome = row.get("error", "done")
         reporter.step("zoo", len(facts), len(jobs), f"{job.label}: {outcome}")
 
-    run_jobs(pending, folder, slots=slots, reporter=reporter, on_done=on_done)
+    if executor is None:
+        run_jobs(pending, folder, slots=slots, reporter=reporter, on_done=on_done)
+    elif pending:
+        run_on_executor(pending, folder, executor=executor, reporter=reporter, on_done=on_done)
     result = _join(jobs, facts, failures, folder, arguments, batches, data_by_task, is_guide=is_guide)
     result.save(folder)
     reporter.finish(f"wrote {folder}")
