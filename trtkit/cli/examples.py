@@ -55,7 +55,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
             "both in three precisions, on all GPUs; run it again to go on where it stopped"
         ),
         "trtkit zoo models/ --data detect=my.yaml --data pose=poses.yaml": "every model of a folder",
-        "trtkit zoo models/ --data detect=my.yaml --scheduler tls://host:8786": "the same on the workers of a Dask scheduler",
+        "trtkit zoo models/ --data detect=my.yaml --scheduler tls://host:8786": "the same on Dask workers",
         "trtkit zoo --data detect=coco.yaml --data segment=coco.yaml --download": (
             "the tables of Ultralytics' guide: YOLOv8n of each task"
         ),
