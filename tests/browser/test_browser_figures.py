@@ -4,7 +4,9 @@ import polars as pl
 import pytest
 from example_comparison import example_comparison
 
+from trtkit.comparison.published import describe_unmeasured
 from trtkit.plotting import calibration, evaluation
+from trtkit.plotting.comparison import unmeasured_latency_figure
 from trtkit.plotting.notebook import figure_html, library_html
 
 CHANGES = {"fp16": (0.0, -0.0002, 0.0002), "int8": (-0.0041, -0.0081, -0.0001)}
@@ -30,6 +32,8 @@ def list_figures():
     return {
         "comparison-gpu": whole.plot(),
         "comparison-cpu": example_comparison(changes=CHANGES).plot(),
+        "comparison-unpublished": example_comparison(changes=CHANGES, model="mine").plot(),
+        "unmeasured": unmeasured_latency_figure(["fp32", "int8"], **describe_unmeasured(example_comparison())),
         "losses": whole.plot_losses(),
         "timing": whole.timing().plot(),
         "evaluation": evaluation.evaluation_figure(evaluated, nothing, nothing, kinds=["B"], title="detect"),

@@ -57,7 +57,7 @@ def test_the_comparison_shows_every_accuracy_latency_and_size():
         assert list(traces[f"batch {size}"].x) == expected
 
 
-@pytest.mark.parametrize(("where", "name"), [("cpu", "no engine ran here"), ("gpu", "p50; TensorRT 8.6.0 NVIDIA H100")])
+@pytest.mark.parametrize(("where", "name"), [("cpu", "no GPU here: not"), ("gpu", "p50; TensorRT 8.6.0 NVIDIA H100")])
 def test_the_comparison_names_the_runner(where, name):
     titles = " ".join(annotation.text for annotation in example_comparison(where=where).plot().layout.annotations)
     assert name in titles

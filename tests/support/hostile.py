@@ -98,6 +98,7 @@ def hostile_figures():
                               "top5": numbers})  # fmt: skip
     load = pl.DataFrame({"batch": [1, 1], "concurrency": [1, 2], "images_per_s": [5.0, 9.0], "p50_ms": [200.0, 210.0],
                          "p99_ms": [220.0, 260.0]})  # fmt: skip
+    published = pl.DataFrame({"precision": names, "batch": 1, "p50_ms": numbers, "p99_ms": numbers})
     nothing = pl.DataFrame({"class": []}, schema={"class": pl.Int64})
     looks = {name: index for index, name in enumerate(names)}
     timed = pl.DataFrame(FP16_LAYERS).with_columns(**kinds)
@@ -107,6 +108,9 @@ def hostile_figures():
         "classes change": comparison.classes_change_figure(whole.differences, ULTRALYTICS, **settings),
         "classes": whole.plot_classes(),
         "latency": comparison.latency_figure(whole.samples, whole.runners, 1, focus=NAMES[0]),
+        "unmeasured latency": comparison.unmeasured_latency_figure(
+            names, unmeasured=NAMES[0], published=published, source=NAMES[4]
+        ),
         "size": comparison.size_figure(whole.rows, focus=NAMES[0]),
         "losses": comparison.losses_figure(losses),
         "timing": whole.timing().plot(),

@@ -22,6 +22,13 @@ def figure(live: Any) -> Any:
     return json.loads(live._view.figure)
 
 
+@pytest.fixture(scope="module")
+def on_gpu(comparison: Comparison) -> Comparison:
+    """The comparison as engines that ran would have given it."""
+    as_engines = {name: getattr(comparison, name).with_columns(engine=True) for name in ("rows", "runners")}
+    return dataclasses.replace(comparison, **as_engines)
+
+
 # ---- the dashboard's state
 
 
@@ -46,7 +53,8 @@ def test_unknown_choices_are_rejected(comparison: Comparison) -> None:
     assert state.with_class_toggled("3").with_class_toggled("3").class_name == ""
 
 
-def test_the_summary_has_the_latencies_of_the_batch(comparison: Comparison) -> None:
+def test_the_summary_has_the_latencies_of_the_batch(on_gpu: Comparison) -> None:
+    comparison = on_gpu
     frame = DashboardState.from_comparison(comparison).with_choices(batch=2).summary_frame()
     assert frame["precision"].to_list() == ["fp32", "fp16", "int8"]
     expected = comparison.rows.filter(pl.col("batch") == 2)
@@ -82,8 +90,8 @@ def test_changes_are_counted_by_class(comparison: Comparison) -> None:
 # ---- the dashboard
 
 
-def test_one_choice_updates_every_figure_and_table(comparison: Comparison) -> None:
-    widget = tk.dashboard(comparison)
+def test_one_choice_updates_every_figure_and_table(on_gpu: Comparison) -> None:
+    widget = tk.dashboard(on_gpu)
     widths = {trace["name"]: trace["line"]["width"] for trace in figure(widget.latency)["data"] if "line" in trace}
     assert widths["int8"] > widths["fp16"] == widths["fp32"]
     widget.precision.value = "fp16"
@@ -102,8 +110,8 @@ def test_one_choice_updates_every_figure_and_table(comparison: Comparison) -> No
     assert "FP32" in widget.texts["changes"].value
 
 
-def test_a_class_is_selected_by_list_and_by_click(comparison: Comparison) -> None:
-    widget = tk.dashboard(comparison)
+def test_a_class_is_selected_by_list_and_by_click(on_gpu: Comparison) -> None:
+    widget = tk.dashboard(on_gpu)
     widget.classes._on_message({"kind": "click", "data": "3"})
     assert widget.class_name.value == "3"
     assert figure(widget.classes)["layout"]["shapes"][-1]["type"] == "rect"
@@ -141,10 +149,22 @@ def test_the_static_output_of_the_dashboard_has_all_figures(comparison: Comparis
     assert "<h3>" in page
 
 
-def test_latencies_of_other_runtimes_are_marked(comparison: Comparison) -> None:
+def test_latencies_of_other_runtimes_are_no_headline(comparison: Comparison, on_gpu: Comparison) -> None:
     widget = tk.dashboard(comparison)
-    assert "not TensorRT" in figure(widget.latency)["layout"]["xaxis"]["title"]["text"]
-    assert "not TensorRT" in widget.texts["summary"].value
+    assert "not measured" in figure(widget.latency)["layout"]["annotations"][0]["text"]
+    assert not [trace for trace in figure(widget.latency)["data"] if trace["x"]]
+    assert "p50" not in widget.texts["summary"].value
+    assert "not measured" in widget.texts["verdict"].value
+    # They are there, in a folded part that says what they are.
+    folded = widget.children[-1]
+    assert folded.toggle.description == compared.UNPREDICTIVE
+    assert not folded.toggle.value
+    assert f"{comparison.rows['p50_ms'][0]:.2f}" in widget.texts["latency"].value
+    saved = widget.static_html()
+    assert saved.index(compared.UNPREDICTIVE) < saved.index("p50 latency (ms)")
+    page = tk.dashboard(on_gpu).static_html()
+    assert "p50" in page
+    assert compared.UNPREDICTIVE not in page
 
 
 # ---- the gallery

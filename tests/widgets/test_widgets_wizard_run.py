@@ -106,5 +106,5 @@ def test_the_static_output_is_displayed_and_refreshed(small: Recipe, monkeypatch
     assert update
     assert "small.onnx" in page
     assert "mAP50-95" in page
-    assert page.count("application/json") == 2
+    assert page.count("application/json") == 1
     assert "recipe = tk.Recipe(" in page

@@ -100,10 +100,13 @@ def timing(engine: bool, clock: str = "wall") -> Timing:
 
 
 @pytest.mark.parametrize("engine", [False, True])
-def test_latency_of_onnx_runtime_is_not_called_tensorrt_s(comparison: Comparison, engine: bool) -> None:
+def test_latency_of_onnx_runtime_is_folded_and_not_called_tensorrt_s(comparison: Comparison, engine: bool) -> None:
     one = dataclasses.replace(measurement(comparison, engine_problem="no NVIDIA driver"), timing=timing(engine))
     shown = render_latency(one)
-    assert ("not of TensorRT" in shown) == ("no NVIDIA driver" in shown) == (not engine)
+    before = shown.partition("<details>")[0]
+    assert ("not measured: the engine does not run here (no NVIDIA driver)" in before) == (not engine)
+    assert ("<table" in before) == engine
+    assert "<table" in shown
     row = latency_frame(one).row(0, named=True)
     assert (row["label"], row["runner"], row["batch"], row["runs"], row["p50_ms"]) == ("int8", "the runner", 2, 5, 22.0)
 

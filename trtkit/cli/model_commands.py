@@ -538,6 +538,10 @@ def print_comparison(comparison: Comparison, folder: str | Path, *, verbose: boo
     for cells in itertools.zip_longest(*columns, fillvalue=""):
         table.add_row(*cells)
     print_table(table)
+    for card in cards:
+        if card.reference:
+            print_text()
+            print_wrapped(card.reference)
     print_text()
     for name in ("report.html", "comparison.parquet", "recipe.json"):
         print_text(Path(folder) / name)

@@ -62,11 +62,13 @@ class Card:
         title: What it shows.
         subtitle: Its unit or limit.
         rows: One per precision, or per precision and metric or batch.
+        reference: What was published of the same model, where nothing was measured; "" otherwise.
     """
 
     title: str
     subtitle: str
     rows: tuple[CardRow, ...]
+    reference: str = ""
 
 
 def make_cards(comparison: Comparison) -> tuple[Card, Card, Card]:
@@ -127,7 +129,10 @@ def _latency_card(comparison: Comparison) -> Card:
             rows.append(CardRow(label=label, value=value, note=_note_speed(comparison, row)))
     if not rows:
         text = next((verdict.speed_text for verdict in comparison.verdicts.values()), "not measured")
-        return Card(title="p50 latency", subtitle="", rows=(CardRow(label="", value=text),))
+        published = comparison.published
+        reference = "" if published is None else f"Published for {published.subject}, {published.source}: "
+        reference += "" if published is None else published.latencies
+        return Card(title="p50 latency", subtitle="", rows=(CardRow(label="", value=text),), reference=reference)
     runner = ", ".join(comparison.rows["runner"].unique(maintain_order=True))
     return Card(title="p50 latency", subtitle=runner, rows=tuple(rows))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from trtkit.backends import Runner
+    from trtkit.comparison.published import PublishedLatencies
     from trtkit.inspection import SpeedDiagnosis
     from trtkit.tasks.base import ImageGrid
 
@@ -111,6 +112,21 @@ class Comparison(Result):
     def verdicts(self) -> Mapping[str, Verdict]:
         """What to do with each precision but the reference, and why, by precision."""
         return decide_verdicts(self)
+
+    @functools.cached_property
+    def published(self) -> PublishedLatencies | None:
+        """Published latencies of the same model, where no engine ran here and there are any; never a measurement."""
+        from trtkit.comparison.published import find_published
+
+        if self.rows["engine"].any():
+            return None
+        return find_published(
+            model=self.about["model"],
+            task=self.about["task"],
+            imgsz=self.about["imgsz"],
+            model_hash=self.provenance.model_hash or "",
+            precisions=self.rows["precision"].unique(maintain_order=True).to_list(),
+        )
 
     def findings(self) -> tuple[str, ...]:
         """The evidence in sentences, the most important first."""
@@ -255,9 +271,10 @@ class Comparison(Result):
 
     def plot(self) -> go.Figure:
         """Accuracy, latency and file size side by side."""
+        from trtkit.comparison.published import describe_unmeasured
         from trtkit.plotting.comparison import comparison_figure
 
-        return comparison_figure(self.rows, leading_metrics(self.about["metrics"]))
+        return comparison_figure(self.rows, leading_metrics(self.about["metrics"]), **describe_unmeasured(self))
 
     def plot_losses(self) -> go.Figure:
         """The change of each primary metric per precision, with its confidence interval."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.comparison.cards import make_cards
 from trtkit.comparison.findings import NEGLIGIBLE_DELTA
+from trtkit.comparison.verdict import explain_unmeasured
 from trtkit.evaluation.significance import RESAMPLES
 from trtkit.html import asset, render
 from trtkit.recipe import format_label
@@ -73,7 +74,10 @@ def render_report(comparison: Comparison) -> str:
 
     about = comparison.about
     precisions = [format_label(name) for name in comparison.rows["precision"].unique(maintain_order=True)]
-    figures = {"comparison": comparison.plot(), "timing": comparison.timing().plot()}
+    ran = bool(comparison.rows["engine"].any())
+    figures = {"comparison": comparison.plot()}
+    if ran:
+        figures["timing"] = comparison.timing().plot()
     if len(comparison.classes):
         figures["classes"] = comparison.plot_classes()
     return render(
@@ -87,6 +91,7 @@ def render_report(comparison: Comparison) -> str:
         findings=comparison.findings(),
         figures={
             "classes": "",
+            "timing": "",
             **{name: figure_html(figure, css="figure", toolbar=False) for name, figure in figures.items()},
         },
         accuracy=_accuracy_table(comparison),
@@ -97,6 +102,8 @@ def render_report(comparison: Comparison) -> str:
         resamples=RESAMPLES,
         seed=comparison.provenance.seed,
         clock=_describe_clock(comparison.rows),
+        unmeasured="" if ran else explain_unmeasured(comparison.about),
+        published="" if comparison.published is None else comparison.published.sentence,
         latencies=_latency_table(comparison),
         classes=_frame_table(comparison.classes),
         changes=_collect_changes(comparison),
@@ -137,7 +144,8 @@ def _describe_clock(rows: pl.DataFrame) -> str:
     clock = "on the GPU alone" if (rows["clock"] == "gpu").all() else "around the whole call, copies included"
     names = ", ".join(rows["runner"].unique(maintain_order=True))
     note = "" if rows["engine"].all() else "; not TensorRT's latency"
-    return f"{names}; measured {clock}{note}. Further left is faster, steeper is steadier."
+    legend = " Further left is faster, steeper is steadier." if rows["engine"].any() else ""
+    return f"{names}; measured {clock}{note}.{legend}"
 
 
 # Tables.
@@ -158,15 +166,21 @@ def _accuracy_table(comparison: Comparison) -> _Table:
 
 
 def _cost_table(comparison: Comparison) -> _Table:
-    """One row per precision and batch: latency, throughput, file sizes and build time."""
+    """One row per precision and batch: latency and throughput if engines ran, file sizes and build time."""
     has_batches = comparison.rows["batch"].n_unique() > 1
-    headings = ["precision", *(["batch"] if has_batches else []), "p50 ms/image", "p99 ms/image", "images/s"]
+    ran = bool(comparison.rows["engine"].any())
+    has_batches = has_batches and ran
+    headings = ["precision", *(["batch"] if has_batches else [])]
+    headings += ["p50 ms/image", "p99 ms/image", "images/s"] if ran else []
     headings += ["ONNX MB", "engine MB", "build s"]
     rows = []
-    for values in comparison.rows.iter_rows(named=True):
+    shown = comparison.rows if ran else comparison.rows.unique("precision", keep="first", maintain_order=True)
+    for values in shown.iter_rows(named=True):
         row: list[Any] = [format_label(values["precision"]), *([values["batch"]] if has_batches else [])]
-        row += [_format_number(values[name] and values[name] / values["batch"], 2) for name in ("p50_ms", "p99_ms")]
-        row += [_format_number(values["images_per_s"], 1), _format_number(values["onnx_mb"], 1)]
+        if ran:
+            row += [_format_number(values[name] and values[name] / values["batch"], 2) for name in ("p50_ms", "p99_ms")]
+            row.append(_format_number(values["images_per_s"], 1))
+        row.append(_format_number(values["onnx_mb"], 1))
         row += [_format_number(values["engine_mb"], 1), _format_number(values["build_s"], 1)]
         rows.append(row)
     return _Table(headings, rows)

@@ -41,6 +41,7 @@ __all__ = [
     "decide_verdicts",
     "decisive_metrics",
     "diagnose_precision",
+    "explain_unmeasured",
     "format_ms",
 ]
 
@@ -404,7 +405,7 @@ def diagnose_precision(comparison: Comparison, precision: str, baseline: str) ->
 
 def _describe_speed(speed: str, latencies: Sequence[BatchLatency], baseline: str, about: Mapping[str, Any]) -> str:
     if speed == NOT_MEASURED:
-        return f"{NOT_MEASURED}: {_why_not_measured(about)}"
+        return f"{NOT_MEASURED}: {explain_unmeasured(about)}"
     parts = [
         f"{format_ms(one.p50_ms)} against {format_ms(one.baseline_p50_ms)} ms at batch {one.batch}" for one in latencies
     ]
@@ -418,7 +419,12 @@ def format_ms(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _why_not_measured(about: Mapping[str, Any]) -> str:
+def explain_unmeasured(about: Mapping[str, Any]) -> str:
+    """Why the latency of engines was not measured, in a few words.
+
+    Args:
+        about: `Comparison.about`.
+    """
     if about["builder"] is None:
         return f"no engine was built ({about['why_not_built']})" if about["why_not_built"] else "no engine was built"
     reason = about["why_not_run"]

@@ -31,6 +31,7 @@ __all__ = [
     "latency_figure",
     "losses_figure",
     "size_figure",
+    "unmeasured_latency_figure",
 ]
 
 FAINT = 0.45
@@ -240,7 +241,14 @@ def _focus_last(labels: Sequence[str], focus: str) -> list[str]:
     return [label for label in labels if label != focus] + [label for label in labels if label == focus]
 
 
-def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) -> go.Figure:
+def comparison_figure(
+    rows: pl.DataFrame,
+    metrics: Sequence[tuple[str, str]],
+    *,
+    unmeasured: str = "no engine ran here",
+    published: pl.DataFrame | None = None,
+    source: str = "",
+) -> go.Figure:
     """Accuracy with its 95 % intervals, latency and file size of each precision, in panels below each other.
 
     Latency and engine size only of engines that ran: another runner's latency does not predict TensorRT's, nor does the
@@ -249,14 +257,19 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
     Args:
         rows: `Comparison.frame()`.
         metrics: Column and readable name of the metrics; the first has filled markers, the others open ones.
+        unmeasured: Why latencies were not measured, for a comparison that ran no engine.
+        published: `PublishedLatencies.rows`, drawn hatched where no engine ran; None for nothing.
+        source: What they are latencies of, for the subtitle.
     """
     once = rows.unique("precision", keep="first", maintain_order=True)
     order = once["precision"].to_list()
-    ran = once["engine"].all()
-    has_engines = ran and once["engine_mb"].null_count() == 0
+    ran = bool(once["engine"].any())
+    has_engines = bool(once["engine"].all()) and once["engine_mb"].null_count() == 0
+    timed = rows.filter("engine") if ran else _published_rows(published, order)
+    note = f"Hatched: published, {source}"
     is_top1 = bool(metrics) and metrics[0][0].startswith("top")
-    runners = ", ".join(once["runner"].unique(maintain_order=True))
-    batches = rows["batch"].n_unique()
+    runners = ", ".join(once.filter("engine")["runner"].unique(maintain_order=True))
+    batches = timed["batch"].n_unique()
     accuracy, times, sizes = (30 + len(order) * (22 + 20 * count) for count in (len(metrics), batches, 1 + has_engines))
     figure = stacked_figure(
         [
@@ -265,16 +278,15 @@ def comparison_figure(rows: pl.DataFrame, metrics: Sequence[tuple[str, str]]) ->
                 "right is better; bars: 95 % interval of the change",
                 accuracy,
             ),
-            ("Latency per image, ms", f"p50; {runners}", times)
-            if ran
-            else ("Latency per image", "not measured: no engine ran here", 10),
+            ("Latency per image, ms", f"p50; {runners}" if ran else f"{unmeasured}: not measured. {note}", times)
+            if len(timed)
+            else ("Latency per image", f"{unmeasured}: not measured", 10),
             ("File size, MB", "ONNX and engine" if has_engines else "ONNX", sizes),
         ]
     )
     _add_accuracy(figure, once, metrics)
-    if ran:
-        _add_times(figure, rows, order)
-    _add_sizes(figure, once, engines=ran)
+    _add_times(figure, timed, order, published=not ran)
+    _add_sizes(figure, once, engines=bool(once["engine"].all()))
     for row in (2, 3):
         # Room for the number at the end of the longest bar.
         longest = max((value for trace in figure.select_traces(row=row) for value in trace.x if value), default=1.0)
@@ -329,18 +341,52 @@ def _interval_errors(once: pl.DataFrame, column: str) -> dict[str, list[float]]:
     return {"array": [above for above, _ in rows], "arrayminus": [below for _, below in rows]}
 
 
-def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> None:
+def unmeasured_latency_figure(
+    order: Sequence[str], *, unmeasured: str, published: pl.DataFrame | None = None, source: str = ""
+) -> go.Figure:
+    """The latency panel of a comparison that ran no engine: published latencies, hatched, or nothing.
+
+    Args:
+        order: The compared precisions.
+        unmeasured: As for `comparison_figure`.
+        published: As for `comparison_figure`.
+        source: As for `comparison_figure`.
+    """
+    rows = _published_rows(published, order)
+    subtitle = f"{unmeasured}: not measured." + (f" Hatched: published, {source}" if len(rows) else "")
+    height = 30 + len(order) * (22 + 20 * rows["batch"].n_unique())
+    figure = stacked_figure([("Latency per image, ms", subtitle, height)])
+    _add_times(figure, rows, order, published=True, row=1)
+    longest = max((value for trace in figure.data for value in trace.x), default=1.0)
+    figure.update_xaxes(range=[0, 1.2 * longest], showticklabels=len(rows) > 0)
+    figure.update_yaxes(type="category", range=[len(order) - 0.5, -0.5])
+    figure.update_yaxes(categoryorder="array", categoryarray=escape_texts(order))
+    return figure.update_layout(barmode="group", bargap=0.3)
+
+
+def _published_rows(published: pl.DataFrame | None, order: Sequence[str]) -> pl.DataFrame:
+    """Published latencies of the compared precisions; empty without any."""
+    columns = {"precision": pl.String, "batch": pl.Int64, "p50_ms": pl.Float64, "p99_ms": pl.Float64}
+    if published is None:
+        return pl.DataFrame(schema=columns)
+    return published.filter(pl.col("precision").is_in(list(order))).select(*columns)
+
+
+def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str], *, published: bool, row: int = 2) -> None:
     batches = rows["batch"].unique(maintain_order=True).to_list()
     for position, size in enumerate(batches):
         part = rows.filter(pl.col("batch") == size)
         p50 = part["p50_ms"] / size
+        name = f"published, batch {size}" if published else f"batch {size}"
         figure.add_bar(
             x=p50,
             y=escape_texts(part["precision"]),
             orientation="h",
-            name=f"batch {size}",
-            showlegend=len(batches) > 1,
-            marker={
+            name=name,
+            showlegend=published or len(batches) > 1,
+            marker=published_bars(HATCHES[1 + position % (len(HATCHES) - 1)])
+            if published
+            else {
                 "color": [trace_style(label, order).color for label in part["precision"]],
                 "pattern": hatch(HATCHES[position % len(HATCHES)]),
             },
@@ -348,10 +394,23 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str]) -> N
             textposition="outside",
             cliponaxis=False,
             customdata=part["p99_ms"] / size,
-            hovertemplate=(f"%{{y}}: p50 %{{x:.3f}} ms, p99 %{{customdata:.3f}} ms<extra>batch {size}</extra>"),
-            row=2,
+            hovertemplate=(f"%{{y}}: p50 %{{x:.3f}} ms, p99 %{{customdata:.3f}} ms<extra>{name}</extra>"),
+            row=row,
             col=1,
         )
+
+
+def published_bars(pattern: str) -> dict[str, Any]:
+    """Plotly's settings of bars that show published numbers: gray outlines, hatched, in no precision's color.
+
+    Args:
+        pattern: Plotly fill pattern.
+    """
+    return {
+        "color": "rgba(0,0,0,0)",
+        "line": {"color": INK, "width": 1},
+        "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": INK, "size": 6, "solidity": 0.2},
+    }
 
 
 def _add_sizes(figure: go.Figure, once: pl.DataFrame, *, engines: bool) -> None:

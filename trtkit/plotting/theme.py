@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -41,6 +42,9 @@ INK, LINE = "#777777", "rgba(128,128,128,0.25)"
 
 PANEL_GAP = 70
 """Height between two panels: the ticks of the upper and the title of the lower one, pixels."""
+
+SUBTITLE_WIDTH, LINE_HEIGHT = 50, 21
+"""Characters of a subtitle that a page of 420 pixels has room for, and pixels of each further line."""
 
 _MARKUP = re.compile(r"[&<>$]|%(?=\{)")
 
@@ -138,19 +142,21 @@ def stacked_figure(panels: Sequence[tuple[str, str, int]], *, title: str = "") -
         title: Title of the figure.
     """
     heights = [height for _, _, height in panels]
-    total = sum(heights) + PANEL_GAP * (len(heights) - 1)
+    subtitles = [textwrap.wrap(subtitle, SUBTITLE_WIDTH) or [""] for _, subtitle, _ in panels]
+    gap = PANEL_GAP + LINE_HEIGHT * (max(map(len, subtitles)) - 1)
+    total = sum(heights) + gap * (len(heights) - 1)
     figure = make_subplots(
         rows=len(heights),
         cols=1,
         row_heights=heights,
-        vertical_spacing=PANEL_GAP / total,
+        vertical_spacing=gap / total,
         subplot_titles=[
-            f"<b>{escape_text(name)}</b><br><span style='font-size:0.75em'>{escape_text(subtitle)}</span>"
-            for name, subtitle, _ in panels
+            f"<b>{escape_text(name)}</b><br><span style='font-size:0.75em'>{subtitle}</span>"
+            for (name, _, _), subtitle in zip(panels, map("<br>".join, map(escape_texts, subtitles)), strict=True)
         ],
     )
     figure.update_annotations(x=0, xanchor="left", align="left")
-    top = PANEL_GAP + (40 if title else 0)
+    top = gap + (40 if title else 0)
     figure.update_layout(
         template=template(), height=total + top + 100, margin={"t": top, "b": 100, "l": 70}, legend={"y": -35 / total}
     )

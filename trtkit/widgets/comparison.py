@@ -11,9 +11,16 @@ import ipywidgets
 
 from trtkit.comparison.cards import make_cards
 from trtkit.comparison.comparison import Comparison
+from trtkit.comparison.published import describe_unmeasured
 from trtkit.errors import DataError
 from trtkit.html import render, table_html
-from trtkit.plotting.comparison import accuracy_figure, classes_change_figure, latency_figure, size_figure
+from trtkit.plotting.comparison import (
+    accuracy_figure,
+    classes_change_figure,
+    latency_figure,
+    size_figure,
+    unmeasured_latency_figure,
+)
 from trtkit.recipe import format_label
 from trtkit.widgets.comparison_state import (
     CHANGES,
@@ -27,13 +34,14 @@ from trtkit.widgets.ui.controls import (
     NARROW_WIDTH,
     SHORT_LABEL,
     WRAPPED_ROW,
+    Collapsible,
     catch_errors,
     half_width,
     make_button,
     make_control,
     render_note,
 )
-from trtkit.widgets.ui.output import ClickableFigure, JobWidget, make_section_title, render_scrollable
+from trtkit.widgets.ui.output import ClickableFigure, JobWidget, make_section_title, render_folded, render_scrollable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,6 +57,7 @@ __all__ = [
     "render_change_cards",
     "render_changes_table",
     "render_classes_table",
+    "render_latency_table",
     "render_summary_table",
     "render_verdict",
 ]
@@ -65,6 +74,10 @@ CHANGE_LABELS = {
     "false positive removed": "▲ false positive removed",
 }
 """Labels of the kinds of change; the arrow tells losses from gains without color."""
+
+
+UNPREDICTIVE = "Latencies that do not predict TensorRT's"
+"""Heading of what another runner took."""
 
 
 class ComparisonWidget(JobWidget):
@@ -113,7 +126,7 @@ def render_verdict(state: DashboardState) -> str:
 def render_summary_table(state: DashboardState) -> str:
     """Primary metrics, latencies and sizes, one row per precision; the selected one is marked."""
     frame = state.summary_frame()
-    headings: dict[str, str] = {
+    headings = {
         "p50_ms": "p50 latency (ms)", "p99_ms": "p99 latency (ms)", "images_per_s": "images/s", "onnx_mb": "ONNX, MB",
         "engine_mb": "engine, MB",
     }  # fmt: skip
@@ -122,10 +135,21 @@ def render_summary_table(state: DashboardState) -> str:
         headings |= {f"delta {metric}": "change", f"interval {metric}": "95 % confidence interval"}
         digits |= {metric: 4, f"delta {metric}": 4}
     marked = {row: "trtkit-marked" for row, name in enumerate(frame["precision"]) if name == state.precision}
-    runners = ", ".join(state.comparison.rows["runner"].unique(maintain_order=True))
-    runtime = "" if state.comparison.rows["engine"].all() else "; these latencies are not TensorRT's"
-    caption = f"Changes against {format_label(state.reference)}; batch {state.batch}, {runners}{runtime}"
+    caption = f"Changes against {format_label(state.reference)}"
+    if state.engines_ran:
+        runners = ", ".join(state.comparison.rows["runner"].unique(maintain_order=True))
+        runtime = "" if state.comparison.rows["engine"].all() else "; those of ONNX Runtime do not predict TensorRT's"
+        caption += f"; latencies at batch {state.batch}, {runners}{runtime}"
     return table_html(frame, caption=caption, headings=headings, digits=digits, row_classes=marked)
+
+
+def render_latency_table(state: DashboardState) -> str:
+    """Latencies of the runner that evaluated, for a comparison that ran no engine."""
+    runners = ", ".join(state.comparison.rows["runner"].unique(maintain_order=True))
+    caption = f"{UNPREDICTIVE}: {runners}, batch {state.batch}"
+    headings = {"p50_ms": "p50 latency (ms)", "p99_ms": "p99 latency (ms)", "images_per_s": "images/s"}
+    digits = {"p50_ms": 2, "p99_ms": 2, "images_per_s": 1}
+    return table_html(state.latency_frame(), caption=caption, headings=headings, digits=digits)
 
 
 def render_classes_table(state: DashboardState) -> str:
@@ -208,7 +232,7 @@ class Dashboard(ComparisonWidget):
         self.latency = ClickableFigure("latency", clickable=clickable)
         self.size = ClickableFigure("size", self._guard(self._choose_precision), clickable=clickable)
         self.classes = ClickableFigure("classes", self._guard(self.toggle_class), show_error=show, clickable=clickable)
-        self.texts = {name: ipywidgets.HTML() for name in ("verdict", "summary", "classes", "changes")}
+        self.texts = {name: ipywidgets.HTML() for name in ("verdict", "summary", "classes", "changes", "latency")}
         for name, place in self.texts.items():
             place.add_class(f"trtkit-{name}-table" if name != "verdict" else "trtkit-verdict")
         self._render()
@@ -219,6 +243,7 @@ class Dashboard(ComparisonWidget):
             _build_row("Accuracy", self.accuracy, self.texts["changes"]),
             _build_row("Latency and size", self.latency, self.size),
             _build_row("By class", self.classes, self.texts["classes"]),
+            *(() if state.engines_ran else (Collapsible(UNPREDICTIVE, [self.texts["latency"]], name="other-latency"),)),
         ]
 
     def figures(self) -> Sequence[go.Figure]:
@@ -234,7 +259,8 @@ class Dashboard(ComparisonWidget):
             return [render_note("The comparison was still running when this page was saved.")]
         texts = {name: place.value for name, place in self.texts.items()}
         first, *rest = self.figures()
-        return [texts["verdict"], texts["summary"], first, texts["changes"], *rest, texts["classes"]]
+        folded = () if self.state.engines_ran else (render_folded(UNPREDICTIVE, texts["latency"]),)
+        return [texts["verdict"], texts["summary"], first, texts["changes"], *rest, texts["classes"], *folded]
 
     def _require_state(self) -> DashboardState:
         if self.state is None:
@@ -270,7 +296,11 @@ class Dashboard(ComparisonWidget):
             self.classes.draw(
                 classes_change_figure(differences, state.metric, reference=reference, focus=focus, selected=name)
             )
-        self.latency.draw(latency_figure(comparison.samples, comparison.runners, state.batch, focus=focus))
+        if state.engines_ran:
+            self.latency.draw(latency_figure(comparison.samples, comparison.runners, state.batch, focus=focus))
+        else:
+            self.latency.draw(unmeasured_latency_figure(state.precisions, **describe_unmeasured(comparison)))
+            self.texts["latency"].value = render_latency_table(state)
         self.size.draw(size_figure(comparison.rows, focus=focus))
         self.texts["verdict"].value = render_verdict(state)
         self.texts["summary"].value = render_summary_table(state)

@@ -31,6 +31,8 @@ CHANGES = {
 }
 """Kinds of change with their explanation, losses first."""
 
+LATENCY_COLUMNS = ("p50_ms", "p99_ms", "images_per_s")
+
 PAGE_SIZE = 12
 """Changes per page of the gallery."""
 
@@ -188,7 +190,7 @@ class DashboardState:
         return self.with_choices(class_name="" if name == self.class_name else name)
 
     def summary_frame(self) -> pl.DataFrame:
-        """One row per precision: primary metrics with change and interval, latencies of the batch, file sizes."""
+        """One row per precision: primary metrics with change and interval, latencies of engines, file sizes."""
         rows = self.comparison.rows.filter(pl.col("batch") == self.batch)
         columns: list[pl.Expr] = [pl.col("precision")]
         compared = pl.col("precision") != self.reference
@@ -198,8 +200,18 @@ class DashboardState:
             if ends[0] in rows.columns:
                 texts = pl.Series([_format_interval(*row) for row in rows.select(ends).iter_rows()], dtype=pl.String)
                 columns.append(pl.when(compared).then(pl.lit(texts)).alias(f"interval {metric}"))
-        columns += [pl.col(name) for name in ("p50_ms", "p99_ms", "images_per_s", "onnx_mb", "engine_mb")]
-        return rows.select(columns)
+        # Another runner's latency does not predict an engine's, and stands apart: `latency_frame`.
+        latencies = LATENCY_COLUMNS if self.engines_ran else ()
+        return rows.select(*columns, *latencies, "onnx_mb", "engine_mb")
+
+    @property
+    def engines_ran(self) -> bool:
+        """Whether latencies are those of engines."""
+        return bool(self.comparison.rows["engine"].any())
+
+    def latency_frame(self) -> pl.DataFrame:
+        """Latencies of the batch, whatever ran, one row per precision."""
+        return self.comparison.rows.filter(pl.col("batch") == self.batch).select("precision", *LATENCY_COLUMNS)
 
     def class_frame(self) -> pl.DataFrame:
         """One row per class, the largest loss first: labels, both values of the metric, change, interval."""

@@ -32,6 +32,7 @@ __all__ = [
     "can_click",
     "make_accessible",
     "make_section_title",
+    "render_folded",
     "render_scrollable",
     "render_text",
     "style_widget",
@@ -353,6 +354,16 @@ def render_scrollable(content: Markup) -> Markup:
         content: HTML.
     """
     return render("widgets/ui/templates/scroll.html.j2", content=content)
+
+
+def render_folded(title: str, content: str) -> Markup:
+    """Fold content below a title.
+
+    Args:
+        title: Plain text.
+        content: HTML.
+    """
+    return render("widgets/ui/templates/folded.html.j2", title=title, content=Markup(content))
 
 
 def render_text(text: str) -> Markup:

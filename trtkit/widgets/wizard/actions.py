@@ -62,8 +62,8 @@ class Measurement:
 
     Attributes:
         timing: Latency of the file, and of FP32 where it was measured too.
-        figures: Of the accuracy losses (None without FP32) and of the latency; drawn in the job, as plotly imports
-            slowly.
+        figures: Of the accuracy losses (None without FP32) and of the latency (None without an engine); drawn in
+            the job, as plotly imports slowly.
         comparison: The built precision and FP32; of the built precision alone where FP32 was not measured, None where
             there were no labeled images.
         engine_problem: Why the engine does not run here, so that ONNX Runtime ran its graph; "" where it runs, and for
@@ -71,7 +71,7 @@ class Measurement:
     """
 
     timing: Timing
-    figures: tuple[Figure | None, Figure] = dataclasses.field(repr=False)
+    figures: tuple[Figure | None, Figure | None] = dataclasses.field(repr=False)
     comparison: Comparison | None = None
     engine_problem: str = ""
 
@@ -268,8 +268,10 @@ def measure(
             runners, batch=recipe.batch, seconds=SECONDS, progress=reporter.shared_progress, cancel=reporter.cancel
         )
     reporter.begin("draw the figures")
+    # Another runner's latencies do not predict an engine's: a folded table has them.
+    latency = timing.plot() if timing.frame()["engine"].any() else None
     if not evaluations:
-        return Measurement(timing=timing, figures=(None, timing.plot()), engine_problem=engine_problem)
+        return Measurement(timing=timing, figures=(None, latency), engine_problem=engine_problem)
     is_engine = built.artifact.format == "engine"
     comparison = join_comparison(
         model,
@@ -285,7 +287,7 @@ def measure(
     )
     return Measurement(
         timing=timing,
-        figures=(comparison.plot_losses() if len(artifacts) > 1 else None, timing.plot()),
+        figures=(comparison.plot_losses() if len(artifacts) > 1 else None, latency),
         comparison=comparison,
         engine_problem=engine_problem,
     )

@@ -315,26 +315,26 @@ def _join_interval(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def render_latency(measurement: Measurement) -> Markup:
-    """The table of latencies; a warning where no engine was measured.
+    """The table of latencies; folded below what was published of the model where no engine was measured.
 
     Args:
         measurement: From `measure`.
     """
-    parts = []
-    if not measurement.timing.frame()["engine"].any():
-        reason = f"The engine does not run here: {measurement.engine_problem}. " if measurement.engine_problem else ""
-        parts.append(
-            render_note(
-                "This is the latency of ONNX Runtime, not of TensorRT.",
-                kind="warning",
-                detail=f"{reason}It was measured on {processor_name()} and does not predict the latency of an engine.",
-            )
-        )
     headings = {
         "label": "Precision", "runner": "Runner", "clock": "Clock", "batch": "Batch", "runs": "Runs",
         "p50_ms": "p50 latency (ms)", "p90_ms": "p90 latency (ms)", "p99_ms": "p99 latency (ms)",
         "images_per_s": "Throughput (images/s)",
     }  # fmt: skip
     digits = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "images_per_s"), 2)
-    parts.append(table_html(latency_frame(measurement), headings=headings, digits=digits))
-    return render("widgets/wizard/templates/parts.html.j2", parts=parts)
+    table = table_html(latency_frame(measurement), headings=headings, digits=digits)
+    if measurement.timing.frame()["engine"].any():
+        return table
+    reason = f"the engine does not run here ({measurement.engine_problem})" if measurement.engine_problem else ""
+    published = None if measurement.comparison is None else measurement.comparison.published
+    return render(
+        "widgets/wizard/templates/unmeasured.html.j2",
+        reason=reason or "an ONNX file was built",
+        published="" if published is None else published.sentence,
+        processor=processor_name(),
+        table=table,
+    )

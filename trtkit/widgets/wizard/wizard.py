@@ -261,7 +261,7 @@ class Wizard(StaticOutput):
             losses_figure, latency_figure = measurement.figures
             parts.append(render_accuracy(measurement, built.artifact.precision))
             parts += [losses_figure] if losses_figure is not None else []
-            parts += [render_latency(measurement), latency_figure]
+            parts += [render_latency(measurement), *([] if latency_figure is None else [latency_figure])]
         return [*parts, self.code.python.value, self.code.command.value]
 
     # Without clicking
