@@ -1,11 +1,13 @@
 """HTML templates: escaping, JSON in scripts, tables."""
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-from trtkit.html import asset, facts_html, render, script_json, table_html
+import trtkit
+from trtkit.html import TableView, asset, facts_html, render, script_json, table_html
 
 NASTY = "</script><b>&'\"\u2028"
 
@@ -47,10 +49,27 @@ def test_rows_beyond_the_limit_are_counted():
     assert "3 more rows" in markup
 
 
+def test_a_table_view_shows_text_as_it_is_and_no_types():
+    view = TableView(pl.DataFrame({"name": ["a", None], "share": [0.5, None]}), limit=1)
+    markup = view._repr_html_()
+    assert "<td>a</td>" in markup
+    assert "1 more rows" in markup
+    assert not [word for word in ("&quot;", "str", "f64", "null") if word in markup]
+    assert "shape: (2, 2)" in repr(view)
+
+
 def test_facts_leave_out_nothing_and_empty_text():
     markup = facts_html({"a": None, "b": "", "c": 0, "d": ["x", "y"]})
     assert [name for name in "abcd" if f">{name}</th>" in markup] == ["c", "d"]
     assert "<td>x, y</td>" in markup
+
+
+def test_no_image_waits_until_it_is_scrolled_to():
+    """Print and capture leave out what is not loaded yet."""
+    package = Path(trtkit.__file__).parent
+    files = [path for kind in ("*.j2", "*.js", "*.py") for path in package.rglob(kind)]
+    assert len(files) > 100
+    assert [path for path in files if "loading=" in path.read_text() and "lazy" in path.read_text()] == []
 
 
 def test_assets_are_files_of_the_package():

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from trtkit.executor import open_executor as open_executor
     from trtkit.exporter import Artifact as Artifact
     from trtkit.exporter import export as export
+    from trtkit.html import TableView as TableView
     from trtkit.inspection import LayerTable as LayerTable
     from trtkit.inspection import SpeedDiagnosis as SpeedDiagnosis
     from trtkit.inspection import precision_shares_figure as precision_shares_figure
@@ -102,6 +103,7 @@ _HOMES: dict[str, str | None] = {
     "Sensitivity": "trtkit.tuning.sensitivity",
     "SpeedDiagnosis": "trtkit.inspection",
     "Sweep": "trtkit.tuning.sweep",
+    "TableView": "trtkit.html",
     "Timing": "trtkit.evaluation.latency",
     "Verification": "trtkit.verification",
     "Zoo": "trtkit.model_zoo.table",
@@ -162,6 +164,7 @@ __all__ = [
     "Sensitivity",
     "SpeedDiagnosis",
     "Sweep",
+    "TableView",
     "Timing",
     "TrtkitError",
     "Verification",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
     from markupsafe import Markup
 
-__all__ = ["MAX_ROWS", "asset", "asset_bytes", "facts_html", "render", "script_json", "table_html"]
+__all__ = ["MAX_ROWS", "TableView", "asset", "asset_bytes", "facts_html", "render", "script_json", "table_html"]
 
 MAX_ROWS = 200
 """Rows of a table unless more are asked for; a layer table of a large model has a few hundred."""
@@ -102,6 +104,25 @@ def table_html(
     return render("templates/table.html.j2", caption=caption, columns=columns, rows=rows, omitted=omitted)
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TableView:
+    """A frame shown in a notebook as a table for reading: text without quotes, no data types, "–" for null.
+
+    Attributes:
+        frame: The rows.
+        limit: Largest number of rows shown.
+    """
+
+    frame: pl.DataFrame
+    limit: int = 40
+
+    def _repr_html_(self) -> Markup:
+        return table_html(self.frame, limit=self.limit)
+
+    def __repr__(self) -> str:
+        return str(self.frame)
+
+
 def facts_html(facts: Mapping[str, Any], *, caption: str = "") -> Markup:
     """Names and values as a two-column table; None and "" are left out.
 
@@ -130,6 +151,7 @@ def _format(value: Any, digits: int | None) -> str:
 @functools.cache
 def _environment() -> jinja2.Environment:
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PACKAGE),
@@ -139,4 +161,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["script_json"] = script_json
+    environment.globals["unique_name"] = lambda: f"trtkit-{uuid.uuid4().hex[:12]}"
+    environment.globals["asset"] = lambda path: Markup(asset(path))
     return environment

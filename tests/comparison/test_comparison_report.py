@@ -55,6 +55,11 @@ def test_it_contains_plotly_once(whole):
     assert timed.count("drawFigure(") - timed.count("function drawFigure(") == 3
 
 
+def test_it_is_small(whole):
+    # plotly.js makes up most of it; images of changed objects come on top.
+    assert len(whole) < 1_200_000
+
+
 def test_it_contains_verdict_numbers_code_and_provenance(whole):
     text = Outline(whole).text
     comparison = example_comparison(batches=(1, 8))

@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 
-from trtkit.tasks.base import HEIGHT, ImageGrid
+from trtkit.tasks.base import ENLARGED_HEIGHT, HEIGHT, ImageGrid
 
 
 def plain(height, width, color):
@@ -14,7 +14,7 @@ def plain(height, width, color):
 
 
 def shown(grid):
-    found = re.findall(r"base64,([^']+)", grid._repr_html_())
+    found = re.findall(r'base64,([^"]+)', grid._repr_html_())
     return [cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), cv2.IMREAD_COLOR) for one in found]
 
 
@@ -30,13 +30,13 @@ def test_every_image_is_shown_with_its_colors_the_right_way_round():
 def test_large_images_are_made_smaller_and_small_ones_stay():
     grid = ImageGrid(images=(plain(4 * HEIGHT, 2 * HEIGHT, 9), plain(10, 10, 9)), captions=("", ""))
     large, small = shown(grid)
-    assert large.shape == (2 * HEIGHT, HEIGHT, 3)
+    assert large.shape == (ENLARGED_HEIGHT, ENLARGED_HEIGHT // 2, 3)
     assert small.shape == (10, 10, 3)
 
 
 def test_words_stand_for_each_image():
     grid = ImageGrid(images=(plain(9, 9, 9),), captions=("2 of 'a' & <b>",))
-    assert "alt='2 of &#39;a&#39; &amp; &lt;b&gt;'" in grid._repr_html_()
+    assert 'alt="2 of &#39;a&#39; &amp; &lt;b&gt;"' in grid._repr_html_()
     assert ">2 of &#39;a&#39; &amp; &lt;b&gt;</figcaption>" in grid._repr_html_()
     assert repr(grid) == "ImageGrid of 1\n  2 of 'a' & <b>"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 from pathlib import Path
@@ -105,14 +106,15 @@ def test_one_choice_updates_every_figure_and_table(on_gpu: Comparison) -> None:
     accuracy = {trace["name"]: trace.get("opacity") for trace in figure(widget.accuracy)["data"]}
     assert accuracy["fp16"] == 1 > accuracy["int8"]
     assert "FP16" in widget.texts["changes"].value
-    widget.size._on_message({"kind": "click", "data": "fp32"})
+    widget.size._on_message({"kind": "click", "data": {"precision": "fp32"}})
     assert widget.precision.value == "fp32"
     assert "FP32" in widget.texts["changes"].value
 
 
 def test_a_class_is_selected_by_list_and_by_click(on_gpu: Comparison) -> None:
     widget = tk.dashboard(on_gpu)
-    widget.classes._on_message({"kind": "click", "data": "3"})
+    point = {"precision": "int8", "class_name": "3"}
+    widget.classes._on_message({"kind": "click", "data": point})
     assert widget.class_name.value == "3"
     assert figure(widget.classes)["layout"]["shapes"][-1]["type"] == "rect"
     assert figure(widget.accuracy)["layout"]["yaxis"]["ticktext"] == ["mAP50-95(B)", "mAP50(B)"]
@@ -123,9 +125,35 @@ def test_a_class_is_selected_by_list_and_by_click(on_gpu: Comparison) -> None:
     assert "2" in figure(widget.latency)["layout"]["xaxis"]["title"]["text"]
 
 
+def list_points(live: Any) -> list[dict[str, Any]]:
+    """What clicks on the points of a figure send."""
+    return [point for trace in live.figure.data for point in trace.customdata or ()]
+
+
+def test_every_point_of_every_figure_selects_for_all_of_them(on_gpu: Comparison) -> None:
+    widget = tk.dashboard(on_gpu)
+    for name in ("accuracy", "latency", "size", "classes"):
+        live = getattr(widget, name)
+        points = list_points(live)
+        assert len(points) == sum(len(trace.x) for trace in live.figure.data if trace.hoverinfo != "skip")
+        assert {point["precision"] for point in points} >= {"fp16", "int8"}
+        for precision in ("fp16", "int8"):
+            live._on_message({"kind": "click", "data": next(one for one in points if one["precision"] == precision)})
+            assert not widget.error_box.value
+            assert widget.precision.value == precision
+    metric = next(one for one in list_points(widget.accuracy) if one["metric"] == "mAP50(B)")
+    widget.accuracy._on_message({"kind": "click", "data": metric})
+    assert widget.metric.value == "mAP50(B)"
+    # A second click on the class that is selected takes all classes again.
+    point = {"precision": "int8", "class_name": "3"}
+    for expected in ("3", ""):
+        widget.classes._on_message({"kind": "click", "data": point})
+        assert (widget.class_name.value, widget.precision.value) == (expected, "int8")
+
+
 def test_an_error_keeps_the_selection(comparison: Comparison) -> None:
     widget = tk.dashboard(comparison)
-    widget.classes._on_message({"kind": "click", "data": "nothing"})
+    widget.classes._on_message({"kind": "click", "data": {"class_name": "nothing"}})
     assert "nothing" in widget.error_box.value
     assert widget.state is not None
     assert widget.state.class_name == widget.class_name.value == ""
@@ -138,7 +166,8 @@ def test_a_significant_change_has_another_symbol(comparison: Comparison) -> None
     differences = comparison.differences.with_columns(significant=pl.col("metric") == "mAP50-95(B)")
     widget = tk.dashboard(dataclasses.replace(comparison, differences=differences))
     trace = next(trace for trace in figure(widget.accuracy)["data"] if trace["name"] == "int8")
-    symbols = dict(zip(trace["customdata"], trace["marker"]["symbol"], strict=True))
+    metrics = [point["metric"] for point in trace["customdata"]]
+    symbols = dict(zip(metrics, trace["marker"]["symbol"], strict=True))
     assert symbols["mAP50-95(B)"] == "diamond"
     assert symbols["pycocotools/AP"] == "diamond-open"
 
@@ -160,9 +189,9 @@ def test_latencies_of_other_runtimes_are_no_headline(comparison: Comparison, on_
     assert folded.toggle.description == compared.UNPREDICTIVE
     assert not folded.toggle.value
     assert f"{comparison.rows['p50_ms'][0]:.2f}" in widget.texts["latency"].value
-    saved = widget.static_html()
+    saved = html.unescape(widget.static_html())
     assert saved.index(compared.UNPREDICTIVE) < saved.index("p50 latency (ms)")
-    page = tk.dashboard(on_gpu).static_html()
+    page = html.unescape(tk.dashboard(on_gpu).static_html())
     assert "p50" in page
     assert compared.UNPREDICTIVE not in page
 

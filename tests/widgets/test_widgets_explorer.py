@@ -100,6 +100,23 @@ def test_untimed_tables_have_no_latencies(engines: Pair) -> None:
     assert "change, ms" not in state.group_frame().columns
 
 
+def test_a_click_on_a_share_lists_its_layers_in_every_figure(widget: Explorer) -> None:
+    points = [point for trace in figure(widget.shares)["data"] for point in trace["customdata"]]
+    point = next(one for one in points if (one["engine"], one["precision"]) == (1, "reformat"))
+    widget.shares._on_message({"kind": "click", "data": point})
+    assert widget.state is not None
+    assert (widget.engine.value, widget.precision.value) == (1, "reformat")
+    assert "copy" in widget.table.value
+    bright = {trace["name"]: trace["marker"]["opacity"] for trace in figure(widget.shares)["data"]}
+    assert bright["reformat"][1] == 1
+    assert {shade for name, shades in bright.items() for shade in shades} == {1, bright["reformat"][0]}
+    faint = [shade for trace in figure(widget.layers)["data"] if trace["type"] == "bar"
+             for shade in trace["marker"]["opacity"]]  # fmt: skip
+    assert faint.count(1) == 1
+    widget.shares._on_message({"kind": "click", "data": point})
+    assert widget.precision.value == ""
+
+
 def test_controls_and_clicks_do_the_same(widget: Explorer) -> None:
     widget.layers._on_message({"kind": "click", "data": 1})
     assert widget.state is not None

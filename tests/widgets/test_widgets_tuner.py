@@ -132,6 +132,17 @@ def test_an_error_is_shown_until_the_next_choice(prepared: Tuner) -> None:
         prepared.toggle("nothing")
 
 
+def test_a_click_on_another_algorithms_line_chooses_it(prepared: Tuner) -> None:
+    before = prepared.state.algorithm
+    lines = [trace for trace in json.loads(prepared.ranges.histogram._view.figure)["data"] if trace.get("customdata")]
+    names = [trace["customdata"][0] for trace in lines]
+    assert names
+    assert before not in names
+    prepared.ranges.histogram._on_message({"kind": "click", "data": names[0]})
+    assert prepared.state.algorithm == prepared.ranges.algorithm.value == names[0]
+    prepared.choose_algorithm(before)
+
+
 def test_figures_without_clicks_are_plain_outputs(prepared: Tuner, algorithm_comparison: AlgorithmComparison) -> None:
     widget = tk.tuner(calibration=algorithm_comparison.calibration, clickable=False)
     widget.choose_algorithm("percentile", 99.9)

@@ -95,6 +95,7 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
 def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
     """Print the passport, the model's metadata, and the layers by precision."""
     from trtkit.backends import layer_frame
+    from trtkit.inspection import count_kinds
 
     table = make_table("", "")
     table.show_header = False
@@ -111,9 +112,8 @@ def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
             if value not in ("", None, {}):
                 table.add_row(name.replace("_", " "), _format_value(value))
         if len(rows):
-            counts = rows["precision"].fill_null("?").value_counts(sort=True)
-            layers = ", ".join(f"{count} {name}" for name, count in counts.iter_rows())
-            table.add_row("layers", f"{len(rows)}: {layers}; {rows['reformat'].sum()} reformats")
+            layers = ", ".join(f"{count} {name}" for name, count in count_kinds(rows).items())
+            table.add_row("layers", f"{len(rows)}: {layers}")
     for name in ("task", "imgsz", "batch", "stride", "names"):
         if name in known and not (file.passport and name in ("imgsz", "batch")):
             table.add_row(name, _format_value(known[name]))

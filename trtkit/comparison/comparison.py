@@ -280,7 +280,7 @@ class Comparison(Result):
         """The change of each primary metric per precision, with its confidence interval."""
         from trtkit.plotting.comparison import losses_figure
 
-        return losses_figure(self.losses())
+        return losses_figure(self.losses(), reference=self.about["reference"])
 
     def plot_classes(self) -> go.Figure:
         """Accuracy of each class per precision, with the confidence interval of its change."""

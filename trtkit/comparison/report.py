@@ -83,7 +83,7 @@ def render_report(comparison: Comparison) -> str:
     return render(
         "comparison/templates/report.html.j2",
         title=f"{about['model']}: {', '.join(precisions)}",
-        css=Markup(asset("comparison/templates/report.css")),
+        css=Markup(asset("comparison/templates/report.css") + asset("templates/enlarge.css")),
         library=library_html(),
         lead=_describe_run(comparison),
         verdicts=list(comparison.verdicts.values()),

@@ -96,7 +96,7 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def read_image(path: str | Path, channels: int = 3) -> NDArray[np.uint8]:
+def read_image(path: str | Path, channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an image with a model's number of channels, as Ultralytics does.
 
     Args:
@@ -104,6 +104,7 @@ def read_image(path: str | Path, channels: int = 3) -> NDArray[np.uint8]:
         channels: 3 reads color, rotated by the EXIF orientation; 1 reads gray levels, rotated too; any other number
             reads the file as it is: an alpha channel stays, and the pages of a gray TIFF are its channels. 16-bit
             values keep their high byte.
+        max_pixels: Most pixels of the image, of all pages; its header is asked before it is decoded.
 
     Returns:
         uint8, shape (height, width, channels); BGR if there are 3.
@@ -112,7 +113,7 @@ def read_image(path: str | Path, channels: int = 3) -> NDArray[np.uint8]:
         DataError: The file is missing, empty, truncated or no image, or has another number of channels.
     """
     path = Path(path)
-    return _check_image(_read(path, channels), path, channels)
+    return _check_image(_read(path, channels, max_pixels), path, channels)
 
 
 def decode_image(data: bytes, name: str, channels: int = 3) -> NDArray[np.uint8]:
@@ -144,7 +145,7 @@ def _check_image(image: NDArray[np.uint8], path: Path, channels: int) -> NDArray
     return image
 
 
-def _read(path: Path, channels: int | None) -> NDArray[np.uint8]:
+def _read(path: Path, channels: int | None, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an image as `read_image` does, without checking its channels; None reads it as it is stored."""
     asked = f"read image {path}"
     try:
@@ -157,25 +158,25 @@ def _read(path: Path, channels: int | None) -> NDArray[np.uint8]:
             code="image-unreadable",
             path=path,
         ) from error
-    return _decode(data, path, channels)
+    return _decode(data, path, channels, max_pixels)
 
 
-def _decode(data: bytes, path: Path, channels: int | None) -> NDArray[np.uint8]:
+def _decode(data: bytes, path: Path, channels: int | None, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     asked = f"read image {path}"
     if not data:
         raise DataError(asked, "the file is empty", "replace or remove it", code="image-empty", path=path)
     if _is_truncated(data):
         raise DataError(asked, "the file is truncated", "replace or remove it", code="image-truncated", path=path)
     pixels = 0 if path.suffix.lower() == ARRAY_SUFFIX else _count_pixels(data)
-    if pixels > MAX_PIXELS:
+    if pixels > max_pixels:
         raise DataError(
             asked,
-            f"it has {pixels / 1e6:,.0f} million pixels, more than {MAX_PIXELS // 10**6}",
+            f"it has {pixels / 1e6:,.0f} million pixels, more than {max_pixels // 10**6}",
             "cut it into tiles, or scale it down",
             code="image-too-large",
             path=path,
             value=pixels,
-            limit=MAX_PIXELS,
+            limit=max_pixels,
         )
     image = _decode_array(data) if path.suffix.lower() == ARRAY_SUFFIX else _decode_image(data, path, channels)
     if image is None:

@@ -4,6 +4,7 @@ from trtkit.inspection.engine_diff import NO_NODE, align_engines, original_nodes
 from trtkit.inspection.layer_table import (
     WEIGHTED_NODE,
     LayerTable,
+    count_kinds,
     layer_kinds,
     precision_shares_figure,
     read_layers,
@@ -18,6 +19,7 @@ __all__ = [
     "LayerTable",
     "SpeedDiagnosis",
     "align_engines",
+    "count_kinds",
     "diagnose_speed",
     "layer_kinds",
     "original_nodes",

@@ -20,6 +20,7 @@ __all__ = [
     "LISTED_LAYERS",
     "WEIGHTED_NODE",
     "LayerTable",
+    "count_kinds",
     "layer_kinds",
     "precision_shares_figure",
     "read_layers",
@@ -124,16 +125,36 @@ def layer_kinds(frame: pl.DataFrame) -> pl.Series:
     return frame.select(kind=kind)["kind"]
 
 
-def precision_shares_figure(tables: Sequence[LayerTable]) -> go.Figure:
+def count_kinds(frame: pl.DataFrame) -> dict[str, int]:
+    """Number of layers of each of `layer_kinds`, the most frequent first: what every place that counts layers says.
+
+    Args:
+        frame: `LayerTable.frame`.
+    """
+    kinds = (
+        layer_kinds(frame)
+        .rename("kind")
+        .to_frame()
+        .group_by("kind")
+        .len()
+        .sort("len", "kind", descending=[True, False])
+    )
+    return dict(kinds.sort("len", "kind", descending=[True, False]).iter_rows())
+
+
+def precision_shares_figure(tables: Sequence[LayerTable], *, engine: int = 0, precision: str = "") -> go.Figure:
     """The share of each precision in each engine: of the latency if all were timed, else of the layers.
 
     Args:
         tables: One table per engine.
+        engine: Index of the table that `precision` is of.
+        precision: The highlighted precision, or "reformat"; "" for all.
     """
     from trtkit.plotting.engine import shares_figure
 
     rows = pl.concat([table.by_precision().with_columns(engine=pl.lit(table.name)) for table in tables])
-    return shares_figure(rows, timed=all(table.timed for table in tables))
+    timed = all(table.timed for table in tables)
+    return shares_figure(rows, timed=timed, engine=engine, precision=precision)
 
 
 def read_layers(source: Any, *, runs: int = 0, name: str = "") -> LayerTable:

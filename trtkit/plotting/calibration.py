@@ -183,6 +183,8 @@ def histogram_figure(
             mode="lines+markers",
             line={"color": style.color, "dash": style.dash, "width": 1.5},
             marker={"symbol": style.symbol, "size": 8, "color": style.color},
+            # What a click selects in the tuner.
+            customdata=[name, name],
             hovertemplate=f"{escape_text(name)} covers {value:.4g}<extra></extra>",
         )
     figure.add_scatter(

@@ -117,6 +117,7 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
             mode="lines",
             opacity=1.0 if highlighted else FAINT + 0.1,
             line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 4 if highlighted else 2},
+            customdata=[{"precision": label}] * len(times),
             hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(label) + "</extra>",
         )
         figure.add_scatter(
@@ -129,6 +130,7 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
             textposition="bottom right",
             marker={"color": style.color, "symbol": style.symbol, "size": 11 if highlighted else 8},
             showlegend=False,
+            customdata=[{"precision": label}] * 2,
             hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + escape_text(label) + "</extra>",
         )
     clock = "not TensorRT" if not runners["engine"].all() else "TensorRT"
@@ -166,7 +168,7 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
             text=["" if value is None else f"{value:.1f}" for value in values],
             textposition="outside",
             cliponaxis=False,
-            customdata=order,
+            customdata=[{"precision": label} for label in order],
             hovertemplate=f"%{{x}}: %{{y:.2f}} MB<extra>{name}</extra>",
         )
     figure.update_xaxes(type="category")
@@ -177,6 +179,8 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
 def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str, title: str) -> go.Figure:
     """Changes with confidence intervals, one row per name, its precisions below each other."""
     labels = rows["precision"].unique(maintain_order=True).to_list()
+    # What a click on a point selects in a dashboard.
+    field = {"metric": "metric", "name": "class_name"}[column]
     positions = {name: position for position, name in enumerate(order)}
     figure = go.Figure()
     for number, label in enumerate(labels):
@@ -199,7 +203,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
                 "thickness": 2 if highlighted else 1,
                 "width": 4,
             },
-            customdata=part[column].to_list(),
+            customdata=[{"precision": label, field: name} for name in part[column]],
             text=[_hover_text(row) for row in part.iter_rows(named=True)],
             hovertemplate="%{text}<extra>" + escape_text(label) + "</extra>",
         )
@@ -342,7 +346,7 @@ def _interval_errors(once: pl.DataFrame, column: str) -> dict[str, list[float]]:
 
 
 def unmeasured_latency_figure(
-    order: Sequence[str], *, unmeasured: str, published: pl.DataFrame | None = None, source: str = ""
+    order: Sequence[str], *, unmeasured: str, published: pl.DataFrame | None = None, source: str = "", focus: str = ""
 ) -> go.Figure:
     """The latency panel of a comparison that ran no engine: published latencies, hatched, or nothing.
 
@@ -351,15 +355,18 @@ def unmeasured_latency_figure(
         unmeasured: As for `comparison_figure`.
         published: As for `comparison_figure`.
         source: As for `comparison_figure`.
+        focus: The highlighted precision, "" for none.
     """
     rows = _published_rows(published, order)
     subtitle = f"{unmeasured}: not measured." + (f" Hatched: published, {source}" if len(rows) else "")
-    height = 30 + len(order) * (22 + 20 * rows["batch"].n_unique())
+    height = 30 + len(order) * (22 + 20 * rows["batch"].n_unique()) if len(rows) else 10
     figure = stacked_figure([("Latency per image, ms", subtitle, height)])
     _add_times(figure, rows, order, published=True, row=1)
+    for trace in figure.data:
+        trace.marker.opacity = [1.0 if focus in ("", one["precision"]) else FAINT for one in trace.customdata]
     longest = max((value for trace in figure.data for value in trace.x), default=1.0)
-    figure.update_xaxes(range=[0, 1.2 * longest], showticklabels=len(rows) > 0)
-    figure.update_yaxes(type="category", range=[len(order) - 0.5, -0.5])
+    figure.update_xaxes(range=[0, 1.2 * longest], visible=len(rows) > 0)
+    figure.update_yaxes(type="category", range=[len(order) - 0.5, -0.5], visible=len(rows) > 0)
     figure.update_yaxes(categoryorder="array", categoryarray=escape_texts(order))
     return figure.update_layout(barmode="group", bargap=0.3)
 
@@ -393,8 +400,9 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str], *, p
             text=[f"{value:.3g}" for value in p50],
             textposition="outside",
             cliponaxis=False,
-            customdata=part["p99_ms"] / size,
-            hovertemplate=(f"%{{y}}: p50 %{{x:.3f}} ms, p99 %{{customdata:.3f}} ms<extra>{name}</extra>"),
+            customdata=[{"precision": label} for label in part["precision"]],
+            hovertext=[f"p99 {p99 / size:.3f} ms" for p99 in part["p99_ms"]],
+            hovertemplate=f"%{{y}}: p50 %{{x:.3f}} ms, %{{hovertext}}<extra>{name}</extra>",
             row=row,
             col=1,
         )
@@ -495,11 +503,12 @@ def classes_figure(
     return figure
 
 
-def losses_figure(losses: pl.DataFrame) -> go.Figure:
+def losses_figure(losses: pl.DataFrame, *, reference: str = "fp32") -> go.Figure:
     """The change of each primary metric by task and precision, with 95 % confidence intervals.
 
     Args:
         losses: `Comparison.losses()`, of one comparison or several, concatenated.
+        reference: The precision that changes refer to, at zero.
     """
     shown = losses.with_columns(row=pl.format("{}: {}", "task", "metric"))
     rows = shown["row"].unique(maintain_order=True).to_list()
@@ -527,8 +536,14 @@ def losses_figure(losses: pl.DataFrame) -> go.Figure:
             hovertemplate="%{x:+.4f} to %{customdata[0]:.4f}, 95 % confidence interval %{customdata[1]:+.4f} to "
             "%{customdata[2]:+.4f}",
         )
-    figure.add_vline(x=0, line={"color": INK, "width": 1})
-    figure.update_xaxes(title_text="change (left is a loss)", tickformat="+.3f", nticks=4)
+    name = escape_text(format_label(reference))
+    label = {"text": f"{name} = 0", "yanchor": "bottom", "showarrow": False}
+    figure.add_vline(x=0, line={"color": INK, "width": 1}, annotation={"y": 1, **label})
+    figure.update_xaxes(
+        title_text="change (left is a loss)",
+        tickformat="+.3f",
+        nticks=4,
+    )
     figure.update_yaxes(categoryorder="array", categoryarray=escape_texts(rows[::-1]))
     height = 210 + 46 * len(rows)
     figure.update_layout(

@@ -25,6 +25,9 @@ _PRECISION_STYLES = {
     "bool": TraceStyle(color="#999999", symbol="hourglass", pattern="|", dash="dash"),
 }
 _OTHER_STYLE = TraceStyle(color="#999999", symbol="circle-open", pattern="-", dash="dash")
+FAINT = 0.35
+"""Opacity of what is not highlighted."""
+
 ORDER = ("int8", "fp8", "fp16", "bf16", "fp32")
 LEGEND = {"y": 1.02, "yanchor": "bottom"}
 
@@ -98,12 +101,14 @@ def layers_figure(
     )
 
 
-def shares_figure(rows: pl.DataFrame, *, timed: bool) -> go.Figure:
+def shares_figure(rows: pl.DataFrame, *, timed: bool, engine: int = 0, precision: str = "") -> go.Figure:
     """The share of each precision in each engine: of the latency if all engines were timed, else of the layers.
 
     Args:
         rows: `LayerTable.by_precision` of each engine with the column `engine`: its name.
         timed: Whether all engines were timed.
+        engine: Index of the engine that `precision` is of.
+        precision: The highlighted precision, "" for all.
     """
     column, unit = ("ms", " ms") if timed else ("layers", " layers")
     engines = rows["engine"].unique(maintain_order=True).to_list()
@@ -119,7 +124,13 @@ def shares_figure(rows: pl.DataFrame, *, timed: bool) -> go.Figure:
             x=shares,
             orientation="h",
             name=escape_text(name),
-            marker={"color": style.color, "pattern": hatch(style.pattern)},
+            marker={
+                "color": style.color,
+                "pattern": hatch(style.pattern),
+                "opacity": [
+                    1.0 if not precision or (engine, precision) == (row, name) else FAINT for row in range(len(engines))
+                ],
+            },
             text=[
                 f"{escape_text(name)} {value:.3g}{unit}" if share > 0.12 else ""
                 for value, share in zip(values, shares, strict=True)
@@ -128,8 +139,9 @@ def shares_figure(rows: pl.DataFrame, *, timed: bool) -> go.Figure:
             insidetextanchor="middle",
             insidetextfont={"color": "#000000"},
             textangle=0,
-            customdata=values,
-            hovertemplate=f"%{{y}}: {escape_text(name)} %{{customdata:.4g}}{unit}, %{{x:.1%}}<extra></extra>",
+            customdata=[{"engine": row, "precision": name} for row in range(len(engines))],
+            hovertext=[f"{value:.4g}{unit}" for value in values],
+            hovertemplate=f"%{{y}}: {escape_text(name)} %{{hovertext}}, %{{x:.1%}}<extra></extra>",
         )
     title = "share of the layers' latency" if timed else "share of the layers (not of the latency: not all were timed)"
     figure.update_xaxes(title_standoff=6, title_text=title, tickformat=".0%", range=[0, 1])

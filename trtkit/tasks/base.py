@@ -352,8 +352,8 @@ def register_task(task: TaskClass) -> TaskClass:
     return task
 
 
-HEIGHT = 240
-"""Height of each image of a grid, pixels."""
+HEIGHT, ENLARGED_HEIGHT = 240, 720
+"""Height of each image of a grid, pixels, and the most that it has where a click enlarges it."""
 
 
 # Drawing, in colors that are safe for common color blindness
@@ -383,10 +383,9 @@ class ImageGrid:
 
 
 def _encode_jpeg(image: NDArray[np.uint8]) -> str:
-    scale = HEIGHT / image.shape[0]
-    # Twice the height for high-density screens; nothing is enlarged.
-    if (scale := 2 * scale) < 1:
-        size = (max(1, round(image.shape[1] * scale)), 2 * HEIGHT)
+    # Three times the height that is shown: a click enlarges the image. Smaller images stay as they are.
+    if (scale := ENLARGED_HEIGHT / image.shape[0]) < 1:
+        size = (max(1, round(image.shape[1] * scale)), ENLARGED_HEIGHT)
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     return base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from trtkit.widgets.ui.controls import (
     render_note,
 )
 from trtkit.widgets.ui.output import ClickableFigure, JobWidget, make_section_title, render_folded, render_scrollable
+from trtkit.widgets.ui.words import render_words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -195,6 +196,10 @@ class Dashboard(ComparisonWidget):
         """
         self._set_state(self._require_state().with_choices(**choices))
 
+    def select(self, point: Mapping[str, Any]) -> None:
+        """Select what a clicked point of any figure shows: its `precision`, and its `class_name` or `metric`."""
+        self._set_state(self._require_state().with_point(point))
+
     def toggle_class(self, name: str) -> None:
         """Select a class, or all classes if it is selected already."""
         self._set_state(self._require_state().with_class_toggled(name))
@@ -227,11 +232,13 @@ class Dashboard(ComparisonWidget):
         }  # fmt: skip
         for choice, control in controls.items():
             self._observe(control, self.choose, choice)
-        show, clickable = self.error_box.show, self._clickable
-        self.accuracy = ClickableFigure("accuracy", clickable=clickable, include_plotlyjs=True)
-        self.latency = ClickableFigure("latency", clickable=clickable)
-        self.size = ClickableFigure("size", self._guard(self._choose_precision), clickable=clickable)
-        self.classes = ClickableFigure("classes", self._guard(self.toggle_class), show_error=show, clickable=clickable)
+        # A click in any figure selects for all of them.
+        self.accuracy, self.latency, self.size, self.classes = (
+            ClickableFigure(
+                name, self._guard(self.select), clickable=self._clickable, include_plotlyjs=name == "accuracy"
+            )
+            for name in ("accuracy", "latency", "size", "classes")
+        )
         self.texts = {name: ipywidgets.HTML() for name in ("verdict", "summary", "classes", "changes", "latency")}
         for name, place in self.texts.items():
             place.add_class(f"trtkit-{name}-table" if name != "verdict" else "trtkit-verdict")
@@ -243,6 +250,7 @@ class Dashboard(ComparisonWidget):
             _build_row("Accuracy", self.accuracy, self.texts["changes"]),
             _build_row("Latency and size", self.latency, self.size),
             _build_row("By class", self.classes, self.texts["classes"]),
+            ipywidgets.HTML(render_words("mAP50-95", "95 % interval", "significant", "p50, p99", "false positive")),
             *(() if state.engines_ran else (Collapsible(UNPREDICTIVE, [self.texts["latency"]], name="other-latency"),)),
         ]
 
@@ -268,9 +276,6 @@ class Dashboard(ComparisonWidget):
                 "choose in the dashboard", "there is no comparison yet", "call .wait() first", code="dashboard-empty"
             )
         return self.state
-
-    def _choose_precision(self, precision: str) -> None:
-        self.choose(precision=precision)
 
     def _set_state(self, state: DashboardState) -> None:
         self.state = state
@@ -299,7 +304,9 @@ class Dashboard(ComparisonWidget):
         if state.engines_ran:
             self.latency.draw(latency_figure(comparison.samples, comparison.runners, state.batch, focus=focus))
         else:
-            self.latency.draw(unmeasured_latency_figure(state.precisions, **describe_unmeasured(comparison)))
+            self.latency.draw(
+                unmeasured_latency_figure(state.precisions, focus=focus, **describe_unmeasured(comparison))
+            )
             self.texts["latency"].value = render_latency_table(state)
         self.size.draw(size_figure(comparison.rows, focus=focus))
         self.texts["verdict"].value = render_verdict(state)

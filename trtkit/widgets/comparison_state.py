@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,22 @@ class DashboardState:
     def with_class_toggled(self, name: str) -> DashboardState:
         """The state with a class selected, or with all classes if it was selected before."""
         return self.with_choices(class_name="" if name == self.class_name else name)
+
+    def with_point(self, point: Mapping[str, Any]) -> DashboardState:
+        """The state after a click on a point of any figure: its precision, and its class or metric where it has one.
+
+        A click on the selected class of the selected precision selects all classes.
+
+        Args:
+            point: The point's `customdata`.
+        """
+        choices = {name: point[name] for name in ("precision", "class_name", "metric") if name in point}
+        if choices.get("metric") not in self.class_metrics:
+            # The figures by class have no such metric.
+            choices.pop("metric", None)
+        if choices == {"precision": self.precision, "class_name": self.class_name}:
+            choices["class_name"] = ""
+        return self.with_choices(**choices)
 
     def summary_frame(self) -> pl.DataFrame:
         """One row per precision: primary metrics with change and interval, latencies of engines, file sizes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -29,6 +29,7 @@ from trtkit.widgets.ui.controls import (
     render_note,
 )
 from trtkit.widgets.ui.output import ClickableFigure, JobWidget, make_section_title, render_scrollable, render_text
+from trtkit.widgets.ui.words import render_words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -79,6 +80,10 @@ class Explorer(JobWidget):
     def select_group(self, row: int) -> None:
         """Select the first layer of an aligned group."""
         self._set_state(self._require_state().with_group(int(row)))
+
+    def select_share(self, point: Mapping[str, Any]) -> None:
+        """List the layers of a clicked `precision` of an `engine`, or all layers if those are listed already."""
+        self._set_state(self._require_state().with_share(int(point["engine"]), str(point["precision"])))
 
     def time(self, runs: int = RUNS) -> None:
         """Time every layer on this machine, in the background.
@@ -147,7 +152,9 @@ class Explorer(JobWidget):
         ):  # fmt: skip
             self._observe(control, self.choose, choice)
         show, clickable = self.error_box.show, self._clickable
-        self.shares = ClickableFigure("shares", clickable=clickable, include_plotlyjs=True)
+        self.shares = ClickableFigure(
+            "shares", self.select_share, show_error=show, clickable=clickable, include_plotlyjs=True
+        )
         self.layers = ClickableFigure("layers-figure", self.select, show_error=show, clickable=clickable)
         self.groups = ClickableFigure("groups", self.select_group, show_error=show, clickable=clickable)
         two = len(state.tables) == 2
@@ -160,7 +167,7 @@ class Explorer(JobWidget):
             *((title, self.groups, self.only_differing, self.group_table) if two else ()),
             make_section_title("Layers"), self.engine, self.layers,
             ipywidgets.HBox([self.precision, self.text, self.order, self.layer], layout=row), self.table,
-            self.layer_facts,
+            self.layer_facts, ipywidgets.HTML(render_words("reformat", "ONNX node", "tactic", "Q/DQ")),
         )  # fmt: skip
 
     def _on_job_end(self, job: Any) -> None:
@@ -197,7 +204,7 @@ class Explorer(JobWidget):
         finally:
             self._updating = False
         self.heading.value = _render_heading(state)
-        self.shares.draw(precision_shares_figure(state.tables))
+        self.shares.draw(precision_shares_figure(state.tables, engine=state.engine, precision=state.precision))
         self.layers.draw(state.table.plot(selected=state.selected, highlighted=state.listed))
         self.table.value = _render_layers(state)
         facts = state.layer_facts()

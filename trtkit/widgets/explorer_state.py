@@ -131,6 +131,19 @@ class ExplorerState:
         engine = self.engine if layers[self.engine] else 1 - self.engine
         return self.with_choices(engine=engine, selected=int(layers[engine][0]))
 
+    def with_share(self, engine: int, precision: str) -> ExplorerState:
+        """The state that lists the layers of one precision of an engine, or all layers if it lists those already.
+
+        Args:
+            engine: Index of the engine.
+            precision: A precision, or "reformat".
+
+        Raises:
+            RecipeError: There is no such engine or precision.
+        """
+        is_listed = (engine, precision) == (self.engine, self.precision)
+        return self.with_choices(engine=engine, precision="" if is_listed else precision)
+
     @property
     def listed(self) -> pl.Series:
         """Whether each layer is listed, in execution order."""

@@ -77,7 +77,7 @@ class RangesPanel(Panel[TunerState]):
         self.overview = ClickableFigure(
             "overview", choose_tensor, show_error=show, clickable=clickable, include_plotlyjs=True
         )
-        self.histogram = ClickableFigure("histogram", show_error=show, clickable=clickable)
+        self.histogram = ClickableFigure("histogram", choose_algorithm, show_error=show, clickable=clickable)
         self.overview.layout, self.histogram.layout = half_width(), half_width()
         self.facts = ipywidgets.HTML()
         self.facts.add_class("trtkit-tensor-facts")

@@ -28,6 +28,7 @@ from trtkit.widgets.tuner.panels import PROBE_IMAGES, AssignmentsPanel, LayersPa
 from trtkit.widgets.tuner.state import TunerState
 from trtkit.widgets.ui.controls import catch_errors, render_note
 from trtkit.widgets.ui.output import JobWidget
+from trtkit.widgets.ui.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -263,8 +264,11 @@ class Tuner(JobWidget):
         )  # fmt: skip
         self.heading, self.code = ipywidgets.HTML(), ipywidgets.HTML()
         self.heading.add_class("trtkit-tuner-heading")
+        self.thumbnails = Thumbnails()
         self.code.add_class("trtkit-tuner-code")
-        self._set_content(self.ranges, self.layers, self.assignments, self.code, heading=(self.heading,))
+        self._set_content(
+            self.ranges, self.layers, self.assignments, self.code, heading=(self.heading, self.thumbnails)
+        )
         self._render()
 
     # Choices.
@@ -452,6 +456,7 @@ class Tuner(JobWidget):
             panel.render(self.state)
         self._disable_while_running()
         self.heading.value = render_heading(self.state, self._notes)
+        self.thumbnails.show(self.state.data)
         self.code.value = render_code(self.state)
         self.refresh_static()
 

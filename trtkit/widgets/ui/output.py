@@ -184,7 +184,7 @@ def _accessibility_class() -> Any:
 @functools.cache
 def widget_css() -> Markup:
     """The style of every widget and of its static output; it applies inside elements of the class `trtkit`."""
-    return Markup(asset("widgets/ui/widgets.css"))
+    return Markup(asset("widgets/ui/widgets.css") + asset("templates/enlarge.css"))
 
 
 def style_widget() -> ipywidgets.HTML:

@@ -14,6 +14,8 @@ from trtkit.html import facts_html, render, table_html
 from trtkit.widgets.ui.controls import Collapsible, Option, OptionGroup, make_button, make_control, render_note
 from trtkit.widgets.ui.jobs import Job, JobView
 from trtkit.widgets.ui.output import FigureOutput
+from trtkit.widgets.ui.thumbnails import Thumbnails
+from trtkit.widgets.ui.words import render_words
 from trtkit.widgets.wizard.actions import examine_images, read_model
 from trtkit.widgets.wizard.files import DATA_SUFFIXES, MODEL_SUFFIXES, find_files
 from trtkit.widgets.wizard.options import device_options, precision_options, target_options
@@ -353,6 +355,7 @@ class SettingsStep(Step):
             self.target,
             self.device,
             self.more,
+            ipywidgets.HTML(render_words("Q/DQ", "calibration", "range, scale", "optimization profile", "ONNX node")),
             self.problem,
         )
 
@@ -424,6 +427,7 @@ class ImagesStep(Step):
         )
         self.data_problem = ipywidgets.HTML()
         self.data_problem.add_class("trtkit-data-problem")
+        self.thumbnails = Thumbnails()
         self.source = OptionGroup(
             "ranges", lambda value: host.update(lambda state: state.fill(use_saved_calibration=value == "saved"))
         )
@@ -469,6 +473,7 @@ class ImagesStep(Step):
             self.heading,
             self.data,
             self.data_problem,
+            self.thumbnails,
             self.source,
             self.fraction,
             self.calibration,
@@ -485,6 +490,7 @@ class ImagesStep(Step):
         self.data.value, self.fraction.value = form.data, form.fraction
         data_problem = state.data_problem
         self.data_problem.value = render_note(data_problem, kind="problem") if data_problem else ""
+        self.thumbnails.show(form.data)
         self.calibration.value, self.check_overflow.value = form.calibration, form.check_overflow
         self.source.show(
             (

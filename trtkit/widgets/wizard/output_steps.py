@@ -9,7 +9,14 @@ import ipywidgets
 from trtkit.deployment import list_targets
 from trtkit.errors import TrtkitError
 from trtkit.html import facts_html, render
-from trtkit.widgets.ui.controls import Collapsible, format_error, make_button, make_control, render_note
+from trtkit.widgets.ui.controls import (
+    WRAPPED_ROW,
+    Collapsible,
+    format_error,
+    make_button,
+    make_control,
+    render_note,
+)
 from trtkit.widgets.ui.jobs import JobView
 from trtkit.widgets.ui.output import FigureOutput, render_text
 from trtkit.widgets.wizard.actions import build, deploy_built, find_eval_data, measure
@@ -105,6 +112,8 @@ class ResultStep(Step):
             name="eval-images",
             layout=SHORT,
         )
+        note = ipywidgets.HTML(render_text("0 means all images of val; otherwise a seeded sample of as many."))
+        eval_row = ipywidgets.HBox([self.eval_images, note], layout=ipywidgets.Layout(**WRAPPED_ROW))
         self.bind(self.eval_images, "eval_images", lambda number: number if number > 0 else None)
         self.compare_fp32 = make_control(
             ipywidgets.Checkbox,
@@ -125,7 +134,7 @@ class ResultStep(Step):
         self._drawn: Measurement | None = None
         self.children = (
             self.heading,
-            self.eval_images,
+            eval_row,
             self.compare_fp32,
             self.measure,
             self.view,

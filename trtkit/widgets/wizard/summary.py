@@ -167,9 +167,9 @@ def passport_facts(artifact: Artifact) -> dict[str, Any]:
     layers: Mapping[str, int] = {}
     if passport.layers:
         from trtkit.backends import layer_frame
+        from trtkit.inspection import count_kinds
 
-        counts = layer_frame(passport.layers)["precision"].fill_null("of unknown type").value_counts(sort=True)
-        layers = dict(counts.iter_rows())
+        layers = count_kinds(layer_frame(passport.layers))
     gpu = passport.gpu or GPU_NAMES.get(passport.sm, "")
     return {
         "Builder": f"{get_title(passport.backend)} {passport.tensorrt}",
