@@ -15,8 +15,7 @@ from trtkit.comparison.report import render_report
 from trtkit.html import facts_html, table_html
 from trtkit.inspection import read_layers
 from trtkit.plotting import calibration, comparison, engine, evaluation, tuning
-from trtkit.plotting.notebook import ProgressLine, mime_bundle
-from trtkit.progress import Event
+from trtkit.plotting.notebook import mime_bundle
 from trtkit.tasks.base import ImageGrid
 
 NAMES = (
@@ -150,9 +149,7 @@ def hostile_figures():
 
 def hostile_pages():
     """HTML of every place outside the figures that shows a name, by name; `library` is needed by none of them."""
-    whole, line = hostile_comparison(), ProgressLine()
-    line._show = lambda: None
-    line(Event(stage=NAMES[0], done=1, total=1))
+    whole = hostile_comparison()
     layers = FP16_LAYERS.with_columns(pl.Series("name", NAMES[:3]), pl.lit(NAMES[4]).alias("tactic"))
     engines = [
         replace(read_layers(layers, name=NAMES[0]), facts={NAMES[1]: NAMES[4]}),
