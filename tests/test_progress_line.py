@@ -251,7 +251,7 @@ def test_the_text_is_escaped(shown: list[dict[str, str]], clock: list[float]) ->
 def test_a_line_that_is_passed_tells_the_end(shown: list[dict[str, str]]) -> None:
     line = ProgressLine()
     work(progress=line)
-    assert texts(shown)[0].startswith("first · step 1 of 2 · 0:0")
+    assert texts(shown)[:2] == ["load · 0:00", "first · step 1 of 2 · 0:00"]
     assert line.text == texts(shown)[-1] == "work · done in 0:00"
 
 
@@ -335,7 +335,7 @@ def test_a_bare_call_that_says_nothing_has_a_clock(quick_line: list[dict[str, st
         wait(0.05)
 
     silent()
-    assert texts(quick_line)[0] == "starting · 0:00"
+    assert texts(quick_line)[0] == "load · 0:00"
 
 
 def test_a_quick_call_shows_nothing(quick_line: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ def test_a_call_with_progress_has_no_second_line(quick_line: list[dict[str, str]
     events: list[Event] = []
     # A nested verb without progress shows nothing either.
     work(0.03, lambda: work(0.03), progress=events.append)
-    assert [event.stage for event in events] == ["first", "second", "done"]
+    assert [event.stage for event in events] == ["load", "first", "second", "done"]
     assert quick_line == []
 
 

@@ -16,6 +16,7 @@ from trtkit.errors import CancelledError, RecipeError
 
 __all__ = [
     "DONE",
+    "LOADING",
     "CancelToken",
     "Cost",
     "Event",

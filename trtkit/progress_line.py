@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from trtkit.arguments import check_arguments
-from trtkit.progress import DONE, Cost, Event, is_planning
+from trtkit.progress import DONE, LOADING, Cost, Event, is_planning
 
 __all__ = [
     "ProgressLine",
@@ -451,6 +451,9 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
                 if line is None
                 else line.watch(function.__name__, delay=DELAY_SECONDS if given is None else 0.0)
             ):
+                # Models and data are read before there is a plan.
+                if callable(progress := kwargs.get("progress")):
+                    progress(Event(stage=LOADING, done=0))
                 return checked(*args, **kwargs)
         finally:
             _IN_VERB.reset(token)

@@ -280,7 +280,7 @@ def test_progress_and_cancel(dataset):
 
     with pytest.raises(CancelledError):
         evaluate(ReplayRunner([np.zeros((0, 6))] * 40, dataset.names), dataset, progress=progress, cancel=stop)
-    assert events == [(0, None), (0, 40), (1, 40), (2, 40), (3, 40)]
+    assert events == [(0, None), (0, None), (0, 40), (1, 40), (2, 40), (3, 40)]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("trtkit")]
 
 

@@ -197,8 +197,11 @@ class ProgressBars:
         if event.message and self.verbose:
             self._print(event.message)
 
-    def _draw(self) -> Table:
+    def _draw(self) -> Table | Text:
         """The running stage and the time since the start; a bar where there is room for one."""
+        if self.progress.event is None:
+            # Not every command reports progress: `lab` prints what JupyterLab does.
+            return Text()
         clock = f" · {format_clock(self.progress.seconds)}"
         text = self.progress.describe(self.console.width - len(clock) - 1) + clock
         cells: list[RenderableType] = [Text(text, no_wrap=True, overflow="ellipsis")]
