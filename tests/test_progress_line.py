@@ -65,6 +65,12 @@ def test_steps_of_one_kind_are_estimated_by_each_other(clock: list[float]) -> No
     text.add(Event(stage="evaluate a", done=100, total=100, plan=plan, step=1))
     text.add(Event(stage="evaluate b", done=0, plan=plan, step=2))
     assert text.estimate_time_left() == 40
+    # The last one measured counts: INT8 takes another time than FP32.
+    for done in (0, 50):
+        text.add(Event(stage="evaluate b", done=done, total=100, plan=plan, step=2))
+        clock[0] += 25
+    clock[0] -= 25
+    assert text.estimate_time_left() == 25 + 50
     text.add(Event(stage="write", done=0, plan=plan, step=4))
     assert text.estimate_time_left() is None
 

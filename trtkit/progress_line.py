@@ -100,7 +100,7 @@ class ProgressText:
     def __init__(self) -> None:
         self.event: Event | None = None
         self._start_time = self._step_time = time.perf_counter()
-        # Seconds and images by kind, of the steps before this one.
+        # Seconds and images by kind, of the last step of each before this one.
         self._measured: dict[str, tuple[float, float]] = {}
         self._first: _Count | None = None
         self._last: _Count | None = None
@@ -181,16 +181,17 @@ class ProgressText:
         return None if whole is None else whole - (now - self._step_time)
 
     def _measure(self) -> dict[str, tuple[float, float]]:
-        """Seconds and images by kind, this step included."""
+        """Seconds and images by kind: of this step once that is enough, else of the last one that was."""
         event, first, last = self.event, self._first, self._last
         if event is None or event.plan is None or first is None or last is None:
             return self._measured
         cost = event.plan.costs.get(event.plan.steps[event.step - 1])
         if cost is None or cost.images is None:
             return self._measured
-        seconds, images = self._measured.get(cost.kind, (0.0, 0.0))
+        if last.time - first.time < MIN_MEASURED:
+            return self._measured
         share = (last.done - first.done) / last.total
-        return {**self._measured, cost.kind: (seconds + last.time - first.time, images + share * cost.images)}
+        return {**self._measured, cost.kind: (last.time - first.time, share * cost.images)}
 
 
 def describe_step(event: Event) -> str:
@@ -218,7 +219,7 @@ def _estimate(cost: Cost, measured: dict[str, tuple[float, float]]) -> float | N
     if cost.images is None:
         return cost.seconds
     seconds, images = measured.get(cost.kind, (0.0, 0.0))
-    if seconds < MIN_MEASURED or not images:
+    if not images:
         return None
     estimate = seconds / images * cost.images
     return estimate if cost.seconds is None else min(estimate, cost.seconds)

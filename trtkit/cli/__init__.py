@@ -80,7 +80,8 @@ def _run(command: Command, values: argparse.Namespace, cancel: threading.Event) 
             values.progress, values.cancel = None, cancel
             _print_plan(catch_plan(lambda: command(values, cancel)), values)
             return 0
-        with ProgressBars(quiet=quiet, verbose=getattr(values, "verbose", False)) as bars:
+        reports = getattr(values, "command", None) in COMMANDS and values.command not in WITHOUT_RESULT
+        with ProgressBars(quiet=quiet, verbose=getattr(values, "verbose", False), reports=reports) as bars:
             if values is not None:
                 values.progress, values.cancel = bars, cancel
             outcome = command(values, cancel)

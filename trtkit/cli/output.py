@@ -158,10 +158,13 @@ class ProgressBars:
         console: The console to draw on; None uses stderr, so that stdout has results only.
         quiet: Show nothing.
         verbose: Also print the log lines of the steps.
+        reports: Whether events will come: a terminal shows the time until the first one.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.quiet, self.verbose = quiet, verbose
+    def __init__(
+        self, console: Console | None = None, *, quiet: bool = False, verbose: bool = False, reports: bool = False
+    ) -> None:
+        self.quiet, self.verbose, self.reports = quiet, verbose, reports
         self.console = console or Console(stderr=True)
         self.progress = ProgressText()
         self.step: str | None = None
@@ -199,8 +202,7 @@ class ProgressBars:
 
     def _draw(self) -> Table | Text:
         """The running stage and the time since the start; a bar where there is room for one."""
-        if self.progress.event is None:
-            # Not every command reports progress: `lab` prints what JupyterLab does.
+        if self.progress.event is None and not self.reports:
             return Text()
         clock = f" · {format_clock(self.progress.seconds)}"
         text = self.progress.describe(self.console.width - len(clock) - 1) + clock

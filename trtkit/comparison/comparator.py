@@ -231,6 +231,8 @@ def compare(
                     for name in (*precisions, *others)
                 },
                 **estimate_costs(len(precisions) + len(others), batches, runs=runs, seconds=seconds),
+                # Its bootstrap takes about half as long as an evaluation on a processor.
+                WRITE: Cost(kind="evaluate", images=images["evaluation"] // 2),
             },
             files=(*(path for path in written if path.stem in stems), *(folder / name for name in RESULT_FILES)),
         ),
