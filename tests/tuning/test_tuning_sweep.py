@@ -211,4 +211,4 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(model: tk.Model,
     events: list[Event] = []
     with raises(OutputError, "output-parent-not-folder"):
         sweep(model, demo.data_path(), cache_dir=tmp_path / "file", progress=events.append, **SETTINGS)  # type: ignore[arg-type]
-    assert events == []
+    assert {event.stage for event in events} <= {"load"}
