@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ from trtkit.comparison.comparison import Comparison
 from trtkit.data import open_dataset
 from trtkit.errors import CancelledError, EngineError
 from trtkit.evaluation.evaluation import Evaluation
-from trtkit.executor import split_into_shards
-from trtkit.progress import Event
+from trtkit.executor import Workers, split_into_shards
+from trtkit.progress import Event, Reporter
 from trtkit.results import Result
 
 dask_cluster = pytest.importorskip("dask_cluster")
@@ -161,6 +162,16 @@ def test_a_calibration_of_workers_is_found_in_the_cache(
     found = tk.calibrate(model, data, progress=events.append, **settings)
     assert found.hash == made.hash
     assert "loaded from the cache" in events[-1].message
+
+
+def test_a_cache_has_many_writers(executor: Any, calibration: Calibration, tmp_path: Path) -> None:
+    pool = Workers(executor, Reporter())
+    folders = [str(tmp_path)] * 4
+    results = pool.map(
+        dask_cluster.write_and_read_a_cache, folders, stage="write", prepare=copy.copy, common=[calibration]
+    )
+    # Never a wrong value; while another writer moves an entry to its name, it may not be found.
+    assert all(reason.startswith("the entry can't be read") for reasons in results for reason in reasons)
 
 
 def test_cancelling_between_shards(executor: Any, onnx: Path, data: Path) -> None:

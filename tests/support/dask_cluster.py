@@ -15,6 +15,7 @@ import dask
 from distributed import Client
 from distributed.utils import get_mp_context
 
+from trtkit.calibration import Calibration
 from trtkit.errors import CalibrationError, warn
 from trtkit.executor import StopToken, open_executor
 from trtkit.progress import Event
@@ -115,6 +116,23 @@ def warn_of(state: None, number: int) -> int:
     """Warn, the same for all numbers."""
     warn("an image is odd")
     return number
+
+
+def write_and_read_a_cache(calibration: Calibration, folder: str) -> list[str]:
+    """Write the same entries of a cache as others do and read them meanwhile; why one was not found."""
+    from trtkit.calibration.storage import CalibrationKey, find_calibration, store_calibration
+    from trtkit.tuning.measurement import ResultCache
+
+    cache, value, reasons = ResultCache(folder), list(range(5000)), []
+    assert cache.calibrations is not None
+    for _ in range(8):
+        cache.write("layers", "k" * 24, value)
+        store_calibration(cache.calibrations, calibration)
+        assert cache.read("layers", "k" * 24) == value
+        found, reason = find_calibration(cache.calibrations, CalibrationKey.from_provenance(calibration.provenance))
+        assert found is None or found.hash == calibration.hash
+        reasons += [reason] if found is None else []
+    return reasons
 
 
 def exit_hard(state: None, number: int) -> None:

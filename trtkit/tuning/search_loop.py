@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.calibration.sampling import ImageInputs, count_calibration_images, make_input_source
 from trtkit.codegen import needs_end2end
 from trtkit.data import sample_images
-from trtkit.errors import CalibrationError
+from trtkit.errors import CalibrationError, ResultError
 from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES
 from trtkit.executor import describe_executor
@@ -516,9 +517,12 @@ def repair_ranges(
     """
     key = probe.cache_key(calibration)
     path, algorithms = cache.entry_path("ranges", key), cache.read("ranges", key)
+    corrected = None
     if path is not None and algorithms is not None:
-        corrected = Calibration.load(path)
-    else:
+        # Another search may be writing the entry just now: then it is computed again.
+        with contextlib.suppress(ResultError):
+            corrected = Calibration.load(path)
+    if corrected is None:
         corrected, algorithms = probe.choose_ranges(calibration)
         if path is not None:
             corrected.save(path)
