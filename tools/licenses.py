@@ -77,6 +77,7 @@ EMBEDDED = (
     Embedded("demo/classify/**/*.jpg", "CC BY 4.0", DIGITS),
     Embedded("demo/*/labels/**/*.txt", "CC BY 4.0", "made with the images"),
     Embedded("demo/*.pt", "Apache-2.0", "trained by tools/train_demo.py from random weights on such scenes"),
+    Embedded("comparison/published_latencies.json", "Apache-2.0", "measured; by tools/published_latencies.py"),
     Embedded("plotting/plotly-cartesian.*", "MIT", "plotly.js 4.1.1, its cartesian bundle; Plotly, Inc."),
 )
 OWN_ENDINGS = {".py", ".j2", ".css", ".js", ".typed", ".yaml", ".cpp", ".hpp", ".h", ".sh"}

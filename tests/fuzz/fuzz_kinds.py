@@ -262,9 +262,9 @@ def damage_result(dice: random.Random, files: Files) -> Files:
     if dice.random() < 0.5:
         name = dice.choice([name for name in files if name.endswith(".json")])
     is_table = name.endswith(".parquet")
-    structured = mutators.damage_table if is_table else mutators.damage_json
-    if name.endswith(".onnx"):
-        structured = mutators.damage_bytes
+    structured = {".parquet": mutators.damage_table, ".json": mutators.damage_json}.get(
+        Path(name).suffix, mutators.damage_bytes
+    )
     content = (mutators.damage_bytes if dice.random() < 1 / 3 else structured)(dice, files[name])
     changed = {**files, name: content}
     if dice.random() < 0.5:
