@@ -261,7 +261,6 @@ def damage_result(dice: random.Random, files: Files) -> Files:
     name = dice.choice(list(files))
     if dice.random() < 0.5:
         name = dice.choice([name for name in files if name.endswith(".json")])
-    is_table = name.endswith(".parquet")
     structured = {".parquet": mutators.damage_table, ".json": mutators.damage_json}.get(
         Path(name).suffix, mutators.damage_bytes
     )
