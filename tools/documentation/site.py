@@ -114,7 +114,11 @@ def collect(executed: Mapping[str, notebooks.Notebook], folder: Path = BUILD) ->
         else:
             markdown = decision.fill((ROOT / source).read_text(encoding="utf-8"))
         texts[page] = rewrite(markdown, source, page, links)
-    texts |= {f"verbs/{name}.md": text for name, text in verbs.list_pages().items()}
+
+    def fit_links(title: str, section: str) -> str:
+        return rewrite(section, "docs/verbs.md", f"verbs/{title}.md", links)
+
+    texts |= {f"verbs/{name}.md": text for name, text in verbs.list_pages(fit_links).items()}
     texts["records/index.md"] = _list_records(texts)
     for page, text in texts.items():
         _write(place / page, text.encode())

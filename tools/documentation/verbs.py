@@ -45,8 +45,11 @@ def read_sections() -> dict[str, str]:
     return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
 
 
-def list_pages() -> dict[str, str]:
+def list_pages(fit_links: Callable[[str, str], str] | None = None) -> dict[str, str]:
     """Every page by its name: verbs, then widgets, commands without a function, and all other public names.
+
+    Args:
+        fit_links: Gives a page's name and its section in docs/verbs.md the links of the site.
 
     Raises:
         SystemExit: A verb has no hand-written section, or a section belongs to no verb.
@@ -62,7 +65,8 @@ def list_pages() -> dict[str, str]:
     pages = {}
     for title in sections:
         function = FUNCTIONS.get(title, title if title in functions else "")
-        pages[title] = _write_page(title, sections[title], function, commands.get(title), parser, documented)
+        section = sections[title] if fit_links is None else fit_links(title, sections[title])
+        pages[title] = _write_page(title, section, function, commands.get(title), parser, documented)
     pages["other_names"] = _write_others(documented)
     return pages
 
