@@ -261,6 +261,34 @@ def test_a_line_that_is_passed_tells_the_end(shown: list[dict[str, str]]) -> Non
     assert line.text == texts(shown)[-1] == "work · done in 0:00"
 
 
+def test_finished_steps_are_lines_that_a_notebook_folds_at_the_end(
+    shown: list[dict[str, str]], clock: list[float]
+) -> None:
+    def go_on() -> None:
+        clock[0] += 7.4
+
+    work(call=go_on, progress=ProgressLine())
+    assert not any("<details>" in bundle["text/html"] for bundle in shown[:-1])
+    assert shown[-1]["text/html"] == (
+        "<div style='opacity:.7'><details><summary><span role='status'>work · done in 0:07</span></summary>"
+        "second (step 2 of 2): 7.4 s</details></div>"
+    )
+
+
+def test_a_running_step_stands_below_the_finished_ones(shown: list[dict[str, str]], clock: list[float]) -> None:
+    line = ProgressLine()
+    for stage in ("<a>", "b", "c"):
+        line(Event(stage=stage, done=0))
+        clock[0] += 2
+    assert shown[-1]["text/html"] == (
+        "<div style='opacity:.7'>&lt;a&gt;: 2.0 s<br>b: 2.0 s<br><span role='status'>c · 0:04</span></div>"
+    )
+    # A step that took no time is not worth a line.
+    line(Event(stage="d", done=0))
+    line(Event(stage="e", done=0))
+    assert "d: " not in shown[-1]["text/html"]
+
+
 # Elsewhere
 
 
@@ -288,6 +316,22 @@ def test_in_a_terminal_one_line_is_replaced_and_the_last_one_stays(monkeypatch: 
     assert "first · step 1 of 2 · 0:00" in shown
     assert shown.rstrip().endswith("work · done in 0:00")
     assert shown.count("\n") == 1
+
+
+def test_in_a_terminal_finished_steps_stand_above(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def go_on() -> None:
+        clock[0] += 7.4
+
+    work(call=go_on, progress=ProgressLine())
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "")
+    before, after = shown.splitlines()[-2:]
+    assert before.endswith("second (step 2 of 2): 7.4 s")
+    assert after.strip().endswith("work · done in 0:07")
 
 
 # Verbs that are called without progress

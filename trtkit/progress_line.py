@@ -13,13 +13,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from trtkit.arguments import check_arguments
 from trtkit.progress import DONE, LOADING, Cost, Event, is_planning
 
 __all__ = [
+    "SHORTEST_STEP",
     "ProgressLine",
     "ProgressText",
     "describe_step",
@@ -95,10 +96,13 @@ class ProgressText:
 
     Attributes:
         event: The last event; None before the first one.
+        finished: A line for each step that has ended, such as "evaluate int8 (step 5 of 12): 7.4 s".
     """
 
     def __init__(self) -> None:
         self.event: Event | None = None
+        self.finished: tuple[str, ...] = ()
+        self._step, self._step_begun = "", time.perf_counter()
         self._start_time = self._step_time = time.perf_counter()
         # Seconds and images by kind, of the last step of each before this one.
         self._measured: dict[str, tuple[float, float]] = {}
@@ -119,6 +123,10 @@ class ProgressText:
             event: The event.
         """
         with self._lock:
+            step = "" if event.stage == DONE else describe_step(event)
+            if step != self._step:
+                self._finish_step()
+                self._step, self._step_begun = step, time.perf_counter()
             before = self.event
             if before is None or (before.plan, before.step) != (event.plan, event.step):
                 measured = self._measure()
@@ -133,6 +141,17 @@ class ProgressText:
                 if self._first is None or event.done <= self._first.done:
                     # Warm-up counts nothing.
                     self._first = self._last
+
+    def finish(self) -> None:
+        """Note that the last step has ended, too."""
+        with self._lock:
+            self._finish_step()
+            self._step = ""
+
+    def _finish_step(self) -> None:
+        seconds = time.perf_counter() - self._step_begun
+        if self._step and seconds > SHORTEST_STEP:
+            self.finished += (f"{self._step}: {seconds:.1f} s",)
 
     def describe(self, width: int | None = None) -> str:
         """The line.
@@ -233,6 +252,9 @@ REFRESH_SECONDS = 0.25
 TICK_SECONDS = 1.0
 """Longest time between two updates of a verb's line."""
 
+SHORTEST_STEP = 0.2
+"""Steps that took less, s, are not worth a line of their own."""
+
 DELAY_SECONDS = 1.0
 """Verbs that take less show no line by themselves."""
 
@@ -240,8 +262,8 @@ DELAY_SECONDS = 1.0
 class _View(Protocol):
     """Where a line is shown."""
 
-    def show(self, text: str) -> None:
-        """Replace the line."""
+    def show(self, text: str, finished: Sequence[str], *, is_over: bool) -> None:
+        """Replace the line; above it stand those of the finished steps."""
 
     def close(self) -> None:
         """Leave the line as it is, or remove it if it was for the moment only."""
@@ -254,7 +276,8 @@ class ProgressLine:
     >>> tk.compare("yolo11n.pt", "coco.yaml", progress=tk.ProgressLine())
 
     In a notebook or a terminal, verbs that are called without `progress` show one by themselves if they take longer
-    than a second, unless the environment variable TRTKIT_PROGRESS is 0. A saved notebook keeps the last line.
+    than a second, unless the environment variable TRTKIT_PROGRESS is 0. Each finished step leaves a line above it; a
+    notebook folds them at the end.
 
     Attributes:
         text: The shown line; "" before the first event.
@@ -306,7 +329,8 @@ class ProgressLine:
             ended.set()
             ticker.join()
             if self._view is not None:
-                self._show(f"{name} · {how} {format_clock(self._progress.seconds)}")
+                self._progress.finish()
+                self._show(f"{name} · {how} {format_clock(self._progress.seconds)}", is_over=True)
                 self._view.close()
             self._progress = self._view = None
 
@@ -320,11 +344,11 @@ class ProgressLine:
             width = getattr(self._view, "width", None)
             self._show(f"{progress.describe(None if width is None else width - len(clock))}{clock}")
 
-    def _show(self, text: str) -> None:
+    def _show(self, text: str, *, is_over: bool = False) -> None:
         self.text = text
         if self._view is None:
             self._view = _select_view()
-        self._view.show(text)
+        self._view.show(text, self._progress.finished if self._progress is not None else (), is_over=is_over)
 
 
 class _NotebookView:
@@ -333,12 +357,17 @@ class _NotebookView:
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def show(self, text: str) -> None:
+    def show(self, text: str, finished: Sequence[str], *, is_over: bool) -> None:
         from IPython.display import display
         from markupsafe import Markup
 
+        line = Markup("<span role='status'>{}</span>").format(text)
+        steps = Markup("<br>").join(finished)
+        if steps:
+            folded = Markup("<details><summary>{}</summary>{}</details>")
+            line = folded.format(line, steps) if is_over else Markup("{}<br>{}").format(steps, line)
         # Opacity keeps the line readable on light and dark pages.
-        markup = Markup("<span role='status' style='opacity:.7'>{}</span>").format(text)
+        markup = Markup("<div style='opacity:.7'>{}</div>").format(line)
         bundle = {"text/plain": text, "text/html": markup}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
@@ -359,15 +388,19 @@ class _TerminalView:
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False)
         self._live.start()
+        self._printed = 0
 
     @property
     def width(self) -> int:
         """Characters of the line."""
         return self._console.width - 1
 
-    def show(self, text: str) -> None:
+    def show(self, text: str, finished: Sequence[str], *, is_over: bool) -> None:
         from rich.text import Text
 
+        for line in finished[self._printed :]:
+            self._console.print(Text(line), soft_wrap=True)
+        self._printed = len(finished)
         self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def close(self) -> None:
@@ -380,7 +413,7 @@ class _LogView:
     def __init__(self) -> None:
         self._stage = ""
 
-    def show(self, text: str) -> None:
+    def show(self, text: str, finished: Sequence[str], *, is_over: bool) -> None:
         stage = text.split(" · ")[0]
         if stage != self._stage:
             self._stage = stage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from trtkit.errors import DataError
 from trtkit.progress import Reporter
+from trtkit.progress_line import SHORTEST_STEP
 from trtkit.widgets.ui import controls
 from trtkit.widgets.ui.controls import (
     ErrorBox,
@@ -152,6 +154,28 @@ def test_a_job_shows_stage_bar_log_and_cancel_while_it_runs() -> None:
     assert view.stage.value.startswith("✓ Done in")
     assert view.bar.layout.display == view.cancel.layout.display == "none"
     assert "<details" in view.messages.value
+
+
+def test_finished_steps_stand_above_the_running_one() -> None:
+    view = JobView("counting")
+    assert view.finished.layout.display == "none"
+    reached, go = threading.Event(), threading.Event()
+
+    def call(*, progress: Any, cancel: Any) -> None:
+        reporter = Reporter(progress, cancel)
+        reporter.step("count <up>", 0, None)
+        time.sleep(1.1 * SHORTEST_STEP)
+        reporter.step("write", 0, None)
+        reached.set()
+        assert go.wait(60)
+
+    view.start(call)
+    assert reached.wait(60)
+    assert view.finished.layout.display == ""
+    assert view.finished.value.startswith("count &lt;up&gt;: 0.")
+    go.set()
+    view.job.wait()
+    assert view.finished.layout.display == "none"
 
 
 def test_cancel_shows_that_the_job_stops_and_that_it_has() -> None:

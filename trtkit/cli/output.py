@@ -27,7 +27,7 @@ from rich.text import Text
 
 from trtkit.errors import TrtkitError
 from trtkit.progress import Event
-from trtkit.progress_line import ProgressText, describe_step, escape_controls, format_clock
+from trtkit.progress_line import SHORTEST_STEP, ProgressText, describe_step, escape_controls, format_clock
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,9 +50,6 @@ __all__ = [
 
 BEAT = 1.5
 """Longest silence on a stream that is no terminal, s."""
-
-SHORTEST = 0.2
-"""Seconds below which a stage gets no line."""
 
 BAR_FROM = 100
 """Columns of a terminal from which a bar stands beside the line."""
@@ -222,14 +219,14 @@ class ProgressBars:
     def _finish(self) -> None:
         """Turn the running step into one line; what took no time is not worth one."""
         seconds = time.perf_counter() - self.begun
-        if self.step is not None and seconds > SHORTEST and not _OPEN_LINE.end(self.step, f" {seconds:.1f} s"):
+        if self.step is not None and seconds > SHORTEST_STEP and not _OPEN_LINE.end(self.step, f" {seconds:.1f} s"):
             self._print(f"{self.step}: {seconds:.1f} s")
 
     def _beat(self) -> None:
         """Where no line can be replaced: begin the line of a long stage and add dots to it."""
         while not self._ended.wait(BEAT):
             step = self.step
-            if step is not None and time.perf_counter() - self.begun > SHORTEST:
+            if step is not None and time.perf_counter() - self.begun > SHORTEST_STEP:
                 _OPEN_LINE.grow(self.console, step)
 
 

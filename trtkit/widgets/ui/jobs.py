@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import ipywidgets
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from trtkit.errors import CancelledError, TrtkitError
 from trtkit.html import render
@@ -255,13 +255,17 @@ class JobView(ipywidgets.VBox):
         self.cancel = make_button(
             "Cancel", "Stop at the next step; no partial files are left", self._cancel_job, name="cancel"
         )
+        self.finished = ipywidgets.HTML(layout=ipywidgets.Layout(display="none"))
+        self.finished.add_class("trtkit-clock")
         self.messages = ipywidgets.HTML()
         self.messages.add_class("trtkit-messages")
         self.error_box = ErrorBox()
         self.progress = ProgressText()
         self._last_update = 0.0
         row = ipywidgets.HBox([self.bar, self.clock, self.cancel], layout=ipywidgets.Layout(align_items="center"))
-        super().__init__([self.stage, row, self.messages, self.error_box], layout=ipywidgets.Layout(display="none"))
+        super().__init__(
+            [self.finished, self.stage, row, self.messages, self.error_box], layout=ipywidgets.Layout(display="none")
+        )
         self.add_class("trtkit-job")
 
     def start(self, call: Callable[..., Any], /, *arguments: Any, **settings: Any) -> None:
@@ -292,6 +296,7 @@ class JobView(ipywidgets.VBox):
         if job.running:
             self.stage.value, self.messages.value = escape(f"Starting {job.name} …"), ""
             self.bar.value, self._last_update, self.progress = 0, 0.0, ProgressText()
+            self._show_finished()
             threading.Thread(target=self._tick, args=(job.token,), name="trtkit clock", daemon=True).start()
             return
         self.stage.value = {
@@ -299,6 +304,9 @@ class JobView(ipywidgets.VBox):
             "failed": f"✕ Failed after {job.seconds:.1f} s",
             "cancelled": f"Cancelled after {job.seconds:.1f} s; no partial files were left.",
         }[job.state]
+        if job.state == "done":
+            # The steps stay only where one of them failed.
+            self.finished.layout.display = "none"
         self._write_log(job.log, folded=job.state == "done")
         if self.on_end is not None:
             self.on_end(job)
@@ -322,9 +330,16 @@ class JobView(ipywidgets.VBox):
         self._last_update = now
         if not self.job.cancelling:
             self.stage.value = escape(self.progress.describe())
+        self._show_finished()
         self.bar.max, self.bar.value = max(1, event.total or 1), event.done
         if event.message:
             self._write_log(self.job.log)
+
+    def _show_finished(self) -> None:
+        """A line for each step that has ended."""
+        lines = self.progress.finished
+        self.finished.value = Markup("<br>").join(lines)
+        self.finished.layout.display = "" if lines else "none"
 
     def _write_log(self, lines: Sequence[str], *, folded: bool = False) -> None:
         # Notes are warnings: a log that holds one stays open.
