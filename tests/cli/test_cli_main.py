@@ -192,7 +192,7 @@ def test_engine_strip_and_wrap_are_inverse(engine, tmp_path, capsys):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_finished_stage_is_one_line(terminal, monkeypatch):
-    monkeypatch.setattr(cli_output, "SHORTEST", 0.05)
+    monkeypatch.setattr(cli_output, "SHORTEST_STEP", 0.05)
     sink = io.StringIO()
     with ProgressBars(Console(file=sink, force_terminal=terminal, color_system=None, width=80)) as bars:
         for done in range(3):
@@ -207,7 +207,7 @@ def test_a_finished_stage_is_one_line(terminal, monkeypatch):
 
 def test_a_long_stage_is_never_silent_in_a_pipe(monkeypatch, capsys):
     monkeypatch.setattr(cli_output, "BEAT", 0.02)
-    monkeypatch.setattr(cli_output, "SHORTEST", 0.05)
+    monkeypatch.setattr(cli_output, "SHORTEST_STEP", 0.05)
     sink = io.StringIO()
     with ProgressBars(Console(file=sink)) as bars:
         bars(Event(stage="build", done=0))
