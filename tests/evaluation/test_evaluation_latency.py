@@ -10,7 +10,8 @@ from trtkit.backends.base import Runner
 from trtkit.backends.gpu_state import GpuState
 from trtkit.errors import CancelledError, EngineError, RecipeError
 from trtkit.evaluation import latency
-from trtkit.evaluation.latency import BLOCK_RUNS, Timing, benchmark, compare_latencies, summarize_runs
+from trtkit.evaluation.latency import Timing, benchmark, summarize_runs
+from trtkit.evaluation.rounds import BLOCK_RUNS, compare_latencies
 from trtkit.models.model import ModelInfo
 
 

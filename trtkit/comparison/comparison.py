@@ -14,7 +14,8 @@ import polars as pl
 from trtkit.comparison.tables import leading_metrics
 from trtkit.comparison.verdict import MAX_DROP, Verdict, decide_verdicts
 from trtkit.errors import EngineError, RecipeError
-from trtkit.evaluation.latency import OFFLINE_SCHEMA, ROUNDS_SCHEMA, Timing
+from trtkit.evaluation.latency import OFFLINE_SCHEMA, Timing
+from trtkit.evaluation.rounds import ROUNDS_SCHEMA
 from trtkit.evaluation.significance import correct_significance
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
 

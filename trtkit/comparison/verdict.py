@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from trtkit.evaluation.latency import compare_latencies
+from trtkit.evaluation.rounds import compare_latencies
 from trtkit.evaluation.significance import (
     CANNOT_TELL,
     KEPT,
