@@ -10,7 +10,7 @@ import published_latencies
 import pytest
 from example_comparison import example_comparison
 
-from trtkit.cli.model_commands import print_comparison
+from trtkit.cli.result_tables import print_comparison
 from trtkit.comparison.cards import make_cards
 from trtkit.comparison.published import find_published
 from trtkit.comparison.report import render_report, render_summary

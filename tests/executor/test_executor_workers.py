@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,11 @@ def test_an_unprotected_scheduler_is_used_with_a_warning(executor: Any, monkeypa
     with Client(executor.scheduler.address, set_as_default=False) as client:
         with pytest.warns(UserWarning, match="runs code as you"):
             Workers(client, Reporter())
-        # Once for each client.
-        Workers(client, Reporter())
+        with warnings.catch_warnings(record=True) as again:
+            warnings.simplefilter("always")
+            Workers(client, Reporter())
+    # Once for each client.
+    assert not [warning for warning in again if "runs code as you" in str(warning.message)]
 
 
 # Workers that do not fit.
