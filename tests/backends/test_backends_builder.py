@@ -396,13 +396,25 @@ def test_version_compatibility_needs_the_lean_runtime(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weights": "refittable"}, {"precision": "int8", "opt_level": 0}, {"precision": "fp16"}]
+    ("settings", "advice"),
+    [
+        ({"weights": "refittable", "dynamic": True}, "weights='refittable'"),
+        ({"precision": "int8", "dynamic": True}, "dynamic=False"),
+        ({"precision": "int8", "opt_level": 0}, "keep=['/model.2/Split_15']"),
+        ({"precision": "fp16"}, "opt_level"),
+    ],
 )
-def test_an_operator_without_kernel_is_named(tensorrt: Any, settings: dict[str, Any]) -> None:
+def test_an_operator_without_kernel_is_named(tensorrt: Any, settings: dict[str, Any], advice: str) -> None:
     trt = tensorrt("8.6.0")
     trt.fake.break_build = "10: Could not find any implementation for node /model.2/Split_15."
-    with raises(BuildError, "build-no-kernel", node="/model.2/Split_15"):
-        build(trt, dataclasses.replace(SMALL, **settings))
+    with raises(BuildError, "build-no-kernel", node="/model.2/Split_15") as caught:
+        build(
+            trt,
+            dataclasses.replace(SMALL, **settings),
+            settings.get("precision", "fp32"),
+            dynamic=settings.get("dynamic", False),
+        )
+    assert advice in caught.value.do
 
 
 def test_hardware_compatibility_needs_an_ampere_gpu(tensorrt: Any) -> None:

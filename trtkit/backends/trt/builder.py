@@ -389,9 +389,11 @@ class _EngineBuild:
         node = re.search(r"could not find any implementation for node (.+?)\.(?:\s|$)", reason, re.IGNORECASE)
         if node is not None:
             if self.settings.weights is not None:
-                do = "leave out weights, which rules out its fast form"
+                do = f"leave out weights={self.settings.weights!r}, which few kernels support"
+            elif self.settings.dynamic:
+                do = "build it for one shape with dynamic=False, or another imgsz or opt_level"
             elif self.settings.precision == "int8":
-                do = f"leave it in float with keep=[{node[1]!r}]"
+                do = f"leave it in float with keep=[{node[1]!r}], or try another imgsz or opt_level"
             else:
                 do = "try another imgsz or opt_level, or replace the operator"
             return BuildError(
