@@ -89,7 +89,7 @@ def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
 ) -> None:
     monkeypatch.setattr(workers, "SLOW_SECONDS", 0.3)
     monkeypatch.setattr(workers, "SILENT_SECONDS", 1.2)
-    executor.wait_for_workers(2)
+    executor.wait_for_workers(2, timeout=60)
     flag = tmp_path / "stopped"
     items = [(str(flag), number) for number in range(12)]
     try:
@@ -99,13 +99,15 @@ def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
     assert results == list(range(12))
 
 
-def test_a_shard_that_kills_every_worker_is_given_up(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor.wait_for_workers(2)
-    # Four by default.
-    monkeypatch.setattr(executor.cluster.scheduler, "allowed_failures", 0)
-    with raises(CapabilityError, "executor-workers-lost"):
-        list(Workers(executor, Reporter()).map(dask_cluster.exit_hard, [1], stage="exit", repeat_slow=False))
-    executor.wait_for_workers(2)
+def test_a_shard_that_kills_every_worker_is_given_up(executor: Any) -> None:
+    executor.wait_for_workers(2, timeout=60)
+    before = executor.run_on_scheduler(dask_cluster.allow_failures, 0)
+    try:
+        with raises(CapabilityError, "executor-workers-lost"):
+            list(Workers(executor, Reporter()).map(dask_cluster.exit_hard, [1], stage="exit", repeat_slow=False))
+    finally:
+        executor.run_on_scheduler(dask_cluster.allow_failures, before)
+    executor.wait_for_workers(2, timeout=60)
 
 
 def test_a_closed_client_is_refused(executor: Any) -> None:

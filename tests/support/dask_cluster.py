@@ -31,7 +31,7 @@ def two_workers() -> Iterator[Client]:
         get_mp_context()  # sets a list of its own the first time
         multiprocessing.get_context("forkserver").set_forkserver_preload(["distributed", *PRELOADED])
         with open_executor("local:2") as client:
-            client.wait_for_workers(2)
+            client.wait_for_workers(2, timeout=60)
             yield client
 
 
@@ -69,13 +69,20 @@ def same_after_kill(executor: Client, stage: str, run: Callable[..., Any]) -> An
         stage: How the name of the stage begins.
         run: Calls the verb with `executor` and `progress`.
     """
-    executor.wait_for_workers(2)
+    executor.wait_for_workers(2, timeout=60)
     kill = KillOnce(executor, stage)
     result = run(executor=executor, progress=kill)
     assert kill.killed is not None
-    executor.wait_for_workers(2)
+    executor.wait_for_workers(2, timeout=60)
     assert kill.killed not in list_pids(executor).values()
     return result
+
+
+def allow_failures(count: int, dask_scheduler: Any) -> int:
+    """Set how many workers a shard may kill and run on; returns what it was."""
+    before: int = dask_scheduler.allowed_failures
+    dask_scheduler.allowed_failures = count
+    return before
 
 
 # Tasks: workers import them from here.

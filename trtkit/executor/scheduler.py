@@ -47,10 +47,17 @@ def open_executor(scheduler: str) -> Iterator[Client]:
         RecipeError: It is none of these.
         CapabilityError: Dask is not installed, or no scheduler answers.
     """
-    distributed = _import_distributed()
+    dask, distributed = _import_dask()
     name, _, count = scheduler.partition(":")
     if name == "local" and (count.isdecimal() or not count) and count != "0":
-        with _start_local(int(count) if count else None) as cluster, distributed.Client(cluster) as client:
+        # Dask stops a lost worker's nanny after some seconds, but ours starts it again, as late as a busy machine may.
+        with (
+            dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
+            _start_local(int(count) if count else None) as cluster,
+            # By its address: a client of a cluster waits for workers by that object's list of them, whose updates end
+            # for good where that wait (its method `wait_for_workers`) and a worker's loss fall together.
+            distributed.Client(cluster.scheduler_address) as client,
+        ):
             yield client
         return
     is_file = Path(scheduler).suffix == ".json"
@@ -86,8 +93,9 @@ def open_executor(scheduler: str) -> Iterator[Client]:
         yield client
 
 
-def _import_distributed() -> Any:
+def _import_dask() -> tuple[Any, Any]:
     try:
+        import dask
         import distributed
     except ImportError as error:
         raise CapabilityError(
@@ -96,7 +104,7 @@ def _import_distributed() -> Any:
             "run pip install 'trtkit[scale]'",
             code="executor-missing",
         ) from error
-    return distributed
+    return dask, distributed
 
 
 def _start_local(count: int | None) -> Any:
