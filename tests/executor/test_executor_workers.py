@@ -18,10 +18,11 @@ from raising import raises
 
 import trtkit as tk
 from trtkit.errors import CalibrationError, CancelledError, CapabilityError, RecipeError
-from trtkit.executor import Workers, describe_worker, split_into_shards, workers
+from trtkit.executor import Workers, describe_executor, describe_worker, split_into_shards, workers
 from trtkit.executor.facts import WorkerFacts, check_gpus, check_versions
 from trtkit.executor.scheduler import is_protected
 from trtkit.progress import Event, Reporter
+from trtkit.results import package_versions
 
 dask_cluster = pytest.importorskip("dask_cluster")
 
@@ -97,6 +98,20 @@ def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
     finally:
         os.kill(int(flag.read_text()), signal.SIGCONT)
     assert results == list(range(12))
+
+
+def test_a_worker_that_hangs_is_not_waited_for(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 1.2)
+    executor.wait_for_workers(2, timeout=60)
+    pid, *others = dask_cluster.list_pids(executor).values()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        (row,) = describe_executor(executor)["workers"]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert len(others) == 1
+    assert row["versions"] == package_versions()
+    assert len(describe_executor(executor)["workers"]) == 2
 
 
 def test_a_shard_that_kills_every_worker_is_given_up(executor: Any) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import math
 import pickle
 import statistics
+import threading
 import time
 import uuid
 import warnings
@@ -195,16 +196,13 @@ class Workers:
     def list_alive(self) -> tuple[list[str], bool]:
         """Addresses of the workers that can take a task and do not hang, and whether another one hangs."""
         able = {
-            address: one["last_seen"]
-            for address, one in self._list_workers().items()
-            if not self.gpu or one["resources"].get(GPU)
+            address: one for address, one in self._list_workers().items() if not self.gpu or one["resources"].get(GPU)
         }
-        newest = max(able.values(), default=0.0)
-        alive = [address for address, seen in able.items() if newest - seen < SILENT_SECONDS]
+        alive = _list_alive(able)
         return alive, len(alive) < len(able)
 
     def _list_workers(self) -> dict[str, Any]:
-        return dict(self.executor.scheduler_info(n_workers=-1)["workers"])
+        return _list_workers(self.executor)
 
     def _prepare(self) -> None:
         """Wait for a worker and check those that are there, once for each client and kind of work."""
@@ -253,7 +251,7 @@ class Workers:
 
     def _ask_workers(self) -> dict[str, WorkerFacts]:
         facts: dict[str, WorkerFacts] = {}
-        for address, answer in self.executor.run(describe_worker, on_error="return").items():
+        for address, answer in _ask_workers(self.executor).items():
             if isinstance(answer, WorkerFacts):
                 facts[address] = answer
             elif isinstance(answer, ImportError | AttributeError):
@@ -276,9 +274,39 @@ def describe_executor(executor: Client | None) -> dict[str, Any]:
     """
     if executor is None:
         return {}
-    answers = executor.run(describe_worker, on_error="return").values()
-    rows = [answer.to_dict() for answer in answers if isinstance(answer, WorkerFacts)]
+    rows = [answer.to_dict() for answer in _ask_workers(executor).values() if isinstance(answer, WorkerFacts)]
     return {"workers": sorted(rows, key=lambda row: str(row["host"]))}
+
+
+def _list_workers(executor: Client) -> dict[str, Any]:
+    return dict(executor.scheduler_info(n_workers=-1)["workers"])
+
+
+def _list_alive(workers: Mapping[str, Any]) -> list[str]:
+    """Addresses of the workers that do not hang."""
+    newest = max((one["last_seen"] for one in workers.values()), default=0.0)
+    return [address for address, one in workers.items() if newest - one["last_seen"] < SILENT_SECONDS]
+
+
+def _ask_workers(executor: Client) -> dict[str, Any]:
+    """What each worker that does not hang says of itself, or the error that it gave instead, by address."""
+    answers: dict[str, Any] = {}
+
+    def ask(address: str) -> None:
+        answers.update(executor.run(describe_worker, workers=[address], on_error="return"))
+
+    # Dask waits for a worker that hangs without end; a thread that does can be left behind.
+    waiting = {
+        address: threading.Thread(target=ask, args=(address,), daemon=True) for address in _list_workers(executor)
+    }
+    for thread in waiting.values():
+        thread.start()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while waiting and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 10)
+        alive = _list_alive(_list_workers(executor))
+        waiting = {address: one for address, one in waiting.items() if one.is_alive() and address in alive}
+    return dict(answers)
 
 
 _CHECKED: weakref.WeakKeyDictionary[Any, set[bool]] = weakref.WeakKeyDictionary()
