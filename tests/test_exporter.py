@@ -18,8 +18,8 @@ from trtkit.errors import (
     OutputExistsError,
     RecipeError,
 )
-from trtkit.exporter import build_graph
 from trtkit.graph.onnx_file import read_trtkit_metadata
+from trtkit.graph.recipe_graph import build_graph
 from trtkit.progress import Event
 from trtkit.recipe import Recipe
 

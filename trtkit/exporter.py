@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from trtkit.backends import ImplicitCalibration, Passport
     from trtkit.calibration import Calibration
     from trtkit.data import DataSource
-    from trtkit.graph.prequantized import QDQFinding
     from trtkit.models import Model
     from trtkit.verification import Verification
 
-__all__ = ["Artifact", "build_graph", "check_placement", "default_output", "export", "export_with_graph"]
+__all__ = ["Artifact", "default_output", "export", "export_with_graph"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,6 +216,7 @@ def export_with_graph(
     from trtkit.calibration.sampling import count_calibration_images
     from trtkit.graph.fp16 import match_node_names
     from trtkit.graph.prequantized import is_quantized
+    from trtkit.graph.recipe_graph import build_graph, trace_with_nms
     from trtkit.graph.torch_export import check_trace
     from trtkit.models import Model, load
 
@@ -248,7 +248,7 @@ def export_with_graph(
         _check_quantized_export(loaded, recipe, calibration, data)
     check_trace(loaded, imgsz=size, batch=recipe.batch, dynamic=recipe.is_dynamic)
     if recipe.keep:
-        match_node_names([node.name for node in _trace(loaded, recipe, size).graph.node], recipe.keep)
+        match_node_names([node.name for node in trace_with_nms(loaded, recipe, size).graph.node], recipe.keep)
     calibrates = recipe.int8 and calibration is None and not quantized
     checks_overflow = recipe.half and data is not None
     images = {}
@@ -340,63 +340,6 @@ def export_with_graph(
     return artifact, graph
 
 
-def build_graph(
-    model: Model,
-    recipe: Recipe,
-    calibration: Calibration | None,
-    *,
-    imgsz: tuple[int, int],
-    overflow: Mapping[str, float] | None = None,
-    reporter: Reporter | None = None,
-) -> onnx.ModelProto:
-    """Build the ONNX graph of a recipe: traced, with NMS if requested, in the recipe's precision.
-
-    Args:
-        model: From `load`.
-        recipe: The settings.
-        calibration: The calibration of INT8, else None.
-        imgsz: Height and width, multiples of the stride, pixels.
-        overflow: Largest magnitude of nodes that overflow in FP16, by name; None if that was not checked.
-        reporter: Is told of the steps of `export`'s plan.
-    """
-    from trtkit.graph.analysis import GraphIndex
-    from trtkit.graph.fp16 import convert_to_fp16
-    from trtkit.graph.onnx_file import update_metadata
-    from trtkit.graph.prequantized import is_quantized, prepare_quantized
-    from trtkit.graph.qdq import insert_qdq
-
-    if reporter is not None:
-        reporter.begin("trace the graph and add NMS" if recipe.nms and not model.nms else "trace the graph")
-    graph = _trace(model, recipe, imgsz)
-    if reporter is not None and recipe.precision != "fp32" and not is_quantized(graph):
-        reporter.begin(f"convert to {recipe.precision}")
-    if is_quantized(graph):
-        check_placement(graph, model.stem, build=recipe.format == "engine")
-        graph = prepare_quantized(graph)
-    elif recipe.int8 and not recipe.implicit:
-        assert calibration is not None
-        graph = insert_qdq(graph, calibration.ranges, recipe.keep, corrections=calibration.corrections)
-        update_metadata(graph, {}, {"calibration_hash": calibration.hash})
-    elif recipe.int8:
-        # TensorRT's calibrator would run decoding in INT8 too, where box coordinates have 127 steps.
-        update_metadata(graph, {}, {"fp32": sorted(GraphIndex(graph).decode_nodes())})
-    elif recipe.half:
-        graph = convert_to_fp16(graph, recipe.keep, keep_nodes=overflow or ())
-        update_metadata(graph, {}, {"overflow": None if overflow is None else dict(overflow)})
-    return update_metadata(graph, {}, {"recipe": recipe.to_dict()})
-
-
-def _trace(model: Model, recipe: Recipe, imgsz: tuple[int, int]) -> onnx.ModelProto:
-    """The FP32 graph of a recipe, with NMS if requested."""
-    from trtkit.graph.nms import add_nms
-    from trtkit.graph.torch_export import trace
-
-    graph = trace(model, imgsz=imgsz, batch=recipe.batch, dynamic=recipe.is_dynamic, simplify=recipe.simplify)
-    if recipe.nms and not model.nms:
-        graph = add_nms(graph, model.info, conf=recipe.conf, iou=recipe.iou, max_det=recipe.max_det)
-    return graph
-
-
 def _check_quantized_export(model: Model, recipe: Recipe, calibration: Any, data: Any) -> None:
     """Raise an error for settings that a graph with Q/DQ of its own can't take."""
     asked = f"export {model.stem}, which holds Q/DQ"
@@ -425,38 +368,6 @@ def _has_dynamic_input(proto: onnx.ModelProto) -> bool:
     """Whether batch, height and width of a graph are open."""
     sides = proto.graph.input[0].type.tensor_type.shape.dim
     return all(sides[axis].dim_value <= 0 for axis in (0, 2, 3))
-
-
-def check_placement(graph: onnx.ModelProto, stem: str, *, build: bool) -> tuple[QDQFinding, ...]:
-    """Warn of Q/DQ that does not suit TensorRT.
-
-    Args:
-        graph: A graph with Q/DQ, unique node names.
-        stem: The model's name, for messages.
-        build: Whether an engine is to be built.
-
-    Returns:
-        The findings.
-
-    Raises:
-        BuildError: No TensorRT builds it, and an engine is to be built.
-    """
-    from trtkit.graph.prequantized import check_qdq
-
-    findings = check_qdq(graph)
-    refused = [finding for finding in findings if finding.refused]
-    if build and refused:
-        raise BuildError(
-            f"build an engine from {stem}, which holds Q/DQ",
-            "; ".join(map(str, refused)),
-            "run it in ONNX Runtime (format='onnx'), or quantize it that way",
-            code="qdq-not-buildable",
-            kinds=[finding.kind for finding in refused],
-            nodes=[name for finding in refused for name in finding.nodes],
-        )
-    if findings:
-        warn(f"{stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.")
-    return findings
 
 
 def _select_outputs(model: Model, recipe: Recipe) -> Model:

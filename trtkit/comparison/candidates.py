@@ -129,9 +129,8 @@ def load_candidates(
 
 
 def _load_model(name: str, source: Any, reference: Model, settings: Mapping[str, Any], *, builds: bool) -> Candidate:
-    from trtkit.exporter import check_placement
     from trtkit.graph.fp16 import has_fp16
-    from trtkit.graph.prequantized import is_quantized
+    from trtkit.graph.prequantized import check_placement, is_quantized
     from trtkit.graph.torch_export import trace
     from trtkit.models import load
 

@@ -16,11 +16,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from trtkit.errors import BuildError, warn
 from trtkit.graph.analysis import LAYOUT_OPS, WEIGHTED_OPS, GraphIndex, remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.qdq import INT8_MAX, passes_int8
 
-__all__ = ["QDQFinding", "check_qdq", "is_quantized", "prepare_quantized", "remove_qdq"]
+__all__ = ["QDQFinding", "check_placement", "check_qdq", "is_quantized", "prepare_quantized", "remove_qdq"]
 
 INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 """Operators on integers, ONNX's other form of quantization; onnxruntime's own also begin with QLinear."""
@@ -143,6 +144,36 @@ def check_qdq(proto: onnx.ModelProto) -> tuple[QDQFinding, ...]:
         for kind in REASONS
         if kind in found
     )
+
+
+def check_placement(graph: onnx.ModelProto, stem: str, *, build: bool) -> tuple[QDQFinding, ...]:
+    """Warn of Q/DQ that does not suit TensorRT.
+
+    Args:
+        graph: A graph with Q/DQ, unique node names.
+        stem: The model's name, for messages.
+        build: Whether an engine is to be built.
+
+    Returns:
+        The findings.
+
+    Raises:
+        BuildError: No TensorRT builds it, and an engine is to be built.
+    """
+    findings = check_qdq(graph)
+    refused = [finding for finding in findings if finding.refused]
+    if build and refused:
+        raise BuildError(
+            f"build an engine from {stem}, which holds Q/DQ",
+            "; ".join(map(str, refused)),
+            "run it in ONNX Runtime (format='onnx'), or quantize it that way",
+            code="qdq-not-buildable",
+            kinds=[finding.kind for finding in refused],
+            nodes=[name for finding in refused for name in finding.nodes],
+        )
+    if findings:
+        warn(f"{stem} holds Q/DQ that does not suit TensorRT: {'; '.join(map(str, findings))}.")
+    return findings
 
 
 def remove_qdq(proto: onnx.ModelProto) -> onnx.ModelProto:
