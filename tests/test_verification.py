@@ -19,8 +19,9 @@ from raising import raises
 
 import trtkit as tk
 from trtkit import backends, demo
-from trtkit.backends.base import Runner, get_backend
 from trtkit.backends.ort import OrtRunner
+from trtkit.backends.registry import get_backend
+from trtkit.backends.runner import Runner
 from trtkit.cli import parse_command, system_commands
 from trtkit.data.labels import LABEL_FORMATS
 from trtkit.errors import BuildError, CapabilityError, EngineError
@@ -368,7 +369,7 @@ def builder(monkeypatch):
     """A builder whose engines run in ONNX Runtime; a function planted in `builder.fault` changes what it builds."""
     from types import SimpleNamespace
 
-    from trtkit.backends.base import BuildResult
+    from trtkit.backends.build_settings import BuildResult
 
     state = SimpleNamespace(fault=None, opened=[])
     graphs = {}

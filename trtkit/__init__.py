@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from trtkit import backends as backends
     from trtkit import demo as demo
     from trtkit.backends import open as open
-    from trtkit.backends.base import Runner as Runner
     from trtkit.backends.capabilities import capabilities as capabilities
     from trtkit.backends.engine_file import Passport as Passport
+    from trtkit.backends.runner import Runner as Runner
     from trtkit.calibration import Calibration as Calibration
     from trtkit.calibration import calibrate as calibrate
     from trtkit.calibration.diagnosis import Diagnosis as Diagnosis
@@ -98,7 +98,7 @@ _HOMES: dict[str, str | None] = {
     "Plan": "trtkit.progress",
     "ProgressLine": "trtkit.progress_line",
     "Recipe": "trtkit.recipe",
-    "Runner": "trtkit.backends.base",
+    "Runner": "trtkit.backends.runner",
     "Search": "trtkit.tuning.search",
     "Sensitivity": "trtkit.tuning.sensitivity",
     "SpeedDiagnosis": "trtkit.inspection",

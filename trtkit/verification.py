@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from trtkit import backends
-from trtkit.backends.base import HasPath, Runner
+from trtkit.backends.runner import HasPath, Runner
 from trtkit.data import open_dataset, resize_to_input, to_input
 from trtkit.data.images import sample_images
 from trtkit.errors import EngineError

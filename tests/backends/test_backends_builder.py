@@ -308,22 +308,6 @@ def test_exceptions_of_the_image_iterator_are_raised_unchanged(tensorrt: Any) ->
         backends.build(tiny_graphs.detector(), settings)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "code"),
-    [
-        ({"precision": "int4"}, "build-precision"),
-        ({"batch": 0}, "build-batch"),
-        ({"workspace": 0.0}, "build-workspace"),
-        ({"opt_level": 6}, "build-opt-level"),
-        ({"dynamic": True, "imgsz": (16, 16)}, "build-dynamic-sizes"),
-        ({"implicit": ImplicitCalibration()}, "build-implicit-precision"),
-    ],
-)
-def test_settings_out_of_range(wrong: dict[str, Any], code: str) -> None:
-    with raises(RecipeError, code):
-        BuildSettings(**wrong)
-
-
 def test_the_fp16_test_graph_has_fp16_weights() -> None:
     kinds = {tensor.data_type for tensor in tiny_graphs.detector("fp16").graph.initializer}
     assert TensorProto.FLOAT16 in kinds

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
-import sys
-import threading
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -20,10 +14,8 @@ import tiny_graphs
 from raising import raises
 
 from trtkit import backends
-from trtkit.backends.base import _read_image
 from trtkit.backends.ort import OrtRunner, detect_precision
-from trtkit.downloads import read_url
-from trtkit.errors import CapabilityError, DataError, DownloadError, EngineError, OnnxError, RecipeError, TrtkitError
+from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError, TrtkitError
 from trtkit.graph.fp16 import emulate_fp16
 from trtkit.models.model import DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, OutputFormat
 
@@ -243,104 +235,3 @@ def test_a_foreign_graph_with_nms_takes_the_batch_of_its_metadata(batch: str | N
             with pytest.raises(EngineError) as error:
                 runner.infer(np.zeros((limit + 1, 3, 20, 30), np.float32))
             assert error.value.code == "run-batch-too-large"
-
-
-# Images of other kinds.
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    image = b""
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/moved/"):
-            self.send_response(302)
-            self.send_header("Location", f"{self.path.split('/')[2]}:///etc/hostname")
-        elif self.path == "/missing.jpg":
-            self.send_response(404)
-        else:
-            self.send_response(200)
-            if self.path != "/":
-                self.send_header("Content-Length", str(len(self.image) + (10 if self.path == "/cut.png" else 0)))
-        self.end_headers()
-        if self.path != "/":
-            self.wfile.write(self.image)
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    Server.image = cv2.imencode(".png", RANDOM.integers(0, 256, (24, 40, 3), np.uint8))[1].tobytes()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
-        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-
-
-def test_images_by_url(server: str) -> None:
-    pixels = cv2.imdecode(np.frombuffer(Server.image, np.uint8), cv2.IMREAD_COLOR)
-    with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
-        for images in (f"{server}/a.png", [f"{server}/a.png?size=1"]):
-            ((read,),) = runner.read_batches(images)
-            assert np.array_equal(read, pixels)
-        for path, code in (
-            ("missing.jpg", "url-refused"),
-            ("moved/file", "url-refused"),
-            ("moved/ftp", "url-unreachable"),
-            ("cut.png", "url-interrupted"),
-        ):
-            with raises(DownloadError, code):
-                runner.predict(f"{server}/{path}")
-        with raises(DataError, "image-empty"):
-            runner.predict(f"{server}/")
-        for other in ("http://", "https://[", "http://127.0.0.1:1/a.png", "http://a\0b/c.png"):
-            with raises(DownloadError, "url-unreachable"):
-                runner.predict(other)
-    with raises(DownloadError, "url-too-large"):
-        read_url(f"{server}/a.png", limit=100)
-    with raises(DownloadError, "url-too-slow"):
-        read_url(f"{server}/a.png", seconds=0.05, clock=iter([0.0, 1.0]).__next__)
-
-
-@pytest.mark.parametrize("image", [None, 3, b"bytes", object(), ["a", "b"]])
-def test_what_is_no_image(image: Any) -> None:
-    with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
-        with raises(DataError, "predict-image-type", type=type(image).__name__):
-            runner.predict([image])
-        if image is None:
-            with raises(DataError, "predict-image-type", type="NoneType"):
-                runner.predict(image)
-
-
-class FakePil:
-    """What trtkit uses of a PIL image; the real library is compared where it is installed."""
-
-    def __init__(self, rgb: np.ndarray, size: tuple[int, int] | None = None) -> None:
-        self.rgb, self.mode, self.size = rgb, "RGBA", size or (rgb.shape[1], rgb.shape[0])
-
-    def convert(self, mode: str) -> np.ndarray:
-        return {"RGB": self.rgb, "L": self.rgb[:, :, 0]}[mode]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pil_images_become_bgr(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
-    monkeypatch.setitem(sys.modules, "PIL.Image", types.SimpleNamespace(Image=FakePil))
-    rgb = RANDOM.integers(0, 256, (5, 7, 3), np.uint8)
-    read = _read_image(FakePil(rgb), channels)
-    assert np.array_equal(read, rgb[:, :, :1] if channels == 1 else rgb[:, :, ::-1])
-    assert read.flags.c_contiguous
-    for size in ((30_000, 30_000), (0, 5)):
-        with raises(DataError, "predict-image-pil", size=size):
-            _read_image(FakePil(rgb, size), channels)
-    with raises(DataError, "predict-image-pil", channels=4):
-        _read_image(FakePil(rgb), 4)
-
-
-def test_pillow_itself() -> None:
-    image = pytest.importorskip("PIL.Image")
-    rgb = RANDOM.integers(0, 256, (5, 7, 3), np.uint8)
-    for mode in ("RGB", "RGBA", "L", "P", "1", "LA", "CMYK", "I;16"):
-        one = image.fromarray(rgb).convert("L" if mode == "I;16" else mode)
-        assert _read_image(one.convert(mode), 3).shape == (5, 7, 3)
-    assert np.array_equal(_read_image(image.fromarray(rgb), 3), rgb[:, :, ::-1])

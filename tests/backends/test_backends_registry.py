@@ -17,7 +17,7 @@ from raising import raises
 
 import trtkit as tk
 from trtkit import backends, demo
-from trtkit.backends import Backend, BuildResult, BuildSettings, Capabilities, base, capabilities
+from trtkit.backends import Backend, BuildResult, BuildSettings, Capabilities, capabilities, registry
 from trtkit.backends.ort import OrtRunner
 from trtkit.cli import main
 from trtkit.errors import CapabilityError, EngineError, RecipeError
@@ -59,7 +59,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     real = importlib.metadata.entry_points
 
     def clear() -> None:
-        base._find_entry_points.cache_clear()
+        registry._find_entry_points.cache_clear()
         capabilities.probe.cache_clear()
 
     def register(**objects: Any) -> None:
@@ -169,7 +169,7 @@ def test_a_built_in_name_can_t_be_taken(install: Any) -> None:
 
 def test_an_engine_of_a_backend_that_is_gone(toy_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **wanted: [])
-    base._find_entry_points.cache_clear()
+    registry._find_entry_points.cache_clear()
     with raises(EngineError, "backend-unknown", value="toy", path=toy_engine):
         backends.open(toy_engine)
 

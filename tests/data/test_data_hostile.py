@@ -19,8 +19,8 @@ from trtkit.calibration.image_hashes import fingerprint_images
 from trtkit.calibration.sampling import sample_stratified
 from trtkit.calibration.tensorrt_cache import read_cache_ranges
 from trtkit.data import open_dataset, read_image
-from trtkit.data.dataset import list_source_images
 from trtkit.data.image_files import MAX_PIXELS, _count_pixels, list_images
+from trtkit.data.image_lists import list_source_images
 from trtkit.data.labels import label_path, read_labels
 from trtkit.errors import CalibrationError, DataError
 from trtkit.progress import Reporter

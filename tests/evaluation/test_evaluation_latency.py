@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 from raising import raises
 
-from trtkit.backends.base import Runner
 from trtkit.backends.gpu_state import GpuState
+from trtkit.backends.runner import Runner
 from trtkit.errors import CancelledError, EngineError, RecipeError
 from trtkit.evaluation import latency
 from trtkit.evaluation.latency import Timing, benchmark, summarize_runs

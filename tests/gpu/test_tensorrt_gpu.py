@@ -51,7 +51,7 @@ from gpu_engines import (
 import trtkit
 from trtkit import backends, demo
 from trtkit.backends import BuildSettings, ImplicitCalibration
-from trtkit.backends.base import Runner
+from trtkit.backends.runner import Runner
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
 from trtkit.models.model import DENSE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trtkit.backends.base import Runner
+from trtkit.backends.runner import Runner
 from trtkit.models.model import NMS_ROWS, ModelInfo
 
 ROWS = 300

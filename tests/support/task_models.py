@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 import trtkit
-from trtkit.backends.base import Runner
+from trtkit.backends.runner import Runner
 from trtkit.models import heads
 from trtkit.models.model import ModelInfo
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.backends.base import Backend, HasPath, Runner, get_backend, get_title, list_backends
 from trtkit.backends.capabilities import Capabilities, best, probe, require_build, require_run
 from trtkit.backends.devices import Gpu
+from trtkit.backends.registry import Backend, get_backend, get_title, list_backends
+from trtkit.backends.runner import HasPath, Runner
 from trtkit.errors import CapabilityError, EngineError, warn
 from trtkit.progress import Reporter
 
 if TYPE_CHECKING:
     import onnx
 
-    from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
+    from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
     from trtkit.backends.compatibility import Mismatch, check_compatibility, describe_machine_elsewhere
     from trtkit.backends.engine_file import (
         EngineFile,
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "base"),
+    **dict.fromkeys(("BuildSettings", "BuildResult", "ImplicitCalibration"), "build_settings"),
     **dict.fromkeys(("EngineFile", "read_engine", "strip_engine", "wrap_engine", "write_engine"), "engine_file"),
     **dict.fromkeys(("Passport", "detect_backend"), "engine_file"),
     **dict.fromkeys(("Mismatch", "check_compatibility", "describe_machine_elsewhere"), "compatibility"),

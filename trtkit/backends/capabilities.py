@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trtkit.backends.base import get_backend, get_title, list_backends
 from trtkit.backends.devices import Device, Gpu, cuda_driver_version, find_gpus, parse_device
+from trtkit.backends.registry import get_backend, get_title, list_backends
 from trtkit.errors import CapabilityError
 
 __all__ = [

@@ -6,10 +6,10 @@ import dataclasses
 import os
 import re
 
-from trtkit.backends.base import get_title
 from trtkit.backends.capabilities import Capabilities, same_release
 from trtkit.backends.devices import Device, Gpu
 from trtkit.backends.engine_file import Passport
+from trtkit.backends.registry import get_title
 from trtkit.errors import RecipeError
 from trtkit.files import hash_parts
 

@@ -19,7 +19,7 @@ from trtkit.results import package_versions
 from trtkit.writing import atomic_write, write_bytes
 
 if TYPE_CHECKING:
-    from trtkit.backends.base import BuildResult, BuildSettings
+    from trtkit.backends.build_settings import BuildResult, BuildSettings
 
 __all__ = [
     "EngineFile",

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.base import Backend, Runner
 from trtkit.backends.capabilities import probe_onnxruntime
 from trtkit.backends.devices import parse_device
+from trtkit.backends.registry import Backend
+from trtkit.backends.runner import Runner
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.graph.fp16 import emulate_fp16
 from trtkit.models.model import NMS_ROWS

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from trtkit.backends.base import Backend, Runner
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.devices import find_gpus
+from trtkit.backends.registry import Backend
+from trtkit.backends.runner import Runner
 from trtkit.errors import CapabilityError, EngineError, ModelError, RecipeError
 from trtkit.files import hash_parts
 from trtkit.models.model import TASKS, ModelInfo

@@ -103,7 +103,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
 
 def _collect_image_paths(words: Sequence[str]) -> list[Path]:
     """The named image files, and those in the named folders and behind patterns."""
-    from trtkit.data.dataset import list_source_images
+    from trtkit.data.image_lists import list_source_images
 
     paths = [path for word in words for path in ((Path(word),) if Path(word).is_file() else list_source_images(word))]
     return list(dict.fromkeys(paths))

@@ -293,7 +293,7 @@ def read_bundle(source: Source, images: tuple[np.ndarray, ...], *, conf: float, 
         max_det: Maximum number of detections per image.
     """
     from trtkit.backends import open as open_runner
-    from trtkit.backends.base import Runner
+    from trtkit.backends.runner import Runner
 
     passport = source.passport
     with open_runner(source.runs) as runner:

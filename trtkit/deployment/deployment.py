@@ -19,7 +19,7 @@ from trtkit.results import package_versions
 from trtkit.writing import check_output_folder, temporary_folder
 
 if TYPE_CHECKING:
-    from trtkit.backends.base import HasPath
+    from trtkit.backends.runner import HasPath
 
 __all__ = ["Deployment", "deploy", "list_targets"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from distributed import Client
     from typing_extensions import Self
 
-    from trtkit.backends.base import Runner
+    from trtkit.backends.runner import Runner
     from trtkit.data import Dataset, DataSource
     from trtkit.exporter import Artifact
     from trtkit.models.model import ModelInfo

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from trtkit.backends.base import Runner
+    from trtkit.backends.runner import Runner
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import Preprocess
     from trtkit.tasks import Task

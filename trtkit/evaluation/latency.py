@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
 
-    from trtkit.backends.base import Runner
+    from trtkit.backends.runner import Runner
     from trtkit.exporter import Artifact
 
 __all__ = [
@@ -305,7 +305,7 @@ def open_runners(runners: Any, *, device: str | int | None, backend: str | None)
         backend: Backend for files.
     """
     from trtkit import backends
-    from trtkit.backends.base import Runner
+    from trtkit.backends.runner import Runner
 
     given = dict(runners) if isinstance(runners, Mapping) else {"": runners}
     if not given:

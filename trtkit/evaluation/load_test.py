@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from typing_extensions import Self
 
-    from trtkit.backends.base import Runner
+    from trtkit.backends.runner import Runner
     from trtkit.exporter import Artifact
 
 __all__ = ["LoadTest", "load_test"]

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from trtkit.backends.base import Runner
+from trtkit.backends.runner import Runner
 from trtkit.calibration import DEFAULTS, Calibration, calibrate
 from trtkit.calibration.calibration import load_calibration, resolve_imgsz
 from trtkit.calibration.sampling import InputSource, count_calibration_images, make_input_source

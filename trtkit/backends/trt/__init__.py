@@ -6,16 +6,17 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.backends.base import Backend
 from trtkit.backends.capabilities import probe_tensorrt
 from trtkit.backends.compatibility import trust_plan
 from trtkit.backends.engine_file import detect_backend
+from trtkit.backends.registry import Backend
 from trtkit.errors import RecipeError
 
 if TYPE_CHECKING:
     import onnx
 
-    from trtkit.backends.base import BuildResult, BuildSettings, Runner
+    from trtkit.backends.build_settings import BuildResult, BuildSettings
+    from trtkit.backends.runner import Runner
     from trtkit.progress import Reporter
 
 __all__ = ["TENSORRT", "TENSORRT_RTX"]

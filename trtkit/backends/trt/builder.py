@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
+from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import (
     Capabilities,
     get_build_target,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trtkit.backends.base import ImplicitCalibration
+from trtkit.backends.build_settings import ImplicitCalibration
 from trtkit.backends.capabilities import import_bindings, probe, require_torch_cuda
 from trtkit.errors import CalibrationError, CapabilityError
 from trtkit.progress import Reporter

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from trtkit import errors
-from trtkit.backends.base import BuildResult, BuildSettings, ImplicitCalibration
+from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
 from trtkit.child_process import describe_exit, error_from_dict, error_to_dict, print_event, run_child

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from trtkit.backends.base import BuildSettings
+from trtkit.backends.build_settings import BuildSettings
 from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, OutputError, RecipeError, warn

@@ -89,8 +89,8 @@ class Machine:
 
 def inspect_machine() -> Machine:
     """Ask every backend what it can do here; with a GPU this imports torch and takes seconds."""
-    from trtkit.backends.base import get_backend, list_backends
     from trtkit.backends.capabilities import best, probe, require_build, require_run
+    from trtkit.backends.registry import get_backend, list_backends
 
     capabilities = {name: probe(name) for name in list_backends()}
     builders = [name for name in capabilities if get_backend(name).needs_gpu]
