@@ -1,6 +1,8 @@
 """The table of licenses: of every package in the lock, and of every file in the wheel that is not trtkit's own code.
 
 usage: python tools/licenses.py            write docs/licenses.md; run it in the environment of `make install`
+
+What the table says of a package that is not installed stays: only an installed one tells its license and who needs it.
 """
 
 from __future__ import annotations
@@ -8,12 +10,23 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["EMBEDDED", "PERMISSIVE", "TABLE", "Embedded", "installed_license", "locked_packages", "render", "rows"]
+__all__ = [
+    "EMBEDDED",
+    "PERMISSIVE",
+    "TABLE",
+    "Embedded",
+    "installed_license",
+    "is_installed",
+    "locked_packages",
+    "render",
+    "rows",
+    "written_rows",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "licenses.md"
@@ -112,17 +125,34 @@ def installed_license(name: str) -> str | None:
     return next(iter(sorted(filter(None, found), key=lambda text: text == "BSD")), None)
 
 
-def rows() -> Iterator[tuple[str, str]]:
-    """Each locked package and its license.
+def written_rows(text: str) -> dict[str, tuple[str, str]]:
+    """License and installation of each package in a table that `render` wrote.
+
+    Args:
+        text: The whole file; an empty one has no rows.
+    """
+    packages = text.rpartition("\n|---|---|---|\n")[2]
+    return {match[1]: (match[2], match[3]) for match in re.finditer(r"^\| (\S+) \| (.+?) \| (.+?) \|$", packages, re.M)}
+
+
+def rows(before: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Each locked package, its license, and who installs it.
+
+    Args:
+        before: From `written_rows`: of packages that are not installed here.
 
     Raises:
         SystemExit: A license is not known.
     """
+    always = _required("")
     for name in locked_packages():
+        license_before, when_before = before.get(name, (None, None))
         known = "NVIDIA proprietary" if PROPRIETARY.match(name) else STATED.get(name) or installed_license(name)
+        if known is None and not is_installed(name):
+            known = license_before
         if known is None:
             raise SystemExit(f"{name} has no known license: look it up and add it to STATED in {Path(__file__).name}")
-        yield name, known
+        yield name, known, when_before if when_before and not is_installed(name) else _when(name, known, always)
 
 
 def _required(extra: str) -> set[str]:
@@ -153,10 +183,11 @@ def _when(name: str, license_name: str, always: set[str]) -> str:
         return "always"
     if license_name == "NVIDIA proprietary" or name in WITH_CUDA:
         return "with `rtx`" if name.startswith("tensorrt") else "with PyTorch for CUDA"
-    return "with an extra" if _is_installed(name) else "on other systems or Python versions"
+    return "with an extra" if is_installed(name) else "on other systems or Python versions"
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether a package is in this environment."""
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -164,9 +195,15 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def render() -> str:
-    """The table."""
-    always = _required("")
+def render(before: str = "") -> str:
+    """The table.
+
+    Args:
+        before: The table so far, for packages that are not installed here.
+
+    Raises:
+        SystemExit: A license is not known.
+    """
     lines = [
         "# Licenses",
         "",
@@ -188,12 +225,14 @@ def render() -> str:
         "| package | license | installed |",
         "|---|---|---|",
     ]
-    for name, license_name in rows():
-        lines.append(f"| {name} | {license_name} | {_when(name, license_name, always)} |")
+    lines += [f"| {name} | {license_name} | {when} |" for name, license_name, when in rows(written_rows(before))]
     for name, license_name in OUTSIDE_LOCK.items():
         lines.append(f"| {name} | {license_name} | with the extra `{name}`, never by another |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    TABLE.write_text(render())
+    former = TABLE.read_text()
+    TABLE.write_text(render(former))
+    if gone := sorted(written_rows(former).keys() - written_rows(TABLE.read_text()).keys()):
+        print(f"removed, because requirements.lock has them no more: {', '.join(gone)}")

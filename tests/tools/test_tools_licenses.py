@@ -4,6 +4,7 @@ import importlib.metadata
 from collections import Counter
 
 import licenses
+import pytest
 
 PACKAGE = licenses.ROOT / "trtkit"
 
@@ -26,6 +27,35 @@ def test_every_locked_package_is_in_the_table_with_the_license_of_its_metadata()
         own = licenses.installed_license(name)
         if version in versions and own is not None and name not in licenses.STATED:
             assert stated == own or licenses.PROPRIETARY.match(name), name
+
+
+def test_packages_that_are_not_installed_keep_their_rows(monkeypatch):
+    """Written in an environment that lacks some, such as the extras, the table stays as it is."""
+    before = licenses.TABLE.read_text()
+    rows = licenses.written_rows(before)
+    assert rows.keys() == licenses.locked_packages().keys() | licenses.OUTSIDE_LOCK.keys()
+    missing = {"numpy", "onnx", "distributed", "playwright", "packaging"}
+    real_metadata, real_version, real_requires = (
+        getattr(importlib.metadata, name) for name in ("metadata", "version", "requires")
+    )
+
+    def without(real):
+        def ask(name):
+            if name in missing:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real(name)
+
+        return ask
+
+    whole = licenses.written_rows(licenses.render(before))
+    for name, real in (("metadata", real_metadata), ("version", real_version), ("requires", real_requires)):
+        monkeypatch.setattr(importlib.metadata, name, without(real))
+    written = licenses.written_rows(licenses.render(before))
+    assert written.keys() == rows.keys()
+    assert {name: written[name] for name in missing} == {name: rows[name] for name in missing}
+    assert rows["numpy"][1] == whole["numpy"][1] == "always"
+    with pytest.raises(SystemExit, match="distributed has no known license"):
+        licenses.render(before.replace("| distributed |", "| undistributed |"))
 
 
 def test_what_everybody_installs_is_permissive():
