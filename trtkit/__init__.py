@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from trtkit import backends as backends
     from trtkit import demo as demo
     from trtkit.backends import open as open
-    from trtkit.backends.capabilities import capabilities as capabilities
     from trtkit.backends.engine_file import Passport as Passport
+    from trtkit.backends.requirements import capabilities as capabilities
     from trtkit.backends.runner import Runner as Runner
     from trtkit.calibration import Calibration as Calibration
     from trtkit.calibration import calibrate as calibrate
@@ -110,7 +110,7 @@ _HOMES: dict[str, str | None] = {
     "backends": None,
     "benchmark": "trtkit.evaluation.latency",
     "calibrate": "trtkit.calibration",
-    "capabilities": "trtkit.backends.capabilities",
+    "capabilities": "trtkit.backends.requirements",
     "compare": "trtkit.comparison.comparator",
     "dashboard": "trtkit.widgets.comparison",
     "demo": None,

@@ -8,6 +8,7 @@ import machines
 import pytest
 
 from trtkit import backends
+from trtkit.backends import requirements
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.devices import Gpu
 from trtkit.widgets.ui.controls import Option
@@ -174,7 +175,8 @@ def test_the_inspection_asks_every_backend(
             )  # fmt: skip
         return Capabilities(backend=name, present=True, version="1.32.0") if name == "onnxruntime" else absent
 
-    monkeypatch.setattr(capabilities, "probe", probe)
+    for module in (capabilities, requirements):
+        monkeypatch.setattr(module, "probe", probe)
     monkeypatch.setattr(capabilities, "find_gpus", lambda: gpus)
     machine = inspect_machine()
     best, cross, running = expected

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.backends.capabilities import Capabilities, best, probe, require_build, require_run
+from trtkit.backends.capabilities import Capabilities, probe
 from trtkit.backends.devices import Gpu
 from trtkit.backends.registry import Backend, get_backend, get_title, list_backends
+from trtkit.backends.requirements import best, require_build, require_run
 from trtkit.backends.runner import HasPath, Runner
 from trtkit.errors import CapabilityError, EngineError, warn
 from trtkit.progress import Reporter

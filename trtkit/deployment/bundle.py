@@ -221,9 +221,9 @@ def check_source(path: Path, reference: Path | None) -> Source:
         CapabilityError: The engine does not run here and there is no `reference`.
         RecipeError: The reference is of another model.
     """
-    from trtkit.backends.capabilities import require_run
     from trtkit.backends.compatibility import check_compatibility
     from trtkit.backends.engine_file import read_engine
+    from trtkit.backends.requirements import require_run
     from trtkit.models.onnx_model import read_onnx
 
     if path.suffix.lower() == ".onnx":

@@ -15,14 +15,9 @@ import numpy as np
 import onnx
 
 from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
-from trtkit.backends.capabilities import (
-    Capabilities,
-    get_build_target,
-    import_bindings,
-    require_build,
-    require_torch_cuda,
-)
+from trtkit.backends.capabilities import Capabilities, import_bindings, require_torch_cuda
 from trtkit.backends.devices import Device, Gpu, parse_device, query_free_memory
+from trtkit.backends.requirements import get_build_target, require_build
 from trtkit.backends.trt.callbacks import (
     PROGRESS_STEPS,
     BuildProgress,

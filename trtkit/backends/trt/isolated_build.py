@@ -14,7 +14,7 @@ import onnx
 
 from trtkit import errors
 from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
-from trtkit.backends.capabilities import require_build
+from trtkit.backends.requirements import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
 from trtkit.child_process import describe_exit, error_from_dict, error_to_dict, print_event, run_child
 from trtkit.progress import Reporter

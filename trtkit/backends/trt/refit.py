@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.capabilities import Capabilities, import_bindings, require_run, require_torch_cuda
+from trtkit.backends.capabilities import Capabilities, import_bindings, require_torch_cuda
 from trtkit.backends.compatibility import check_compatibility, is_trusted, trust_plan
 from trtkit.backends.devices import parse_device
 from trtkit.backends.engine_file import EngineFile, Passport, read_engine, write_engine
+from trtkit.backends.requirements import require_run
 from trtkit.backends.trt.builder import read_graph
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.backends.trt.network import fit_graph

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtkit.arguments import PRECISIONS
-from trtkit.backends.capabilities import Capabilities, require_run
+from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.compatibility import check_compatibility, is_trusted
 from trtkit.backends.devices import Device, parse_device
 from trtkit.backends.engine_file import EngineFile, Passport, read_engine
+from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
 from trtkit.backends.trt.execution import Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json

@@ -153,7 +153,7 @@ class WizardForm:
 
     def with_target(self, target: str, machine: Machine) -> WizardForm:
         """A copy with another target; its device is the one chosen before, else this machine's GPU or a common one."""
-        from trtkit.backends.capabilities import DEFAULT_TARGET
+        from trtkit.backends.requirements import DEFAULT_TARGET
 
         form = self.replace(target=target)
         if target in self.devices:

@@ -89,8 +89,9 @@ class Machine:
 
 def inspect_machine() -> Machine:
     """Ask every backend what it can do here; with a GPU this imports torch and takes seconds."""
-    from trtkit.backends.capabilities import best, probe, require_build, require_run
+    from trtkit.backends.capabilities import probe
     from trtkit.backends.registry import get_backend, list_backends
+    from trtkit.backends.requirements import best, require_build, require_run
 
     capabilities = {name: probe(name) for name in list_backends()}
     builders = [name for name in capabilities if get_backend(name).needs_gpu]
@@ -130,7 +131,7 @@ def inspect_machine() -> Machine:
 
 
 def _find_build_problem(backend: str | None, device: Device) -> str:
-    from trtkit.backends.capabilities import require_build
+    from trtkit.backends.requirements import require_build
 
     try:
         require_build(backend, device=device)
@@ -210,8 +211,8 @@ def device_label(device: Device, target: str, machine: Machine) -> str:
         target: A value of `target_options`.
         machine: From `inspect_machine`.
     """
-    from trtkit.backends.capabilities import DEFAULT_TARGET
     from trtkit.backends.devices import parse_device
+    from trtkit.backends.requirements import DEFAULT_TARGET
 
     if device is None and machine.gpus:
         return f"this machine's {machine.gpus[0][0]}"
