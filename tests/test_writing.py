@@ -19,7 +19,7 @@ import pytest
 from interruption import each_kill
 from raising import raises
 
-from trtkit import writing
+from trtkit import unfinished, writing
 from trtkit.errors import CancelledError, DiskFullError, OutputError, OutputExistsError, TrtkitError
 from trtkit.files import escape_surrogates, hash_parts, read_json
 from trtkit.progress import Event, Reporter
@@ -30,6 +30,8 @@ from trtkit.writing import (
     check_output_folder,
     find_published,
     publish_interrupted,
+    replace_folder,
+    restore_interrupted,
     temporary_folder,
     write_bytes,
     write_json,
@@ -184,7 +186,7 @@ def test_a_killed_writer_of_a_folder_leaves_the_old_or_the_new_files(
     for step in each_kill(prepare, lambda: write_folder(folder, NEW)):
         with monkeypatch.context() as patch:
             if not can_move:
-                patch.setattr(writing, "_locked", refuse)
+                patch.setattr(writing, "locked_folder", refuse)
             publish_interrupted(folder)
             outcomes.append(read_folder(folder, list(NEW)))
         assert outcomes[-1] in (dict.fromkeys(NEW, "1"), NEW), step
@@ -218,8 +220,84 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert list_names(tmp_path) == {"model.onnx"}
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_killed_replacement_loses_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+    if not exchanges:
+        monkeypatch.setattr(writing, "_exchange", lambda first, second: False)
+    folder = tmp_path / "out"
+    old, new = {"a": "old", "sub/b": "old"}, {"a": "new", "sub/c": "new"}
+
+    def fill(parent: Path, content: dict[str, str]) -> None:
+        for name, text in content.items():
+            (parent / name).parent.mkdir(exist_ok=True, parents=True)
+            (parent / name).write_text(text)
+
+    def read() -> dict[str, str]:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+    def prepare() -> None:
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
+        fill(folder, old)
+
+    def write() -> None:
+        with replace_folder(folder) as staging:
+            fill(staging, new)
+
+    states = []
+    for step in each_kill(prepare, write):
+        assert exchanges is False or folder.exists(), step
+        restore_interrupted(folder)
+        assert read() in (old, new), step
+        states.append(read())
+    assert states[0] == new
+    assert old in states
+    assert new in states[1:], "the last steps are after the exchange"
+    prepare()
+    write()
+    assert read() == new
+
+
+def test_a_replacement_that_fails_keeps_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out"
+    write_bytes(folder / "x", b"old")
+    with pytest.raises(KeyboardInterrupt), replace_folder(folder) as staging:
+        (staging / "x").write_bytes(b"new")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(writing, "_exchange", lambda first, second: False)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise PermissionError(errno.EACCES, "a file in it is open")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with (
+        raises(OutputError, "output-not-writable", path=str(folder)),
+        replace_folder(folder) as staging,
+    ):
+        (staging / "x").write_bytes(b"new")
+    assert (folder / "x").read_bytes() == b"old"
+    assert list_names(tmp_path) == {"out/x"}
+
+
+def test_a_link_to_a_folder_is_replaced_not_followed(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "target" / "x", b"kept")
+    for name in ("target", "missing"):
+        link = tmp_path / "link"
+        link.symlink_to(name)
+        with replace_folder(link) as staging:
+            (staging / "x").write_bytes(b"new")
+        assert not link.is_symlink()
+        assert (link / "x").read_bytes() == b"new"
+        shutil.rmtree(link)
+    assert (tmp_path / "target" / "x").read_bytes() == b"kept"
+
+
 def test_without_locks_each_writer_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_lock", lambda handle: None)
+    monkeypatch.setattr(unfinished, "lock", lambda handle: None)
     with atomic_write(tmp_path / "x.onnx") as first, atomic_write(tmp_path / "x.onnx") as second:
         assert first != second
         first.write_bytes(b"1")

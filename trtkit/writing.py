@@ -11,15 +11,25 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from trtkit.errors import DiskFullError, OutputError, OutputExistsError, TrtkitError
 from trtkit.files import escape_surrogates, hash_parts
-
-if sys.platform != "win32":
-    import fcntl
+from trtkit.unfinished import (
+    NO_LOCKS,
+    PREFIX,
+    SLOTS,
+    is_open_at,
+    lock,
+    locked_folder,
+    open_file,
+    open_folder,
+    remove_leftover,
+    remove_path,
+    unfinished_path,
+)
 
 __all__ = [
     "atomic_folder",
@@ -28,28 +38,18 @@ __all__ = [
     "check_output_folder",
     "find_published",
     "publish_interrupted",
+    "replace_folder",
+    "restore_interrupted",
     "temporary_folder",
     "write_bytes",
     "write_json",
 ]
-
-PREFIX = ".trtkit-"
-"""How names of unfinished files and folders begin; each is locked by its writer: an unlocked one is a leftover."""
 
 PUBLISHED = f"{PREFIX}published"
 """The folder of files that count as published and are not moved to their names yet."""
 
 REMOVED = f"{PREFIX}removed"
 """In `PUBLISHED`: the names of files that the published ones make obsolete, one per line."""
-
-MAX_SUFFIX = 16
-"""Bytes of the longest suffix that a temporary name repeats; writers choose formats by it."""
-
-SLOTS = 64
-"""Writers that write one file at the same time."""
-
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What file systems without locks answer."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file beyond the limit."""
@@ -80,7 +80,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     path = Path(path)
     with _translate_errors(path):
         _check_replaceable(path, overwrite=overwrite)
-        with _created_folders(path.parent), _unfinished(path, _open_file) as temporary:
+        with _created_folders(path.parent), unfinished_path(path, open_file) as temporary:
             yield temporary
             _sync(temporary)
             _check_replaceable(path, overwrite=overwrite)
@@ -111,7 +111,7 @@ def atomic_folder(folder: str | Path, *, remove: Collection[str] = ()) -> Iterat
     with (
         _translate_errors(folder),
         _created_folders(folder),
-        _unfinished(folder / "folder", _open_folder) as staging,
+        unfinished_path(folder / "folder", open_folder) as staging,
     ):
         yield staging
         names = [entry.name for entry in staging.iterdir()]
@@ -141,20 +141,72 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
     prefix = f"{PREFIX}tmp-"
     with _translate_errors(parent, only=_NO_SPACE):
         for leftover in parent.glob(f"{prefix}*"):
-            _remove_leftover(leftover)
+            remove_leftover(leftover)
         while True:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            handle = _open_folder(folder)
-            is_locked = _lock(handle)
-            if is_locked is None or (is_locked and _is_open_at(handle, folder)):
+            handle = open_folder(folder)
+            is_locked = lock(handle)
+            if is_locked is None or (is_locked and is_open_at(handle, folder)):
                 break
             # Another process took it for a leftover before it was locked.
             os.close(handle)
         try:
             yield folder
         finally:
-            _remove(folder)
+            remove_path(folder)
             os.close(handle)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` and all in it, when the block ends without an error.
+
+    Both exchange their names in one step, so that a folder is there at every moment and a killed process loses none.
+    Where the system can't do that (Windows, some network file systems), `restore_interrupted` puts the old one back.
+
+    Args:
+        folder: The folder; it is created if it is missing. A link is replaced, not followed.
+
+    Yields:
+        A folder to write files to.
+
+    Raises:
+        DiskFullError: The disk is full.
+        OutputError: The folder can't be replaced.
+    """
+    folder = Path(folder)
+    with _translate_errors(folder), _created_folders(folder.parent), temporary_folder(folder.parent) as temporary:
+        staging = temporary / "new"
+        staging.mkdir()
+        yield staging
+        for path in (*staging.rglob("*"), staging):
+            _sync(path)
+        restore_interrupted(folder)
+        if not os.path.lexists(folder):
+            staging.rename(folder)
+        elif not _exchange(staging, folder):
+            old = _old_folder(folder)
+            folder.rename(old)
+            try:
+                staging.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+        _sync(folder.parent)
+        restore_interrupted(folder)
+
+
+def restore_interrupted(folder: str | Path) -> None:
+    """Put a folder back whose replacement was killed before the new one was in place; does nothing elsewhere."""
+    folder = Path(folder)
+    old = _old_folder(folder)
+    if os.path.lexists(old):
+        # Another process may do it just now.
+        with contextlib.suppress(OSError):
+            if os.path.lexists(folder):
+                remove_path(old)
+            else:
+                old.rename(folder)
 
 
 def publish_interrupted(folder: str | Path) -> None:
@@ -162,7 +214,7 @@ def publish_interrupted(folder: str | Path) -> None:
     folder = Path(folder)
     if os.path.lexists(folder / PUBLISHED):
         # In a folder that can't be written, `find_published` finds the files where they are.
-        with contextlib.suppress(OSError), _locked(folder):
+        with contextlib.suppress(OSError), locked_folder(folder):
             _move_published(folder)
 
 
@@ -195,15 +247,37 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     except OSError as error:
         # Some network file systems have no fsync for folders.
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
     finally:
         os.close(handle)
 
 
+def _old_folder(folder: Path) -> Path:
+    """Where a folder is while the new one takes its place, if both can't exchange their names."""
+    return folder.with_name(f"{PREFIX}old-{hash_parts(folder.name)[:12]}")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two files or folders in one step; False where that can't be done."""
+    import ctypes
+
+    names = [os.fsencode(first), os.fsencode(second)]
+    if sys.platform == "linux":
+        at_cwd, rename_exchange = -100, 2
+        call, arguments = "renameat2", (at_cwd, names[0], at_cwd, names[1], rename_exchange)
+    elif sys.platform == "darwin":
+        rename_swap = 2
+        call, arguments = "renamex_np", (*names, rename_swap)
+    else:
+        return False
+    function = getattr(ctypes.CDLL(None), call, None)
+    return function is not None and function(*arguments) == 0
+
+
 def _publish(staging: Path, folder: Path) -> None:
     """Publish a folder's files in another one, by one rename; then move each to its name."""
-    with _locked(folder):
+    with locked_folder(folder):
         _move_published(folder)
         staging.rename(folder / PUBLISHED)
         _sync(folder)
@@ -249,123 +323,6 @@ def _created_folders(folder: Path) -> Iterator[None]:
             for parent in missing:
                 parent.rmdir()
         raise
-
-
-# Unfinished files and folders, each locked by its writer.
-
-
-def _open_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _open_folder(path: Path) -> int:
-    path.mkdir(exist_ok=True)
-    # Windows opens no folders, and has no locks that would need it.
-    return os.open(path if sys.platform != "win32" else os.devnull, os.O_RDONLY)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _lock(handle: int) -> bool | None:
-    """Lock an open file or folder without waiting: whether that succeeded, None where the file system has no locks."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return None if error.errno in _NO_LOCKS else False
-    return True
-
-
-def _is_open_at(handle: int, path: Path) -> bool:
-    """Whether an open file still has its name: its former writer may have moved it before it was locked."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _unfinished(target: Path, open_path: Callable[[Path], int]) -> Iterator[Path]:
-    """Yield a locked, empty file or folder beside the target; it goes when the block ends, unless it was moved.
-
-    Its name follows from the target's, so that the next writer finds what a killed one has left.
-    """
-    suffix = target.suffix if len(os.fsencode(target.suffix)) <= MAX_SUFFIX else ""
-    stem = f"{PREFIX}{hash_parts(target.name)[:12]}"
-    failure: OSError | None = None
-    for number in range(SLOTS):
-        path = target.with_name(f"{stem}-{number}{suffix}")
-        try:
-            handle = open_path(path)
-        except (PermissionError, FileNotFoundError) as error:
-            # Another user's, or a folder that its writer removes just now; or nothing can be written here.
-            failure = error
-            continue
-        is_locked = _lock(handle)
-        if is_locked is None:
-            # Without locks nothing shows whether another writer is at it: take a name of one's own.
-            os.close(handle)
-            _remove(path)
-            path = target.with_name(f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}{suffix}")
-            os.close(open_path(path))
-            break
-        if is_locked and _is_open_at(handle, path):
-            break
-        os.close(handle)
-    else:
-        raise failure or OSError(errno.EBUSY, "")
-    try:
-        if path.is_dir():
-            for entry in path.iterdir():
-                _remove(entry)
-        else:
-            os.truncate(path, 0)
-        for later in range(number + 1, number + 4):
-            _remove_leftover(target.with_name(f"{stem}-{later}{suffix}"))
-        yield path
-    finally:
-        if is_locked is None:
-            _remove(path)
-        else:
-            try:
-                # Once it is moved, its name may be another writer's.
-                if _is_open_at(handle, path):
-                    _remove(path)
-            finally:
-                os.close(handle)
-
-
-def _remove_leftover(path: Path) -> None:
-    """Remove a file or folder whose writer is dead."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return
-    try:
-        if _lock(handle) and _is_open_at(handle, path):
-            _remove(path)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; waits for others, which hold it for a few renames."""
-    handle = _open_folder(folder)
-    try:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 # Checks and errors.

@@ -23,7 +23,15 @@ from trtkit.backends.engine_file import Passport
 from trtkit.cli import main
 from trtkit.deployment import Target, list_targets, register_target
 from trtkit.deployment.target import TARGETS
-from trtkit.errors import CapabilityError, DataError, EngineError, OnnxError, OutputExistsError, RecipeError
+from trtkit.errors import (
+    CapabilityError,
+    DataError,
+    EngineError,
+    OnnxError,
+    OutputError,
+    OutputExistsError,
+    RecipeError,
+)
 from trtkit.files import hash_file, hash_parts
 
 SIZE = 64
@@ -134,9 +142,13 @@ def test_the_description_says_what_the_model_takes_and_gives(folders: dict[tuple
 
 def test_several_files_side_by_side(files: Any, samples: Any, tmp_path: Path) -> None:
     paths = [files["detect", False], files["pose", False]]
-    deployed = tk.deploy(paths, "onnxruntime", tmp_path / "both", samples=samples, conf=0.01, metrics={"AP": 0.5})
+    metrics = {"AP": 0.5, "recall": float("nan")}
+    deployed = tk.deploy(paths, "onnxruntime", tmp_path / "both", samples=samples, conf=0.01, metrics=metrics)
     assert {name.split("/")[0] for name in deployed.files} == {"README.md", "detect", "pose"}
-    assert json.loads((tmp_path / "both" / "pose" / "model.json").read_text())["metrics"] == {"AP": 0.5}
+    assert json.loads((tmp_path / "both" / "pose" / "model.json").read_text())["metrics"] == {
+        "AP": 0.5,
+        "recall": None,
+    }
 
 
 def test_an_existing_folder_is_kept_or_replaced(files: Any, samples: Any, tmp_path: Path) -> None:
@@ -146,13 +158,14 @@ def test_an_existing_folder_is_kept_or_replaced(files: Any, samples: Any, tmp_pa
         tk.deploy(files["classify", False], "onnxruntime", tmp_path / "out", samples=samples)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
     # An earlier deployment is replaced as a whole; a file that was put into it goes with it.
-    (tmp_path / "out" / "check.py").touch()
+    (tmp_path / "out" / "samples").mkdir()
+    (tmp_path / "out" / "samples" / "expected.json").touch()
     tk.deploy(files["classify", False], "onnxruntime", tmp_path / "out", samples=samples, overwrite=True)
     assert not (tmp_path / "out" / "notes.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("content", ["thesis.tex", "deep/thesis.tex"])
+@pytest.mark.parametrize("content", ["thesis.tex", "deep/thesis.tex", "check.py", "scripts/check.py"])
 def test_a_folder_of_other_files_is_never_replaced(files: Any, tmp_path: Path, content: str) -> None:
     path = tmp_path / "mine" / content
     path.parent.mkdir(parents=True)
@@ -166,13 +179,24 @@ def test_the_folder_of_the_model_and_a_file_are_never_replaced(files: Any, tmp_p
     model = tmp_path / "out" / "model.onnx"
     model.parent.mkdir()
     model.write_bytes(files["detect", False].read_bytes())
-    (model.parent / "check.py").touch()
-    with raises(OutputExistsError, "deploy-folder-foreign"):
-        tk.deploy(model, "onnxruntime", model.parent, overwrite=True)
+    (model.parent / "samples").mkdir()
+    (model.parent / "samples" / "expected.json").touch()
     (tmp_path / "file").touch()
-    with raises(OutputExistsError, "deploy-folder-foreign"):
-        tk.deploy(model, "onnxruntime", tmp_path / "file", overwrite=True)
+    (tmp_path / "link").symlink_to("missing")
+    for path in (model.parent, tmp_path / "file", tmp_path / "link"):
+        with raises(OutputExistsError, "output-exists"):
+            tk.deploy(model, "onnxruntime", path)
+        with raises(OutputExistsError, "deploy-folder-foreign"):
+            tk.deploy(model, "onnxruntime", path, overwrite=True)
     assert model.exists()
+
+
+def test_the_current_folder_is_never_replaced(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "serving").mkdir()
+    monkeypatch.chdir(tmp_path / "serving")
+    for output in (".", "../serving", tmp_path / "serving"):
+        with raises(OutputExistsError, "deploy-folder-foreign"):
+            tk.deploy(files["detect", False], "onnxruntime", output, overwrite=True)
 
 
 def test_what_detects_nothing_is_said(files: Any, samples: Any, tmp_path: Path) -> None:
@@ -203,6 +227,7 @@ def test_mistakes_end_before_the_work(files: Any, samples: Any, tmp_path: Path) 
         (OnnxError, "model-file-missing", lambda: tk.deploy(tmp_path / "no.onnx", "triton")),
         (OnnxError, "onnx-damaged", lambda: tk.deploy(tmp_path / "bad.onnx", "triton")),
         (EngineError, "engine-not-found", lambda: tk.deploy(tmp_path / "no.engine", "triton")),
+        (OutputError, "output-name-too-long", lambda: tk.deploy(path, "triton", tmp_path / ("n" * 300))),
         (DataError, "image-unreadable", lambda: tk.deploy(path, "triton", tmp_path / "out", samples=["no.jpg"])),
     ]
     for kind, code, call in cases:
@@ -238,15 +263,17 @@ def test_an_engine_of_another_machine_takes_its_expectations_from_the_graph(tmp_
         tk.deploy(other, "python", reference=tmp_path / "graph.onnx")
 
 
-def test_weights_in_a_second_file_come_along(samples: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["large.bin", "weights/large.bin"])
+def test_weights_in_a_second_file_come_along(samples: Any, tmp_path: Path, weights: str) -> None:
     source = tmp_path / "source"
-    source.mkdir()
+    (source / weights).parent.mkdir(parents=True)
     proto = tiny_graphs.detector(width=64)
-    onnx.save(proto, source / "large.onnx", save_as_external_data=True, location="large.bin", size_threshold=1000)
+    onnx.save(proto, source / "large.onnx", save_as_external_data=True, location=weights, size_threshold=1000)
     for target, place in (("onnxruntime", ""), ("triton", "models/large/1/")):
         deployed = tk.deploy(source / "large.onnx", target, tmp_path / target, conf=0.5, samples=samples)
-        assert {f"{place}model.onnx", f"{place}large.bin"} <= set(deployed.files)
-        assert ("large.bin" in deployed.files) == (target == "onnxruntime")
+        assert {f"{place}model.onnx", f"{place}{weights}"} <= set(deployed.files)
+        assert (weights in deployed.files) == (target == "onnxruntime")
+    assert not (tmp_path / "triton" / "weights").exists()
     assert run_checks([tmp_path / "onnxruntime"])[0][0] == 0
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import tiny_graphs
+from raising import raises
 
 import trtkit as tk
 from trtkit.backends import wrap_engine
 from trtkit.backends.engine_file import Passport
 from trtkit.deployment.triton import Symbol, render_config
+from trtkit.errors import OnnxError, RecipeError
 from trtkit.files import hash_file, hash_parts
 
 
@@ -178,3 +180,23 @@ def test_configurations_are_valid_for_the_server_s_own_parser(serving: Path, sam
         if "ensemble" not in config.platform and not config.name.endswith("process"):
             assert config.model_warmup[0].inputs["images"].zero_data
             assert json.loads(config.parameters["trtkit"].string_value)["task"]
+
+
+@pytest.mark.parametrize(
+    "stems",
+    [
+        ("a b", "a_b"),
+        ("x", "x_images"),
+        ("x_preprocess", "x"),
+        ("модель", "сервер"),
+        ("models", "x"),
+        ("models-native",),
+    ],
+)
+def test_models_that_one_server_can_t_tell_apart_are_named_before_they_run(tmp_path: Path, stems: Any) -> None:
+    paths = [tmp_path / f"{stem}.onnx" for stem in stems]
+    with raises(RecipeError, "deploy-names-collide", names=stems):
+        tk.deploy(paths, "triton", tmp_path / "out")
+    # Side by side they share nothing.
+    with raises(OnnxError, "model-file-missing"):
+        tk.deploy(paths, "onnxruntime", tmp_path / "out")

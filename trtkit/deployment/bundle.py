@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ class Bundle:
         expected: The predictions on them.
         sample_input: The model's input of the sample images.
         sample_outputs: The model's outputs on it, by name.
-        weights: Files beside an ONNX file that hold its weights.
+        weights: Files that hold the weights of an ONNX file, relative to its folder.
         by_reference: Whether `expected` is of the ONNX file, because the engine did not run here.
     """
 
@@ -98,7 +99,7 @@ class Bundle:
     expected: tuple[Prediction, ...]
     sample_input: np.ndarray
     sample_outputs: Mapping[str, np.ndarray]
-    weights: tuple[Path, ...] = ()
+    weights: tuple[str, ...] = ()
     by_reference: bool = False
 
     @property
@@ -114,9 +115,17 @@ class Bundle:
     def copy_model(self, folder: Path) -> None:
         """Copy the model file into a folder, and the files that hold its weights."""
         shutil.copyfile(self.path, folder / self.file_name)
-        for weights in self.weights:
-            # The graph names them, relative to its folder.
-            shutil.copyfile(weights, folder / weights.name)
+        for name in self.weights:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path.parent / name, folder / name)
+
+    def move_weights(self, folder: Path, target: Path) -> None:
+        """Move the files that hold the weights from a folder that `copy_model` filled into another one."""
+        for name in self.weights:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).rename(target / name)
+        for top in {Path(name).parts[0] for name in self.weights if len(Path(name).parts) > 1}:
+            shutil.rmtree(folder / top)
 
     def describe(self, *, metrics: Mapping[str, float], versions: Mapping[str, str]) -> dict[str, Any]:
         """`model.json`."""
@@ -145,7 +154,8 @@ class Bundle:
                 "tensors": [dataclasses.asdict(output) for output in self.outputs],
             },
             "thresholds": dict(self.thresholds),
-            "metrics": dict(metrics),
+            # JSON has no NaN, as recall without objects is, and readers other than Python's refuse it.
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             "passport": None if self.passport is None else {**self.passport.to_dict(), "layers": []},
             "versions": dict(versions),
         }
@@ -198,7 +208,7 @@ class Source:
         info: The model's description.
         passport: An engine's provenance, or None.
         runs: The file to run for the expected detections: `path`, or the ONNX file of the same export.
-        weights: Files beside an ONNX file that hold its weights.
+        weights: Files that hold the weights of an ONNX file, relative to its folder.
     """
 
     path: Path
@@ -206,7 +216,7 @@ class Source:
     info: ModelInfo
     passport: Passport | None
     runs: Path
-    weights: tuple[Path, ...] = ()
+    weights: tuple[str, ...] = ()
 
 
 def check_source(path: Path, reference: Path | None) -> Source:
@@ -324,14 +334,14 @@ def read_bundle(source: Source, images: tuple[np.ndarray, ...], *, conf: float, 
         )
 
 
-def _find_weights(path: Path) -> tuple[Path, ...]:
-    """The files beside an ONNX file that hold its weights."""
+def _find_weights(path: Path) -> tuple[str, ...]:
+    """The files that hold the weights of an ONNX file, as the graph names them: relative to its folder."""
     import onnx
     from onnx.external_data_helper import uses_external_data
 
     tensors = [one for one in onnx.load(path, load_external_data=False).graph.initializer if uses_external_data(one)]
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return tuple(path.with_name(name) for name in sorted(names))
+    return tuple(sorted(names))
 
 
 def _run_samples(runner: Runner, images: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

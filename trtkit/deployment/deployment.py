@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from trtkit.errors import OutputExistsError, RecipeError, warn
 from trtkit.progress import CancelToken, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
 from trtkit.results import package_versions
-from trtkit.writing import check_output_folder, temporary_folder
+from trtkit.writing import check_output_folder, replace_folder, restore_interrupted
 
 if TYPE_CHECKING:
     from trtkit.backends.runner import HasPath
@@ -106,9 +106,14 @@ def deploy(
     paths = [_to_path(item) for item in items]
     _check_names(paths)
     _check_format(paths, chosen)
+    if several and chosen.check_several is not None:
+        chosen.check_several([path.stem for path in paths])
     folder = Path(output) if output is not None else paths[0].with_name(f"{paths[0].stem}-{target}")
-    check_output_folder(folder.parent)
-    if folder.exists() and not overwrite:
+    folder = folder if folder.name else Path.cwd()
+    restore_interrupted(folder)
+    exists = os.path.lexists(folder)
+    check_output_folder(folder.parent if exists else folder)
+    if exists and not overwrite:
         raise OutputExistsError(
             f"deploy to {folder}",
             "the folder exists and was kept",
@@ -116,7 +121,8 @@ def deploy(
             code="output-exists",
             path=str(folder),
         )
-    _check_replaceable(folder, paths)
+    if exists:
+        _check_replaceable(folder, paths)
     fallback = None if reference is None else _to_path(reference)
     sources = [check_source(path, fallback) for path in paths]
     for source in sources:
@@ -142,7 +148,7 @@ def deploy(
     reporter.step("run the sample images", len(sources), len(sources))
     _warn_of_empty(bundles)
     reporter.begin("write the folder")
-    with _new_folder(folder) as staging:
+    with replace_folder(folder) as staging:
         for bundle in bundles:
             own_folder = staging / bundle.name if several else staging
             own_folder.mkdir(exist_ok=True)
@@ -206,17 +212,20 @@ def _check_format(paths: Sequence[Path], target: Target) -> None:
 
 
 def _check_replaceable(folder: Path, paths: Sequence[Path]) -> None:
-    """Check that replacing a folder loses nothing but an earlier deployment."""
-    if not folder.exists():
-        return
-    is_own = folder.is_dir() and (
-        not any(folder.iterdir()) or any(True for name in ("check.py", "*/check.py") for _ in folder.glob(name))
-    )
+    """Check that replacing a folder, or what has its name, loses nothing but an earlier deployment."""
+    # What every deployment folder has; a folder of programs may have a check.py too.
+    marks = ("samples/expected.json", "*/samples/expected.json")
+    is_own = folder.is_dir() and (not any(folder.iterdir()) or any(True for mark in marks for _ in folder.glob(mark)))
+    is_current = Path.cwd().is_relative_to(folder.resolve())
     holds_model = any(path.resolve().is_relative_to(folder.resolve()) for path in paths)
-    if not is_own or holds_model:
+    if not is_own or holds_model or is_current:
         raise OutputExistsError(
             f"replace {folder}",
-            "the model file is in it" if holds_model else "it was not written by deploy",
+            "the model file is in it"
+            if holds_model
+            else "it is the current folder"
+            if is_current
+            else "it was not written by deploy",
             "name another output",
             code="deploy-folder-foreign",
             path=str(folder),
@@ -231,25 +240,6 @@ def _warn_of_empty(bundles: Sequence[Bundle]) -> None:
                 f"{bundle.path.name} detects nothing on the sample images, so check.py proves little: pass samples= "
                 "(--samples), images of what the model detects."
             )
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes `folder`'s place when the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder.parent) as temporary:
-        staging = temporary / "new"
-        staging.mkdir()
-        yield staging
-        old = temporary / "old"
-        if folder.exists():
-            folder.rename(old)
-        try:
-            staging.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
 
 
 def _write(bundle: Bundle, target: Target, folder: Path, metrics: Mapping[str, float]) -> None:

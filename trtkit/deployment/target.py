@@ -24,6 +24,8 @@ class Target:
             for the README.
         merge: Called with the folder that holds one folder for each of several model files, to put together what they
             share; None where they share nothing.
+        check_several: Called with the names of several model files, without their endings; raises an error, before the
+            models run, where they can't share what `merge` makes. None where they always can.
         check: Raises an error, before the model runs, where the target does not take it; None where it takes all of
             `formats`.
         file_notes: What files hold, by name, for the README's table.
@@ -33,6 +35,7 @@ class Target:
     formats: tuple[str, ...]
     write: Callable[[Bundle, Path], Sequence[str]]
     merge: Callable[[Path], None] | None = None
+    check_several: Callable[[Sequence[str]], None] | None = None
     check: Callable[[Source], None] | None = None
     file_notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

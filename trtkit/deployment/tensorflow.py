@@ -39,8 +39,7 @@ def check_tensorflow(source: Source) -> None:
 
 
 def write_tensorflow(bundle: Bundle, folder: Path) -> Sequence[str]:
-    """Write the conversion to a SavedModel, a program that runs it and the outputs that its check takes without "
-    "it."""
+    """Write the conversion to a SavedModel, a program that runs it, and the outputs that its check takes elsewhere."""
     for name in ("convert.py", "infer.py"):
         shutil.copyfile(FILES / "tensorflow" / name, folder / name)
     shutil.copyfile(FILES / "stored.py", folder / "stored.py")

@@ -12,6 +12,7 @@ from typing import Any
 from trtkit.backends.triton import PARAMETER
 from trtkit.deployment.bundle import FILES, Bundle, TensorSpec, write_json
 from trtkit.deployment.target import Target, register_target
+from trtkit.errors import RecipeError
 
 __all__ = ["merge_triton", "render_config", "write_triton"]
 
@@ -72,7 +73,7 @@ def write_triton(bundle: Bundle, folder: Path) -> Sequence[str]:
         bundle: The model file and what is known of it.
         folder: The deployment folder.
     """
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", bundle.name)
+    name = _model_name(bundle.name)
     most = bundle.batch or OPEN_BATCH
     described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     described["triton"] = {"model": name, "ensemble": f"{name}_images", "max_batch_size": most}
@@ -96,6 +97,36 @@ def write_triton(bundle: Bundle, folder: Path) -> Sequence[str]:
         f"{f'; it can take the place of `{REPOSITORY}/{name}`' if fits else ''}. It was not served here: its "
         "configuration was only parsed.",
     )
+
+
+def _model_name(stem: str) -> str:
+    """The name under which the server has a model file."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem)
+
+
+def check_several_triton(stems: Sequence[str]) -> None:
+    """Check that the server can tell several models apart, and the parts of each.
+
+    Args:
+        stems: The names of the model files, without their endings.
+
+    Raises:
+        RecipeError: Two have the same name, or one is called as the repository.
+    """
+    parts = ("", "_preprocess", "_postprocess", "_images")
+    owners: dict[str, str] = {REPOSITORY: "the repository", NATIVE: "the repository"}
+    for stem in stems:
+        taken = [stem] if stem in owners else [f"{_model_name(stem)}{part}" for part in parts]
+        for name in taken:
+            if name in owners:
+                raise RecipeError(
+                    f"deploy {', '.join(stems)} to one server",
+                    f"{stem} and {owners[name]} would both be called {name}",
+                    "rename a file (letters other than A-Z, a-z, 0-9, _ and - become _)",
+                    code="deploy-names-collide",
+                    names=tuple(stems),
+                )
+            owners[name] = stem
 
 
 def merge_triton(folder: Path) -> None:
@@ -178,8 +209,7 @@ def _write_model(target: Path, bundle: Bundle, folder: Path, most: int) -> None:
     shutil.copyfile(FILES / ("python" if is_engine else "onnxruntime") / "infer.py", version / "infer.py")
     for file in ("yolo.py", "model.json", bundle.file_name):
         shutil.copyfile(folder / file, version / file)
-    for weights in bundle.weights:
-        (folder / weights.name).rename(version / weights.name)
+    bundle.move_weights(folder, version)
     config: dict[str, Any] = {
         "name": target.name,
         "backend": "python",
@@ -287,4 +317,12 @@ def _describe_answer(bundle: Bundle) -> list[dict[str, Any]]:
     return outputs
 
 
-register_target(Target(name="triton", formats=("onnx", "engine"), write=write_triton, merge=merge_triton))
+register_target(
+    Target(
+        name="triton",
+        formats=("onnx", "engine"),
+        write=write_triton,
+        merge=merge_triton,
+        check_several=check_several_triton,
+    )
+)
