@@ -77,7 +77,11 @@ def run_child(
                 reporter.step(event["stage"], event["done"], event["total"], event["message"])
             elif line.strip():
                 last = [*last[-2:], line.strip()]
-        return child.wait(), " | ".join(last)
+        code = child.wait()
+        if code and reporter.is_cancelled():
+            # Ctrl-C at a terminal reaches the child too, which may end first.
+            raise errors.CancelledError(stage)
+        return code, " | ".join(last)
     finally:
         if child.poll() is None:
             child.kill()

@@ -53,7 +53,10 @@ def fake_pynvml(*boards: dict[str, Any], driver: bool = True) -> Any:
     nvml.nvmlInit, nvml.nvmlShutdown = init, shutdown
     nvml.nvmlSystemGetDriverVersion = lambda: "580.65.06"
     nvml.nvmlDeviceGetCount = lambda: len(boards)
-    nvml.nvmlDeviceGetHandleByIndex = lambda index: boards[index]
+    nvml.nvmlDeviceGetHandleByIndex = lambda index: supported(boards[index])
+    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: supported(
+        next((board for board in boards if board and board["uuid"] == uuid), None)
+    )
     nvml.nvmlDeviceGetName = lambda board: board["name"]
     nvml.nvmlDeviceGetUUID = lambda board: board["uuid"]
     nvml.nvmlDeviceGetCudaComputeCapability = lambda board: board["capability"]
@@ -122,6 +125,18 @@ def test_the_state_of_a_gpu(nvml: Any) -> None:
         assert read() == GpuState()
     with watch_gpu(dataclasses.replace(find_gpus()[0], uuid="GPU-of-elsewhere")) as read:
         assert read() == GpuState()
+    assert module.open == 0
+
+
+def test_a_gpu_that_is_lost_does_not_hide_the_state_of_others(nvml: Any) -> None:
+    """A board fell off the bus: NVML counts it and gives no handle."""
+    nvml(H100, L4)
+    gone, other = find_gpus()
+    module = nvml(None, L4)
+    with watch_gpu(gone) as read:
+        assert read() == GpuState()
+    with watch_gpu(other) as read:
+        assert read().sm_mhz == 210
     assert module.open == 0
 
 

@@ -143,7 +143,9 @@ def test_verbs_refuse_what_is_no_client(value: Any) -> None:
 # Schedulers.
 
 
-@pytest.mark.parametrize("scheduler", ["local:0", "local:x", "local:-1", "host:8786", "http://host:1", "", "tcp://"])
+@pytest.mark.parametrize(
+    "scheduler", ["local:0", "local:00", "local:", "local:x", "local:-1", "host:8786", "http://host:1", "", "tcp://"]
+)
 def test_other_schedulers_are_refused(scheduler: str) -> None:
     with raises(RecipeError, "executor-scheduler-invalid", value=scheduler), tk.open_executor(scheduler):
         pass

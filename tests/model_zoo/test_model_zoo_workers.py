@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import signal
 import threading
 
 import pytest
@@ -82,6 +84,24 @@ def test_cancelling_ends_all_processes(tmp_path):
         run([job("slow.pt"), job("slow.pt", "fp16"), job("b.pt")], tmp_path, cancel=cancel)
 
 
+def test_an_interruption_ends_all_rows(tmp_path, monkeypatch):
+    """Ctrl-C in a notebook or script, where nobody asks a cancellation token."""
+    started = []
+    real = workers._run_in_child
+
+    def run_in_child(one, *arguments):
+        started.append(one.model)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return real(one, *arguments)
+
+    monkeypatch.setattr(workers, "_run_in_child", run_in_child)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run([job("slow.pt"), job("b.pt"), job("c.pt")], tmp_path, SLOTS[:1])
+    assert started == ["slow.pt"]
+    assert threading.active_count() == before
+
+
 def test_rows_without_an_engine_run_here_after_the_engines(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(workers, "run_row", lambda one, *_, **__: order.append(one) or {"eval_images": 1})
@@ -103,6 +123,7 @@ def test_slots_are_all_gpus_or_the_named_one(monkeypatch):
         Gpu(index=0, name="H200", sm="sm90", memory=1, uuid="GPU-x"), Gpu(index=1, name="L4", sm="sm89", memory=1)
     )  # fmt: skip
     monkeypatch.setattr(workers, "find_gpus", lambda: gpus)
+    assert [slot.visible for slot in find_slots(None)] == ["GPU-x", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert find_slots(None) == (Slot(name="H200", visible="GPU-x"), Slot(name="L4", visible="6"))
     assert find_slots("cuda:1") == (Slot(name="L4", visible="6"),)

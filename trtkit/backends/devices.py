@@ -44,6 +44,11 @@ class Gpu:
         """Total memory, GiB."""
         return self.memory / 2**30
 
+    def visible_name(self) -> str:
+        """How a child's `CUDA_VISIBLE_DEVICES` names it: by its UUID, which does not depend on the order of GPUs."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return self.uuid or (visible.split(",")[self.index].strip() if visible else str(self.index))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:

@@ -63,16 +63,12 @@ def _open_nvml(gpu: Gpu | None, stack: contextlib.ExitStack) -> tuple[Any, Any]:
         import pynvml
     except ImportError:
         return None, None
-    try:
+    # There may be no driver; and the GPU may be lost, or one that NVML does not let this user see.
+    with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return pynvml, None
-    stack.callback(pynvml.nvmlShutdown)
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        # Indices of CUDA and NVML differ where a process sees some of the GPUs.
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        if str(pynvml.nvmlDeviceGetUUID(handle)) == gpu.uuid:
-            return pynvml, handle
+        stack.callback(pynvml.nvmlShutdown)
+        # Not by its index: those of CUDA and NVML differ where a process sees some of the GPUs.
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
     return pynvml, None
 
 

@@ -49,7 +49,7 @@ def open_executor(scheduler: str) -> Iterator[Client]:
     """
     dask, distributed = _import_dask()
     name, _, count = scheduler.partition(":")
-    if name == "local" and (count.isdecimal() or not count) and count != "0":
+    if scheduler == "local" or (name == "local" and count.isdecimal() and int(count) > 0):
         # Dask stops a lost worker's nanny after some seconds, but ours starts it again, as late as a busy machine may.
         with (
             dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
@@ -121,7 +121,7 @@ def _start_local(count: int | None) -> Any:
     for index in range(count):
         own: dict[str, Any] = {}
         if gpus:
-            own["env"] = {"CUDA_VISIBLE_DEVICES": str(gpus[index].uuid or index) if index < len(gpus) else ""}
+            own["env"] = {"CUDA_VISIBLE_DEVICES": gpus[index].visible_name() if index < len(gpus) else ""}
         if index < len(gpus):
             own["resources"] = {GPU: 1}
         workers[index] = {"cls": Nanny, "options": {**options, **own}}

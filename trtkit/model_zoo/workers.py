@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import queue
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.backends.devices import Gpu, find_gpus, parse_device
+from trtkit.backends.devices import find_gpus, parse_device
 from trtkit.child_process import (
     describe_exit,
     error_from_dict,
@@ -69,16 +68,10 @@ def find_slots(device: int | str | None) -> tuple[Slot, ...]:
     """
     target, gpus = parse_device(device), find_gpus()
     if target.kind == "any" and gpus:
-        return tuple(Slot(name=gpu.name, visible=_visible_name(gpu)) for gpu in gpus)
+        return tuple(Slot(name=gpu.name, visible=gpu.visible_name()) for gpu in gpus)
     if target.kind == "cuda" and target.index < len(gpus):
-        return (Slot(name=gpus[target.index].name, visible=_visible_name(gpus[target.index])),)
+        return (Slot(name=gpus[target.index].name, visible=gpus[target.index].visible_name()),)
     return (Slot(name=str(device or "first GPU"), device=device),)
-
-
-def _visible_name(gpu: Gpu) -> str:
-    """How `CUDA_VISIBLE_DEVICES` names a GPU: by its UUID, which does not depend on the order of GPUs."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return gpu.uuid or (visible.split(",")[gpu.index].strip() if visible else str(gpu.index))
 
 
 def group_jobs(jobs: Sequence[RowJob], slots: Sequence[Slot]) -> list[list[RowJob]]:
@@ -244,7 +237,12 @@ def _run_on_slots(
             raise
 
     with ThreadPoolExecutor(len(slots), thread_name_prefix="trtkit zoo") as pool:
-        futures = [pool.submit(drive, slot) for slot in slots]
+        try:
+            futures = [pool.submit(drive, slot) for slot in slots]
+            wait(futures)
+        finally:
+            # After an interruption: otherwise the threads would go on with the other rows.
+            stop.set()
     errors = [error for future in futures if (error := future.exception()) is not None]
     # The others were cancelled because of the first.
     for error in sorted(errors, key=lambda one: isinstance(one, CancelledError)):
