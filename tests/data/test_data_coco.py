@@ -261,6 +261,9 @@ def test_a_wrong_annotation_is_an_error_of_its_image(tmp_path, task, annotation,
         {"images": [{"id": 1, "file_name": "1.png", "height": 10**6, "width": 10**6}]},
         {"images": [{"id": 1, "file_name": "../1.png", "height": 10, "width": 20}]},
         {"images": [{"id": 2, "file_name": "1.png", "height": 10, "width": 20}]},
+        {"images": [{"id": 1, "file_name": name, "height": 10, "width": 20} for name in ("1.png", "2.png")]},
+        {"images": [{"id": number, "file_name": "1.png", "height": 10, "width": 20} for number in (1, 2)]},
+        {"categories": [{"id": 18, "name": "dog"}, {"id": "18", "name": "cat"}]},
         {"images": None},
         {"annotations": [3]},
     ],
@@ -268,6 +271,55 @@ def test_a_wrong_annotation_is_an_error_of_its_image(tmp_path, task, annotation,
 def test_a_file_that_is_not_coco_s_is_refused(tmp_path, others):
     with raises(DataError, "data-coco-unreadable"):
         open_dataset(tiny(tmp_path, **others), task="detect").images("val")
+
+
+@pytest.mark.parametrize("name", ["1.png", "./1.png", "städte/1.png", "städte//1.png", "städte\\1.png", ".\\1.png"])
+def test_images_have_names_of_any_system(tmp_path, name):
+    folder = tiny(tmp_path, images=[{"id": 1, "file_name": name, "height": 10, "width": 20}])
+    if "städte" in name:
+        (folder / "val2017" / "städte").mkdir()
+        (folder / "val2017" / "1.png").rename(folder / "val2017" / "städte" / "1.png")
+    dataset = open_dataset(folder, task="detect")
+    (image,) = dataset.images("val")
+    assert dataset.labels(image).classes.tolist() == [0]
+    assert dataset.hash_images([image])
+
+
+def test_splits_with_other_categories_have_no_labels_together(tmp_path):
+    """The class numbers of one file would mean other classes in the other one."""
+    folder = tiny(tmp_path)
+    path = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    more = [
+        {"id": 1, "name": "cat"},
+        *content["categories"],
+        {"id": 90, "name": "a long name, so that this file is larger"},
+    ]
+    path.with_name("instances_train2017.json").write_text(json.dumps(content | {"categories": more}))
+    (folder / "train2017").mkdir()
+    shutil.copy(folder / "val2017" / "1.png", folder / "train2017" / "1.png")
+    dataset = open_dataset(folder, task="detect")
+    assert dataset.labels(dataset.images("val")[0]).classes.tolist() == [0]
+    (image,) = dataset.images("train")
+    assert dataset.hash_images([image]), "calibration needs no labels"
+    with raises(DataError, "data-coco-categories", path=path.with_name("instances_train2017.json")):
+        dataset.labels(image)
+
+
+def test_the_hash_follows_categories_and_sizes(tmp_path):
+    folder = tiny(tmp_path)
+    path = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+
+    def hash_with(**changes):
+        path.write_text(json.dumps(content | changes))
+        dataset = open_dataset(folder, task="detect")
+        return dataset.hash_images(dataset.images("val"))
+
+    before = hash_with()
+    dog = content["categories"][0]
+    assert hash_with(categories=[{"id": 1, "name": "earlier"}, dog]) != before
+    assert hash_with(images=[content["images"][0] | {"width": 40}]) != before
 
 
 def test_layouts_without_the_task_or_images_are_refused(tmp_path):

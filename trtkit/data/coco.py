@@ -11,8 +11,9 @@ import functools
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -67,7 +68,7 @@ class CocoFile:
         path: The file.
         names: Class names by number: categories in the order of their ids.
         classes: Class numbers by category id.
-        images: Image entries by file name.
+        images: Image entries by file name, relative to the folder of the split, with slashes.
         annotations: Annotations by image id, as they stand in the file.
         kpt_shape: (points, 3) if a category has keypoints, else None.
     """
@@ -80,12 +81,33 @@ class CocoFile:
     kpt_shape: tuple[int, int] | None = None
 
     def hash(self, name: str) -> str:
-        """SHA-256 of the annotations of an image.
+        """SHA-256 of what the labels of an image come from: its size and its annotations.
 
         Args:
             name: Its file name.
         """
-        return hash_parts(repr(self.annotations.get(self.images[name]["id"], ())))
+        image = self.images[name]
+        annotations = self.annotations.get(image["id"], ())
+        return hash_parts(repr((image["height"], image["width"], annotations)))
+
+    def check_names(self, names: Mapping[int, str]) -> None:
+        """Check that class numbers mean the same as elsewhere in the data set.
+
+        Args:
+            names: Class names of the data set.
+
+        Raises:
+            DataError: The file has other categories.
+        """
+        if self.names != names:
+            raise DataError(
+                f"read labels in {self.path}",
+                f"its categories are not those of the data set's other annotation files ({len(self.names)}, "
+                f"{len(names)} there)",
+                "list the same categories in every file",
+                code="data-coco-categories",
+                path=self.path,
+            )
 
     def labels(self, name: str, task: str) -> Labels:
         """The labels of an image, coordinates as fractions of its sides.
@@ -239,18 +261,22 @@ def _read_coco(path: Path, *_: int) -> CocoFile:
     try:
         content = read_json(path, limit=MAX_BYTES)
         categories = sorted(content["categories"], key=lambda one: int(one["id"]))
-        images = {str(one["file_name"]): {name: int(one[name]) for name in SIDES} for one in content["images"]}
+        entries = [(_to_posix(one["file_name"]), {name: int(one[name]) for name in SIDES}) for one in content["images"]]
         annotations: dict[int, list[Mapping[str, Any]]] = {}
         for one in content["annotations"]:
             annotations.setdefault(int(one["image_id"]), []).append(dict(one))
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {str(error)[:200]}") from error
+    images = dict(entries)
+    twice = _find_repeated([name for name, _ in entries]) or _find_repeated([one["id"] for _, one in entries])
     sizes = [(one["height"], one["width"]) for one in images.values()]
     unknown = set(annotations) - {one["id"] for one in images.values()}
     points = {len(one["keypoints"]) for one in categories if isinstance(one.get("keypoints"), list)}
     outside = [name for name in images if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name]
     problem = (
         "it has no category" if not categories
+        else f"the image {twice[0]!r:.80} is listed twice" if twice
+        else "two categories have the same id" if _find_repeated([int(one["id"]) for one in categories])
         else f"an image has the size {min(sizes)}" if sizes and min(map(min, sizes)) < 1
         else f"an image has more than {MAX_PIXELS:,} pixels" if any(h * w > MAX_PIXELS for h, w in sizes)
         else f"annotations name image {min(unknown)}, which is not listed" if unknown
@@ -271,6 +297,15 @@ def _read_coco(path: Path, *_: int) -> CocoFile:
 
 
 SIDES = ("id", "height", "width")
+
+
+def _to_posix(name: Any) -> str:
+    """A file name as `find_coco_image` looks for it: "./a.jpg" and, of files made on Windows, "b\\a.jpg" too."""
+    return PurePosixPath(str(name).replace("\\", "/")).as_posix()
+
+
+def _find_repeated(values: Sequence[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def _unreadable(path: Path, found: str) -> DataError:

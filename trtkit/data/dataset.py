@@ -139,6 +139,7 @@ class Dataset:
             return Labels(classes=np.array([self._find_class(image)], np.int64), boxes=np.zeros((0, 4), np.float32))
         if self.coco:
             file, name = find_coco_image(self.coco, image)
+            file.check_names(self.names)
             return file.labels(name, self.task)
         return read_labels(label_path(image), task=self.task, classes=len(self.names), kpt_shape=self.kpt_shape)
 
