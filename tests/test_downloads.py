@@ -118,6 +118,17 @@ def make_zip(**members: bytes | str) -> bytes:
 # Names.
 
 
+def make_broken_zip() -> bytes:
+    """An archive whose directory is right and whose compressed data is not."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("coco8/a.txt", "a" * 1000)
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"coco8/a.txt") + len("coco8/a.txt")
+    content[start] = 0xFF
+    return bytes(content)
+
+
 def test_published_names() -> None:
     found = downloads.find_asset("yolo26s-pose.pt")
     assert found is not None
@@ -297,6 +308,13 @@ def test_a_full_disk(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         get()
 
 
+def test_a_cache_folder_that_cannot_be_written(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "file"))
+    with raises(DownloadError, "download-cache-unwritable", path=tmp_path / "file" / "downloads" / "yolo11n.pt"):
+        get()
+
+
 def test_two_at_once_download_once(server: Server) -> None:
     paths: list[Path] = []
     threads = [threading.Thread(target=lambda: paths.append(get())) for _ in range(4)]
@@ -368,9 +386,9 @@ def test_archives_that_grow_too_large_are_refused(server: Server, monkeypatch: p
 
 @pytest.mark.parametrize(
     "content",
-    [b"no archive", make_zip(**{"other/a.txt": "a"}), make_zip(**{"coco8/a": "x"})[:-30]],
+    [b"no archive", make_zip(**{"other/a.txt": "a"}), make_zip(**{"coco8/a": "x"})[:-30], make_broken_zip()],
     # Archives hold the time at which they were made, which must not be part of a test's name.
-    ids=["no archive", "another folder", "cut short"],
+    ids=["no archive", "another folder", "cut short", "broken in the middle"],
 )
 def test_damaged_archives(server: Server, content: bytes) -> None:
     server.files["/data/coco8.zip"] = content

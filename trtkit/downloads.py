@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -272,7 +273,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise DownloadError(
+                f"download {path.name}",
+                f"it can't be kept in {path.parent} ({error.strerror or error})",
+                "set TRTKIT_CACHE to a folder that you can write to",
+                code="download-cache-unwritable",
+                path=path,
+            ) from error
         raise DiskFullError(
             f"download {path.name}",
             "the disk is full",
@@ -517,7 +524,7 @@ def _extract(archive: Path, target: Path, asset: Asset) -> None:
                     if stat.S_ISLNK(member.external_attr >> 16):
                         raise refuse(f"its member {member.filename!r} is a link", member.filename)
                 file.extractall(extracted)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
             raise refuse(f"it is no readable zip archive ({error})") from error
         root = extracted / asset.dataset
         if not root.is_dir():
