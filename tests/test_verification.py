@@ -99,6 +99,12 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
     graph = tiny_graphs.detector(dynamic=True)
     with raises(EngineError, "verify-onnx-missing"):
         tk.verify(tmp_path / "a.engine", images)
+    onnx.save(graph, tmp_path / "a.onnx")
+    with raises(EngineError, "verify-not-engine", path=str(tmp_path / "a.onnx")):
+        tk.verify(tmp_path / "a.onnx", images)
+    with backends.open(tmp_path / "a.onnx") as engine, raises(EngineError, "verify-not-engine"):
+        tk.verify(engine, images)
+    assert tk.verify(tmp_path / "a.onnx", images, onnx=graph, eval_images=1).verdict != "differs"
     with backends.open(graph) as engine:
         with raises(EngineError, "verify-other-onnx", name="precision"):
             tk.verify(engine, images, onnx=tiny_graphs.detector("fp16", dynamic=True))

@@ -232,7 +232,8 @@ def verify(
         The differences and a verdict.
 
     Raises:
-        EngineError: There is no ONNX file, it holds another model or precision, or the run failed.
+        EngineError: The artifact is an ONNX file, there is no ONNX file beside it, that holds another model or precision,
+            or the run failed.
         CapabilityError: The engine does not run on this machine.
         DataError: The images can't be read.
         BuildError: The second build of `layers` failed.
@@ -282,6 +283,14 @@ BUILD_LAYERS = "build the engine again, with the results of its layers as output
 
 def _find_onnx(path: Path | None) -> Path:
     beside = path.with_suffix(".onnx") if path is not None else None
+    if path is not None and path.suffix.lower() == ".onnx":
+        raise EngineError(
+            f"verify {path}",
+            "it is an ONNX file, which would be compared with itself",
+            "pass an engine, or name the graph to compare it with as onnx=",
+            code="verify-not-engine",
+            path=str(path),
+        )
     if beside is None or not beside.is_file():
         raise EngineError(
             f"verify {path or 'an engine'}",
