@@ -241,7 +241,7 @@ def time_one(pace, **settings):
     [
         (lambda run: 1.0, ""),
         (lambda run: 1.0 + 0.02 * (run % 3), ""),
-        (lambda run: 1.0 if run < 50 else 1.1, "the last rounds took +10% of the first ones' time"),
+        (lambda run: 1.0 if run < 50 else 1.1, "the last rounds took 10% more time than the first"),
         (lambda run: 2.0 if run // 5 % 5 == 0 else 1.0, "4 of 20 rounds took over 1.1 times the median"),
     ],
 )

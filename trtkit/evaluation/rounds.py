@@ -138,7 +138,7 @@ def find_disturbances(samples: pl.DataFrame, rounds: pl.DataFrame, label: str, b
     change = float(np.median(medians[-third:]) / np.median(medians[:third])) - 1
     slow = int((medians > SLOW_ROUND * np.median(medians)).sum())
     if abs(change) > DRIFT:
-        found.append(f"the last rounds took {change:+.0%} of the first ones' time")
+        found.append(f"the last rounds took {abs(change):.0%} {'more' if change > 0 else 'less'} time than the first")
     elif 10 * slow > len(medians):
         found.append(f"{slow} of {len(medians)} rounds took over {SLOW_ROUND:g} times the median")
     return tuple(found)
