@@ -232,8 +232,8 @@ def verify(
         The differences and a verdict.
 
     Raises:
-        EngineError: The artifact is an ONNX file, there is no ONNX file beside it, that holds another model or precision,
-            or the run failed.
+        EngineError: It is an ONNX file, there is no ONNX file beside it, that holds another model or precision, or the
+            run failed.
         CapabilityError: The engine does not run on this machine.
         DataError: The images can't be read.
         BuildError: The second build of `layers` failed.
