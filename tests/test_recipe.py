@@ -71,6 +71,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         simplify=draw(st.booleans()),
         workspace=draw(st.none() | st.floats(1e-6, 1e6) | st.integers(1, 64)),
         nms=nms,
+        decode=nms or draw(st.booleans()),
         end2end=not nms and draw(st.booleans()),
         conf=draw(st.floats(0, 1, exclude_max=True)) if nms else 0.25,
         iou=draw(st.floats(0, 1, exclude_min=True)) if nms else 0.7,

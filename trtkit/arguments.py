@@ -332,8 +332,8 @@ _FLAG = Rule(convert=_to_bool, expected="True or False", example="True")
 _PATTERNS = _several(Rule(convert=_to_str, expected="a name pattern", example=""), example="['/model.23/*']", least=0)
 
 _FLAGS = (
-    "build", "dynamic", "end2end", "half", "histograms", "implicit", "int8", "isolate", "layers", "nms", "overwrite",
-    "protect", "repair", "simplify", "stratify", "verify",
+    "build", "decode", "dynamic", "end2end", "half", "histograms", "implicit", "int8", "isolate", "layers", "nms",
+    "overwrite", "protect", "repair", "simplify", "stratify", "verify",
 )  # fmt: skip
 
 ARGUMENTS: Mapping[str, Rule] = {

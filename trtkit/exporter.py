@@ -85,6 +85,7 @@ def export(
     device: int | str | None = None,
     *,
     end2end: bool = False,
+    decode: bool = True,
     conf: float = 0.25,
     iou: float = 0.7,
     max_det: int = 300,
@@ -125,6 +126,8 @@ def export(
         end2end: Take the one-to-one head of a checkpoint (YOLO26, YOLOv10), which needs no NMS. A model that was loaded
             with this head, and an ONNX file that holds its rows, keep it. Ultralytics 8.4.190 says `nms=False` for
             `end2end=True` and `nms=None` for the default.
+        decode: Decode boxes and scores in the graph. False ends it with the maps of the detection head (`RAW_MAPS`):
+            `predict`, `evaluate` and `verify` then decode candidates alone. Ultralytics and `deploy` do not read it.
         conf: With `nms`, the lowest score, exclusive; it is fixed in the file.
         iou: With `nms`, class-wise: of two boxes with IoU > `iou` the lower score is dropped; fixed in the file.
         max_det: Rows of NMS in the graph or of the one-to-one head.
@@ -216,7 +219,8 @@ def export_with_graph(
     from trtkit.calibration.sampling import count_calibration_images
     from trtkit.graph.fp16 import match_node_names
     from trtkit.graph.prequantized import is_quantized
-    from trtkit.graph.recipe_graph import build_graph, trace_with_nms
+    from trtkit.graph.raw_maps import check_raw_maps_apply
+    from trtkit.graph.recipe_graph import build_graph, cuts_decoding, trace_with_nms
     from trtkit.graph.torch_export import check_trace
     from trtkit.models import Model, load
 
@@ -300,6 +304,8 @@ def export_with_graph(
     info = dataclasses.replace(loaded.info, imgsz=size)
     if recipe.nms and not loaded.nms:
         info = dataclasses.replace(info, output_format=NMS_ROWS, row_settings=_read_nms_settings(recipe))
+    if cuts_decoding(loaded, recipe):
+        info = dataclasses.replace(info, output_format=check_raw_maps_apply(loaded), row_settings={})
     build_seconds, passport, verification = None, None, None
     if builder is None:
         from trtkit.graph.onnx_file import write_onnx
@@ -342,6 +348,8 @@ def export_with_graph(
 
 def _check_quantized_export(model: Model, recipe: Recipe, calibration: Any, data: Any) -> None:
     """Raise an error for settings that a graph with Q/DQ of its own can't take."""
+    from trtkit.graph.recipe_graph import cuts_decoding
+
     asked = f"export {model.stem}, which holds Q/DQ"
     if not recipe.int8 or recipe.implicit:
         requested = "TensorRT's own calibrator" if recipe.implicit else recipe.precision.upper()
@@ -354,6 +362,13 @@ def _check_quantized_export(model: Model, recipe: Recipe, calibration: Any, data
         )
     given = {"keep": recipe.keep, "calibration": calibration, "data": data}
     names = [name for name, value in given.items() if value is not None and value != ()]
+    if cuts_decoding(model, recipe):
+        raise RecipeError(
+            asked,
+            "decode=False finds the head by its float weights, and they are behind Q/DQ",
+            "leave decode out, or export the float model it was made from",
+            code="quantized-model-decode",
+        )
     if names:
         raise RecipeError(
             asked,
@@ -378,21 +393,25 @@ def _select_outputs(model: Model, recipe: Recipe) -> Model:
         RecipeError: NMS, or the number of rows, can't be had from it.
     """
     from trtkit.graph.nms import check_nms_applies
+    from trtkit.graph.raw_maps import check_raw_maps_apply
+    from trtkit.graph.recipe_graph import cuts_decoding
 
     if recipe.end2end or model.end2end:
         model = model.with_end2end(max_det=recipe.max_det)
     elif recipe.nms and not model.nms:
         check_nms_applies(model)
+    if cuts_decoding(model, recipe):
+        check_raw_maps_apply(model)
     # A graph from a file selects its rows by its own settings.
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     for name, value in _read_nms_settings(recipe).items():
         is_fixed = model.nms or (model.end2end and name == "max_det")
-        has_none = name == "max_det" and not (recipe.nms or model.end2end)
+        has_none = name == "max_det" and not (recipe.decode and (recipe.nms or model.end2end))
         if value != defaults[name] and (has_none or (is_fixed and value != model.row_settings.get(name))):
             raise RecipeError(
                 f"export with {name}={value}",
                 "the model's graph selects no boxes" if has_none else f"the model's graph has its own {name}",
-                "add nms=True or end2end=True, or leave it out" if has_none else "leave it out",
+                "pass it to predict, or add nms=True or end2end=True" if has_none else "leave it out",
                 code="recipe-row-settings-unused",
                 name=name,
                 value=value,

@@ -41,6 +41,7 @@ class Recipe:
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph.
+        decode: Decode boxes and scores in the graph; False returns the head's raw maps.
         end2end: Take the checkpoint's one-to-one head, whose rows need no NMS.
         conf: With `nms`, the lowest score, exclusive.
         iou: With `nms`, of two boxes of one class with IoU > `iou` the lower score is dropped.
@@ -74,6 +75,7 @@ class Recipe:
     simplify: bool = True
     workspace: float | None = None
     nms: bool = False
+    decode: bool = True
     end2end: bool = False
     conf: float = 0.25
     iou: float = 0.7
@@ -146,6 +148,13 @@ class Recipe:
                 "a one-to-one head's boxes need no NMS",
                 "leave out nms, or leave out end2end to take the one-to-many head",
                 code="recipe-nms-and-end2end",
+            )
+        if self.nms and not self.decode:
+            raise RecipeError(
+                "export with nms=True and decode=False",
+                "NMS compares decoded boxes",
+                "leave out nms: predict applies it to raw maps too; or leave out decode",
+                code="recipe-nms-needs-decode",
             )
         if self.max_det > MAX_ROWS:
             raise RecipeError(

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from trtkit.data.images import compute_letterbox
 from trtkit.evaluation.output_differences import OUTPUTS, measure_differences
-from trtkit.models.model import DENSE, END2END_ROWS, ModelInfo
+from trtkit.models.model import DENSE, END2END_ROWS, RAW_MAPS, ModelInfo
+from trtkit.tasks.base import BoxLayout
+from trtkit.tasks.raw_maps import to_dense
 
 TRANSFORM = compute_letterbox((64, 64), (64, 64))
 EXTRA = {"detect": 0, "segment": 4, "pose": 6, "obb": 1}
@@ -61,3 +63,19 @@ def test_a_score_differs_by_what_it_was_changed(seed, change, anchor):
     row = next(row for row in measure_differences(info("detect", DENSE), other, outputs, TRANSFORM))
     assert row.output == "scores"
     assert row.difference == pytest.approx(change, abs=1e-6)
+
+
+def test_raw_maps_differ_as_what_they_decode_to():
+    random = np.random.default_rng(0)
+    maps = {}
+    for stride in (8, 16):
+        shape = (64 // stride, 64 // stride)
+        for name, channels, mean in (("boxes", 64, 0), ("scores", 2, -1), ("coefficients", 4, 0)):
+            maps[f"{name}_s{stride}"] = random.normal(mean, 2, (1, channels, *shape)).astype(np.float32)
+    maps["output1"] = random.normal(0, 3, (1, 4, 16, 16)).astype(np.float32)
+    other = {name: value.copy() for name, value in maps.items()}
+    other["scores_s8"][0, 1, 2, 3] += 1
+    dense = [to_dense(value, info("segment", RAW_MAPS), BoxLayout(extra=4)) for value in (other, maps)]
+    rows = measure_differences(info("segment", RAW_MAPS), other, maps, TRANSFORM)
+    assert rows == measure_differences(info("segment", DENSE), *dense, TRANSFORM)
+    assert rows[0].difference > 0.1

@@ -19,6 +19,8 @@ import onnxruntime as ort
 from fake_memory import ONNX_TYPES, SIZES, view
 from onnx import numpy_helper
 
+from trtkit.graph.raw_maps import convert_outputs_to_fp16
+
 
 def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> Any:
     """A module like `tensorrt` of that version ("8.6.0", "10.13.0.35", "11.4.0.106")."""
@@ -155,6 +157,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     class Tensor:
         def __init__(self, value: onnx.ValueInfoProto) -> None:
             self.name = value.name
+            self.dtype: Any = None  # what the caller sets
             self.shape = tuple(
                 side.dim_value if side.HasField("dim_value") else -1 for side in value.type.tensor_type.shape.dim
             )
@@ -164,12 +167,17 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             self.flags = flags
             self.proto = onnx.ModelProto()
             self.layers: list[Layer] = []
+            self.outputs: dict[int, Tensor] = {}
 
         num_inputs = property(lambda self: len(self.proto.graph.input))
+        num_outputs = property(lambda self: len(self.proto.graph.output))
         num_layers = property(lambda self: len(self.layers))
 
         def get_input(self, index: int) -> Tensor:
             return Tensor(self.proto.graph.input[index])
+
+        def get_output(self, index: int) -> Tensor:
+            return self.outputs.setdefault(index, Tensor(self.proto.graph.output[index]))
 
         def get_layer(self, index: int) -> Layer:
             return self.layers[index]
@@ -251,6 +259,8 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
                     if tensor.data_type == onnx.TensorProto.FLOAT:
                         # No numbers, so that a run with them is noticed.
                         tensor.raw_data = b"\xff" * len(tensor.raw_data)
+            if any(tensor.dtype == fill["DataType"].HALF for tensor in network.outputs.values()):
+                proto = convert_outputs_to_fp16(onnx.ModelProto.FromString(proto.SerializeToString()))
             header = {"version": version, "profile": profile, "host_code": "VERSION_COMPATIBLE" in config.flags}
             return write_plan(header | {"refit": bool(config.flags & {"REFIT", "STRIP_PLAN"})}, proto)
 

@@ -137,6 +137,7 @@ OPTIONS: Mapping[str, Option] = {
     "concurrency": _counts("clients that send requests at the same time"),
     "conf": _number("confidence threshold"),
     "data": Option("data.yaml of a data set; for classify, a folder of class folders", "DATA", several=True),
+    "decode": _switch("decode boxes and scores in the graph; --no-decode returns the head's raw maps"),
     "device": DEVICE,
     "dynamic": _switch("dynamic batch, height and width [default: for INT8 engines]"),
     "engine": Option("an .engine file, or the parquet file of a layer table", "ENGINE"),

@@ -17,6 +17,7 @@ import numpy as np
 
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.files import hash_file
+from trtkit.models.model import RAW_MAPS
 
 if TYPE_CHECKING:
     from trtkit.backends import Passport, Runner
@@ -229,7 +230,7 @@ def check_source(path: Path, reference: Path | None) -> Source:
     Raises:
         OnnxError, EngineError: A file is missing or damaged.
         CapabilityError: The engine does not run here and there is no `reference`.
-        RecipeError: The reference is of another model.
+        RecipeError: The reference is of another model, or the file holds no decoding.
     """
     from trtkit.backends.compatibility import check_compatibility
     from trtkit.backends.engine_file import read_engine
@@ -238,9 +239,11 @@ def check_source(path: Path, reference: Path | None) -> Source:
 
     if path.suffix.lower() == ".onnx":
         model = read_onnx(path)
+        _check_decoded(path, model.info)
         return Source(path=path, format="onnx", info=model.info, passport=None, runs=path, weights=_find_weights(path))
     engine = read_engine(path)
     info, passport = engine.info(), engine.passport
+    _check_decoded(path, info)
     try:
         capabilities = require_run(engine.backend)
         mismatch = None if passport is None else check_compatibility(passport, capabilities)
@@ -270,6 +273,17 @@ def check_source(path: Path, reference: Path | None) -> Source:
             expected=passport.model_hash,
         )
     return Source(path=path, format="engine", info=info, passport=passport, runs=reference)
+
+
+def _check_decoded(path: Path, info: ModelInfo) -> None:
+    if info.output_format.name == RAW_MAPS.name:
+        raise RecipeError(
+            f"deploy {path.name}",
+            "it returns the head's raw maps, and a deployment's programs read decoded boxes",
+            "export it again without decode=False (--no-decode)",
+            code="deploy-raw-maps",
+            path=str(path),
+        )
 
 
 def read_samples(samples: Sequence[str | Path] | str | Path | None, info: ModelInfo) -> tuple[np.ndarray, ...]:

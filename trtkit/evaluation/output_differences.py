@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from trtkit.models.model import CLASS_SCORES, DENSE, ModelInfo
-from trtkit.models.output_shapes import find_main_output
+from trtkit.models.model import CLASS_SCORES, DENSE, RAW_MAPS, TASKS, ModelInfo
+from trtkit.models.output_shapes import find_main_output, group_raw_maps
 from trtkit.tasks import PostprocessSettings, get_task
 from trtkit.tasks.base import BoxLayout, Detections, RawDetections, decode_outputs
 from trtkit.tasks.nms import box_iou, rotated_iou, xywh_to_xyxy
+from trtkit.tasks.raw_maps import to_dense
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,6 +130,10 @@ def measure_differences(
             OutputDifference.of("probabilities", ours - theirs),
             OutputDifference.of("logits", _logits(ours[top]) - _logits(theirs[top])),
         ]
+    if info.output_format.name == RAW_MAPS.name:
+        outputs, expected = (to_dense(value, info, _get_layout(info, value)) for value in (outputs, expected))
+        shapes = {name: value.ndim for name, value in expected.items()}
+        info = dataclasses.replace(info, output_format=DENSE)
     if info.output_format == DENSE:
         return _measure_dense(info, outputs, expected, find_main_output(shapes, info.task))
     ours, theirs = (_select_objects(info, value, transform) for value in (outputs, expected))
@@ -175,7 +180,20 @@ def _measure_dense(
 
 
 def _find_prototypes(info: ModelInfo, outputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
-    return next((value[0] for value in outputs.values() if value.ndim == 4), None) if info.task == "segment" else None
+    maps = [value[0] for name, value in outputs.items() if value.ndim == 4 and not group_raw_maps([name])]
+    return maps[0] if maps and info.task == "segment" else None
+
+
+def _get_layout(info: ModelInfo, outputs: Mapping[str, NDArray[np.float32]]) -> BoxLayout:
+    """What each object of a task of `TASKS` consists of."""
+    prototypes = _find_prototypes(info, outputs)
+    extra = {
+        "detect": 0,
+        "obb": 1,
+        "segment": 0 if prototypes is None else len(prototypes),
+        "pose": math.prod(info.kpt_shape or ()),
+    }
+    return BoxLayout(extra=extra.get(info.task, 0), rotated=info.task == "obb")
 
 
 def _select_objects(
@@ -184,14 +202,8 @@ def _select_objects(
     """The objects of a graph that selects them, and its mask prototypes; None for a task without objects."""
     task = get_task(info.task)  # also registers the decoders
     prototypes = _find_prototypes(info, outputs)
-    extra = {
-        "detect": 0,
-        "obb": 1,
-        "segment": 0 if prototypes is None else len(prototypes),
-        "pose": math.prod(info.kpt_shape or ()),
-    }
-    if info.task in extra:
-        layout = BoxLayout(extra=extra[info.task], rotated=info.task == "obb")
+    if info.task in TASKS:
+        layout = _get_layout(info, outputs)
         boxes_only = {name: value for name, value in outputs.items() if prototypes is None or value.ndim != 4}
         return next(iter(decode_outputs(boxes_only, info, layout, _ALL))), prototypes
     # A registered task: its own postprocessing says where the boxes are.

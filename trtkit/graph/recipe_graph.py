@@ -11,7 +11,9 @@ from trtkit.graph.nms import add_nms
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.prequantized import check_placement, is_quantized, prepare_quantized
 from trtkit.graph.qdq import insert_qdq
+from trtkit.graph.raw_maps import cut_before_decoding, find_raw_maps
 from trtkit.graph.torch_export import trace
+from trtkit.models.model import RAW_MAPS
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from trtkit.progress import Reporter
     from trtkit.recipe import Recipe
 
-__all__ = ["build_graph", "trace_with_nms"]
+__all__ = ["build_graph", "cuts_decoding", "trace_with_nms"]
 
 
 def build_graph(
@@ -33,7 +35,7 @@ def build_graph(
     overflow: Mapping[str, float] | None = None,
     reporter: Reporter | None = None,
 ) -> onnx.ModelProto:
-    """Build the ONNX graph of a recipe: traced, with NMS if requested, in the recipe's precision.
+    """Build the ONNX graph of a recipe: traced, with NMS or without decoding if requested, in the recipe's precision.
 
     Args:
         model: From `load`.
@@ -46,6 +48,8 @@ def build_graph(
     if reporter is not None:
         reporter.begin("trace the graph and add NMS" if recipe.nms and not model.nms else "trace the graph")
     graph = trace_with_nms(model, recipe, imgsz)
+    # Behind Q/DQ a head's structure can't be read: its maps are found before, and become outputs after.
+    maps = find_raw_maps(graph, model.info) if cuts_decoding(model, recipe) else ()
     if reporter is not None and recipe.precision != "fp32" and not is_quantized(graph):
         reporter.begin(f"convert to {recipe.precision}")
     if is_quantized(graph):
@@ -61,7 +65,19 @@ def build_graph(
     elif recipe.half:
         graph = convert_to_fp16(graph, recipe.keep, keep_nodes=overflow or ())
         update_metadata(graph, {}, {"overflow": None if overflow is None else dict(overflow)})
+    if maps:
+        graph = cut_before_decoding(graph, maps, model.info, half=recipe.half)
     return update_metadata(graph, {}, {"recipe": recipe.to_dict()})
+
+
+def cuts_decoding(model: Model, recipe: Recipe) -> bool:
+    """Whether decoding is left out of the graph; a file's own graph may end before it already.
+
+    Args:
+        model: From `load`.
+        recipe: The settings.
+    """
+    return not recipe.decode and model.output_format.name != RAW_MAPS.name
 
 
 def trace_with_nms(model: Model, recipe: Recipe, imgsz: tuple[int, int]) -> onnx.ModelProto:

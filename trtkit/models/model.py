@@ -28,6 +28,8 @@ __all__ = [
     "DETR_ROWS",
     "END2END_ROWS",
     "NMS_ROWS",
+    "RAW_MAPS",
+    "RAW_ONE_TO_ONE",
     "TASKS",
     "Model",
     "ModelInfo",
@@ -125,9 +127,9 @@ class Preprocess:
 class OutputFormat:
     """What a model returns.
 
-    Known formats are `DENSE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_ROWS`, `DETR_QUERIES` and `CLASS_SCORES`. Any other is
-    possible: the decoder registered under its name (`trtkit.tasks.base.register_output_format`) reads the model's
-    outputs.
+    Known formats are `DENSE`, `RAW_MAPS`, `RAW_ONE_TO_ONE`, `END2END_ROWS`, `NMS_ROWS`, `DETR_ROWS`, `DETR_QUERIES` and
+    `CLASS_SCORES`. Any other is possible: the decoder registered under its name
+    (`trtkit.tasks.base.register_output_format`) reads the model's outputs.
 
     Attributes:
         name: The decoder's name.
@@ -150,6 +152,15 @@ class OutputFormat:
 DENSE = OutputFormat(name="dense", needs_nms=True)
 """An output of shape (N, 4 + classes + extra, anchors): center x, center y, width and height in input pixels, class
 scores, then mask coefficients, keypoints or an angle; mask prototypes in a further output."""
+
+RAW_MAPS = OutputFormat(name="raw_maps", needs_nms=True)
+"""The maps of a detection head before decoding, outputs for each feature map of stride S: `boxes_sS`, shape
+(N, 4 x bins, H, W), distances from the cell's center to the sides of the box in cells, or logits of their distributions
+(DFL); `scores_sS`, shape (N, classes, H, W), logits; and `coefficients_sS`, `keypoints_sS` or `angles_sS` by the task;
+mask prototypes in `output1`."""
+
+RAW_ONE_TO_ONE = OutputFormat(name="raw_maps")
+"""`RAW_MAPS` of a one-to-one head, whose boxes need no NMS."""
 
 NMS_ROWS = OutputFormat(name="nms_rows")
 """An output of shape (N, max_det, 6 + extra): x1, y1, x2, y2 in input pixels, score, class, then the task's extra

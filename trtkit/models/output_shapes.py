@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trtkit.errors import ModelError
@@ -16,6 +17,7 @@ from trtkit.models.model import (
     DETR_ROWS,
     END2END_ROWS,
     NMS_ROWS,
+    RAW_MAPS,
     TASKS,
     ErrorType,
     ModelInfo,
@@ -26,12 +28,14 @@ from trtkit.models.model import (
 )
 
 __all__ = [
+    "RAW_EXTRA",
     "OutputShape",
     "check_outputs",
     "count_classes",
     "find_main_output",
     "fit_output_format",
     "format_shapes",
+    "group_raw_maps",
     "infer_classes",
     "infer_output_format",
     "order_outputs",
@@ -48,6 +52,11 @@ EXTRA_VALUES = {"detect": 0, "obb": 1}
 
 ROW_FORMATS = (NMS_ROWS, END2END_ROWS, DETR_ROWS)
 """Formats whose rows hold a class index."""
+
+RAW_EXTRA = {"segment": "coefficients", "pose": "keypoints", "obb": "angles"}
+"""What `RAW_MAPS` has besides boxes and scores, by task."""
+
+_RAW_MAP = re.compile(r"(boxes|scores|coefficients|keypoints|angles)_s(\d{1,4})")
 
 KNOWN_FORMATS = (DENSE, *ROW_FORMATS, DETR_QUERIES, CLASS_SCORES)
 
@@ -67,6 +76,20 @@ def find_main_output(dimensions: Mapping[str, int], task: str) -> str:
     names = sorted(dimensions, key=lambda name: name != "output0")
     rank = 2 if task == "classify" else 3 if task in TASKS else None
     return next((name for name in names if rank in (None, dimensions[name])), names[0])
+
+
+def group_raw_maps(names: Iterable[str]) -> dict[int, dict[str, str]]:
+    """The outputs of `RAW_MAPS` by stride in rising order, and by what they hold.
+
+    Args:
+        names: Names of outputs; those of other forms, such as mask prototypes, are left out.
+    """
+    groups: dict[int, dict[str, str]] = {}
+    for name in names:
+        match = _RAW_MAP.fullmatch(name)
+        if match is not None:
+            groups.setdefault(int(match[2]), {})[match[1]] = name
+    return dict(sorted(groups.items()))
 
 
 def order_outputs(shapes: Mapping[str, OutputShape], task: str) -> list[OutputShape]:
@@ -278,6 +301,8 @@ def check_outputs(info: ModelInfo, shapes: Sequence[OutputShape], asked: str, er
     Raises:
         ModelError: They do not fit.
     """
+    if info.task in TASKS and info.output_format.name == RAW_MAPS.name:
+        _check_raw_maps(info, shapes, asked, error_type)
     if info.task not in TASKS or info.output_format not in KNOWN_FORMATS:
         return
     classes, columns = len(info.names), None
@@ -304,6 +329,20 @@ def check_outputs(info: ModelInfo, shapes: Sequence[OutputShape], asked: str, er
             error_type,
             expected=columns,
             value=size,
+        )
+
+
+def _check_raw_maps(info: ModelInfo, shapes: Sequence[OutputShape], asked: str, error_type: ErrorType) -> None:
+    kinds = 2 + (info.task in RAW_EXTRA)
+    maps = len(shapes) - (info.task == "segment")
+    has_scores = sum(len(shape) == 4 and shape[1] in (None, len(info.names)) for shape in shapes) >= maps // kinds
+    if info.task == "classify" or maps < kinds or maps % kinds or not has_scores or {len(one) for one in shapes} != {4}:
+        raise _outputs_mismatch(
+            info,
+            shapes,
+            f"raw maps of {info.task} are {kinds} of each stride, one of them of {len(info.names)} classes",
+            asked,
+            error_type,
         )
 
 

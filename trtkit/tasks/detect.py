@@ -21,7 +21,8 @@ from trtkit.tasks.base import (
     register_output_format,
     register_task,
 )
-from trtkit.tasks.nms import box_iou, nms, nms_rotated, xywh_to_xyxy
+from trtkit.tasks.nms import box_iou, nms, nms_rotated, select_candidates, xywh_to_xyxy
+from trtkit.tasks.raw_maps import decode_raw_maps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset, ImageTransform, Labels
     from trtkit.models.model import ModelInfo
 
-__all__ = ["Detect", "decode_dense", "decode_detr_queries", "decode_rows", "get_main_output", "select_candidates"]
+__all__ = [
+    "Detect",
+    "decode_dense",
+    "decode_detr_queries",
+    "decode_raw_maps",
+    "decode_rows",
+    "get_main_output",
+    "select_candidates",
+]
 
 
 @register_task
@@ -187,27 +196,6 @@ def decode_detr_queries(
         )
 
     return map(decode, array)
-
-
-def select_candidates(
-    scores: NDArray[np.float32], settings: PostprocessSettings
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.intp]]:
-    """Select the candidates of one image that NMS considers.
-
-    Args:
-        scores: Class scores of each anchor, shape (classes, anchors).
-        settings: `conf` and `multi_label`.
-
-    Returns:
-        Scores above `conf`, their classes and their anchors, each of shape (n,).
-    """
-    anchors = np.flatnonzero(scores.max(0) > settings.conf)
-    candidates = np.ascontiguousarray(scores[:, anchors].T)
-    if settings.multi_label:
-        rows, numbers = np.nonzero(candidates > settings.conf)
-    else:
-        rows, numbers = np.arange(len(anchors)), candidates.argmax(1)
-    return candidates[rows, numbers], numbers.astype(np.int64), anchors[rows]
 
 
 def get_main_output(

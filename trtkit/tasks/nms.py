@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trtkit.tasks.base import PostprocessSettings
+
 __all__ = [
     "CLASS_OFFSET",
     "MAX_CANDIDATES",
@@ -20,6 +22,7 @@ __all__ = [
     "nms_rotated",
     "prob_iou",
     "rotated_iou",
+    "select_candidates",
     "xywh_to_xyxy",
     "xywhr_to_corners",
     "xywhr_to_xyxy",
@@ -33,6 +36,27 @@ MAX_CANDIDATES = 30000
 
 BLOCK = 256
 """Boxes compared at once."""
+
+
+def select_candidates(
+    scores: NDArray[np.float32], settings: PostprocessSettings
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.intp]]:
+    """Select the candidates of one image that NMS considers.
+
+    Args:
+        scores: Class scores of each anchor, shape (classes, anchors).
+        settings: `conf` and `multi_label`.
+
+    Returns:
+        Scores above `conf`, their classes and their anchors, each of shape (n,).
+    """
+    anchors = np.flatnonzero(scores.max(0) > settings.conf)
+    candidates = np.ascontiguousarray(scores[:, anchors].T)
+    if settings.multi_label:
+        rows, numbers = np.nonzero(candidates > settings.conf)
+    else:
+        rows, numbers = np.arange(len(anchors)), candidates.argmax(1)
+    return candidates[rows, numbers], numbers.astype(np.int64), anchors[rows]
 
 
 # Axis-aligned boxes

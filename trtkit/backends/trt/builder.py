@@ -36,6 +36,7 @@ from trtkit.backends.trt.network import (
     create_network,
     find_image_input,
     parse_onnx,
+    returns_raw_maps,
     use_strong_typing,
 )
 from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError, warn
@@ -332,6 +333,10 @@ class _EngineBuild:
             config.set_flag(flags.FP16)
         if self.settings.precision == "int8":
             config.set_flag(flags.INT8)
+            if returns_raw_maps(self.proto):
+                # Half the bytes to write and to read, where the graph's own types don't say so.
+                for place in range(network.num_outputs):
+                    network.get_output(place).dtype = self.trt.float16
         calibrated = self.settings.implicit is not None
         if constrain_precisions(network, self.proto, self.capabilities, calibrated=calibrated):
             config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)

@@ -6,7 +6,7 @@ The reference is the CPU path (`trtkit.data.images`, `trtkit.tasks.nms`): inputs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
 from trtkit.models.model import Preprocess
 from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
+from trtkit.tasks.raw_maps import Level, logit_threshold
 
-__all__ = ["GPU_KINDS", "Uploader", "iou_matrix", "nms", "postprocess", "preprocess_into"]
+__all__ = ["GPU_KINDS", "Uploader", "iou_matrix", "nms", "postprocess", "postprocess_raw_maps", "preprocess_into"]
 
 GPU_KINDS = ("letterbox", "stretch")
 """Kinds of preprocessing that `preprocess_into` does as the CPU does; the antialiased center crop it does not."""
@@ -139,9 +140,117 @@ def postprocess(
     best_scores, best_classes = output[:, 4 : 4 + classes].max(1)
     rows, anchors = torch.nonzero(best_scores > settings.conf, as_tuple=True)
     box_scores, box_classes = best_scores[rows, anchors], best_classes[rows, anchors]
-    xywh = output[rows, :4, anchors]
+    boxes = _to_corners(output[rows, :4, anchors])
+    return _select_objects(boxes, box_scores, box_classes, rows, transforms, settings)
+
+
+def _to_corners(xywh: torch.Tensor) -> torch.Tensor:
     half_sizes = xywh[:, 2:4] / 2
-    boxes = torch.cat((xywh[:, :2] - half_sizes, xywh[:, :2] + half_sizes), 1)
+    return torch.cat((xywh[:, :2] - half_sizes, xywh[:, :2] + half_sizes), 1)
+
+
+def postprocess_raw_maps(
+    outputs: Mapping[str, torch.Tensor],
+    levels: Sequence[Level],
+    transforms: Sequence[ImageTransform],
+    settings: PostprocessSettings,
+    *,
+    needs_nms: bool = True,
+) -> list[Detections]:
+    """Detections of a batch from raw maps, decoded for candidates alone, as `decode_raw_maps` computes them.
+
+    Args:
+        outputs: The head's maps by name, of shape (batch, channels, height, width).
+        levels: From `find_levels`.
+        transforms: From `preprocess_into`, one per image.
+        settings: Thresholds; `multi_label` does not apply.
+        needs_nms: Whether the head is one-to-many.
+
+    Returns:
+        One `Detections` per image.
+    """
+    count = len(transforms)
+    maps = [[outputs[name][:count].flatten(2) for name in level.names[:2]] for level in levels]
+    # One list of all anchors, so that the GPU is waited for once.
+    best = torch.cat([scores.amax(1) for _, scores in maps], 1)
+    rows, anchors = torch.nonzero(best > logit_threshold(settings.conf), as_tuple=True)
+    boxes, logits = (_gather_anchors([level[place] for level in maps], rows, anchors) for place in (0, 1))
+    centers, strides = _place_anchors([outputs[level.scores] for level in levels], levels, anchors)
+    corners = _to_corners(_decode_boxes(boxes, centers, strides))
+    scores = logits.sigmoid()
+    if needs_nms:
+        values, numbers = scores.max(1)
+        kept = values > settings.conf
+        return _select_objects(corners[kept], values[kept], numbers[kept], rows[kept], transforms, settings)
+    # Any class of an anchor may be a row: the highest scores of the anchors of highest scores.
+    highest = _rank_by_image(scores.amax(1), rows, settings.max_det)
+    places, numbers = torch.nonzero(scores[highest] > settings.conf, as_tuple=True)
+    places = highest[places]
+    values = scores[places, numbers]
+    order = _rank_by_image(values, rows[places], settings.max_det)
+    places = places[order]
+    return _download(corners[places], values[order], numbers[order], rows[places], transforms, settings)
+
+
+def _gather_anchors(levels: Sequence[torch.Tensor], rows: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    """The channels of some anchors, (n, channels), float32; anchors count through all levels.
+
+    Every level is read at every anchor, at a clamped place, which needs no transfer of how many lie in each.
+    """
+    start, values = 0, torch.empty(0, device=rows.device)
+    for level in levels:
+        cells = (anchors - start).clamp(0, level.shape[2] - 1)
+        own = level[rows, :, cells].float()
+        values = own if start == 0 else torch.where((anchors >= start)[:, None], own, values)
+        start += level.shape[2]
+    return values
+
+
+def _place_anchors(
+    maps: Sequence[torch.Tensor], levels: Sequence[Level], anchors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centers of the anchors' cells, (n, 2), in cells, and their strides, (n, 1), in pixels."""
+    start = 0
+    centers = torch.zeros(len(anchors), 2, device=anchors.device)
+    strides = torch.zeros(len(anchors), 1, device=anchors.device)
+    for map_, level in zip(maps, levels, strict=True):
+        height, width = map_.shape[2:]
+        cells, here = anchors - start, (anchors >= start)[:, None]
+        own = torch.stack((cells % width, torch.div(cells, width, rounding_mode="floor")), 1).float() + 0.5
+        centers = torch.where(here, own, centers)
+        strides = torch.where(here, float(level.stride), strides)
+        start += height * width
+    return centers, strides
+
+
+def _decode_boxes(distances: torch.Tensor, centers: torch.Tensor, strides: torch.Tensor) -> torch.Tensor:
+    """Center, width and height in pixels, (n, 4), from distances or the logits of their distributions."""
+    bins = distances.shape[1] // 4
+    if bins > 1:
+        weights = distances.reshape(-1, 4, bins).softmax(2)
+        distances = (weights * torch.arange(bins, dtype=torch.float32, device=distances.device)).sum(2)
+    low, high = centers - distances[:, :2], centers + distances[:, 2:]
+    return torch.cat(((low + high) / 2, high - low), 1) * strides
+
+
+def _rank_by_image(scores: torch.Tensor, rows: torch.Tensor, most: int) -> torch.Tensor:
+    """Places of the `most` highest scores of each image, by image and falling score."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    ranked = rows[order]
+    first = torch.searchsorted(ranked, ranked)
+    return order[torch.arange(len(order), device=order.device) - first < most]
+
+
+def _select_objects(
+    boxes: torch.Tensor,
+    box_scores: torch.Tensor,
+    box_classes: torch.Tensor,
+    rows: torch.Tensor,
+    transforms: Sequence[ImageTransform],
+    settings: PostprocessSettings,
+) -> list[Detections]:
+    """NMS of a batch's candidates, whose image `rows` holds."""
     if len(rows) <= MAX_BATCHED_CANDIDATES:
         kept = _batched_nms(boxes, box_scores, box_classes, rows, iou=settings.iou)
     else:
@@ -151,9 +260,21 @@ def postprocess(
                 for own in (torch.nonzero(rows == row).flatten() for row in range(len(transforms)))
             ]
         )
+    return _download(boxes[kept], box_scores[kept], box_classes[kept], rows[kept], transforms, settings)
+
+
+def _download(
+    boxes: torch.Tensor,
+    box_scores: torch.Tensor,
+    box_classes: torch.Tensor,
+    rows: torch.Tensor,
+    transforms: Sequence[ImageTransform],
+    settings: PostprocessSettings,
+) -> list[Detections]:
+    """The objects of each image, from all of them by image and falling score."""
     columns = (boxes, box_scores[:, None], box_classes[:, None].float(), rows[:, None].float())
     # One transfer for the batch: each would wait for the GPU.
-    table = torch.cat(columns, 1)[kept].cpu().numpy()
+    table = torch.cat(columns, 1).cpu().numpy()
     starts = np.searchsorted(table[:, 6], np.arange(len(transforms)))
     ends = np.searchsorted(table[:, 6], np.arange(len(transforms)), side="right")
     return [

@@ -19,6 +19,8 @@ from trtkit.files import user_cache_dir
 from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.pad_channels import pad_channels
+from trtkit.graph.raw_maps import convert_outputs_to_fp16
+from trtkit.models.model import RAW_MAPS
 from trtkit.writing import write_bytes
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "find_kept_fp32",
     "fit_graph",
     "parse_onnx",
+    "returns_raw_maps",
     "use_strong_typing",
 ]
 
@@ -57,7 +60,18 @@ def fit_graph(
     if not implicit and capabilities.strongly_typed_only and not has_fp16(proto):
         # This TensorRT takes all types from the graph: layers without INT8 would run in FP32.
         proto = convert_qdq_to_fp16(proto)
+        if returns_raw_maps(proto):
+            proto = convert_outputs_to_fp16(proto)
     return proto
+
+
+def returns_raw_maps(proto: onnx.ModelProto) -> bool:
+    """Whether a graph ends before decoding: its outputs then are in FP16 unless it is FP32.
+
+    Args:
+        proto: The graph of an export.
+    """
+    return bool(read_trtkit_metadata(proto).get("output_format", {}).get("name") == RAW_MAPS.name)
 
 
 def use_strong_typing(capabilities: Capabilities, settings: BuildSettings, proto: onnx.ModelProto) -> bool:

@@ -23,7 +23,7 @@ from trtkit.backends.trt.execution import Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
 from trtkit.files import hash_parts
-from trtkit.models.model import DENSE, ModelInfo
+from trtkit.models.model import DENSE, RAW_MAPS, ModelInfo
 
 if TYPE_CHECKING:
     import polars as pl
@@ -256,14 +256,16 @@ class TensorRTRunner(Runner):
     ) -> list[Prediction]:
         """Preprocess images, run them and postprocess the outputs; see `Runner.predict`.
 
-        Letterbox, stretch and dense box outputs are processed on the GPU. A center crop, masks, keypoints, oriented
-        boxes and other output formats go through the CPU.
+        Letterbox, stretch, dense box outputs and raw maps of boxes are processed on the GPU. A center crop, masks,
+        keypoints, oriented boxes and other output formats go through the CPU.
         """
         from trtkit.backends.trt import gpu_pipeline
 
         if self.info.preprocess.kind not in gpu_pipeline.GPU_KINDS:
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)
         from trtkit.tasks import get_task
+        from trtkit.tasks.base import BoxLayout
+        from trtkit.tasks.raw_maps import find_levels
 
         settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
         task = get_task(self.info.task)
@@ -285,6 +287,15 @@ class TensorRTRunner(Runner):
                 if task.kinds == ("B",) and self.info.output_format == DENSE:
                     predictions += gpu_pipeline.postprocess(
                         self._raw_output(), len(self.info.names), transforms, settings
+                    )
+                    continue
+                if task.kinds == ("B",) and self.info.output_format.name == RAW_MAPS.name:
+                    maps = self._execution.outputs()
+                    levels = find_levels(
+                        {name: tuple(value.shape) for name, value in maps.items()}, self.info, BoxLayout()
+                    )
+                    predictions += gpu_pipeline.postprocess_raw_maps(
+                        maps, levels, transforms, settings, needs_nms=self.info.output_format.needs_nms
                     )
                     continue
                 outputs = self._fetch_outputs(count, padded[0])
