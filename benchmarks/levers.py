@@ -1,0 +1,475 @@
+"""What each change at an engine's inputs, outputs and head gains: one lever at a time, and together.
+
+    python benchmarks/levers.py prepare MODEL.pt [MODEL.pt ...] --data data.yaml --out levers       (no GPU)
+    python benchmarks/levers.py run levers --images IMAGES --seconds 540                            (GPU, TensorRT)
+    python benchmarks/levers.py write levers                                                       (the record)
+
+`prepare` writes the ONNX graphs: calibration and tracing take a CPU minutes, while a GPU would wait. `run` builds each
+variant of each graph several times, one build at a time on each GPU, and times each engine in a process of its own: the
+engine alone by CUDA-graph replay, and `predict()` from decoded images where the runner reads the variant. It can be
+called again, to go on where it stopped. Levers that no option of `export` has live here until they have won.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from lever_passes import join_branches, read_int8, read_uint8
+from parallel_builds import Program, drive, gpus_here
+from records import about_engines, line_of, of_gpu, table
+from records import write as write_record
+
+import trtkit as tk
+from trtkit.graph.qdq import expand_int8_weights
+from trtkit.models.onnx_model import from_proto
+from trtkit.writing import write_json
+
+HERE = Path(__file__).resolve()
+PRECISIONS = ("fp16", "int8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An engine to build.
+
+    Attributes:
+        base: The graph that `prepare` writes: one of `BASES`.
+        input: Rewriting of the input: "uint8-nhwc", "uint8-nchw" or "int8"; "" for FP32 NCHW.
+        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "any-out".
+        precisions: Which precisions have it.
+    """
+
+    base: str = "today"
+    input: str = ""
+    formats: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = PRECISIONS
+
+    @property
+    def runs_predict(self) -> bool:
+        """Whether trtkit's runner reads its inputs and outputs."""
+        return not (self.input or self.formats)
+
+
+BASES: Mapping[str, dict[str, Any]] = {
+    "plain": {"simplify": False},
+    "today": {},
+    "raw": {"decode": False},
+    "nms": {"nms": True},
+    "end2end": {"end2end": True},
+    "end2end-raw": {"end2end": True, "decode": False},
+    "joined": {},
+    "joined-raw": {"decode": False},
+}
+"""Arguments of `export` for each graph; of "joined" the head's first convolutions are joined first."""
+
+VARIANTS: Mapping[str, Variant] = {
+    "plain": Variant(base="plain", precisions=("fp16",)),
+    "today": Variant(),
+    "raw": Variant(base="raw"),
+    "nms": Variant(base="nms"),
+    "end2end": Variant(base="end2end"),
+    "end2end-raw": Variant(base="end2end-raw"),
+    "joined": Variant(base="joined"),
+    "uint8-nhwc": Variant(input="uint8-nhwc"),
+    "uint8-nchw": Variant(input="uint8-nchw"),
+    "int8-input": Variant(input="int8", precisions=("int8",)),
+    "half-in": Variant(formats=("half-in",)),
+    "raw-any-out": Variant(base="raw", formats=("any-out",)),
+    "raw-uint8-nhwc": Variant(base="raw", input="uint8-nhwc"),
+    "raw-int8-input": Variant(base="raw", input="int8", precisions=("int8",)),
+    "together": Variant(base="joined-raw", input="uint8-nhwc"),
+}
+
+
+INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "": lambda proto: proto,
+    "uint8-nhwc": lambda proto: read_uint8(proto, nhwc=True),
+    "uint8-nchw": lambda proto: read_uint8(proto, nhwc=False),
+    "int8": lambda proto: read_int8(expand_int8_weights(proto)),
+}
+
+
+# The verbs.
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write the graphs of every base, precision and batch."""
+    from trtkit.graph.recipe_graph import build_graph
+    from trtkit.graph.torch_export import trace
+
+    graphs = Path(options.out) / "graphs"
+    graphs.mkdir(parents=True, exist_ok=True)
+    for path in options.models:
+        model = tk.load(path)
+        folder = Path(options.out) / f"{model.stem}-calibration"
+        if not folder.is_dir():
+            count = options.calibration_images
+            tk.calibrate(model, options.data, imgsz=options.imgsz, calibration_images=count, device="cpu").save(folder)
+        size = (options.imgsz, options.imgsz)
+        for base, precision, batch in (
+            (base, precision, batch) for base in BASES for precision in PRECISIONS for batch in options.batch
+        ):
+            file = graphs / f"{model.stem}-{precision}-b{batch}-{base}.onnx"
+            if file.is_file() or (base.startswith("end2end") and not model.has_one_to_one_head):
+                continue
+            if not any(one.base == base and precision in one.precisions for one in VARIANTS.values()):
+                continue
+            own = model.with_end2end() if base.startswith("end2end") else model
+            if base.startswith("end2end") and precision == "int8":
+                calibration = _calibrate_end2end(own, options)
+            else:
+                calibration = tk.calibration.Calibration.load(folder)
+            if base.startswith("joined"):
+                graph, joined = join_branches(trace(own, imgsz=size, batch=batch))
+                if not joined:
+                    print(f"{file.stem}: the head has no branches to join", flush=True)
+                    continue
+                ranges = dict(calibration.ranges)
+                for tensor, parts in joined.items():
+                    known = [ranges[part] for part in parts if part in ranges]
+                    ranges[tensor] = (min(low for low, _ in known), max(high for _, high in known))
+                calibration = dataclasses.replace(calibration, ranges=ranges)
+                own = from_proto(graph)
+            recipe = tk.Recipe(
+                model=str(path), format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
+                dynamic=False, **BASES[base],
+            )  # fmt: skip
+            graph = build_graph(own, recipe, calibration, imgsz=size)
+            onnx.save(graph, file)
+            print(f"{file.stem}: {len(graph.graph.node)} nodes", flush=True)
+
+
+def _calibrate_end2end(model: tk.Model, options: argparse.Namespace) -> Any:
+    folder = Path(options.out) / f"{model.stem}-calibration-end2end"
+    if not folder.is_dir():
+        count = options.calibration_images
+        tk.calibrate(model, options.data, imgsz=options.imgsz, calibration_images=count, device="cpu").save(folder)
+    return tk.calibration.Calibration.load(folder)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One build of one variant.
+
+    Attributes:
+        graph: The graph's file.
+        model: The model's name.
+        precision: One of `PRECISIONS`.
+        batch: Images per run.
+        variant: One of `VARIANTS`.
+        number: Which build, from 0.
+    """
+
+    graph: Path
+    model: str
+    precision: str
+    batch: int
+    variant: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.model}-{self.precision}-b{self.batch}-{self.variant}-{self.number}"
+
+
+def list_jobs(out: Path, builds: int) -> Iterator[Job]:
+    """What is still to be built: the first build of everything before the second of anything.
+
+    Args:
+        out: The folder, with the graphs that `prepare` wrote and what `run` left.
+        builds: Builds of each variant.
+    """
+    files = {path.stem: path for path in sorted((out / "graphs").glob("*.onnx"))}
+    for number in range(builds):
+        for name, variant in VARIANTS.items():
+            for stem, path in files.items():
+                if not stem.endswith(f"-{variant.base}"):
+                    continue
+                model, precision, batch = stem.removesuffix(f"-{variant.base}").rsplit("-", 2)
+                if not batch.removeprefix("b").isdecimal() or precision not in variant.precisions:
+                    continue
+                job = Job(
+                    graph=path, model=model, precision=precision, batch=int(batch[1:]), variant=name, number=number
+                )
+                if not (out / f"{job.name}.json").is_file():
+                    yield job
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build and time what is missing, one engine at a time on each GPU."""
+    out = Path(options.out).absolute()
+    programs = [
+        Program(
+            name=job.name,
+            words=[
+                sys.executable, str(HERE), "build", str(out), "--graph", str(job.graph), "--name", job.name,
+                "--variant", job.variant, "--precision", job.precision, "--batch", str(job.batch),
+                "--level", str(options.level), *(["--images", str(options.images)] if options.images else []),
+            ],
+            log=out / f"{job.name}.log",
+        )
+        for job in list_jobs(out, options.builds)
+    ]  # fmt: skip
+    # A cache of its own for every build (`build` sets it): each times its tactics anew.
+    drive(programs, gpus=gpus_here(), lanes=1, seconds=options.seconds)
+
+
+def build(options: argparse.Namespace) -> None:
+    """Build one engine, and time it in a process of its own; leaves `<name>.json`."""
+    from trtkit import backends
+    from trtkit.backends.trt import builder as builds
+    from trtkit.backends.trt.network import fit_graph
+
+    out, variant = Path(options.out), VARIANTS[options.variant]
+    os.environ["TRTKIT_CACHE"] = str(out / "cache" / options.name)
+    proto = onnx.load(options.graph)
+    info = from_proto(proto).info
+    proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
+    proto = INPUTS[variant.input](proto)
+    size = info.imgsz
+    if variant.input or variant.formats:
+        # The builder checks an input of (N, C, H, W); these graphs are static, and need no profile.
+        builds.compute_profile_shapes = lambda *_: None  # type: ignore[assignment]
+        configure = builds._EngineBuild._configure
+
+        def configure_formats(self: Any, builder: Any, config: Any, network: Any) -> None:
+            configure(self, builder, config, network)
+            set_formats(self.trt, network, variant.formats)
+
+        builds._EngineBuild._configure = configure_formats  # type: ignore[method-assign]
+    settings = backends.BuildSettings(
+        precision=options.precision, batch=options.batch, imgsz=size, opt_level=options.level, timing_cache=False
+    )
+    built = backends.build(proto, settings, backend="tensorrt")
+    passport = backends.Passport.from_build(built, settings, backend="tensorrt", model_hash="0" * 64)
+    path = out / f"{options.name}.engine"
+    backends.write_engine(path, built.plan, info.to_metadata(batch=options.batch, imgsz=size), passport)
+    words = [sys.executable, str(HERE), "time", str(path), "--variant", options.variant]
+    subprocess.run([*words, *(["--images", str(options.images)] if options.images else [])], check=True)
+    facts = passport.to_dict()
+    layers = facts.pop("layers", None) or built.layers
+    write_json(
+        out / f"{options.name}.json",
+        {
+            "model": options.name.rsplit(f"-{options.precision}-b", 1)[0],
+            **{name: getattr(options, name) for name in ("variant", "precision", "batch", "level")},
+            **json.loads(path.with_suffix(".time").read_text()),
+            "cores": os.cpu_count(),
+            "build_seconds": built.seconds,
+            "bytes": len(built.plan),
+            "layers": len(layers),
+            "reformats": sum(bool(row.get("reformat")) for row in layers),
+            "passport": facts,
+        },
+    )
+    path.unlink()
+
+
+def set_formats(trt: Any, network: Any, formats: tuple[str, ...]) -> None:
+    """Give TensorRT the choice of types and formats at a network's ends.
+
+    Args:
+        trt: The module.
+        network: After parsing.
+        formats: As in `Variant.formats`.
+    """
+    if "half-in" in formats:
+        network.get_input(0).dtype = trt.float16
+    if "any-out" in formats:
+        for place in range(network.num_outputs):
+            names = ("LINEAR", "HWC8", "CHW2", "CHW4", "CHW16")
+            network.get_output(place).allowed_formats = sum(1 << int(getattr(trt.TensorFormat, one)) for one in names)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Time one engine: CUDA-graph replay, layers, and `predict()` where the runner reads it; leaves `<name>.time`."""
+    from trtkit import backends
+
+    path = Path(options.engine)
+    result = measure_plan(backends.read_engine(path).plan)
+    if VARIANTS[options.variant].runs_predict and options.images:
+        import cv2
+
+        with tk.open(path) as runner:
+            batch = runner.batch or 1
+            images = [cv2.imread(str(one)) for one in sorted(Path(options.images).iterdir())[: 8 * batch]]
+            lists = [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]
+            times = []
+            for _ in range(12):
+                begin = time.perf_counter()
+                for one in lists:
+                    runner.predict(one)
+                times.append((time.perf_counter() - begin) / len(lists) * 1e3)
+            result["predict_ms"] = statistics.median(times[2:])
+    path.with_suffix(".time").write_text(json.dumps(result))
+
+
+def measure_plan(plan: bytes) -> dict[str, Any]:
+    """The engine alone: median of CUDA-graph replays, and the layers that take longest by TensorRT's profiler."""
+    import tensorrt as trt
+    import torch
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    types = {
+        trt.float32: torch.float32, trt.float16: torch.float16, trt.int8: torch.int8, trt.int32: torch.int32,
+        getattr(trt, "uint8", None): torch.uint8,
+    }  # fmt: skip
+    memory, ends = {}, []
+    for place in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(place)
+        shape, dtype = list(engine.get_tensor_shape(name)), types[engine.get_tensor_dtype(name)]
+        # Room for padded formats.
+        tensor = torch.zeros(int(np.prod(shape)) * 16, dtype=dtype, device="cuda")
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            most = 1 if dtype.is_floating_point else 255 if dtype == torch.uint8 else 100
+            tensor = (torch.rand(len(tensor), device="cuda") * most).to(dtype)
+        memory[name] = tensor
+        ends.append([name, shape, str(dtype), engine.get_tensor_format_desc(name)])
+
+    def create_context() -> Any:
+        context = engine.create_execution_context()
+        for name, tensor in memory.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        return context
+
+    context, stream = create_context(), torch.cuda.Stream()
+    times = []
+    with torch.cuda.stream(stream):
+        for _ in range(20):
+            context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        for number in range(1700):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record(stream)
+            graph.replay()
+            end.record(stream)
+            end.synchronize()
+            if number >= 200:
+                times.append(begin.elapsed_time(end))
+    rows: dict[str, list[float]] = {}
+
+    class Profiler(trt.IProfiler):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            rows.setdefault(layer_name, []).append(ms)
+
+    profiled, profiler = create_context(), Profiler()
+    profiled.profiler = profiler
+    for _ in range(60):
+        profiled.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+    layers = sorted(((statistics.median(values[10:]), name) for name, values in rows.items()), reverse=True)
+    return {
+        "p50_ms": statistics.median(times),
+        "p90_ms": statistics.quantiles(times, n=10)[-1],
+        "ends": ends,
+        "profiled_ms": sum(ms for ms, _ in layers),
+        "slowest": layers[:20],
+    }
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The table: each variant's median and range over its builds, and its share of today's engine and of plain FP16.
+
+    Args:
+        rows: What `run` left.
+    """
+    body = []
+    for model, batch, precision in sorted({(row["model"], row["batch"], row["precision"]) for row in rows}):
+        own = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+        today = _median(own, precision, "today")
+        plain = _median(own, "fp16", "plain")
+        for variant in VARIANTS:
+            builds = [row for row in own if (row["precision"], row["variant"]) == (precision, variant)]
+            if not builds:
+                continue
+            times = [row["p50_ms"] for row in builds]
+            middle = statistics.median(times)
+            predict = [row["predict_ms"] for row in builds if "predict_ms" in row]
+            body.append(
+                [
+                    model, str(batch), precision, variant, str(len(times)), f"{middle:.3f}",
+                    f"{min(times):.3f} to {max(times):.3f}",
+                    "" if today is None else f"{middle / today:.3f}",
+                    "" if plain is None else f"{middle / plain:.3f}",
+                    f"{statistics.median(predict):.2f}" if predict else "",
+                    f"{statistics.median(row['layers'] for row in builds):.0f}",
+                    f"{statistics.median(row['reformats'] for row in builds):.0f}",
+                ]
+            )  # fmt: skip
+    return body
+
+
+def _median(rows: list[dict[str, Any]], precision: str, variant: str) -> float | None:
+    times = [row["p50_ms"] for row in rows if (row["precision"], row["variant"]) == (precision, variant)]
+    return statistics.median(times) if times else None
+
+
+HEADS = (
+    "model", "batch", "precision", "variant", "builds", "p50 ms", "range", "of today", "of plain FP16", "predict ms",
+    "layers", "reformats",
+)  # fmt: skip
+
+
+def write(options: argparse.Namespace) -> None:
+    """Gather what `run` left into `results/`."""
+    rows: list[dict[str, Any]] = [
+        json.loads(path.read_text()) for path in sorted(Path(options.out).glob("*-b*-*.json"))
+    ]
+    about = about_engines("python benchmarks/levers.py run levers --builds 3", rows[0])
+    lines = ["# Levers: inputs, outputs and head", "", f"`{about['command']}`", "", line_of(about), ""]
+    write_record(of_gpu("levers", rows[0]), {**about, "rows": rows}, [*lines, *table(HEADS, summarize(rows))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("prepare")
+    verb.add_argument("models", nargs="+")
+    verb.add_argument("--data", required=True)
+    verb.add_argument("--out", required=True)
+    verb.add_argument("--imgsz", type=int, default=640)
+    verb.add_argument("--batch", type=int, nargs="+", default=[8, 1])
+    verb.add_argument("--calibration-images", type=int, default=64)
+    for name in ("run", "build", "write"):
+        verb = verbs.add_parser(name)
+        verb.add_argument("out")
+        verb.add_argument("--images", help="a folder of images, for predict()")
+        verb.add_argument("--level", type=int, default=2)
+        verb.add_argument("--builds", type=int, default=3)
+        verb.add_argument("--seconds", type=float, help="stop after so many seconds")
+        if name == "build":
+            verb.add_argument("--graph", required=True)
+            verb.add_argument("--name", required=True)
+            verb.add_argument("--variant", required=True, choices=VARIANTS)
+            verb.add_argument("--precision", required=True, choices=PRECISIONS)
+            verb.add_argument("--batch", type=int, required=True)
+    verb = verbs.add_parser("time")
+    verb.add_argument("engine")
+    verb.add_argument("--variant", required=True, choices=VARIANTS)
+    verb.add_argument("--images")
+    options = parser.parse_args()
+    {"prepare": prepare, "run": run, "build": build, "time": measure, "write": write}[options.verb](options)
+
+
+if __name__ == "__main__":
+    main()

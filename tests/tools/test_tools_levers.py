@@ -1,0 +1,143 @@
+"""The levers of `benchmarks/levers.py`: their graph passes change no result, and runs go on where they stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fake_checkpoints import TINY
+from task_models import untrained
+from two_heads import make_model
+
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.fp16 import convert_to_fp16
+from trtkit.graph.qdq import expand_int8_weights, insert_qdq
+from trtkit.graph.torch_export import trace
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PIXELS = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), np.uint8)
+
+
+@pytest.fixture
+def levers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import levers
+
+    return levers
+
+
+def run(proto: onnx.ModelProto, feed: np.ndarray) -> dict[str, np.ndarray]:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, {session.get_inputs()[0].name: feed}), strict=True))
+
+
+def expect_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], **tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name].astype(np.float32), value.astype(np.float32), **tolerance)
+
+
+def test_joined_branches_compute_the_same(levers: Any) -> None:
+    graph = trace(untrained("segment"))
+    joined, parts = levers.join_branches(graph)
+    onnx.checker.check_model(joined, full_check=True)
+    # Boxes and mask coefficients of each of the three levels, at the first with the prototypes; classes are depthwise.
+    assert [len(names) for names in parts.values()] == [3, 2, 2]
+    before, after = (sum(node.op_type == "Conv" for node in one.graph.node) for one in (graph, joined))
+    assert before - after == 4
+    feed = PIXELS.astype(np.float32) / 255
+    expect_equal(run(joined, feed), run(graph, feed), rtol=1e-5, atol=1e-4)
+    ranges = dict.fromkeys(GraphIndex(joined).producer, (-4.0, 4.0)) | {"images": (0.0, 1.0)}
+    assert set(parts) <= set(GraphIndex(joined).producer)
+    assert insert_qdq(joined, ranges, ()).graph.node
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("nhwc", [False, True])
+def test_uint8_pixels_give_what_scaled_ones_give(levers: Any, nhwc: bool, half: bool) -> None:
+    graph = trace(make_model(TINY))
+    graph = convert_to_fp16(graph) if half else graph
+    expected = run(graph, PIXELS.astype(np.float32) / 255)
+    changed = levers.INPUTS["uint8-nhwc" if nhwc else "uint8-nchw"](
+        onnx.ModelProto.FromString(graph.SerializeToString())
+    )
+    onnx.checker.check_model(changed, full_check=True)
+    assert changed.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    tolerance = 2e-2 if half else 1e-4
+    feed = np.ascontiguousarray(PIXELS.transpose(0, 2, 3, 1)) if nhwc else PIXELS
+    expect_equal(run(changed, feed), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_an_int8_input_is_pixels_less_128_with_their_padding(levers: Any) -> None:
+    graph = trace(make_model(TINY))
+    index = GraphIndex(graph)
+    ranges = dict.fromkeys(index.producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
+    quantized = insert_qdq(graph, ranges, ())
+    changed = levers.INPUTS["int8"](onnx.ModelProto.FromString(quantized.SerializeToString()))
+    onnx.checker.check_model(changed, full_check=True)
+    feed = np.pad(PIXELS.astype(np.int16) - 128, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-128).astype(np.int8)
+    assert [side.dim_value for side in changed.graph.input[0].type.tensor_type.shape.dim] == list(feed.shape)
+    # The input's own step is 1/127: with the exact pixels, the graph before has a rounding that this one has not.
+    float_input = expand_int8_weights(quantized)
+    conv = next(node for node in float_input.graph.node if node.op_type == "Conv")
+    conv.input[0] = float_input.graph.input[0].name
+    expect_equal(run(changed, feed), run(float_input, PIXELS.astype(np.float32) / 255), rtol=1e-4, atol=1e-3)
+
+
+def test_runs_go_on_with_what_is_missing(levers: Any, tmp_path: Path) -> None:
+    (tmp_path / "graphs").mkdir()
+    for stem in ("yolo11n-int8-b8-today", "yolo11n-int8-b8-raw", "yolo-x-fp16-b1-plain", "yolo-x-fp16-b1-end2end-raw"):
+        (tmp_path / "graphs" / f"{stem}.onnx").touch()
+    jobs = list(levers.list_jobs(tmp_path, 2))
+    assert jobs[0].name == "yolo-x-fp16-b1-plain-0"
+    assert (jobs[0].model, jobs[0].batch, jobs[0].precision) == ("yolo-x", 1, "fp16")
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    # Every variant once before any is built again.
+    assert [job.number for job in jobs] == sorted(job.number for job in jobs)
+    assert {"yolo11n-int8-b8-int8-input-0", "yolo11n-int8-b8-raw-any-out-1", "yolo-x-fp16-b1-end2end-raw-0"} <= set(
+        names
+    )
+    assert not any("plain" in name and "int8" in name for name in names)
+    (tmp_path / f"{names[0]}.json").touch()
+    assert [job.name for job in levers.list_jobs(tmp_path, 2)] == names[1:]
+
+
+def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
+    row = {"model": "m", "batch": 8, "layers": 100, "reformats": 20}
+    rows = [
+        row | {"precision": "fp16", "variant": "plain", "p50_ms": 2.0},
+        row | {"precision": "int8", "variant": "today", "p50_ms": 1.0, "predict_ms": 5.0},
+        *(row | {"precision": "int8", "variant": "raw", "p50_ms": time} for time in (0.7, 0.8, 0.9)),
+    ]
+    cells = {(line[2], line[3]): line[4:] for line in levers.summarize(rows)}
+    assert cells["int8", "raw"] == ["3", "0.800", "0.700 to 0.900", "0.800", "0.400", "", "100", "20"]
+    assert cells["int8", "today"][3:6] == ["1.000", "0.500", "5.00"]
+    assert cells["fp16", "plain"][3:5] == ["", "1.000"]
+    assert len(levers.HEADS) == len(levers.summarize(rows)[0])
+
+
+def test_formats_reach_tensorrt(levers: Any) -> None:
+    ends = [SimpleNamespace(dtype=None, allowed_formats=0) for _ in range(3)]
+    network = SimpleNamespace(num_outputs=2, get_input=lambda _: ends[0], get_output=lambda place: ends[1 + place])
+    names = ("LINEAR", "CHW2", "HWC8", "CHW4", "CHW16")
+    trt = SimpleNamespace(
+        float16="half", TensorFormat=SimpleNamespace(**{name: place for place, name in enumerate(names)})
+    )
+    levers.set_formats(trt, network, ("half-in", "any-out"))
+    assert (ends[0].dtype, ends[1].dtype) == ("half", None)
+    assert [end.allowed_formats for end in ends] == [0, 31, 31]
+
+
+def test_every_variant_has_its_base_and_its_input(levers: Any) -> None:
+    for name, variant in levers.VARIANTS.items():
+        assert variant.base in levers.BASES
+        assert variant.input in levers.INPUTS
+        assert set(variant.precisions) <= set(levers.PRECISIONS), name
