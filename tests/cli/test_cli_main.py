@@ -319,6 +319,30 @@ def test_predict_skips_unreadable_images_and_keeps_subfolders(tmp_path, monkeypa
     assert "the file is empty" in capsys.readouterr().err
 
 
+def test_predict_takes_urls_beside_files(tmp_path, monkeypatch, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    content = cv2.imencode(".png", image)[1].tobytes()
+    asked = []
+
+    def read_url(url):
+        asked.append(url)
+        return content
+
+    monkeypatch.setattr("trtkit.data.image_arguments.read_url", read_url)
+    monkeypatch.chdir(tmp_path)
+    Path("bus.png").write_bytes(content)
+    onnx.save(tiny_graphs.detector(dynamic=True), "m.onnx")
+    url = "https://example.org/images/bus.jpg?size=1"
+    assert main(["predict", "m.onnx", url, "bus.png", "--output", "out", "--conf=0.001"]) == 0
+    assert asked == [url]
+    assert "2 drawn images" in capsys.readouterr().out
+    assert {path.name for path in Path("out").glob("*.jpg")} == {"bus.jpg.jpg", "bus.png.jpg"}
+    frame = pl.read_parquet("out/predictions.parquet")
+    by_path = frame.partition_by("path", as_dict=True, include_key=False)
+    assert set(by_path) == {(url,), ("bus.png",)}
+    assert by_path[url,].drop("image", strict=False).equals(by_path["bus.png",].drop("image", strict=False))
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from trtkit.cli.output import (
     print_table,
     print_text,
 )
+from trtkit.cli.predict_command import _name_drawn_images
 from trtkit.errors import DataError
 from trtkit.progress import Event
 
@@ -173,3 +175,25 @@ def test_the_command_line_prints_through_its_output_module_only():
         and not all(isinstance(argument, ast.Constant) for argument in node.args)
     ]
     assert calls == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_line_of_a_table_ends_in_blanks(capsys, monkeypatch, terminal):
+    """They fill the width of a notebook's output, and wrap where it is narrower than the longest cell."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm")) if terminal else ():
+        monkeypatch.setenv(name, value)
+    table = make_table("fact", "value")
+    for row in (("classes", "person, bicycle, car"), ("task", "detect"), ("batch", "")):
+        table.add_row(*row)
+    print_table(table)
+    shown = capsys.readouterr().out
+    assert ("\x1b[1m" in shown) == terminal
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert lines == ["fact     value", "classes  person, bicycle, car", "task     detect", "batch"]
+
+
+def test_drawn_images_have_names_of_their_own():
+    paths = [Path(name) for name in ("a.jpg", "a.png", "a.jpg.png", "b.bmp", "c/a.jpg")]
+    names = _name_drawn_images(paths)
+    assert len(set(names.values())) == len(paths)
+    assert str(_name_drawn_images([Path("b.bmp"), Path("c/a.jpg")])[Path("b.bmp")]) == "b.jpg"

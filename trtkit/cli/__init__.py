@@ -82,8 +82,7 @@ def _run(command: Command, values: argparse.Namespace, cancel: threading.Event) 
             return 0
         reports = getattr(values, "command", None) in COMMANDS and values.command not in WITHOUT_RESULT
         with ProgressBars(quiet=quiet, verbose=getattr(values, "verbose", False), reports=reports) as bars:
-            if values is not None:
-                values.progress, values.cancel = bars, cancel
+            values.progress, values.cancel = bars, cancel
             outcome = command(values, cancel)
         if outcome is None:
             return 0

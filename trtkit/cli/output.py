@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import json
 import math
+import re
 import sys
 import textwrap
 import threading
@@ -309,10 +310,19 @@ def _format_cell(value: Any) -> str:
     return str(len(value)) if isinstance(value, list) else str(value)
 
 
+# With the styles that end there.
+_TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+
+
 def print_table(table: Table) -> None:
-    """Print a table; in full width if stdout is no terminal, so that no cell of a log is cut."""
+    """Print a table without blanks at the ends of lines, which wrap where a notebook or a log is narrower.
+
+    In full width if stdout is no terminal, so that no cell of a log is cut.
+    """
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000
         console.width = console.measure(table).maximum
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    print(_TRAILING_BLANKS.sub(r"\1", capture.get()), end="")

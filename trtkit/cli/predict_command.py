@@ -8,8 +8,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from trtkit.cli import Command
 from trtkit.cli.options import DEVICE, add_options, add_output, call_with_options
@@ -30,7 +31,9 @@ def add_predict(parser: argparse.ArgumentParser) -> Command:
     from trtkit.backends import Runner
 
     parser.add_argument("file", metavar="FILE", help="an .engine or .onnx file")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders or patterns of them")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders or patterns of them, or http(s) URLs"
+    )
     parser.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
     add_options(parser, Runner.predict, without=("self", "images"))
     add_output(parser, "runs/predict", "folder of the drawn images and predictions.parquet, which are replaced")
@@ -43,7 +46,8 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
 
     from trtkit import backends
     from trtkit.data.dataset import warn_of_skipped
-    from trtkit.data.image_files import read_image, to_display
+    from trtkit.data.image_arguments import read_image_argument
+    from trtkit.data.image_files import to_display
     from trtkit.tasks import get_task
     from trtkit.tasks.base import predictions_to_frame
 
@@ -51,7 +55,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     names = _name_drawn_images(paths)
     folder = Path(values.output)
     predictions: list[Prediction] = []
-    read: list[Path] = []
+    read: list[str | Path] = []
     unread: list[DataError] = []
     table = make_table("image", "predictions")
     with backends.open(values.file, device=values.device) as runner:
@@ -72,7 +76,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
             images = {}
             for path in paths[start : start + size]:
                 try:
-                    images[path] = read_image(path, runner.info.channels)
+                    images[path] = read_image_argument(path, runner.info.channels)
                 except DataError as error:
                     unread.append(error)
             if not images:
@@ -101,26 +105,45 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     return Outcome(show, facts={"skipped": len(unread)}, rows=frame.to_dicts(), output=folder)
 
 
-def _collect_image_paths(words: Sequence[str]) -> list[Path]:
-    """The named image files, and those in the named folders and behind patterns."""
+def _collect_image_paths(words: Sequence[str]) -> list[str | Path]:
+    """The named image files and URLs, and the images in the named folders and behind patterns."""
+    from trtkit.data.image_arguments import is_url
     from trtkit.data.image_lists import list_source_images
 
-    paths = [path for word in words for path in ((Path(word),) if Path(word).is_file() else list_source_images(word))]
+    paths: list[str | Path] = []
+    for word in words:
+        if is_url(word):
+            paths.append(word)
+        else:
+            paths += [Path(word)] if Path(word).is_file() else list_source_images(word)
     return list(dict.fromkeys(paths))
 
 
-def _name_drawn_images(paths: Sequence[Path]) -> dict[Path, Path]:
-    """Name drawn images below the common folder of the paths: `a.jpg`, or `a.png.jpg` where two are named `a`."""
-    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    inside = {path: Path(escape_surrogates(str(path.absolute().relative_to(root)))) for path in paths}
+def _name_drawn_images(paths: Sequence[str | Path]) -> dict[str | Path, Path]:
+    """Name drawn images below the common folder of the paths: `a.jpg`, or `a.png.jpg` where two are named `a`.
+
+    An image behind a URL has the last part of its path as its name.
+    """
+    folders = [path.absolute().parent for path in paths if isinstance(path, Path)]
+    root = Path(os.path.commonpath(folders)) if folders else Path()
+    inside = {
+        path: Path(escape_surrogates(str(path.absolute().relative_to(root))))
+        if isinstance(path, Path)
+        else Path(PurePosixPath(urlsplit(path).path).name or "image")
+        for path in paths
+    }
     # Without regard to case: "A.jpg" and "a.jpg" are one file on Windows and macOS.
     counts = Counter(str(name.with_suffix("")).lower() for name in inside.values())
-    return {
+    drawn = {
         path: name.with_suffix(".jpg")
         if counts[str(name.with_suffix("")).lower()] == 1
         else name.with_name(f"{name.name}.jpg")
         for path, name in inside.items()
     }
+    if len({str(name).lower() for name in drawn.values()}) == len(drawn):
+        return drawn
+    # "a.jpg", "a.png" and "a.jpg.png": with all suffixes no two are the same.
+    return {path: name.with_name(f"{name.name}.jpg") for path, name in inside.items()}
 
 
 def _summarize_prediction(prediction: Prediction, names: Mapping[int, str]) -> str:

@@ -15,7 +15,7 @@ from trtkit.data.image_lists import list_source_images
 from trtkit.downloads import read_url
 from trtkit.errors import DataError
 
-__all__ = ["list_image_arguments", "read_image_argument"]
+__all__ = ["is_url", "list_image_arguments", "read_image_argument"]
 
 
 def list_image_arguments(images: Sequence[Any] | np.ndarray | str | Path) -> Sequence[Any]:
@@ -27,7 +27,7 @@ def list_image_arguments(images: Sequence[Any] | np.ndarray | str | Path) -> Seq
     Raises:
         DataError: There is no image in the folder or behind the pattern, or it is None.
     """
-    if _is_url(images) or _is_pil(images):
+    if is_url(images) or _is_pil(images):
         return [images]
     if isinstance(images, (str, Path)):
         return [images] if Path(images).is_file() else list_source_images(images)
@@ -49,7 +49,7 @@ def read_image_argument(image: Any, channels: int) -> np.ndarray:
         DataError: It is none of these, can't be read, or has another number of channels.
         DownloadError: The URL can't be read.
     """
-    if _is_url(image):
+    if is_url(image):
         return decode_image(read_url(image), urlsplit(image).path, channels)
     if _is_pil(image):
         return _convert_pil(image, channels)
@@ -72,7 +72,8 @@ def read_image_argument(image: Any, channels: int) -> np.ndarray:
     return shaped
 
 
-def _is_url(image: Any) -> bool:
+def is_url(image: Any) -> bool:
+    """Whether an image is named by an http or https URL."""
     return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
 
 
