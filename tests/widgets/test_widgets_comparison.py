@@ -14,9 +14,17 @@ import pytest
 
 import trtkit as tk
 from trtkit.comparison.comparison import Comparison
+from trtkit.comparison.object_changes import draw_object_changes
 from trtkit.errors import DataError, RecipeError
 from trtkit.widgets import comparison as compared
-from trtkit.widgets.comparison_state import CHANGES, PAGE_SIZE, DashboardState, GalleryState, resolve_comparison
+from trtkit.widgets.comparison_state import (
+    CHANGES,
+    PAGE_SIZE,
+    DashboardState,
+    GalleryState,
+    choose_shown_precision,
+    resolve_comparison,
+)
 
 
 def figure(live: Any) -> Any:
@@ -318,3 +326,36 @@ def test_without_arguments_the_demo_is_compared_in_the_background(
     with pytest.raises(DataError) as error:
         broken.turn_page()
     assert error.value.code == "gallery-empty"
+
+
+def test_images_of_the_gallery_show_detections_from_the_chosen_confidence_on(comparison: Comparison) -> None:
+    state = GalleryState.from_comparison(comparison).with_choices(kinds=tuple(CHANGES), conf=0.05)
+    rows = state.selected_changes().head(PAGE_SIZE)
+    sides = [comparison.evaluation(name) for name in (state.reference, state.precision)]
+    drawn = {conf: draw_object_changes(rows, *sides, limit=PAGE_SIZE, conf=conf)["png"] for conf in (0.05, 0.25)}
+    assert state.page_frame()["png"].to_list() == drawn[0.05].to_list()
+    assert drawn[0.05].to_list() != drawn[0.25].to_list()
+
+
+@pytest.mark.parametrize(
+    ("precisions", "shown"),
+    [
+        (("fp32", "fp16", "int8"), "int8"),
+        (("int8", "fp32", "fp16"), "int8"),
+        (("fp32", "int8", "qat"), "int8"),
+        (("fp32", "distilled", "pruned"), "pruned"),
+        (("fp32",), "fp32"),
+    ],
+)
+def test_the_lowest_precision_is_shown_first_in_any_order_and_beside_candidates(
+    comparison: Comparison, precisions: tuple[str, ...], shown: str
+) -> None:
+    rows = pl.DataFrame({"precision": precisions})
+    assert choose_shown_precision(dataclasses.replace(comparison, rows=rows)) == shown
+
+
+def test_object_changes_are_found_once_for_each_precision(comparison: Comparison) -> None:
+    state = DashboardState.from_comparison(comparison)
+    changes = state.changes
+    assert state.with_choices(metric="mAP50(B)").with_choices(class_name="3").changes is changes
+    assert state.with_choices(precision="fp16").changes is not changes

@@ -14,6 +14,7 @@ from wizard_steps import press, read_once, ready_wizard, small_recipe, with_mode
 
 import trtkit as tk
 from trtkit import demo
+from trtkit.comparison.cards import make_cards
 from trtkit.deployment import list_targets
 from trtkit.errors import OutputExistsError, TrtkitError
 from trtkit.progress import Reporter
@@ -262,7 +263,12 @@ def test_it_builds_and_measures_and_its_code_repeats_the_build(small: Recipe, tm
     assert page.overwrite.disabled
     widget.next.click()
     result: Any = widget.page("result")
+    # All images, which the page says beside the field.
+    assert result.eval_images.value == 0
+    assert widget.state.form.eval_images is None
+    assert "0 means all images" in result.children[1].children[1].value
     result.eval_images.value = 4
+    assert widget.state.form.eval_images == 4
     page = press(widget, "result")
     assert page.view.job.state == "done", page.view.error_box.value
     assert "mAP50-95" in page.accuracy.value
@@ -272,6 +278,9 @@ def test_it_builds_and_measures_and_its_code_repeats_the_build(small: Recipe, tm
     comparison = widget.state.measurement.comparison
     assert str(comparison.verdicts["int8"]) in html.unescape(page.accuracy.value)
     assert comparison.frame()["precision"].to_list() == ["fp32", "int8"]
+    # FP32 stands beside INT8 in the result: in the first card and in the figure of losses.
+    assert [row.label for row in make_cards(comparison)[0].rows] == ["FP32", "INT8"]
+    assert '<span class="name">FP32</span>' in page.accuracy.value
     widget.next.click()
     last: Any = widget.page("engine")
     assert "small.onnx" in last.facts.value

@@ -49,3 +49,10 @@ def test_paths(tmp_path: Path) -> None:
     assert find_data_problem(str(tmp_path), "detect") == ""
     (tmp_path / "train" / "cat").mkdir()
     assert "classify" in find_data_problem(str(tmp_path), "detect")
+
+
+@pytest.mark.parametrize("data", ["a" * 300, "~no-such-user/data.yaml"])
+def test_names_that_no_path_can_have_are_a_sentence(data: str) -> None:
+    problem = find_data_problem(data, "detect")
+    assert problem.startswith(data[:80])
+    assert problem.count(data[:80]) == 1

@@ -15,6 +15,7 @@ from trtkit.errors import RecipeError
 from trtkit.recipe import Recipe
 from trtkit.widgets.wizard.form import WizardForm
 from trtkit.widgets.wizard.options import inspect_machine
+from trtkit.widgets.wizard.state import WizardState
 
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12)
 
@@ -197,3 +198,19 @@ def test_a_list_of_images_has_no_place_in_the_form() -> None:
     with raises(RecipeError, "wizard-data-list", count=2):
         WizardForm.from_recipe(recipe)
     assert WizardForm.from_recipe(Recipe(model="m.pt", int8=True, data="images/*.jpg")).data == "images/*.jpg"
+
+
+def test_the_home_folder_is_the_same_for_the_page_the_build_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page named /home/me/a.onnx, and the build wrote into a folder called ~."""
+    monkeypatch.setenv("HOME", "/home/me")
+    form = WizardForm(
+        model="~/m.pt", precision="int8", target="onnx", data="~/data.yaml", output="~/a.onnx",
+        use_saved_calibration=False,
+    )  # fmt: skip
+    recipe = form.recipe()
+    assert (recipe.model, recipe.data, recipe.output) == ("/home/me/m.pt", "/home/me/data.yaml", "/home/me/a.onnx")
+    assert str(WizardState(form=form).output_path) == "/home/me/a.onnx"
+    saved = form.replace(use_saved_calibration=True, calibration="~/calibration").recipe()
+    assert saved.calibration == "/home/me/calibration"
+    # An unknown user is no error of the form: the build says that there is no such file.
+    assert form.replace(output="~no-such-user/a.onnx").recipe().output == "~no-such-user/a.onnx"

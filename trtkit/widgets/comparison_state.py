@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from trtkit.arguments import PRECISIONS
 from trtkit.comparison.comparison import Comparison
 from trtkit.errors import RecipeError
 from trtkit.progress import CancelToken, Progress
@@ -96,6 +97,13 @@ def list_compared_precisions(comparison: Comparison) -> list[str]:
     return [name for name in precisions if name != comparison.about["reference"]]
 
 
+def choose_shown_precision(comparison: Comparison) -> str:
+    """The precision that is shown first: the lowest, or the last candidate; the reference if it is alone."""
+    compared = list_compared_precisions(comparison)
+    lowest = [name for name in PRECISIONS if name in compared]
+    return str([comparison.about["reference"], *compared, *lowest][-1])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DashboardState:
     """The selection that all figures and tables of the dashboard highlight.
@@ -120,7 +128,7 @@ class DashboardState:
         rows = comparison.rows
         return cls(
             comparison=comparison,
-            precision=(list_compared_precisions(comparison) or [comparison.about["reference"]])[-1],
+            precision=choose_shown_precision(comparison),
             metric=comparison.about["metrics"][0][0],
             batch=int(rows["batch"][0]),
         )
@@ -183,7 +191,11 @@ class DashboardState:
                     name=choice,
                     value=value,
                 )
-        return dataclasses.replace(self, **choices)
+        state = dataclasses.replace(self, **choices)
+        if state.precision == self.precision and "changes" in self.__dict__:
+            # They depend on the precision only, and take seconds for thousands of images.
+            state.__dict__["changes"] = self.changes
+        return state
 
     def with_class_toggled(self, name: str) -> DashboardState:
         """The state with a class selected, or with all classes if it was selected before."""
@@ -293,15 +305,15 @@ class GalleryState:
         Raises:
             RecipeError: The precision was not compared, or the reference is the only one.
         """
-        precisions = list_compared_precisions(comparison)
-        if not precisions:
+        if not list_compared_precisions(comparison):
             raise RecipeError(
                 "show object changes",
                 "only one precision was compared",
                 "compare at least two",
                 code="gallery-single-precision",
             )
-        return cls(comparison=comparison, precision=precisions[-1]).with_choices(precision=precision or precisions[-1])
+        shown = choose_shown_precision(comparison)
+        return cls(comparison=comparison, precision=shown).with_choices(precision=precision or shown)
 
     @property
     def reference(self) -> str:
@@ -381,7 +393,7 @@ class GalleryState:
 
         rows = self.selected_changes().slice(self.page * PAGE_SIZE, PAGE_SIZE)
         reference, other = (self.comparison.evaluation(name) for name in (self.reference, self.precision))
-        return draw_object_changes(rows, reference, other, limit=PAGE_SIZE)
+        return draw_object_changes(rows, reference, other, limit=PAGE_SIZE, conf=self.conf)
 
     def _pass_changes(self, state: GalleryState) -> None:
         """Hand over the cached changes, which depend on precision and conf only."""

@@ -45,9 +45,16 @@ def find_data_problem(data: str, task: str) -> str:
         data: As the wizard's field holds it.
         task: The model's.
     """
-    path = Path(data).expanduser()
     if any(character in data for character in "*?["):
         return ""
+    try:
+        return _find_problem(data, Path(data).expanduser(), task)
+    except (OSError, RuntimeError) as error:
+        # A name of 300 letters, an unknown ~user, another user's folder.
+        return f"{data[:80]} can't be read: {getattr(error, 'strerror', None) or error}."
+
+
+def _find_problem(data: str, path: Path, task: str) -> str:
     if not path.exists():
         return f"There is no {data}."
     if task == "classify":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -196,6 +197,8 @@ class WizardForm:
     def recipe(self) -> Recipe:
         """The recipe; fields that the precision or target does not use are left at their defaults.
 
+        Paths have no "~", which only a shell or the field reads as the home folder.
+
         Raises:
             RecipeError: A field can't be parsed, or a value is out of range.
         """
@@ -210,7 +213,7 @@ class WizardForm:
             )
         backend = self.target if self.builds_engine and self.target != "best" else None
         return Recipe(
-            model=self.model,
+            model=os.path.expanduser(self.model),  # noqa: PTH111 - Path.expanduser raises for an unknown user
             format="engine" if self.builds_engine else "onnx",
             backend="onnxruntime" if not self.builds_engine and self.names_onnxruntime else backend,
             device=self.device if self.builds_engine else None,
@@ -232,10 +235,10 @@ class WizardForm:
             weights=self.weights if self.builds_engine else None,
             isolate=self.isolate and self.builds_engine,
             keep=self.keep if self.precision in ("fp16", "int8") else (),
-            data=self.data or None if uses_images else None,
+            data=os.path.expanduser(self.data) or None if uses_images else None,  # noqa: PTH111
             fraction=self.fraction if uses_images else 1.0,
-            calibration=self.calibration if from_folder else None,
-            output=self.output or self.default_output or None,
+            calibration=os.path.expanduser(self.calibration) if from_folder else None,  # noqa: PTH111
+            output=os.path.expanduser(self.output) or self.default_output or None,  # noqa: PTH111
             overwrite=self.overwrite,
         )
 

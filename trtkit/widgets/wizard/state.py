@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,7 @@ class WizardState:
         """
         recipe = self.form.recipe()
         if recipe.output is not None:
-            return Path(recipe.output).expanduser().absolute()
+            return Path(recipe.output).absolute()
         return None if self.model is None else default_output(self.model, recipe).absolute()
 
     @property
@@ -243,7 +244,7 @@ class WizardState:
         settings = self.examination.diagnosis.provenance.settings
         task = settings["task"]
         data = self.form.data or (demo.data_path(task) if task in demo.EMBEDDED_TASKS else "")
-        same_data = Path(settings["data"]).absolute() == Path(data).expanduser().absolute()
+        same_data = Path(settings["data"]).absolute() == Path(os.path.expanduser(data)).absolute()  # noqa: PTH111
         return not same_data or settings["fraction"] != self.form.fraction
 
     @property

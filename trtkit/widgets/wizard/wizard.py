@@ -141,8 +141,9 @@ class Wizard(StaticOutput):
         Raises:
             RecipeError: The step can't be entered yet.
         """
-        entered = step != self.state.step
-        self.state = self.state.go(step)
+        with self._lock:
+            entered = step != self.state.step
+            self.state = self.state.go(step)
         if entered and step == "engine":
             self.code.toggle.value = True
         self.render()
