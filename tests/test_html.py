@@ -1,6 +1,7 @@
 """HTML templates: escaping, JSON in scripts, tables."""
 
 import json
+import re
 from pathlib import Path
 
 import polars as pl
@@ -41,6 +42,11 @@ def test_numbers_are_right_aligned_and_formatted():
     assert "<th scope='col' class='trtkit-number'>how many</th>" in markup
     for cell in ("<td>a</td>", "<td>–</td>", ">1,234</td>", ">0.12</td>", "<td>yes</td>", "<td>no</td>"):
         assert cell in markup
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    shown = table_html(pl.DataFrame({"change": [-0.00001, -0.0, -0.0049, float("nan")]}), digits={"change": 4})
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", shown) == ["0.0000", "0.0000", "-0.0049", "nan"]
 
 
 def test_rows_beyond_the_limit_are_counted():

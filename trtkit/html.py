@@ -140,7 +140,8 @@ def _format(value: Any, digits: int | None) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
+        # A loss that rounds to nothing has no sign: "-0.0000" reads as one.
+        return f"{round(value, digits) + 0.0:.{digits}f}" if digits is not None else f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):

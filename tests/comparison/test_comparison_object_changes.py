@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from task_models import CannedRunner, drawn_set, noisy_outputs
 
-from trtkit.comparison.object_changes import draw_object_changes, find_object_changes
+from trtkit.comparison.object_changes import _draw_tag, draw_object_changes, find_object_changes
 from trtkit.data import open_dataset
 from trtkit.errors import DataError
 from trtkit.evaluation.evaluation import evaluate
@@ -120,3 +120,15 @@ def test_evaluations_of_different_images_are_refused(dataset, fair):
     fewer = evaluate(CannedRunner("detect", noisy_outputs(dataset, "detect", seed=0)), dataset, eval_images=5)
     with pytest.raises(DataError):
         find_object_changes(fair, fewer)
+
+
+def test_a_name_wider_than_the_panel_begins_at_its_edge():
+    drawn = []
+    for x in (0.0, 100.0):
+        panel = np.zeros((240, 240, 3), np.uint8)
+        _draw_tag(panel, "a long name " * 8, (x, 50.0), (0, 200, 0))
+        drawn.append(panel)
+    expected = np.zeros((240, 800, 3), np.uint8)
+    _draw_tag(expected, "a long name ", (0.0, 50.0), (0, 200, 0))
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0][:, :60] == expected[:, :60]).all()

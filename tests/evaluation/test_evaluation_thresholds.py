@@ -121,3 +121,26 @@ def test_tasks_without_boxes_have_no_thresholds():
     classifier = Boxes()
     classifier.detections = classifier.detections.drop("matched(B)")
     assert match_thresholds(classifier, classifier, conf=CONF).is_empty()
+
+
+def test_what_the_reference_does_not_find_needs_no_threshold():
+    """At a recall of 0 every threshold is as good as any other."""
+    reference = Boxes()
+    reference.detections = reference.detections.with_columns(pl.lit(0.01).alias("score"))
+    rows = match_thresholds(reference, Boxes(), conf=CONF)
+    assert rows["reference"].to_list() == [0.0] * len(rows)
+    assert rows["threshold"].null_count() == len(rows)
+
+
+def test_classes_are_corrected_for_their_number(monkeypatch):
+    asked = []
+
+    def reject_none(p_values):
+        asked.append(p_values)
+        return [False] * len(p_values)
+
+    monkeypatch.setattr("trtkit.evaluation.thresholds.holm", reject_none)
+    rows = match_thresholds(Boxes(), Boxes(1.0, 0.8, 1.0), conf=CONF)
+    assert [len(p_values) for p_values in asked] == [CLASSES, CLASSES]
+    assert min(asked[0]) < 0.001
+    assert not rows.filter(pl.col("name") != "")["differs"].any()

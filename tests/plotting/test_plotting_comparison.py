@@ -115,3 +115,15 @@ def test_only_the_classes_with_the_largest_losses_are_shown():
     )
     figure = classes_figure(classes, ULTRALYTICS, limit=30)
     assert set(figure.layout.yaxis.categoryarray) == {f"class {index}" for index in range(50, 80)}
+
+
+@pytest.mark.parametrize("order", [("fp32", "int8"), ("int8", "fp32")])
+def test_the_class_with_the_largest_loss_is_at_the_top_in_whatever_order_precisions_were_compared(order):
+    values = {"fp32": (0.5, 0.5, 0.5), "int8": (0.5, 0.3, 0.7)}
+    rows = [
+        {"precision": label, "name": name, ULTRALYTICS: value}
+        for label in order
+        for name, value in zip(("same", "worse", "better"), values[label], strict=True)
+    ]
+    figure = classes_figure(pl.DataFrame(rows), ULTRALYTICS, reference="fp32")
+    assert figure.layout.yaxis.categoryarray[-1] == "worse"

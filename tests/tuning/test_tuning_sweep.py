@@ -212,3 +212,11 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(model: tk.Model,
     with raises(OutputError, "output-parent-not-folder"):
         sweep(model, demo.data_path(), cache_dir=tmp_path / "file", progress=events.append, **SETTINGS)  # type: ignore[arg-type]
     assert {event.stage for event in events} <= {"load"}
+
+
+def test_numbers_of_images_beyond_the_split_are_one_setting(model: tk.Model) -> None:
+    settings = {**SETTINGS, "calibration_images": (2, 10**4, 10**5)}
+    plan = tk.plan(sweep, model, demo.data_path(), **settings)
+    counts = [step for step in plan.steps if step.startswith("calibrate")]
+    assert counts == ["calibrate on 2 images", f"calibrate on {plan.images['calibration']} images"]
+    assert plan.images["calibration"] < 10**4

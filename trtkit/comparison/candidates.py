@@ -6,27 +6,19 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import CapabilityError, OnnxError, RecipeError
 from trtkit.recipe import PRECISIONS, Recipe
 
 if TYPE_CHECKING:
-    from trtkit.backends import Runner
+    from trtkit.backends.runner import HasPath, Runner
     from trtkit.exporter import Artifact
     from trtkit.models import Model, ModelInfo
 
 __all__ = ["Candidate", "load_candidates"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class HasPath(Protocol):
-    """An object that names a file, such as what `export` returns."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
 
 
 if TYPE_CHECKING:

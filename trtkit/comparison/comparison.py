@@ -287,7 +287,12 @@ class Comparison(Result):
         """Accuracy of each class per precision, with the confidence interval of its change."""
         from trtkit.plotting.comparison import classes_figure
 
-        return classes_figure(self.classes, self.about["metrics"][0][0], differences=self.differences)
+        return classes_figure(
+            self.classes,
+            self.about["metrics"][0][0],
+            reference=self.about["reference"],
+            differences=self.differences,
+        )
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML file.

@@ -328,7 +328,8 @@ def _draw_tag(
     """Text on a colored rectangle inside the panel, below a corner or above it."""
     (text_width, ascent), descent = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, FONT_SCALE, 1)
     height = ascent + descent
-    left = min(max(0, round(float(corner[0]))), SIDE - text_width - 2)
+    # A name that is wider than the panel begins at its edge.
+    left = max(0, min(round(float(corner[0])), SIDE - text_width - 2))
     top = min(max(0, round(float(corner[1])) - (height if above else 0)), SIDE - height)
     cv2.rectangle(panel, (left, top), (left + text_width + 1, top + height), color, -1)
     # Luma of ITU-R BT.601 decides between black and white text.

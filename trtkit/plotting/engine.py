@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 import polars as pl
 
 from trtkit.plotting.theme import INK, LINE, TraceStyle, escape_text, escape_texts, hatch, template, trace_style
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["engine_diff_figure", "layers_figure", "precision_style", "shares_figure", "verification_figure"]
 

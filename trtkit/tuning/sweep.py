@@ -197,13 +197,14 @@ def sweep(
     algorithms = tuple(ALGORITHMS) if algorithms is None else tuple(algorithms)
     for algorithm in algorithms:
         get_algorithm(algorithm)
-    counts = sorted(set(calibration_images))
     reporter = Reporter(progress, cancel)
     loaded = load(model)
     size = resolve_imgsz(imgsz, loaded, None)
     prepared = prepare_evaluation(loaded, data, split, eval_images=eval_images, seed=seed)
     dataset = prepared.dataset
     count = count_calibration_images(dataset, loaded, calibration_images=max(calibration_images))
+    # Two numbers that the split does not have are the same setting.
+    counts = sorted({min(number, count) for number in calibration_images})
     check_trace(loaded, keep, imgsz=size, batch=batch)
     settings = _list_settings(algorithms, percentiles)
     start_work(
