@@ -334,6 +334,33 @@ def test_in_a_terminal_finished_steps_stand_above(monkeypatch: pytest.MonkeyPatc
     assert after.strip().endswith("work · done in 0:07")
 
 
+def test_threads_that_report_at_once_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock's thread and that of the work: two live displays on one terminal are an error of rich."""
+    views: list[SlowView] = []
+
+    class SlowView:
+        def __init__(self) -> None:
+            views.append(self)
+            time.sleep(0.02)
+
+        def show(self, text: str, finished: Any, *, is_over: bool) -> None:
+            """Nothing is shown."""
+
+    monkeypatch.setattr("trtkit.progress_line._select_view", SlowView)
+    line, gate = ProgressLine(), threading.Barrier(4)
+
+    def report(number: int) -> None:
+        gate.wait()
+        line(Event(stage=f"stage {number}", done=0))
+
+    threads = [threading.Thread(target=report, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(views) == 1
+
+
 # Verbs that are called without progress
 
 

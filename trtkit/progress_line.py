@@ -289,6 +289,8 @@ class ProgressLine:
         self._view: _View | None = None
         self._last_update = 0.0
         self._shows_from = 0.0
+        # Events come from threads that work, and the clock ticks in its own.
+        self._lock = threading.RLock()
 
     def __call__(self, event: Event) -> None:
         """Show one event; events in quick succession are skipped, except the last one of a stage."""
@@ -345,10 +347,11 @@ class ProgressLine:
             self._show(f"{progress.describe(None if width is None else width - len(clock))}{clock}")
 
     def _show(self, text: str, *, is_over: bool = False) -> None:
-        self.text = text
-        if self._view is None:
-            self._view = _select_view()
-        self._view.show(text, self._progress.finished if self._progress is not None else (), is_over=is_over)
+        with self._lock:
+            self.text = text
+            if self._view is None:
+                self._view = _select_view()
+            self._view.show(text, self._progress.finished if self._progress is not None else (), is_over=is_over)
 
 
 class _NotebookView:
