@@ -1,5 +1,6 @@
 """Frames on a terminal and in a log; names with control characters."""
 
+import argparse
 import ast
 import io
 import re
@@ -126,7 +127,7 @@ def test_errors_warnings_and_wrong_words_of_the_command_line_are_escaped(capsys,
         warnings.warn(f"note {HOSTILE}", UserWarning, stacklevel=1)
         raise DataError(f"read {HOSTILE}", "it is no image", "remove it", code="x")
 
-    monkeypatch.setattr(cli, "parse_command", lambda words: (fail, None))
+    monkeypatch.setattr(cli, "parse_command", lambda words: (fail, argparse.Namespace()))
     assert main(["evaluate"]) == 2
     captured = capsys.readouterr().err
     assert_harmless(captured, lines=2)

@@ -11,6 +11,7 @@ from layer_rows import layer_rows
 from raising import raises
 
 from trtkit import cli
+from trtkit.comparison.cards import make_cards
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.report import render_report
 from trtkit.comparison.verdict import decisive_metrics
@@ -64,6 +65,24 @@ def test_fp16_is_held_against_the_reference():
 
 def test_a_gain_within_build_to_build_noise_is_not_faster():
     assert verdict_on(GOOD, speed={**FASTER, "int8": 0.99}).speed == "not faster"
+
+
+@pytest.mark.parametrize(("gain", "speed"), [(0.015, "not faster"), (0.025, "faster")])
+def test_however_certain_a_gain_must_exceed_what_builds_differ_by(gain, speed):
+    comparison = example_comparison(changes={"fp16": FP16, "int8": GOOD}, eval_images=400, where="gpu", speed=FASTER)
+    exact = pl.col("label").replace_strict({"fp32": 1.6, "fp16": 1.0, "int8": 1.0 - gain})
+    verdict = dataclasses.replace(comparison, samples=comparison.samples.with_columns(ms=exact)).verdicts["int8"]
+    assert verdict.latencies[0].high < 1
+    assert verdict.speed == speed
+
+
+def test_the_card_says_how_many_times_as_fast_as_the_baseline():
+    comparison = example_comparison(changes={"fp16": FP16, "int8": GOOD}, where="gpu", speed=FASTER)
+    ratios = {name: one.latencies[0].ratio for name, one in comparison.verdicts.items()}
+    assert [row.note for row in make_cards(comparison)[1].rows] == [
+        "", f"{1 / ratios['fp16']:.2f}x FP32", f"{1 / ratios['int8']:.2f}x FP16",
+    ]  # fmt: skip
+    assert max(ratios.values()) < 1
 
 
 def test_latencies_are_medians_with_an_interval():

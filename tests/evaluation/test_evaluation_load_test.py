@@ -82,6 +82,10 @@ def test_refused_requests_are_counted() -> None:
     assert alone["refused"] == 0
     assert three["refused"] > 0
     assert three["requests"] > 0
+    result = tk.load_test(Slow(limit=0), concurrency=1, seconds=0.05, warmup=0)
+    (none,) = result.frame().iter_rows(named=True)
+    assert (none["requests"], none["images_per_s"], none["p50_ms"]) == (0, 0, None)
+    assert "no answer" in repr(result)
 
 
 def test_an_error_of_one_client_ends_all() -> None:
