@@ -131,6 +131,16 @@ def test_other_stages_and_messages_of_a_called_verb_stay() -> None:
     assert (events[-1].stage, events[-1].message, events[-1].step) == ("count detections", "3 found", 1)
 
 
+def test_what_is_called_before_the_first_step_is_no_step_yet() -> None:
+    events: list[Event] = []
+    reporter = Reporter(events.append)
+    reporter.start(Plan(verb="outer", steps=("first", "last")))
+    inner = Reporter(reporter.progress)
+    inner.start(Plan(verb="inner", steps=("run",)))
+    inner.begin("run")
+    assert (events[-1].stage, events[-1].step) == ("run", 0)
+
+
 def test_the_end_is_too_late_to_cancel_and_any_step_before_is_not() -> None:
     cancel = threading.Event()
     reporter = Reporter(None, cancel)

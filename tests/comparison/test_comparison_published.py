@@ -51,6 +51,17 @@ def test_a_model_of_the_same_name_task_and_size_is_of_other_weights():
     assert "a yolo11n of other weights at 640x640" in found.sentence
 
 
+def test_latencies_of_these_weights_are_taken_before_more_of_other_weights(monkeypatch):
+    few = {**RECORDS[0], "rows": [dict(ROWS[0], model_hash="a" * 64)]}
+    more = {**RECORDS[0], "rows": [dict(row, model_hash="b" * 64) for row in ROWS]}
+    monkeypatch.setattr("trtkit.comparison.published._read_records", lambda: [more, few])
+    row = ROWS[0]
+    sizes = {"imgsz": [row["imgsz"]] * 2, "task": row["task"], "precisions": PRECISIONS}
+    found = find_published(model=row["model"], model_hash="a" * 64, **sizes)
+    assert found.same_weights
+    assert len(found.rows) == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [{"model": "yolo11s"}, {"task": "obb"}, {"imgsz": (320, 320)}, {"imgsz": (640, 320)}, {"precisions": ("qat",)}],
