@@ -14,7 +14,7 @@ from trtkit import demo
 from trtkit.errors import CancelledError, OutputError, TrtkitError
 from trtkit.progress import Event
 from trtkit.results import SavedResult
-from trtkit.tuning.sweep import Sweep, sweep
+from trtkit.tuning.sweep import TOLERANCE, Sweep, sweep
 
 SIDE = 96
 SETTINGS = {
@@ -60,6 +60,10 @@ def test_sufficient_is_the_fewest_images_as_good_as_the_best(result: Sweep) -> N
     assert sufficient["calibration_images"] == counts.min()
     assert result.verdict() in repr(result)
     assert f"{sufficient['metric']:.4f}" in result.verdict()
+    rows = result.frame()
+    assert rows["sufficient"].equals((rows["gap"] <= TOLERANCE) | (rows["gap_low"] <= 0))
+    # A loss within chance is sufficient however large; one of these settings has it.
+    assert ((rows["gap"] > TOLERANCE) & rows["sufficient"]).any()
 
 
 def test_save_load_and_plot(result: Sweep, tmp_path: Path) -> None:
