@@ -22,8 +22,10 @@ def test_thresholds_are_written_into_files_that_the_comparison_made_and_into_no_
     files = {}
     for precision, folder in (("int8", staging), ("mine.onnx", own)):
         path = write_onnx(folder)
-        file = Artifact(path=path, format="onnx", precision="int8", info=tiny_graphs.info(), recipe=Recipe(model="tiny.pt"),
-                        model_hash="ab" * 32, seconds=1.0, size=path.stat().st_size)  # fmt: skip
+        file = Artifact(
+            path=path, format="onnx", precision="int8", info=tiny_graphs.info(), recipe=Recipe(model="tiny.pt"),
+            model_hash="ab" * 32, seconds=1.0, size=path.stat().st_size,
+        )  # fmt: skip
         files[precision] = {"onnx": file}
     before = (own / "tiny.onnx").read_bytes()
     rows = pl.DataFrame({"target": ["recall"], "name": [""], "threshold": [0.21], "differs": [True]})

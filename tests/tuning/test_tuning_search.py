@@ -23,7 +23,7 @@ from trtkit.tuning.corrections import choose_ranges, group_tensors_by_scale
 from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.measurement import ArithmeticCost, EngineCost
 from trtkit.tuning.search import Search
-from trtkit.tuning.search_loop import search
+from trtkit.tuning.search_loop import _take_layers, search
 
 SIDE = 160
 SETTINGS = {
@@ -291,3 +291,12 @@ def test_classify_is_searched_by_top1() -> None:
     assert result.metric == "top1"
     assert result.best["loss"] <= 0.05 or not result.reached
     assert result.trials["int8_share"].max() > 0.5  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("share", "taken"),
+    [(0.0, ["big"]), (0.5, ["big"]), (0.89, ["big"]), (0.95, ["big", "small"]), (1.0, ["big", "small", "last"])],
+)
+def test_layers_up_to_a_share_of_the_arithmetic_and_one_at_least(share: float, taken: list[str]) -> None:
+    noise = SimpleNamespace(macs={"big": 90, "small": 5, "last": 5})
+    assert _take_layers(noise, ["big", "small", "last"], share) == taken  # type: ignore[arg-type]
