@@ -193,6 +193,21 @@ def test_no_line_of_a_table_ends_in_blanks(capsys, monkeypatch, terminal):
     assert lines == ["fact     value", "classes  person, bicycle, car", "task     detect", "batch"]
 
 
+def test_a_terminal_too_narrow_for_a_table_cuts_no_name(capsys, monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "40")):
+        monkeypatch.setenv(name, value)
+    heads = ("mAP50-95(B)", "pycocotools/AP", "p50 ms/image", "engine MB")
+    table = make_table("name", numbers=heads)
+    table.add_row("a/very/long/name/of/one.layer", *["0.7612"] * len(heads))
+    print_table(table)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert [line for line in lines if line != line.rstrip()] == []
+    shown = sorted("".join(lines).replace(" ", ""))
+    expected = "".join(("name", *heads, "a/very/long/name/of/one.layer", "0.7612" * len(heads)))
+    assert shown == sorted(expected.replace(" ", ""))
+
+
 def test_drawn_images_have_names_of_their_own():
     paths = [Path(name) for name in ("a.jpg", "a.png", "a.jpg.png", "b.bmp", "c/a.jpg")]
     names = _name_drawn_images(paths)

@@ -271,7 +271,10 @@ _OPEN_LINE = _OpenLine()
 
 
 class _EscapedTable(Table):
-    """A table whose cells hold no control characters."""
+    """A table whose cells hold no control characters, and are folded where a terminal is too narrow, not cut."""
+
+    def add_column(self, header: Any = "", **settings: Any) -> None:
+        super().add_column(header, **{"overflow": "fold", **settings})
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(escape_controls(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
@@ -284,7 +287,9 @@ def make_table(*words: str, numbers: tuple[str, ...] = ()) -> Table:
         *words: Headers of left-aligned columns.
         numbers: Headers of right-aligned columns, after them.
     """
-    table = _EscapedTable(*words, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = _EscapedTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in words:
+        table.add_column(name)
     for name in numbers:
         table.add_column(name, justify="right")
     return table
@@ -310,8 +315,8 @@ def _format_cell(value: Any) -> str:
     return str(len(value)) if isinstance(value, list) else str(value)
 
 
-# With the styles that end there.
-_TRAILING_BLANKS = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+# With the styles that begin and end there.
+_LINE_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)
 
 
 def print_table(table: Table) -> None:
@@ -325,4 +330,4 @@ def print_table(table: Table) -> None:
         console.width = console.measure(table).maximum
     with console.capture() as capture:
         console.print(table)
-    print(_TRAILING_BLANKS.sub(r"\1", capture.get()), end="")
+    print(_LINE_END.sub(lambda end: end[0].replace(" ", ""), capture.get()), end="")
