@@ -218,3 +218,13 @@ def test_command_of_a_recipe_with_several_images_is_read_back():
     assert (values.model, values.data, values.fraction) == ("m.pt", recipe.data, 0.5)
     assert recipe.to_dict()["data"] == ["a b.jpg", "c.jpg"]
     assert Recipe(model="m.pt", data=["one.jpg"]).data == "one.jpg"
+
+
+def test_pairs_are_collected_and_no_name_is_given_twice(capsys):
+    words = ["compare", "m.pt", "d.yaml", "--candidate=a=x.onnx"]
+    _, arguments = parse_command([*words, "--candidate", "b=y=z.onnx"])
+    assert arguments.candidates == {"a": "x.onnx", "b": "y=z.onnx"}
+    for pair, message in (("a=other.onnx", "'a' is given twice"), ("a=", "'a=' is not NAME=PATH")):
+        with pytest.raises(SystemExit):
+            parse_command([*words, "--candidate", pair])
+        assert message in capsys.readouterr().err

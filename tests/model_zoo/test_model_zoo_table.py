@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import fake_zoo_child
+import polars as pl
 import pytest
 from test_model_zoo_workers import job
 
@@ -88,3 +89,11 @@ def test_saved_and_loaded(zoo, tmp_path):
 def test_the_figure_has_a_panel_per_gpu_over_latency(zoo):
     figure = zoo.plot()
     assert ["p50 latency, ms" in one.text for one in figure.layout.annotations] == [True, True]
+
+
+def test_a_panel_that_was_not_timed_throughout_is_over_file_size(zoo):
+    rows = zoo.rows.with_row_index("row").with_columns(p50_ms=pl.when(pl.col("row") > 0).then("p50_ms")).drop("row")
+    figure = dataclasses.replace(zoo, rows=rows).plot()
+    assert ["file size, MB" in one.text for one in figure.layout.annotations].count(True) == 1
+    shown = [value for trace in figure.data for value in trace.x]
+    assert None not in shown

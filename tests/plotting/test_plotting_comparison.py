@@ -83,6 +83,20 @@ def test_the_accuracy_has_its_interval_as_error_bars():
     assert high > 0.7612 + 0.0002
 
 
+def test_a_negligible_loss_looks_negligible():
+    """Whatever small changes there are, the axis of the accuracy is not only about them."""
+    comparison = example_comparison()
+    rows = comparison.rows.with_columns(pl.Series(ULTRALYTICS, [0.7612, 0.7611, 0.7610]))
+    metrics = comparison.about["metrics"][:1]
+    low, high = (
+        dataclasses.replace(comparison, rows=rows, about={**comparison.about, "metrics": metrics})
+        .plot()
+        .layout.xaxis.range
+    )
+    assert high - low >= 0.02 - 1e-9
+    assert (low + high) / 2 == pytest.approx(0.7611)
+
+
 def test_without_engines_there_is_no_empty_bar():
     assert "engine file" not in {trace.name for trace in example_comparison(built=False).plot().data}
 

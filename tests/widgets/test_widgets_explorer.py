@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def test_layers_are_ordered(state: ExplorerState) -> None:
         "copy",
         "q",
     ]
+    # A layer that was not timed is the last, not the slowest.
+    frame = low.table.frame
+    partly = dataclasses.replace(low.table, frame=frame.with_columns(ms=pl.when(pl.col("name") != "conv1").then("ms")))
+    ordered = dataclasses.replace(low, tables=(partly,), engine=0).with_choices(order="time").layer_frame()
+    assert ordered["layer"].to_list() == ["conv0", "mul", "out", "copy", "q", "conv1"]
     assert low.with_choices(order="precision").layer_frame()["precision"].to_list()[0] == "fp16"
     with pytest.raises(RecipeError) as error:
         low.with_choices(order="luck")

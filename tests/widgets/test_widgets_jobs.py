@@ -80,6 +80,19 @@ def test_cancel_is_reported_at_once_and_stops_at_the_next_step() -> None:
     assert states == [("running", False), ("running", True), ("cancelled", False)]
 
 
+def test_cancelling_what_has_ended_changes_nothing() -> None:
+    states: list[str] = []
+    job: Job[object] = Job(on_state=lambda job: states.append(job.state))
+    job.cancel()
+    call = Steps()
+    call.finish()
+    job.start(call)
+    job.wait()
+    job.cancel()
+    assert (job.state, job.result, job.cancelling) == ("done", "answer", False)
+    assert states == ["running", "done"]
+
+
 @pytest.mark.parametrize("error", [ValueError("wrong"), TrtkitError("a", "b", "c"), SystemExit(3), MemoryError()])
 def test_any_error_is_kept(error: BaseException) -> None:
     call = Steps()

@@ -271,17 +271,14 @@ _OPEN_LINE = _OpenLine()
 
 
 class _EscapedTable(Table):
-    """A table whose cells hold no control characters, and are folded where a terminal is too narrow, not cut."""
-
-    def add_column(self, header: Any = "", **settings: Any) -> None:
-        super().add_column(header, **{"overflow": "fold", **settings})
+    """A table whose cells hold no control characters."""
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(escape_controls(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
 
 
 def make_table(*words: str, numbers: tuple[str, ...] = ()) -> Table:
-    """A table without lines.
+    """A table without lines, whose cells are folded where a terminal is too narrow, not cut.
 
     Args:
         *words: Headers of left-aligned columns.
@@ -289,9 +286,9 @@ def make_table(*words: str, numbers: tuple[str, ...] = ()) -> Table:
     """
     table = _EscapedTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in words:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in numbers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
@@ -299,7 +296,7 @@ def make_frame_table(frame: pl.DataFrame) -> Table:
     """A frame as a table with all rows and columns, numbers with four digits and lists as their length."""
     table = make_table()
     for name, kind in frame.schema.items():
-        table.add_column(name, justify="right" if kind.is_numeric() else "left")
+        table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")
     for row in frame.iter_rows():
         table.add_row(*map(_format_cell, row))
     return table
