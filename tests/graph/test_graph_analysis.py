@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs, remove_unused_constants, sort_nodes
+from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs
+from trtkit.graph.editing import remove_unused_constants, sort_nodes
 
 
 def test_layers_excluded_by_default_follow_from_structure(proto: onnx.ModelProto) -> None:

@@ -17,7 +17,7 @@ from trtkit.calibration.calibrator import find_fp16_overflows
 from trtkit.calibration.collector import MinMaxCollector
 from trtkit.errors import OnnxError, OutputExistsError
 from trtkit.graph import onnx_file
-from trtkit.graph.analysis import get_opset
+from trtkit.graph.editing import get_opset
 from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16
 from trtkit.graph.nms import add_nms
 from trtkit.graph.onnx_file import check_onnx, write_onnx

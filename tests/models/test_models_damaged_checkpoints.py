@@ -18,7 +18,7 @@ from fake_checkpoints import TINY, fake_class, fake_modules, read_members, rewri
 
 from trtkit.errors import CheckpointError, ModelError, UnknownLayerError, UnsafeCheckpointError
 from trtkit.models import load, unpickler
-from trtkit.models.unpickler import read_legacy
+from trtkit.models.torch_file import read_legacy
 from trtkit.models.yolo import build_model
 
 # Saving classes made in a test, torch can't keep their source code beside them.

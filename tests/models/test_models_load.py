@@ -17,16 +17,8 @@ from torch import nn
 
 from trtkit.errors import CheckpointError, ModelError
 from trtkit.models import TASKS, ModelInfo, OutputFormat, Preprocess, load
-from trtkit.models.model import (
-    CLASS_SCORES,
-    DENSE,
-    DETR_QUERIES,
-    DETR_ROWS,
-    END2END_ROWS,
-    NMS_ROWS,
-    parse_imgsz,
-    register_task_name,
-)
+from trtkit.models.model import CLASS_SCORES, DENSE, DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS
+from trtkit.models.model_arguments import parse_imgsz, register_task_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -283,7 +275,7 @@ def test_preprocess_rejects_impossible_values(values: dict[str, Any]) -> None:
 
 
 def test_a_registered_task_loads_with_names(image: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtkit.models.model._REGISTERED_TASKS", [])
+    monkeypatch.setattr("trtkit.models.model_arguments._REGISTERED_TASKS", [])
     register_task_name("count")
     register_task_name("count")
     model = load(Boxes(), task="count", names=["a", "b"], example=image)

@@ -13,7 +13,7 @@ from deterministic_weights import deterministic_weights
 from families import SMALL
 
 import trtkit as tk
-from trtkit.graph.analysis import get_opset
+from trtkit.graph.editing import get_opset
 from trtkit.graph.fp16 import has_fp16
 from trtkit.models.model import DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS
 

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit.calibration.algorithms import TensorStats
 from trtkit.calibration.histogram import CountingBuffer, Histogram
 from trtkit.errors import CalibrationError, CapabilityError
-from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import get_opset, make_reduction
 from trtkit.graph.qdq import passes_int8, quantizable_tensors
 from trtkit.progress import available_cores
 

@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import GraphIndex, get_opset
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import get_opset
 from trtkit.graph.onnx_file import read_trtkit_metadata, update_metadata
 
 __all__ = [

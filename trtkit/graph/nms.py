@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import GraphBuilder
+from trtkit.graph.editing import GraphBuilder
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, NMS_ROWS, ModelInfo
 from trtkit.models.output_shapes import find_main_output

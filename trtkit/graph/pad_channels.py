@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trtkit.graph.analysis import GraphIndex, remove_unused_constants
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import remove_unused_constants
 
 __all__ = ["CHANNEL_BLOCK", "pad_channels"]
 

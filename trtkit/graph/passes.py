@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import GraphIndex, remove_unused_constants
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import remove_unused_constants
 
 __all__ = ["fuse_box_decoding", "remove_copies"]
 

@@ -17,7 +17,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from trtkit.errors import BuildError, warn
-from trtkit.graph.analysis import LAYOUT_OPS, WEIGHTED_OPS, GraphIndex, remove_unused_constants
+from trtkit.graph.analysis import LAYOUT_OPS, WEIGHTED_OPS, GraphIndex
+from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.qdq import INT8_MAX, passes_int8
 

@@ -21,7 +21,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtkit.errors import CalibrationError
-from trtkit.graph.analysis import WEIGHTED_OPS, DisjointSets, GraphIndex, remove_unused_constants
+from trtkit.graph.analysis import WEIGHTED_OPS, DisjointSets, GraphIndex
+from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.fp16 import match_node_names
 from trtkit.graph.onnx_file import update_metadata
 

@@ -12,7 +12,7 @@ import onnx
 
 from trtkit.errors import ModelError, OnnxError
 from trtkit.files import hash_parts
-from trtkit.graph.analysis import get_opset, sort_nodes
+from trtkit.graph.editing import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32, match_node_names
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.passes import fuse_box_decoding, remove_copies

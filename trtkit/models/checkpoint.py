@@ -13,7 +13,8 @@ import torch
 from trtkit.downloads import describe_download
 from trtkit.errors import CheckpointError
 from trtkit.models.layers import describe_activation
-from trtkit.models.unpickler import Record, SafeOrderedDict, TensorReader, TensorRecord, read_legacy, read_zip
+from trtkit.models.torch_file import TensorReader, read_legacy, read_zip
+from trtkit.models.unpickler import Record, SafeOrderedDict, TensorRecord
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 

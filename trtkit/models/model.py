@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,7 @@ __all__ = [
     "Preprocess",
     "default_output_format",
     "default_preprocess",
-    "names_mismatch",
-    "parse_imgsz",
     "parse_trtkit_entry",
-    "register_task_name",
-    "resolve_class_names",
-    "resolve_task",
-    "with_channels",
 ]
 
 TASKS = ("detect", "segment", "classify", "pose", "obb")
@@ -54,8 +48,6 @@ MAX_STRIDE, MAX_SIDE, MAX_CHANNELS = 1024, 65_535, 1024
 
 MAX_ENTRY = 4 << 20
 """Most characters of an entry of metadata: 20,000 class names have 0.5 million; parsing takes 100 bytes for each."""
-
-_REGISTERED_TASKS: list[str] = []
 
 DESCRIPTION_KEYS = frozenset({"format_version", "preprocess", "output_format"})
 """Keys of `ModelInfo.to_metadata()["trtkit"]`."""
@@ -497,148 +489,3 @@ class Model(ModelInfo):
             f"Model({self.stem}: {self.task}, {len(self.names)} classes, imgsz {self.imgsz[0]}x{self.imgsz[1]}, "
             f"{self.parameters:,} parameters, {kind}, {self.hash[:12]})"
         )
-
-
-# Task, names and sizes of models that do not describe themselves, from arguments.
-
-
-ErrorType = type[ModelError]
-
-
-def register_task_name(name: str) -> None:
-    """Let models of another task than `TASKS` load; `trtkit.tasks.base.register_task` calls this.
-
-    Args:
-        name: The task's name.
-    """
-    if name not in (*TASKS, *_REGISTERED_TASKS):
-        _REGISTERED_TASKS.append(name)
-
-
-def resolve_task(task: str | None, known: str | None, asked: str, error_type: ErrorType) -> str:
-    """The task of a model, from the caller's argument and the source's metadata.
-
-    Args:
-        task: The caller's argument, or None.
-        known: The task in the source's metadata, or None.
-        asked: What was asked for, for errors.
-        error_type: The error to raise.
-
-    Raises:
-        ModelError: Both are None, the task is unknown, or they differ.
-    """
-    task = task or known
-    names = (*TASKS, *_REGISTERED_TASKS)
-    tasks = ", ".join(names)
-    if task is None:
-        raise error_type(asked, "its task is unknown", f"pass task= one of {tasks}", code="model-task-missing")
-    if task not in names:
-        raise error_type(
-            asked,
-            f"there is no task {task[:40]!r}",
-            f"pass task= one of {tasks}",
-            code="model-task-unknown",
-            value=task,
-            names=names,
-        )
-    if known is not None and known != task:
-        raise error_type(
-            asked,
-            f"task={task!r} was passed, but the model's task is {known}",
-            "leave task= out",
-            code="model-task-mismatch",
-            value=task,
-            expected=known,
-        )
-    return task
-
-
-def with_channels(preprocess: Preprocess, channels: int | None, asked: str, error_type: ErrorType) -> Preprocess:
-    """The preprocessing with the model's number of channels.
-
-    Args:
-        preprocess: The preprocessing.
-        channels: Channels of the model's input, None if dynamic.
-        asked: What was asked for, for errors.
-        error_type: The error to raise.
-
-    Raises:
-        ModelError: Its mean or standard deviation has values for another number of channels.
-    """
-    try:
-        return dataclasses.replace(preprocess, channels=channels or preprocess.channels)
-    except ValueError as error:
-        raise error_type(
-            asked,
-            f"its preprocessing does not fit its input ({error})",
-            "pass preprocess= with values for each channel",
-            code="model-preprocess-mismatch",
-            channels=channels,
-        ) from error
-
-
-def resolve_class_names(
-    names: Mapping[int, str] | Sequence[str] | None, classes: int, asked: str, error_type: ErrorType
-) -> dict[int, str]:
-    """Class names by class index; the indices as text if there are no names.
-
-    Args:
-        names: The caller's argument, or None.
-        classes: Number of classes.
-        asked: What was asked for, for errors.
-        error_type: The error to raise.
-
-    Raises:
-        ModelError: The names do not fit the number of classes.
-    """
-    if names is None:
-        return {index: str(index) for index in range(classes)}
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    by_index = {int(index): str(name) for index, name in pairs}
-    if sorted(by_index) != list(range(classes)):
-        raise names_mismatch(len(by_index), classes, asked, error_type)
-    return dict(sorted(by_index.items()))
-
-
-def names_mismatch(names: int | None, classes: int | None, asked: str, error_type: ErrorType) -> ModelError:
-    """The error for names that do not fit the number of classes.
-
-    Args:
-        names: Number of names.
-        classes: Number of classes.
-        asked: What was asked for.
-        error_type: The error's type.
-    """
-    return error_type(
-        asked,
-        f"{names} names do not fit {classes} classes",
-        "pass names= with one name for each class, by index from 0",
-        code="model-names-mismatch",
-        names=names,
-        classes=classes,
-    )
-
-
-def parse_imgsz(imgsz: Any, asked: str, error_type: ErrorType) -> tuple[int, int]:
-    """Height and width in pixels from one number or two.
-
-    Args:
-        imgsz: The caller's argument.
-        asked: What was asked for, for errors.
-        error_type: The error to raise.
-
-    Raises:
-        ModelError: They are not positive integers.
-    """
-    pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
-    if len(pair) == 1:
-        pair *= 2
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        raise error_type(
-            asked,
-            f"imgsz is {imgsz!r}",
-            "pass a positive number of pixels, or (height, width)",
-            code="model-imgsz-invalid",
-            value=imgsz,
-        )
-    return pair[0], pair[1]

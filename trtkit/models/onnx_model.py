@@ -15,18 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 
 from trtkit.errors import OnnxError, TrtkitError
 from trtkit.files import hash_parts
-from trtkit.models.model import (
-    Model,
-    ModelInfo,
-    OutputFormat,
-    Preprocess,
-    names_mismatch,
-    parse_imgsz,
-    parse_trtkit_entry,
-    resolve_class_names,
-    resolve_task,
-    with_channels,
-)
+from trtkit.models.model import Model, ModelInfo, OutputFormat, Preprocess, parse_trtkit_entry
+from trtkit.models.model_arguments import names_mismatch, parse_imgsz, resolve_class_names, resolve_task, with_channels
 from trtkit.models.output_shapes import (
     ROW_FORMATS,
     OutputShape,

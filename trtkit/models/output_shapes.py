@@ -19,13 +19,12 @@ from trtkit.models.model import (
     NMS_ROWS,
     RAW_MAPS,
     TASKS,
-    ErrorType,
     ModelInfo,
     OutputFormat,
     default_preprocess,
-    names_mismatch,
     parse_trtkit_entry,
 )
+from trtkit.models.model_arguments import ErrorType, names_mismatch
 
 __all__ = [
     "RAW_EXTRA",

@@ -16,18 +16,8 @@ from trtkit.files import hash_parts
 from trtkit.models import heads
 from trtkit.models.checkpoint import Checkpoint
 from trtkit.models.layers import describe_activation
-from trtkit.models.model import (
-    DETR_ROWS,
-    Model,
-    OutputFormat,
-    Preprocess,
-    default_output_format,
-    default_preprocess,
-    parse_imgsz,
-    resolve_class_names,
-    resolve_task,
-    with_channels,
-)
+from trtkit.models.model import DETR_ROWS, Model, OutputFormat, Preprocess, default_output_format, default_preprocess
+from trtkit.models.model_arguments import parse_imgsz, resolve_class_names, resolve_task, with_channels
 from trtkit.models.output_shapes import check_outputs, infer_classes, infer_output_format
 from trtkit.models.rtdetr import RTDETRDecoder
 from trtkit.models.yolo import Yolo, build_model, has_depthwise_scores, load_weights

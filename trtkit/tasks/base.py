@@ -15,7 +15,7 @@ from trtkit.data.labels import register_label_format
 from trtkit.errors import ModelError
 from trtkit.files import escape_surrogates
 from trtkit.html import render
-from trtkit.models.model import register_task_name
+from trtkit.models.model_arguments import register_task_name
 
 if TYPE_CHECKING:
     import polars as pl

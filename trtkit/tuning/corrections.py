@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit.calibration.calibration import Calibration
 from trtkit.calibration.sampling import ImageInputs, InputSource
 from trtkit.executor import StopToken, Workers
-from trtkit.graph.analysis import GraphIndex, get_opset, make_reduction
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import get_opset, make_reduction
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8
 from trtkit.progress import Reporter, parallel_map
 from trtkit.tuning.layers import LayerNoise
