@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,7 @@ from raising import raises
 import trtkit as tk
 from trtkit.data.images import resize_to_input
 from trtkit.deployment.bundle import FILES, Bundle, TensorSpec
-from trtkit.deployment.deepstream import render_config, to_nvinfer
+from trtkit.deployment.deepstream import find_mask_tolerance, render_config, to_nvinfer
 from trtkit.errors import RecipeError
 from trtkit.models.model import CLASS_SCORES, Preprocess
 from trtkit.tasks import PostprocessSettings, get_task
@@ -287,3 +288,31 @@ def test_a_folder_of_an_engine_holds_the_bare_plan(tmp_path, infer):
     (folder / "model.plan").write_bytes(plan + b"x")
     with pytest.raises(SystemExit, match="not the plan"):
         infer.check_plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("side", "shape", "expected"),
+    [
+        (160, (320, 320), 0.05),
+        # Its cells are 2 pixels of the image, and its edge of 1 pixel is 76 of 400.
+        (20, (640, 640), (1 - 18**2 / 20**2) / 2),
+        # At most 80 cells for 400 pixels: 5 pixels each, an edge of 2.
+        (400, (320, 320), 0.05),
+        (2, (640, 640), 0.3),
+        (0, (320, 320), 0.05),
+    ],
+)
+def test_a_mask_may_differ_by_half_a_cell_at_its_edge(side, shape, expected):
+    mask = np.zeros((640, 640), bool)
+    mask[50 : 50 + side, 50 : 50 + side] = True
+    masks = types.SimpleNamespace(full_resolution=lambda index: mask)
+    boxes = np.array([[50, 50, 50 + side, 50 + side]], np.float32)
+    bundle = types.SimpleNamespace(
+        imgsz=(320, 320),
+        images=[np.zeros((*shape, 3), np.uint8)],
+        expected=[types.SimpleNamespace(boxes=boxes[: bool(side)], masks=masks)],
+        sample_outputs={"output0": np.zeros((1, 8, 10)), "output1": np.zeros((1, 32, 80, 80))},
+    )
+    assert find_mask_tolerance(bundle) == pytest.approx(expected)
+    bundle.expected = [types.SimpleNamespace(boxes=boxes)]
+    assert find_mask_tolerance(bundle) == 0.05

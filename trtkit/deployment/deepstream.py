@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from trtkit.deployment.bundle import FILES, Bundle, Source, write_json
 from trtkit.deployment.target import Target, register_target
 from trtkit.errors import RecipeError
@@ -16,8 +19,8 @@ __all__ = ["write_deepstream"]
 
 NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 
-MASK_TOLERANCE = 0.05
-"""How far the IoU of a mask may lie below 1: the cells of DeepStream's masks divide the box, not the image."""
+MASK_TOLERANCE, MAX_MASK_TOLERANCE = 0.05, 0.3
+"""How far the IoU of a mask may lie below 1, at least and at most: see `find_mask_tolerance`."""
 
 SHOWS = {
     "detect": "DeepStream draws the boxes and hands them to trackers and messages.",
@@ -66,9 +69,35 @@ def write_deepstream(bundle: Bundle, folder: Path) -> Sequence[str]:
 
         strip_engine(bundle.path, folder / "model.plan")
     expected = json.loads((folder / "samples" / "expected.json").read_text(encoding="utf-8"))
-    expected["tolerance"]["mask"] = MASK_TOLERANCE
+    expected["tolerance"]["mask"] = find_mask_tolerance(bundle)
     write_json(folder / "samples" / "expected.json", expected)
     return _render_notes(bundle)
+
+
+def find_mask_tolerance(bundle: Bundle) -> float:
+    """How far the IoU of the samples' masks may lie below 1: by half a cell at their edges.
+
+    The cells of DeepStream's masks divide the box, not the image, and are larger than pixels of an image that was made
+    smaller: of a small object's mask the edge is a large part.
+
+    Args:
+        bundle: The model file and what is known of it.
+    """
+    height, width = bundle.imgsz
+    rows, columns = next((array.shape[2:] for array in bundle.sample_outputs.values() if array.ndim == 4), bundle.imgsz)
+    tolerance = MASK_TOLERANCE
+    for image, prediction in zip(bundle.images, bundle.expected, strict=True):
+        if not hasattr(prediction, "masks"):
+            continue
+        pixel = max(image.shape[0] / height, image.shape[1] / width)
+        for index, box in enumerate(prediction.boxes):  # type: ignore[union-attr]
+            mask = prediction.masks.full_resolution(index).astype(np.uint8)
+            cell = max(pixel, (box[3] - box[1]) / rows, (box[2] - box[0]) / columns)
+            side = 2 * max(1, round(cell / 2)) + 1
+            inner = cv2.erode(mask, np.ones((side, side), np.uint8)).sum() / max(1, mask.sum())
+            # Cells stand over the edge outside as often as inside.
+            tolerance = max(tolerance, (1 - float(inner)) / 2)
+    return min(tolerance, MAX_MASK_TOLERANCE)
 
 
 def render_config(bundle: Bundle) -> str:
