@@ -13,7 +13,7 @@ from raising import raises
 
 from trtkit.backends import devices
 from trtkit.backends.devices import Device, find_gpus, parse_device
-from trtkit.backends.gpu_state import GpuState, watch_gpu
+from trtkit.backends.gpu_state import THROTTLING, GpuState, watch_gpu
 from trtkit.errors import RecipeError
 
 H100 = {
@@ -126,6 +126,15 @@ def test_the_state_of_a_gpu(nvml: Any) -> None:
     with watch_gpu(dataclasses.replace(find_gpus()[0], uuid="GPU-of-elsewhere")) as read:
         assert read() == GpuState()
     assert module.open == 0
+
+
+def test_reasons_of_throttling_are_those_of_nvml() -> None:
+    real = pytest.importorskip("pynvml")
+    names = {
+        "SwPowerCap": "power cap", "HwSlowdown": "hardware slowdown", "SwThermalSlowdown": "temperature (software)",
+        "HwThermalSlowdown": "temperature (hardware)", "HwPowerBrakeSlowdown": "power brake",
+    }  # fmt: skip
+    assert {getattr(real, f"nvmlClocksThrottleReason{name}"): text for name, text in names.items()} == THROTTLING
 
 
 def test_a_gpu_that_is_lost_does_not_hide_the_state_of_others(nvml: Any) -> None:

@@ -110,6 +110,23 @@ def test_each_thread_has_a_connection_of_its_own(server: fake_triton.Server, fil
         np.testing.assert_allclose(one, expected[index % 6], atol=1e-6)
 
 
+def test_memory_that_the_server_refuses_is_removed(
+    server: fake_triton.Server, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server on another machine finds no region of that name."""
+    client = sys.modules["tritonclient.http"].InferenceServerClient
+
+    def refuse(self: Any, name: str, key: str, byte_size: int) -> None:
+        raise fake_triton.InferenceServerException(f"Unable to open shared memory region: '{key}'", "400")
+
+    with tk.open(ADDRESSES["shm"] + "dynamic") as runner:
+        monkeypatch.setattr(client, "register_system_shared_memory", refuse)
+        for _ in range(2):
+            with raises(EngineError, "triton-run-failed"):
+                runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+            assert client.memory == {}
+
+
 UNAVAILABLE = fake_triton.InferenceServerException("Socket closed", "StatusCode.UNAVAILABLE")
 
 
@@ -123,6 +140,7 @@ UNAVAILABLE = fake_triton.InferenceServerException("Socket closed", "StatusCode.
         (ConnectionResetError(104, "Connection reset by peer"), "triton-unreachable"),
         (UNAVAILABLE, "triton-unreachable"),
         (ValueError("Expected HTTP/"), "triton-not-a-server"),
+        (ValueError("\n"), "triton-not-a-server"),
         (
             fake_triton.InferenceServerException(
                 "an exception occurred in the client while decoding the response: x", "404"

@@ -73,6 +73,7 @@ def encode(image: np.ndarray, suffix: str) -> bytes:
         (SPLITS + 'names: ["\\ud800"]', "data-yaml-invalid"),
         (SPLITS + "names: {0.5: a}", "data-names-not-numbered"),
         (SPLITS + "names: {true: a, 0: b}", "data-names-not-numbered"),
+        (SPLITS + "names: {0: a, '0': b, 1: c}", "data-names-not-numbered"),
         *((SPLITS + f"nc: 1\nkpt_shape: [2, 3]\nflip_idx: {value}", "data-flip-idx-invalid")
           for value in ("3", "[0]", "[0, 2]", "[0, -1]", "[0, 0.5]", "a")),
         *((SPLITS + f"nc: 1\nkpt_oks_sigmas: {value}", "data-sigmas-invalid")

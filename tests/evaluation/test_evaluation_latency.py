@@ -305,6 +305,25 @@ def test_few_rounds_have_the_interval_of_single_runs():
     assert np.isnan(compare_latencies(samples, "b", "c", 1).ratio)
 
 
+@pytest.mark.parametrize(("rounds", "is_paired"), [(4, False), (5, True)])
+def test_from_five_rounds_on_what_slows_both_leaves_the_ratio(rounds, is_paired):
+    slower = np.repeat(np.linspace(1, 3, rounds), BLOCK_RUNS)
+    samples = pl.DataFrame(
+        {"label": ["a"] * len(slower) + ["b"] * len(slower), "batch": 1, "ms": [*slower, *(slower / 2)]}
+    )
+    found = compare_latencies(samples, "b", "a", 1)
+    assert (found.ratio, found.rounds) == (0.5, rounds)
+    assert (found.low == found.high == 0.5) is is_paired
+
+
+def test_a_disturbed_round_leaves_the_ratio():
+    times = np.ones(9 * BLOCK_RUNS)
+    disturbed = times / 2
+    disturbed[:BLOCK_RUNS] *= 10
+    samples = pl.DataFrame({"label": ["a"] * 45 + ["b"] * 45, "batch": 1, "ms": [*times, *disturbed]})
+    assert compare_latencies(samples, "b", "a", 1).ratio == 0.5
+
+
 def test_it_stops_once_the_noise_is_small():
     steady, noisy = Paced(lambda run: 1.0), Paced(lambda run: 1.0 + 0.5 * (run // 5 % 2))
     assert benchmark({"a": steady}, runs=500, warmup=0).frame()["runs"].to_list() == [50]

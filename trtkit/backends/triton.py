@@ -304,11 +304,16 @@ class _Regions:
         self.types = {output.name: _to_numpy(output.datatype) for output in outputs}
         self.shapes = {name: array.shape for name, array in results.items()}
         self.handles: dict[str, tuple[str, Any, int]] = {}
-        for name, size in (("", values.nbytes), *((name, array.nbytes) for name, array in results.items())):
-            key = f"trtkit-{uuid.uuid4().hex[:16]}"
-            handle = self.memory.create_shared_memory_region(key, f"/{key}", size)
-            self.handles[name] = (key, handle, size)
-            client.register_system_shared_memory(key, f"/{key}", size)
+        try:
+            for name, size in (("", values.nbytes), *((name, array.nbytes) for name, array in results.items())):
+                key = f"trtkit-{uuid.uuid4().hex[:16]}"
+                handle = self.memory.create_shared_memory_region(key, f"/{key}", size)
+                self.handles[name] = (key, handle, size)
+                client.register_system_shared_memory(key, f"/{key}", size)
+        except BaseException:
+            # The server may be on another machine; memory that is not removed stays until the machine restarts.
+            self.close()
+            raise
 
     def share(self, values: np.ndarray, source: Any, wanted: list[Any]) -> None:
         """Write the input into its region, and let the outputs go into theirs."""
@@ -414,8 +419,8 @@ def _translate_error(asked: str, address: Address, error: Exception) -> EngineEr
     """An error of the client library as one sentence."""
     is_answer = type(error).__name__ == "InferenceServerException"
     status = str(error.status() or "") if is_answer else ""  # type: ignore[attr-defined]
-    text = (str(error.message() or "") if is_answer else str(error)) or type(error).__name__  # type: ignore[attr-defined]
-    line = text.strip().splitlines()[0]
+    text = str(error.message() or "") if is_answer else str(error)  # type: ignore[attr-defined]
+    line = (text.strip() or type(error).__name__).splitlines()[0]
     lower = text.lower()
     if "queue size" in lower or status == "503":
         code, found = "triton-overloaded", f"the server is overloaded ({line})"

@@ -200,7 +200,8 @@ def parse_names(description: Mapping[str, Any], asked: str) -> dict[int, str]:
             raise DataError(
                 asked, "a key of names is not a number", "number the classes from 0", code="data-names-not-numbered"
             ) from None
-    if sorted(parsed) != list(range(len(parsed))) or not parsed:
+    # Two keys may be the same number, as 0 and "0".
+    if sorted(parsed) != list(range(len(names))) or not parsed:
         raise DataError(
             asked,
             f"names are numbered {_show(sorted(parsed))}",
