@@ -12,7 +12,7 @@ from trtkit.backends.runner import Runner
 from trtkit.errors import CancelledError, EngineError, RecipeError
 from trtkit.evaluation import latency
 from trtkit.evaluation.latency import Timing, benchmark, summarize_runs
-from trtkit.evaluation.rounds import BLOCK_RUNS, compare_latencies
+from trtkit.evaluation.rounds import BLOCK_RUNS, compare_latencies, measure_noise
 from trtkit.models.model import ModelInfo
 
 
@@ -322,6 +322,13 @@ def test_a_disturbed_round_leaves_the_ratio():
     disturbed[:BLOCK_RUNS] *= 10
     samples = pl.DataFrame({"label": ["a"] * 45 + ["b"] * 45, "batch": 1, "ms": [*times, *disturbed]})
     assert compare_latencies(samples, "b", "a", 1).ratio == 0.5
+
+
+def test_noise_is_half_the_interval_of_the_mean_round():
+    medians = [1.0, 1.2] * 5
+    # 1.96 x 0.1054 / sqrt(10) of 1.1
+    assert measure_noise(np.repeat(medians, BLOCK_RUNS)) == pytest.approx(0.0594, abs=1e-4)
+    assert measure_noise(np.repeat(medians[:9], BLOCK_RUNS)) == np.inf
 
 
 def test_it_stops_once_the_noise_is_small():
