@@ -230,6 +230,7 @@ def tiny(tmp_path, annotation=None, *, task="segment", **others):
         ("detect", {"bbox": [1, 2, 3, float("nan")]}, "data-label-columns"),
         ("detect", {"bbox": "1 2 3 4"}, "data-label-columns"),
         ("detect", {"area": "big"}, "data-label-not-finite"),
+        ("detect", {"bbox": [1, 1, 0, 4]}, None),
         ("segment", {"segmentation": [[1, 1, 5, 1]]}, "data-label-mask"),
         ("segment", {"segmentation": "polygon"}, "data-label-mask"),
         ("segment", {"segmentation": {"size": [10, 20], "counts": [100]}}, "data-label-mask"),

@@ -13,7 +13,7 @@ from two_heads import EXTRA, HEADS, YOLOV10, make_model, yolo26
 import trtkit as tk
 from trtkit.backends.ort import OrtRunner
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import sort_nodes
+from trtkit.graph.editing import sort_nodes
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.raw_maps import check_raw_maps_apply, convert_outputs_to_fp16, cut_before_decoding, find_raw_maps
 from trtkit.graph.torch_export import trace

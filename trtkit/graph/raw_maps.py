@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import GraphIndex, remove_unused_constants
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, END2END_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, ModelInfo, OutputFormat
 from trtkit.models.output_shapes import RAW_EXTRA, find_main_output
