@@ -29,7 +29,10 @@ def test_the_last_lines_of_a_child_and_its_exit_are_returned(child: str, tmp_pat
 
 def test_a_child_that_ctrl_c_ended_first_is_a_cancelled_job(child: str, tmp_path: Path) -> None:
     """A terminal sends SIGINT to both, and the parent asks its cancellation token when the child is gone."""
-    (tmp_path / "do.py").write_text("import os, signal\nprint('begun')\nos.kill(os.getpid(), signal.SIGINT)")
+    # A shell's jobs in the background ignore SIGINT, and so do their children.
+    (tmp_path / "do.py").write_text(
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nos.kill(os.getpid(), signal.SIGINT)"
+    )
     cancel = threading.Event()
     assert run_child(child, tmp_path, "build", Reporter(None, cancel))[0] != 0
     cancel.set()

@@ -96,8 +96,13 @@ def test_an_interruption_ends_all_rows(tmp_path, monkeypatch):
 
     monkeypatch.setattr(workers, "_run_in_child", run_in_child)
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        run([job("slow.pt"), job("b.pt"), job("c.pt")], tmp_path, SLOTS[:1])
+    # A shell's jobs in the background ignore it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run([job("slow.pt"), job("b.pt"), job("c.pt")], tmp_path, SLOTS[:1])
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert started == ["slow.pt"]
     assert threading.active_count() == before
 
