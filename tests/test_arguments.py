@@ -62,6 +62,7 @@ WRONG: dict[str, list[Any]] = {
     "seconds": [0, -1, math.inf, math.nan, "5", True],
     "workspace": [0, -1, math.inf, "4", True],
     **{key: ["", "turing", 86, True] for key in ("compatibility", "weights")},
+    "builds": [0, -1, 2.5, "3", True, None, 101],
     "opt_level": [-1, 6, 2.5, "3", True],
     "resamples": [0, 1, 2.5, "500", True],
     **{key: [-1, 1.5, "0", True, None] for key in ("seed", "warmup", "worst")},

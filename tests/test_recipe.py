@@ -58,6 +58,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
     implicit = int8 and format_ == "engine" and draw(st.booleans())
     nms = draw(st.booleans())
+    weights = draw(st.sampled_from([None, *WEIGHTS])) if format_ == "engine" else None
     data = draw(st.none() | text)
     calibration = draw(st.none() | text) if not implicit and not (int8 and data is not None) else None
     return Recipe(
@@ -84,8 +85,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         device=draw(devices),
         keep=() if implicit else tuple(draw(st.lists(text, max_size=3))),
         compatibility=draw(st.sampled_from([None, *COMPATIBILITIES])) if format_ == "engine" else None,
-        weights=draw(st.sampled_from([None, *WEIGHTS])) if format_ == "engine" else None,
+        weights=weights,
         opt_level=draw(st.none() | st.integers(0, 5)),
+        builds=draw(st.integers(1, 3)) if format_ == "engine" and weights != "stripped" else 1,
         isolate=draw(st.booleans()),
         output=draw(st.none() | text),
         overwrite=draw(st.booleans()),

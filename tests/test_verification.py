@@ -16,11 +16,11 @@ import pytest
 import tiny_graphs
 from planted_faults import FAULTS, STRONG_FAULTS, add_rounding
 from raising import raises
+from replaced_builder import replace_builder
 
 import trtkit as tk
 from trtkit import backends, demo
 from trtkit.backends.ort import OrtRunner
-from trtkit.backends.registry import get_backend
 from trtkit.backends.runner import Runner
 from trtkit.cli import parse_command, system_commands
 from trtkit.data.labels import LABEL_FORMATS
@@ -372,40 +372,7 @@ def test_the_embedded_images_without_data(task):
 
 @pytest.fixture
 def builder(monkeypatch):
-    """A builder whose engines run in ONNX Runtime; a function planted in `builder.fault` changes what it builds."""
-    from types import SimpleNamespace
-
-    from trtkit.backends.build_settings import BuildResult
-
-    state = SimpleNamespace(fault=None, opened=[])
-    graphs = {}
-
-    def build(graph, settings, **_):
-        built = copy(graph)
-        if state.fault is not None:
-            state.fault(built)
-        plan = b"ftrt" + len(graphs).to_bytes(4, "little")
-        graphs[plan] = built
-        return BuildResult(plan=plan, seconds=0.0, facts={"tensorrt": "8.6.1", "sm": "sm90"})
-
-    def open_engine(source, *, task=None, device=None):
-        file = backends.read_engine(source)
-        state.opened.append(file.path)
-        runner = OrtRunner(graphs[file.plan])
-        runner.passport, runner.hash, runner.precision = (
-            file.passport,
-            file.passport.model_hash,
-            file.passport.precision,
-        )
-        runner.batch, runner.info = file.passport.batch, file.info()
-        return runner
-
-    fake = dataclasses.replace(backends.get_backend("tensorrt"), open=open_engine, build=build)
-    monkeypatch.setattr(backends, "get_backend", lambda name: fake if name == "tensorrt" else real(name))
-    real = get_backend
-    for name in ("require_build", "require_run"):
-        monkeypatch.setattr(backends, name, lambda *_, **__: SimpleNamespace(backend="tensorrt"))
-    return state
+    return replace_builder(monkeypatch)
 
 
 def export_tiny(folder, images, **settings):

@@ -47,6 +47,9 @@ MAX_SIDE = 16384
 MAX_BATCH = 4096
 """Largest batch: at 640 x 640 its input takes 20 GB."""
 
+MAX_BUILDS = 100
+"""Most builds of one engine: each takes from seconds to half an hour."""
+
 MAX_CLIENTS = 1024
 """Most clients of a load test: each is a thread."""
 
@@ -346,6 +349,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "algorithms": _several(_TEXT, example="('minmax', 'entropy')"),
     "backends": _several(_TEXT, example="('onnxruntime',)", unique=True),
     "batch": _BATCH,
+    "builds": _count(1, MAX_BUILDS, example=3),
     "compatibility": _choice(COMPATIBILITIES),
     "count": _COUNT,
     "cancel": Rule(convert=_to_token, expected="a token with is_set()", example="threading.Event()"),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import BuildError, RecipeError, warn
-from trtkit.files import hash_parts
 from trtkit.models.model import NMS_ROWS, ModelInfo
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    from trtkit.backends import ImplicitCalibration, Passport
+    from trtkit.backends import Passport
     from trtkit.calibration import Calibration
     from trtkit.data import DataSource
     from trtkit.models import Model
@@ -45,6 +43,7 @@ class Artifact:
         passport: What an engine was built with and for; None for ONNX.
         seconds: Wall time of the whole export, s.
         build_seconds: Wall time of the engine build alone, s; None for ONNX.
+        build_latencies: Of several builds, median latency of each at the largest batch, ms, in their order; else ().
         verification: The engine against ONNX Runtime; None where it was not compared.
         size: Bytes.
     """
@@ -59,6 +58,7 @@ class Artifact:
     passport: Passport | None = None
     seconds: float
     build_seconds: float | None = None
+    build_latencies: tuple[float, ...] = ()
     verification: Verification | None = None
     size: int
 
@@ -96,6 +96,7 @@ def export(
     compatibility: str | None = None,
     weights: str | None = None,
     opt_level: int | None = None,
+    builds: int = 1,
     verify: bool = True,
     isolate: bool = False,
     output: str | Path | None = None,
@@ -143,6 +144,8 @@ def export(
         weights: "refittable" (`backends.refit_engine` can replace them) or "stripped" (the file has none until it puts
             them in), where TensorRT has it; None for weights that stay as they are.
         opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
+        builds: Build an engine so many times, each without the timing cache, and keep the fastest that passes `verify`;
+            `Artifact.build_latencies` has the latency of all of them. The GPU must be in this machine.
         verify: Compare an engine with ONNX Runtime on images of `data`, or of the embedded set, before it is written
             (`trtkit.verify`). An engine for another machine, or of `implicit`, is not compared.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
@@ -217,6 +220,7 @@ def export_with_graph(
         resolve_calibration,
     )
     from trtkit.calibration.sampling import count_calibration_images
+    from trtkit.engine_builds import build_engines, time_builds, verify_engine
     from trtkit.graph.fp16 import match_node_names
     from trtkit.graph.prequantized import is_quantized
     from trtkit.graph.raw_maps import check_raw_maps_apply
@@ -237,6 +241,8 @@ def export_with_graph(
         backends.require_build(
             builder, device=recipe.device, compatibility=recipe.compatibility, weights=recipe.weights
         )
+        if recipe.builds > 1:
+            backends.require_run(builder, device=recipe.device)
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     if recipe.dynamic is None and loaded.proto is not None:
@@ -279,6 +285,7 @@ def export_with_graph(
                 "trace the graph and add NMS" if recipe.nms and not loaded.nms else "trace the graph",
                 *([f"convert to {recipe.precision}"] if recipe.precision != "fp32" and not quantized else []),
                 build_step,
+                *(["time the builds"] if recipe.builds > 1 else []),
                 *(["verify"] if builder is not None and verify else []),
             ),
             files=(path,),
@@ -307,6 +314,7 @@ def export_with_graph(
     if cuts_decoding(loaded, recipe):
         info = dataclasses.replace(info, output_format=check_raw_maps_apply(loaded), row_settings={})
     build_seconds, passport, verification = None, None, None
+    latencies: tuple[float, ...] = ()
     if builder is None:
         from trtkit.graph.onnx_file import write_onnx
 
@@ -315,19 +323,42 @@ def export_with_graph(
         implicit = (
             prepare_implicit_calibration(loaded, recipe, data, size, path.parent, builder) if recipe.implicit else None
         )
-        built, passport = _build_engine(graph, builder, loaded, recipe, resolved, size, reporter, implicit)
-        build_seconds = built.seconds
+        builds = build_engines(graph, builder, loaded, recipe, resolved, size, reporter, implicit)
         metadata = info.to_metadata(
             batch=recipe.batch, imgsz=size, dynamic=recipe.is_dynamic, half=recipe.half, int8=recipe.int8
         )
+        if recipe.builds > 1:
+            reporter.begin("time the builds")
+            builds = time_builds(builds, metadata, recipe, path.parent, reporter)
+            latencies = tuple(build.p50_ms for build in builds if build.p50_ms is not None)
+            builds.sort(key=lambda build: build.p50_ms or 0.0)
 
         def check(engine: Path) -> None:
             nonlocal verification
-            verification = _verify_engine(engine, graph, recipe, data, path, reporter)
+            verification = verify_engine(engine, graph, recipe, data, path, reporter)
 
-        backends.write_engine(
-            path, built.plan, metadata, passport, overwrite=recipe.overwrite, check=check if verify else None
-        )
+        if verify:
+            reporter.begin("verify")
+        differing: BuildError | None = None
+        for build in builds:
+            try:
+                backends.write_engine(
+                    path,
+                    build.result.plan,
+                    metadata,
+                    build.passport,
+                    overwrite=recipe.overwrite,
+                    check=check if verify else None,
+                )
+            except BuildError as error:
+                # The next fastest may be right.
+                differing = differing or error
+                continue
+            build_seconds, passport = build.result.seconds, build.passport
+            break
+        else:
+            assert differing is not None
+            raise differing
     reporter.finish(f"wrote {path}")
     artifact = Artifact(
         path=path,
@@ -340,6 +371,7 @@ def export_with_graph(
         passport=passport,
         seconds=time.perf_counter() - started,
         build_seconds=build_seconds,
+        build_latencies=latencies,
         verification=verification,
         size=path.stat().st_size,
     )
@@ -429,95 +461,6 @@ def _resolve_imgsz(model: Model, recipe: Recipe) -> tuple[int, int]:
     if size != round_imgsz(requested, 1):
         warn(f"imgsz {requested} is not a multiple of the stride {model.stride}: exported at {size[0]}x{size[1]}.")
     return size
-
-
-def _build_engine(
-    graph: onnx.ModelProto,
-    builder: str,
-    model: Model,
-    recipe: Recipe,
-    calibration: Calibration | None,
-    size: tuple[int, int],
-    reporter: Reporter,
-    implicit: ImplicitCalibration | None,
-) -> tuple[Any, Passport]:
-    from trtkit import backends
-    from trtkit.backends.trt.network import fit_graph
-
-    graph = fit_graph(graph, backends.probe(builder), precision=recipe.precision, implicit=recipe.implicit)
-    settings = backends.BuildSettings(
-        precision=recipe.precision,
-        batch=recipe.batch,
-        imgsz=size,
-        dynamic=recipe.is_dynamic,
-        workspace=recipe.workspace,
-        device=recipe.device,
-        compatibility=recipe.compatibility,
-        weights=recipe.weights,
-        opt_level=recipe.opt_level,
-        isolate=recipe.isolate,
-        implicit=implicit,
-    )
-    built = backends.build(graph, settings, backend=builder, reporter=reporter)
-    passport = backends.Passport.from_build(
-        built,
-        settings,
-        backend=builder,
-        model_hash=model.hash,
-        recipe=recipe.to_dict(),
-        data_hash=calibration.provenance.data_hash if calibration is not None else None,
-        calibration_hash=calibration.hash if calibration is not None else None,
-        graph_hash=hash_parts(graph.SerializeToString(deterministic=True)),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    )
-    return built, passport
-
-
-def _verify_engine(
-    engine: Path, graph: onnx.ModelProto, recipe: Recipe, data: Any, path: Path, reporter: Reporter
-) -> Verification | None:
-    """Compare an engine with its graph; None where that can't be done here.
-
-    Raises:
-        BuildError: The engine differs.
-    """
-    from trtkit import backends
-    from trtkit.errors import CapabilityError, EngineError
-    from trtkit.verification import EXPORT_IMAGES, compare_runners
-
-    reporter.begin("verify")
-    reason = "TensorRT's calibrator chose its scales, which no graph holds" if recipe.implicit else ""
-    if recipe.weights == "stripped":
-        reason = "the engine has no weights yet"
-    try:
-        backends.require_run(recipe.backend or backends.best("build"), device=recipe.device)
-        reference = backends.open(graph)
-    except (CapabilityError, EngineError, RecipeError) as error:
-        # It was built for a GPU elsewhere, this machine can't run it, or ONNX Runtime rejects the graph.
-        reason = reason or error.found
-    else:
-        if data is None and reference.info.channels not in (1, 3):
-            reason = reason or f"the embedded images have no {reference.info.channels} channels: pass data"
-    if reason:
-        reporter.log("verify", f"not compared with ONNX Runtime: {reason}")
-        return None
-    with reference, backends.open(engine, device=recipe.device) as runner:
-        verification = compare_runners(
-            runner, reference, data, EXPORT_IMAGES, progress=reporter.progress, cancel=reporter.cancel
-        )
-    if verification.verdict != "differs":
-        return verification
-    bad = verification.images.filter("differs")
-    raise BuildError(
-        f"export {path}",
-        f"the engine that was built differs from its graph in ONNX Runtime: {verification.describe_differences()}",
-        "build it at another opt_level or precision; verify=False writes it all the same",
-        code="engine-differs",
-        images=bad["path"].unique(maintain_order=True).to_list(),
-        outputs=bad["output"].unique(maintain_order=True).to_list(),
-        batches=bad["batch"].unique().sort().to_list(),
-        differences=verification.worst(),
-    )
 
 
 def default_output(model: Model, recipe: Recipe) -> Path:

@@ -58,6 +58,7 @@ class Recipe:
         compatibility: Machines that run the engine besides those like the builder's; None for no others.
         weights: "refittable" or "stripped"; None for weights that stay as they are.
         opt_level: TensorRT's optimization level, 0 (fast build) to 5; None takes TensorRT's default, 3.
+        builds: Builds of an engine, of which the fastest is kept.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
         overwrite: Replace the output if it exists.
@@ -91,6 +92,7 @@ class Recipe:
     compatibility: str | None = None
     weights: str | None = None
     opt_level: int | None = None
+    builds: int = 1
     isolate: bool = False
     output: str | None = None
     overwrite: bool = False
@@ -119,8 +121,8 @@ class Recipe:
                 "leave out data, or leave out calibration to calibrate again",
                 code="recipe-calibration-and-data",
             )
-        for name in ("compatibility", "weights"):
-            if getattr(self, name) is not None and self.format != "engine":
+        for name, absent in (("compatibility", None), ("weights", None), ("builds", 1)):
+            if getattr(self, name) != absent and self.format != "engine":
                 raise RecipeError(
                     f"export format={self.format!r} with {name}={getattr(self, name)!r}",
                     "it is a property of engines",
@@ -128,6 +130,13 @@ class Recipe:
                     code="recipe-needs-engine",
                     name=name,
                 )
+        if self.builds > 1 and self.weights == "stripped":
+            raise RecipeError(
+                f"export with builds={self.builds} and weights='stripped'",
+                "an engine without weights can't be timed",
+                "leave out builds, or build with weights='refittable'",
+                code="recipe-builds-need-weights",
+            )
         if self.implicit and not (self.int8 and self.format == "engine"):
             raise RecipeError(
                 "export with implicit=True",

@@ -127,6 +127,7 @@ OPTIONS: Mapping[str, Option] = {
     "backends": Option("backends [default: the best one on this machine]", choices=list_backends, many=True),
     "batch": _count("images per run"),
     "build": _switch("build engines [default: if a backend can build on this machine]"),
+    "builds": _count("builds of the engine, of which the fastest that agrees with ONNX Runtime is kept"),
     "cache_dir": Option("cache directory; an interrupted run resumes from it", "FOLDER"),
     "calibration": Option("folder of a saved calibration [default: calibrate on DATA]", "FOLDER"),
     "candidates": Option("a model, ONNX file or engine to measure beside the precisions", "NAME=PATH", pairs=True),
