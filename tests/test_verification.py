@@ -28,6 +28,7 @@ from trtkit.errors import BuildError, CapabilityError, EngineError
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, OutputFormat
 from trtkit.tasks import get_task
+from trtkit.verification import _run as run_batches
 from trtkit.verification import add_limits
 
 SIZE = (64, 64)
@@ -110,6 +111,16 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
             tk.verify(engine, images, onnx=tiny_graphs.detector("fp16", dynamic=True))
         with raises(EngineError, "verify-other-onnx", name="input size"):
             tk.verify(engine, images, onnx=tiny_graphs.detector(size=(64, 64)))
+        info = engine.info
+        for name, changes in (
+            ("task", {"task": "obb"}),
+            ("class names", {"names": {**info.names, 0: "another"}}),
+            ("output format", {"output_format": END2END_ROWS}),
+        ):
+            engine.info = dataclasses.replace(info, **changes)
+            with raises(EngineError, "verify-other-onnx", name=name):
+                tk.verify(engine, images, onnx=graph)
+        engine.info = info
         passport = backends.Passport(backend="tensorrt", tensorrt="8.6.0", sm="sm90")
         engine.passport, engine.hash = passport, "cd" * 32
         with raises(EngineError, "verify-other-onnx", name="model hash"):
@@ -302,6 +313,28 @@ def test_in_int8_an_image_of_many_may_be_beyond_a_limit(precision, images, far, 
     assert add_limits(frame, precision)["differs"].sum() == differing
     # A mean beyond its limit is no matter of one object.
     assert add_limits(frame.with_columns(mean=1.2), precision)["differs"].all()
+
+
+@pytest.mark.parametrize(("lost", "differing"), [(1, 0), (2, 1)])
+def test_one_object_of_twenty_may_be_lost(lost, differing):
+    frame = pl.DataFrame(
+        {"batch": 2, "path": list("abcd"), "output": "objects", "objects": 5, "difference": [lost / 5, 0.0, 0.0, 0.0]}
+    ).with_columns(mean=0.0)
+    assert add_limits(frame, "fp32")["differs"].sum() == differing
+
+
+def test_the_last_batch_is_filled_with_the_first_images():
+    fed = []
+
+    class Counter:
+        def infer(self, feeds):
+            fed.append(feeds.ravel().tolist())
+            return {"output0": feeds * 10}
+
+    feeds = np.arange(5, dtype=np.float32).reshape(5, 1)
+    rows = [(index, slot, float(outputs["output0"][0, 0])) for index, slot, outputs in run_batches(Counter(), feeds, 3)]
+    assert fed == [[0, 1, 2], [3, 4, 0]]
+    assert rows == [(0, 0, 0), (1, 1, 10), (2, 2, 20), (3, 0, 30), (4, 1, 40), (0, 2, 0)]
 
 
 @pytest.mark.parametrize("score", [0, 0.012, 0.12])

@@ -286,6 +286,41 @@ def test_images_have_names_of_any_system(tmp_path, name):
     assert dataset.hash_images([image])
 
 
+def test_minival_is_a_split(tmp_path):
+    folder = tiny(tmp_path)
+    (folder / "annotations" / "instances_val2017.json").rename(folder / "annotations" / "instances_minival2014.json")
+    (folder / "val2017").rename(folder / "minival2014")
+    assert len(open_dataset(folder, task="detect").images("minival")) == 1
+
+
+def test_run_lengths_become_an_outline_through_the_centers_of_pixels(tmp_path):
+    mask = np.zeros((10, 20), np.uint8)
+    mask[2:8, 3:9] = 1
+    packed = coco_mask.encode(np.asfortranarray(mask))
+    rle = {"size": [10, 20], "counts": packed["counts"].decode()}
+    dataset = open_dataset(tiny(tmp_path, {"segmentation": rle}), task="segment")
+    (outline,) = dataset.labels(dataset.images("val")[0]).to_pixels((10, 20)).segments
+    assert outline.min(0).tolist() == pytest.approx([3.5, 2.5])
+    assert outline.max(0).tolist() == pytest.approx([8.5, 7.5])
+
+
+@pytest.mark.parametrize(("visibility", "count"), [(0, 0), (1, 1), (2, 1)])
+def test_points_are_counted_as_pycocotools_needs_them(tmp_path, visibility, count):
+    dataset = open_dataset(tiny(tmp_path, {"keypoints": [1, 1, visibility]}, task="pose"), task="pose")
+    (row,) = dataset.labels(dataset.images("val")[0]).annotations
+    assert row["num_keypoints"] == count
+
+
+def test_without_an_area_it_is_that_of_the_box(tmp_path):
+    folder = tiny(tmp_path)
+    path = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["area"]
+    path.write_text(json.dumps(content))
+    dataset = open_dataset(folder, task="detect")
+    assert dataset.labels(dataset.images("val")[0]).annotations[0]["area"] == 16
+
+
 def test_splits_with_other_categories_have_no_labels_together(tmp_path):
     """The class numbers of one file would mean other classes in the other one."""
     folder = tiny(tmp_path)
