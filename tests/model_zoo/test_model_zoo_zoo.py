@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +23,7 @@ from trtkit.errors import CancelledError, CapabilityError, DataError, RecipeErro
 from trtkit.evaluation.bootstrap import resample_metric
 from trtkit.evaluation.significance import compute_interval
 from trtkit.model_zoo import zoo as module
-from trtkit.model_zoo.rows import ROW_FILE
+from trtkit.model_zoo.rows import ROW_FILE, RowJob
 
 
 def measure(kit, folder, models=None, **settings):
@@ -320,3 +322,27 @@ def test_a_folder_in_coco_s_layout_serves_detect_segment_and_pose(tmp_path):
     )
     assert zoo.rows["data_hash"].n_unique() == 1
     assert "pycocotools/AP(M)" in json.loads(zoo.rows["metrics"][0])
+
+
+def test_a_change_is_the_loss_against_fp32_turned_round(monkeypatch, tmp_path):
+    float_job = RowJob(
+        model="a.pt", end2end=False, model_hash="m", task="detect", data="d", data_hash="d", calibration_hash="",
+        imgsz=(64, 64), precision="fp32", backend="onnxruntime", batch=(1,), settings={},
+    )  # fmt: skip
+    int8_job = dataclasses.replace(float_job, precision="int8")
+    compared = []
+
+    def compute_loss(reference, other):
+        compared.append((reference, other))
+        return types.SimpleNamespace(value=0.02, low=0.01, high=0.04)
+
+    monkeypatch.setattr(module, "load_evaluation", lambda folder, job: job.precision)
+    monkeypatch.setattr(module, "resample_metric", lambda evaluation, metric, **settings: evaluation)
+    monkeypatch.setattr(module, "compute_interval", lambda one: types.SimpleNamespace(value=0.5, low=0.4, high=0.6))
+    monkeypatch.setattr(module, "compute_loss_interval", compute_loss)
+    facts = {job.name: {"metrics": {"mAP50-95(B)": 0.5}} for job in (float_job, int8_job)}
+    found = module._compute_intervals([int8_job, float_job], facts, tmp_path, 10, 0)
+    own = {"value": 0.5, "low": 0.4, "high": 0.6}
+    assert compared == [("fp32", "int8")]
+    assert found[float_job.name] == own
+    assert found[int8_job.name] == own | {"delta": -0.02, "delta_low": -0.04, "delta_high": -0.01}
