@@ -129,6 +129,17 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_engine(tmp_path / "none.engine")
 
 
+def test_a_file_of_another_user_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path)
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with raises(EngineError, "engine-unreadable", path=path):
+        read_engine(path)
+
+
 def test_a_truncated_or_changed_plan(tmp_path: Path) -> None:
     path = written(tmp_path)
     whole = path.read_bytes()

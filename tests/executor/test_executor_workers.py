@@ -18,7 +18,8 @@ from raising import raises
 
 import trtkit as tk
 from trtkit.errors import CalibrationError, CancelledError, CapabilityError, RecipeError
-from trtkit.executor import Workers, describe_executor, describe_worker, split_into_shards, workers
+from trtkit.backends.devices import Gpu
+from trtkit.executor import Workers, describe_executor, describe_worker, scheduler, split_into_shards, workers
 from trtkit.executor.facts import WorkerFacts, check_gpus, check_versions
 from trtkit.executor.scheduler import is_protected
 from trtkit.progress import Event, Reporter
@@ -53,6 +54,18 @@ def test_the_first_error_in_order_is_raised(executor: Any) -> None:
     assert (next(results), next(results)) == (0, 2)
     with raises(CalibrationError, "test-odd", value=1):
         next(results)
+
+
+def test_local_workers_have_a_gpu_of_their_own_as_far_as_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu(index=index, name="A", sm="sm90", memory=1, uuid=uuid) for index, uuid in enumerate(("GPU-x", ""))]
+    monkeypatch.setattr(scheduler, "find_gpus", lambda: gpus)
+    # The second of the GPUs that this process sees.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("distributed.SpecCluster", lambda workers, **settings: list(workers.values()))
+    options = [one["options"] for one in scheduler._start_local(3)]
+    assert [one["env"]["CUDA_VISIBLE_DEVICES"] for one in options] == ["GPU-x", "6", ""]
+    assert [one.get("resources") for one in options] == [{"GPU": 1}, {"GPU": 1}, None]
+    assert len(scheduler._start_local(None)) == 2
 
 
 def test_warnings_of_workers_are_given_once(executor: Any) -> None:

@@ -156,11 +156,14 @@ def test_the_child_writes_the_row_or_its_error(kit, tmp_path, monkeypatch):
             assert result["error"] == "OnnxError"
 
 
-def test_a_job_survives_json():
+def test_a_job_survives_json_and_no_other_version(monkeypatch):
     one = job()
     assert RowJob.from_dict(json.loads(json.dumps(one.to_dict()))).request() == one.request()
     assert one.request() != dataclasses.replace(one, data_hash="e").request()
     assert one.request() == dataclasses.replace(one, device=1, command="x", model="b/a.pt").request()
+    before = one.request()
+    monkeypatch.setattr("trtkit.model_zoo.rows.package_versions", lambda: {"onnxruntime": "0.1"})
+    assert one.request() != before
 
 
 def test_only_cancelling_and_output_errors_pass():

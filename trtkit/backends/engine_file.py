@@ -303,7 +303,7 @@ def read_engine(path: str | Path) -> EngineFile:
         path: An engine of trtkit's or Ultralytics', or a bare plan.
 
     Raises:
-        EngineError: The file is missing, empty, truncated, changed, or not an engine.
+        EngineError: The file is missing, unreadable, empty, truncated, changed, or not an engine.
     """
     path = Path(path)
     asked = f"open {path}"
@@ -313,7 +313,17 @@ def read_engine(path: str | Path) -> EngineFile:
         missing = True
     if missing:
         raise EngineError(asked, "the file does not exist", "check the path", code="engine-not-found", path=path)
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise EngineError(
+            asked,
+            f"it can't be read ({error.strerror or error})",
+            "check its permissions",
+            code="engine-unreadable",
+            path=path,
+        ) from error
+    with file:
         start = file.read(4)
         if start[1:] == PLAN_MAGIC:
             plan = start + file.read()
