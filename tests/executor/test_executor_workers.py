@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from raising import raises
 
 import trtkit as tk
-from trtkit.errors import CalibrationError, CancelledError, CapabilityError, RecipeError
 from trtkit.backends.devices import Gpu
+from trtkit.errors import CalibrationError, CancelledError, CapabilityError, RecipeError
 from trtkit.executor import Workers, describe_executor, describe_worker, scheduler, split_into_shards, workers
 from trtkit.executor.facts import WorkerFacts, check_gpus, check_versions
 from trtkit.executor.scheduler import is_protected
