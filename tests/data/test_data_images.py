@@ -51,6 +51,17 @@ def test_thumbnail_does_not_hide_a_cut(tmp_path, image):
     assert caught.value.code == "image-truncated"
 
 
+def test_bytes_that_fill_up_before_a_marker_are_passed(tmp_path, image):
+    """FF may be repeated before any marker's code. Source: ITU-T T.81, B.1.1.2."""
+    data = encoded(image, ".jpg")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data[:-2] + b"\xff\xff\xff\xd9")
+    assert read_image(path).shape == (40, 60, 3)
+    path.write_bytes(data[:-2] + b"\xff\xff\xff\x00")
+    with raises(DataError, "image-truncated"):
+        read_image(path)
+
+
 @pytest.mark.parametrize(("data", "code"), [(b"", "image-empty"), (b"no image at all", "image-undecodable")])
 def test_no_image(tmp_path, data, code):
     path = tmp_path / "a.jpg"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtkit.data import images, letterbox, resize_to_input, to_input
-from trtkit.data.images import PADDING, compute_letterbox
+from trtkit.data.images import PADDING, compute_letterbox, map_to_images
 from trtkit.models import Preprocess
 
 SIDES = st.integers(2, 2000)
@@ -103,3 +103,34 @@ def test_color_order_scale_mean_and_standard_deviation():
     preprocess = Preprocess(color="bgr", scale=1.0, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0))
     expected = (image.astype(np.float32) - (1, 2, 3)) / (2, 4, 8)
     np.testing.assert_allclose(to_input([image], preprocess)[0], expected.transpose(2, 0, 1), rtol=1e-6)
+
+
+@given(st.data())
+def test_inputs_equal_the_arithmetic_to_the_last_bit(data):
+    """Gray levels are looked up; here each is divided, and less its mean divided again, in float32."""
+    channels = data.draw(st.sampled_from([1, 3, 4, 70]))
+    several = st.tuples(*[st.floats(0.125, 200, width=32)] * channels)
+    scale = data.draw(st.sampled_from([1 / 255, 1.0, 0.5]))
+    mean, std = data.draw(st.just(()) | several), data.draw(st.just(()) | several)
+    preprocess = Preprocess(
+        channels=channels, color=data.draw(st.sampled_from(["rgb", "bgr"])), scale=scale, mean=mean, std=std
+    )
+    some = np.random.default_rng(0).integers(0, 256, (2, 5, 7, channels), np.uint8)
+    order = slice(None, None, -1) if channels == 3 and preprocess.color == "rgb" else slice(None)
+    expected = some[..., order].transpose(0, 3, 1, 2).astype(np.float32)
+    expected = expected / np.float32(255) if scale == 1 / 255 else expected * np.float32(scale)
+    for values, operation in ((mean, np.subtract), (std, np.divide)):
+        if values:
+            expected = operation(expected, np.array(values, np.float32)[:, None, None])
+    assert np.array_equal(to_input(list(some), preprocess), expected)
+
+
+@given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=3), st.integers(1, 5))
+def test_points_of_several_images_are_mapped_as_those_of_each(shapes, pairs):
+    fits = [compute_letterbox(shape, (320, 480)) for shape in shapes]
+    dice = np.random.default_rng(pairs)
+    points = (dice.random((9, 2 * pairs), np.float32) - 0.2) * 600
+    owners = dice.integers(0, len(fits), 9)
+    expected = np.stack([fits[owner].to_image(row) for owner, row in zip(owners, points, strict=True)])
+    assert np.array_equal(map_to_images(points, owners, fits), expected)
+    assert map_to_images(points[:0], owners[:0], fits).shape == (0, 2 * pairs)

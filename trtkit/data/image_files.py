@@ -306,8 +306,10 @@ def to_display(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, :3] if channels > 3 else np.repeat(image[:, :, :1], 3, axis=2))
 
 
-_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
-"""A JPEG marker in or after entropy-coded data: FF 00 is a value, FF D0 to D7 restart."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""A JPEG marker in or after entropy-coded data: FF 00 is a value, FF D0 to D7 restart.
+
+Of several FF the last counts: a repetition at the begin of the pattern would be searched for many times slower."""
 
 
 def _is_truncated(data: bytes) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "center_crop",
     "compute_letterbox",
     "letterbox",
+    "map_to_images",
     "resize_antialias",
     "resize_to_input",
     "sample_images",
@@ -70,12 +71,12 @@ class ImageTransform:
             A new float32 array of the same shape.
         """
         pairs = points.shape[-1] // 2
+        return _map(points, *(np.array(values * pairs, np.float32) for values in self._to_image()), clip=clip)
+
+    def _to_image(self) -> tuple[tuple[float, float], ...]:
+        """Offset, ratio and size of the image, each (x, y)."""
         vertical, horizontal = self.ratio
-        mapped = points - np.tile(np.array([self.pad[1], self.pad[0]], np.float32), pairs)
-        mapped /= np.tile(np.array([horizontal, vertical], np.float32), pairs)
-        if clip:
-            np.clip(mapped, 0, np.tile(np.array([self.shape[1], self.shape[0]], np.float32), pairs), out=mapped)
-        return mapped
+        return (self.pad[1], self.pad[0]), (horizontal, vertical), (self.shape[1], self.shape[0])
 
     def to_network(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map x, y pairs from the original image to the input; the inverse of `to_image` without clipping."""
@@ -83,6 +84,39 @@ class ImageTransform:
         vertical, horizontal = self.ratio
         mapped = points * np.tile(np.array([horizontal, vertical], np.float32), pairs)
         return mapped + np.tile(np.array([self.pad[1], self.pad[0]], np.float32), pairs)
+
+
+def map_to_images(
+    points: NDArray[np.float32], owners: NDArray[np.intp], transforms: Sequence[ImageTransform]
+) -> NDArray[np.float32]:
+    """Map x, y pairs of several images at once, as `ImageTransform.to_image` maps those of one.
+
+    Args:
+        points: Shape (n, 2k).
+        owners: The index of each row's transform, shape (n,).
+        transforms: One per image.
+
+    Returns:
+        A new float32 array of the same shape.
+    """
+    pairs = points.shape[-1] // 2
+    values = np.array([[value * pairs for value in transform._to_image()] for transform in transforms], np.float32)
+    return _map(points, *values[owners].transpose(1, 0, 2), clip=True)
+
+
+def _map(
+    points: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    ratio: NDArray[np.float32],
+    limit: NDArray[np.float32],
+    *,
+    clip: bool,
+) -> NDArray[np.float32]:
+    mapped = points - offset
+    mapped /= ratio
+    if clip:
+        np.clip(mapped, 0, limit, out=mapped)
+    return mapped
 
 
 def compute_letterbox(shape: tuple[int, int], size: tuple[int, int]) -> ImageTransform:
@@ -110,25 +144,38 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[
         uint8 of shape (*size, channels), and where the image lies in it.
     """
     transform = compute_letterbox((image.shape[0], image.shape[1]), size)
-    image = _resize(image, transform.resized)
     if transform.resized == size:
-        return image, transform
+        return _resize(image, size), transform
     (top, left), (height, width) = transform.pad, transform.resized
-    padded = np.full((*size, image.shape[2]), PADDING, np.uint8)
-    padded[top : top + height, left : left + width] = image
+    padded = np.empty((*size, image.shape[2]), np.uint8)
+    rows = padded[top : top + height]
+    for border in (padded[:top], padded[top + height :], rows[:, :left], rows[:, left + width :]):
+        border[...] = PADDING
+    _resize(image, transform.resized, rows[:, left : left + width])
     return padded, transform
 
 
-def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize bilinearly to (height, width); the channel axis stays, which OpenCV drops from one channel."""
+def _resize(image: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Resize bilinearly to (height, width), into `out` if it is given; the channel axis stays.
+
+    OpenCV drops it from one channel.
+    """
     if image.shape[:2] == size:
-        return image
-    groups = [image[:, :, start : start + CHANNEL_GROUP] for start in range(0, image.shape[2], CHANNEL_GROUP)]
-    resized = [
-        np.asarray(cv2.resize(group, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.uint8).reshape(*size, -1)
-        for group in groups
-    ]
-    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
+        resized = image
+    else:
+        channels = image.shape[2]
+        groups = [image[:, :, start : start + CHANNEL_GROUP] for start in range(0, channels, CHANNEL_GROUP)]
+        target = out if len(groups) == 1 else None
+        parts = [
+            np.asarray(
+                cv2.resize(group, (size[1], size[0]), dst=target, interpolation=cv2.INTER_LINEAR), np.uint8
+            ).reshape(*size, -1)
+            for group in groups
+        ]
+        resized = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+    if out is not None and not np.may_share_memory(resized, out):
+        out[...] = resized
+    return resized
 
 
 def stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.uint8], ImageTransform]:
@@ -248,20 +295,31 @@ def to_input(images: Sequence[NDArray[np.uint8]], preprocess: Preprocess | None 
     preprocess = preprocess or Preprocess()
     height, width, channels = images[0].shape
     batch = np.empty((len(images), channels, height, width), np.float32)
+    # A gray level has 256 values: each is computed once, and then looked up.
+    tables = _tabulate_levels(preprocess, channels)
+    planes = np.empty((channels, height, width), np.uint8)
+    order = range(channels)[::-1] if preprocess.reverses_channels else range(channels)
     for index, image in enumerate(images):
-        planes = cv2.split(image) if channels <= CHANNEL_GROUP else tuple(np.moveaxis(image, 2, 0))
-        for channel, plane in enumerate(reversed(planes) if preprocess.reverses_channels else planes):
-            # Plane by plane: reading and writing are both contiguous, 8 times faster than transposing the image.
-            if preprocess.scale == 1 / 255:
-                # Division rounds correctly, multiplication by 1 / 255 would not.
-                np.divide(plane, np.float32(255), out=batch[index, channel])
-            else:
-                np.multiply(plane, np.float32(preprocess.scale), out=batch[index, channel])
-    if preprocess.mean:
-        batch -= np.array(preprocess.mean, np.float32)[:, None, None]
-    if preprocess.std:
-        batch /= np.array(preprocess.std, np.float32)[:, None, None]
+        if channels <= CHANNEL_GROUP:
+            cv2.split(image, [planes[channel] for channel in order])
+        else:
+            planes[...] = np.moveaxis(image, 2, 0)[:: -1 if preprocess.reverses_channels else 1]
+        for channel in range(channels):
+            cv2.LUT(planes[channel], tables[channel], dst=batch[index, channel])
     return batch
+
+
+def _tabulate_levels(preprocess: Preprocess, channels: int) -> NDArray[np.float32]:
+    """The model's input of every gray level by channel, shape (channels, 256)."""
+    levels = np.arange(256, dtype=np.float32)
+    # Division rounds correctly, multiplication by 1 / 255 would not.
+    levels = levels / np.float32(255) if preprocess.scale == 1 / 255 else levels * np.float32(preprocess.scale)
+    tables = np.tile(levels, (channels, 1))
+    if preprocess.mean:
+        tables -= np.array(preprocess.mean, np.float32)[:, None]
+    if preprocess.std:
+        tables /= np.array(preprocess.std, np.float32)[:, None]
+    return tables
 
 
 # Sampling
