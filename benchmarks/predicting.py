@@ -1,9 +1,14 @@
-"""Images a second from decoded JPEGs to predictions: trtkit beside Ultralytics, on one engine, in one run.
+"""Images a second from images to predictions: trtkit beside Ultralytics, on one engine, in one run.
 
     python benchmarks/predicting.py yolo11n-fp16.engine --images detect/images/val
+    python benchmarks/predicting.py yolo11n.onnx --images detect/images/val --without-engine
 
-Run by hand on an idle GPU. The engine is trtkit's; Ultralytics' own loader opens the same file. Both get the same lists
-of BGR images, as many as the engine's batch, and give boxes on the host; they take turns.
+Run by hand on an idle GPU. The engine is trtkit's; Ultralytics' own loader opens the same file. Both give boxes on the
+host and take turns, once from decoded JPEGs (the same lists of BGR images, as many as the engine's batch) and once from
+the files (all of them in one call). The stages of trtkit's `predict` follow, and their share outside the engine.
+
+`--without-engine` needs no GPU: the model runs once on each batch, and what it gave is then returned at once, so that
+what remains is `predict` outside the engine. Times are of this process's processor, threads included, and of the wall.
 """
 
 from __future__ import annotations
@@ -12,66 +17,122 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 
 import trtkit as tk
+from trtkit.progress import available_cores
 
 ROUNDS = 7
+THRESHOLDS = {"conf": 0.25, "iou": 0.7}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("engine")
+    parser.add_argument("file", help="an .engine file; an .onnx file without engine")
     parser.add_argument("--images", required=True, help="a folder of JPEGs")
+    parser.add_argument("--without-engine", action="store_true", help="replace the engine by what it gave before")
     parser.add_argument("--out", help="a JSON file")
     options = parser.parse_args()
-    import ultralytics
-    from ultralytics import YOLO
+    with tk.open(options.file) as runner:
+        batch = runner.batch or 8
+        paths = [str(path) for path in sorted(Path(options.images).iterdir())]
+        paths = paths[: len(paths) // batch * batch]
+        read = [cv2.imread(path) for path in paths]
+        lists = [read[start : start + batch] for start in range(0, len(read), batch)]
+        result = {"file": Path(options.file).name, "runner": runner.name, "batch": batch, "images": len(paths)}
+        result |= {"rounds": ROUNDS, "cores": available_cores()}
+        if options.without_engine:
+            replay(runner, lists)
+            result |= measure({"trtkit": predictor(runner)}, lists, paths)
+        else:
+            import ultralytics
 
-    runner = tk.open(options.engine)
-    batch = runner.batch or 1
-    read = [cv2.imread(str(path)) for path in sorted(Path(options.images).iterdir())]
-    lists = [read[start : start + batch] for start in range(0, len(read) - batch + 1, batch)]
-    theirs = YOLO(options.engine, task=runner.info.task)
-    size = list(runner.imgsz)
-
-    def peer(images: list[Any]) -> list[Any]:
-        found = theirs.predict(images, imgsz=size, conf=0.25, iou=0.7, rect=False, verbose=False, device=0)
-        return [one.boxes.data.cpu().numpy() for one in found]
-
-    def ours(images: list[Any]) -> list[Any]:
-        return runner.predict(images, conf=0.25, iou=0.7)
-
-    rates: dict[str, list[float]] = {"trtkit": [], "ultralytics": []}
-    found: dict[str, int] = {}
-    sides: dict[str, Callable[[list[Any]], list[Any]]] = {"trtkit": ours, "ultralytics": peer}
-    for name, predict in sides.items():
-        found[name] = sum(len(one) for images in lists for one in predict(images))
-    for _ in range(ROUNDS):
-        for name, predict in sides.items():
-            begun = time.perf_counter()
-            for images in lists:
-                predict(images)
-            rates[name].append(len(lists) * batch / (time.perf_counter() - begun))
-    result = {
-        "engine": Path(options.engine).name,
-        "runner": runner.name,
-        "ultralytics": ultralytics.__version__,
-        "batch": batch,
-        "images": len(lists) * batch,
-        "rounds": ROUNDS,
-        "detections": found,
-        "images_per_s": {name: statistics.median(values) for name, values in rates.items()},
-    }
-    result["ratio"] = result["images_per_s"]["trtkit"] / result["images_per_s"]["ultralytics"]
-    runner.close()
+            result["ultralytics"] = ultralytics.__version__
+            result |= measure({"trtkit": predictor(runner), "ultralytics": peer(options.file, runner)}, lists, paths)
+            result["ratio"] = {
+                source: rates["trtkit"] / rates["ultralytics"] for source, rates in result["images_per_s"].items()
+            }
+        result["stages_ms"] = time_stages(runner, batch, {"arrays": read, "files": paths})
     print(json.dumps(result))
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=1))
+
+
+def predictor(runner: Any) -> Callable[[Sequence[Any]], list[Any]]:
+    """trtkit's side."""
+    return lambda images: runner.predict(images, **THRESHOLDS)
+
+
+def peer(file: str, runner: Any) -> Callable[[Sequence[Any]], list[Any]]:
+    """Ultralytics' side."""
+    from ultralytics import YOLO
+
+    model, settings = YOLO(file, task=runner.info.task), {"imgsz": list(runner.imgsz), "rect": False, "verbose": False}
+
+    def predict(images: Sequence[Any]) -> list[Any]:
+        found = model.predict(list(images), batch=runner.batch or 8, device=0, **settings, **THRESHOLDS)
+        return [one.boxes.data.cpu().numpy() for one in found]
+
+    return predict
+
+
+def replay(runner: Any, lists: Sequence[Sequence[Any]]) -> None:
+    """Run each batch once, and then return what it gave, batch after batch."""
+    infer, given = runner.infer, []
+
+    def record(feeds: Any) -> Any:
+        given.append(infer(feeds))
+        return given[-1]
+
+    runner.infer = record
+    for images in lists:
+        runner.predict(images, **THRESHOLDS)
+    calls = iter(range(10**9))
+    runner.infer = lambda feeds: given[next(calls) % len(given)]
+
+
+def measure(
+    sides: dict[str, Callable[[Sequence[Any]], list[Any]]], lists: Sequence[Sequence[Any]], paths: Sequence[str]
+) -> dict[str, Any]:
+    """The median rates of both by turns, from arrays and from files, and how many objects each found."""
+    sources: dict[str, Sequence[Sequence[Any]]] = {"arrays": lists, "files": [paths]}
+    found = {name: sum(len(one) for images in lists for one in predict(images)) for name, predict in sides.items()}
+    wall: dict[str, dict[str, list[float]]] = {source: {name: [] for name in sides} for source in sources}
+    processor: dict[str, dict[str, list[float]]] = {source: {name: [] for name in sides} for source in sources}
+    for _ in range(ROUNDS):
+        for source, calls in sources.items():
+            for name, predict in sides.items():
+                begun, busy = time.perf_counter(), time.process_time()
+                for images in calls:
+                    predict(images)
+                wall[source][name].append(len(paths) / (time.perf_counter() - begun))
+                processor[source][name].append(1000 * (time.process_time() - busy) / len(paths))
+    return {
+        "detections": found,
+        "images_per_s": {
+            source: {name: statistics.median(one) for name, one in rates.items()} for source, rates in wall.items()
+        },
+        "processor_ms_per_image": {
+            source: {name: statistics.median(one) for name, one in spent.items()} for source, spent in processor.items()
+        },
+    }
+
+
+def time_stages(runner: Any, batch: int, sources: dict[str, Sequence[Any]]) -> dict[str, Any]:
+    """Median ms a batch of each stage of `predict`, and the share of the call outside the engine."""
+    found = {}
+    for source, images in sources.items():
+        timing = tk.benchmark(
+            runner, batch=batch, runs=50, stage_runs=50, seconds=10, offline_seconds=0, images=list(images)
+        )
+        frame = timing.stage_frame()
+        shares = dict(frame.select("stage", "share").iter_rows())
+        found[source] = dict(frame.select("stage", "p50_ms").iter_rows()) | {"outside": 1 - shares["engine"]}
+    return found
 
 
 if __name__ == "__main__":

@@ -345,7 +345,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     **dict.fromkeys(("against", "algorithm", "backend", "label", "split", "task"), _TEXT),
     **dict.fromkeys(("calibration_images", "eval_images", "probe_images"), _COUNT),
     **dict.fromkeys(("max_det", "runs", "trials", "threads"), _count(1, example=8)),
-    **dict.fromkeys(("warmup", "worst"), _count(0, example=3)),
+    **dict.fromkeys(("stage_runs", "warmup", "worst"), _count(0, example=3)),
     "algorithms": _several(_TEXT, example="('minmax', 'entropy')"),
     "backends": _several(_TEXT, example="('onnxruntime',)", unique=True),
     "batch": _BATCH,

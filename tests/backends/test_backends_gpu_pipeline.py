@@ -8,7 +8,9 @@ import tiny_graphs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from trtkit.backends.trt import gpu_pipeline
 from trtkit.backends.trt.gpu_pipeline import (
     GPU_KINDS,
     MAX_BATCHED_CANDIDATES,
@@ -65,6 +67,41 @@ def test_every_description_equals_the_cpu(data: st.DataObject) -> None:
     assert np.array_equal(target[0].numpy(), expected[0])
     level = preprocess.scale / min((1.0, *preprocess.std))
     np.testing.assert_allclose(target.numpy(), expected, rtol=1e-6, atol=1.001 * level)
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts what is launched on a GPU one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return operation(*arguments, **(settings or {}))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (50, 90), (200, 64)])
+def test_images_of_one_shape_are_processed_at_once_as_one_by_one(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [torch.from_numpy(image) for image in tiny_graphs.images(5, (shape,))]
+    images.insert(3, torch.from_numpy(tiny_graphs.images(1, ((33, 64),))[0]))
+    single, together = torch.full((2, 6, 3, 64, 64), float("nan"))
+    for row, image in enumerate(images):
+        preprocess_into([image], single[row : row + 1], Preprocess())
+    preprocess_into(images, together, Preprocess())
+    assert torch.equal(together, single)
+    counts = []
+    for chosen in (images[:1], images[:3]):
+        with CountOperations() as mode:
+            preprocess_into(chosen, together[: len(chosen)], Preprocess())
+        counts.append(mode.count)
+    assert counts[0] == counts[1]
+    # Large images go one by one, for their memory.
+    monkeypatch.setattr(gpu_pipeline, "MAX_RUN_PIXELS", 2 * shape[0] * shape[1])
+    assert list(gpu_pipeline._find_runs([shape] * 5)) == [2, 4, 5]
+    together.fill_(float("nan"))
+    preprocess_into(images, together, Preprocess())
+    assert torch.equal(together, single)
 
 
 def test_letterbox_is_exact_without_resizing() -> None:

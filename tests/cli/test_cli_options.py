@@ -41,11 +41,8 @@ def settings(*words):
 
 def arguments(verb):
     function = Runner.predict if verb == "predict" else getattr(trtkit, verb)
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in (*RUN_CONTROL, "self", "images", "runners")
-    }
+    others = (*RUN_CONTROL, "self", "runners", *(("images",) if verb == "predict" else ()))
+    return {name: parameter for name, parameter in inspect.signature(function).parameters.items() if name not in others}
 
 
 def help_of(command, capsys, monkeypatch):

@@ -69,6 +69,14 @@ def test_without_a_gpu_no_latency_is_tensorrt_s(whole):
     assert {one.speed for one in comparison.verdicts.values()} == {"not measured"}
 
 
+def test_the_stages_of_predict_are_timed_on_images_of_the_data(whole):
+    frame = whole[0].timing().stage_frame()
+    assert frame.select("label", "batch").unique(maintain_order=True).rows() == [
+        (label, size) for size in (1, 2) for label in ("fp32", "fp16", "int8")
+    ]
+    assert set(frame["stage"]) == {"decode", "preprocess", "engine", "postprocess", "predict"}
+
+
 def test_losses_have_every_primary_metric_with_its_interval(whole):
     comparison = whole[0]
     losses = comparison.losses()

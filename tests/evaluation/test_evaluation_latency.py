@@ -1,4 +1,5 @@
 import contextlib
+import re
 import time
 import types
 
@@ -90,7 +91,8 @@ def test_statistics_equal_numpy_s():
 
 def test_runners_take_turns():
     log = []
-    benchmark({"a": Sleeper(0, name="a", log=log), "b": Sleeper(0, name="b", log=log)}, runs=20, warmup=0)
+    runners = {name: Sleeper(0, name=name, log=log) for name in ("a", "b")}
+    benchmark(runners, runs=20, warmup=0, stage_runs=0)
     blocks = [log[start : start + BLOCK_RUNS + 1] for start in range(0, len(log), BLOCK_RUNS + 1)]
     # Each block is one runner's, with one discarded run, and no runner is ahead by two blocks.
     assert all(len(set(block)) == 1 for block in blocks)
@@ -196,9 +198,14 @@ def test_the_repr_names_runner_and_clock():
 
 def test_the_figure_has_a_curve_for_each_runner_and_batch():
     figure = benchmark({"fp32": Sleeper(0), "int8": Sleeper(0)}, batch=(1, 2), runs=6, warmup=0).plot()
-    assert len(figure.data) == 4
-    assert all(curve.y[-1] == 1 for curve in figure.data)
-    assert len({curve.line.dash for curve in figure.data}) == 2
+    curves = [trace for trace in figure.data if trace.type == "scatter"]
+    assert len(curves) == 4
+    assert all(curve.y[-1] == 1 for curve in curves)
+    assert len({curve.line.dash for curve in curves}) == 2
+    # Arrays are not decoded, and no GPU copies anything.
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert [bar.name for bar in bars] == ["preprocess", "engine", "postprocess"] * 2
+    assert [list(bar.y) for bar in bars] == [["fp32", "int8"]] * 6
 
 
 # Rounds, ratios and disturbances
@@ -251,6 +258,33 @@ def test_an_injected_slowdown_is_flagged(pace, words):
     timing = time_one(pace, runs=100)
     assert timing.frame()["flags"].to_list() == [words]
     assert (words in repr(timing)) is True
+
+
+class Tiring(Sleeper):
+    """A runner that sleeps longer from its run `slow_from` on, and in every `period`-th block of runs."""
+
+    def __init__(self, *, slow_from=10**9, period=10**9, ms=1, extra_ms=1):
+        super().__init__(ms)
+        self.slow_from, self.period, self.extra, self.run = slow_from, period, extra_ms / 1000, 0
+
+    def infer(self, feeds):
+        block = self.run // (BLOCK_RUNS + 1)
+        if self.run >= self.slow_from or block % self.period == 0:
+            time.sleep(self.extra)
+        self.run += 1
+        return super().infer(feeds)
+
+
+@pytest.mark.parametrize(
+    ("runner", "words"),
+    [
+        (lambda: Tiring(slow_from=30, extra_ms=3), r"the last rounds took \+\d+% of the first ones' time"),
+        (lambda: Tiring(period=4, extra_ms=3), r"\d+ of 10 rounds took over 1\.1 times the median"),
+    ],
+)
+def test_a_runner_that_gets_slower_is_flagged_by_the_clock_on_the_wall(runner, words):
+    timing = benchmark({"slows": runner()}, runs=50, warmup=0, max_noise=0, stage_runs=0)
+    assert re.search(words, timing.frame()["flags"][0])
 
 
 def test_throttling_other_load_and_clocks_are_flagged(gpu_states):

@@ -52,6 +52,7 @@ import trtkit
 from trtkit import backends, demo
 from trtkit.backends import BuildSettings, ImplicitCalibration
 from trtkit.backends.runner import Runner
+from trtkit.backends.stages import STAGES
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
 from trtkit.models.model import DENSE
@@ -102,6 +103,62 @@ def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
             print(f"      back to back: {1000 * seconds / runs:.3f} ms a run")
             assert 0.5 <= seconds < 1
             assert 1000 * seconds / runs < 1.5 * np.median(times) + 0.2
+
+
+LOAD = """
+import sys, torch
+a = torch.rand(8192, 8192, device="cuda", dtype=torch.half)
+for _ in range(3):
+    a @ a
+torch.cuda.synchronize()
+print("ready", flush=True)
+while True:
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+"""
+
+
+def test_a_second_process_on_the_gpu_is_flagged() -> None:
+    """Multiplies matrices from a third of the measurement on: the other process is counted, or the drift is seen."""
+    require_tensorrt()
+    settings = {"batch": BATCH, "runs": 2000, "max_noise": 0, "offline_seconds": 0, "stage_runs": 0}
+    with backends.open(engine("fp16")) as runner:
+        calm = trtkit.benchmark({"calm": runner}, seconds=2, **settings)
+        begun: list[subprocess.Popen[str]] = []
+
+        def start(event: trtkit.Event) -> None:
+            if not begun and event.total and event.done > event.total / 3:
+                begun.append(subprocess.Popen([sys.executable, "-c", LOAD], stdout=subprocess.PIPE, text=True))
+                assert begun[0].stdout is not None
+                assert begun[0].stdout.readline() == "ready\n"
+
+        try:
+            loaded = trtkit.benchmark({"loaded": runner}, seconds=60, progress=start, **settings)
+        finally:
+            for process in begun:
+                process.kill()
+                process.wait()
+    words = calm.frame()["flags"][0], loaded.frame()["flags"][0]
+    print(f"      calm: {words[0] or 'nothing'}; loaded: {words[1]}")
+    print(f"      p50 {calm.frame()['p50_ms'][0]:.3f} and {loaded.frame()['p50_ms'][0]:.3f} ms")
+    assert begun
+    assert "other processes used the GPU" in words[1] or "of the first ones' time" in words[1]
+
+
+def test_stages_on_the_gpu_make_up_the_call() -> None:
+    require_tensorrt()
+    paths = sorted((demo.data_path().parent / "images" / "val").iterdir())[: 4 * BATCH]
+    with backends.open(engine("fp16")) as runner:
+        timing = trtkit.benchmark(
+            {"fp16": runner}, batch=BATCH, images=paths, runs=50, stage_runs=50, offline_seconds=0
+        )
+    frame = timing.stage_frame()
+    print("\n".join(f"      {stage}: {ms:.3f} ms" for stage, ms in frame.select("stage", "p50_ms").iter_rows()))
+    assert frame["stage"].to_list() == [*STAGES, "predict"]
+    assert (frame["p50_ms"] > 0).all()
+    # Events of one stream follow each other; what comes before the first stage is Python alone.
+    assert 0.9 < frame.filter(frame["stage"] != "predict")["share"].sum() <= 1.0001
 
 
 def test_engines_agree_with_their_graphs() -> None:

@@ -57,6 +57,18 @@ def example_comparison(
             for label in SPEED
         ]
     )
+    whole_call = {"decode": 1.0, "preprocess": 0.1, "engine": 0.2, "postprocess": 0.3} | (
+        {"upload": 0.2, "download": 0.1} if engine else {}
+    )
+    stages = pl.DataFrame(
+        [
+            {"label": label, "batch": size, "run": run, "stage": stage, "ms": speed[label] * size * share}
+            for size in batches
+            for label in SPEED
+            for run in range(6)
+            for stage, share in {**whole_call, "predict": sum(whole_call.values()) + 0.05}.items()
+        ]
+    )
     runners = pl.DataFrame(
         [
             {"label": label, "runner": name, "engine": engine, "precision": label, "clock": clock, "imgsz": "640x640",
@@ -139,6 +151,7 @@ def example_comparison(
         detections=detections,
         labels=detections,
         samples=samples,
+        stages=stages,
         runners=runners,
         about=whole,
         provenance=provenance,

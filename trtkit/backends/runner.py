@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import functools
+import itertools
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from trtkit.backends.stages import HostClock, StageClock, enter_stage
 from trtkit.errors import DataError, EngineError, warn
+from trtkit.progress import available_cores, parallel_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    import numpy as np
     from typing_extensions import Self
 
     from trtkit.backends.devices import Gpu
@@ -116,11 +122,20 @@ class Runner(abc.ABC):
         settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
         task = get_task(self.info.task)
         predictions: list[Prediction] = []
-        for batch in self.read_batches(images):
-            resized = [resize_to_input(image, self.imgsz, self.info.preprocess) for image in batch]
-            outputs = self.infer(to_input([image for image, _ in resized], self.info.preprocess))
-            predictions += task.postprocess(outputs, self.info, [transform for _, transform in resized], settings)
+        with contextlib.closing(self.read_batches(images)) as batches:
+            for batch in batches:
+                enter_stage("preprocess")
+                resized = [resize_to_input(image, self.imgsz, self.info.preprocess) for image in batch]
+                feed = to_input([image for image, _ in resized], self.info.preprocess)
+                enter_stage("engine")
+                outputs = self.infer(feed)
+                enter_stage("postprocess")
+                predictions += task.postprocess(outputs, self.info, [transform for _, transform in resized], settings)
         return predictions
+
+    def stage_clock(self) -> StageClock:
+        """The clock that times the stages of `predict`."""
+        return HostClock()
 
     def _read_settings(self, *, conf: float, iou: float, max_det: int) -> PostprocessSettings:
         """The thresholds of `predict`; warns once of those that the graph has settled otherwise."""
@@ -191,8 +206,11 @@ class Runner(abc.ABC):
 
     def read_batches(
         self, images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path
-    ) -> Iterator[list[np.ndarray]]:
+    ) -> Generator[list[np.ndarray], None, None]:
         """Yield batches of loaded images, none larger than `batch`.
+
+        Files of the next batch are decoded while the caller works on this one: on all cores where a GPU runs the model,
+        on one thread where these cores do.
 
         Args:
             images: As in `predict`.
@@ -207,8 +225,17 @@ class Runner(abc.ABC):
 
         listed = list_image_arguments(images)
         size = self.batch or DEFAULT_BATCH
-        for start in range(0, len(listed), size):
-            yield [read_image_argument(image, self.info.channels) for image in listed[start : start + size]]
+        read = functools.partial(read_image_argument, channels=self.info.channels)
+        is_decoded = all(isinstance(image, np.ndarray) for image in listed)
+        if is_decoded or len(listed) == 1:
+            loaded: Generator[np.ndarray, None, None] = (read(image) for image in listed)
+        else:
+            loaded = parallel_map(read, listed, available_cores() if self.engine else 1, max_pending=size)
+        with contextlib.closing(loaded):
+            for _ in range(0, len(listed), size):
+                if not is_decoded:
+                    enter_stage("decode")
+                yield list(itertools.islice(loaded, size))
 
     def check_batch(self, count: int) -> None:
         """Check that a batch is not empty and not larger than `batch`.

@@ -15,7 +15,7 @@ from trtkit.cli import Command
 from trtkit.cli.options import add_options, add_output, call_with_options
 from trtkit.cli.output import Outcome, make_frame_table, make_table, print_table, print_text
 from trtkit.cli.predict_command import add_predict
-from trtkit.cli.result_tables import MAX_LAYER_ROWS, print_comparison, print_slowness, print_zoo
+from trtkit.cli.result_tables import MAX_LAYER_ROWS, print_comparison, print_slowness, print_timing, print_zoo
 from trtkit.errors import EngineError, OutputExistsError, RecipeError
 from trtkit.progress import Plan, start_work
 from trtkit.recipe import Recipe
@@ -226,39 +226,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
                 names=tuple(values.files),
             )
         timing = call_with_options(benchmark, values, runners=files)
-        numbers = {
-            "mean_ms": "mean, ms",
-            "p50_ms": "p50, ms",
-            "p90_ms": "p90, ms",
-            "p99_ms": "p99, ms",
-            "image_ms": "ms/image",
-            "images_per_s": "images/s",
-        }
-
-        def show() -> None:
-            table = make_table("label", "runner", "clock", "batch", numbers=tuple(numbers.values()))
-            for row in timing.frame().iter_rows(named=True):
-                words = (row["label"], row["runner"], row["clock"], str(row["batch"]))
-                table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
-            print_table(table)
-            for row in timing.offline.iter_rows(named=True):
-                energy = (
-                    "" if row["joules_per_image"] is None else f", {1000 * row['joules_per_image']:.1f} mJ an image"
-                )
-                print_text(
-                    f"{row['label']} back to back at batch {row['batch']}: {row['images_per_s']:,.0f} images/s"
-                    f"{energy}, {row['memory_mib']:.0f} MiB of GPU memory"
-                )
-            for row in timing.frame().iter_rows(named=True):
-                if row["flags"]:
-                    print_text(f"{row['label']}, batch {row['batch']}: {row['flags']}")
-            for row in timing.ratios().iter_rows(named=True):
-                print_text(
-                    f"{row['label']} takes {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of "
-                    f"{timing.runners['label'][0]}'s time at batch {row['batch']}"
-                )
-
-        return _save(timing, values, show)
+        return _save(timing, values, lambda: print_timing(timing))
 
     return run
 

@@ -164,7 +164,7 @@ OPTIONS: Mapping[str, Option] = {
     "model": Option("a .pt or .onnx file", "MODEL"),
     "models": Option(".pt or .onnx files, or folders of them", "MODEL", several=True),
     "nms": _switch("put NMS into the graph"),
-    "offline_seconds": _number("time of each engine's runs back to back, seconds; 0 leaves them out"),
+    "offline_seconds": _number("time of each engine's runs offline (back to back), seconds; 0 leaves them out"),
     "opt_level": Option(
         "TensorRT's optimization level, from a quick build to a fast engine [default: 3]",
         type=int,
@@ -194,6 +194,7 @@ OPTIONS: Mapping[str, Option] = {
     "seed": _count("seed of all random choices"),
     "simplify": _switch("simplify the graph with onnxslim"),
     "sizes": Option("image sides, pixels [default: each model's own]", "N[,N...]", parse_counts),
+    "stage_runs": _count("maximum number of timed calls of predict per file and batch; 0 leaves them out"),
     "split": _split("split to evaluate on"),
     "stratify": _switch("draw images with the class shares of the split"),
     "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET", choices=list_targets),
@@ -223,6 +224,9 @@ CALIBRATION_SPLIT = _split("split of the calibration images [default: train, els
 
 VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("benchmark", "batch"): _counts("batch sizes to time"),
+    ("benchmark", "images"): Option(
+        "images, folders or patterns to time the stages of predict on [default: random ones]", "IMAGE", several=True
+    ),
     ("calibrate", "batch"): _count("images per run [default: 2]"),
     ("calibrate", "data"): IMAGES,
     ("calibrate", "device"): Option("cpu, or a GPU of ONNX Runtime [default: the first GPU, else cpu]", "DEVICE"),

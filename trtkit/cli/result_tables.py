@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from trtkit.comparison.cards import CardRow
     from trtkit.comparison.comparison import Comparison
+    from trtkit.evaluation.latency import Timing
     from trtkit.inspection.slowness import SpeedDiagnosis
     from trtkit.model_zoo.table import Zoo
 
-__all__ = ["MAX_LAYER_ROWS", "print_comparison", "print_slowness", "print_zoo"]
+__all__ = ["MAX_LAYER_ROWS", "print_comparison", "print_slowness", "print_timing", "print_zoo"]
 
 MAX_LAYER_ROWS = 12
 """Rows of layers that `trtkit why-slow` shows unless more are asked for; with the causes they fit a screen."""
@@ -147,3 +148,52 @@ def _format_pair(before: Any, after: Any) -> str:
     """One value, or both where they differ."""
     shown = ["-" if value is None else str(value) for value in (before, after)]
     return shown[0] if shown[0] == shown[1] else f"{shown[0]} to {shown[1]}"
+
+
+def print_timing(timing: Timing) -> None:
+    """Print the latencies of runners, the stages of `predict`, MLPerf's two scenarios, what disturbed, and the ratios.
+
+    Args:
+        timing: The result of `benchmark`.
+    """
+    from trtkit.evaluation.stage_times import tabulate_stages
+
+    numbers = {
+        "mean_ms": "mean, ms",
+        "p50_ms": "p50, ms",
+        "p90_ms": "p90, ms",
+        "p99_ms": "p99, ms",
+        "image_ms": "ms/image",
+        "images_per_s": "images/s",
+    }
+    rows = timing.frame().to_dicts()
+    table = make_table("label", "runner", "clock", "batch", numbers=tuple(numbers.values()))
+    for row in rows:
+        words = (row["label"], row["runner"], row["clock"], str(row["batch"]))
+        table.add_row(*words, *(f"{row[name]:.2f}" for name in numbers))
+    print_table(table)
+    if not timing.stages.is_empty():
+        (label, batch, *stages), cells = tabulate_stages(timing.stage_frame())
+        table = make_table(label, batch, numbers=tuple(stages))
+        for one in cells:
+            table.add_row(*(cell or "-" for cell in one))
+        print_text("\nStages of predict, ms/batch: median [95 % interval]")
+        print_table(table)
+        print_text()
+    for row in rows:
+        if row["batch"] == 1:
+            print_text(f"{row['label']} single stream: p90 {row['p90_ms']:.2f} ms")
+    for row in timing.offline.iter_rows(named=True):
+        energy = "" if row["joules_per_image"] is None else f", {1000 * row['joules_per_image']:.1f} mJ an image"
+        print_text(
+            f"{row['label']} offline at batch {row['batch']}: {row['images_per_s']:,.0f} images/s"
+            f"{energy}, {row['memory_mib']:.0f} MiB of GPU memory"
+        )
+    for row in rows:
+        if row["flags"]:
+            print_text(f"{row['label']}, batch {row['batch']}: {row['flags']}")
+    for row in timing.ratios().iter_rows(named=True):
+        print_text(
+            f"{row['label']} takes {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of "
+            f"{timing.runners['label'][0]}'s time at batch {row['batch']}"
+        )

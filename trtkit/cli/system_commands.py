@@ -467,6 +467,7 @@ def _test_engine(row: dict[str, Any], values: argparse.Namespace, reporter: Repo
                 {"engine": engine},
                 batch=(1, SELFTEST_BATCH),
                 seconds=SELFTEST_SECONDS,
+                stage_runs=0,
                 progress=reporter.progress,
                 cancel=reporter.cancel,
             )

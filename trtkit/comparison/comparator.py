@@ -307,6 +307,7 @@ def compare(
                 batch=batches,
                 runs=runs,
                 seconds=seconds,
+                images=_choose_timed_images(prepared.paths, evaluations),
                 seed=seed,
                 progress=reporter.shared_progress,
                 cancel=cancel,
@@ -453,6 +454,16 @@ def _check_run(builder: Capabilities | None, device: int | str | None) -> tuple[
     return True, device, ""
 
 
+TIMED_IMAGES = 64
+"""Images that the stages of `predict` are timed on, one after the other."""
+
+
+def _choose_timed_images(paths: Sequence[Path], evaluations: Mapping[str, Evaluation]) -> tuple[Path, ...] | None:
+    """The first images that could be read; None without any."""
+    unread = {path for evaluation in evaluations.values() for path in evaluation.skipped}
+    return tuple(path for path in paths if str(path) not in unread)[:TIMED_IMAGES] or None
+
+
 def join_comparison(
     model: Model,
     artifacts: Mapping[str, Mapping[str, Artifact]],
@@ -517,6 +528,7 @@ def join_comparison(
         samples=timing.samples,
         rounds=timing.rounds,
         offline=timing.offline,
+        stages=timing.stages,
         runners=timing.runners,
         layers=concat_layers(layers or {}),
         thresholds=concat_by_precision(thresholds) if thresholds else pl.DataFrame(),

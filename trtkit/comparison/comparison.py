@@ -17,6 +17,7 @@ from trtkit.errors import EngineError, RecipeError
 from trtkit.evaluation.latency import OFFLINE_SCHEMA, Timing
 from trtkit.evaluation.rounds import ROUNDS_SCHEMA
 from trtkit.evaluation.significance import correct_significance
+from trtkit.evaluation.stage_times import STAGES_SCHEMA
 from trtkit.results import Provenance, Result, SavedResult, rename_version_1, rename_version_1_keys
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Comparison(Result):
         samples: Every timed run, as `Timing.samples`.
         rounds: The GPU after every block of runs, as `Timing.rounds`.
         offline: Throughput, energy and memory of engines run back to back, as `Timing.offline`.
+        stages: Timed calls of `predict` by stage, as `Timing.stages`.
         runners: The runners, as `Timing.runners`.
         about: All other facts, JSON-ready: model, task, data, split, eval_images, skipped, reference, max_drop,
             conf, metrics (column and readable name of the primary ones), engines, files, calibration, recipes, python,
@@ -94,6 +96,7 @@ class Comparison(Result):
     thresholds: pl.DataFrame = dataclasses.field(default_factory=pl.DataFrame)
     rounds: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=ROUNDS_SCHEMA))
     offline: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=OFFLINE_SCHEMA))
+    stages: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=STAGES_SCHEMA))
 
     def frame(self) -> pl.DataFrame:
         """`rows`."""
@@ -105,6 +108,7 @@ class Comparison(Result):
             samples=self.samples,
             rounds=self.rounds,
             offline=self.offline,
+            stages=self.stages,
             runners=self.runners,
             provenance=self.provenance,
         )
@@ -321,6 +325,7 @@ class Comparison(Result):
             "thresholds",
             "rounds",
             "offline",
+            "stages",
         )
         return {**{name: getattr(self, name) for name in names}, "comparison": self.rows}
 

@@ -13,6 +13,7 @@ from trtkit.comparison.cards import make_cards
 from trtkit.comparison.findings import NEGLIGIBLE_DELTA
 from trtkit.comparison.verdict import explain_unmeasured
 from trtkit.evaluation.significance import RESAMPLES
+from trtkit.evaluation.stage_times import tabulate_stages
 from trtkit.html import asset, render
 from trtkit.recipe import format_label
 from trtkit.writing import write_bytes
@@ -105,6 +106,7 @@ def render_report(comparison: Comparison) -> str:
         unmeasured="" if ran else explain_unmeasured(comparison.about),
         published="" if comparison.published is None else comparison.published.sentence,
         latencies=_latency_table(comparison),
+        stages=_stage_table(comparison) if len(comparison.stages) else None,
         classes=_frame_table(comparison.classes),
         changes=_collect_changes(comparison),
         changes_note=_describe_changes(about),
@@ -239,6 +241,11 @@ def _latency_table(comparison: Comparison) -> _Table:
         for row in frame.iter_rows(named=True)
     ]
     return _Table([*facts, *(name.replace("_ms", " ms").replace("_per_s", "/s") for name in numbers)], rows, 4)
+
+
+def _stage_table(comparison: Comparison) -> _Table:
+    headings, rows = tabulate_stages(comparison.timing().stage_frame())
+    return _Table(headings, [[format_label(str(label)), *cells] for label, *cells in rows], 1)
 
 
 def _frame_table(frame: pl.DataFrame) -> _Table:

@@ -23,6 +23,7 @@ from trtkit.evaluation.rounds import (
     find_disturbances,
     measure_noise,
 )
+from trtkit.evaluation.stage_times import STAGES_SCHEMA, summarize_stages, time_predict, widen_stages
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
 from trtkit.results import Provenance, Result, describe_machine
@@ -68,6 +69,8 @@ class Timing(Result):
         offline: Throughput of engines run back to back, the queue never empty (MLPerf's offline scenario): label,
             batch, images_per_s, and by NVML's counter of the board's energy joules_per_image and watts, null without
             it; memory_mib: GPU memory of activations, inputs, outputs and weights.
+        stages: Every timed call of `predict`: label, batch, run, stage ("predict" is the whole call, the others are
+            those of `trtkit.backends.stages.STAGES`) and ms; a runner lacks the stages that it does not have.
         runners: One row per label: runner (its name), engine (whether TensorRT ran), precision, clock ("gpu": CUDA
             events, "wall": time around `infer`, copies included), imgsz, and static_batch (the batch of a static
             graph, to which smaller ones are padded; null if the batch is dynamic).
@@ -80,20 +83,33 @@ class Timing(Result):
     provenance: Provenance
     rounds: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=ROUNDS_SCHEMA))
     offline: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=OFFLINE_SCHEMA))
+    stages: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=STAGES_SCHEMA))
 
     def frame(self) -> pl.DataFrame:
         """Return one row per runner and batch.
 
-        `_ms` columns are of the whole batch, `image_ms` is mean_ms / batch; `padded`: the batch was padded to the
-        static batch of the graph; `flags`: what disturbed the measurement (`find_disturbances`), "" for nothing.
+        `_ms` columns are of the whole batch, `image_ms` is mean_ms / batch; p90_ms at batch 1 is MLPerf's latency of a
+        single stream. `padded`: the batch was padded to the static batch of the graph; `flags`: what disturbed the
+        measurement (`find_disturbances`), "" for nothing. Where `predict` was timed, its median and those of its stages
+        follow, such as `decode_ms`; null for a stage that a runner does not have.
         """
         rows = self.runners.join(summarize_runs(self.samples), on="label", maintain_order="left")
         flags = (find_disturbances(self.samples, self.rounds, *row) for row in rows.select("label", "batch").rows())
         rows = rows.with_columns(flags=pl.Series(map("; ".join, flags), dtype=pl.String))
-        return rows.with_columns(padded=(pl.col("batch") < pl.col("static_batch")).fill_null(value=False)).select(
+        rows = rows.with_columns(padded=(pl.col("batch") < pl.col("static_batch")).fill_null(value=False)).select(
             "label", "precision", "runner", "engine", "clock", "imgsz", "batch", "padded", "runs", "mean_ms", "std_ms",
             "min_ms", "p50_ms", "p90_ms", "p99_ms", "max_ms", "image_ms", "images_per_s", "flags",
         )  # fmt: skip
+        if self.stages.is_empty():
+            return rows
+        return rows.join(widen_stages(self.stages), on=["label", "batch"], how="left", maintain_order="left")
+
+    def stage_frame(self) -> pl.DataFrame:
+        """Return the stages of `predict`, the whole call last: label, batch, stage, runs, p50_ms, low, high, share.
+
+        low and high are the 95 % interval of the median, share is that of the whole call's time.
+        """
+        return summarize_stages(self.stages)
 
     def ratios(self, baseline: str | None = None) -> pl.DataFrame:
         """Return every other runner's latency over the baseline's: label, batch, ratio, low, high, rounds.
@@ -127,14 +143,15 @@ class Timing(Result):
         return pl.DataFrame(rows, schema={**schema, "rounds": pl.Int64})
 
     def plot(self) -> go.Figure:
-        """Plot the distribution of latency per runner, one panel per batch size."""
+        """Plot the distribution of latency per runner, and the stages of `predict`, a panel of each per batch size."""
         from trtkit.plotting.evaluation import timing_figure
 
-        return timing_figure(self.samples, self.runners)
+        return timing_figure(self.samples, self.runners, self.stage_frame())
 
     def tables(self) -> Mapping[str, pl.DataFrame]:
-        """Return the samples, the rounds, the offline runs and the runners."""
-        return {"samples": self.samples, "rounds": self.rounds, "offline": self.offline, "runners": self.runners}
+        """Return the samples, the rounds, the offline runs, the stages and the runners."""
+        names = ("samples", "rounds", "offline", "stages", "runners")
+        return {name: getattr(self, name) for name in names}
 
     def facts(self) -> Mapping[str, Any]:
         """Return {}: the tables are all."""
@@ -166,6 +183,8 @@ def benchmark(
     seconds: float = 5.0,
     max_noise: float = 0.002,
     offline_seconds: float = 1.0,
+    images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path | None = None,
+    stage_runs: int = 20,
     device: str | int | None = None,
     backend: str | None = None,
     seed: int = 0,
@@ -189,6 +208,10 @@ def benchmark(
             in 0..1; 0 measures all runs.
         offline_seconds: Time of each engine's runs back to back, per batch, for throughput and energy; 0 leaves them
             out.
+        images: Images to time the stages of `predict` on, as in `Runner.predict`; None takes random ones of the model's
+            own size, which need no decoding, and hold no objects.
+        stage_runs: Maximum number of timed calls of `predict` per runner and batch, and never more than `runs`; at
+            least five, else within a fifth of `seconds`. 0 leaves them out, as does another `imgsz` than the runner's.
         device: Device for files, as in `trtkit.open`.
         backend: Backend for files, as in `trtkit.open`.
         seed: Seed of the images and of the order of runners.
@@ -199,12 +222,14 @@ def benchmark(
         GPU time where the runner measures it, else wall time around `infer`.
 
     Raises:
+        DataError: An image can't be read.
         RecipeError: There is no runner, or a setting is out of range.
         EngineError: The batch is larger than a runner's, or the image size is not the runner's.
         CancelledError: The caller cancelled.
     """
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
     reporter = Reporter(progress, cancel)
+    listed = None if images is None else _list_images(images)
     before = _load_average()
     with open_runners(runners, device=device, backend=backend) as opened:
         shapes = {label: resolve_imgsz(label, runner, batches, imgsz) for label, runner in opened.items()}
@@ -220,7 +245,8 @@ def benchmark(
         measured = [
             _time_runners(
                 opened, shapes, size, runs=runs, warmup=warmup, seconds=seconds, max_noise=max_noise,
-                offline_seconds=offline_seconds, seed=seed, reporter=reporter,
+                offline_seconds=offline_seconds, images=listed, stage_runs=min(stage_runs, runs), seed=seed,
+                reporter=reporter,
             )
             for size in batches
         ]  # fmt: skip
@@ -245,7 +271,8 @@ def benchmark(
             machine={**describe_machine(), "load_before": before, **_describe_gpus(opened)},
             settings={
                 "batch": list(batches), "imgsz": imgsz, "runs": runs, "warmup": warmup, "seconds": seconds,
-                "max_noise": max_noise, "offline_seconds": offline_seconds, "device": device, "backend": backend,
+                "max_noise": max_noise, "offline_seconds": offline_seconds, "stage_runs": stage_runs,
+                "stage_images": None if listed is None else len(listed), "device": device, "backend": backend,
             },
             seed=seed,
         )  # fmt: skip
@@ -254,6 +281,7 @@ def benchmark(
         samples=pl.concat(own[0] for own in measured),
         rounds=pl.concat(own[1] for own in measured),
         offline=pl.concat(own[2] for own in measured),
+        stages=pl.concat(own[3] for own in measured),
         runners=table,
         provenance=provenance,
     )
@@ -371,16 +399,21 @@ def _time_runners(
     seconds: float,
     max_noise: float,
     offline_seconds: float,
+    images: Sequence[Any] | None,
+    stage_runs: int,
     seed: int,
     reporter: Reporter,
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Measure all runners at one batch size, alternately: `Timing.samples`, `Timing.rounds` and `Timing.offline`."""
+) -> tuple[pl.DataFrame, ...]:
+    """Measure all runners at one batch size, alternately: samples, rounds, offline and stages of a `Timing`."""
     generator = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
+    shown: dict[str, Sequence[Any]] = {}
     for label, runner in runners.items():
         preprocess = runner.info.preprocess
         pixels = generator.integers(0, 256, (batch, *shapes[label], preprocess.channels), np.uint8)
         feeds[label] = to_input(list(pixels), preprocess)
+        if shapes[label] == tuple(runner.imgsz):
+            shown[label] = list(pixels) if images is None else images
     stage, total = f"benchmark batch {batch}", runs * len(runners)
     reporter.begin(stage)
     for label, runner in runners.items():
@@ -417,6 +450,14 @@ def _time_runners(
             for label, runner in runners.items()
             if offline_seconds and _runs_offline(runner)
         ]
+        stages: list[dict[str, Any]] = []
+        predicting = {label: runners[label] for label in shown} if stage_runs else {}
+        for rows in time_predict(predicting, shown, batch, calls=stage_runs, seconds=seconds, generator=generator):
+            stages += rows
+            reporter.step(stage, total, total, "stages of predict")
+        # Each round had an order of its own.
+        places = {label: place for place, label in enumerate(runners)}
+        stages.sort(key=lambda row: places[row["label"]])
     samples = pl.DataFrame(
         {
             "label": [label for label, _ in order],
@@ -426,7 +467,25 @@ def _time_runners(
         },
         schema={"label": pl.String, "batch": pl.Int64, "turn": pl.Int64, "ms": pl.Float64},
     )
-    return samples, pl.DataFrame(rounds, schema=ROUNDS_SCHEMA), pl.DataFrame(offline, schema=OFFLINE_SCHEMA)
+    return (
+        samples,
+        pl.DataFrame(rounds, schema=ROUNDS_SCHEMA),
+        pl.DataFrame(offline, schema=OFFLINE_SCHEMA),
+        pl.DataFrame(stages, schema=STAGES_SCHEMA),
+    )
+
+
+def _list_images(images: Any) -> Sequence[Any]:
+    """The images of an argument, those of folders and patterns in it too; refuses none at all."""
+    from trtkit.data.image_arguments import list_image_arguments
+
+    several = images if isinstance(images, (list, tuple)) else [images]
+    listed = [one for image in several for one in list_image_arguments(image)]
+    if not listed:
+        raise RecipeError(
+            "time the stages of predict", "there is no image", "pass one image or more", code="benchmark-no-image"
+        )
+    return listed
 
 
 def _run_offline(

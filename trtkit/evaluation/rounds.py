@@ -16,6 +16,7 @@ __all__ = [
     "compare_latencies",
     "find_disturbances",
     "measure_noise",
+    "median_interval",
     "round_medians",
 ]
 
@@ -93,15 +94,23 @@ def compare_latencies(samples: pl.DataFrame, label: str, baseline: str, batch: i
     rounds = min(len(round_medians(mine)), len(round_medians(base)))
     if rounds < PAIRED_ROUNDS:
         ratio = float(np.median(mine) / np.median(base))
-        medians = [
-            np.median(times[dice.integers(0, len(times), (RESAMPLES, len(times)))], axis=1) for times in (mine, base)
-        ]
+        medians = [_resample_medians(times, dice) for times in (mine, base)]
         low, high = np.percentile(medians[0] / medians[1], (2.5, 97.5))
     else:
         ratios = round_medians(mine)[:rounds] / round_medians(base)[:rounds]
         ratio = float(np.median(ratios))
-        low, high = np.percentile(np.median(ratios[dice.integers(0, rounds, (RESAMPLES, rounds))], axis=1), (2.5, 97.5))
+        low, high = np.percentile(_resample_medians(ratios, dice), (2.5, 97.5))
     return LatencyRatio(ratio, float(low), float(high), rounds)
+
+
+def median_interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The 95 % interval of a median: a bootstrap of the values."""
+    low, high = np.percentile(_resample_medians(values, np.random.default_rng(0)), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _resample_medians(values: np.ndarray[Any, Any], dice: np.random.Generator) -> np.ndarray[Any, Any]:
+    return np.median(values[dice.integers(0, len(values), (RESAMPLES, len(values)))], axis=1)
 
 
 def round_medians(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

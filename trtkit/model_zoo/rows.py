@@ -212,6 +212,7 @@ def run_row(
                 batch=job.batch,
                 runs=settings["runs"],
                 seconds=settings["seconds"],
+                stage_runs=0,
                 device=job.device,
                 backend=job.backend,
                 seed=settings["seed"],

@@ -8,7 +8,20 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from trtkit.plotting.theme import escape_text, escape_texts, stacked_figure, trace_style
+from trtkit.backends.stages import STAGES
+from trtkit.plotting.theme import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    escape_text,
+    escape_texts,
+    hatch,
+    stacked_figure,
+    trace_style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,17 +166,21 @@ def precision_recall_curve(
     return total / max(1, len(counts))
 
 
-def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
-    """Cumulative distribution of the latency by runner, one panel per batch size.
+def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame, stages: pl.DataFrame) -> go.Figure:
+    """Cumulative distribution of the latency by runner, one panel per batch size, and one of the stages of `predict`.
 
     Args:
         samples: `Timing.samples`.
         runners: `Timing.runners`.
+        stages: `Timing.stage_frame()`; without rows it has no panels.
     """
     labels = runners["label"].to_list()
     names = dict(zip(labels, runners["runner"].to_list(), strict=True))
     batches = samples["batch"].unique(maintain_order=True).to_list()
-    figure = stacked_figure([(f"Batch {size}", "latency, ms/batch", 220) for size in batches])
+    panels = [(f"Batch {size}", "latency, ms/batch", 220) for size in batches]
+    timed = stages["batch"].unique(maintain_order=True).to_list()
+    panels += [(f"Stages of predict at batch {size}", "median, ms/batch", 40 + 34 * len(labels)) for size in timed]
+    figure = stacked_figure(panels)
     for row, size in enumerate(batches, start=1):
         for label in labels:
             latencies = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
@@ -180,8 +197,37 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame) -> go.Figure:
                 row=row,
                 col=1,
             )
-    figure.update_xaxes(rangemode="tozero")
-    return figure.update_yaxes(title_text="share of runs", tickformat=".0%", range=[-0.03, 1.03])
+    figure.update_yaxes(title_text="share of runs", tickformat=".0%", range=[-0.03, 1.03])
+    for row, size in enumerate(timed, start=len(batches) + 1):
+        _add_stages(figure, stages.filter(pl.col("batch") == size), row=row, shows_legend=row == len(batches) + 1)
+    return figure.update_xaxes(rangemode="tozero").update_layout(barmode="stack")
+
+
+STAGE_STYLES = tuple(zip((SKY, ORANGE, GREEN, BLUE, PURPLE, VERMILION), ("", "/", ".", "", "\\", "x"), strict=True))
+"""Color and pattern of each stage, in their order."""
+
+
+def _add_stages(figure: go.Figure, stages: pl.DataFrame, *, row: int, shows_legend: bool) -> None:
+    """A bar per runner, in which one stage follows the other."""
+    for stage, (color, pattern) in zip(STAGES, STAGE_STYLES, strict=True):
+        own = stages.filter(pl.col("stage") == stage)
+        if own.is_empty():
+            continue
+        figure.add_bar(
+            y=escape_texts(own["label"]),
+            x=own["p50_ms"],
+            orientation="h",
+            name=stage,
+            legendgroup=stage,
+            showlegend=shows_legend,
+            marker={"color": color, "pattern": hatch(pattern)},
+            customdata=own.select("low", "high", "share").rows(),
+            hovertemplate=f"%{{y}}, {stage}: %{{x:.3g}} ms, 95 % interval %{{customdata[0]:.3g}} to "
+            "%{customdata[1]:.3g}, %{customdata[2]:.0%} of the call<extra></extra>",
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(type="category", autorange="reversed", range=None, tickformat="", title_text="", row=row, col=1)
 
 
 def load_figure(rows: pl.DataFrame, *, title: str) -> go.Figure:

@@ -273,7 +273,11 @@ class EngineCost:
             **self.export_settings,
         )
         timing = benchmark(
-            {"trial": artifact}, batch=self.batch, progress=self.reporter.progress, cancel=self.reporter.cancel
+            {"trial": artifact},
+            batch=self.batch,
+            stage_runs=0,
+            progress=self.reporter.progress,
+            cancel=self.reporter.cancel,
         )
         row = timing.frame().row(0, named=True)
         return Cost(

@@ -16,7 +16,7 @@ from trtkit.backends.devices import Device
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.errors import EngineError
 
-__all__ = ["Execution"]
+__all__ = ["EventClock", "Execution"]
 
 # Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which fails in a capture.
 RUNS_BEFORE_CAPTURE = 2
@@ -364,6 +364,33 @@ class Execution:
             self.stream.synchronize()
             self.graph.reset()
             self.graph = None
+
+
+class EventClock:
+    """CUDA events on an engine's stream: a `StageClock` that does not wait for the GPU.
+
+    An event of an idle stream has the time of the host, so that work of the host between two events counts too.
+
+    Args:
+        execution: The engine.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    def read(self) -> Any:
+        """An event that is recorded now."""
+        event = self._execution.torch.cuda.Event(enable_timing=True)
+        event.record(self._execution.stream)
+        return event
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float:
+        """Milliseconds between two events."""
+        return float(begin.elapsed_time(end))
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._execution.stream.synchronize()
 
 
 def _create_output_allocator(execution: Execution, name: str) -> Any:

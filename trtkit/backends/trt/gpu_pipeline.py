@@ -6,13 +6,14 @@ The reference is the CPU path (`trtkit.data.images`, `trtkit.tasks.nms`): inputs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
+from trtkit.backends.stages import enter_stage
+from trtkit.data.images import PADDING, ImageTransform, compute_letterbox, map_to_images
 from trtkit.models.model import Preprocess
 from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
@@ -22,6 +23,9 @@ __all__ = ["GPU_KINDS", "Uploader", "iou_matrix", "nms", "postprocess", "postpro
 
 GPU_KINDS = ("letterbox", "stretch")
 """Kinds of preprocessing that `preprocess_into` does as the CPU does; the antialiased center crop it does not."""
+
+MAX_RUN_PIXELS = 8 * 1024 * 1024
+"""Most pixels that `preprocess_into` processes at once, 100 MB as float values."""
 
 # Boxes per IoU matrix of `nms`.
 NMS_BLOCK = 1024
@@ -95,31 +99,50 @@ def preprocess_into(
         else ImageTransform(shape=shape, resized=size, pad=(0, 0), size=size)
         for shape in shapes
     ]
-    padding = None
-    for row, (image, transform) in enumerate(zip(images, transforms, strict=True)):
-        planes = image.permute(2, 0, 1)
-        planes = (planes.flip(0) if preprocess.reverses_channels else planes)[None].to(torch.float32)
-        if transform.shape != transform.resized:
+    rows = target[: len(images)]
+    # Rounding and normalization of the whole batch: in float32, since a half-precision value would round twice.
+    values = rows if target.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
+    if any(transform.resized != size for transform in transforms):
+        values.fill_(PADDING)
+    start = 0
+    for stop in _find_runs(shapes):
+        (top, left), resized = transforms[start].pad, transforms[start].resized
+        planes = images[start][None] if stop == start + 1 else torch.stack(tuple(images[start:stop]))
+        planes = planes.permute(0, 3, 1, 2)
+        planes = (planes.flip(1) if preprocess.reverses_channels else planes).to(torch.float32)
+        if transforms[start].shape != resized:
             # Half-pixel centers, no antialiasing: OpenCV's INTER_LINEAR, which rounds to whole gray levels.
-            planes = interpolate(planes, size=transform.resized, mode="bilinear", align_corners=False).round_()
-        (top, left), (height, width) = transform.pad, transform.resized
-        if transform.resized != size:
-            if padding is None:
-                gray = torch.full((int(target.shape[1]), 1, 1), float(PADDING), device=target.device)
-                padding = _normalize(gray, preprocess)
-            target[row] = padding
-        target[row, :, top : top + height, left : left + width] = _normalize(planes[0], preprocess)
+            planes = interpolate(planes, size=resized, mode="bilinear", align_corners=False)
+        values[start:stop, :, top : top + resized[0], left : left + resized[1]] = planes
+        start = stop
+    if any(transform.shape != transform.resized for transform in transforms):
+        values.round_()
+    _normalize(values, preprocess)
+    if values is not rows:
+        rows.copy_(values)
     return transforms
 
 
-def _normalize(planes: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """Apply scale, mean and standard deviation to float planes (channels, height, width), in place where it can."""
+def _find_runs(shapes: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """The ends of runs of images of one shape: they are processed at once, since small kernels wait for their launch.
+
+    A run ends at `MAX_RUN_PIXELS`: large images need no company, but memory for their float values.
+    """
+    begin = 0
+    for end in range(1, len(shapes) + 1):
+        height, width = shapes[begin]
+        if end == len(shapes) or shapes[end] != shapes[begin] or (end + 1 - begin) * height * width > MAX_RUN_PIXELS:
+            yield end
+            begin = end
+
+
+def _normalize(values: torch.Tensor, preprocess: Preprocess) -> None:
+    """Apply scale, mean and standard deviation to gray levels (..., channels, height, width), in place."""
     # Dividing keeps the last bit equal to the CPU's; multiplying by 1/255 would not.
-    planes = planes.div_(255) if preprocess.scale == 1 / 255 else planes.mul_(preprocess.scale)
-    for values, operation in ((preprocess.mean, planes.sub_), (preprocess.std, planes.div_)):
-        if values:
-            operation(torch.tensor(values, dtype=torch.float32, device=planes.device)[:, None, None])
-    return planes
+    values.div_(255) if preprocess.scale == 1 / 255 else values.mul_(preprocess.scale)
+    for numbers, operation in ((preprocess.mean, values.sub_), (preprocess.std, values.div_)):
+        if numbers:
+            operation(torch.tensor(numbers, dtype=torch.float32, device=values.device)[:, None, None])
 
 
 def postprocess(
@@ -273,16 +296,20 @@ def _download(
 ) -> list[Detections]:
     """The objects of each image, from all of them by image and falling score."""
     columns = (boxes, box_scores[:, None], box_classes[:, None].float(), rows[:, None].float())
+    table = torch.cat(columns, 1)
     # One transfer for the batch: each would wait for the GPU.
-    table = torch.cat(columns, 1).cpu().numpy()
-    starts = np.searchsorted(table[:, 6], np.arange(len(transforms)))
-    ends = np.searchsorted(table[:, 6], np.arange(len(transforms)), side="right")
+    enter_stage("download")
+    objects = table.cpu().numpy()
+    enter_stage("postprocess")
+    owners = objects[:, 6].astype(np.intp)
+    starts, ends = (np.searchsorted(owners, np.arange(len(transforms)), side=side) for side in ("left", "right"))
+    in_pixels = map_to_images(objects[:, :4], owners, transforms)
     return [
         Detections(
             shape=transform.shape,
-            boxes=transform.to_image(np.ascontiguousarray(table[start:end, :4])),
-            scores=np.ascontiguousarray(table[start:end, 4]),
-            classes=table[start:end, 5].astype(np.int64),
+            boxes=in_pixels[start:end],
+            scores=np.ascontiguousarray(objects[start:end, 4]),
+            classes=objects[start:end, 5].astype(np.int64),
         )
         for start, end, transform in zip(starts, np.minimum(ends, starts + settings.max_det), transforms, strict=True)
     ]

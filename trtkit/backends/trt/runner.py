@@ -19,7 +19,8 @@ from trtkit.backends.devices import Device, parse_device
 from trtkit.backends.engine_file import EngineFile, Passport, read_engine
 from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
-from trtkit.backends.trt.execution import Execution
+from trtkit.backends.stages import StageClock, enter_stage
+from trtkit.backends.trt.execution import EventClock, Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
 from trtkit.files import hash_parts
@@ -28,7 +29,7 @@ from trtkit.models.model import DENSE, RAW_MAPS, ModelInfo
 if TYPE_CHECKING:
     import polars as pl
 
-    from trtkit.tasks import Prediction
+    from trtkit.tasks import PostprocessSettings, Prediction
 
 __all__ = ["TensorRTRunner", "open_engine", "time_layers"]
 
@@ -200,11 +201,14 @@ class TensorRTRunner(Runner):
         ready = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
         with self._lock, self._execution.use_stream():
             shapes = {name: self._pad_batch(name, tuple(value.shape)) for name, value in ready.items()}
+            enter_stage("upload")
             for name, value in ready.items():
                 host = self._stage(name, tuple(value.shape), value.dtype)
                 host.copy_(value)
                 self._execution.input(name, tuple(value.shape)).copy_(host, non_blocking=True)
+            enter_stage("engine")
             self._execution.run(shapes)
+            enter_stage("download")
             return self._fetch_outputs(count, shapes[self.input_name][0])
 
     def infer_device(self, tensor: Any) -> dict[str, Any]:
@@ -263,44 +267,53 @@ class TensorRTRunner(Runner):
 
         if self.info.preprocess.kind not in gpu_pipeline.GPU_KINDS:
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)
+        settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
+        with contextlib.closing(self.read_batches(images)) as batches:
+            return [prediction for batch in batches for prediction in self._predict_batch(batch, settings)]
+
+    def _predict_batch(self, batch: Sequence[np.ndarray], settings: PostprocessSettings) -> list[Prediction]:
+        from trtkit.backends.trt import gpu_pipeline
         from trtkit.tasks import get_task
         from trtkit.tasks.base import BoxLayout
         from trtkit.tasks.raw_maps import find_levels
 
-        settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
-        task = get_task(self.info.task)
-        predictions: list[Prediction] = []
-        for batch in self.read_batches(images):
-            count = len(batch)
-            with self._lock, self._execution.use_stream():
-                if self._uploader is None:
-                    self._uploader = gpu_pipeline.Uploader(self._execution.device)
-                shape = (count, self._max_shape[1], *self.imgsz)
-                self._check_shape(shape)
-                padded = self._pad_batch(self.input_name, shape)
-                transforms = gpu_pipeline.preprocess_into(
-                    self._uploader.upload(batch),
-                    self._execution.input(self.input_name, shape),
-                    self.info.preprocess,
+        task, count, output_format = get_task(self.info.task), len(batch), self.info.output_format
+        with self._lock, self._execution.use_stream():
+            if self._uploader is None:
+                self._uploader = gpu_pipeline.Uploader(self._execution.device)
+            shape = (count, self._max_shape[1], *self.imgsz)
+            self._check_shape(shape)
+            padded = self._pad_batch(self.input_name, shape)
+            enter_stage("upload")
+            uploaded = self._uploader.upload(batch)
+            enter_stage("preprocess")
+            target = self._execution.input(self.input_name, shape)
+            transforms = gpu_pipeline.preprocess_into(uploaded, target, self.info.preprocess)
+            enter_stage("engine")
+            self._execution.run({self.input_name: padded})
+            if task.kinds == ("B",) and output_format == DENSE:
+                enter_stage("postprocess")
+                return list(
+                    gpu_pipeline.postprocess(self._raw_output(), len(self.info.names), transforms, settings)
                 )
-                self._execution.run({self.input_name: padded})
-                if task.kinds == ("B",) and self.info.output_format == DENSE:
-                    predictions += gpu_pipeline.postprocess(
-                        self._raw_output(), len(self.info.names), transforms, settings
+            if task.kinds == ("B",) and output_format.name == RAW_MAPS.name:
+                enter_stage("postprocess")
+                maps = self._execution.outputs()
+                shapes = {name: tuple(value.shape) for name, value in maps.items()}
+                levels = find_levels(shapes, self.info, BoxLayout())
+                return list(
+                    gpu_pipeline.postprocess_raw_maps(
+                        maps, levels, transforms, settings, needs_nms=output_format.needs_nms
                     )
-                    continue
-                if task.kinds == ("B",) and self.info.output_format.name == RAW_MAPS.name:
-                    maps = self._execution.outputs()
-                    levels = find_levels(
-                        {name: tuple(value.shape) for name, value in maps.items()}, self.info, BoxLayout()
-                    )
-                    predictions += gpu_pipeline.postprocess_raw_maps(
-                        maps, levels, transforms, settings, needs_nms=self.info.output_format.needs_nms
-                    )
-                    continue
-                outputs = self._fetch_outputs(count, padded[0])
-            predictions += task.postprocess(outputs, self.info, transforms, settings)
-        return predictions
+                )
+            enter_stage("download")
+            outputs = self._fetch_outputs(count, padded[0])
+        enter_stage("postprocess")
+        return list(task.postprocess(outputs, self.info, transforms, settings))
+
+    def stage_clock(self) -> StageClock:
+        """CUDA events on the engine's stream, so that work which the GPU does later counts where it belongs."""
+        return EventClock(self._execution)
 
     def measure_gpu_times(self, feeds: np.ndarray, runs: int) -> list[float]:
         """Time the engine alone by CUDA events, without transfers and preprocessing.
