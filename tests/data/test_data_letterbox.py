@@ -125,6 +125,17 @@ def test_inputs_equal_the_arithmetic_to_the_last_bit(data):
     assert np.array_equal(to_input(list(some), preprocess), expected)
 
 
+def test_an_earlier_input_is_written_over_if_it_has_the_shape():
+    some = [np.full((4, 6, 3), level, np.uint8) for level in (255, 0, 51)]
+    first = to_input(some[:2])
+    second = to_input(some[1:], out=first)
+    assert second is first
+    assert np.array_equal(second, to_input(some[1:]))
+    third = to_input(some, out=first)
+    assert third is not first
+    assert np.array_equal(third, to_input(some))
+
+
 @given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=3), st.integers(1, 5))
 def test_points_of_several_images_are_mapped_as_those_of_each(shapes, pairs):
     fits = [compute_letterbox(shape, (320, 480)) for shape in shapes]

@@ -122,11 +122,12 @@ class Runner(abc.ABC):
         settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
         task = get_task(self.info.task)
         predictions: list[Prediction] = []
+        feed: np.ndarray | None = None
         with contextlib.closing(self.read_batches(images)) as batches:
             for batch in batches:
                 enter_stage("preprocess")
                 resized = [resize_to_input(image, self.imgsz, self.info.preprocess) for image in batch]
-                feed = to_input([image for image, _ in resized], self.info.preprocess)
+                feed = to_input([image for image, _ in resized], self.info.preprocess, out=feed)
                 enter_stage("engine")
                 outputs = self.infer(feed)
                 enter_stage("postprocess")

@@ -282,19 +282,27 @@ def resize_to_input(
     return _RESIZERS[preprocess.kind](image, size)
 
 
-def to_input(images: Sequence[NDArray[np.uint8]], preprocess: Preprocess | None = None) -> NDArray[np.float32]:
+def to_input(
+    images: Sequence[NDArray[np.uint8]],
+    preprocess: Preprocess | None = None,
+    *,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Stack resized images into a model input: color order, scale, mean and standard deviation.
 
     Args:
         images: uint8, each of the same shape (height, width, channels); BGR if there are 3, else in the file's order.
         preprocess: `ModelInfo.preprocess`; None is RGB in 0..1.
+        out: An earlier result that is not needed any more: written over if it has the shape, since the system clears
+            new memory of this size first.
 
     Returns:
         Float32, shape (images, channels, height, width), contiguous.
     """
     preprocess = preprocess or Preprocess()
     height, width, channels = images[0].shape
-    batch = np.empty((len(images), channels, height, width), np.float32)
+    shape = (len(images), channels, height, width)
+    batch = out if out is not None and out.shape == shape else np.empty(shape, np.float32)
     # A gray level has 256 values: each is computed once, and then looked up.
     tables = _tabulate_levels(preprocess, channels)
     planes = np.empty((channels, height, width), np.uint8)
