@@ -21,6 +21,7 @@ from trtkit import backends
 from trtkit.backends.stages import STAGES, enter_stage, time_stages
 from trtkit.data import image_arguments
 from trtkit.errors import DataError, RecipeError
+from trtkit.progress import available_cores
 
 
 class Ticks:
@@ -93,6 +94,7 @@ def test_onnxruntime_copies_nothing_and_decodes_files_alone(files: list[str]) ->
 def test_an_engine_has_every_stage(tensorrt: Callable[..., Any], tmp_path: Path, files: list[str]) -> None:
     tensorrt("8.6.0")
     with backends.open(engine(tmp_path, batch=4)[0]) as runner:
+        assert runner.decode_threads == available_cores()
         total, stages = read_stages(runner, files, Ticks())
         # Boxes are postprocessed before they are copied, and put into the image's pixels after it.
         assert stages == {**dict.fromkeys(STAGES, 1), "postprocess": 2}
@@ -118,6 +120,7 @@ def test_files_of_the_next_batch_are_decoded_meanwhile_and_in_order(
 
     monkeypatch.setattr(image_arguments, "read_image", read)
     with backends.open(detector(batch=1)) as runner:
+        assert runner.decode_threads == 1
         expected = [runner.predict(path)[0].boxes.tolist() for path in files * 2]
         for _ in files * 2:
             reading.acquire()

@@ -210,8 +210,7 @@ class Runner(abc.ABC):
     ) -> Generator[list[np.ndarray], None, None]:
         """Yield batches of loaded images, none larger than `batch`.
 
-        Files of the next batch are decoded while the caller works on this one: on all cores where a GPU runs the model,
-        on one thread where these cores do.
+        Files of the next batch are decoded on `decode_threads` while the caller works on this one.
 
         Args:
             images: As in `predict`.
@@ -231,7 +230,7 @@ class Runner(abc.ABC):
         if is_decoded or len(listed) == 1:
             loaded: Generator[np.ndarray, None, None] = (read(image) for image in listed)
         else:
-            loaded = parallel_map(read, listed, available_cores() if self.engine else 1, max_pending=size)
+            loaded = parallel_map(read, listed, self.decode_threads, max_pending=size)
         with contextlib.closing(loaded):
             for _ in range(0, len(listed), size):
                 if not is_decoded:
@@ -261,6 +260,11 @@ class Runner(abc.ABC):
                 value=count,
                 limit=self.batch,
             )
+
+    @property
+    def decode_threads(self) -> int:
+        """Threads that decode images ahead: all cores where a GPU runs the model, one where these cores do."""
+        return available_cores() if self.engine else 1
 
     @property
     def profile_batches(self) -> tuple[int, ...]:

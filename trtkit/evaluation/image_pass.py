@@ -82,7 +82,9 @@ def run_images(
     done = 0
     step = f"evaluate {runner.precision}"
     reporter.step(step, 0, len(paths))
-    images = load_images(paths, evaluator.dataset, info.preprocess, size, max_pending=2 * batch)
+    images = load_images(
+        paths, evaluator.dataset, info.preprocess, size, threads=runner.decode_threads, max_pending=2 * batch
+    )
     with contextlib.closing(images):
         for chunk in _batched(images, batch):
             skipped.update({str(loaded.path): loaded.error for loaded in chunk if loaded.error is not None})
@@ -114,7 +116,7 @@ def _batched(images: Iterator[LoadedImage], size: int) -> Iterator[list[LoadedIm
         yield chunk
 
 
-# Images are read and preprocessed on a second thread while the model runs.
+# Images are read and preprocessed on other threads while the model runs.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,17 +153,24 @@ class LoadedImage:
 
 
 def load_images(
-    paths: Sequence[Path], dataset: Dataset, preprocess: Preprocess, size: tuple[int, int], *, max_pending: int
+    paths: Sequence[Path],
+    dataset: Dataset,
+    preprocess: Preprocess,
+    size: tuple[int, int],
+    *,
+    threads: int,
+    max_pending: int,
 ) -> Generator[LoadedImage, None, None]:
     """Load images in order, a bounded number of them ahead of use.
 
-    One thread reads: more would take cores from the model. Memory does not grow with the number of images.
+    Memory does not grow with the number of images.
 
     Args:
         paths: Image files.
         dataset: The data set of the labels.
         preprocess: The model's preprocessing.
         size: (height, width) of the input.
+        threads: `Runner.decode_threads`.
         max_pending: Maximum number of images loaded ahead.
 
     Yields:
@@ -189,7 +198,7 @@ def load_images(
             preprocess_seconds=time.perf_counter() - read,
         )
 
-    return parallel_map(load, paths, 1, max_pending=max_pending)
+    return parallel_map(load, paths, threads, max_pending=max_pending)
 
 
 def is_skipped(error: DataError) -> bool:
