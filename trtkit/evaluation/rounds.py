@@ -110,7 +110,8 @@ def median_interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
 
 
 def _resample_medians(values: np.ndarray[Any, Any], dice: np.random.Generator) -> np.ndarray[Any, Any]:
-    return np.median(values[dice.integers(0, len(values), (RESAMPLES, len(values)))], axis=1)
+    medians: np.ndarray[Any, Any] = np.median(values[dice.integers(0, len(values), (RESAMPLES, len(values)))], axis=1)
+    return medians
 
 
 def round_medians(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,7 @@ def time_predict(
         for label in map(str, generator.permutation(waiting)):
             runner, own = runners[label], images[label]
             chosen = [own[(max(run, 0) * batch + index) % len(own)] for index in range(batch)]
-            total, stages = time_stages(
-                lambda runner=runner, chosen=chosen: runner.predict(chosen), runner.stage_clock()
-            )
+            total, stages = time_stages(functools.partial(runner.predict, chosen), runner.stage_clock())
             if run < 0:
                 continue
             spent[label] += total / 1000
