@@ -293,9 +293,7 @@ class TensorRTRunner(Runner):
             self._execution.run({self.input_name: padded})
             if task.kinds == ("B",) and output_format == DENSE:
                 enter_stage("postprocess")
-                return list(
-                    gpu_pipeline.postprocess(self._raw_output(), len(self.info.names), transforms, settings)
-                )
+                return list(gpu_pipeline.postprocess(self._raw_output(), len(self.info.names), transforms, settings))
             if task.kinds == ("B",) and output_format.name == RAW_MAPS.name:
                 enter_stage("postprocess")
                 maps = self._execution.outputs()
