@@ -149,6 +149,7 @@ def time_builds(
             runs=RUNS,
             seconds=SECONDS,
             offline_seconds=0,
+            stage_runs=0,
             device=recipe.device,
             progress=reporter.progress,
             cancel=reporter.cancel,
