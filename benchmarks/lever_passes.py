@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit.graph.analysis import GraphIndex, remove_unused_constants, sort_nodes
+from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.editing import remove_unused_constants, sort_nodes
 
 __all__ = ["join_branches", "read_int8", "read_uint8"]
 

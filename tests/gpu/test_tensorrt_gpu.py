@@ -338,6 +338,48 @@ def test_nms_in_the_graph_equals_nms_after_it() -> None:
         assert compared >= 10
 
 
+def test_raw_maps_are_decoded_on_the_gpu_as_on_the_cpu() -> None:
+    require_tensorrt()
+    for precision in SCORES:
+        path = folder() / f"raw-{precision}.engine"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Raises an error if it differs from ONNX Runtime.
+            trtkit.export(
+                demo.model_path(),
+                imgsz=SIZE,
+                batch=BATCH,
+                half=precision == "fp16",
+                int8=precision == "int8",
+                dynamic=False,
+                decode=False,
+                data=demo.data_path() if precision == "int8" else None,
+                fraction=0.25,
+                opt_level=0,
+                output=path,
+                overwrite=True,
+            )
+        with backends.open(path) as runner:
+            mine, theirs = runner.predict(list(images())), Runner.predict(runner, list(images()))
+            types = {str(value.dtype) for value in runner._execution.outputs().values()}
+        assert types == {"torch.float32" if precision == "fp32" else "torch.float16"}, types
+        matched, total = count_matches(mine, theirs, score=0.02, pixels=0.9, conf=0.3)
+        print(f"      {precision}: {matched} of {total} agree")
+        assert total >= 10
+        assert matched >= 0.97 * total
+
+
+def test_of_several_builds_the_fastest_is_kept() -> None:
+    require_tensorrt()
+    source = folder() / "builds.onnx"
+    onnx.save(tiny_graphs.detector(batch=4, size=(64, 64)), source)
+    path = folder() / "builds.engine"
+    artifact = trtkit.export(source, batch=4, builds=3, opt_level=0, output=path, overwrite=True)
+    print(f"      p50 of the builds {artifact.build_latencies} ms")
+    assert len(artifact.build_latencies) == 3
+    assert artifact.verification is not None
+
+
 def test_layer_table_of_every_precision() -> None:
     caps = require_tensorrt()
     for precision in SCORES:

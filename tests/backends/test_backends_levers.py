@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,15 @@ from fake_checkpoints import TINY
 from task_models import untrained
 from two_heads import make_model
 
+from trtkit.backends.trt import builder
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.qdq import expand_int8_weights, insert_qdq
+from trtkit.graph.raw_maps import cut_before_decoding, find_raw_maps
 from trtkit.graph.torch_export import trace
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+FORMATS = SimpleNamespace(LINEAR=0, CHW2=1, HWC8=2, CHW4=3, CHW16=4)
 PIXELS = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), np.uint8)
 
 
@@ -124,13 +128,53 @@ def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
     assert len(levers.HEADS) == len(levers.summarize(rows)[0])
 
 
+@pytest.mark.parametrize("variant", ["today", "raw-any-out", "int8-input", "half-in"])
+def test_one_build_of_a_variant(
+    levers: Any, tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """On a fake TensorRT; the process that times the engine is left out."""
+    trt = tensorrt("8.6.0")
+    trt.TensorFormat = FORMATS
+    # `build` changes the builder of its own process: put back afterwards.
+    monkeypatch.setattr(builder, "compute_profile_shapes", builder.compute_profile_shapes)
+    monkeypatch.setattr(builder._EngineBuild, "_configure", builder._EngineBuild._configure)
+    monkeypatch.setenv("TRTKIT_CACHE", str(tmp_path / "cache"))
+    model = make_model(TINY)
+    maps = levers.VARIANTS[variant].base == "raw"
+    graph = trace(model)
+    ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
+    quantized = insert_qdq(graph, ranges, ())
+    if maps:
+        quantized = cut_before_decoding(quantized, find_raw_maps(graph, model.info), model.info)
+    (tmp_path / "graphs").mkdir()
+    base = levers.VARIANTS[variant].base
+    onnx.save(quantized, tmp_path / "graphs" / f"tiny-int8-b1-{base}.onnx")
+    (job,) = (one for one in levers.list_jobs(tmp_path, 1) if one.variant == variant)
+    commands: list[list[str]] = []
+
+    def time_engine(words: list[str], *, check: bool) -> None:
+        commands.append(words)
+        Path(words[3]).with_suffix(".time").write_text(json.dumps({"p50_ms": 0.5}))
+
+    monkeypatch.setattr(levers.subprocess, "run", time_engine)
+    levers.build(
+        SimpleNamespace(
+            out=str(tmp_path), graph=str(job.graph), name=job.name, variant=variant, precision="int8", batch=1,
+            level=2, images=None,
+        )
+    )  # fmt: skip
+    row = json.loads((tmp_path / f"{job.name}.json").read_text())
+    assert (row["model"], row["variant"], row["p50_ms"], row["level"]) == ("tiny", variant, 0.5, 2)
+    assert row["passport"]["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert len(commands) == 1
+    assert variant not in {one.variant for one in levers.list_jobs(tmp_path, 1)}
+    assert len(levers.summarize([row])) == 1
+
+
 def test_formats_reach_tensorrt(levers: Any) -> None:
     ends = [SimpleNamespace(dtype=None, allowed_formats=0) for _ in range(3)]
     network = SimpleNamespace(num_outputs=2, get_input=lambda _: ends[0], get_output=lambda place: ends[1 + place])
-    names = ("LINEAR", "CHW2", "HWC8", "CHW4", "CHW16")
-    trt = SimpleNamespace(
-        float16="half", TensorFormat=SimpleNamespace(**{name: place for place, name in enumerate(names)})
-    )
+    trt = SimpleNamespace(float16="half", TensorFormat=FORMATS)
     levers.set_formats(trt, network, ("half-in", "any-out"))
     assert (ends[0].dtype, ends[1].dtype) == ("half", None)
     assert [end.allowed_formats for end in ends] == [0, 31, 31]
