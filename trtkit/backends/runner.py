@@ -33,6 +33,9 @@ __all__ = ["HasPath", "Runner"]
 # Images per call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
 DEFAULT_BATCH = 8
 
+# Each thread may hold one whole image, of any size.
+MAX_DECODE_THREADS = 16
+
 
 class HasPath(Protocol):
     """An object that names a file, such as what `export` returns."""
@@ -263,8 +266,8 @@ class Runner(abc.ABC):
 
     @property
     def decode_threads(self) -> int:
-        """Threads that decode images ahead: all cores where a GPU runs the model, one where these cores do."""
-        return available_cores() if self.engine else 1
+        """Threads that decode images ahead: up to 16 cores where a GPU runs the model, one where these cores do."""
+        return min(available_cores(), MAX_DECODE_THREADS) if self.engine else 1
 
     @property
     def profile_batches(self) -> tuple[int, ...]:
