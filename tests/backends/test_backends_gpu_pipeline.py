@@ -8,7 +8,7 @@ import tiny_graphs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from trtkit.backends.trt import gpu_pipeline
 from trtkit.backends.trt.gpu_pipeline import (
@@ -69,14 +69,14 @@ def test_every_description_equals_the_cpu(data: st.DataObject) -> None:
     np.testing.assert_allclose(target.numpy(), expected, rtol=1e-6, atol=1.001 * level)
 
 
-class CountOperations(TorchDispatchMode):
+class CountLaunches(TorchFunctionMode):
     """Counts what is launched on a GPU one by one."""
 
     count = 0
 
-    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):  # type: ignore[no-untyped-def]
-        self.count += 1
-        return operation(*arguments, **(settings or {}))
+    def __torch_function__(self, function, types, arguments=(), settings=None):  # type: ignore[no-untyped-def]
+        self.count += function.__name__ in ("flip", "to", "interpolate", "__setitem__", "round_", "div_", "fill_")
+        return function(*arguments, **(settings or {}))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (50, 90), (200, 64)])
@@ -92,10 +92,10 @@ def test_images_of_one_shape_are_processed_at_once_as_one_by_one(
     assert torch.equal(together, single)
     counts = []
     for chosen in (images[:1], images[:3]):
-        with CountOperations() as mode:
+        with CountLaunches() as mode:
             preprocess_into(chosen, together[: len(chosen)], Preprocess())
         counts.append(mode.count)
-    assert counts[0] == counts[1]
+    assert counts[0] == counts[1] > 3
     # Large images go one by one, for their memory.
     monkeypatch.setattr(gpu_pipeline, "MAX_RUN_PIXELS", 2 * shape[0] * shape[1])
     assert list(gpu_pipeline._find_runs([shape] * 5)) == [2, 4, 5]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtkit.data import images, letterbox, resize_to_input, to_input
@@ -105,6 +105,7 @@ def test_color_order_scale_mean_and_standard_deviation():
     np.testing.assert_allclose(to_input([image], preprocess)[0], expected.transpose(2, 0, 1), rtol=1e-6)
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_inputs_equal_the_arithmetic_to_the_last_bit(data):
     """Gray levels are looked up; here each is divided, and less its mean divided again, in float32."""
