@@ -36,7 +36,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tk.Artifact:
     return tk.export(make_model(yolo26("detect")), format="onnx", decode=False, output=output)
 
 
-@pytest.mark.parametrize(("family", "end2end"), [("yolo11", False), ("yolo26", True)])
+@pytest.mark.parametrize(
+    ("family", "end2end"), [("yolo11", False), pytest.param("yolo26", True, marks=pytest.mark.exhaustive)]
+)
 def test_metrics_are_those_of_the_decoded_output(family: str, end2end: bool, demo_data: Path, tmp_path: Path) -> None:
     model = tk.load(demo.model_path(family=family), end2end=end2end)
     metrics, predictions = [], []
@@ -45,8 +47,8 @@ def test_metrics_are_those_of_the_decoded_output(family: str, end2end: bool, dem
         tk.export(model, format="onnx", imgsz=96, decode=decode, end2end=end2end, output=path)
         with tk.open(path) as runner:
             # Evaluation keeps scores from 0.001 on.
-            metrics.append(tk.evaluate(runner, demo_data, eval_images=6).metrics)
-            predictions.append(runner.predict(sorted((demo_data.parent / "images/val").glob("*"))[:3], conf=0.3))
+            metrics.append(tk.evaluate(runner, demo_data, eval_images=4).metrics)
+            predictions.append(runner.predict(sorted((demo_data.parent / "images/val").glob("*"))[:2], conf=0.3))
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-6, abs=1e-6)
     assert metrics[0]["mAP50(B)"] > 0.01
     for ours, theirs in zip(*predictions, strict=True):
@@ -57,7 +59,7 @@ def test_metrics_are_those_of_the_decoded_output(family: str, end2end: bool, dem
 @pytest.mark.parametrize("precision", ["half", "int8"])
 def test_the_same_scales_and_layers_in_every_precision(precision: str, images: Path, tmp_path: Path) -> None:
     model = untrained("detect")
-    settings = {precision: True, "format": "onnx", "data": str(images)}
+    settings = {precision: True, "format": "onnx", "data": str(images) if precision == "int8" else None}
     files = [tmp_path / name for name in ("dense.onnx", "raw.onnx")]
     for decode, path in zip((True, False), files, strict=True):
         tk.export(model, decode=decode, output=path, **settings)
