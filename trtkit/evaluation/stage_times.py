@@ -101,13 +101,13 @@ def widen_stages(stages: pl.DataFrame) -> pl.DataFrame:
     Args:
         stages: `Timing.stages`, not empty.
     """
-    summary = summarize_stages(stages)
-    timed = set(summary["stage"])
+    timed = set(stages["stage"])
     columns = (
         (pl.col(stage) if stage in timed else pl.lit(None, pl.Float64)).alias(f"{stage}_ms")
         for stage in (*STAGES, PREDICT)
     )
-    wide = summary.pivot("stage", index=["label", "batch"], values="p50_ms", maintain_order=True)
+    medians = stages.group_by("label", "batch", "stage", maintain_order=True).agg(pl.col("ms").median())
+    wide = medians.pivot("stage", index=["label", "batch"], values="ms", maintain_order=True)
     return wide.select("label", "batch", *columns)
 
 
