@@ -225,6 +225,7 @@ def test_cancelling_keeps_finished_rows(kit, tmp_path):
         ({"models": ["no/such.onnx"]}, RecipeError, "zoo-model-missing"),
         ({"models": ["a" * 300]}, RecipeError, "zoo-model-missing"),
         ({"models": ["."]}, RecipeError, "zoo-folder-empty"),
+        ({"models": ["CAF\udce9"]}, RecipeError, "zoo-model-name-invalid"),
         ({"data": {"pose": "DETECT"}}, DataError, "data-kpt-shape-missing"),
         ({"data": {"nothing": "DETECT"}}, DataError, "data-task-unknown"),
         ({"data": {"classify": "CLASSIFY"}}, RecipeError, "zoo-data-missing"),
@@ -242,6 +243,8 @@ def test_cancelling_keeps_finished_rows(kit, tmp_path):
 def test_bad_input_fails_before_any_work(kit, tmp_path, monkeypatch, settings, kind, code):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "run_jobs", lambda *_, **__: pytest.fail("work began"))
+    if code == "zoo-model-name-invalid":
+        (tmp_path / settings["models"][0]).touch()
     paths = {"DETECT": kit.data["detect"], "CLASSIFY": kit.data["classify"]}
     if isinstance(settings.get("data"), dict):
         settings = {**settings, "data": {task: paths.get(path, path) for task, path in settings["data"].items()}}

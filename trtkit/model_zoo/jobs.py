@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtkit.codegen import needs_end2end
 from trtkit.errors import RecipeError, TrtkitError, warn
+from trtkit.files import escape_surrogates
 from trtkit.model_zoo.rows import FILES, RowJob
 from trtkit.recipe import round_imgsz
 
@@ -96,7 +97,8 @@ def read_model(source: ZooModel) -> Model:
     """Read a model.
 
     Raises:
-        RecipeError: There is no such file; a file that is there and can't be read is a ModelError, one row of the zoo.
+        RecipeError: There is no such file, or its name is not UTF-8; a file that is there and can't be read is a
+            ModelError, one row of the zoo.
     """
     from trtkit.downloads import describe_download, locate
     from trtkit.models import load
@@ -114,6 +116,14 @@ def read_model(source: ZooModel) -> Model:
             "there is no such file",
             describe_download(source) or "check the path",
             code="zoo-model-missing",
+            path=str(source),
+        )
+    if escape_surrogates(str(source)) != str(source):
+        raise RecipeError(
+            f"measure {escape_surrogates(str(source))}",
+            "its name is not UTF-8, and neither ONNX files nor tables hold such names",
+            "rename it",
+            code="zoo-model-name-invalid",
             path=str(source),
         )
     return load(source)
