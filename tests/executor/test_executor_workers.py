@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -111,6 +112,28 @@ def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
     finally:
         os.kill(int(flag.read_text()), signal.SIGCONT)
     assert results == list(range(12))
+
+
+def test_a_slow_shard_that_ends_before_its_copy_counts(
+    executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "SLOW_SECONDS", 0.2)
+    executor.wait_for_workers(2, timeout=60)
+    items = [(str(tmp_path / "begun"), number) for number in range(3)]
+    results = Workers(executor, Reporter()).map(dask_cluster.finish_before_the_copy, items, stage="slow")
+    with contextlib.closing(results):
+        found = list(results)
+    assert found == [0, 1, 2]
+    assert (tmp_path / "begun.copied").exists()
+
+
+def test_a_worker_that_came_later_is_checked_too(executor: Any) -> None:
+    pool = Workers(executor, Reporter())
+    facts = describe_worker()
+    pool.add_result("tcp://late:1", facts, ())
+    other = dataclasses.replace(facts, versions={**facts.versions, "onnxruntime": "0.1"})
+    with raises(CapabilityError, "executor-versions-differ", worker="tcp://later:1", names=("onnxruntime",)):
+        pool.add_result("tcp://later:1", other, ())
 
 
 def test_a_worker_that_hangs_is_not_waited_for(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

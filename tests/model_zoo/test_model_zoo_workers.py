@@ -8,13 +8,14 @@ import json
 import os
 import signal
 import threading
+import time
 
 import pytest
 from raising import raises
 
 import trtkit
 from trtkit.backends.devices import Gpu
-from trtkit.errors import CancelledError, ModelError
+from trtkit.errors import CancelledError, ModelError, OutputError
 from trtkit.files import read_json
 from trtkit.model_zoo import workers
 from trtkit.model_zoo.rows import RowJob
@@ -107,6 +108,19 @@ def test_an_interruption_ends_all_rows(tmp_path, monkeypatch):
     assert threading.active_count() == before
 
 
+def test_what_ended_the_zoo_is_raised_and_not_what_it_cancelled(tmp_path, monkeypatch):
+    def run_in_child(one, output, slot, reporter):
+        if slot.visible == "GPU-2":
+            raise OutputError("write", "the disk is full", "free some space", code="disk-full")
+        while not reporter.is_cancelled():
+            time.sleep(0.01)
+        raise CancelledError("zoo")
+
+    monkeypatch.setattr(workers, "_run_in_child", run_in_child)
+    with raises(OutputError, "disk-full"):
+        run([job("a.pt"), job("b.pt"), job("c.pt")], tmp_path)
+
+
 def test_rows_without_an_engine_run_here_after_the_engines(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(workers, "run_row", lambda one, *_, **__: order.append(one) or {"eval_images": 1})
@@ -121,6 +135,8 @@ def test_on_a_mix_of_gpus_all_rows_of_a_model_share_one():
     assert [len(group) for group in group_jobs(jobs, SLOTS)] == [1, 1, 1]
     mixed = (SLOTS[0], dataclasses.replace(SLOTS[1], name="B"))
     assert [len(group) for group in group_jobs(jobs, mixed)] == [2, 1]
+    larger = dataclasses.replace(jobs[0], imgsz=(96, 96))
+    assert [len(group) for group in group_jobs([*jobs, larger], mixed)] == [2, 1, 1]
 
 
 def test_slots_are_all_gpus_or_the_named_one(monkeypatch):

@@ -119,6 +119,24 @@ def stop_this_process_once(state: None, item: tuple[str, int]) -> int:
     return number
 
 
+def finish_before_the_copy(state: None, item: tuple[str, int]) -> int:
+    """Take a second for number 1 once its copy runs, which does not end before it is stopped."""
+    begun, copied = Path(item[0]), Path(item[0]).with_suffix(".copied")
+    if item[1] != 1:
+        return item[1]
+    if begun.exists():
+        copied.touch()
+        token = StopToken()
+        while not token.is_set():
+            time.sleep(0.02)
+        return -1
+    begun.touch()
+    deadline = time.monotonic() + 20
+    while not copied.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return item[1]
+
+
 def warn_of(state: None, number: int) -> int:
     """Warn, the same for all numbers."""
     warn("an image is odd")

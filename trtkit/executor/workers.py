@@ -410,9 +410,9 @@ class _Run:
 
     def _collect(self, future: Future[Any]) -> list[int]:
         """Take the outcome of a finished task: its shard's index, unless another task was faster."""
-        index = self.pending.pop(future)
-        if index in self.results or index < self.taken:
-            return []
+        index = self.pending.pop(future, None)
+        if index is None:
+            return []  # it was cancelled a moment ago, after the other task of its shard
         try:
             value, error = self._read(future), None
         except CancelledError:
