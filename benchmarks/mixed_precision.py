@@ -32,8 +32,8 @@ from trtkit.data import open_dataset
 from trtkit.graph.torch_export import trace
 from trtkit.models import load
 from trtkit.progress import Reporter
-from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.measurement import ResultCache
+from trtkit.tuning.noise import LayerNoise
 from trtkit.tuning.search_loop import NoiseProbe, repair_ranges
 from trtkit.writing import write_json
 

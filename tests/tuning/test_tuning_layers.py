@@ -12,7 +12,8 @@ import trtkit as tk
 from trtkit.errors import CancelledError
 from trtkit.graph.qdq import plan_qdq
 from trtkit.graph.torch_export import trace
-from trtkit.tuning.layers import LayerNoise, QuantizableLayers, find_quantizable_layers
+from trtkit.tuning.layers import QuantizableLayers, find_quantizable_layers
+from trtkit.tuning.noise import LayerNoise
 
 SIDE = 96
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +17,7 @@ from trtkit.graph.analysis import GraphIndex, block_of, escape_pattern, split_in
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.progress import Reporter
 from trtkit.tuning.corrections import compute_bias_corrections
-from trtkit.tuning.layers import LayerNoise, compute_sqnr
+from trtkit.tuning.noise import LayerNoise, compute_sqnr
 from trtkit.tuning.partial_inference import NO_INT8, SegmentedGraph
 
 IMAGES = np.random.default_rng(3).random((6, 3, 32, 32), np.float32)
@@ -92,6 +94,31 @@ def test_equal_segments_share_results(proto: onnx.ModelProto, ranges: dict[str, 
         layer_noise.prepare_variant(layer_noise.plan_only(["head"]), {**ranges, "images": (0.0, 9.0)}).result_ids
         == late.result_ids
     )
+
+
+def test_a_shared_result_is_computed_once(proto: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
+    layer_noise = LayerNoise(proto, CLASSES)
+    # Of two pairs of equal variants only the first of each runs what differs from FP32.
+    variants = [
+        layer_noise.float_variant,
+        *(layer_noise.prepare_variant(layer_noise.plan_only([name]), ranges) for name in ("stem", "head") * 2),
+    ]
+    runs: list[object] = []
+
+    class Counted:
+        def __init__(self, session: Any) -> None:
+            self.session = session
+
+        def run(self, *arguments: Any) -> Any:
+            runs.append(self.session)
+            return self.session.run(*arguments)
+
+    counted = [dataclasses.replace(one, sessions=tuple(map(Counted, one.sessions))) for one in variants]
+    results = list(layer_noise.segments.run(IMAGES[:1], counted))
+    assert len(runs) == len({result for one in variants for result in one.result_ids})
+    for one, result in zip(variants, results, strict=True):
+        (alone,) = layer_noise.segments.run(IMAGES[:1], [one])
+        np.testing.assert_array_equal(result["output0"], alone["output0"])
 
 
 def test_segments_have_every_node_once_and_in_order(proto: onnx.ModelProto) -> None:

@@ -20,8 +20,8 @@ from trtkit.graph.torch_export import trace
 from trtkit.progress import Event, Reporter
 from trtkit.results import SavedResult
 from trtkit.tuning.corrections import choose_ranges, group_tensors_by_scale
-from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.measurement import ArithmeticCost, EngineCost
+from trtkit.tuning.noise import LayerNoise
 from trtkit.tuning.search import Search
 from trtkit.tuning.search_loop import _take_layers, search
 

@@ -108,6 +108,8 @@ class Workers:
         prepare: Callable[..., Any] | None = None,
         common: Sequence[Any] = (),
         sizes: Sequence[int] | None = None,
+        done: int = 0,
+        total: int | None = None,
         repeat_slow: bool = True,
     ) -> Generator[Output, None, None]:
         """Run a function on every shard and yield the results in the order of the shards.
@@ -122,6 +124,8 @@ class Workers:
             prepare: A function of a module, which opens once in a worker process what all shards need; None gives None.
             common: Its arguments, picklable; they travel to a worker once.
             sizes: Steps of progress by shard; None counts shards.
+            done: Steps of the stage that an earlier call has done.
+            total: All steps of the stage; None takes the sum of `sizes`.
             repeat_slow: Run a slow shard a second time; False for work that is expected to differ in time.
 
         Yields:
@@ -135,8 +139,8 @@ class Workers:
         sizes = [1] * len(shards) if sizes is None else sizes
         blob = pickle.dumps((prepare, tuple(common)), pickle.HIGHEST_PROTOCOL)
         run = _Run(self, function, shards, blob, stage=stage, repeat_slow=repeat_slow)
-        done, total = 0, sum(sizes)
-        self.reporter.step(stage, 0, total)
+        total = sum(sizes) if total is None else total
+        self.reporter.step(stage, done, total)
         try:
             for index in range(len(shards)):
                 while index not in run.results:

@@ -21,7 +21,7 @@ from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.editing import get_opset, make_reduction
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8
 from trtkit.progress import Reporter, parallel_map
-from trtkit.tuning.layers import LayerNoise
+from trtkit.tuning.noise import LayerNoise
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -336,9 +336,7 @@ def choose_ranges(
                 ranges = {**calibrations[first].ranges, **dict.fromkeys(group, (-magnitude, magnitude))}
                 own = {name: corrections[label][name] for name in groups[group] if name in corrections[label]}
                 variants[f"{label} {group[0]}"] = layer_noise.prepare_variant(placement, ranges, own)
-        sqnr = layer_noise.measure_sqnr(
-            variants, images, count, stage=stage, reporter=reporter, threads=threads, cache_first=0
-        )
+        sqnr = layer_noise.measure_sqnr(variants, images, count, stage=stage, reporter=reporter, threads=threads)
         return {(key.split(" ", 1)[0], key.split(" ", 1)[1]): 10 ** (-value / 10) for key, value in sqnr.items()}
 
     shares = measure_noise([first], list(groups), "measure the noise of each scale")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trtkit.data import Dataset
     from trtkit.evaluation.evaluation import Evaluation
     from trtkit.models import Model
-    from trtkit.tuning.layers import LayerNoise
+    from trtkit.tuning.noise import LayerNoise
 
 
 __all__ = [

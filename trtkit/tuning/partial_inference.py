@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,6 @@ class VariantSettings:
     placement: QDQPlacement
     ranges: Ranges
     corrections: Mapping[str, Sequence[float]] | None = None
-    shared: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,6 @@ class SegmentedGraph:
         placement: QDQPlacement,
         ranges: Ranges,
         corrections: Mapping[str, Sequence[float]] | None = None,
-        *,
-        shared: bool = False,
     ) -> Variant:
         """Create the sessions of a placement; sessions of equal segments are reused.
 
@@ -150,9 +148,8 @@ class SegmentedGraph:
             placement: From `plan_qdq`.
             ranges: Minimum and maximum by tensor.
             corrections: Bias corrections, as `insert_qdq` takes them.
-            shared: Many variants share the segments of this one: their sessions keep a memory arena.
         """
-        settings = VariantSettings(placement, ranges, corrections, shared)
+        settings = VariantSettings(placement, ranges, corrections)
         corrections = corrections or {}
         sessions, result_ids = [], []
         id_of: dict[str, int] = {}
@@ -164,9 +161,7 @@ class SegmentedGraph:
             biases = {name: tuple(corrections[name]) for name in part.layers if name in corrections}
             key = (index, part.layers, part.tensors, tuple(scales), tuple(biases.items()))
             if key not in self.sessions:
-                self.sessions[key] = _create_session(
-                    segment.proto, part, ranges, biases, exact=self.exact, arena=shared
-                )
+                self.sessions[key] = _create_session(segment.proto, part, ranges, biases, exact=self.exact)
             result_id = self.result_ids.setdefault(
                 (key, *(id_of.get(name, -1) for name in segment.inputs)), len(self.result_ids)
             )
@@ -181,31 +176,31 @@ class SegmentedGraph:
         variants: Sequence[Variant],
         *,
         outputs: Sequence[str] | None = None,
-        cache_first: int = 2,
     ) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Run variants on the same images, one after the other.
+        """Run variants on the same images, one after the other; each segment result that several need is computed once.
 
         Args:
             images: (N, C, H, W) float32 in [0, 1].
             variants: From `prepare_variant`.
             outputs: Tensors to return; None returns the graph's outputs.
-            cache_first: Number of leading variants whose segment results are reused by later ones.
 
         Yields:
             The requested tensors of each variant, by name.
         """
         requested = self.outputs if outputs is None else tuple(outputs)
         needed = self._list_needed_segments(requested)
+        uses = Counter(variant.result_ids[index] for variant in variants for index in needed)
         cached: dict[int, list[Any]] = {}
-        for position, variant in enumerate(variants):
+        for variant in variants:
             values: dict[str, Any] = {self.input: images}
             for index in needed:
                 segment, session, result_id = self.segments[index], variant.sessions[index], variant.result_ids[index]
-                results = cached.get(result_id)
+                results = cached.pop(result_id, None)
                 if results is None:
                     results = session.run(list(segment.outputs), {name: values[name] for name in segment.inputs})
-                    if position < cache_first:
-                        cached[result_id] = results
+                uses[result_id] -= 1
+                if uses[result_id]:
+                    cached[result_id] = results
                 values.update(zip(segment.outputs, results, strict=True))
             yield {name: values[name] for name in requested}
 
@@ -252,7 +247,6 @@ def _create_session(
     corrections: Mapping[str, Sequence[float]],
     *,
     exact: bool,
-    arena: bool,
 ) -> Any:
     """Create a single-threaded session; images run in parallel instead of the operators of one image."""
     import onnxruntime as ort
@@ -260,8 +254,8 @@ def _create_session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    # Hundreds of sessions with a memory arena each would hold gigabytes.
-    options.enable_cpu_mem_arena = arena
+    # Hundreds of sessions with a memory arena each would hold gigabytes, and no run would be faster.
+    options.enable_cpu_mem_arena = False
     if part.tensors:
         proto = insert_qdq(proto, ranges, placement=part, corrections=corrections)
         options.add_session_config_entry("session.disable_quant_qdq", "1")

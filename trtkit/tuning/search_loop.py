@@ -32,7 +32,6 @@ from trtkit.results import Provenance, describe_machine
 from trtkit.tasks import get_task
 from trtkit.tuning.corrections import choose_ranges, compute_bias_corrections, equalize
 from trtkit.tuning.int8_evaluation import PrecisionAssignment, Trials
-from trtkit.tuning.layers import LayerNoise
 from trtkit.tuning.measurement import (
     CachedEvaluator,
     ResultCache,
@@ -40,6 +39,7 @@ from trtkit.tuning.measurement import (
     select_cost_backend,
     select_cost_model,
 )
+from trtkit.tuning.noise import LayerNoise
 from trtkit.tuning.search import Search
 from trtkit.writing import temporary_folder
 
@@ -563,7 +563,6 @@ def measure_noise_shares(probe: NoiseProbe, base: PrecisionAssignment, cache: Re
         stage="measure every layer",
         reporter=probe.reporter,
         threads=probe.threads,
-        cache_first=0,
     )
     powers = {name: 10 ** (-value / 10) for name, value in sqnr.items()}
     total = sum(powers.values()) or 1.0
