@@ -34,7 +34,7 @@ from trtkit.models import load
 from trtkit.progress import Reporter
 from trtkit.tuning.measurement import ResultCache
 from trtkit.tuning.noise import LayerNoise
-from trtkit.tuning.search_loop import NoiseProbe, repair_ranges
+from trtkit.tuning.noise_probe import NoiseProbe, repair_ranges
 from trtkit.writing import write_json
 
 IMGSZ = 640
