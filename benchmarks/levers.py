@@ -1,6 +1,6 @@
 """What each change at an engine's inputs, outputs and head gains: one lever at a time, and together.
 
-    python benchmarks/levers.py prepare MODEL.pt [MODEL.pt ...] --data data.yaml --out levers       (no GPU)
+    python benchmarks/levers.py prepare yolo11n.pt yolo11m --data data.yaml --out levers            (no GPU)
     python benchmarks/levers.py run levers --images IMAGES --seconds 540                            (GPU, TensorRT)
     python benchmarks/levers.py write levers                                                       (the record)
 
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ BASES: Mapping[str, dict[str, Any]] = {
     "joined": {},
     "joined-raw": {"decode": False},
 }
-"""Arguments of `export` for each graph; of "joined" the head's first convolutions are joined first."""
+"""Arguments of `export` for each graph; of "joined" convolutions that read the same tensor are joined first."""
 
 VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(base="plain", precisions=("fp16",)),
@@ -89,7 +89,8 @@ VARIANTS: Mapping[str, Variant] = {
     "raw-any-out": Variant(base="raw", formats=("any-out",)),
     "raw-uint8-nhwc": Variant(base="raw", input="uint8-nhwc"),
     "raw-int8-input": Variant(base="raw", input="int8", precisions=("int8",)),
-    "together": Variant(base="joined-raw", input="uint8-nhwc"),
+    "together": Variant(base="raw", input="uint8-nhwc", formats=("any-out",)),
+    "together-joined": Variant(base="joined-raw", input="uint8-nhwc", formats=("any-out",)),
 }
 
 
@@ -104,6 +105,20 @@ INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
 # The verbs.
 
 
+def load_model(name: str) -> tk.Model:
+    """A model file, or an architecture by its name with weights made from it: times need no training.
+
+    Args:
+        name: A path, or a name such as "yolo11m".
+    """
+    if Path(name).is_file():
+        return tk.load(name)
+    sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
+    from networks import load_network
+
+    return load_network(name)
+
+
 def prepare(options: argparse.Namespace) -> None:
     """Write the graphs of every base, precision and batch."""
     from trtkit.graph.recipe_graph import build_graph
@@ -112,7 +127,7 @@ def prepare(options: argparse.Namespace) -> None:
     graphs = Path(options.out) / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
     for path in options.models:
-        model = tk.load(path)
+        model = load_model(path)
         folder = Path(options.out) / f"{model.stem}-calibration"
         if not folder.is_dir():
             count = options.calibration_images
@@ -134,7 +149,7 @@ def prepare(options: argparse.Namespace) -> None:
             if base.startswith("joined"):
                 graph, joined = join_branches(trace(own, imgsz=size, batch=batch))
                 if not joined:
-                    print(f"{file.stem}: the head has no branches to join", flush=True)
+                    print(f"{file.stem}: no convolutions read the same tensor", flush=True)
                     continue
                 ranges = dict(calibration.ranges)
                 for tensor, parts in joined.items():
@@ -185,12 +200,13 @@ class Job:
         return f"{self.model}-{self.precision}-b{self.batch}-{self.variant}-{self.number}"
 
 
-def list_jobs(out: Path, builds: int) -> Iterator[Job]:
+def list_jobs(out: Path, builds: int, chosen: Mapping[str, Collection[Any] | None] | None = None) -> Iterator[Job]:
     """What is still to be built: the first build of everything before the second of anything.
 
     Args:
         out: The folder, with the graphs that `prepare` wrote and what `run` left.
         builds: Builds of each variant.
+        chosen: Accepted values by attribute of a job, None for all: a series on a GPU has time for some.
     """
     files = {path.stem: path for path in sorted((out / "graphs").glob("*.onnx"))}
     for number in range(builds):
@@ -204,13 +220,17 @@ def list_jobs(out: Path, builds: int) -> Iterator[Job]:
                 job = Job(
                     graph=path, model=model, precision=precision, batch=int(batch[1:]), variant=name, number=number
                 )
-                if not (out / f"{job.name}.json").is_file():
+                wanted = all(not values or getattr(job, key) in values for key, values in (chosen or {}).items())
+                if wanted and not (out / f"{job.name}.json").is_file():
                     yield job
 
 
 def run(options: argparse.Namespace) -> None:
     """Build and time what is missing, one engine at a time on each GPU."""
     out = Path(options.out).absolute()
+    chosen = {
+        "variant": options.variants, "precision": options.precisions, "batch": options.batches, "model": options.models
+    }  # fmt: skip
     programs = [
         Program(
             name=job.name,
@@ -221,7 +241,7 @@ def run(options: argparse.Namespace) -> None:
             ],
             log=out / f"{job.name}.log",
         )
-        for job in list_jobs(out, options.builds)
+        for job in list_jobs(out, options.builds, chosen)
     ]  # fmt: skip
     # A cache of its own for every build (`build` sets it): each times its tactics anew.
     drive(programs, gpus=gpus_here(), lanes=1, seconds=options.seconds)
@@ -457,6 +477,11 @@ def main() -> None:
         verb.add_argument("--level", type=int, default=2)
         verb.add_argument("--builds", type=int, default=3)
         verb.add_argument("--seconds", type=float, help="stop after so many seconds")
+        if name == "run":
+            verb.add_argument("--variants", nargs="+", choices=VARIANTS)
+            verb.add_argument("--precisions", nargs="+", choices=PRECISIONS)
+            verb.add_argument("--batches", nargs="+", type=int)
+            verb.add_argument("--models", nargs="+", help="names, as in those of the graphs")
         if name == "build":
             verb.add_argument("--graph", required=True)
             verb.add_argument("--name", required=True)

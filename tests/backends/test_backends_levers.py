@@ -112,6 +112,8 @@ def test_runs_go_on_with_what_is_missing(levers: Any, tmp_path: Path) -> None:
     assert not any("plain" in name and "int8" in name for name in names)
     (tmp_path / f"{names[0]}.json").touch()
     assert [job.name for job in levers.list_jobs(tmp_path, 2)] == names[1:]
+    some = levers.list_jobs(tmp_path, 2, {"variant": ["raw"], "precision": None, "batch": [8], "model": []})
+    assert [job.name for job in some] == ["yolo11n-int8-b8-raw-0", "yolo11n-int8-b8-raw-1"]
 
 
 def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
