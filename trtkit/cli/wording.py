@@ -78,7 +78,7 @@ def _to_option(name: str, text: str) -> str:
     return " ".join(_words(option, flag, value))
 
 
-_NEGATED = ("build", "dynamic", "histograms", "protect", "repair", "simplify", "verify")
+_NEGATED = ("build", "decode", "dynamic", "histograms", "protect", "repair", "simplify", "verify")
 """Switches that have a `--no-` form: their default is not false."""
 
 
