@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from task_models import untrained
 
 import trtkit as tk
 from trtkit.errors import RecipeError
+from trtkit.graph.fp16 import has_fp16
 
 FAKE = Path(__file__).parent.parent / "support" / "fake_tensorflow"
 
@@ -72,6 +74,14 @@ def test_mask_prototypes_come_with_channels_last(tmp_path):
 def test_without_onnx2tf_the_conversion_says_what_to_install(folder):
     done = run(folder, "convert.py", fake=False)
     assert (done.returncode, "pip install onnx2tf" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("precision", "source"), [("fp32", "model.onnx"), ("fp16", "model-tf.onnx")])
+def test_the_conversion_takes_fixed_sizes_in_fp32(tmp_path, precision, source):
+    path = samples.write_onnx(tmp_path, f"{precision}.onnx", precision=precision)
+    folder = tk.deploy(path, "tensorflow", tmp_path / "folder", conf=0.3).folder
+    assert json.loads((folder / "model.json").read_text())["tensorflow"]["source"] == source
+    assert not has_fp16(onnx.load(folder / source))
 
 
 def test_int8_is_refused(tmp_path):

@@ -19,6 +19,7 @@ import tiny_graphs
 import trtkit as tk
 from trtkit.backends.trt.network import find_kept_fp32
 from trtkit.deployment.trtexec import format_settings, keep_fp32_options
+from trtkit.graph.fp16 import convert_qdq_to_fp16
 
 FAKE = Path(__file__).parent.parent / "support" / "fake_trtexec.py"
 
@@ -81,6 +82,15 @@ def test_each_release_gets_its_options(folders, precision, version, flags):
     # TensorRT 8 takes INT8 weights in float.
     old = precision == "int8" and version.startswith("8")
     assert command["onnx"] == ("model-trt8.onnx" if old else "model.onnx")
+
+
+def test_typed_int8_graphs_are_built_as_typed_where_flags_go_away(folders, tmp_path):
+    """What is no INT8 is FP16 by the graph's own types."""
+    typed = convert_qdq_to_fp16(onnx.load(folders["int8"] / "model.onnx"))
+    onnx.save(typed, tmp_path / "typed.onnx")
+    folder = tk.deploy(tmp_path / "typed.onnx", "trtexec", conf=0.3).folder
+    (command,) = options(folder, "10.16")
+    assert set(command) & {"fp16", "int8", "stronglyTyped"} == {"stronglyTyped"}
 
 
 def test_open_sizes_get_a_profile(folders):
