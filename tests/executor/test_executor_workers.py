@@ -127,6 +127,25 @@ def test_a_slow_shard_that_ends_before_its_copy_counts(
     assert (tmp_path / "begun.copied").exists()
 
 
+def test_shards_are_submitted_a_few_ahead_of_the_result_that_is_needed(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler with a million tasks of a large data set would be slow, and cancelling them too."""
+    submitted: list[str] = []
+    submit = executor.submit
+
+    def count(*arguments: Any, **settings: Any) -> Any:
+        submitted.append(settings["key"])
+        return submit(*arguments, **settings)
+
+    monkeypatch.setattr(executor, "submit", count)
+    pool = Workers(executor, Reporter())
+    results = pool.map(dask_cluster.square, range(300), stage="square", prepare=int)
+    with contextlib.closing(results):
+        assert next(results) == 0
+    assert len(submitted) <= 2 * pool.slots + 3
+
+
 def test_a_worker_that_came_later_is_checked_too(executor: Any) -> None:
     pool = Workers(executor, Reporter())
     facts = describe_worker()
