@@ -200,6 +200,11 @@ def test_a_list_of_images_has_no_place_in_the_form() -> None:
     assert WizardForm.from_recipe(Recipe(model="m.pt", int8=True, data="images/*.jpg")).data == "images/*.jpg"
 
 
+def test_a_setting_without_a_field_is_not_dropped() -> None:
+    with raises(RecipeError, "wizard-settings-without-field", names=["decode", "builds"]):
+        WizardForm.from_recipe(Recipe(model="m.pt", decode=False, builds=3))
+
+
 def test_the_home_folder_is_the_same_for_the_page_the_build_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page named /home/me/a.onnx, and the build wrote into a folder called ~."""
     monkeypatch.setenv("HOME", "/home/me")

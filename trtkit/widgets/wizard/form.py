@@ -96,8 +96,17 @@ class WizardForm:
         """The form filled from a recipe.
 
         Raises:
-            RecipeError: Its data are several paths: the form has one field for them.
+            RecipeError: Its data are several paths, or it has a setting that the form has no field for.
         """
+        unknown = [name for name, default in (("decode", True), ("builds", 1)) if getattr(recipe, name) != default]
+        if unknown:
+            raise RecipeError(
+                f"show a recipe with {', '.join(f'{name}={getattr(recipe, name)}' for name in unknown)}",
+                "the form has no field for it",
+                "export it in Python or on the command line",
+                code="wizard-settings-without-field",
+                names=unknown,
+            )
         is_onnx = recipe.format == "onnx"
         if isinstance(recipe.data, tuple):
             raise RecipeError(
