@@ -70,9 +70,9 @@ def ours(model: str, data: str, count: int, *, histograms: bool) -> dict[str, An
     for batch in images(loaded, data, count, IMAGES_PER_PASS if histograms else BATCH):
         collector.add(batch)
     read = time.perf_counter()
-    seen = collector.seen()
+    stats = collector.stats()
     for algorithm in ALGORITHMS if histograms else ("minmax", "moving_average"):
-        compute_ranges(seen, collector.sources, collector.names, algorithm)
+        compute_ranges(stats, collector.sources, collector.names, algorithm)
     return {"seconds": time.perf_counter() - start, "reading_s": time.perf_counter() - read}
 
 
