@@ -263,6 +263,25 @@ def test_an_engine_of_another_machine_takes_its_expectations_from_the_graph(tmp_
         tk.deploy(other, "python", reference=tmp_path / "graph.onnx")
 
 
+def test_engines_of_tensorrt_rtx_go_where_its_runtime_is(tmp_path: Path) -> None:
+    path = engine(tmp_path / "model.engine", backend="tensorrt_rtx", tensorrt="1.7.1", sm="sm89")
+    onnx.save(tiny_graphs.detector(), tmp_path / "graph.onnx")
+    for target in ("cpp", "deepstream"):
+        with raises(RecipeError, "deploy-backend-unsupported", backend="tensorrt_rtx"):
+            tk.deploy(path, target, reference=tmp_path / "graph.onnx")
+    readme = {}
+    for target in ("python", "triton"):
+        folder = tk.deploy(path, target, tmp_path / target, conf=0.1, reference=tmp_path / "graph.onnx").folder
+        readme[target] = (folder / "README.md").read_text()
+    assert "Needs TensorRT-RTX 1.7.1 and" in readme["python"]
+    assert "tensorrt_rtx in its environment" in readme["triton"]
+    assert "models-native" not in readme["triton"]
+    assert not (tmp_path / "triton" / "models-native").exists()
+    other = engine(tmp_path / "other.engine", backend="tensorrt_rtx", tensorrt="1.7.1", sm="sm89")
+    both = tk.deploy([path, other], "triton", tmp_path / "both", conf=0.1, reference=tmp_path / "graph.onnx")
+    assert {"models/model/config.pbtxt", "models/other/config.pbtxt"} <= set(both.files)
+
+
 @pytest.mark.parametrize("weights", ["large.bin", "weights/large.bin"])
 def test_weights_in_a_second_file_come_along(samples: Any, tmp_path: Path, weights: str) -> None:
     source = tmp_path / "source"

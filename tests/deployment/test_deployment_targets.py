@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,35 @@ def test_a_damaged_engine_and_missing_memory_are_named(deployed: Any) -> None:
     assert modules["check"].main() == 1
     with pytest.raises(SystemExit, match="can't read model"):
         modules["infer"].open_model(folder)
+
+
+def test_an_engine_runs_in_the_runtime_that_built_it(deployed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both are installed too."""
+    folder, modules, _ = deployed
+    path, fake = folder / "model.engine", sys.modules["tensorrt"]
+    data = path.read_bytes()
+    length = int.from_bytes(data[:4], "little")
+    header = json.loads(data[4 : 4 + length])
+    header["trtkit"]["backend"] = "tensorrt_rtx"
+    text = json.dumps(header).encode()
+    plan = data[4 + length :]
+    for installed, other, content in (
+        ("tensorrt_rtx", "tensorrt", len(text).to_bytes(4, "little") + text + plan),
+        ("tensorrt", "tensorrt_rtx", data),
+    ):
+        path.write_bytes(content)
+        for missing in (None, types.ModuleType("another runtime")):
+            monkeypatch.setitem(sys.modules, installed, fake)
+            monkeypatch.setitem(sys.modules, other, missing)
+            assert modules["infer"].Engine(path).input == "images"
+            monkeypatch.setitem(sys.modules, installed, None)
+            with pytest.raises(SystemExit, match="is not installed"):
+                modules["infer"].Engine(path)
+    # A bare plan does not say it.
+    path.write_bytes(plan)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    assert modules["infer"].Engine(path).input == "images"
 
 
 def test_triton_s_python_backend_runs_an_engine(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

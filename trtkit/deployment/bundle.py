@@ -210,6 +210,7 @@ class Source:
         passport: An engine's provenance, or None.
         runs: The file to run for the expected detections: `path`, or the ONNX file of the same export.
         weights: Files that hold the weights of an ONNX file, relative to its folder.
+        backend: The backend that runs an engine; "" for an ONNX file.
     """
 
     path: Path
@@ -218,6 +219,26 @@ class Source:
     passport: Passport | None
     runs: Path
     weights: tuple[str, ...] = ()
+    backend: str = ""
+
+    def refuse_rtx(self, target: str) -> None:
+        """Check that the engine is none of TensorRT-RTX, for a target with TensorRT's own runtime.
+
+        Args:
+            target: The target's name.
+
+        Raises:
+            RecipeError: It is.
+        """
+        if self.backend == "tensorrt_rtx":
+            raise RecipeError(
+                f"deploy {self.path.name} to {target}",
+                f"it is a TensorRT-RTX engine, and {target} has TensorRT's runtime, which does not load it",
+                "build it with backend='tensorrt', or use the python target",
+                code="deploy-backend-unsupported",
+                path=str(self.path),
+                backend=self.backend,
+            )
 
 
 def check_source(path: Path, reference: Path | None) -> Source:
@@ -251,7 +272,7 @@ def check_source(path: Path, reference: Path | None) -> Source:
     except CapabilityError as error:
         found = error.found
     if found is None:
-        return Source(path=path, format="engine", info=info, passport=passport, runs=path)
+        return Source(path=path, format="engine", info=info, passport=passport, runs=path, backend=engine.backend)
     if reference is None:
         raise CapabilityError(
             f"deploy {path.name}",
@@ -272,7 +293,7 @@ def check_source(path: Path, reference: Path | None) -> Source:
             value=hashes[1] or hashes[0],
             expected=passport.model_hash,
         )
-    return Source(path=path, format="engine", info=info, passport=passport, runs=reference)
+    return Source(path=path, format="engine", info=info, passport=passport, runs=reference, backend=engine.backend)
 
 
 def _check_decoded(path: Path, info: ModelInfo) -> None:

@@ -6,12 +6,21 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from trtkit.deployment.bundle import FILES, Bundle
+from trtkit.deployment.bundle import FILES, Bundle, Source
 from trtkit.deployment.target import Target, register_target
 
 __all__ = ["write_cpp"]
 
 PROGRAM = ("yolo.hpp", "report.hpp", "engine.hpp", "main.cpp", "CMakeLists.txt", "infer.py")
+
+
+def check_cpp(source: Source) -> None:
+    """Check that the program loads the engine.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    source.refuse_rtx("cpp")
 
 
 def write_cpp(bundle: Bundle, folder: Path) -> Sequence[str]:
@@ -49,6 +58,7 @@ register_target(
         name="cpp",
         formats=("engine",),
         write=write_cpp,
+        check=check_cpp,
         file_notes={
             "yolo.hpp": "preprocessing and postprocessing in C++17",
             "engine.hpp": "runs the engine with TensorRT",

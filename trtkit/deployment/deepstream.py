@@ -43,11 +43,12 @@ SHOWS = {
 
 
 def check_deepstream(source: Source) -> None:
-    """Check that Gst-nvinfer can preprocess images as the model needs them.
+    """Check that Gst-nvinfer loads the engine and can preprocess images as the model needs them.
 
     Raises:
         RecipeError: It can't.
     """
+    source.refuse_rtx("deepstream")
     to_nvinfer(source.info.preprocess)
 
 

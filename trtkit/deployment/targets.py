@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from trtkit.backends.registry import get_title
 from trtkit.deployment.bundle import FILES, Bundle
 from trtkit.deployment.target import Target, register_target
 
@@ -28,8 +29,9 @@ def write_python(bundle: Bundle, folder: Path) -> Sequence[str]:
     """Write a runner with TensorRT and NumPy alone."""
     shutil.copyfile(FILES / "python" / "infer.py", folder / "infer.py")
     passport = bundle.passport
+    title = get_title(passport.backend) if passport else "TensorRT"
     needs = f" {passport.tensorrt} and a GPU of compute capability {passport.sm}" if passport else " and a GPU"
-    return (f"Needs TensorRT{needs}, NumPy, and OpenCV or Pillow to read images.",)
+    return (f"Needs {title}{needs}, NumPy, and OpenCV or Pillow to read images.",)
 
 
 register_target(Target(name="onnxruntime", formats=("onnx",), write=write_onnxruntime))

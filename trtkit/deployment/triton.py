@@ -78,7 +78,10 @@ def write_triton(bundle: Bundle, folder: Path) -> Sequence[str]:
     described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     described["triton"] = {"model": name, "ensemble": f"{name}_images", "max_batch_size": most}
     write_json(folder / "model.json", described)
-    _write_native(folder / NATIVE / name, bundle)
+    # Triton's TensorRT backend loads none of TensorRT-RTX.
+    is_rtx = bundle.passport is not None and bundle.passport.backend == "tensorrt_rtx"
+    if not is_rtx:
+        _write_native(folder / NATIVE / name, bundle)
     _write_model(folder / REPOSITORY / name, bundle, folder, most)
     _write_steps(folder / REPOSITORY, name, bundle, folder, most)
     _rename_file(folder, f"{REPOSITORY}/{name}/1/{bundle.file_name}")
@@ -86,12 +89,18 @@ def write_triton(bundle: Bundle, folder: Path) -> Sequence[str]:
     is_engine = bundle.format == "engine"
     backend = "TensorRT" if is_engine else "ONNX Runtime"
     fits = bundle.dynamic and all(tensor.dtype == "float32" for tensor in (*bundle.inputs, *bundle.outputs))
-    return (
+    served = (
         f"`tritonserver --model-repository={REPOSITORY}` serves it with Triton's Python backend, which needs NumPy, "
-        f"OpenCV or Pillow, and {'tensorrt' if is_engine else 'onnxruntime'} in its environment.",
+        f"OpenCV or Pillow, and {'tensorrt_rtx' if is_rtx else 'tensorrt' if is_engine else 'onnxruntime'} in its "
+        "environment.",
         "",
         f"A client sends encoded images to `{name}_images` and gets boxes: `python infer.py IMAGE --url HOST:8001` "
         "(`pip install tritonclient[grpc]`).",
+    )
+    if is_rtx:
+        return served
+    return (
+        *served,
         "",
         f"`{NATIVE}/{name}` is the model for Triton's own {backend} backend, tensors in, tensors out"
         f"{f'; it can take the place of `{REPOSITORY}/{name}`' if fits else ''}. It was not served here: its "
@@ -136,7 +145,7 @@ def merge_triton(folder: Path) -> None:
         folder: The folder that holds one deployment folder for each model.
     """
     for own in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for kind in (REPOSITORY, NATIVE):
+        for kind in [kind for kind in (REPOSITORY, NATIVE) if (own / kind).is_dir()]:
             (folder / kind).mkdir(exist_ok=True)
             for model in sorted((own / kind).iterdir()):
                 model.rename(folder / kind / model.name)

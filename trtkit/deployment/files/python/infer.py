@@ -49,6 +49,31 @@ class Cuda:
         return int(pointer.value or 0)
 
 
+def read_backend(header: bytes) -> str:
+    """What built the engine, "tensorrt" or "tensorrt_rtx"; "" if the header does not say it."""
+    try:
+        return str(json.loads(header)["trtkit"]["backend"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def import_tensorrt(backend: str) -> Any:
+    """The runtime that built the engine: TensorRT and TensorRT-RTX do not load each other's."""
+    if backend != "tensorrt_rtx":
+        try:
+            import tensorrt
+
+            return tensorrt
+        except ImportError:
+            if backend:
+                raise SystemExit("TensorRT is not installed: pip install tensorrt") from None
+    try:
+        import tensorrt_rtx
+    except ImportError:
+        raise SystemExit("TensorRT-RTX is not installed: pip install tensorrt-rtx") from None
+    return tensorrt_rtx
+
+
 class Engine:
     """An engine file, deserialized.
 
@@ -57,16 +82,13 @@ class Engine:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import tensorrt as trt
-        except ImportError:
-            import tensorrt_rtx as trt
-
-        self.cuda = Cuda()
         data = path.read_bytes()
         length = int.from_bytes(data[:4], "little")
+        backend = ""
         if data[4:5] == b"{":
-            data = data[4 + length :]
+            backend, data = read_backend(data[4 : 4 + length]), data[4 + length :]
+        trt = import_tensorrt(backend)
+        self.cuda = Cuda()
         logger = trt.Logger(trt.Logger.WARNING)
         self.runtime = trt.Runtime(logger)
         self.engine = self.runtime.deserialize_cuda_engine(data)
