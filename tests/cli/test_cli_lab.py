@@ -1,5 +1,6 @@
 """`trtkit lab`: JupyterLab on a checkout's notebooks, or on copies, which are the user's own."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -13,6 +14,14 @@ from trtkit.cli.lab_command import COPIES, copy_notebooks, find_notebooks
 from trtkit.errors import CapabilityError, OutputError
 
 NAMES = [path.name for path in sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))]
+
+
+def set_jupyterlab(monkeypatch, found):
+    """JupyterLab is found or not; other packages, which libraries look for meanwhile, are as they are."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: found if name == "jupyterlab" else find(name, *more)
+    )
 
 
 @pytest.fixture
@@ -34,7 +43,7 @@ def opened(monkeypatch, tmp_path):
             calls.append("terminated")
 
     monkeypatch.setattr(lab_command.subprocess, "Popen", Server)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    set_jupyterlab(monkeypatch, object())
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -103,6 +112,6 @@ def test_a_folder_that_is_a_file(wheel, opened, capsys):
 
 
 def test_lab_without_jupyterlab(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    set_jupyterlab(monkeypatch, None)
     assert main(["lab"]) == 2
     assert "pip install 'trtkit[notebook]'" in capsys.readouterr().err
