@@ -202,10 +202,11 @@ def test_the_figure_has_a_curve_for_each_runner_and_batch():
     assert len(curves) == 4
     assert all(curve.y[-1] == 1 for curve in curves)
     assert len({curve.line.dash for curve in curves}) == 2
+    assert [curve.name.split(":")[0] for curve in curves] == ["FP32", "INT8"] * 2
     # Arrays are not decoded, and no GPU copies anything.
     bars = [trace for trace in figure.data if trace.type == "bar"]
     assert [bar.name for bar in bars] == ["preprocess", "engine", "postprocess"] * 2
-    assert [list(bar.y) for bar in bars] == [["fp32", "int8"]] * 6
+    assert [list(bar.y) for bar in bars] == [["FP32", "INT8"]] * 6
 
 
 # Rounds, ratios and disturbances

@@ -46,7 +46,7 @@ def test_the_comparison_shows_every_accuracy_latency_and_size():
     figure = example_comparison(batches=(1, 8), where="gpu").plot()
     traces = {trace.name: trace for trace in figure.data}
     accuracy = traces["mAP50-95 by Ultralytics' rule"]
-    assert tuple(accuracy.y) == PRECISIONS
+    assert tuple(accuracy.y) == ("FP32", "FP16", "INT8")
     assert tuple(accuracy.x) == tuple(ACCURACY[label][0] for label in PRECISIONS)
     assert tuple(traces["pycocotools/AP by pycocotools' rule"].x) == tuple(ACCURACY[label][1] for label in PRECISIONS)
     assert tuple(traces["ONNX file"].x) == tuple(SIZE[label][0] for label in PRECISIONS)
@@ -68,6 +68,13 @@ def test_latency_and_engine_sizes_are_of_engines_that_ran():
     names = {trace.name for trace in example_comparison(where="cpu").plot().data}
     assert "ONNX file" in names
     assert not {"batch 1", "engine file"} & names
+
+
+def test_names_of_candidates_are_as_they_were_given_and_precisions_as_in_text():
+    comparison = example_comparison(where="gpu")
+    rows = comparison.rows.with_columns(pl.col("precision").replace("int8", "pruned_v2.onnx"))
+    axis = dataclasses.replace(comparison, rows=rows).plot().layout.yaxis
+    assert axis.categoryarray == ("FP32", "FP16", "pruned_v2.onnx")
 
 
 def test_the_accuracy_has_its_interval_as_error_bars():
@@ -112,7 +119,7 @@ def test_the_class_with_the_largest_loss_is_at_the_top():
 def test_classes_have_the_intervals_of_their_changes_as_error_bars():
     changes = {"int8": (-0.004, -0.008, 0.001)}
     comparison = example_comparison(changes=changes, groups=[("int8", "class", "9", -0.018, -0.03, -0.01)])
-    (trace,) = [one for one in comparison.plot_classes().data if one.name == "int8"]
+    (trace,) = [one for one in comparison.plot_classes().data if one.name == "INT8"]
     place = list(trace.y).index("9")
     assert trace.error_x.array[place] == pytest.approx(0.008)
     assert trace.error_x.arrayminus[place] == pytest.approx(0.012)

@@ -7,6 +7,7 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -102,17 +103,17 @@ def test_changes_are_counted_by_class(comparison: Comparison) -> None:
 def test_one_choice_updates_every_figure_and_table(on_gpu: Comparison) -> None:
     widget = tk.dashboard(on_gpu)
     widths = {trace["name"]: trace["line"]["width"] for trace in figure(widget.latency)["data"] if "line" in trace}
-    assert widths["int8"] > widths["fp16"] == widths["fp32"]
+    assert widths["INT8"] > widths["FP16"] == widths["FP32"]
     widget.precision.value = "fp16"
     assert widget.state is not None
     assert widget.state.precision == "fp16"
     widths = {trace["name"]: trace["line"]["width"] for trace in figure(widget.latency)["data"] if "line" in trace}
-    assert widths["fp16"] > widths["int8"]
+    assert widths["FP16"] > widths["INT8"]
     bars = figure(widget.size)["data"][0]["marker"]["opacity"]
     assert bars[1] == 1 > bars[0] == bars[2]
-    assert re.search(r"trtkit-marked.>\s*<td[^>]*>fp16", widget.texts["summary"].value)
+    assert re.search(r"trtkit-marked.>\s*<td[^>]*>FP16", widget.texts["summary"].value)
     accuracy = {trace["name"]: trace.get("opacity") for trace in figure(widget.accuracy)["data"]}
-    assert accuracy["fp16"] == 1 > accuracy["int8"]
+    assert accuracy["FP16"] == 1 > accuracy["INT8"]
     assert "FP16" in widget.texts["changes"].value
     widget.size._on_message({"kind": "click", "data": {"precision": "fp32"}})
     assert widget.precision.value == "fp32"
@@ -173,7 +174,7 @@ def test_an_error_keeps_the_selection(comparison: Comparison) -> None:
 def test_a_significant_change_has_another_symbol(comparison: Comparison) -> None:
     differences = comparison.differences.with_columns(significant=pl.col("metric") == "mAP50-95(B)")
     widget = tk.dashboard(dataclasses.replace(comparison, differences=differences))
-    trace = next(trace for trace in figure(widget.accuracy)["data"] if trace["name"] == "int8")
+    trace = next(trace for trace in figure(widget.accuracy)["data"] if trace["name"] == "INT8")
     metrics = [point["metric"] for point in trace["customdata"]]
     symbols = dict(zip(metrics, trace["marker"]["symbol"], strict=True))
     assert symbols["mAP50-95(B)"] == "diamond"
@@ -359,3 +360,20 @@ def test_object_changes_are_found_once_for_each_precision(comparison: Comparison
     changes = state.changes
     assert state.with_choices(metric="mAP50(B)").with_choices(class_name="3").changes is changes
     assert state.with_choices(precision="fp16").changes is not changes
+
+
+def test_the_gallery_shows_names_of_candidates_as_they_were_given() -> None:
+    columns = {
+        "change": "lost",
+        "name": "cat",
+        "score_reference": 0.5,
+        "score": None,
+        "path": "a/b.jpg",
+        "png": b"jpeg",
+    }
+    state: Any = SimpleNamespace(
+        page_frame=lambda: pl.DataFrame([columns]), reference="fp32", precision="pruned_v2.onnx"
+    )
+    page = compared.render_change_cards(state)
+    assert "FP32 | pruned_v2.onnx" in page
+    assert "FP32 on the left, pruned_v2.onnx on the right" in page

@@ -21,7 +21,7 @@ from trtkit.plotting.theme import (
 from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "accuracy_figure",
@@ -113,17 +113,17 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
         figure.add_scatter(
             x=times,
             y=[(index + 1) / len(times) for index in range(len(times))],
-            name=escape_text(label),
+            name=escape_text(format_label(label)),
             mode="lines",
             opacity=1.0 if highlighted else FAINT + 0.1,
             line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 4 if highlighted else 2},
             customdata=[{"precision": label}] * len(times),
-            hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(label) + "</extra>",
+            hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(format_label(label)) + "</extra>",
         )
         figure.add_scatter(
             x=[p50, p99],
             y=[0.5, 0.99],
-            name=f"{escape_text(label)}: p50, p99",
+            name=f"{escape_text(format_label(label))}: p50, p99",
             mode="markers+text" if highlighted else "markers",
             opacity=1.0 if highlighted else FAINT + 0.1,
             text=[f" {p50:.3g} ms", f" {p99:.3g} ms"],
@@ -131,13 +131,13 @@ def latency_figure(samples: pl.DataFrame, runners: pl.DataFrame, batch: int, *, 
             marker={"color": style.color, "symbol": style.symbol, "size": 11 if highlighted else 8},
             showlegend=False,
             customdata=[{"precision": label}] * 2,
-            hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + escape_text(label) + "</extra>",
+            hovertemplate="%{y:.0%} within %{x:.4g} ms<extra>" + escape_text(format_label(label)) + "</extra>",
         )
-    clock = "not TensorRT" if not runners["engine"].all() else "TensorRT"
     names = ", ".join(escape_texts(runners["runner"].unique(maintain_order=True)))
+    doubt = "" if runners["engine"].all() else "; not TensorRT"
     # Room for the number beside the slowest p99, on a page of 420 pixels too.
     figure.update_xaxes(
-        title_standoff=6, title_text=f"latency, ms per batch of {batch}<br>{names}; {clock}", range=[0, 1.3 * top]
+        title_standoff=6, title_text=f"latency, ms per batch of {batch}<br>{names}{doubt}", range=[0, 1.3 * top]
     )
     figure.update_yaxes(title_text="share of runs", tickformat=".0%", range=[0, 1.04])
     return figure.update_layout(template=template(), height=320, legend=LEGEND, margin={"t": 40})
@@ -158,7 +158,7 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
         if all(value is None for value in values):
             continue
         figure.add_bar(
-            x=escape_texts(order),
+            x=_show_labels(order),
             y=values,
             name=name,
             marker={
@@ -177,6 +177,11 @@ def size_figure(rows: pl.DataFrame, *, focus: str) -> go.Figure:
     return figure.update_layout(template=template(), height=320, barmode="group", legend=LEGEND, margin={"t": 40})
 
 
+def _show_labels(labels: Iterable[str]) -> list[str]:
+    """Precisions and names of candidates as text of a figure."""
+    return escape_texts(map(format_label, labels))
+
+
 def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str, title: str) -> go.Figure:
     """Changes with confidence intervals, one row per name, its precisions below each other."""
     labels = rows["precision"].unique(maintain_order=True).to_list()
@@ -191,7 +196,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
         figure.add_scatter(
             x=part["delta"],
             y=[positions[name] + shift for name in part[column]],
-            name=escape_text(label),
+            name=escape_text(format_label(label)),
             mode="markers",
             opacity=1.0 if highlighted else FAINT,
             marker=_markers(part, style, size=11 if highlighted else 8),
@@ -206,7 +211,7 @@ def _forest(rows: pl.DataFrame, column: str, order: Sequence[str], *, focus: str
             },
             customdata=[{"precision": label, field: name} for name in part[column]],
             text=[_hover_text(row) for row in part.iter_rows(named=True)],
-            hovertemplate="%{text}<extra>" + escape_text(label) + "</extra>",
+            hovertemplate="%{text}<extra>" + escape_text(format_label(label)) + "</extra>",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
     figure.update_xaxes(
@@ -296,7 +301,7 @@ def comparison_figure(
         # Room for the number at the end of the longest bar.
         longest = max((value for trace in figure.select_traces(row=row) for value in trace.x if value), default=1.0)
         figure.update_xaxes(range=[0, 1.2 * longest], row=row)
-    labels = escape_texts(order)
+    labels = _show_labels(order)
     figure.update_yaxes(type="category", tickfont={"size": 14}, range=[len(order) - 0.5, -0.5])
     figure.update_yaxes(categoryorder="array", categoryarray=labels)
     return figure.update_layout(barmode="group", bargap=0.3, scattermode="group", scattergap=0.3)
@@ -313,7 +318,7 @@ def _add_accuracy(figure: go.Figure, once: pl.DataFrame, metrics: Sequence[tuple
         shown += [value + above for value, above in zip(values, errors["array"], strict=True) if value is not None]
         figure.add_scatter(
             x=values,
-            y=escape_texts(order),
+            y=_show_labels(order),
             orientation="h",
             error_x={"type": "data", "thickness": 1.5, "width": 5, "color": INK, **errors},
             name=escape_text(name),
@@ -368,7 +373,7 @@ def unmeasured_latency_figure(
     longest = max((value for trace in figure.data for value in trace.x), default=1.0)
     figure.update_xaxes(range=[0, 1.2 * longest], visible=len(rows) > 0)
     figure.update_yaxes(type="category", range=[len(order) - 0.5, -0.5], visible=len(rows) > 0)
-    figure.update_yaxes(categoryorder="array", categoryarray=escape_texts(order))
+    figure.update_yaxes(categoryorder="array", categoryarray=_show_labels(order))
     return figure.update_layout(barmode="group", bargap=0.3)
 
 
@@ -388,7 +393,7 @@ def _add_times(figure: go.Figure, rows: pl.DataFrame, order: Sequence[str], *, p
         name = f"published, batch {size}" if published else f"batch {size}"
         figure.add_bar(
             x=p50,
-            y=escape_texts(part["precision"]),
+            y=_show_labels(part["precision"]),
             orientation="h",
             name=name,
             showlegend=published or len(batches) > 1,
@@ -430,7 +435,7 @@ def _add_sizes(figure: go.Figure, once: pl.DataFrame, *, engines: bool) -> None:
             continue
         figure.add_bar(
             x=values,
-            y=escape_texts(order),
+            y=_show_labels(order),
             orientation="h",
             name=name,
             marker={
@@ -497,11 +502,11 @@ def classes_figure(
             x=part[column],
             y=escape_texts(part["name"]),
             error_x={"type": "data", "thickness": 1.5, "width": 4, "color": style.color, **errors} if errors else None,
-            name=escape_text(label),
+            name=escape_text(format_label(label)),
             mode="markers",
             # The first one is at the bottom and the largest, so that equal values show every precision.
             marker={"color": style.color, "symbol": style.symbol, "size": max(9, 17 - 4 * position)},
-            hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{escape_text(label)}</extra>",
+            hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{escape_text(format_label(label))}</extra>",
         )
     figure.update_xaxes(title_text=escape_text(column))
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=escape_texts(names))

@@ -22,6 +22,7 @@ from trtkit.plotting.theme import (
     stacked_figure,
     trace_style,
 )
+from trtkit.recipe import format_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,16 +185,16 @@ def timing_figure(samples: pl.DataFrame, runners: pl.DataFrame, stages: pl.DataF
     for row, size in enumerate(batches, start=1):
         for label in labels:
             latencies = samples.filter((pl.col("label") == label) & (pl.col("batch") == size))["ms"].sort()
-            style = trace_style(label, labels)
+            style, shown = trace_style(label, labels), format_label(label)
             figure.add_scatter(
                 x=latencies,
                 y=[(index + 1) / len(latencies) for index in range(len(latencies))],
-                name=escape_text(label if names[label] == label else f"{label}: {names[label]}"),
+                name=escape_text(label if names[label] == label else f"{shown}: {names[label]}"),
                 legendgroup=label,
                 showlegend=row == 1,
                 mode="lines",
                 line={"color": style.color, "dash": style.dash, "shape": "hv", "width": 2.5},
-                hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(label) + "</extra>",
+                hovertemplate="%{y:.0%} of runs within %{x:.3g} ms<extra>" + escape_text(shown) + "</extra>",
                 row=row,
                 col=1,
             )
@@ -214,7 +215,7 @@ def _add_stages(figure: go.Figure, stages: pl.DataFrame, *, row: int, shows_lege
         if own.is_empty():
             continue
         figure.add_bar(
-            y=escape_texts(own["label"]),
+            y=escape_texts(map(format_label, own["label"])),
             x=own["p50_ms"],
             orientation="h",
             name=stage,

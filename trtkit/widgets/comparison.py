@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+import polars as pl
 
 from trtkit.comparison.cards import make_cards
 from trtkit.comparison.comparison import Comparison
@@ -141,7 +142,7 @@ def render_summary_table(state: DashboardState) -> str:
         runners = ", ".join(state.comparison.rows["runner"].unique(maintain_order=True))
         runtime = "" if state.comparison.rows["engine"].all() else "; those of ONNX Runtime do not predict TensorRT's"
         caption += f"; latencies at batch {state.batch}, {runners}{runtime}"
-    return table_html(frame, caption=caption, headings=headings, digits=digits, row_classes=marked)
+    return table_html(_show_labels(frame), caption=caption, headings=headings, digits=digits, row_classes=marked)
 
 
 def render_latency_table(state: DashboardState) -> str:
@@ -150,7 +151,11 @@ def render_latency_table(state: DashboardState) -> str:
     caption = f"{UNPREDICTIVE}: {runners}, batch {state.batch}"
     headings = {"p50_ms": "p50 latency (ms)", "p99_ms": "p99 latency (ms)", "images_per_s": "images/s"}
     digits = {"p50_ms": 2, "p99_ms": 2, "images_per_s": 1}
-    return table_html(state.latency_frame(), caption=caption, headings=headings, digits=digits)
+    return table_html(_show_labels(state.latency_frame()), caption=caption, headings=headings, digits=digits)
+
+
+def _show_labels(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(precision=pl.Series(map(format_label, frame["precision"]), dtype=pl.String))
 
 
 def render_classes_table(state: DashboardState) -> str:
@@ -347,7 +352,10 @@ def render_change_cards(state: GalleryState) -> str:
         return render_note("There are no such changes.", kind="good")
     cards = [_describe_card(row) for row in frame.iter_rows(named=True)]
     markup = render(
-        "widgets/templates/gallery_cards.html.j2", cards=cards, reference=state.reference, precision=state.precision
+        "widgets/templates/gallery_cards.html.j2",
+        cards=cards,
+        reference=format_label(state.reference),
+        precision=format_label(state.precision),
     )
     missing = int(frame["png"].null_count())
     if not missing:
@@ -457,8 +465,8 @@ class Gallery(ComparisonWidget):
             return [render_note("The comparison was still running when this page was saved.")]
         heading = render(
             "widgets/templates/gallery_static_heading.html.j2",
-            precision=self.state.precision,
-            reference=self.state.reference,
+            precision=format_label(self.state.precision),
+            reference=format_label(self.state.reference),
         )
         return [heading, self.cards.value]
 
