@@ -68,6 +68,14 @@ def test_the_html_table_has_no_quotes_types_or_nulls(shown):
     assert "&quot;" not in shown
 
 
+def test_the_html_table_shows_empty_lists_as_nothing_and_wraps_no_cell():
+    shown = make(pl.DataFrame({"paths": [[], ["a.jpg"]]}, schema={"paths": pl.List(pl.String)}))._repr_html_()
+    assert "<td>–</td>" in shown
+    assert "[]" not in shown
+    assert ".trtkit-rows td { white-space: nowrap }" in shown
+    assert "<div class='trtkit-rows'" in shown
+
+
 def test_the_html_names_the_runner(shown):
     assert "example by ONNX Runtime, 20" in shown
 

@@ -379,8 +379,14 @@ class Result(abc.ABC):
             tbl_hide_dataframe_shape=True,
         ):
             table = self.frame()._repr_html_()
-        # polars puts strings into quotes and writes null; a table for reading has neither.
-        for old, new in (("<td>&quot;", "<td>"), ("&quot;</td>", "</td>"), ("<td>null</td>", "<td>–</td>")):
+        # polars puts strings into quotes and writes null and empty lists; a table for reading has none of them.
+        nothing = "<td>–</td>"
+        for old, new in (
+            ("<td>&quot;", "<td>"),
+            ("&quot;</td>", "</td>"),
+            ("<td>null</td>", nothing),
+            ("<td>[]</td>", nothing),
+        ):
             table = table.replace(old, new)
         return render(
             "templates/result.html.j2",

@@ -205,6 +205,7 @@ def test_save_and_load(pristine: Path, tmp_path: Path) -> None:
     loaded = Diagnosis.load(diagnosis.save(tmp_path / "diagnosis"))
     assert loaded.findings == diagnosis.findings
     assert loaded.images.equals(diagnosis.images)
+    assert loaded.provenance.runner == "trtkit examine"
     assert loaded.frame().equals(diagnosis.frame())
     assert {trace.name for trace in loaded.plot().data} == {"calibration (20)", "validation (60)"}
 

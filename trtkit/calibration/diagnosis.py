@@ -230,7 +230,7 @@ def examine(
         provenance=Provenance(
             model_hash="" if loaded is None else loaded.hash,
             data_hash=dataset.hash_images([path for path in chosen if path.is_file()]),
-            runner="trtkit doctor",
+            runner="trtkit examine",
             settings={
                 "data": str(dataset.path),
                 "task": task,
