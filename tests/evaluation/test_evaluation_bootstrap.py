@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,7 @@ import pytest
 
 from trtkit.errors import RecipeError
 from trtkit.evaluation.average_precision import pack_thresholds, score_classes, unpack_thresholds
-from trtkit.evaluation.bootstrap import resample_metric
+from trtkit.evaluation.bootstrap import resample_metric, resample_precision_recall
 from trtkit.evaluation.evaluation import Evaluation
 from trtkit.evaluation.significance import compute_interval, compute_loss_interval
 from trtkit.results import Provenance
@@ -134,3 +135,23 @@ def test_a_class_without_a_match_and_one_without_detections() -> None:
     assert resample_metric(changed, "mAP50-95(B)", resamples=1).value == pytest.approx(
         scores(changed).means()["mAP50-95"], abs=1e-12
     )
+
+
+def test_memory_of_precision_and_recall_does_not_grow_with_the_classes():
+    """At COCO's 80 classes and 5000 images, counts of all classes at once took 800 MB."""
+    dice = np.random.default_rng(0)
+
+    def measure_peak(classes):
+        count = 2000
+        detections = pl.DataFrame({
+            "image": dice.integers(0, 400, count), "class": dice.integers(0, classes, count),
+            "score": dice.random(count).astype(np.float32), "matched(B)": dice.integers(0, 2, count),
+        })  # fmt: skip
+        labels = pl.DataFrame({"image": np.arange(classes), "class": np.arange(classes)})
+        tracemalloc.start()
+        resample_precision_recall(detections, labels, "B", np.ones((400, 2), np.float32))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert measure_peak(64) < 2 * measure_peak(8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -480,35 +480,41 @@ def resample_precision_recall(
     scores = detections["score"].to_numpy().astype(np.float64)
     level = np.minimum((scores * (CONFIDENCE_STEPS - 1)).astype(np.int64), CONFIDENCE_STEPS - 1)
     classes = np.unique(labels["class"].to_numpy())
-    shape = (len(classes), CONFIDENCE_STEPS, len(copies))
-    detection_counts, match_counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     label_counts = np.zeros((len(classes), len(copies)), np.float32)
     np.add.at(label_counts, (np.searchsorted(classes, labels["class"].to_numpy()), labels["image"].to_numpy()), 1)
-    row = np.searchsorted(classes, class_number)
-    known = np.isin(class_number, classes)
-    np.add.at(detection_counts, (row[known], level[known], image[known]), 1)
-    known &= matched
-    np.add.at(match_counts, (row[known], level[known], image[known]), 1)
+    # Counts of all classes at once would be gigabytes: those of one are made where they are needed.
+    of_class = [np.flatnonzero(class_number == number) for number in classes]
+    placed = [(level[rows], image[rows], matched[rows]) for rows in of_class]
     parts = [
-        _best_f1(detection_counts, match_counts, label_counts, copies[:, start : start + RESAMPLES_AT_ONCE])
+        _best_f1(placed, label_counts, copies[:, start : start + RESAMPLES_AT_ONCE])
         for start in range(0, copies.shape[1], RESAMPLES_AT_ONCE)
     ]
     return np.concatenate([precision for precision, _ in parts]), np.concatenate([recall for _, recall in parts])
 
 
 def _best_f1(
-    detections: NDArray[np.float32],
-    matches: NDArray[np.float32],
+    detections: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]],
     labels: NDArray[np.float32],
     copies: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean precision and recall over the classes with labels at each resample's best confidence."""
+    """Compute mean precision and recall over the classes with labels at each resample's best confidence.
+
+    Args:
+        detections: By class, each detection's grid confidence and image, and whether it is right.
+        labels: Number of labels, shape (classes, images).
+        copies: From `draw_resamples`, shape (images, resamples).
+
+    Returns:
+        Precision and recall, each of shape (resamples,).
+    """
     totals = labels @ copies
-    precision = np.ones((*detections.shape[:2], copies.shape[1]), np.float32)
+    precision = np.ones((len(detections), CONFIDENCE_STEPS, copies.shape[1]), np.float32)
     recall = np.zeros_like(precision)
-    for row in range(len(detections)):
-        predicted = (detections[row] @ copies)[::-1].cumsum(0)[::-1]
-        correct = (matches[row] @ copies)[::-1].cumsum(0)[::-1]
+    for row, (level, image, matched) in enumerate(detections):
+        counts = np.zeros((2, CONFIDENCE_STEPS, len(copies)), np.float32)
+        np.add.at(counts[0], (level, image), 1)
+        np.add.at(counts[1], (level[matched], image[matched]), 1)
+        predicted, correct = ((part @ copies)[::-1].cumsum(0)[::-1] for part in counts)
         np.divide(correct, predicted, out=precision[row], where=predicted > 0)
         np.divide(correct, totals[row], out=recall[row], where=totals[row] > 0)
     both = precision + recall
