@@ -18,7 +18,7 @@ from rich.console import Console
 
 import trtkit
 from trtkit.backends import write_engine
-from trtkit.backends.engine_file import Passport
+from trtkit.backends.engine_file import Passport, add_engine_metadata
 from trtkit.cli import COMMANDS, main
 from trtkit.cli import output as cli_output
 from trtkit.cli.output import ProgressBars
@@ -141,6 +141,16 @@ def test_engine_show_prints_the_passport(engine, capsys):
     assert re.search(r"^precision +fp16", text, re.MULTILINE)
     assert re.search(r"^sm +sm89", text, re.MULTILINE)
     assert hash_parts(b"vtrt" + bytes(60)) in text
+
+
+@pytest.mark.parametrize("thresholds", ["x", ["recall"], {"recall": "y"}, {"recall": {"all": None, "classes": 3}}])
+def test_engine_show_prints_what_others_wrote_into_thresholds(engine, capsys, thresholds):
+    add_engine_metadata(engine, {"thresholds": thresholds})
+    assert main(["engine", "show", str(engine)]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"^sm +sm89", shown.out, re.MULTILINE)
+    assert ("recall of None at None" in shown.out) == (isinstance(thresholds, dict) and thresholds["recall"] != "y")
+    assert main(["engine", "show", str(engine), "--json"]) == 0
 
 
 def test_engine_check_fails_on_another_machine(engine, capsys):

@@ -86,10 +86,17 @@ def _show(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
             "plan_bytes": len(file.plan),
             "metadata": {name: value for name, value in file.metadata.items() if name != "trtkit"},
             "passport": passport or None,
-            "thresholds": dict(file.metadata.get("trtkit") or {}).get("thresholds"),
+            "thresholds": _read_thresholds(file),
         },
         rows=layer_frame(layers).to_dicts() if layers else [],
     )
+
+
+def _read_thresholds(file: EngineFile) -> dict[str, Any] | None:
+    """The thresholds that a comparison wrote into the file; None without any, and for what is no such entry."""
+    own = file.metadata.get("trtkit")
+    thresholds = own.get("thresholds") if isinstance(own, dict) else None
+    return thresholds if isinstance(thresholds, dict) else None
 
 
 def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
@@ -100,7 +107,7 @@ def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
     table = make_table("", "")
     table.show_header = False
     known = dict(file.metadata)
-    thresholds = dict(known.pop("trtkit", None) or {}).get("thresholds")
+    known.pop("trtkit", None)
     if file.passport is None:
         table.add_row("header", "without a passport of trtkit" if known else "none: a bare plan")
         table.add_row("plan", f"{len(file.plan):,} bytes")
@@ -117,9 +124,10 @@ def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
     for name in ("task", "imgsz", "batch", "stride", "names"):
         if name in known and not (file.passport and name in ("imgsz", "batch")):
             table.add_row(name, _format_value(known[name]))
-    if isinstance(thresholds, dict):
-        for target in ("recall", "precision"):
-            found = dict(thresholds.get(target) or {})
+    thresholds = _read_thresholds(file)
+    for target in ("recall", "precision"):
+        found = None if thresholds is None else thresholds.get(target)
+        if thresholds is not None and isinstance(found, dict):
             classes = _format_value(found.get("classes") or {})
             like = f"{target} of {thresholds.get('reference')} at {thresholds.get('conf')}"
             table.add_row(like, f"confidence {found.get('all')}" + (f"; by class {classes}" if classes else ""))
