@@ -19,7 +19,9 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -125,9 +127,15 @@ def quantize_by_onnxruntime(source: Path, inputs: Iterator[np.ndarray], target: 
 
 
 def quantize_by_modelopt(python: Path, source: Path, images: Path, method: str, target: Path) -> None:
-    subprocess.run(
-        [str(python), "-c", MODELOPT, str(source), str(images), method, str(target)], check=True, capture_output=True
-    )
+    # It writes the file that it reads anew, and others beside it.
+    with tempfile.TemporaryDirectory() as folder:
+        copied, written = Path(shutil.copy(source, folder)), Path(folder) / "int8.onnx"
+        subprocess.run(
+            [str(python), "-c", MODELOPT, str(copied), str(images), method, str(written)],
+            check=True,
+            capture_output=True,
+        )
+        shutil.move(written, target)
 
 
 def find_shiftable_groups(graph: onnx.ModelProto, placement: QDQPlacement) -> list[tuple[str, ...]]:
