@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from raising import raises
 from task_models import CannedRunner, drawn_set, noisy_outputs
 
-from trtkit.data import open_dataset
+from trtkit.data import coco, open_dataset
 from trtkit.data.coco import decode_rle, join_polygons
 from trtkit.errors import DataError
 from trtkit.evaluation.evaluation import evaluate
@@ -184,6 +184,19 @@ def test_joined_polygons_fill_the_pixels_of_their_parts_and_leave_holes():
     for one in (square / 4 + 6, square + 30):
         cv2.line(bridges, (2, 2), tuple(int(value) for value in one[0]), (1,))
     assert (canvas[bridges == 0] == apart[bridges == 0]).all()
+
+
+@pytest.mark.parametrize("shift", [8, 40], ids=["parts that overlap", "parts apart"])
+def test_an_object_has_the_pixels_of_all_its_parts(shift):
+    parts = [[2, 2, 20, 2, 20, 20, 2, 20], [2 + shift, 4, 20 + shift, 4, 20 + shift, 30, 2 + shift, 30]]
+    outline = coco._find_outline({"segmentation": parts}, (64, 64))
+    canvas = np.zeros((64, 64), np.uint8)
+    cv2.fillPoly(canvas, [outline.astype(np.int32)], (1,))
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, 64, 64)))
+    # Pixels on an outline belong to either side, and a bridge is a line.
+    square = np.ones((3, 3), np.uint8)
+    assert (canvas >= cv2.erode(expected, square)).all()
+    assert (canvas > cv2.dilate(expected, square)).sum() <= 64
 
 
 def test_the_hash_follows_annotations_of_the_images_alone(folder, tmp_path):

@@ -427,13 +427,26 @@ def _decode_lengths(text: str) -> list[int]:
 def _find_outline(row: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[np.float64] | None:
     """One polygon around all parts of an object, pixels; None if it has no part."""
     segmentation = row["segmentation"]
-    if isinstance(segmentation, list):
-        parts: list[NDArray[np.float64]] = [np.array(part, np.float64).reshape(-1, 2) for part in segmentation]
-    else:
-        mask = decode_rle(segmentation, shape).astype(np.uint8)
-        contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        # Pixels have their centers at halves; a contour of one or two pixels encloses nothing.
-        parts = [np.asarray(contour.reshape(-1, 2) + 0.5, np.float64) for contour in contours if len(contour) > 2]
+    if not isinstance(segmentation, list):
+        return _outline_mask(decode_rle(segmentation, shape))
+    parts = [np.array(part, np.float64).reshape(-1, 2) for part in segmentation]
+    boxes = [(part.min(0), part.max(0)) for part in parts]
+    if any(
+        (low < top).all() and (bottom < high).all() for (low, high), (bottom, top) in itertools.combinations(boxes, 2)
+    ):
+        # COCO means all pixels of any part; where parts overlap, the even-odd rule would leave a hole.
+        masks = [np.zeros(shape, np.uint8) for _ in parts]
+        for part, mask in zip(parts, masks, strict=True):
+            cv2.fillPoly(mask, [np.round(part - 0.5).astype(np.int32)], (1,))
+        if np.sum(masks, 0).max() > 1:
+            return _outline_mask(np.max(masks, 0) > 0)
+    return join_polygons(parts) if parts else None
+
+
+def _outline_mask(mask: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    # Pixels have their centers at halves; a contour of one or two pixels encloses nothing.
+    parts = [np.asarray(contour.reshape(-1, 2) + 0.5, np.float64) for contour in contours if len(contour) > 2]
     return join_polygons(parts) if parts else None
 
 
