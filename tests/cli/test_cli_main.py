@@ -19,9 +19,9 @@ from rich.console import Console
 import trtkit
 from trtkit.backends import write_engine
 from trtkit.backends.engine_file import Passport, add_engine_metadata
-from trtkit.cli import COMMANDS, main
+from trtkit.cli import COMMANDS, main, model_commands
 from trtkit.cli import output as cli_output
-from trtkit.cli.output import ProgressBars
+from trtkit.cli.output import Outcome, ProgressBars
 from trtkit.errors import CancelledError
 from trtkit.files import hash_parts
 from trtkit.models.model import ModelInfo
@@ -86,6 +86,16 @@ def test_an_error_is_one_line_and_status_2(capsys, tmp_path):
 def test_half_and_int8_together_are_refused(capsys, tmp_path):
     assert main(["export", str(trtkit.demo.model_path()), "--half", "--int8"]) == 2
     assert "int8" in capsys.readouterr().err.lower()
+
+
+def test_a_file_with_an_equals_sign_in_its_name_has_no_label(monkeypatch, tmp_path):
+    files = {}
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.onnx").write_bytes(b"")
+    monkeypatch.setattr(model_commands, "call_with_options", lambda *_, runners: files.update(runners))
+    monkeypatch.setattr(model_commands, "_save", lambda *_: Outcome(show=lambda: None))
+    assert main(["benchmark", "a=b.onnx", "x=a=b.onnx"]) == 0
+    assert files == {"a=b.onnx": "a=b.onnx", "x": "a=b.onnx"}
 
 
 def test_two_files_of_one_label_are_refused(capsys):

@@ -16,6 +16,7 @@ import pytest
 import trtkit as tk
 from trtkit.comparison.comparison import Comparison
 from trtkit.comparison.object_changes import draw_object_changes
+from trtkit.comparison.report import render_report
 from trtkit.errors import DataError, RecipeError
 from trtkit.widgets import comparison as compared
 from trtkit.widgets.comparison_state import (
@@ -377,3 +378,12 @@ def test_the_gallery_shows_names_of_candidates_as_they_were_given() -> None:
     page = compared.render_change_cards(state)
     assert "FP32 | pruned_v2.onnx" in page
     assert "FP32 on the left, pruned_v2.onnx on the right" in page
+
+
+def test_changes_are_counted_at_the_confidence_of_the_comparison(comparison: Comparison) -> None:
+    other = dataclasses.replace(comparison, about={**comparison.about, "conf": 0.6})
+    assert comparison.conf == 0.25
+    assert other.changes("int8").equals(comparison.changes("int8", conf=0.6))
+    assert "at confidence 0.6;" in compared.render_changes_table(DashboardState.from_comparison(other))
+    assert GalleryState.from_comparison(other).conf == 0.6
+    assert "at confidence 0.6 by one of" in render_report(other)

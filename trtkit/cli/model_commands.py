@@ -215,7 +215,10 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Command:
     def run(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         files: dict[str, str] = {}
         for word in values.files:
-            label, _, file = word.rpartition("=")
+            # A file's name may have "=" too.
+            label, equals, file = word.partition("=")
+            if not equals or Path(word).exists():
+                label, file = "", word
             files[label or Path(file).name] = file
         if len(files) < len(values.files):
             raise RecipeError(

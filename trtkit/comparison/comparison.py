@@ -165,33 +165,40 @@ class Comparison(Result):
             labels=self.labels.filter(of_precision),
         )
 
-    def changes(self, precision: str, *, conf: float = 0.25) -> pl.DataFrame:
+    @property
+    def conf(self) -> float:
+        """The confidence threshold in use, which `compare` was given."""
+        return float(self.about.get("conf") or 0.25)
+
+    def changes(self, precision: str, *, conf: float | None = None) -> pl.DataFrame:
         """Gained and lost objects and false positives of a precision against the reference, the worst first.
 
         Args:
             precision: A compared precision.
-            conf: Score threshold of detections.
+            conf: Score threshold of detections; None takes the comparison's.
 
         Raises:
             RecipeError: The precision was not compared.
         """
         from trtkit.comparison.object_changes import find_object_changes
 
+        conf = self.conf if conf is None else conf
         return find_object_changes(self.evaluation(self.about["reference"]), self.evaluation(precision), conf=conf)
 
-    def gallery(self, precision: str, *, limit: int = 12, conf: float = 0.25) -> pl.DataFrame:
+    def gallery(self, precision: str, *, limit: int = 12, conf: float | None = None) -> pl.DataFrame:
         """The first rows of `changes` with column `png`: reference and precision side by side.
 
         Args:
             precision: A compared precision.
             limit: Largest number of rows.
-            conf: Score threshold of detections.
+            conf: Score threshold of detections; None takes the comparison's.
 
         Raises:
             RecipeError: The precision was not compared.
         """
         from trtkit.comparison.object_changes import draw_object_changes
 
+        conf = self.conf if conf is None else conf
         return draw_object_changes(
             self.changes(precision, conf=conf),
             self.evaluation(self.about["reference"]),

@@ -109,7 +109,7 @@ def render_report(comparison: Comparison) -> str:
         stages=_stage_table(comparison) if len(comparison.stages) else None,
         classes=_frame_table(comparison.classes),
         changes=_collect_changes(comparison),
-        changes_note=_describe_changes(about),
+        changes_note=_describe_changes(comparison),
         engines=_engine_table(about["engines"]) if about["engines"] else None,
         python=about["python"],
         command=about["command"],
@@ -278,7 +278,8 @@ def _collect_changes(comparison: Comparison) -> list[dict[str, Any]]:
         changed = comparison.changes(precision)
         counts = dict(changed.group_by("change").len().iter_rows())
         evaluations = comparison.evaluation(reference), comparison.evaluation(precision)
-        rows = draw_object_changes(changed, *evaluations, limit=GALLERY_LIMIT).iter_rows(named=True)
+        drawn = draw_object_changes(changed, *evaluations, limit=GALLERY_LIMIT, conf=comparison.conf)
+        rows = drawn.iter_rows(named=True)
         images = [
             {"caption": _describe_change(row), "png": base64.b64encode(row["png"]).decode("ascii")}
             for row in rows
@@ -288,7 +289,8 @@ def _collect_changes(comparison: Comparison) -> list[dict[str, Any]]:
     return changes
 
 
-def _describe_changes(about: Mapping[str, Any]) -> str:
+def _describe_changes(comparison: Comparison) -> str:
+    about = comparison.about
     reference = format_label(about["reference"])
     if about["task"] == "classify":
         return (
@@ -297,9 +299,9 @@ def _describe_changes(about: Mapping[str, Any]) -> str:
             "classes. The caption has the right class and its score."
         )
     return (
-        f"Objects detected at confidence 0.25 by one of {reference} and the other precision only, and their false "
-        f"positives; the largest change of score first. Left: {reference}, right: the other precision. Thick lines: "
-        "what changed; thin lines: other detections; white: labels."
+        f"Objects detected at confidence {comparison.conf:g} by one of {reference} and the other precision only, and "
+        f"their false positives; the largest change of score first. Left: {reference}, right: the other precision. "
+        "Thick lines: what changed; thin lines: other detections; white: labels."
     )
 
 

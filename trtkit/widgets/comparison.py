@@ -66,9 +66,6 @@ __all__ = [
 
 ALL_CLASSES = "all classes"
 
-CONF = 0.25
-"""Score threshold of the changes that the dashboard counts."""
-
 CHANGE_LABELS = {
     "lost": "▼ lost",
     "false positive added": "▼ false positive added",
@@ -176,7 +173,8 @@ def render_changes_table(state: DashboardState) -> str:
         return render_note(f"{format_label(state.reference)} is the reference: changes are measured against it.")
     of_class = f" of class {state.class_name}" if state.class_name else ""
     label = format_label(state.precision)
-    caption = f"Object changes of {label}{of_class} at confidence {CONF}; tk.gallery(comparison) shows them"
+    conf = state.comparison.conf
+    caption = f"Object changes of {label}{of_class} at confidence {conf:g}; tk.gallery(comparison) shows them"
     return table_html(state.change_counts().rename({"explanation": ""}), caption=caption)
 
 
@@ -418,7 +416,8 @@ class Gallery(ComparisonWidget):
         )  # fmt: skip
         self.conf = make_control(
             ipywidgets.FloatSlider, "Confidence", "Detections with a lower score are ignored", name="conf",
-            value=state.conf, min=0.05, max=0.95, step=0.05, continuous_update=False, style=SHORT_LABEL, layout=narrow,
+            value=state.conf, min=min(0.05, state.conf), max=max(0.95, state.conf), step=0.05, continuous_update=False,
+            style=SHORT_LABEL, layout=narrow,
         )  # fmt: skip
         self.kinds = {
             kind: make_control(

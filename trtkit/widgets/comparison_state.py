@@ -313,7 +313,9 @@ class GalleryState:
                 code="gallery-single-precision",
             )
         shown = choose_shown_precision(comparison)
-        return cls(comparison=comparison, precision=shown).with_choices(precision=precision or shown)
+        return cls(comparison=comparison, precision=shown, conf=comparison.conf).with_choices(
+            precision=precision or shown
+        )
 
     @property
     def reference(self) -> str:
