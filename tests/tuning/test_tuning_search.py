@@ -145,7 +145,7 @@ def test_a_second_run_uses_the_cache(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this step is cached")
 
-    for name in ("measurement.evaluate", "search_loop.choose_ranges", "search_loop.compute_bias_corrections"):
+    for name in ("measurement.evaluate", "noise_probe.choose_ranges", "noise_probe.compute_bias_corrections"):
         monkeypatch.setattr(f"trtkit.tuning.{name}", refuse)
     again = search(model, demo.data_path(), 0.02, cache_dir=cache, backend="onnxruntime", **SETTINGS)  # type: ignore[arg-type]
     assert again.trials.drop("sqnr").equals(result.trials.drop("sqnr"))

@@ -386,20 +386,18 @@ def _span(points: pl.DataFrame, share_now: float | None) -> list[float]:
     return [-0.03, 1.03] if lowest < 0.5 else [lowest - max(0.02, 0.15 * (1 - lowest)), 1.01]
 
 
-def find_pareto(shares: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Find the Pareto-optimal points in share in INT8 and accuracy.
+def find_pareto(first: Sequence[float], second: Sequence[float]) -> list[bool]:
+    """Find the Pareto-optimal points in two figures.
 
     Args:
-        shares: Shares in INT8; larger is better.
-        values: Accuracies; larger is better.
+        first: One figure of each point, such as its share in INT8; larger is better.
+        second: The other, such as its accuracy; larger is better.
 
     Returns:
-        Whether each point is Pareto-optimal.
+        Whether each point is Pareto-optimal: none is better in one figure and no worse in the other.
     """
-    points = list(zip(shares, values, strict=True))
-    return [
-        not any(a >= share and b >= value and (a, b) != (share, value) for a, b in points) for share, value in points
-    ]
+    points = list(zip(first, second, strict=True))
+    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
 
 
 def _line(*, x: float | None = None, y: float | None = None, dash: str) -> dict[str, object]:

@@ -388,16 +388,14 @@ class Trials:
 
     def frame(self) -> pl.DataFrame:
         """`Search.trials`."""
+        from trtkit.plotting.tuning import find_pareto
+
         chosen = self.choose()
-        rows = []
-        for trial in self.rows:
-            dominated = any(
-                other.row["cost"] <= trial.row["cost"]
-                and other.row["metric"] >= trial.row["metric"]
-                and (other.row["cost"], other.row["metric"]) != (trial.row["cost"], trial.row["metric"])
-                for other in self.rows
-            )
-            rows.append({**trial.row, "pareto": not dominated, "chosen": trial is chosen, "keep": list(trial.keep)})
+        optimal = find_pareto([-trial.row["cost"] for trial in self.rows], [trial.row["metric"] for trial in self.rows])
+        rows = [
+            {**trial.row, "pareto": best, "chosen": trial is chosen, "keep": list(trial.keep)}
+            for trial, best in zip(self.rows, optimal, strict=True)
+        ]
         return pl.DataFrame(rows, schema=TRIAL_COLUMNS)
 
     def _evaluate(
