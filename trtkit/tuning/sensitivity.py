@@ -174,8 +174,8 @@ def sensitivity(
 ) -> Sensitivity:
     """Measure what INT8 costs each layer and block: with only it in INT8, and with everything else in INT8.
 
-    A layer or block is measured on as many probe images as it takes to know its noise to 5 % of the noise of full INT8
-    (3 standard errors), which is 0.2 dB of `gain`; layers that matter little need four. The columns `images_only` and
+    A layer or block is measured on as many probe images as it takes to know its noise to 10 % of the noise of full INT8
+    (3 standard errors), which is 0.4 dB of `gain`; layers that matter little need six. The columns `images_only` and
     `images_without` say how many it took.
 
     All variants run on ONNX Runtime's CPU kernels, with the Q/DQ arithmetic that every backend gets.
