@@ -191,7 +191,8 @@ def page(content: dict[str, Any], scan: Sensitivity, provenance: dict[str, Any])
         f"`{provenance['command']}`",
         "",
         f"**{content['seconds']:.0f} s** ({min(run['seconds'] for run in runs):.0f} to "
-        f"{max(run['seconds'] for run in runs):.0f} s in {len(runs)} run{'s' if len(runs) > 1 else ''}, load at the end {loads}; "
+        f"{max(run['seconds'] for run in runs):.0f} s in {len(runs)} run{'s' if len(runs) > 1 else ''}, load at the "
+        f"end {loads}; "
         f"{runs[0]['core_seconds']:.0f} core-seconds) and "
         f"{max(run['peak_gb'] for run in runs):.2f} GB for {content['variants']} placements of {len(scan.layers)} "
         f"layers over at most {scan.image_count} images, {content['mean_images']:.1f} in the mean, calibration and the "
