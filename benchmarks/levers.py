@@ -32,6 +32,7 @@ from records import about_engines, line_of, of_gpu, table
 from records import write as write_record
 
 import trtkit as tk
+from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.models.onnx_model import from_proto
 from trtkit.writing import write_json
@@ -71,8 +72,16 @@ BASES: Mapping[str, dict[str, Any]] = {
     "end2end-raw": {"end2end": True, "decode": False},
     "joined": {},
     "joined-raw": {"decode": False},
+    "raw-depthwise-float": {"decode": False},
+    "raw-first-float": {"decode": False},
 }
 """Arguments of `export` for each graph; of "joined" convolutions that read the same tensor are joined first."""
+
+KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
+    "raw-depthwise-float": lambda index, node: node.op_type == "Conv" and index.group(node) > 1,
+    "raw-first-float": lambda index, node: node.input[0] == index.graph.input[0].name,
+}
+"""Layers that stay out of INT8, of the graphs that have such."""
 
 VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(base="plain", precisions=("fp16",)),
@@ -87,6 +96,9 @@ VARIANTS: Mapping[str, Variant] = {
     "int8-input": Variant(input="int8", precisions=("int8",)),
     "half-in": Variant(formats=("half-in",)),
     "raw-any-out": Variant(base="raw", formats=("any-out",)),
+    "raw-depthwise-float": Variant(base="raw-depthwise-float", precisions=("int8",)),
+    "raw-first-float": Variant(base="raw-first-float", precisions=("int8",)),
+    "raw-first-float-uint8": Variant(base="raw-first-float", input="uint8-nhwc", precisions=("int8",)),
     "raw-uint8-nhwc": Variant(base="raw", input="uint8-nhwc"),
     "raw-int8-input": Variant(base="raw", input="int8", precisions=("int8",)),
     "together": Variant(base="raw", input="uint8-nhwc", formats=("any-out",)),
@@ -157,13 +169,25 @@ def prepare(options: argparse.Namespace) -> None:
                     ranges[tensor] = (min(low for low, _ in known), max(high for _, high in known))
                 calibration = dataclasses.replace(calibration, ranges=ranges)
                 own = from_proto(graph)
+            keep = find_kept(base, trace(own, imgsz=size, batch=batch)) if base in KEPT else ()
             recipe = tk.Recipe(
-                model=str(path), format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
+                model=str(path), keep=keep, format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
                 dynamic=False, **BASES[base],
             )  # fmt: skip
             graph = build_graph(own, recipe, calibration, imgsz=size)
             onnx.save(graph, file)
             print(f"{file.stem}: {len(graph.graph.node)} nodes", flush=True)
+
+
+def find_kept(base: str, graph: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the layers that a base leaves out of INT8.
+
+    Args:
+        base: One of `KEPT`.
+        graph: The FP32 graph.
+    """
+    index = GraphIndex(graph)
+    return tuple(node.name for node in index.weighted if KEPT[base](index, node))
 
 
 def _calibrate_end2end(model: tk.Model, options: argparse.Namespace) -> Any:
@@ -244,7 +268,7 @@ def run(options: argparse.Namespace) -> None:
         for job in list_jobs(out, options.builds, chosen)
     ]  # fmt: skip
     # A cache of its own for every build (`build` sets it): each times its tactics anew.
-    drive(programs, gpus=gpus_here(), lanes=1, seconds=options.seconds)
+    drive(programs, gpus=gpus_here(), lanes=options.lanes, seconds=options.seconds)
 
 
 def build(options: argparse.Namespace) -> None:
@@ -403,7 +427,7 @@ def measure_plan(plan: bytes) -> dict[str, Any]:
         "p90_ms": statistics.quantiles(times, n=10)[-1],
         "ends": ends,
         "profiled_ms": sum(ms for ms, _ in layers),
-        "slowest": layers[:20],
+        "slowest": layers[:60],
     }
 
 
@@ -482,6 +506,9 @@ def main() -> None:
             verb.add_argument("--precisions", nargs="+", choices=PRECISIONS)
             verb.add_argument("--batches", nargs="+", type=int)
             verb.add_argument("--models", nargs="+", help="names, as in those of the graphs")
+            verb.add_argument(
+                "--lanes", type=int, default=1, help="builds at once on a GPU: more to look, not to publish"
+            )
         if name == "build":
             verb.add_argument("--graph", required=True)
             verb.add_argument("--name", required=True)

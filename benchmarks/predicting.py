@@ -1,9 +1,11 @@
 """Images a second from images to predictions: trtkit beside Ultralytics, on one engine, in one run.
 
     python benchmarks/predicting.py yolo11n-fp16.engine --images detect/images/val
+    python benchmarks/predicting.py yolo11n-fp16-raw.engine --peer yolo11n-fp16.engine --images detect/images/val
     python benchmarks/predicting.py yolo11n.onnx --images detect/images/val --without-engine
 
-Run by hand on an idle GPU. The engine is trtkit's; Ultralytics' own loader opens the same file. Both give boxes on the
+Run by hand on an idle GPU. The engine is trtkit's; Ultralytics' own loader opens the same file, or that of --peer, with
+the same weights and decoded outputs, which it needs. Both give boxes on the
 host and take turns, once from decoded JPEGs (the same lists of BGR images, as many as the engine's batch) and once from
 the files (all of them in one call). The stages of trtkit's `predict` follow, and their share outside the engine.
 
@@ -34,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", help="an .engine file; an .onnx file without engine")
     parser.add_argument("--images", required=True, help="a folder of JPEGs")
+    parser.add_argument("--peer", help="the engine for Ultralytics (default: the same)")
     parser.add_argument("--without-engine", action="store_true", help="replace the engine by what it gave before")
     parser.add_argument("--out", help="a JSON file")
     options = parser.parse_args()
@@ -52,7 +55,8 @@ def main() -> None:
             import ultralytics
 
             result["ultralytics"] = ultralytics.__version__
-            result |= measure({"trtkit": predictor(runner), "ultralytics": peer(options.file, runner)}, lists, paths)
+            sides = {"trtkit": predictor(runner), "ultralytics": peer(options.peer or options.file, runner)}
+            result |= {"peer": Path(options.peer or options.file).name} | measure(sides, lists, paths)
             result["ratio"] = {
                 source: rates["trtkit"] / rates["ultralytics"] for source, rates in result["images_per_s"].items()
             }
