@@ -171,8 +171,8 @@ def prepare(options: argparse.Namespace) -> None:
                 own = from_proto(graph)
             keep = find_kept(base, trace(own, imgsz=size, batch=batch)) if base in KEPT else ()
             recipe = tk.Recipe(
-                model=str(path), keep=keep, format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
-                dynamic=False, **BASES[base],
+                model=str(path), format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
+                dynamic=False, keep=keep, **BASES[base],
             )  # fmt: skip
             graph = build_graph(own, recipe, calibration, imgsz=size)
             onnx.save(graph, file)
