@@ -157,7 +157,7 @@ def prepare(options: argparse.Namespace) -> None:
             if base.startswith("end2end") and precision == "int8":
                 calibration = _calibrate_end2end(own, options)
             else:
-                calibration = tk.calibration.Calibration.load(folder)
+                calibration = tk.Calibration.load(folder)
             if base.startswith("joined"):
                 graph, joined = join_branches(trace(own, imgsz=size, batch=batch))
                 if not joined:
@@ -195,7 +195,7 @@ def _calibrate_end2end(model: tk.Model, options: argparse.Namespace) -> Any:
     if not folder.is_dir():
         count = options.calibration_images
         tk.calibrate(model, options.data, imgsz=options.imgsz, calibration_images=count, device="cpu").save(folder)
-    return tk.calibration.Calibration.load(folder)
+    return tk.Calibration.load(folder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
