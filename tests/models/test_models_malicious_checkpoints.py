@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trtkit.errors import CheckpointError, UnsafeCheckpointError
-from trtkit.models import load, unpickler
+from trtkit.models import load, torch_file, unpickler
+from trtkit.models.layers import describe_activation, parse_activation
 from trtkit.models.unpickler import Record, SafeOrderedDict, TensorRecord, read_pickle
 
 
@@ -395,6 +396,26 @@ def test_deep_keys_do_not_overflow_the_stack() -> None:
     with pytest.raises(CheckpointError) as error:
         run(deep)
     assert error.value.code == "checkpoint-pickle-damaged"
+
+
+@pytest.mark.parametrize("key", [b")" + b"\x85" * 200_000, b"]", b"K\x07"], ids=["deep", "list", "number"])
+def test_keys_of_storages_in_a_legacy_file_are_texts(key: bytes) -> None:
+    # The fifth pickle lists the storages' keys, which are looked up by hash.
+    parts = [pickle.dumps(value, 2) for value in (torch_file.MAGIC, 1001, {"little_endian": sys.byteorder == "little"})]
+    data = b"".join([*parts, make_call("torch", "Size"), b"\x80\x02](" + key + b"e."])
+    with pytest.raises(CheckpointError) as error:
+        torch_file.read_legacy(io.BufferedReader(io.BytesIO(data)), "load x.pt")
+    assert error.value.code == "checkpoint-truncated"
+
+
+def test_odd_options_of_activations_are_not_written_out() -> None:
+    laughs: Any = []
+    for _ in range(100):
+        laughs = [laughs, laughs]
+    for value in (laughs, float("nan"), "none of them"):
+        text = describe_activation("LeakyReLU", {"negative_slope": value})
+        assert text == "LeakyReLU(negative_slope=...)"
+        assert parse_activation(text) is None
 
 
 modules = st.from_regex(r"[a-z_]{1,12}(\.[a-z_]{1,12}){0,2}", fullmatch=True)

@@ -77,7 +77,7 @@ def parse_activation(text: str) -> nn.Module | None:
         if len(positional) > len(options) + 1 or not set(values) <= set(options):
             return None
         return ACTIVATIONS[name](**values) if all(map(_is_option, values.values())) else None
-    except (KeyError, RecursionError, SyntaxError, TypeError, ValueError):
+    except (KeyError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
         return None
 
 
@@ -86,9 +86,13 @@ def describe_activation(kind: str, attributes: Mapping[str, Any]) -> str:
 
     Args:
         kind: Class name, such as "LeakyReLU".
-        attributes: The module's attributes, by name.
+        attributes: The module's attributes, by name. A value that is none of an option becomes "...", which is not read.
     """
-    options = [f"{name}={attributes[name]!r}" for name in ACTIVATION_OPTIONS.get(kind, ()) if name in attributes]
+    options = [
+        f"{name}={attributes[name]!r}" if _is_option(attributes[name]) else f"{name}=..."
+        for name in ACTIVATION_OPTIONS.get(kind, ())
+        if name in attributes
+    ]
     return f"{kind}({', '.join(options)})" if options else kind
 
 

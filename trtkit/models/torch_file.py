@@ -139,6 +139,9 @@ def read_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, TensorReader
         raise _other_byte_order(asked)
     root = read_pickle(file, asked)
     keys = read_pickle(file, asked)
+    # Hashing a deep tuple would overflow the stack.
+    if not (isinstance(keys, list) and all(type(key) is str for key in keys)):
+        raise _truncated(asked)
     start, size = file.tell(), file.seek(0, io.SEEK_END)
     file.seek(start)
     storages: dict[str, bytearray] = {}
@@ -147,7 +150,7 @@ def read_legacy(whole: io.BufferedReader, asked: str) -> tuple[Any, TensorReader
         # The storages follow one another without a table, and only the pickle holds the size of their elements.
         if not storages:
             itemsizes = {record.storage.key: record.storage.kind.itemsize for record in _collect_tensors(root)}
-            for key in keys if isinstance(keys, list) else []:
+            for key in keys:
                 head = file.read(8)
                 length = int.from_bytes(head, "little") * itemsizes.get(key, 0)
                 if len(head) < 8 or length > size - file.tell() or key not in itemsizes:
