@@ -216,7 +216,8 @@ def test_activation_texts(text: str, kind: str, options: dict[str, float]) -> No
 @pytest.mark.parametrize(
     "text",
     ["", "nn.Softplus()", "os.system('true')", "nn.LeakyReLU('x')", "nn.LeakyReLU(1, 2, 3)", "nn.ReLU(beta=1)",
-     "-" * 100_000 + "1", "nn.SiLU()()", "nn.LeakyReLU(__import__('os'))", "nn.ELU(1e999)", "[nn.ReLU()]", "nn.ReLU() + 1",
+     "-" * 100_000 + "1",
+     "nn.SiLU()()", "nn.LeakyReLU(__import__('os'))", "nn.ELU(1e999)", "[nn.ReLU()]", "nn.ReLU() + 1",
      "(" * 200, "nn.Module()"],
 )  # fmt: skip
 def test_texts_that_are_no_activation(text: str) -> None:

@@ -86,7 +86,7 @@ def describe_activation(kind: str, attributes: Mapping[str, Any]) -> str:
 
     Args:
         kind: Class name, such as "LeakyReLU".
-        attributes: The module's attributes, by name. A value that is none of an option becomes "...", which is not read.
+        attributes: The module's attributes, by name; a value that no option has is written as "...", which is not read.
     """
     options = [
         f"{name}={attributes[name]!r}" if _is_option(attributes[name]) else f"{name}=..."
