@@ -12,12 +12,13 @@ import trace_store
 from deterministic_weights import deterministic_weights
 from fake_checkpoints import TINY
 from onnx import numpy_helper
+from raising import raises
 
 import trtkit
-from trtkit.errors import OutputError
+from trtkit.errors import ModelError, OutputError
 from trtkit.graph import torch_export
 from trtkit.graph.torch_export import trace
-from trtkit.models import Model
+from trtkit.models import Model, load
 from trtkit.models.checkpoint import Checkpoint
 from trtkit.models.torch_model import from_checkpoint
 from trtkit.models.yolo import build_model
@@ -152,3 +153,32 @@ def test_a_full_temporary_folder_is_one_sentence(tiny_two_heads: Model, tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (e.value.code, e.value.fields["path"]) == ("output-too-large", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+class Fixed(torch.nn.Module):
+    """Takes images of 8 x 8 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(192, 28)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1)).reshape(-1, 7, 4)
+
+
+def test_a_module_that_fails_at_another_shape() -> None:
+    model = load(Fixed(), task="detect", example=torch.zeros(1, 3, 8, 8))
+    with raises(ModelError, "model-shape-fails", shape=(1, 3, 16, 16)):
+        trace(model, imgsz=(16, 16))
+
+
+def test_a_module_that_fails_while_it_is_traced() -> None:
+    class Untraceable(Fixed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.onnx.is_in_onnx_export():
+                raise AttributeError("not in a graph")
+            return super().forward(x)
+
+    model = load(Untraceable(), task="detect", example=torch.zeros(1, 3, 8, 8))
+    with raises(ModelError, "model-trace-failed", model="Untraceable"):
+        trace(model)

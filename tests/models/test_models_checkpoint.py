@@ -6,6 +6,7 @@ import copy
 import datetime
 import pathlib
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,21 @@ def test_normalization_becomes_the_preprocessing(normalized: dict[str, Any], tmp
     preprocess = load(save(normalized, tmp_path / "normalized.pt")).preprocess
     assert preprocess.mean == pytest.approx((0.4, 0.5, 0.6))
     assert preprocess.std == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("kind", [dict, types.SimpleNamespace])
+def test_a_live_module_has_the_settings_of_its_file(normalized: dict[str, Any], tmp_path: Path, kind: Any) -> None:
+    stored = load(save(normalized, tmp_path / "normalized.pt"))
+    model = normalized["model"]
+    model.args = kind(**normalized["train_args"])
+    live = load(model)
+    assert live.imgsz == stored.imgsz == (96, 96)
+    assert live.preprocess == stored.preprocess
+    assert live.hash == stored.hash
+    model.stride = torch.tensor([4.0, 16.0])
+    with pytest.raises(CheckpointError) as error:
+        load(model)
+    assert error.value.code == "checkpoint-stride-mismatch"
 
 
 def test_identity_normalization_is_none(normalized: dict[str, Any], tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_checkpoints import fake_class, ultralytics_like
@@ -91,6 +93,26 @@ def test_a_module_that_fails_on_its_example() -> None:
     assert error.value.code == "model-example-fails"
 
 
+@pytest.mark.parametrize("failure", [AssertionError("odd"), AttributeError("odd"), OSError("odd")])
+def test_a_module_may_fail_in_any_way(image: torch.Tensor, failure: Exception) -> None:
+    class Failing(Boxes):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise failure
+
+    with pytest.raises(ModelError) as error:
+        load(Failing(), task="detect", example=image)
+    assert error.value.code == "model-example-fails"
+
+
+def test_a_module_that_can_not_be_copied(image: torch.Tensor) -> None:
+    for value in (threading.Lock(), torch.ones(1, requires_grad=True) * 2):
+        module = Boxes()
+        module.kept = value
+        with pytest.raises(ModelError) as error:
+            load(module, task="detect", example=image)
+        assert error.value.code == "model-copy-fails"
+
+
 def test_a_module_whose_outputs_do_not_fit(image: torch.Tensor) -> None:
     with pytest.raises(ModelError) as error:
         load(Boxes(), task="classify", example=image)
@@ -126,6 +148,31 @@ def test_a_live_module_of_ultralytics_is_rebuilt(fake_ultralytics: None, checkpo
 def test_a_model_is_returned_unchanged(checkpoint: Path) -> None:
     model = load(checkpoint)
     assert load(model) is model
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"names": ["x", "y", "z"]}, {"imgsz": 64}, {"preprocess": Preprocess()}, {"output_format": DENSE}],
+)
+def test_a_model_takes_no_arguments_that_would_change_nothing(checkpoint: Path, arguments: dict[str, Any]) -> None:
+    model = load(checkpoint)
+    assert load(model, task="detect") is model
+    with pytest.raises(ModelError) as error:
+        load(model, **arguments)
+    assert error.value.code == "model-arguments-unused"
+    assert error.value.fields["names"] == list(arguments)
+    with pytest.raises(ModelError) as error:
+        load(model, task="pose")
+    assert error.value.code == "model-task-mismatch"
+
+
+@pytest.mark.parametrize("names", ["abc", 3, {"x": "ant"}, 3.5])
+def test_names_of_another_kind(checkpoint: Path, image: torch.Tensor, names: Any) -> None:
+    for source, arguments in ((checkpoint, {}), (Boxes(), {"task": "detect", "example": image})):
+        with pytest.raises(ModelError) as error:
+            load(source, names=names, **arguments)
+        assert error.value.code == "model-names-invalid"
+        assert error.value.fields["value"] == names
 
 
 def test_names_and_size_can_be_replaced(checkpoint: Path) -> None:
@@ -168,7 +215,7 @@ def test_other_files(name: str, suffix: str) -> None:
     assert error.value.fields == {"suffix": suffix, "path": Path(name)}
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "640", True, (640,) * 3, (640, 0), None, ()])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "640", True, (640,) * 3, (640, 0), None, (), 10**9, [[640]]])
 def test_invalid_sizes(value: Any) -> None:
     with pytest.raises(ModelError) as error:
         parse_imgsz(value, "x", ModelError)
@@ -178,6 +225,7 @@ def test_invalid_sizes(value: Any) -> None:
 def test_sizes() -> None:
     assert parse_imgsz(640, "x", ModelError) == (640, 640)
     assert parse_imgsz([320], "x", ModelError) == (320, 320)
+    assert parse_imgsz(np.array([320, 640]), "x", ModelError) == (320, 640)
     assert parse_imgsz((320, 640), "x", ModelError) == (320, 640)
 
 
@@ -219,7 +267,7 @@ FORMATS = st.sampled_from(
 
 @given(
     task=st.sampled_from(TASKS),
-    names=st.dictionaries(st.integers(0, 999), st.text(max_size=12), min_size=1, max_size=5),
+    names=st.lists(st.text(max_size=12), min_size=1, max_size=5).map(lambda names: dict(enumerate(names))),
     stride=st.sampled_from([1, 16, 32, 64]),
     imgsz=st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
     kpt_shape=st.none() | st.tuples(st.integers(1, 133), st.integers(2, 3)),
@@ -250,6 +298,17 @@ def test_files_without_formats_get_the_defaults_of_their_task(task: str, nms: bo
     assert info.end2end == (end2end and not classify)
     assert info.nms == (nms and not classify)
     assert info.channels == 1
+
+
+@pytest.mark.parametrize("names", [{1: "a", 2: "b"}, {0: "a", 2: "b"}, {-1: "a", 0: "b"}])
+def test_classes_of_a_file_are_numbered_from_0_on(names: dict[int, str]) -> None:
+    with pytest.raises(ValueError, match="not from 0 on"):
+        ModelInfo.from_metadata({**ModelInfo(task="detect", names={0: "a"}).to_metadata(), "names": names})
+
+
+def test_names_of_a_file_come_in_the_order_of_their_classes() -> None:
+    metadata = {**ModelInfo(task="detect", names={0: "a"}).to_metadata(), "names": {"1": "b", "0": "a"}}
+    assert list(ModelInfo.from_metadata(metadata).names.items()) == [(0, "a"), (1, "b")]
 
 
 def test_names_that_utf8_does_not_hold_are_escaped() -> None:

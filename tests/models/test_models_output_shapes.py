@@ -152,6 +152,15 @@ def test_an_output_format_that_is_passed_replaces_the_metadata_s() -> None:
         load(proto, output_format=CLASS_SCORES)
 
 
+def test_preprocessing_follows_an_output_format_that_is_passed() -> None:
+    """An RT-DETR that its file does not name, of two classes: its six columns may be queries or rows."""
+    proto = graph([(1, 300, 6)], **described(classes=2, **DEFAULT))
+    assert load(proto).preprocess.kind == "letterbox"
+    assert load(proto, output_format=DETR_QUERIES).preprocess == Preprocess(kind="stretch")
+    own = Preprocess(scale=1.0)
+    assert load(proto, output_format=DETR_QUERIES, preprocess=own).preprocess == own
+
+
 def test_two_image_inputs() -> None:
     proto = graph([(1, 7, 84)], **described())
     proto.graph.input.append(helper.make_tensor_value_info("depth", TensorProto.FLOAT, (1, 1, 64, 64)))

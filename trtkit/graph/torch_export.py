@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from trtkit.errors import ModelError, OnnxError
+from trtkit.errors import ModelError, OnnxError, TrtkitError
 from trtkit.files import hash_parts
 from trtkit.graph.editing import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32, match_node_names
@@ -189,8 +189,19 @@ def _from_module(
     example = model.example if model.example is not None else torch.zeros(batch, model.channels, *size)
     if model.example is not None and tuple(example.shape) != (batch, model.channels, *size):
         example = torch.zeros(batch, model.channels, *size, dtype=example.dtype)
-    with torch.inference_mode():
-        outputs = module(example)
+    try:
+        with torch.inference_mode():
+            outputs = module(example)
+    except Exception as error:  # a caller's module may raise anything
+        shape = "x".join(map(str, example.shape))
+        raise ModelError(
+            f"trace {model.stem} at {shape}",
+            f"the module fails on such an input ({type(error).__name__}: {_first_line(error)})",
+            "export it at the shape of its example, or pass a module that takes other shapes",
+            code="model-shape-fails",
+            model=model.stem,
+            shape=tuple(example.shape),
+        ) from error
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     names = [f"output{index}" for index in range(len(outputs))]
     axes: dict[str, dict[int, str]] = {}
@@ -220,10 +231,12 @@ def _from_module(
                 dynamo=False,
             )
             proto = onnx.load(folder / "model.onnx")
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+    except TrtkitError:
+        raise
+    except Exception as error:  # tracing runs the module's own code
         raise ModelError(
             f"trace {model.stem} to ONNX",
-            str(error).split("\n")[0],
+            f"it can't be traced ({type(error).__name__}: {_first_line(error)})",
             "pass a module that torch.onnx can trace",
             code="model-trace-failed",
             model=model.stem,
@@ -233,6 +246,10 @@ def _from_module(
         for dim, size in zip(proto.graph.output[0].type.tensor_type.shape.dim[1:], outputs[0].shape[1:], strict=True):
             dim.dim_value = size
     return proto
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _check_shape(proto: onnx.ModelProto, *, batch: int, size: tuple[int, int], dynamic: bool) -> None:

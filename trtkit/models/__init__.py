@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from trtkit.downloads import locate
 from trtkit.errors import ModelError
 from trtkit.models.model import TASKS, Model, ModelInfo, OutputFormat, Preprocess
+from trtkit.models.model_arguments import parse_class_names, resolve_task
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +36,7 @@ def load(
 
     Args:
         source: A YOLO `.pt` file, an `.onnx` file, a torch module, or an ONNX graph in memory. A `Model` is returned as
-            it is, or with its one-to-one head.
+            it is, or with its one-to-one head; it takes no other argument.
         task: One of `TASKS`, if the source has no metadata; otherwise it must agree with the metadata.
         names: Class names, if the source has none, or to replace its own.
         imgsz: Height and width in pixels, or one number for both, if the source has none, or to replace its own.
@@ -61,6 +62,9 @@ def load(
             f"load {source!r}", str(error), "check the path", code="model-path-invalid", path=Path(str(source))
         ) from error
     try:
+        if names is not None:
+            asked = f"load {source}" if isinstance(source, (str, Path)) else f"load a {type(source).__name__}"
+            names = parse_class_names(names, asked, ModelError)
         model = _load_source(located, task, names, imgsz, example, preprocess, output_format)
         if isinstance(source, (str, Path)):
             # A downloaded model keeps its name, so that exports go to the working directory, not to the cache folder.
@@ -90,6 +94,23 @@ def _load_source(
     output_format: OutputFormat | None,
 ) -> Model:
     if isinstance(source, Model):
+        resolve_task(task, source.task, f"load {source.stem}", ModelError)
+        given = {
+            "names": names,
+            "imgsz": imgsz,
+            "example": example,
+            "preprocess": preprocess,
+            "output_format": output_format,
+        }
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise ModelError(
+                f"load {source.stem} with {', '.join(unused)}",
+                "it is loaded already, so they would change nothing",
+                "pass them with the file or module it was loaded from",
+                code="model-arguments-unused",
+                names=unused,
+            )
         return source
     if isinstance(source, (str, Path)):
         return _load_file(Path(source), task, names, imgsz, preprocess, output_format)
@@ -147,10 +168,9 @@ def _load_file(
         from trtkit.models.onnx_model import read_onnx
 
         return read_onnx(path, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format)
-    raise ModelError(
-        f"load {path}",
-        f"a file {suffix or 'without a suffix'} is no model",
-        "name a .pt or .onnx file",
-        code="model-suffix-unknown",
-        suffix=suffix,
-    )
+    found, do = f"a file {suffix or 'without a suffix'} is no model", "name a .pt or .onnx file"
+    if path.is_dir():
+        found = "it is a folder"
+    elif suffix == ".engine":
+        found, do = "it is an engine, built already", "open it with trtkit.open, or name the file it was built from"
+    raise ModelError(f"load {path}", found, do, code="model-suffix-unknown", suffix=suffix)

@@ -340,7 +340,7 @@ class ModelInfo:
         fixed = {NMS_ROWS.name: ("conf", "iou", "max_det"), END2END_ROWS.name: ("max_det",)}
         return cls(
             task=task,
-            names={int(index): str(name) for index, name in names.items()},
+            names=dict(sorted((int(index), str(name)) for index, name in names.items())),
             stride=int(values.get("stride", 32)),
             imgsz=(int(height), int(width)),
             kpt_shape=(int(kpt_shape[0]), int(kpt_shape[1])) if kpt_shape else None,
@@ -368,6 +368,8 @@ def _check_description(info: ModelInfo) -> ModelInfo:
         raise ValueError(f"stride is {info.stride}")
     if not all(1 <= side <= MAX_SIDE for side in info.imgsz):
         raise ValueError(f"imgsz is {info.imgsz}")
+    if list(info.names) != list(range(len(info.names))):
+        raise ValueError(f"classes are numbered {', '.join(map(str, [*info.names][:5]))}, not from 0 on")
     if not 1 <= info.channels <= MAX_CHANNELS:
         raise ValueError(f"{info.channels} channels")
     if info.kpt_shape is not None and not (1 <= info.kpt_shape[0] <= MAX_SIDE and info.kpt_shape[1] in (2, 3)):

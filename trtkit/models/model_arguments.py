@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trtkit.arguments import ARGUMENTS
 from trtkit.errors import ModelError
 from trtkit.models.model import TASKS, Preprocess
 
 __all__ = [
     "ErrorType",
     "names_mismatch",
+    "parse_class_names",
     "parse_imgsz",
     "register_task_name",
     "resolve_class_names",
@@ -96,6 +98,32 @@ def with_channels(preprocess: Preprocess, channels: int | None, asked: str, erro
         ) from error
 
 
+def parse_class_names(names: Any, asked: str, error_type: ErrorType) -> dict[int, str]:
+    """Class names by class index, from the caller's mapping or sequence.
+
+    Args:
+        names: The caller's argument.
+        asked: What was asked for, for errors.
+        error_type: The error to raise.
+
+    Raises:
+        ModelError: It is neither, or an index is no whole number.
+    """
+    try:
+        if isinstance(names, (str, bytes)):
+            raise TypeError("one text")
+        pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+        return {int(index): str(name) for index, name in pairs}
+    except (TypeError, ValueError) as error:
+        raise error_type(
+            asked,
+            f"names is {str(names)[:40]!r}",
+            "pass a list of texts, or a mapping of class indices to texts",
+            code="model-names-invalid",
+            value=names,
+        ) from error
+
+
 def resolve_class_names(
     names: Mapping[int, str] | Sequence[str] | None, classes: int, asked: str, error_type: ErrorType
 ) -> dict[int, str]:
@@ -112,8 +140,7 @@ def resolve_class_names(
     """
     if names is None:
         return {index: str(index) for index in range(classes)}
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    by_index = {int(index): str(name) for index, name in pairs}
+    by_index = parse_class_names(names, asked, error_type)
     if sorted(by_index) != list(range(classes)):
         raise names_mismatch(len(by_index), classes, asked, error_type)
     return dict(sorted(by_index.items()))
@@ -139,25 +166,25 @@ def names_mismatch(names: int | None, classes: int | None, asked: str, error_typ
 
 
 def parse_imgsz(imgsz: Any, asked: str, error_type: ErrorType) -> tuple[int, int]:
-    """Height and width in pixels from one number or two.
+    """Height and width in pixels from one number or two, by the rule of every verb's `imgsz`.
 
     Args:
-        imgsz: The caller's argument.
+        imgsz: The caller's argument, or a checkpoint's, which may be a list of one number.
         asked: What was asked for, for errors.
         error_type: The error to raise.
 
     Raises:
-        ModelError: They are not positive integers.
+        ModelError: They are no whole numbers, or out of range.
     """
-    pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
-    if len(pair) == 1:
-        pair *= 2
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
+    rule = ARGUMENTS["imgsz"]
+    try:
+        sides = rule.convert(imgsz[0] if isinstance(imgsz, (list, tuple)) and len(imgsz) == 1 else imgsz)
+    except (TypeError, ValueError, OverflowError) as error:
         raise error_type(
             asked,
-            f"imgsz is {imgsz!r}",
-            "pass a positive number of pixels, or (height, width)",
+            f"imgsz is {str(imgsz)[:40]}",
+            f"pass {rule.expected}",
             code="model-imgsz-invalid",
             value=imgsz,
-        )
-    return pair[0], pair[1]
+        ) from error
+    return sides if isinstance(sides, tuple) else (sides, sides)

@@ -26,6 +26,7 @@ from trtkit.models.output_shapes import (
     infer_classes,
     infer_output_format,
     order_outputs,
+    with_output_format,
 )
 
 __all__ = ["from_proto", "read_onnx", "refuse_damaged_graph"]
@@ -212,7 +213,7 @@ def _from_proto(
         if output_format is None:
             info = fit_output_format(info, shapes, metadata)
         elif output_format != info.output_format:
-            info = dataclasses.replace(info, output_format=output_format)
+            info = with_output_format(info, output_format, metadata)
     else:
         task = resolve_task(task, metadata.get("task"), asked, OnnxError)
         shapes = order_outputs(outputs, task)

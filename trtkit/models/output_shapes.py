@@ -38,6 +38,7 @@ __all__ = [
     "infer_classes",
     "infer_output_format",
     "order_outputs",
+    "with_output_format",
 ]
 
 OutputShape = Sequence[int | None]
@@ -280,8 +281,19 @@ def fit_output_format(info: ModelInfo, shapes: Sequence[OutputShape], metadata: 
             detr="rtdetr" in text or "rt-detr" in text,
         )
     )
+    return with_output_format(info, output_format, metadata)
+
+
+def with_output_format(info: ModelInfo, output_format: OutputFormat, metadata: Mapping[str, Any]) -> ModelInfo:
+    """A description with another output format, and the preprocessing that goes with it if the file states none.
+
+    Args:
+        info: From `ModelInfo.from_metadata`.
+        output_format: What the model returns.
+        metadata: The file's metadata.
+    """
     preprocess = info.preprocess
-    if "preprocess" not in ours:
+    if "preprocess" not in parse_trtkit_entry(metadata.get("trtkit")):
         preprocess = default_preprocess(info.task, channels=info.channels, output_format=output_format)
     return dataclasses.replace(info, output_format=output_format, preprocess=preprocess)
 

@@ -132,15 +132,25 @@ def from_module(
             "pass example= a float32 tensor",
             code="model-example-missing",
         )
-    copied = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
     example = example.detach().cpu().float()
+    # Copying and running a module is its own code, which may raise anything.
+    try:
+        copied = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+    except Exception as error:
+        raise ModelError(
+            asked,
+            f"it can't be copied ({error})",
+            "remove attributes that are no weights, such as locks and tensors computed from weights",
+            code="model-copy-fails",
+            cause=str(error),
+        ) from error
     try:
         with torch.no_grad():
             outputs = copied(example)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise ModelError(
             asked,
-            f"it fails on the example ({error})",
+            f"it fails on the example ({type(error).__name__}: {error})",
             "pass an example it accepts",
             code="model-example-fails",
             cause=str(error),
@@ -179,6 +189,10 @@ def from_module(
 def _checkpoint_from_module(module: nn.Module) -> Checkpoint:
     """The checkpoint as which Ultralytics would save a module."""
     children = dict(module.named_modules())
+    settings = getattr(module, "args", None)  # a dictionary or a namespace
+    stride = getattr(module, "stride", None)
+    steps = getattr(getattr(module, "transforms", None), "transforms", ())
+    normalize = next((step for step in steps if type(step).__name__ == "Normalize"), None)
     return Checkpoint(
         yaml=copy.deepcopy(module.yaml),  # type: ignore[arg-type]
         weights=module.state_dict(),
@@ -192,7 +206,14 @@ def _checkpoint_from_module(module: nn.Module) -> Checkpoint:
             name: child.eps for name, child in children.items() if isinstance(child, (nn.BatchNorm2d, nn.LayerNorm))
         },
         names=getattr(module, "names", None),
+        stride=tuple(stride.reshape(-1).tolist()) if isinstance(stride, Tensor) else (),
+        args=dict(settings) if isinstance(settings, Mapping) else dict(getattr(settings, "__dict__", {})),
+        transforms=None if normalize is None else {key: _to_list(getattr(normalize, key)) for key in ("mean", "std")},
     )
+
+
+def _to_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value
 
 
 def _check_layers(yaml: Mapping[str, Any], checkpoint: Checkpoint, module: Yolo, asked: str) -> None:
