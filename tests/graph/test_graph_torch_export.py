@@ -160,10 +160,10 @@ class Fixed(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = torch.nn.Linear(192, 28)
+        self.linear = torch.nn.Linear(192, 112)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x.flatten(1)).reshape(-1, 7, 4)
+        return self.linear(x.flatten(1)).reshape(-1, 7, 16)
 
 
 def test_a_module_that_fails_at_another_shape() -> None:
