@@ -1,6 +1,6 @@
 """A real Triton server against the local runner, for all five tasks: images in, boxes out; every verb; failures; load.
 
-    python benchmarks/triton.py SHARED ENVIRONMENT [--images 40] [--timings] [--output runs/triton]
+    python benchmarks/triton_server.py SHARED ENVIRONMENT [--images 40] [--timings] [--output runs/triton]
 
 SHARED holds `models/yolo11n*.pt` and `data/scenes/<task>`. ENVIRONMENT is a virtual environment with the server:
 `pip install nvidia-pytriton==0.7.0 "tritonclient[all]" onnxruntime opencv-python-headless`, and
