@@ -279,6 +279,10 @@ def offer(count: float = 1, **facts: WorkerFacts) -> tuple[dict[str, WorkerFacts
 
 def test_other_versions_are_refused() -> None:
     check_versions({"a": facts(python="3.10.1", tensorrt="11.0")})
+    torch = package_versions()["torch"].partition("+")[0]
+    check_versions({"a": facts(torch=f"{torch}+cu130")})
+    with raises(CapabilityError, "executor-versions-differ", worker="a", names=("torch",)):
+        check_versions({"a": facts(torch="1.13.0+cpu")})
     with raises(CapabilityError, "executor-versions-differ", worker="b", names=("onnxruntime",)):
         check_versions({"a": facts(), "b": facts(onnxruntime="1.0")})
 
@@ -304,6 +308,11 @@ def test_gpus_that_are_shared_or_mixed_are_refused(other: WorkerFacts, code: str
 def test_a_gpu_is_one_resource() -> None:
     with raises(CapabilityError, "executor-gpu-shared", names=["a"]):
         check_gpus(*offer(2, a=facts(gpu())))
+
+
+def test_a_worker_that_offers_a_gpu_has_one() -> None:
+    with raises(CapabilityError, "executor-gpu-missing", names=["b"]):
+        check_gpus(*offer(a=facts(gpu()), b=facts()))
 
 
 def test_work_on_a_gpu_needs_one(executor: Any) -> None:

@@ -5,6 +5,7 @@ many workers there are, whichever ends first, and whichever is killed: what is r
 process computes. Shards are tasks of `distributed`, which runs a lost one elsewhere.
 """
 
+from trtkit.executor.engines import EngineWorkers, SentFile
 from trtkit.executor.facts import WorkerFacts, describe_worker
 from trtkit.executor.scheduler import GPU, open_executor
 from trtkit.executor.tasks import StopToken
@@ -12,6 +13,8 @@ from trtkit.executor.workers import Workers, describe_executor, split_into_shard
 
 __all__ = [
     "GPU",
+    "EngineWorkers",
+    "SentFile",
     "StopToken",
     "WorkerFacts",
     "Workers",

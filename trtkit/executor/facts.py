@@ -64,11 +64,12 @@ def check_versions(facts: Mapping[str, WorkerFacts]) -> None:
     own = package_versions()
     for address, one in facts.items():
         names = sorted({*own, *one.versions} - {"python", *_VERSIONS_OF_GPUS})
-        differing = {
-            name: (one.versions.get(name), own.get(name)) for name in names if one.versions.get(name) != own.get(name)
-        }
+        found = {name: tuple(_read_version(of, name) for of in (one.versions, own)) for name in names}
+        differing = {name: (theirs, ours) for name, (theirs, ours) in found.items() if theirs != ours}
         if differing:
-            shown = ", ".join(f"{name} {theirs}, here {ours}" for name, (theirs, ours) in differing.items())
+            shown = ", ".join(
+                f"{name} {theirs or 'missing'}, here {ours or 'missing'}" for name, (theirs, ours) in differing.items()
+            )
             raise CapabilityError(
                 f"use the worker {address}",
                 f"it has other versions ({shown})",
@@ -77,6 +78,13 @@ def check_versions(facts: Mapping[str, WorkerFacts]) -> None:
                 worker=address,
                 names=tuple(differing),
             )
+
+
+def _read_version(versions: Mapping[str, str], name: str) -> str:
+    """A package's version; "" where it is not installed."""
+    version = versions.get(name, "")
+    # torch 2.13.0+cu130 of a worker with a GPU is torch 2.13.0+cpu of a caller without one.
+    return version.partition("+")[0] if name == "torch" else version
 
 
 def check_gpus(facts: Mapping[str, WorkerFacts], workers: Mapping[str, Any]) -> None:
@@ -92,16 +100,19 @@ def check_gpus(facts: Mapping[str, WorkerFacts], workers: Mapping[str, Any]) -> 
     offered = {
         address: facts[address].gpus
         for address, worker in workers.items()
-        if address in facts and worker["resources"].get(GPU) and facts[address].gpus
+        if address in facts and worker["resources"].get(GPU)
     }
     asked = "build, run or time engines on workers"
-    if not offered:
+    without = sorted(address for address, gpus in offered.items() if not gpus)
+    if without or not offered:
+        found = f"no worker has a GPU and the resource {GPU}"
         raise CapabilityError(
             asked,
-            f"no worker has a GPU and the resource {GPU}",
+            f"{', '.join(without)}: the resource {GPU} and no GPU" if without else found,
             f"start each worker with one GPU visible and --resources {GPU}=1",
             code="executor-gpu-missing",
             count=len(workers),
+            names=without,
         )
     crowded = sorted(address for address in offered if workers[address]["resources"][GPU] > 1)
     ids = [gpus[0]["uuid"] for gpus in offered.values() if gpus[0]["uuid"]]

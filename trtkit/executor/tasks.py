@@ -6,12 +6,13 @@ import collections
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from trtkit.executor.facts import WorkerFacts, describe_worker
+from trtkit.executor.task_events import EventSender, get_sender, sending_to
+from trtkit.progress import Reporter
 
-__all__ = ["StopToken", "apply", "keep", "run_task"]
+__all__ = ["StopToken", "keep", "make_task_reporter", "run_task"]
 
 CACHED_STATES = 2
 """Models that a worker process holds open at the same time."""
@@ -37,23 +38,25 @@ def keep(blob: bytes) -> bytes:
     return blob
 
 
-def apply(state: None, call: tuple[Callable[..., Any], Sequence[Any]]) -> Any:
-    """A call as a shard."""
-    function, arguments = call
-    return function(*arguments)
+def make_task_reporter() -> Reporter:
+    """Progress and cancellation of the task that runs in this thread: its events reach the caller's callback."""
+    return Reporter(get_sender().make_progress(), StopToken())
 
 
 _STATES: collections.OrderedDict[str, Any] = collections.OrderedDict()
 _STATES_LOCK = threading.Lock()
 
 
-def run_task(item: bytes, payload: bytes, state_key: str) -> tuple[str, WorkerFacts, tuple[str, ...], Any]:
+def run_task(
+    item: bytes, payload: bytes, state_key: str, sender: EventSender
+) -> tuple[str, WorkerFacts, tuple[str, ...], Any]:
     """Run a function on a shard.
 
     Args:
         item: The function and the shard, pickled.
         payload: What `prepare` of `Workers.map` takes, pickled with it.
         state_key: Hash of the payload.
+        sender: Where its events go.
 
     Returns:
         The worker's address and facts, the warnings, and what the function returned.
@@ -64,7 +67,7 @@ def run_task(item: bytes, payload: bytes, state_key: str) -> tuple[str, WorkerFa
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        value = function(_get_state(payload, state_key), shard)
+        value = sending_to(sender, lambda: function(_get_state(payload, state_key), shard))
     warned = tuple(dict.fromkeys(str(one.message) for one in caught))
     return get_worker().address, describe_worker(), warned, value
 

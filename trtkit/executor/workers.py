@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trtkit.errors import CancelledError, CapabilityError, TrtkitError, warn
 from trtkit.executor.facts import WorkerFacts, check_gpus, check_versions, describe_worker
 from trtkit.executor.scheduler import GPU, is_protected
-from trtkit.executor.tasks import apply, keep, run_task
+from trtkit.executor.task_events import Subscription
+from trtkit.executor.tasks import keep, run_task
 from trtkit.files import hash_parts
-from trtkit.progress import Reporter
+from trtkit.progress import Progress, Reporter
 from trtkit.results import package_versions
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["Workers", "describe_executor", "split_into_shards"]
+__all__ = ["Workers", "describe_executor", "offers_gpu", "split_into_shards"]
 
 SHARD_IMAGES = 32
 """Most images of a shard, but for larger batches: what a lost worker has to do again, and a cancelled one to finish."""
@@ -72,9 +73,12 @@ class Workers:
         executor: The client.
         reporter: Progress, one step for each finished shard, and cancellation.
         gpu: Work takes a worker's GPU (Dask resource "GPU"): engines are built, run or timed.
+        alone: Work takes that resource too where a worker offers it, whether or not it has a GPU, so that nothing else
+            that takes it runs at the same time: timings of ONNX Runtime.
 
     Attributes:
         facts: The workers that finished work so far, by address.
+        takes_gpu: Whether work takes the resource.
 
     Raises:
         CapabilityError: No worker comes, one has other versions than this process, or with `gpu` none offers one, two
@@ -82,21 +86,25 @@ class Workers:
         CancelledError: The caller cancelled.
     """
 
-    def __init__(self, executor: Client, reporter: Reporter, *, gpu: bool = False) -> None:
+    def __init__(self, executor: Client, reporter: Reporter, *, gpu: bool = False, alone: bool = False) -> None:
         self.executor = executor
         self.reporter = reporter
         self.gpu = gpu
+        self.takes_gpu = gpu
         self.facts: dict[str, WorkerFacts] = {}
         self.task_counts: collections.Counter[str] = collections.Counter()
         self._warned: set[str] = set()
         self._prepare()
+        if alone:
+            self.takes_gpu = gpu or any(one["resources"].get(GPU) for one in self._list_workers().values())
 
     @property
     def slots(self) -> int:
         """Tasks that run at the same time, at least 1."""
         workers = self._list_workers().values()
         return max(
-            1, int(sum(worker["resources"].get(GPU, 0) if self.gpu else worker["nthreads"] for worker in workers))
+            1,
+            int(sum(worker["resources"].get(GPU, 0) if self.takes_gpu else worker["nthreads"] for worker in workers)),
         )
 
     def map(
@@ -111,6 +119,7 @@ class Workers:
         done: int = 0,
         total: int | None = None,
         repeat_slow: bool = True,
+        progress: Progress | None = None,
     ) -> Generator[Output, None, None]:
         """Run a function on every shard and yield the results in the order of the shards.
 
@@ -127,6 +136,7 @@ class Workers:
             done: Steps of the stage that an earlier call has done.
             total: All steps of the stage; None takes the sum of `sizes`.
             repeat_slow: Run a slow shard a second time; False for work that is expected to differ in time.
+            progress: Receives the events of functions that report to `make_task_reporter`; None takes the reporter's.
 
         Yields:
             One result per shard.
@@ -138,7 +148,7 @@ class Workers:
         """
         sizes = [1] * len(shards) if sizes is None else sizes
         blob = pickle.dumps((prepare, tuple(common)), pickle.HIGHEST_PROTOCOL)
-        run = _Run(self, function, shards, blob, stage=stage, repeat_slow=repeat_slow)
+        run = _Run(self, function, shards, blob, stage=stage, repeat_slow=repeat_slow, progress=progress)
         total = sum(sizes) if total is None else total
         self.reporter.step(stage, done, total)
         try:
@@ -150,20 +160,6 @@ class Workers:
                 yield run.take(index)
         finally:
             run.close()
-
-    def run(self, function: Callable[..., Output], *arguments: Any, stage: str) -> Output:
-        """Run a function on one worker.
-
-        Args:
-            function: A function of a module.
-            *arguments: Its arguments, picklable.
-            stage: Name of the progress stage.
-
-        Raises:
-            CapabilityError, CancelledError, TrtkitError: As `map`.
-        """
-        (result,) = self.map(apply, [(function, arguments)], stage=stage, repeat_slow=False)
-        return result  # type: ignore[no-any-return]
 
     def describe(self) -> dict[str, Any]:
         """The workers that did the work, for `Provenance.machine`."""
@@ -200,7 +196,9 @@ class Workers:
     def list_alive(self) -> tuple[list[str], bool]:
         """Addresses of the workers that can take a task and do not hang, and whether another one hangs."""
         able = {
-            address: one for address, one in self._list_workers().items() if not self.gpu or one["resources"].get(GPU)
+            address: one
+            for address, one in self._list_workers().items()
+            if not self.takes_gpu or one["resources"].get(GPU)
         }
         alive = _list_alive(able)
         return alive, len(alive) < len(able)
@@ -282,6 +280,17 @@ def describe_executor(executor: Client | None) -> dict[str, Any]:
     return {"workers": sorted(rows, key=lambda row: str(row["host"]))}
 
 
+def offers_gpu(executor: Client) -> bool:
+    """Whether a worker has a GPU and offers it as a resource.
+
+    Args:
+        executor: The client.
+    """
+    offering = [address for address, one in _list_workers(executor).items() if one["resources"].get(GPU)]
+    facts = _ask_workers(executor) if offering else {}
+    return any(isinstance(facts.get(address), WorkerFacts) and facts[address].gpus for address in offering)
+
+
 def _list_workers(executor: Client) -> dict[str, Any]:
     return dict(executor.scheduler_info(n_workers=-1)["workers"])
 
@@ -329,6 +338,7 @@ class _Run:
         *,
         stage: str,
         repeat_slow: bool,
+        progress: Progress | None,
     ) -> None:
         self.workers = workers
         self.function = function
@@ -346,6 +356,8 @@ class _Run:
         self.next = 0
         self.taken = 0
         self.heard = time.monotonic()
+        self.progress = progress or workers.reporter.progress
+        self.events = Subscription(workers.executor, self.name)
         self.payload = self._submit_payload({})
 
     def wait(self) -> list[int]:
@@ -358,8 +370,12 @@ class _Run:
         self._submit_ahead()
         with contextlib.suppress(Late):
             wait(list(self.pending), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
+        events = self.events.take()
+        if self.progress is not None:
+            for event in events:
+                self.progress(event)
         finished = [index for future in list(self.pending) if future.done() for index in self._collect(future)]
-        if finished:
+        if finished or events:
             self.heard = time.monotonic()
         else:
             self._check_alive()
@@ -395,13 +411,14 @@ class _Run:
 
     def _submit(self, index: int, settings: Mapping[str, Any]) -> None:
         item = pickle.dumps((self.function, self.shards[index]), pickle.HIGHEST_PROTOCOL)
-        resources = {GPU: 1} if self.workers.gpu else None
+        resources = {GPU: 1} if self.workers.takes_gpu else None
         with _large_tasks_expected():
             future = self.workers.executor.submit(
                 run_task,
                 item,
                 self.payload,
                 self.state_key,
+                self.events.sender,
                 key=f"{self.name}-{index}-{len(self.pending)}-{uuid.uuid4().hex[:6]}",
                 # Earlier shards first: results are needed in order.
                 priority=-index,
