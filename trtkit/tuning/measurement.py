@@ -16,11 +16,12 @@ import onnx
 
 from trtkit.errors import CapabilityError, TrtkitError
 from trtkit.evaluation.evaluation import EVAL_CONF, Evaluation, evaluate
+from trtkit.executor import EngineWorkers
 from trtkit.files import hash_parts, read_json
 from trtkit.graph.qdq import QDQPlacement
 from trtkit.progress import Event, Progress, Reporter
 from trtkit.results import package_versions
-from trtkit.writing import check_output_folder, write_json
+from trtkit.writing import check_output_folder, temporary_folder, write_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -218,7 +219,7 @@ class ArithmeticCost:
 
 
 class EngineCost:
-    """Builds an engine of each precision assignment and times it on this machine's GPU.
+    """Builds an engine of each precision assignment and times it, on this machine's GPU or on that of a worker.
 
     Args:
         model: The model to export.
@@ -228,6 +229,7 @@ class EngineCost:
         backend: "tensorrt" or "tensorrt_rtx"; None uses the best one that runs on this machine.
         reporter: Progress and cancellation.
         export_settings: Further arguments of `export`, such as `opt_level`.
+        workers: One of them builds and times each engine, with no other work on its GPU; None does it here.
     """
 
     def __init__(
@@ -240,8 +242,11 @@ class EngineCost:
         backend: str | None = None,
         reporter: Reporter,
         export_settings: Mapping[str, Any] | None = None,
+        workers: EngineWorkers | None = None,
     ) -> None:
-        self.model = model
+        # A module may be of a class that no worker can import.
+        self.model = model if workers is None else _as_graph(model, imgsz, batch)
+        self.workers = workers
         self.imgsz = imgsz
         self.folder = folder
         self.batch = batch
@@ -251,6 +256,20 @@ class EngineCost:
 
     def __call__(self, placement: QDQPlacement, keep: Sequence[str], calibration: Calibration | None) -> Cost:
         """The median latency of a run, ms."""
+        if self.workers is None:
+            return self._measure(keep, calibration)
+        settings = {
+            "batch": self.batch,
+            "backend": self.backend,
+            # TensorRT holds the interpreter while it builds: the worker answers, and cancels, all the same.
+            "export_settings": {**self.export_settings, "isolate": True},
+        }
+        return self.workers.run(
+            _measure_on_worker, self.model, self.imgsz, settings, tuple(keep), calibration,
+            stage="build and time on a worker",
+        )  # fmt: skip
+
+    def _measure(self, keep: Sequence[str], calibration: Calibration | None) -> Cost:
         from trtkit.evaluation.latency import benchmark
         from trtkit.exporter import export
 
@@ -287,6 +306,27 @@ class EngineCost:
         )
 
 
+def _as_graph(model: Model, imgsz: tuple[int, int], batch: int) -> Model:
+    """The model as the graph that `export` would trace from it."""
+    from trtkit.graph.torch_export import trace
+
+    if model.proto is not None:
+        return model
+    return dataclasses.replace(model, module=None, proto=trace(model, imgsz=imgsz, batch=batch))
+
+
+def _measure_on_worker(
+    reporter: Reporter,
+    model: Model,
+    imgsz: tuple[int, int],
+    settings: Mapping[str, Any],
+    keep: Sequence[str],
+    calibration: Calibration | None,
+) -> Cost:
+    with temporary_folder() as folder:
+        return EngineCost(model, imgsz, folder, reporter=reporter, **settings)._measure(keep, calibration)
+
+
 def select_cost_model(
     model: Model,
     macs: Mapping[str, int],
@@ -296,6 +336,7 @@ def select_cost_model(
     batch: int,
     backend: str,
     reporter: Reporter,
+    workers: EngineWorkers | None = None,
 ) -> CostModel:
     """Engine latency, or the cost model.
 
@@ -307,22 +348,38 @@ def select_cost_model(
         batch: Images per run.
         backend: From `select_cost_backend`.
         reporter: Progress and cancellation.
+        workers: Those that build and time engines; None does it here.
     """
     if backend == "onnxruntime":
         return ArithmeticCost(macs)
-    return EngineCost(model, imgsz, folder, batch=batch, backend=backend, reporter=reporter)
+    return EngineCost(model, imgsz, folder, batch=batch, backend=backend, reporter=reporter, workers=workers)
 
 
-def select_cost_backend(backend: str | None) -> str:
-    """The backend whose engines are timed, if this machine builds and runs them, or "onnxruntime" for the cost model.
+def select_cost_backend(backend: str | None, workers: EngineWorkers | None = None) -> str:
+    """The backend whose engines are timed, if they can be built and run, or "onnxruntime" for the cost model.
 
     Args:
-        backend: A backend to require, "onnxruntime" for the cost model, None for the best one that works here.
+        backend: A backend to require, "onnxruntime" for the cost model, None for the best one that works.
+        workers: Those that build and run engines; None asks this machine.
 
     Raises:
-        CapabilityError: Engines were required and can't be built or run on this machine.
+        CapabilityError: Engines were required and can't be built or run on this machine, or on the workers.
         RecipeError: There is no such backend.
     """
+    if workers is None or backend == "onnxruntime":
+        return _select_here(Reporter(), backend)
+    name = workers.run(_select_here, backend, stage="load")
+    if name != "onnxruntime":
+        try:
+            workers.require_gpu(name)
+        except CapabilityError:
+            if backend is not None:
+                raise
+            return "onnxruntime"
+    return name
+
+
+def _select_here(reporter: Reporter, backend: str | None) -> str:
     from trtkit import backends
 
     name = backend or backends.best("run")

@@ -18,7 +18,7 @@ from trtkit.codegen import needs_end2end
 from trtkit.errors import CalibrationError
 from trtkit.evaluation.evaluation import prepare_evaluation
 from trtkit.evaluation.significance import TUNING_RESAMPLES
-from trtkit.executor import describe_executor
+from trtkit.executor import EngineWorkers, describe_executor
 from trtkit.graph.analysis import block_of
 from trtkit.graph.torch_export import check_trace, trace
 from trtkit.models import Model, load
@@ -115,8 +115,8 @@ def search(
         threads: Images processed in parallel in noise measurements; None uses one per core.
         seed: Seed of the image samples and the resamples.
         cache_dir: Cache directory; an interrupted search resumes from it.
-        executor: A `distributed.Client` (see `open_executor`), whose workers run the images; results are the same.
-            Engines are built and timed in this process, while the workers have nothing to do.
+        executor: A `distributed.Client` (see `open_executor`), whose workers run the images; accuracy is the same.
+            Engines are built and timed on the workers with a GPU, one at a time on each, and `backend` means these.
         progress: Progress callback.
         cancel: Cancellation token.
 
@@ -126,7 +126,8 @@ def search(
     Raises:
         RecipeError: A setting is out of range, or `keep` matches no node.
         CalibrationError: The calibration was measured on another model or holds no histograms.
-        CapabilityError: `backend` can't build and run engines on this machine.
+        CapabilityError: `backend` can't build and run engines on this machine, or on the workers of `executor`; these
+            are missing or lost, or their GPUs differ or are shared.
         DataError, ModelError: The data or the model can't be read.
         CancelledError: The caller cancelled; finished steps are in `cache_dir`.
     """
@@ -149,7 +150,8 @@ def search(
         )
     images["probe"] = min(probe_images, len(dataset.images(select_probe_split(dataset, given, split))))
     check_trace(loaded, keep, imgsz=size)
-    cost_backend = select_cost_backend(backend)
+    workers = None if executor is None else EngineWorkers(executor, reporter, engines=backend != "onnxruntime")
+    cost_backend = select_cost_backend(backend, workers)
     # FP16 and the assignments without excluded layers are tried in any case.
     most_trials = max(trials, 1 + (REPAIRED_ASSIGNMENTS if repair else 1))
     start_work(
@@ -238,6 +240,7 @@ def search(
                 batch=batch,
                 backend=cost_backend,
                 reporter=reporter,
+                workers=workers,
             ),
             metric=get_task(loaded.task).metric,
             max_drop=max_drop,
