@@ -10,47 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import tiny_graphs
 from raising import raises
+from toy_backend import TOY, ToyRunner
 
 import trtkit as tk
 from trtkit import backends, demo
-from trtkit.backends import Backend, BuildResult, BuildSettings, Capabilities, capabilities, registry
+from trtkit.backends import BuildSettings, capabilities, registry
 from trtkit.backends.ort import OrtRunner
 from trtkit.cli import main
 from trtkit.errors import CapabilityError, EngineError, RecipeError
-
-# What a package of its own would contain: its "engine" is the graph, and a wrapped ONNX Runtime runs it.
-
-
-class ToyRunner(OrtRunner):
-    def __init__(self, path: str | Path, task: str | None) -> None:
-        file = backends.read_engine(path)
-        super().__init__(onnx.load_model_from_string(file.plan), task=task)
-        self.path, self.passport, self.name = Path(path), file.passport, "Toy 1.0"
-
-
-def accepts(source: Any) -> bool:
-    return isinstance(source, (str, Path)) and backends.detect_backend(source) == "toy"
-
-
-def build(graph: onnx.ModelProto, settings: BuildSettings, *, reporter: Any) -> BuildResult:
-    reporter.step("build toy engine", 1, 1)
-    return BuildResult(plan=graph.SerializeToString(), seconds=0.5, facts={"tensorrt": "1.0"})
-
-
-TOY = Backend(
-    name="toy",
-    title="Toy",
-    install_hint="run pip install toy",
-    probe=lambda: Capabilities(backend="toy", present=True, version="1.0"),
-    accepts=accepts,
-    open=lambda source, *, task, device: ToyRunner(source, task),
-    build=build,
-    models="toy engines",
-)
 
 
 @pytest.fixture

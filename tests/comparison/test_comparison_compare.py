@@ -311,7 +311,7 @@ def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_pa
             return layer_rows(*((f"/{n}/Conv", "conv", f"/{n}/Conv", self.precision, 0.003) for n in range(9)))
 
     monkeypatch.setattr(backends, "require_run", lambda backend, device=None: None)
-    monkeypatch.setattr("trtkit.comparison.comparator._gpu_matches", lambda builder, sm: True)
+    monkeypatch.setattr("trtkit.comparison.engines._gpu_matches", lambda builder, sm: True)
     monkeypatch.setattr(backends, "open", lambda path, device=None: Engine(path))
     comparison = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2)
     assert opened == ["yolo11t-fp32.engine", "yolo11t-fp16.engine"]

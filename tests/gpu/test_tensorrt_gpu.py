@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 import unittest
+import unittest.mock
 import warnings
 from pathlib import Path
 
@@ -56,6 +57,7 @@ from trtkit.backends.stages import STAGES
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import BuildError, CapabilityError, EngineError, RecipeError
 from trtkit.models.model import DENSE
+from trtkit.results import package_versions
 from trtkit.tasks import PostprocessSettings, get_task
 
 
@@ -587,6 +589,42 @@ def test_deployment_folders_prove_themselves() -> None:
             found = server.infer(engine(precision).stem.replace(".", "_"), {runner.input_name: values})
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-2)
+
+
+def test_compare_and_search_build_and_time_on_a_worker_with_a_gpu() -> None:
+    """The caller opens no engine: all of them are built, run and timed by a worker, which takes its GPU for it."""
+    caps = require_tensorrt()
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise unittest.SkipTest("needs distributed") from error
+    settings = {"imgsz": 160, "eval_images": 8, "backend": "tensorrt"}
+    data = (demo.model_path(), demo.data_path())
+    with (
+        trtkit.open_executor("local:1") as executor,
+        unittest.mock.patch.object(backends, "open", side_effect=AssertionError("opened here")),
+    ):
+        comparison = trtkit.compare(
+            *data, ("fp16", "int8"), calibration_images=8, runs=20, seconds=1, output=folder() / "compare",
+            overwrite=True, executor=executor, **settings,
+        )  # fmt: skip
+    assert caps.gpu is not None
+    rows = comparison.frame()
+    assert set(rows["runner"]) == {f"{caps.title} {caps.gpu.name}"}
+    assert rows["p50_ms"].min() > 0
+    (worker,) = comparison.provenance.machine["workers"]
+    print(f"      {worker['gpus'][0]}")
+    assert worker["gpus"][0]["name"] == caps.gpu.name
+    assert worker["versions"] == package_versions()
+    assert comparison.provenance.machine["gpus"][0]["uuid"] == worker["gpus"][0]["uuid"]
+    assert set(comparison.layers["label"]) == {"fp16", "int8"}
+    with trtkit.open_executor("local:1") as executor:
+        result = trtkit.search(
+            *data, calibration_images=8, probe_images=2, trials=2, repair=False, resamples=20, executor=executor,
+            **settings,
+        )  # fmt: skip
+    assert set(result.trials["unit"]) == {"ms"}
+    assert caps.gpu.name in result.cost_source
 
 
 def main(words: list[str]) -> int:

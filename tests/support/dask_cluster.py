@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client
+import toy_backend
+from distributed import Client, WorkerPlugin
 from distributed.utils import get_mp_context
 
 from trtkit.calibration import Calibration
 from trtkit.errors import CalibrationError, warn
-from trtkit.executor import StopToken, open_executor
-from trtkit.progress import Event
+from trtkit.executor import GPU, StopToken, open_executor
+from trtkit.progress import Event, Reporter
 
 PRELOADED = ("trtkit.evaluation.image_pass", "trtkit.backends.ort", "trtkit.calibration.image_pass", "onnxruntime")
 """What workers need: imported once, in the process that all of them are forked from."""
@@ -33,6 +35,50 @@ def two_workers() -> Iterator[Client]:
         with open_executor("local:2") as client:
             client.wait_for_workers(2, timeout=60)
             yield client
+
+
+@contextlib.contextmanager
+def one_gpu_worker() -> Iterator[Client]:
+    """A client of a worker that could run two tasks at once and offers one GPU, and of a worker that offers none."""
+    from distributed import LocalCluster, Nanny
+
+    shared: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": None, "memory_limit": 0, "nthreads": 2}
+    settings = {"n_workers": 0, "host": "127.0.0.1", "dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with LocalCluster(**settings) as cluster:
+        cluster.worker_spec = {
+            "with": {"cls": Nanny, "options": {**shared, "resources": {GPU: 1}}},
+            "without": {"cls": Nanny, "options": shared},
+        }
+        cluster.sync(cluster._correct_state)
+        with Client(cluster.scheduler_address) as client:
+            client.wait_for_workers(2, timeout=60)
+            yield client
+
+
+@contextlib.contextmanager
+def toy_backend_on(executor: Client, folder: Path) -> Iterator[None]:
+    """Workers have the toy backend, those that are started again too; this process knows its name only.
+
+    Args:
+        executor: The workers.
+        folder: Where they leave notes, and find them.
+    """
+    executor.register_plugin(_ToyBackend("TOY", folder), name="toy backend")
+    toy_backend.register("ABSENT")
+    try:
+        yield
+    finally:
+        toy_backend.register("")
+        executor.unregister_worker_plugin("toy backend")
+        executor.run(toy_backend.register, "")
+
+
+class _ToyBackend(WorkerPlugin):  # type: ignore[misc]
+    def __init__(self, name: str, folder: Path) -> None:
+        self.backend, self.folder = name, folder
+
+    def setup(self, worker: Any) -> None:
+        toy_backend.register(self.backend, self.folder)
 
 
 def list_pids(executor: Client) -> dict[str, int]:
@@ -141,6 +187,15 @@ def warn_of(state: None, number: int) -> int:
     """Warn, the same for all numbers."""
     warn("an image is odd")
     return number
+
+
+def record_interval(reporter: Reporter | None, number: int) -> tuple[str, float, float]:
+    """Work for a moment: the worker's address, begin and end."""
+    from distributed import get_worker
+
+    begin = time.monotonic()
+    time.sleep(0.3)
+    return get_worker().address, begin, time.monotonic()
 
 
 def write_and_read_a_cache(calibration: Calibration, folder: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ def load_candidates(
     builds: bool,
     why_no_engines: str,
     device: int | str | None,
+    open_file: Callable[..., Runner] | None = None,
 ) -> dict[str, Candidate]:
     """Read candidates and check them against the compared model, before any slow work.
 
@@ -80,6 +81,7 @@ def load_candidates(
         builds: Whether engines are built.
         why_no_engines: Why the precisions do not run as engines here; "" if they do.
         device: The device that engines run on.
+        open_file: Opens engines instead of `trtkit.open`.
 
     Returns:
         The candidates by name.
@@ -113,7 +115,7 @@ def load_candidates(
                 path=str(file),
             )
         if isinstance(value, (str, Path)) and Path(value).suffix.lower() not in (".onnx", ".pt", ".pth"):
-            candidate = _open_engine(name, value, reference, settings, why_no_engines, device)
+            candidate = _open_engine(name, value, reference, settings, why_no_engines, device, open_file)
         else:
             candidate = _load_model(name, value, reference, settings, builds=builds)
         loaded[name] = candidate
@@ -160,6 +162,7 @@ def _open_engine(
     settings: Mapping[str, Any],
     why_no_engines: str,
     device: int | str | None,
+    open_file: Callable[..., Runner] | None,
 ) -> Candidate:
     from trtkit import backends
     from trtkit.backends.triton import is_address
@@ -167,7 +170,7 @@ def _open_engine(
 
     path, is_served = Path(source), is_address(source)
     # Opening it tells whether it runs here; it is opened again for its evaluation, and holds no memory meanwhile.
-    with backends.open(source, device=None if is_served else device) as runner:
+    with (open_file or backends.open)(source, device=None if is_served else device) as runner:
         _check_fits(name, runner.info, reference)
         _check_engine(name, runner, settings)
         if why_no_engines and runner.engine:

@@ -16,29 +16,28 @@ from trtkit.calibration import DEFAULTS
 from trtkit.codegen import Expression, load_end2end, needs_end2end, render_command, render_python
 from trtkit.comparison.candidates import load_candidates
 from trtkit.comparison.comparison import Comparison
+from trtkit.comparison.engines import LAYERS, Export, find_engine_support, time_runners, trace_once, write_files
 from trtkit.comparison.tables import (
     comparison_facts,
     comparison_frame,
     concat_by_precision,
     concat_layers,
-    time_layers,
 )
 from trtkit.comparison.thresholds import match_all_thresholds, write_thresholds
 from trtkit.comparison.verdict import MAX_DROP
-from trtkit.errors import CapabilityError, OutputExistsError, RecipeError
-from trtkit.evaluation.latency import Timing, benchmark, estimate_costs
+from trtkit.errors import OutputExistsError, RecipeError
+from trtkit.evaluation.latency import Timing, estimate_costs
 from trtkit.evaluation.significance import compute_all_differences
-from trtkit.executor import describe_executor
+from trtkit.executor import EngineWorkers, describe_executor
 from trtkit.models.model import ModelInfo
 from trtkit.progress import CancelToken, Cost, Plan, Progress, Reporter, start_work
 from trtkit.progress_line import verb
-from trtkit.recipe import Recipe, round_imgsz
+from trtkit.recipe import round_imgsz
 from trtkit.writing import atomic_folder, check_output_folder, find_published, publish_interrupted, write_json
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from trtkit.backends import Capabilities
     from trtkit.calibration import Calibration
     from trtkit.comparison.candidates import CandidateSource
     from trtkit.data import Dataset
@@ -117,8 +116,9 @@ def compare(
         seed: Seed of the samples and of the timed inputs.
         output: Folder for the files, `report.html`, `comparison.parquet` and `recipe.json`.
         overwrite: Replace an existing comparison.
-        executor: A `distributed.Client` (see `open_executor`), whose workers calibrate and evaluate; results are the
-            same. Files are exported and timed in this process, while the workers have nothing to do.
+        executor: A `distributed.Client` (see `open_executor`), whose workers calibrate, build engines, evaluate and
+            time; accuracy is the same. Engines are those of the workers with a GPU, one build or timing at a time on
+            each, and `backend`, `build` and `device` mean these workers; all precisions are timed by one of them.
         progress: Receives events.
         cancel: Checked between steps.
 
@@ -128,7 +128,8 @@ def compare(
     Raises:
         RecipeError: A setting is out of range, or a candidate has another task, classes or size.
         OutputExistsError: `output` has a comparison and `overwrite` is false; nothing was computed.
-        CapabilityError: `build=True` and no engine can be built here.
+        CapabilityError: `build=True` and no engine can be built here, or on the workers of `executor`; these are
+            missing or lost, or their GPUs differ or are shared.
         ModelError, DataError, CalibrationError, BuildError: From the steps.
         OutputError: `output` can't be written; nothing was computed.
         CancelledError: The caller cancelled; nothing was written.
@@ -156,7 +157,11 @@ def compare(
         )
     reporter = Reporter(progress, cancel)
     watch: dict[str, Any] = {"progress": reporter.progress, "cancel": cancel}
-    builder, why_not_built = _resolve_builder(build, backend, device)
+    builds = build is not False and backend != "onnxruntime"
+    workers = None if executor is None else EngineWorkers(executor, reporter, engines=builds)
+    engines = find_engine_support(build, backend, device, workers)
+    builder = engines.builder
+    open_file = backends.open if workers is None else workers.open
     reporter.step("load", 0, 1)
     loaded = model if isinstance(model, Model) else load(model)
     size = round_imgsz(loaded.imgsz if imgsz is None else imgsz, loaded.stride)
@@ -184,7 +189,6 @@ def compare(
             dataset, loaded, calibration_images=calibration_images, fraction=fraction
         )
     check_trace(loaded, keep, imgsz=size, batch=shared["batch"], dynamic=shared["dynamic"])
-    engines_run, run_device, why_not_run = _check_run(builder, device)
     suffixes = [".onnx", ".engine"] if builder is not None else [".onnx"]
     written = [folder / f"{loaded.stem}-{name}{end}" for name in (*precisions, *(candidates or {})) for end in suffixes]
     check_output_folder(folder, [*(path.name for path in written), *RESULT_FILES])
@@ -194,8 +198,9 @@ def compare(
         settings=shared,
         written=written,
         builds=builder is not None,
-        why_no_engines="" if engines_run else why_not_run,
-        device=run_device,
+        why_no_engines=engines.why_not_run,
+        device=engines.device,
+        open_file=open_file,
     )
     exported = [*precisions, *(name for name, other in others.items() if other.engine is None)]
     stems = {f"{loaded.stem}-{name}" for name in exported}
@@ -206,21 +211,17 @@ def compare(
                 "model": loaded.stem,
                 "imgsz": size,
                 "batch": batches,
-                "builder": builder.title if builder else f"none: {why_not_built}",
-                "runner": builder.title if builder and engines_run else "ONNX Runtime",
+                "builder": builder.title if builder else f"none: {engines.why_not_built}",
+                "runner": builder.title if builder and engines.runs else "ONNX Runtime",
             },
             images=images,
             steps=(
                 *(["calibrate"] if needs_calibration and given is None else []),
                 "trace the graph",
-                *(
-                    step
-                    for name in exported
-                    for step in (f"export {name}", *([f"build {name} engine"] if builder is not None else []))
-                ),
+                *_list_file_steps(exported, builds=builder is not None, at_once=workers is not None),
                 *(f"evaluate {name}" for name in (*precisions, *others)),
                 *(f"benchmark batch {size}" for size in batches),
-                *(["time the layers"] if engines_run else []),
+                *([LAYERS] if engines.runs else []),
                 WRITE,
             ),
             costs={
@@ -253,48 +254,46 @@ def compare(
             **watch,
         )
     reporter.begin("trace the graph")
-    traced = _trace_once(loaded, shared)
-    traced_settings = dict(shared)
-    shared |= {"overwrite": True, **watch}
-    engine_settings = None
-    if builder is not None:
-        engine_settings = {"backend": builder.backend, "device": device, "workspace": workspace}
+    traced = trace_once(loaded, shared)
+    exports = [
+        Export(
+            name=name,
+            precision=name,
+            model=traced,
+            settings={**shared, "overwrite": True, "keep": keep},
+            calibration=given if name == "int8" else None,
+        )
+        for name in precisions
+    ]
+    for name, other in others.items():
+        if other.model is not None:
+            graph = trace_once(other.model, shared)
+            exports.append(
+                Export(name=name, precision=other.precision, model=graph, settings={**shared, "overwrite": True})
+            )
     plain = _plain_arguments(loaded, arguments)
     # All files appear together: an interrupted comparison leaves the one before it.
     with atomic_folder(folder, remove=Comparison.list_files(folder)) as staging:
-        artifacts = {
-            precision: _export_precision(
-                traced,
-                precision,
-                precision,
-                folder / f"{loaded.stem}-{precision}",
-                staging,
-                {**shared, "keep": keep, "calibration": given if precision == "int8" else None},
-                engine_settings,
-                reporter,
-            )
-            for precision in precisions
-        }
+        artifacts = write_files(
+            exports,
+            folder / loaded.stem,
+            staging,
+            engine_settings={"backend": builder.backend, "device": device, "workspace": workspace} if builder else None,
+            reporter=reporter,
+            workers=workers,
+        )
         for name, other in others.items():
             if other.engine is not None:
                 artifacts[name] = {other.engine.format: other.engine}
-            else:
-                assert other.model is not None
-                stem = folder / f"{loaded.stem}-{name}"
-                graph = _trace_once(other.model, traced_settings)
-                artifacts[name] = _export_precision(
-                    graph, name, other.precision, stem, staging, shared, engine_settings, reporter
-                )
+        # In the order in which they were given.
+        artifacts = {name: artifacts[name] for name in (*precisions, *others)}
         with contextlib.ExitStack() as stack:
             # Engines for all precisions or for none: different runners can't be compared.
+            paths = {name: files["engine" if engines.runs else "onnx"].path for name, files in artifacts.items()}
+            served = {name for name, other in others.items() if other.is_served}
             runners = {
-                name: stack.enter_context(
-                    backends.open(
-                        files["engine" if engines_run else "onnx"].path,
-                        device=None if name in others and others[name].is_served else run_device,
-                    )
-                )
-                for name, files in artifacts.items()
+                name: stack.enter_context(open_file(path, device=None if name in served else engines.device))
+                for name, path in paths.items()
             }
             evaluations = {}
             for name, runner in runners.items():
@@ -302,19 +301,21 @@ def compare(
                 evaluations[name] = evaluate(
                     runner, dataset, split, eval_images=eval_images, seed=seed, executor=executor, **watch
                 )
-            timing = benchmark(
+            timing, layers = time_runners(
                 runners,
-                batch=batches,
-                runs=runs,
-                seconds=seconds,
-                images=_choose_timed_images(prepared.paths, evaluations),
-                seed=seed,
-                progress=reporter.shared_progress,
-                cancel=cancel,
+                paths,
+                {
+                    "batch": batches,
+                    "runs": runs,
+                    "seconds": seconds,
+                    "images": _choose_timed_images(prepared.paths, evaluations),
+                    "seed": seed,
+                },
+                device=engines.device,
+                times_layers=engines.runs,
+                reporter=reporter,
+                workers=workers,
             )
-            if engines_run:
-                reporter.begin("time the layers")
-            layers = time_layers(runners) if engines_run else {}
         reporter.begin(WRITE)
         thresholds = match_all_thresholds(evaluations, conf, seed)
         artifacts = write_thresholds(artifacts, thresholds, staging, evaluations, conf)
@@ -329,8 +330,8 @@ def compare(
             calibration=given,
             candidates={name: other.facts() for name, other in others.items()},
             builder=builder.title if builder else None,
-            why_not_built=why_not_built,
-            why_not_run=why_not_run,
+            why_not_built=engines.why_not_built,
+            why_not_run=engines.why_not_run,
             python=render_python("compare", compare, {**plain, "model": _describe_candidate(loaded)}),
             command=render_command("compare", compare, _without_expressions(plain), end2end=needs_end2end(loaded)),
         )
@@ -363,95 +364,12 @@ RESULT_FILES = ("report.html", "recipe.json", "comparison.json", "comparison.par
 """The files of a comparison beside its models and further tables."""
 
 
-def _resolve_builder(
-    build: bool | None, backend: str | None, device: int | str | None
-) -> tuple[Capabilities | None, str]:
-    """The backend that builds engines, or None and why not."""
-    from trtkit import backends
-
-    if backend is not None:
-        backends.get_backend(backend)
-    if build is False or backend == "onnxruntime":
-        return None, "not requested"
-    try:
-        return backends.require_build(backend, device=device), ""
-    except CapabilityError as error:
-        if build or backend:
-            raise
-        return None, error.found
-
-
-def _gpu_matches(builder: Capabilities, sm: str) -> bool:
-    """Whether the first GPU has the compute capability that engines were built for."""
-    return builder.gpu is not None and builder.gpu.sm == sm
-
-
-def _trace_once(model: Model, settings: Mapping[str, Any]) -> Model:
-    """The model as its FP32 graph, so that all precisions are made from one graph and tracing runs once."""
-    from trtkit.graph.torch_export import trace
-
-    return model if model.proto is not None else dataclasses.replace(model, module=None, proto=trace(model, **settings))
-
-
-def _export_precision(
-    model: Model,
-    name: str,
-    precision: str,
-    stem: Path,
-    staging: Path,
-    settings: Mapping[str, Any],
-    engine_settings: Mapping[str, Any] | None,
-    reporter: Reporter,
-) -> dict[str, Artifact]:
-    """The ONNX file and, with `engine_settings`, the engine of one precision or candidate, by format.
-
-    Their recipes name the final files, beside `stem`; they are written into `staging`.
-    """
-    from trtkit.exporter import export_with_graph
-
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    shared = {key: value for key, value in settings.items() if key in fields and key != "calibration"}
-    others = {key: settings.get(key) for key in ("calibration", "progress", "cancel")}
-    artifacts = {}
-    for step, kind, more in (
-        (f"export {name}", "onnx", {}),
-        (f"build {name} engine", "engine", engine_settings),
-    ):
-        if more is None:
-            continue
-        reporter.begin(step)
-        recipe = Recipe(
-            model=str(model.source or type(model).__name__),
-            format=kind,
-            half=precision == "fp16",
-            int8=precision == "int8",
-            end2end=model.end2end is True,
-            output=str(stem.with_name(f"{stem.name}.{kind}")),
-            **shared,
-            **more,
-        )
-        path = staging / Path(str(recipe.output)).name
-        # An engine's accuracy is measured next, on more images.
-        artifacts[kind], _ = export_with_graph(model, recipe, verify=False, path=path, **others)
-    return artifacts
-
-
-def _check_run(builder: Capabilities | None, device: int | str | None) -> tuple[bool, int | str | None, str]:
-    """Whether the engines run here, on which device, and why not."""
-    from trtkit import backends
-    from trtkit.backends.devices import parse_device
-
-    if builder is None:
-        return False, None, "none was built"
-    target = parse_device(device)
-    if target.kind == "sm" and not _gpu_matches(builder, target.sm):
-        return False, None, f"no GPU of {target.sm} was found"
-    device = None if target.kind == "sm" else device
-    try:
-        backends.require_run(builder.backend, device=device)
-    except CapabilityError as error:
-        return False, None, error.found
-    return True, device, ""
+def _list_file_steps(names: Sequence[str], *, builds: bool, at_once: bool) -> list[str]:
+    """The steps that write files: each engine after its ONNX file, or all engines `at_once` at the end."""
+    steps = [(f"export {name}", f"build {name} engine") for name in names]
+    if not builds:
+        return [export for export, _ in steps]
+    return [step for pair in (zip(*steps, strict=True) if at_once else steps) for step in pair]
 
 
 TIMED_IMAGES = 64
