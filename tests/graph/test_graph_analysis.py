@@ -6,7 +6,7 @@ import pytest
 from detector_graph import detector
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.graph.analysis import DisjointSets, GraphIndex, count_macs
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
@@ -59,6 +59,29 @@ def test_macs_of_convolutions_by_hand() -> None:
     assert counts["stem"] == 8 * 16 * 16 * (3 * 3 * 3)
     assert counts["depthwise"] == 4 * 16 * 16 * (1 * 3 * 3)
     assert counts["classes"] == 3 * 16 * 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "attributes"),
+    [
+        ("Gemm", (10, 4), {}),
+        ("Gemm", (4, 10), {"transB": 1}),
+        ("MatMul", (10, 4), {}),
+        ("MatMul", (1, 10, 4), {}),
+        ("MatMul", (10,), {}),
+    ],
+)
+def test_macs_of_fully_connected_layers_by_hand(
+    operator: str, shape: tuple[int, ...], attributes: dict[str, int]
+) -> None:
+    node = helper.make_node(operator, ["images", "w"], ["output0"], "layer", **attributes)
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 10])
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)
+    weight = numpy_helper.from_array(np.zeros(shape, np.float32), "w")
+    graph = helper.make_model(
+        helper.make_graph([node], "g", [image], [output], [weight]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    assert count_macs(graph, GraphIndex(graph)) == {"layer": 10 * (4 if len(shape) > 1 else 1)}
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))

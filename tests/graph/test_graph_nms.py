@@ -5,6 +5,7 @@ import onnx
 import pytest
 from detector_graph import run
 from onnx import TensorProto, helper
+from raising import raises
 
 from trtkit.errors import RecipeError
 from trtkit.graph.analysis import GraphIndex
@@ -163,3 +164,25 @@ def test_nms_does_not_change_the_qdq_placement(proto: onnx.ModelProto) -> None:
     assert with_nms.layers == without_nms.layers
     assert with_nms.tensors == without_nms.tensors
     assert with_nms.excluded == without_nms.excluded
+
+
+def open_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """As exporters write outputs whose shapes they do not infer."""
+    for value in proto.graph.output:
+        for side in value.type.tensor_type.shape.dim:
+            side.Clear()
+    return proto
+
+
+def test_nms_where_the_shape_of_the_output_is_open() -> None:
+    raw = np.random.default_rng(3).random((1, 6 + 6, 50)).astype(np.float32)
+    for info, columns in ((INFO, 6), (ModelInfo(task="pose", names=INFO.names, kpt_shape=(3, 2)), 12)):
+        expected = run(add_nms(identity_graph(columns, 50, batch=1), info), raw[:, :columns])
+        with_nms = add_nms(open_shapes(identity_graph(columns, 50, batch=1)), info)
+        onnx.checker.check_model(with_nms, full_check=True)
+        np.testing.assert_array_equal(run(with_nms, raw[:, :columns])[0], expected[0])
+
+
+def test_nms_where_nothing_says_how_many_values_a_box_has() -> None:
+    with raises(RecipeError, "nms-values-unknown", task="pose"):
+        add_nms(open_shapes(identity_graph(12, 50)), ModelInfo(task="pose", names=INFO.names))

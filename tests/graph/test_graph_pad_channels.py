@@ -107,6 +107,18 @@ def test_channels_read_by_another_operator_are_not_padded() -> None:
     assert pad_channels(proto) == proto
 
 
+def test_a_factor_that_all_channels_share_is_not_padded() -> None:
+    """Spatial attention: the layer before the split is multiplied by a map of one channel."""
+    proto = c3k2(16, 8)
+    first = next(node for node in proto.graph.node if node.name == "first/sigmoid")
+    first.input[0] = "shared"
+    weight = np.random.default_rng(1).normal(size=(1, 3, 1, 1)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "shared.w"))
+    proto.graph.node.insert(0, helper.make_node("Conv", ["images", "shared.w"], ["shared"], "shared"))
+    onnx.checker.check_model(proto, full_check=True)
+    assert pad_channels(proto) == proto
+
+
 def test_channels_read_by_a_depthwise_layer_are_not_padded(proto: onnx.ModelProto) -> None:
     assert pad_channels(proto, 8) == proto
 

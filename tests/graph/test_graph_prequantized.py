@@ -318,3 +318,24 @@ def test_an_onnx_source_keeps_its_own_shape(tmp_path: Path) -> None:
         model = tk.load(tiny_graphs.detector(dynamic=dynamic))
         artifact = tk.export(model, format="onnx", output=tmp_path / f"{dynamic}.onnx")
         assert artifact.recipe.is_dynamic == dynamic
+
+
+@pytest.mark.parametrize("block", [4, 3])
+def test_weights_with_a_scale_for_each_block(block: int) -> None:
+    """As ModelOpt writes them; the last block may be shorter."""
+    random = np.random.default_rng(0)
+    integers = random.integers(-127, 128, (8, 5)).astype(np.int8)
+    scales = random.uniform(0.01, 0.1, (-(-8 // block), 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["w_dq"], "dq", axis=0, block_size=block),
+        helper.make_node("MatMul", ["images", "w_dq"], ["output0"], "layer"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, size])
+        for name, size in (("images", 8), ("output0", 5))
+    ]
+    constants = [numpy_helper.from_array(integers, "w"), numpy_helper.from_array(scales, "s")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    weight = numpy_helper.to_array(remove_qdq(proto).graph.initializer[0])
+    np.testing.assert_array_equal(weight, integers * np.repeat(scales, block, 0)[:8])

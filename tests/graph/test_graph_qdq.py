@@ -143,6 +143,15 @@ def test_a_missing_or_infinite_range_raises(proto: onnx.ModelProto, images: np.n
     assert (error.value.code, error.value.fields["names"]) == ("calibration-range-missing", ["images"])
 
 
+def test_ranges_too_small_for_a_scale_get_one(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    """127 steps of the smallest floats are not representable; ONNX Runtime and TensorRT reject a scale of 0."""
+    ranges = {**minmax_ranges(proto, images), "stem/silu": (0.0, 1e-45)}
+    index = GraphIndex(insert_qdq(proto, ranges))
+    scales = [index.array(node.input[1]) for node in index.nodes.values() if node.op_type == "QuantizeLinear"]
+    assert scales
+    assert all((scale > 0).all() for scale in scales)
+
+
 @pytest.mark.parametrize("values", [3, 9])
 def test_a_bias_correction_of_another_length_raises(proto: onnx.ModelProto, images: np.ndarray, values: int) -> None:
     with pytest.raises(CalibrationError) as error:

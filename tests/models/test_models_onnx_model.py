@@ -433,3 +433,24 @@ def test_a_task_of_5000_letters_is_not_repeated() -> None:
     with raises(OnnxError, "model-task-unknown", value="x" * 5000) as error:
         load(proto)
     assert len(str(error.value)) < 500
+
+
+def test_weights_among_the_inputs(tmp_path: Path) -> None:
+    """IR versions before 4 list weights among the inputs, here before the image."""
+    proto = tiny_graphs.detector()
+    expected = load(proto)
+    listed = onnx.ModelProto()
+    listed.CopyFrom(proto)
+    listed.ir_version = 3
+    weights = [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in proto.graph.initializer]
+    del listed.graph.input[:]
+    listed.graph.input.extend([*weights, *proto.graph.input])
+    path = write(tmp_path / "old.onnx", listed)
+    before = listed.SerializeToString()
+    model = load(listed)
+    assert listed.SerializeToString() == before
+    assert (model.info, model.parameters) == (expected.info, expected.parameters)
+    exported = tk.export(path, "onnx", output=tmp_path / "new.onnx", overwrite=True)
+    image = tiny_graphs.images(1)
+    with tk.open(exported) as runner, tk.open(proto) as reference:
+        np.testing.assert_array_equal(runner.predict(image)[0].boxes, reference.predict(image)[0].boxes)

@@ -293,7 +293,9 @@ def count_macs(graph: onnx.ModelProto, index: GraphIndex) -> dict[str, int]:
             output = shapes.get(node.input[0], output)
             per_element = int(np.prod(weight.dims[1:]))
         else:
-            per_element = int(weight.dims[0] if node.op_type == "MatMul" else weight.dims[1])
+            # (..., in, out); a Gemm may have it transposed.
+            is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            per_element = int(weight.dims[-1] if is_transposed or len(weight.dims) == 1 else weight.dims[-2])
         counts[node.name] = int(np.prod([max(side, 1) for side in output[1:]])) * per_element
     return counts
 

@@ -17,7 +17,7 @@ from trtkit.errors import RecipeError
 from trtkit.graph.editing import GraphBuilder
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, NMS_ROWS, ModelInfo
-from trtkit.models.output_shapes import find_main_output
+from trtkit.models.output_shapes import count_extra_values, find_main_output
 
 __all__ = [
     "DEFAULT_CONF",
@@ -73,7 +73,7 @@ def add_nms(
         Further outputs do not change.
 
     Raises:
-        RecipeError: The model does not return dense boxes.
+        RecipeError: The model does not return dense boxes, or it is unknown how many values each box has.
     """
     check_nms_applies(info)
     result = copy.deepcopy(proto)
@@ -86,7 +86,7 @@ def add_nms(
                 if name == output:
                     names[index] = raw
     builder, rotated = GraphBuilder(result, "trtkit_nms"), info.task == "obb"
-    classes, extra = len(info.names), _count_columns(graph, output) - 4 - len(info.names)
+    classes, extra = len(info.names), _count_extra(graph, output, info)
     top_k = max(TOP_K, max_det)
     rows, top = _select_top_k(builder, raw, classes, top_k)
     box, scores = builder.slice(rows, 0, 4, axis=2), builder.slice(rows, 4, 4 + classes, axis=2)
@@ -113,7 +113,7 @@ def add_nms(
         if value.name == output:
             batch = value.type.tensor_type.shape.dim[0]
             new = helper.make_tensor_value_info(
-                output, TensorProto.FLOAT, [batch.dim_param or batch.dim_value, max_det, 6 + extra]
+                output, TensorProto.FLOAT, [batch.dim_param or batch.dim_value or None, max_det, 6 + extra]
             )
             value.CopyFrom(new)
     del graph.value_info[:]
@@ -183,10 +183,28 @@ def _to_corners(builder: GraphBuilder, rows: str) -> str:
     return builder.node("Concat", [builder.node("Sub", [center, half]), builder.node("Add", [center, half])], axis=2)
 
 
-def _count_columns(graph: onnx.GraphProto, output: str) -> int:
-    """Values per box of the dense output: its second dimension."""
-    value = next(value for value in graph.output if value.name == output)
-    return int(value.type.tensor_type.shape.dim[1].dim_value)
+def _count_extra(graph: onnx.GraphProto, output: str, info: ModelInfo) -> int:
+    """Values per box of the dense output after box and class scores: from its shape or, where that is open, the task.
+
+    Raises:
+        RecipeError: Neither says it.
+    """
+    shapes = {
+        value.name: [side.dim_value or None for side in value.type.tensor_type.shape.dim] for value in graph.output
+    }
+    columns = shapes.pop(output)[1]
+    extra = count_extra_values(info.task, [[], *shapes.values()], info.kpt_shape)
+    if columns is not None:
+        return columns - 4 - len(info.names)
+    if extra is None:
+        raise RecipeError(
+            f"export a model for {info.task} with nms=True",
+            "the shapes of its outputs are open, so that the number of values of each box is unknown",
+            "export the ONNX file again with fixed shapes, or leave nms out",
+            code="nms-values-unknown",
+            task=info.task,
+        )
+    return extra
 
 
 # Pairwise overlaps of an image's boxes.

@@ -95,7 +95,9 @@ class _PaddingPlan:
         return self.channels
 
     def _set(self, name: str, channels: Channels) -> None:
-        if name in self.outputs or self.channels.get(name, channels) != channels:
+        # A factor that all channels share, such as a map of spatial attention, has a single one.
+        is_broadcast = self.counts.get(name) not in (None, 0, sum(count for count, _ in channels))
+        if name in self.outputs or is_broadcast or self.channels.get(name, channels) != channels:
             raise _NotPaddableError
         if name not in self.channels:
             self.channels[name] = channels

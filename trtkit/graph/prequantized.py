@@ -20,7 +20,7 @@ from trtkit.errors import BuildError, warn
 from trtkit.graph.analysis import LAYOUT_OPS, WEIGHTED_OPS, GraphIndex
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
-from trtkit.graph.qdq import INT8_MAX, passes_int8
+from trtkit.graph.qdq import INT8_MAX, dequantize_constant, passes_int8
 
 __all__ = ["QDQFinding", "check_placement", "check_qdq", "is_quantized", "prepare_quantized", "remove_qdq"]
 
@@ -197,7 +197,7 @@ def remove_qdq(proto: onnx.ModelProto) -> onnx.ModelProto:
                 sources[node.output[0]] = sources.get(quantize.input[0], quantize.input[0])
                 continue
             if node.input[0] in index.constants and node.input[1] in index.constants:
-                graph.initializer.append(numpy_helper.from_array(_dequantize(index, node), node.output[0]))
+                graph.initializer.append(numpy_helper.from_array(dequantize_constant(index, node), node.output[0]))
                 continue
         node.input[:] = [sources.get(name, name) for name in node.input]
         nodes.append(node)
@@ -223,7 +223,7 @@ def _fold_constants(graph: onnx.GraphProto, index: GraphIndex) -> None:
         is_constant = node.op_type == "DequantizeLinear" and all(name in index.constants for name in node.input if name)
         # Scales by block, of two dimensions and more, belong to weights.
         if is_constant and index.array(node.input[1]).ndim < 2 and not _is_weight(index, node.output[0]):
-            graph.initializer.append(numpy_helper.from_array(_dequantize(index, node), node.output[0]))
+            graph.initializer.append(numpy_helper.from_array(dequantize_constant(index, node), node.output[0]))
         else:
             nodes.append(node)
     del graph.node[:]
@@ -302,18 +302,6 @@ def _read_zero_point(index: GraphIndex, node: onnx.NodeProto) -> np.ndarray | No
     quantize = index.producer.get(node.input[0])
     zero = None if quantize is None else _read_zero_point(index, quantize)
     return None if zero is None else np.zeros_like(zero)
-
-
-def _dequantize(index: GraphIndex, node: onnx.NodeProto) -> np.ndarray:
-    """The value of a DequantizeLinear of constants, of its scale's type."""
-    values, scale = index.array(node.input[0]).astype(np.float32), index.array(node.input[1])
-    dtype, scale = scale.dtype, scale.astype(np.float32)
-    zero = index.array(node.input[2]).astype(np.float32) if len(node.input) > 2 and node.input[2] else np.float32(0)
-    if scale.ndim == 1 and scale.size > 1:
-        axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-        shape = [-1 if place == axis % values.ndim else 1 for place in range(values.ndim)]
-        scale, zero = scale.reshape(shape), np.asarray(zero).reshape(shape) if np.ndim(zero) else zero
-    return np.asarray((values - zero) * scale, dtype)
 
 
 def _is_integer_operator(node: onnx.NodeProto) -> bool:

@@ -29,6 +29,7 @@ from trtkit.graph.onnx_file import update_metadata
 __all__ = [
     "QDQPlacement",
     "compute_weight_scales",
+    "dequantize_constant",
     "expand_int8_weights",
     "insert_qdq",
     "plan_qdq",
@@ -292,18 +293,15 @@ def expand_int8_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
         if _reads_int8_constants(index, node):
             name = node.output[0]
             axis = [a for a in node.attribute if a.name == "axis"]
-            values, scales = (index.array(source) for source in node.input[:2])
-            if len(node.input) > 2 and node.input[2]:
-                zero_points = index.array(node.input[2])
-            else:
+            weight = dequantize_constant(index, node)
+            if len(node.input) < 3 or not node.input[2]:
                 # Without a zero point QuantizeLinear would write UINT8.
-                zero_points = np.zeros(scales.shape, np.int8)
+                zero_points = np.zeros(tuple(index.constants[node.input[1]].dims), np.int8)
                 node.input[2:] = [f"{name}/zero_point"]
                 graph.initializer.append(numpy_helper.from_array(zero_points, node.input[2]))
             key = (*node.input, *(str(a.i) for a in axis))
             if key not in expanded:
                 expanded[key] = f"{name}/float"
-                weight = _dequantize(values, scales, zero_points, axis[0].i if axis else 1)
                 graph.initializer.append(numpy_helper.from_array(weight, expanded[key]))
             readers = index.consumers[name]
             if readers and all(_is_weight_only(index, reader) for reader in readers):
@@ -345,11 +343,28 @@ def _reads_int8_constants(index: GraphIndex, node: onnx.NodeProto) -> bool:
     return all(n in index.constants for n in names) and index.constants[names[0]].data_type == onnx.TensorProto.INT8
 
 
-def _dequantize(values: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, axis: int) -> np.ndarray:
-    """What DequantizeLinear computes."""
-    steps = values.astype(np.int32) - _broadcast(zero_points.astype(np.int32), values.ndim, axis)
-    product: np.ndarray = steps.astype(scales.dtype) * _broadcast(scales, values.ndim, axis)
-    return product
+def dequantize_constant(index: GraphIndex, node: onnx.NodeProto) -> np.ndarray:
+    """What a DequantizeLinear of constants computes: by tensor, by channel or by block, of its scale's type.
+
+    Args:
+        index: The graph.
+        node: The node; all its inputs are constants.
+    """
+    values, scales = index.array(node.input[0]).astype(np.float32), index.array(node.input[1])
+    has_zero = len(node.input) > 2 and bool(node.input[2])
+    zero_points = index.array(node.input[2]) if has_zero else np.zeros(scales.shape, np.int8)
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    axis = int(attributes.get("axis", 1))
+    dtype, block = scales.dtype, int(attributes.get("block_size", 0))
+    # In FP32 every product is exact before it is rounded to the type.
+    parts = [part.astype(np.float32) for part in (scales, zero_points)]
+    if block:
+        parts = [np.repeat(part, block, axis).take(range(values.shape[axis]), axis) for part in parts]
+    elif scales.size == 1:
+        parts = [part.reshape(()) for part in parts]
+    elif values.ndim:
+        parts = [_broadcast(part, values.ndim, axis % values.ndim) for part in parts]
+    return np.asarray((values - parts[1]) * parts[0], dtype)
 
 
 def _broadcast(values: np.ndarray, dimensions: int, axis: int) -> np.ndarray:
@@ -422,8 +437,8 @@ def _compute_activation_scales(placement: QDQPlacement, ranges: Mapping[str, tup
                 name=invalid,
                 value=ranges[invalid],
             )
-        largest = float(np.abs(bounds).max())
-        scales[name] = largest / INT8_MAX if largest > 0 else 1.0
+        # Scales are FP32, where the smallest magnitudes over 127 are zero.
+        scales[name] = float(np.float32(np.abs(bounds).max() / INT8_MAX)) or 1.0
     return scales
 
 

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import LAYOUT_OPS, GraphIndex
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, END2END_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, ModelInfo, OutputFormat
@@ -174,13 +174,10 @@ def _has_known_decoding(index: GraphIndex, info: ModelInfo, extras: Sequence[onn
         return True
     first: set[str] = set()
     for node in extras:
-        readers = index.downstream(node, lambda reader: reader.op_type not in _LAYOUT)
-        first.update(reader.op_type for reader in readers if reader.op_type not in (*_LAYOUT, "Shape"))
+        readers = index.downstream(node, lambda reader: reader.op_type not in LAYOUT_OPS)
+        first.update(reader.op_type for reader in readers if reader.op_type not in (*LAYOUT_OPS, "Shape"))
     is_older = "Mul" in first if info.task == "pose" else first == {"Sigmoid"}
     return is_older == (bins > 1)
-
-
-_LAYOUT = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Slice", "Concat", "Identity")
 
 
 def _find_strides(proto: onnx.ModelProto, info: ModelInfo, maps: Sequence[str]) -> list[int]:

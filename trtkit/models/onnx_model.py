@@ -230,9 +230,19 @@ def _from_proto(
         **values,
         hash=_hash_graph(proto),
         source=source,
-        proto=proto,
+        proto=proto if len(graph.input) == 1 else _remove_weights_from_inputs(proto, inputs[0]),
         parameters=sum(_count_weights(tensor) for tensor in graph.initializer),
     )
+
+
+def _remove_weights_from_inputs(proto: onnx.ModelProto, image: onnx.ValueInfoProto) -> onnx.ModelProto:
+    """A copy whose only input is the image: IR versions before 4 list weights among the inputs, in any order."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    del result.graph.input[:]
+    result.graph.input.append(image)
+    result.ir_version = max(result.ir_version, 4)
+    return result
 
 
 def _check_graph(graph: onnx.GraphProto, asked: str) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "OutputShape",
     "check_outputs",
     "count_classes",
+    "count_extra_values",
     "find_main_output",
     "fit_output_format",
     "format_shapes",
@@ -232,7 +233,7 @@ def infer_output_format(
     if task == "classify" or not shapes or len(shapes[0]) != 3:
         return CLASS_SCORES if task == "classify" else DENSE
     _, first, last = shapes[0]
-    extra = _count_extra_values(task, shapes, kpt_shape)
+    extra = count_extra_values(task, shapes, kpt_shape)
     few = first is not None and first <= MAX_QUERIES
     if classes is None:
         # Without a number of classes the longer side tells rows from columns.
@@ -321,7 +322,7 @@ def check_outputs(info: ModelInfo, shapes: Sequence[OutputShape], asked: str, er
     if is_classifier:
         columns = classes
     else:
-        extra = _count_extra_values(info.task, shapes, info.kpt_shape)
+        extra = count_extra_values(info.task, shapes, info.kpt_shape)
         box = 6 if info.output_format in ROW_FORMATS else 4 + classes
         columns = None if extra is None else box + extra
     rank, axis = (2, 1) if is_classifier else (3, 1 if info.output_format == DENSE else 2)
@@ -383,8 +384,14 @@ def format_shapes(shapes: Sequence[OutputShape]) -> str:
     return ", ".join(texts) or "nothing"
 
 
-def _count_extra_values(task: str, shapes: Sequence[OutputShape], kpt_shape: tuple[int, int] | None) -> int | None:
-    """Mask coefficients, keypoint values or the angle of each object; None if unknown."""
+def count_extra_values(task: str, shapes: Sequence[OutputShape], kpt_shape: tuple[int, int] | None) -> int | None:
+    """Mask coefficients, keypoint values or the angle of each object; None if unknown.
+
+    Args:
+        task: One of `TASKS`.
+        shapes: Shapes of the outputs, that with the boxes first.
+        kpt_shape: Keypoints and values per keypoint of pose, if known.
+    """
     if task == "segment":
         return next((shape[1] for shape in shapes[1:] if len(shape) == 4), None)
     if task == "pose":
