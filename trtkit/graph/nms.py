@@ -195,7 +195,7 @@ def _count_extra(graph: onnx.GraphProto, output: str, info: ModelInfo) -> int:
     columns = shapes.pop(output)[1]
     extra = count_extra_values(info.task, [[], *shapes.values()], info.kpt_shape)
     if columns is not None:
-        return columns - 4 - len(info.names)
+        return int(columns) - 4 - len(info.names)
     if extra is None:
         raise RecipeError(
             f"export a model for {info.task} with nms=True",
