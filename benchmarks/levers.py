@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from lever_passes import join_branches, read_int8, read_uint8
+from lever_passes import join_branches, read_int8, read_quantized, read_uint8
 from parallel_builds import Program, drive, gpus_here
 from records import about_engines, line_of, of_gpu, table
 from records import write as write_record
@@ -47,15 +47,17 @@ class Variant:
 
     Attributes:
         base: The graph that `prepare` writes: one of `BASES`.
-        input: Rewriting of the input: "uint8-nhwc", "uint8-nchw" or "int8"; "" for FP32 NCHW.
-        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "any-out".
+        input: Rewriting of the input: "uint8-nhwc", "uint8-nchw", "int8" or "quantized"; "" for FP32 NCHW.
+        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "vector-in", "any-out".
         precisions: Which precisions have it.
+        streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
     """
 
     base: str = "today"
     input: str = ""
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = PRECISIONS
+    streams: int | None = None
 
     @property
     def runs_predict(self) -> bool:
@@ -95,6 +97,16 @@ VARIANTS: Mapping[str, Variant] = {
     "uint8-nchw": Variant(input="uint8-nchw"),
     "int8-input": Variant(input="int8", precisions=("int8",)),
     "half-in": Variant(formats=("half-in",)),
+    "quantized-in": Variant(input="quantized", precisions=("int8",)),
+    "vector-in": Variant(input="quantized", formats=("vector-in",), precisions=("int8",)),
+    "streams": Variant(streams=4),
+    "raw-streams": Variant(base="raw", streams=4),
+    "one-stream": Variant(streams=0),
+    "all-in-one": Variant(base="raw", formats=("half-in", "any-out"), streams=4),
+    "raw-vector-in": Variant(base="raw", input="quantized", formats=("vector-in",), precisions=("int8",)),
+    "raw-vector-in-streams": Variant(
+        base="raw", input="quantized", formats=("vector-in", "any-out"), precisions=("int8",), streams=4
+    ),
     "raw-any-out": Variant(base="raw", formats=("any-out",)),
     "raw-depthwise-float": Variant(base="raw-depthwise-float", precisions=("int8",)),
     "raw-first-float": Variant(base="raw-first-float", precisions=("int8",)),
@@ -111,6 +123,7 @@ INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "uint8-nhwc": lambda proto: read_uint8(proto, nhwc=True),
     "uint8-nchw": lambda proto: read_uint8(proto, nhwc=False),
     "int8": lambda proto: read_int8(expand_int8_weights(proto)),
+    "quantized": read_quantized,
 }
 
 
@@ -262,6 +275,7 @@ def run(options: argparse.Namespace) -> None:
                 sys.executable, str(HERE), "build", str(out), "--graph", str(job.graph), "--name", job.name,
                 "--variant", job.variant, "--precision", job.precision, "--batch", str(job.batch),
                 "--level", str(options.level), *(["--images", str(options.images)] if options.images else []),
+                *(["--keep-engines"] if options.keep_engines else []),
             ],
             log=out / f"{job.name}.log",
         )
@@ -284,7 +298,7 @@ def build(options: argparse.Namespace) -> None:
     proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
     proto = INPUTS[variant.input](proto)
     size = info.imgsz
-    if variant.input or variant.formats:
+    if variant.input or variant.formats or variant.streams is not None:
         # The builder checks an input of (N, C, H, W); these graphs are static, and need no profile.
         builds.compute_profile_shapes = lambda *_: None  # type: ignore[assignment]
         configure = builds._EngineBuild._configure
@@ -292,6 +306,8 @@ def build(options: argparse.Namespace) -> None:
         def configure_formats(self: Any, builder: Any, config: Any, network: Any) -> None:
             configure(self, builder, config, network)
             set_formats(self.trt, network, variant.formats)
+            if variant.streams is not None:
+                config.max_aux_streams = variant.streams
 
         builds._EngineBuild._configure = configure_formats  # type: ignore[method-assign]
     settings = backends.BuildSettings(
@@ -312,6 +328,7 @@ def build(options: argparse.Namespace) -> None:
             **{name: getattr(options, name) for name in ("variant", "precision", "batch", "level")},
             **json.loads(path.with_suffix(".time").read_text()),
             "cores": os.cpu_count(),
+            "gpu": backends.probe("tensorrt").gpus[0].uuid,
             "build_seconds": built.seconds,
             "bytes": len(built.plan),
             "layers": len(layers),
@@ -319,7 +336,8 @@ def build(options: argparse.Namespace) -> None:
             "passport": facts,
         },
     )
-    path.unlink()
+    if not options.keep_engines:
+        path.unlink()
 
 
 def set_formats(trt: Any, network: Any, formats: tuple[str, ...]) -> None:
@@ -332,6 +350,9 @@ def set_formats(trt: Any, network: Any, formats: tuple[str, ...]) -> None:
     """
     if "half-in" in formats:
         network.get_input(0).dtype = trt.float16
+    if "vector-in" in formats:
+        # Three channels of a pixel beside each other: NHWC, padded to four.
+        network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)
     if "any-out" in formats:
         for place in range(network.num_outputs):
             names = ("LINEAR", "HWC8", "CHW2", "CHW4", "CHW16")
@@ -426,6 +447,7 @@ def measure_plan(plan: bytes) -> dict[str, Any]:
         "p50_ms": statistics.median(times),
         "p90_ms": statistics.quantiles(times, n=10)[-1],
         "ends": ends,
+        "streams": engine.num_aux_streams,
         "profiled_ms": sum(ms for ms, _ in layers),
         "slowest": layers[:60],
     }
@@ -501,6 +523,7 @@ def main() -> None:
         verb.add_argument("--level", type=int, default=2)
         verb.add_argument("--builds", type=int, default=3)
         verb.add_argument("--seconds", type=float, help="stop after so many seconds")
+        verb.add_argument("--keep-engines", action="store_true", help="keep the engines' files")
         if name == "run":
             verb.add_argument("--variants", nargs="+", choices=VARIANTS)
             verb.add_argument("--precisions", nargs="+", choices=PRECISIONS)

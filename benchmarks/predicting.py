@@ -6,8 +6,8 @@
 
 Run by hand on an idle GPU. The engine is trtkit's; Ultralytics' own loader opens the same file, or that of --peer, with
 the same weights and decoded outputs, which it needs. Both give boxes on the
-host and take turns, once from decoded JPEGs (the same lists of BGR images, as many as the engine's batch) and once from
-the files (all of them in one call). The stages of trtkit's `predict` follow, and their share outside the engine.
+host and take turns: from decoded JPEGs in BGR, a call for each batch and one call for all of them, and from the files
+in one call. The stages of trtkit's `predict` of one batch follow, and their share outside the engine.
 
 `--without-engine` needs no GPU: the model runs once on each batch, and what it gave is then returned at once, so that
 what remains is `predict` outside the engine. Times are of this process's processor, threads included, and of the wall.
@@ -16,6 +16,7 @@ what remains is `predict` outside the engine. Times are of this process's proces
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -47,7 +48,7 @@ def main() -> None:
         read = [cv2.imread(path) for path in paths]
         lists = [read[start : start + batch] for start in range(0, len(read), batch)]
         result = {"file": Path(options.file).name, "runner": runner.name, "batch": batch, "images": len(paths)}
-        result |= {"rounds": ROUNDS, "cores": available_cores()}
+        result |= {"cores": available_cores(), "gpu": None if runner.gpu is None else dataclasses.asdict(runner.gpu)}
         if options.without_engine:
             replay(runner, lists)
             result |= measure({"trtkit": predictor(runner)}, lists, paths)
@@ -58,7 +59,8 @@ def main() -> None:
             sides = {"trtkit": predictor(runner), "ultralytics": peer(options.peer or options.file, runner)}
             result |= {"peer": Path(options.peer or options.file).name} | measure(sides, lists, paths)
             result["ratio"] = {
-                source: rates["trtkit"] / rates["ultralytics"] for source, rates in result["images_per_s"].items()
+                source: summarize([ours / theirs for ours, theirs in zip(*rates.values(), strict=True)])
+                for source, rates in result["rounds"].items()
             }
         result["stages_ms"] = time_stages(runner, batch, {"arrays": read, "files": paths})
     print(json.dumps(result))
@@ -102,8 +104,9 @@ def replay(runner: Any, lists: Sequence[Sequence[Any]]) -> None:
 def measure(
     sides: dict[str, Callable[[Sequence[Any]], list[Any]]], lists: Sequence[Sequence[Any]], paths: Sequence[str]
 ) -> dict[str, Any]:
-    """The median rates of both by turns, from arrays and from files, and how many objects each found."""
-    sources: dict[str, Sequence[Sequence[Any]]] = {"arrays": lists, "files": [paths]}
+    """The rates of both by turns and their medians, from each source, and how many objects each found."""
+    arrays = [image for images in lists for image in images]
+    sources: dict[str, Sequence[Sequence[Any]]] = {"batches": lists, "arrays": [arrays], "files": [paths]}
     found = {name: sum(len(one) for images in lists for one in predict(images)) for name, predict in sides.items()}
     wall: dict[str, dict[str, list[float]]] = {source: {name: [] for name in sides} for source in sources}
     processor: dict[str, dict[str, list[float]]] = {source: {name: [] for name in sides} for source in sources}
@@ -117,6 +120,7 @@ def measure(
                 processor[source][name].append(1000 * (time.process_time() - busy) / len(paths))
     return {
         "detections": found,
+        "rounds": wall,
         "images_per_s": {
             source: {name: statistics.median(one) for name, one in rates.items()} for source, rates in wall.items()
         },
@@ -124,6 +128,11 @@ def measure(
             source: {name: statistics.median(one) for name, one in spent.items()} for source, spent in processor.items()
         },
     }
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def time_stages(runner: Any, batch: int, sources: dict[str, Sequence[Any]]) -> dict[str, Any]:

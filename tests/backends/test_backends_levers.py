@@ -95,6 +95,18 @@ def test_an_int8_input_is_pixels_less_128_with_their_padding(levers: Any) -> Non
     expect_equal(run(changed, feed), run(float_input, PIXELS.astype(np.float32) / 255), rtol=1e-4, atol=1e-3)
 
 
+def test_a_quantized_input_computes_what_the_graph_did(levers: Any) -> None:
+    graph = trace(untrained("detect"))
+    # Other tensors' ranges are no matter here.
+    ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
+    quantized = insert_qdq(graph, ranges, ())
+    feed = PIXELS.astype(np.float32) / 255
+    expected = run(quantized, feed)
+    changed = levers.read_quantized(quantized)
+    onnx.checker.check_model(changed, full_check=True)
+    expect_equal(run(changed, np.rint(feed * 127).astype(np.int8)), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_runs_go_on_with_what_is_missing(levers: Any, tmp_path: Path) -> None:
     (tmp_path / "graphs").mkdir()
     for stem in ("yolo11n-int8-b8-today", "yolo11n-int8-b8-raw", "yolo-x-fp16-b1-plain", "yolo-x-fp16-b1-end2end-raw"):
@@ -130,7 +142,7 @@ def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
     assert len(levers.HEADS) == len(levers.summarize(rows)[0])
 
 
-@pytest.mark.parametrize("variant", ["today", "raw-any-out", "int8-input", "half-in"])
+@pytest.mark.parametrize("variant", ["today", "raw-any-out", "int8-input", "half-in", "raw-vector-in-streams"])
 def test_one_build_of_a_variant(
     levers: Any, tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
@@ -162,12 +174,13 @@ def test_one_build_of_a_variant(
     levers.build(
         SimpleNamespace(
             out=str(tmp_path), graph=str(job.graph), name=job.name, variant=variant, precision="int8", batch=1,
-            level=2, images=None,
+            level=2, images=None, keep_engines=variant == "today",
         )
     )  # fmt: skip
     row = json.loads((tmp_path / f"{job.name}.json").read_text())
     assert (row["model"], row["variant"], row["p50_ms"], row["level"]) == ("tiny", variant, 0.5, 2)
     assert row["passport"]["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert (tmp_path / f"{job.name}.engine").is_file() == (variant == "today")
     assert len(commands) == 1
     assert variant not in {one.variant for one in levers.list_jobs(tmp_path, 1)}
     assert len(levers.summarize([row])) == 1
@@ -180,6 +193,8 @@ def test_formats_reach_tensorrt(levers: Any) -> None:
     levers.set_formats(trt, network, ("half-in", "any-out"))
     assert (ends[0].dtype, ends[1].dtype) == ("half", None)
     assert [end.allowed_formats for end in ends] == [0, 31, 31]
+    levers.set_formats(trt, network, ("vector-in",))
+    assert ends[0].allowed_formats == 1 << FORMATS.CHW4
 
 
 def test_every_variant_has_its_base_and_its_input(levers: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raising import raises
 
 from trtkit.backends.trt import gpu_pipeline
+from trtkit.backends.trt.gpu_objects import read_objects
 from trtkit.data.images import compute_letterbox
 from trtkit.errors import ModelError
 from trtkit.models.model import DENSE, END2END_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, ModelInfo
@@ -144,6 +145,10 @@ def test_torch_decodes_as_numpy(bins, seed, conf, max_det, count, half) -> None:
     tensors = {name: torch.from_numpy(value) for name, value in maps.items()}
     levels = find_levels({name: value.shape for name, value in maps.items()}, info, BoxLayout())
     on_gpu = gpu_pipeline.postprocess_raw_maps(tensors, levels, transforms, thresholds)
+    values = gpu_pipeline.enqueue_raw_maps(tensors, levels, count, thresholds)
+    fixed = read_objects(values.numpy(), transforms, thresholds)
+    assert fixed is not None
+    expect_same(fixed, on_gpu)
     single = {name: value.astype(np.float32) for name, value in maps.items()}
     expect_same(on_gpu, get_task("detect").postprocess(single, info, transforms, thresholds))
 

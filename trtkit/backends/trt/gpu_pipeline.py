@@ -12,25 +12,22 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from trtkit.backends.stages import enter_stage
-from trtkit.data.images import PADDING, ImageTransform, compute_letterbox, map_to_images
+from trtkit.backends.trt.gpu_objects import choose_candidates, download, keep_objects, select_objects
+from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
 from trtkit.models.model import Preprocess
 from trtkit.tasks import Detections, PostprocessSettings
-from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
 from trtkit.tasks.raw_maps import Level, logit_threshold
 
-__all__ = ["GPU_KINDS", "Uploader", "iou_matrix", "nms", "postprocess", "postprocess_raw_maps", "preprocess_into"]
+__all__ = [
+    "GPU_KINDS", "Uploader", "enqueue_postprocess", "enqueue_raw_maps", "postprocess", "postprocess_raw_maps",
+    "preprocess_into",
+]  # fmt: skip
 
 GPU_KINDS = ("letterbox", "stretch")
 """Kinds of preprocessing that `preprocess_into` does as the CPU does; the antialiased center crop it does not."""
 
 MAX_RUN_PIXELS = 8 * 1024 * 1024
 """Most pixels that `preprocess_into` processes at once, 100 MB as float values."""
-
-# Boxes per IoU matrix of `nms`.
-NMS_BLOCK = 1024
-# Up to so many candidates, NMS of a whole batch uses one IoU matrix; above, it goes image by image in blocks.
-MAX_BATCHED_CANDIDATES = 4096
 
 
 class Uploader:
@@ -65,8 +62,12 @@ class Uploader:
         host = self._host.numpy()
         starts = np.cumsum([0, *sizes])
         for image, start, size in zip(images, starts, sizes, strict=False):
-            # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
-            host[start : start + size].reshape(image.shape)[...] = image
+            if image.flags.c_contiguous and image.flags.writeable:
+                # On several cores.
+                self._host[start : start + size].view(image.shape).copy_(torch.from_numpy(image))
+            else:
+                # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
+                host[start : start + size].reshape(image.shape)[...] = image
         self._on_device[:total].copy_(self._host[:total], non_blocking=True)
         return [
             self._on_device[start : start + size].view(image.shape)
@@ -100,16 +101,17 @@ def preprocess_into(
         for shape in shapes
     ]
     rows = target[: len(images)]
-    # Rounding and normalization of the whole batch: in float32, since a half-precision value would round twice.
-    values = rows if target.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
+    # Color order, rounding and normalization of the whole batch at once, since small kernels wait for their launch; in
+    # float32, since a half-precision value would round twice.
+    in_place = target.dtype == torch.float32 and not preprocess.reverses_channels
+    values = rows if in_place else torch.empty_like(rows, dtype=torch.float32)
     if any(transform.resized != size for transform in transforms):
         values.fill_(PADDING)
     start = 0
     for stop in _find_runs(shapes):
         (top, left), resized = transforms[start].pad, transforms[start].resized
         planes = images[start][None] if stop == start + 1 else torch.stack(tuple(images[start:stop]))
-        planes = planes.permute(0, 3, 1, 2)
-        planes = (planes.flip(1) if preprocess.reverses_channels else planes).to(torch.float32)
+        planes = planes.permute(0, 3, 1, 2).to(torch.float32)
         if transforms[start].shape != resized:
             # Half-pixel centers, no antialiasing: OpenCV's INTER_LINEAR, which rounds to whole gray levels.
             planes = interpolate(planes, size=resized, mode="bilinear", align_corners=False)
@@ -117,8 +119,9 @@ def preprocess_into(
         start = stop
     if any(transform.shape != transform.resized for transform in transforms):
         values.round_()
+    values = values.flip(1) if preprocess.reverses_channels else values
     _normalize(values, preprocess)
-    if values is not rows:
+    if not in_place:
         rows.copy_(values)
     return transforms
 
@@ -164,12 +167,33 @@ def postprocess(
     rows, anchors = torch.nonzero(best_scores > settings.conf, as_tuple=True)
     box_scores, box_classes = best_scores[rows, anchors], best_classes[rows, anchors]
     boxes = _to_corners(output[rows, :4, anchors])
-    return _select_objects(boxes, box_scores, box_classes, rows, transforms, settings)
+    return select_objects(boxes, box_scores, box_classes, rows, transforms, settings)
+
+
+def enqueue_postprocess(output: torch.Tensor, classes: int, count: int, settings: PostprocessSettings) -> torch.Tensor:
+    """`postprocess` up to the transfer, for a fixed number of candidates: nothing waits for the GPU.
+
+    Args:
+        output: As in `postprocess`.
+        classes: Number of classes.
+        count: Images in the batch.
+        settings: Thresholds; `multi_label` does not apply.
+
+    Returns:
+        For `trtkit.backends.trt.gpu_objects.read_objects`.
+    """
+    output = output[:count].float()
+    best_scores, best_classes = output[:, 4 : 4 + classes].max(1)
+    anchors, found = choose_candidates(best_scores, settings.conf)
+    boxes = output[:, :4].gather(2, anchors[:, None].expand(-1, 4, -1)).transpose(1, 2)
+    scores, numbers = (values.gather(1, anchors) for values in (best_scores, best_classes))
+    return keep_objects(_to_corners(boxes), scores, numbers, found, settings)
 
 
 def _to_corners(xywh: torch.Tensor) -> torch.Tensor:
-    half_sizes = xywh[:, 2:4] / 2
-    return torch.cat((xywh[:, :2] - half_sizes, xywh[:, :2] + half_sizes), 1)
+    """Corners of boxes (..., 4) of center, width and height."""
+    half_sizes = xywh[..., 2:4] / 2
+    return torch.cat((xywh[..., :2] - half_sizes, xywh[..., :2] + half_sizes), -1)
 
 
 def postprocess_raw_maps(
@@ -192,19 +216,15 @@ def postprocess_raw_maps(
     Returns:
         One `Detections` per image.
     """
-    count = len(transforms)
-    maps = [[outputs[name][:count].flatten(2) for name in level.names[:2]] for level in levels]
+    maps = _flatten_maps(outputs, levels, len(transforms))
     # One list of all anchors, so that the GPU is waited for once.
     best = torch.cat([scores.amax(1) for _, scores in maps], 1)
     rows, anchors = torch.nonzero(best > logit_threshold(settings.conf), as_tuple=True)
-    boxes, logits = (_gather_anchors([level[place] for level in maps], rows, anchors) for place in (0, 1))
-    centers, strides = _place_anchors([outputs[level.scores] for level in levels], levels, anchors)
-    corners = _to_corners(_decode_boxes(boxes, centers, strides))
-    scores = logits.sigmoid()
+    corners, scores = _decode_anchors(maps, outputs, levels, rows, anchors)
     if needs_nms:
         values, numbers = scores.max(1)
         kept = values > settings.conf
-        return _select_objects(corners[kept], values[kept], numbers[kept], rows[kept], transforms, settings)
+        return select_objects(corners[kept], values[kept], numbers[kept], rows[kept], transforms, settings)
     # Any class of an anchor may be a row: the highest scores of the anchors of highest scores.
     highest = _rank_by_image(scores.amax(1), rows, settings.max_det)
     places, numbers = torch.nonzero(scores[highest] > settings.conf, as_tuple=True)
@@ -212,7 +232,52 @@ def postprocess_raw_maps(
     values = scores[places, numbers]
     order = _rank_by_image(values, rows[places], settings.max_det)
     places = places[order]
-    return _download(corners[places], values[order], numbers[order], rows[places], transforms, settings)
+    return download(corners[places], values[order], numbers[order], rows[places], transforms, settings)
+
+
+def enqueue_raw_maps(
+    outputs: Mapping[str, torch.Tensor], levels: Sequence[Level], count: int, settings: PostprocessSettings
+) -> torch.Tensor:
+    """`postprocess_raw_maps` of a one-to-many head up to the transfer, as `enqueue_postprocess` does it.
+
+    Args:
+        outputs: The head's maps by name, of shape (batch, channels, height, width).
+        levels: From `find_levels`.
+        count: Images in the batch.
+        settings: Thresholds; `multi_label` does not apply.
+
+    Returns:
+        For `trtkit.backends.trt.gpu_objects.read_objects`.
+    """
+    maps = _flatten_maps(outputs, levels, count)
+    best = torch.cat([scores.amax(1) for _, scores in maps], 1)
+    anchors, found = choose_candidates(best, logit_threshold(settings.conf))
+    rows = torch.arange(count, device=anchors.device)[:, None].expand_as(anchors)
+    corners, scores = _decode_anchors(maps, outputs, levels, rows.flatten(), anchors.flatten())
+    values, numbers = scores.max(1)
+    return keep_objects(
+        corners.view(*anchors.shape, 4), values.view_as(anchors), numbers.view_as(anchors), found, settings
+    )
+
+
+def _flatten_maps(
+    outputs: Mapping[str, torch.Tensor], levels: Sequence[Level], count: int
+) -> list[tuple[torch.Tensor, ...]]:
+    """The maps of boxes and of scores of each level, (count, channels, anchors)."""
+    return [tuple(outputs[name][:count].flatten(2) for name in level.names[:2]) for level in levels]
+
+
+def _decode_anchors(
+    maps: Sequence[tuple[torch.Tensor, ...]],
+    outputs: Mapping[str, torch.Tensor],
+    levels: Sequence[Level],
+    rows: torch.Tensor,
+    anchors: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners in pixels, (n, 4), and scores, (n, classes), of some anchors, each of the image in `rows`."""
+    boxes, logits = (_gather_anchors([level[place] for level in maps], rows, anchors) for place in (0, 1))
+    centers, strides = _place_anchors([outputs[level.scores] for level in levels], levels, anchors)
+    return _to_corners(_decode_boxes(boxes, centers, strides)), logits.sigmoid()
 
 
 def _gather_anchors(levels: Sequence[torch.Tensor], rows: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
@@ -263,127 +328,3 @@ def _rank_by_image(scores: torch.Tensor, rows: torch.Tensor, most: int) -> torch
     ranked = rows[order]
     first = torch.searchsorted(ranked, ranked)
     return order[torch.arange(len(order), device=order.device) - first < most]
-
-
-def _select_objects(
-    boxes: torch.Tensor,
-    box_scores: torch.Tensor,
-    box_classes: torch.Tensor,
-    rows: torch.Tensor,
-    transforms: Sequence[ImageTransform],
-    settings: PostprocessSettings,
-) -> list[Detections]:
-    """NMS of a batch's candidates, whose image `rows` holds."""
-    if len(rows) <= MAX_BATCHED_CANDIDATES:
-        kept = _batched_nms(boxes, box_scores, box_classes, rows, iou=settings.iou)
-    else:
-        kept = torch.cat(
-            [
-                own[nms(boxes[own], box_scores[own], box_classes[own], iou=settings.iou, max_det=settings.max_det)]
-                for own in (torch.nonzero(rows == row).flatten() for row in range(len(transforms)))
-            ]
-        )
-    return _download(boxes[kept], box_scores[kept], box_classes[kept], rows[kept], transforms, settings)
-
-
-def _download(
-    boxes: torch.Tensor,
-    box_scores: torch.Tensor,
-    box_classes: torch.Tensor,
-    rows: torch.Tensor,
-    transforms: Sequence[ImageTransform],
-    settings: PostprocessSettings,
-) -> list[Detections]:
-    """The objects of each image, from all of them by image and falling score."""
-    columns = (boxes, box_scores[:, None], box_classes[:, None].float(), rows[:, None].float())
-    table = torch.cat(columns, 1)
-    # One transfer for the batch: each would wait for the GPU.
-    enter_stage("download")
-    objects = table.cpu().numpy()
-    enter_stage("postprocess")
-    owners = objects[:, 6].astype(np.intp)
-    starts, ends = (np.searchsorted(owners, np.arange(len(transforms)), side=side) for side in ("left", "right"))
-    in_pixels = map_to_images(objects[:, :4], owners, transforms)
-    return [
-        Detections(
-            shape=transform.shape,
-            boxes=in_pixels[start:end],
-            scores=np.ascontiguousarray(objects[start:end, 4]),
-            classes=objects[start:end, 5].astype(np.int64),
-        )
-        for start, end, transform in zip(starts, np.minimum(ends, starts + settings.max_det), transforms, strict=True)
-    ]
-
-
-def iou_matrix(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """IoU of every pair of boxes.
-
-    Args:
-        first: x1, y1, x2, y2, shape (n, 4).
-        second: x1, y1, x2, y2, shape (m, 4).
-
-    Returns:
-        Shape (n, m), in 0..1; 0 where both boxes are empty.
-    """
-    low = torch.maximum(first[:, None, :2], second[:, :2])
-    high = torch.minimum(first[:, None, 2:], second[:, 2:])
-    shared = (high - low).clamp_(min=0).prod(2)
-    areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (first, second))
-    union = next(areas)[:, None] + next(areas) - shared
-    return torch.where(union > 0, shared / union, torch.zeros_like(shared))
-
-
-def nms(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, *, iou: float, max_det: int) -> torch.Tensor:
-    """Greedy class-wise NMS, exact, one block of candidates at a time; equals `trtkit.tasks.nms.nms`.
-
-    The iteration within a block converges to the greedy result (Cluster-NMS, Zheng et al. 2020, arXiv:2005.03572).
-
-    Args:
-        boxes: x1, y1, x2, y2, pixels, shape (n, 4).
-        scores: Shape (n,).
-        classes: Shape (n,).
-        iou: Of two boxes of a class with IoU > `iou` the lower score is dropped.
-        max_det: Maximum number of kept boxes.
-
-    Returns:
-        Indices of the kept boxes by falling score, at most `max_det`.
-    """
-    order = torch.argsort(scores, descending=True, stable=True)[:MAX_CANDIDATES]
-    shifted = boxes[order] + (classes[order] * CLASS_OFFSET).to(boxes.dtype)[:, None]
-    # IoU is compared in float64, so that the threshold is the one the caller wrote.
-    kept_boxes = shifted[:0]
-    kept: list[torch.Tensor] = []
-    count = 0
-    for start in range(0, len(order), NMS_BLOCK):
-        block, indices = shifted[start : start + NMS_BLOCK], order[start : start + NMS_BLOCK]
-        if len(kept_boxes):
-            free = ~(iou_matrix(block, kept_boxes).double() > iou).any(1)
-            block, indices = block[free], indices[free]
-        survives = _greedy_keep((iou_matrix(block, block).double() > iou).triu_(1))
-        kept_boxes = torch.cat((kept_boxes, block[survives]))
-        kept.append(indices[survives])
-        count += len(kept[-1])
-        if count >= max_det:
-            break
-    return torch.cat(kept)[:max_det] if kept else order
-
-
-def _batched_nms(
-    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, rows: torch.Tensor, *, iou: float
-) -> torch.Tensor:
-    """`nms` for a whole batch at once, without `max_det`: indices by image, then by falling score."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    order = order[torch.argsort(rows[order], stable=True)]
-    shifted = boxes[order] + (classes[order] * CLASS_OFFSET).to(boxes.dtype)[:, None]
-    same_image = rows[order][:, None] == rows[order]
-    return order[_greedy_keep(((iou_matrix(shifted, shifted).double() > iou) & same_image).triu_(1))]
-
-
-def _greedy_keep(overlaps: torch.Tensor) -> torch.Tensor:
-    """Which boxes greedy NMS keeps, given which higher-scoring box (row) overlaps which lower one (column)."""
-    kept = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)
-    while True:
-        after = ~(overlaps & kept[:, None]).any(0)
-        if torch.equal(after, kept):
-            return after
-        kept = after

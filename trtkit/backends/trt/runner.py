@@ -24,12 +24,13 @@ from trtkit.backends.trt.execution import EventClock, Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
 from trtkit.files import hash_parts
-from trtkit.models.model import DENSE, RAW_MAPS, ModelInfo
+from trtkit.models.model import ModelInfo
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from trtkit.tasks import PostprocessSettings, Prediction
+    from trtkit.backends.trt.batch_predictor import BatchPredictor
+    from trtkit.tasks import Prediction
 
 __all__ = ["TensorRTRunner", "open_engine", "time_layers"]
 
@@ -178,7 +179,7 @@ class TensorRTRunner(Runner):
         self.hash = file.passport.model_hash if file.passport is not None else hash_parts(file.plan)
         self.precision = _read_precision(file) or self._lowest_precision()
         self._staged: dict[str, Any] = {}
-        self._uploader: Any = None
+        self._predictor: BatchPredictor | None = None
 
     def infer(self, feeds: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch from and to host memory; see `Runner.infer`.
@@ -263,51 +264,30 @@ class TensorRTRunner(Runner):
         Letterbox, stretch, dense box outputs and raw maps of boxes are processed on the GPU. A center crop, masks,
         keypoints, oriented boxes and other output formats go through the CPU.
         """
-        from trtkit.backends.trt import gpu_pipeline
+        from trtkit.backends.trt.batch_predictor import BatchPredictor
+        from trtkit.backends.trt.gpu_pipeline import GPU_KINDS
 
-        if self.info.preprocess.kind not in gpu_pipeline.GPU_KINDS:
+        if self.info.preprocess.kind not in GPU_KINDS:
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)
         settings = self._read_settings(conf=conf, iou=iou, max_det=max_det)
-        with contextlib.closing(self.read_batches(images)) as batches:
-            return [prediction for batch in batches for prediction in self._predict_batch(batch, settings)]
-
-    def _predict_batch(self, batch: Sequence[np.ndarray], settings: PostprocessSettings) -> list[Prediction]:
-        from trtkit.backends.trt import gpu_pipeline
-        from trtkit.tasks import get_task
-        from trtkit.tasks.base import BoxLayout
-        from trtkit.tasks.raw_maps import find_levels
-
-        task, count, output_format = get_task(self.info.task), len(batch), self.info.output_format
-        with self._lock, self._execution.use_stream():
-            if self._uploader is None:
-                self._uploader = gpu_pipeline.Uploader(self._execution.device)
-            shape = (count, self._max_shape[1], *self.imgsz)
-            self._check_shape(shape)
-            padded = self._pad_batch(self.input_name, shape)
-            enter_stage("upload")
-            uploaded = self._uploader.upload(batch)
-            enter_stage("preprocess")
-            target = self._execution.input(self.input_name, shape)
-            transforms = gpu_pipeline.preprocess_into(uploaded, target, self.info.preprocess)
-            enter_stage("engine")
-            self._execution.run({self.input_name: padded})
-            if task.kinds == ("B",) and output_format == DENSE:
-                enter_stage("postprocess")
-                return list(gpu_pipeline.postprocess(self._raw_output(), len(self.info.names), transforms, settings))
-            if task.kinds == ("B",) and output_format.name == RAW_MAPS.name:
-                enter_stage("postprocess")
-                maps = self._execution.outputs()
-                shapes = {name: tuple(value.shape) for name, value in maps.items()}
-                levels = find_levels(shapes, self.info, BoxLayout())
-                return list(
-                    gpu_pipeline.postprocess_raw_maps(
-                        maps, levels, transforms, settings, needs_nms=output_format.needs_nms
-                    )
+        with self._lock:
+            if self._predictor is None:
+                self._predictor = BatchPredictor(
+                    self._execution,
+                    self.info,
+                    input_name=self.input_name,
+                    lock=self._lock,
+                    shapes=self._plan_shapes,
+                    fetch=self._fetch_outputs,
                 )
-            enter_stage("download")
-            outputs = self._fetch_outputs(count, padded[0])
-        enter_stage("postprocess")
-        return list(task.postprocess(outputs, self.info, transforms, settings))
+        with contextlib.closing(self.read_batches(images)) as batches:
+            return list(self._predictor.predict(batches, settings))
+
+    def _plan_shapes(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The input's shape of so many images, and the shape to run."""
+        shape = (count, self._max_shape[1], *self.imgsz)
+        self._check_shape(shape)
+        return shape, self._pad_batch(self.input_name, shape)
 
     def stage_clock(self) -> StageClock:
         """CUDA events on the engine's stream, so that work which the GPU does later counts where it belongs."""
@@ -386,9 +366,9 @@ class TensorRTRunner(Runner):
     def close(self) -> None:
         """Free all of the engine's GPU memory; closing twice is fine."""
         with self._lock:
-            if self._uploader is not None:
-                self._uploader.free()
-                self._uploader = None
+            if self._predictor is not None:
+                self._predictor.free()
+                self._predictor = None
             self._staged.clear()
             self._execution.close()
 
@@ -440,18 +420,6 @@ class TensorRTRunner(Runner):
             hosts[name].copy_(kept, non_blocking=True)
         self._execution.stream.synchronize()
         return {name: host.numpy().copy() for name, host in hosts.items()}
-
-    def _raw_output(self) -> Any:
-        from trtkit.models.output_shapes import find_main_output
-        from trtkit.tasks.detect import get_main_output
-
-        outputs = self._execution.outputs()
-        raw = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, self.info.task)]
-        # The CPU path checks the shape on an empty batch, so that both raise the same errors.
-        get_main_output(
-            {"output0": np.empty((0, *raw.shape[1:]), np.float32)}, self.info, axis=1, columns=4 + len(self.info.names)
-        )
-        return raw
 
     def _fit_info(self, info: ModelInfo, metadata: Mapping[str, Any]) -> ModelInfo:
         """The description with what the file does not state, checked against the shapes of the engine's outputs."""

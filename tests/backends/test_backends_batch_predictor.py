@@ -1,0 +1,164 @@
+"""Batches under way beside each other, with ONNX Runtime in an engine's place and memory of the host."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import tiny_graphs
+import torch
+from raising import raises
+
+from trtkit.backends.trt import gpu_objects
+from trtkit.backends.trt.batch_predictor import BatchPredictor
+from trtkit.data import resize_to_input, to_input
+from trtkit.errors import ModelError
+from trtkit.tasks import PostprocessSettings, get_task
+
+BATCH, SIDE = 4, 32
+
+
+class Execution:
+    """Runs a graph where an engine would: at once, into memory that the next run overwrites."""
+
+    device = torch.device("cpu")
+    stream = None
+    torch = SimpleNamespace(cuda=SimpleNamespace(Event=lambda: Event()))
+
+    def __init__(self) -> None:
+        graph = tiny_graphs.detector(batch=BATCH, size=(SIDE, SIDE), seed=3)
+        self.session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        self.memory = torch.full((BATCH, 3, SIDE, SIDE), float("nan"))
+        self.found = torch.empty(BATCH, tiny_graphs.ROWS, (SIDE // 2) ** 2)
+        self.runs: list[tuple[int, ...]] = []
+
+    def use_stream(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def input(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self.memory[: shape[0]]
+
+    def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.runs.append(shapes["images"])
+        (found,) = self.session.run(None, {"images": self.memory.numpy()})
+        self.found.copy_(torch.from_numpy(found))
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        return {"output0": self.found}
+
+
+class Event:
+    """What has been enqueued is done already."""
+
+    def record(self, stream: object) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
+def make_predictor(execution: Execution, **changes: object) -> BatchPredictor:
+    return BatchPredictor(
+        execution,  # type: ignore[arg-type]
+        tiny_graphs.info((SIDE, SIDE), **changes),
+        input_name="images",
+        lock=threading.RLock(),
+        shapes=lambda count: ((count, 3, SIDE, SIDE), (BATCH, 3, SIDE, SIDE)),
+        fetch=lambda count, padded: {"output0": execution.found[:count].numpy().copy()},
+    )
+
+
+def predict_by_numpy(images: list[np.ndarray], thresholds: PostprocessSettings) -> list[object]:
+    execution, info, found = Execution(), tiny_graphs.info((SIDE, SIDE)), []
+    for image in images:
+        resized, transform = resize_to_input(image, (SIDE, SIDE), info.preprocess)
+        execution.memory[:1] = torch.from_numpy(to_input([resized], info.preprocess))
+        execution.memory[1:] = 0
+        execution.run({"images": (1,)})
+        outputs = {"output0": execution.found[:1].numpy()}
+        found += get_task("detect").postprocess(outputs, info, [transform], thresholds)
+    return found
+
+
+def split(images: list[np.ndarray], sizes: tuple[int, ...]) -> list[list[np.ndarray]]:
+    ends = np.cumsum(sizes)
+    return [images[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+# Without resizing: the GPU's resizing differs from OpenCV's within a gray level.
+IMAGES = tiny_graphs.images(11, ((SIDE, SIDE), (SIDE, 20), (12, SIDE)))
+SIZES = (4, 1, 4, 2)
+
+
+@pytest.mark.parametrize("conf", [0.3, 0.65])
+@pytest.mark.parametrize("room", [2, 512])
+def test_predictions_are_those_of_each_image(conf: float, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_objects, "FIXED_CANDIDATES", room)
+    thresholds = PostprocessSettings(conf=conf, iou=0.5, max_det=20)
+    execution = Execution()
+    predictor = make_predictor(execution)
+    expected = predict_by_numpy(IMAGES, thresholds)
+    assert all(map(len, expected))
+    for _ in range(2):
+        found = list(predictor.predict(split(IMAGES, SIZES), thresholds))
+        assert len(found) == len(expected)
+        for one, two in zip(found, expected, strict=True):
+            assert one.shape == two.shape
+            np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+            assert np.array_equal(one.classes, two.classes)
+    # Without room the first batch runs again; one more is under way by then.
+    assert len(execution.runs) == 2 * (len(SIZES) + (2 if room == 2 else 0))
+
+
+def test_the_next_batch_is_enqueued_before_the_last_is_read() -> None:
+    execution, order = Execution(), []
+    predictor = make_predictor(execution)
+
+    def read():
+        for batch in split(IMAGES, SIZES):
+            order.append("read")
+            yield batch
+
+    thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    order.extend("predicted" for _ in predictor.predict(read(), thresholds))
+    assert order == [*["read"] * 2, *["predicted"] * 4, "read", "predicted", "read", *["predicted"] * 6]
+    # Two batches are under way at most, and their memory serves all others.
+    assert len(predictor._free) == 2
+    predictor.free()
+    assert not predictor._free
+
+
+def test_a_batch_that_is_never_read_leaves_its_memory_alone() -> None:
+    predictor = make_predictor(Execution())
+    thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    first, second = split(IMAGES, SIZES)[:2]
+    interrupted = predictor.predict(iter([first, second]), thresholds)
+    next(interrupted)
+    interrupted.close()
+    expected = predict_by_numpy(IMAGES, thresholds)
+    assert [len(one) for one in predictor.predict(split(IMAGES, SIZES), thresholds)] == [len(one) for one in expected]
+
+
+def test_outputs_that_no_kernel_here_decodes_are_fetched() -> None:
+    execution = Execution()
+    thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    predictor = make_predictor(execution)
+    # As for masks and keypoints, which the host reads.
+    predictor._is_dense = False
+    found = list(predictor.predict(split(IMAGES, SIZES), thresholds))
+    expected = predict_by_numpy(IMAGES, thresholds)
+    assert [len(one) for one in found] == [len(one) for one in expected]
+
+
+def test_an_output_of_other_classes_is_refused() -> None:
+    info = tiny_graphs.info((SIDE, SIDE))
+    predictor = make_predictor(Execution())
+    predictor._info = dataclasses.replace(info, names={0: "one"})
+    with raises(ModelError, "task-output-shape"):
+        list(predictor.predict([IMAGES[:1]], PostprocessSettings()))

@@ -1,0 +1,210 @@
+"""`predict` of an engine, on the GPU: the host prepares a batch while the GPU works on the one before."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trtkit.backends.stages import enter_stage
+from trtkit.backends.trt import gpu_pipeline
+from trtkit.backends.trt.gpu_objects import read_objects
+from trtkit.models.model import DENSE, RAW_MAPS
+from trtkit.models.output_shapes import find_main_output
+from trtkit.tasks import get_task
+from trtkit.tasks.base import BoxLayout
+from trtkit.tasks.detect import get_main_output
+from trtkit.tasks.raw_maps import find_levels
+
+if TYPE_CHECKING:
+    from trtkit.backends.trt.execution import Execution
+    from trtkit.data.images import ImageTransform
+    from trtkit.models.model import ModelInfo
+    from trtkit.tasks import PostprocessSettings, Prediction
+
+__all__ = ["BatchPredictor"]
+
+Shape = tuple[int, ...]
+
+
+class _Memory:
+    """What one batch under way holds of the host's pinned memory: its images, and the objects found.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.uploader = gpu_pipeline.Uploader(device)
+        self._objects = torch.empty(0)
+
+    def download(self, values: torch.Tensor) -> torch.Tensor:
+        """Enqueue a copy to the host, which is there when the stream has come so far."""
+        if self._objects.numel() < values.numel():
+            self._objects = torch.empty(values.numel(), pin_memory=values.is_cuda)
+        host = self._objects[: values.numel()]
+        host.copy_(values, non_blocking=True)
+        return host
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _StartedBatch:
+    """A batch whose work is enqueued.
+
+    Attributes:
+        images: The images, should it have to run again.
+        transforms: One per image.
+        memory: What it holds.
+        objects: From `keep_objects`, once `done` has happened.
+        done: A CUDA event.
+    """
+
+    images: Sequence[np.ndarray]
+    transforms: Sequence[ImageTransform]
+    memory: _Memory
+    objects: torch.Tensor
+    done: Any
+
+
+class BatchPredictor:
+    """Predictions of batches by an engine. Thread-safe: work is enqueued under the lock.
+
+    Args:
+        execution: The engine.
+        info: The model's description.
+        input_name: The image input.
+        lock: Serializes what uses the engine's memory.
+        shapes: The input's shape of a number of images, and the shape to run, which may hold more.
+        fetch: Copies the outputs of so many images, of so many that ran, to the host.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        info: ModelInfo,
+        *,
+        input_name: str,
+        lock: contextlib.AbstractContextManager[Any],
+        shapes: Callable[[int], tuple[Shape, Shape]],
+        fetch: Callable[[int, int], dict[str, np.ndarray]],
+    ) -> None:
+        self._execution, self._info, self._input_name, self._lock = execution, info, input_name, lock
+        self._shapes, self._fetch = shapes, fetch
+        self._free: list[_Memory] = []
+        is_boxes = get_task(info.task).kinds == ("B",)
+        self._is_dense = is_boxes and info.output_format == DENSE
+        self._is_raw = is_boxes and info.output_format.name == RAW_MAPS.name
+
+    def predict(self, batches: Iterable[Sequence[np.ndarray]], settings: PostprocessSettings) -> Iterator[Prediction]:
+        """Predict batch by batch.
+
+        A batch of boxes is enqueued whole, before the one before is read: the GPU need not wait for the host, nor the
+        host for the GPU. A batch of more candidates than that has room for runs again and waits for their count, and
+        so do the batches that follow it.
+
+        Args:
+            batches: uint8 images (height, width, channels), none more than the engine takes.
+            settings: Thresholds.
+
+        Yields:
+            A prediction per image, in order.
+
+        Raises:
+            EngineError: The run failed.
+        """
+        enqueues = self._is_dense or (self._is_raw and self._info.output_format.needs_nms)
+        started: _StartedBatch | None = None
+        for batch in batches:
+            following = self._start(batch, settings) if enqueues else None
+            if started is not None:
+                found = self._finish(started, settings)
+                enqueues = enqueues and found is not None
+                yield from self._run(started.images, settings) if found is None else found
+            if following is None:
+                yield from self._run(batch, settings)
+            started = following
+        if started is not None:
+            found = self._finish(started, settings)
+            yield from self._run(started.images, settings) if found is None else found
+
+    def free(self) -> None:
+        """Free the memory."""
+        self._free.clear()
+
+    def _start(self, batch: Sequence[np.ndarray], settings: PostprocessSettings) -> _StartedBatch:
+        """Enqueue a batch, down to the copy of its objects to the host."""
+        with self._lock, self._execution.use_stream():
+            memory, transforms, _ = self._enqueue_engine(batch)
+            enter_stage("postprocess")
+            if self._is_dense:
+                classes = len(self._info.names)
+                objects = gpu_pipeline.enqueue_postprocess(self._read_dense(), classes, len(batch), settings)
+            else:
+                objects = gpu_pipeline.enqueue_raw_maps(*self._read_maps(), len(batch), settings)
+            enter_stage("download")
+            host = memory.download(objects)
+            done = self._execution.torch.cuda.Event()
+            done.record(self._execution.stream)
+        return _StartedBatch(images=batch, transforms=transforms, memory=memory, objects=host, done=done)
+
+    def _finish(self, started: _StartedBatch, settings: PostprocessSettings) -> list[Prediction] | None:
+        """The predictions of a batch; None if it had too many candidates."""
+        with self._execution.use_stream():
+            started.done.synchronize()
+        enter_stage("postprocess")
+        found = read_objects(started.objects.numpy(), started.transforms, settings)
+        self._free.append(started.memory)
+        return None if found is None else list(found)
+
+    def _run(self, batch: Sequence[np.ndarray], settings: PostprocessSettings) -> list[Prediction]:
+        """Predict a batch and wait for it."""
+        with self._lock, self._execution.use_stream():
+            memory, transforms, padded = self._enqueue_engine(batch)
+            if self._is_dense:
+                enter_stage("postprocess")
+                found = gpu_pipeline.postprocess(self._read_dense(), len(self._info.names), transforms, settings)
+            elif self._is_raw:
+                enter_stage("postprocess")
+                needs_nms = self._info.output_format.needs_nms
+                found = gpu_pipeline.postprocess_raw_maps(*self._read_maps(), transforms, settings, needs_nms=needs_nms)
+            else:
+                enter_stage("download")
+                outputs = self._fetch(len(batch), padded)
+            # All of these have waited for the stream.
+            self._free.append(memory)
+        if self._is_dense or self._is_raw:
+            return list(found)
+        enter_stage("postprocess")
+        return list(get_task(self._info.task).postprocess(outputs, self._info, transforms, settings))
+
+    def _enqueue_engine(self, batch: Sequence[np.ndarray]) -> tuple[_Memory, list[ImageTransform], int]:
+        """Enqueue upload, preprocessing and the engine; also how many images run."""
+        shape, padded = self._shapes(len(batch))
+        memory = self._free.pop() if self._free else _Memory(self._execution.device)
+        enter_stage("upload")
+        uploaded = memory.uploader.upload(batch)
+        enter_stage("preprocess")
+        target = self._execution.input(self._input_name, shape)
+        transforms = gpu_pipeline.preprocess_into(uploaded, target, self._info.preprocess)
+        enter_stage("engine")
+        self._execution.run({self._input_name: padded})
+        return memory, transforms, padded[0]
+
+    def _read_dense(self) -> torch.Tensor:
+        outputs = self._execution.outputs()
+        dense = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, self._info.task)]
+        # The CPU path checks the shape on an empty batch, so that both raise the same errors.
+        get_main_output(
+            {"output0": np.empty((0, *dense.shape[1:]), np.float32)}, self._info, axis=1,
+            columns=4 + len(self._info.names),
+        )  # fmt: skip
+        return dense  # type: ignore[no-any-return]
+
+    def _read_maps(self) -> tuple[dict[str, torch.Tensor], list[Any]]:
+        maps = self._execution.outputs()
+        shapes = {name: tuple(value.shape) for name, value in maps.items()}
+        return maps, list(find_levels(shapes, self._info, BoxLayout()))

@@ -1,0 +1,263 @@
+"""Objects from the candidates of a batch, in torch operations: NMS, and the transfer to the host.
+
+NMS of a fixed number of candidates (`keep_objects`) enqueues everything and waits for nothing, so that the GPU has its
+work before it is through with the engine's, and the host prepares the next batch meanwhile. NMS of as many as there
+are (`select_objects`) waits for their count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from trtkit.backends.stages import enter_stage
+from trtkit.data.images import ImageTransform, map_to_images
+from trtkit.tasks import Detections, PostprocessSettings
+from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
+
+__all__ = [
+    "FIXED_CANDIDATES", "choose_candidates", "download", "iou_matrix", "keep_objects", "nms", "read_objects",
+    "select_objects",
+]  # fmt: skip
+
+FIXED_CANDIDATES = 512
+"""Candidates of an image that `keep_objects` has room for: the anchors of some 40 objects above a score of 0.25."""
+
+FIXED_ROUNDS = 8
+"""Rounds of NMS in `keep_objects`, one for each box of the longest chain in which every box overlaps the next."""
+
+COLUMNS = 7
+"""x1, y1, x2, y2, score, class, and whether NMS keeps it."""
+
+# Boxes per IoU matrix of `nms`.
+NMS_BLOCK = 1024
+# Up to so many candidates, NMS of a whole batch uses one IoU matrix; above, it goes image by image in blocks.
+MAX_BATCHED_CANDIDATES = 4096
+
+
+# A fixed number of candidates.
+
+
+def choose_candidates(scores: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The anchors of highest score of each image, as many as there is room for.
+
+    Args:
+        scores: The best score of each anchor, or its logit, shape (batch, anchors).
+        threshold: Of the scores.
+
+    Returns:
+        Anchors, ascending, shape (batch, at most `FIXED_CANDIDATES`), and how many of each image exceed the threshold.
+    """
+    above = scores > threshold
+    # NaN, which exceeds nothing, would be the highest.
+    candidates = torch.where(above, scores, torch.full_like(scores, -torch.inf))
+    most = min(FIXED_CANDIDATES, scores.shape[1])
+    return candidates.topk(most, dim=1, sorted=False).indices.sort(1).values, above.sum(1)
+
+
+def keep_objects(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    found: torch.Tensor,
+    settings: PostprocessSettings,
+) -> torch.Tensor:
+    """NMS of a fixed number of candidates of each image, as `select_objects` does it, without `max_det`.
+
+    Args:
+        boxes: x1, y1, x2, y2 in pixels, shape (batch, candidates, 4), of anchors that ascend.
+        scores: Shape (batch, candidates); those of `settings.conf` and below are no candidates.
+        classes: Shape (batch, candidates).
+        found: How many anchors of each image exceed the threshold, from `choose_candidates`.
+        settings: Thresholds.
+
+    Returns:
+        For `read_objects`: `COLUMNS` values of each candidate by image and falling score, and one that says whether
+        the candidates and the rounds sufficed. Shape (batch x candidates x `COLUMNS` + 1,), float32.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    scores, classes = scores.gather(1, order), classes.gather(1, order)
+    boxes = boxes.gather(1, order[:, :, None].expand_as(boxes))
+    overlaps = _find_overlaps(boxes, classes, settings.iou).triu_(1)
+    is_candidate = scores > settings.conf
+    kept = before = is_candidate
+    for _ in range(FIXED_ROUNDS):
+        kept, before = is_candidate & ~(overlaps & kept[:, :, None]).any(1), kept
+    suffices = (found <= boxes.shape[1]).all() & (kept == before).all()
+    columns = (boxes, scores[:, :, None], classes[:, :, None].float(), kept[:, :, None].float())
+    return torch.cat((torch.cat(columns, 2).flatten(), suffices.float()[None]))
+
+
+def read_objects(
+    values: np.ndarray, transforms: Sequence[ImageTransform], settings: PostprocessSettings
+) -> list[Detections] | None:
+    """Detections from what `keep_objects` gives.
+
+    Args:
+        values: On the host.
+        transforms: From `preprocess_into`, one per image.
+        settings: Thresholds.
+
+    Returns:
+        One `Detections` per image; None if there were more candidates than it has room for, or a chain of more boxes
+        than it has rounds.
+    """
+    if not values[-1]:
+        return None
+    table = values[:-1].reshape(len(transforms), -1, COLUMNS)
+    owners, places = np.nonzero(table[:, :, COLUMNS - 1])
+    return _make_detections(table[owners, places], owners, transforms, settings)
+
+
+# As many candidates as there are.
+
+
+def select_objects(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    rows: torch.Tensor,
+    transforms: Sequence[ImageTransform],
+    settings: PostprocessSettings,
+) -> list[Detections]:
+    """NMS of a batch's candidates.
+
+    Args:
+        boxes: x1, y1, x2, y2 in pixels, shape (n, 4).
+        scores: Shape (n,).
+        classes: Shape (n,).
+        rows: The image of each, shape (n,).
+        transforms: From `preprocess_into`, one per image.
+        settings: Thresholds.
+
+    Returns:
+        One `Detections` per image.
+    """
+    if len(rows) <= MAX_BATCHED_CANDIDATES:
+        kept = _batched_nms(boxes, scores, classes, rows, iou=settings.iou)
+    else:
+        kept = torch.cat(
+            [
+                own[nms(boxes[own], scores[own], classes[own], iou=settings.iou, max_det=settings.max_det)]
+                for own in (torch.nonzero(rows == row).flatten() for row in range(len(transforms)))
+            ]
+        )
+    return download(boxes[kept], scores[kept], classes[kept], rows[kept], transforms, settings)
+
+
+def download(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    rows: torch.Tensor,
+    transforms: Sequence[ImageTransform],
+    settings: PostprocessSettings,
+) -> list[Detections]:
+    """Detections on the host, from all objects by image and falling score; the arguments are those of NMS."""
+    columns = (boxes, scores[:, None], classes[:, None].float(), rows[:, None].float())
+    table = torch.cat(columns, 1)
+    # One transfer for the batch: each would wait for the GPU.
+    enter_stage("download")
+    objects = table.cpu().numpy()
+    enter_stage("postprocess")
+    return _make_detections(objects, objects[:, 6].astype(np.intp), transforms, settings)
+
+
+def _make_detections(
+    objects: np.ndarray, owners: np.ndarray, transforms: Sequence[ImageTransform], settings: PostprocessSettings
+) -> list[Detections]:
+    """The objects of each image, from x1, y1, x2, y2, score and class of all of them by image and falling score."""
+    starts, ends = (np.searchsorted(owners, np.arange(len(transforms)), side=side) for side in ("left", "right"))
+    in_pixels = map_to_images(objects[:, :4], owners, transforms)
+    return [
+        Detections(
+            shape=transform.shape,
+            boxes=in_pixels[start:end],
+            scores=np.ascontiguousarray(objects[start:end, 4]),
+            classes=objects[start:end, 5].astype(np.int64),
+        )
+        for start, end, transform in zip(starts, np.minimum(ends, starts + settings.max_det), transforms, strict=True)
+    ]
+
+
+def iou_matrix(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """IoU of every pair of boxes.
+
+    Args:
+        first: x1, y1, x2, y2, shape (..., n, 4).
+        second: x1, y1, x2, y2, shape (..., m, 4).
+
+    Returns:
+        Shape (..., n, m), in 0..1; 0 where both boxes are empty.
+    """
+    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    shared = (high - low).clamp_(min=0).prod(-1)
+    areas = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) for boxes in (first, second))
+    union = next(areas)[..., :, None] + next(areas)[..., None, :] - shared
+    return torch.where(union > 0, shared / union, torch.zeros_like(shared))
+
+
+def _find_overlaps(boxes: torch.Tensor, classes: torch.Tensor, iou: float) -> torch.Tensor:
+    """Which boxes (row) overlap which others of their class (column) by more than `iou`, shape (..., n, n).
+
+    IoU is compared in float64, so that the threshold is the one the caller wrote.
+    """
+    shifted = boxes + (classes * CLASS_OFFSET).to(boxes.dtype)[..., None]
+    return iou_matrix(shifted, shifted).double() > iou
+
+
+def nms(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, *, iou: float, max_det: int) -> torch.Tensor:
+    """Greedy class-wise NMS, exact, one block of candidates at a time; equals `trtkit.tasks.nms.nms`.
+
+    The iteration within a block converges to the greedy result (Cluster-NMS, Zheng et al. 2020, arXiv:2005.03572).
+
+    Args:
+        boxes: x1, y1, x2, y2, pixels, shape (n, 4).
+        scores: Shape (n,).
+        classes: Shape (n,).
+        iou: Of two boxes of a class with IoU > `iou` the lower score is dropped.
+        max_det: Maximum number of kept boxes.
+
+    Returns:
+        Indices of the kept boxes by falling score, at most `max_det`.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)[:MAX_CANDIDATES]
+    shifted = boxes[order] + (classes[order] * CLASS_OFFSET).to(boxes.dtype)[:, None]
+    kept_boxes = shifted[:0]
+    kept: list[torch.Tensor] = []
+    count = 0
+    for start in range(0, len(order), NMS_BLOCK):
+        block, indices = shifted[start : start + NMS_BLOCK], order[start : start + NMS_BLOCK]
+        if len(kept_boxes):
+            free = ~(iou_matrix(block, kept_boxes).double() > iou).any(1)
+            block, indices = block[free], indices[free]
+        survives = _greedy_keep((iou_matrix(block, block).double() > iou).triu_(1))
+        kept_boxes = torch.cat((kept_boxes, block[survives]))
+        kept.append(indices[survives])
+        count += len(kept[-1])
+        if count >= max_det:
+            break
+    return torch.cat(kept)[:max_det] if kept else order
+
+
+def _batched_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, rows: torch.Tensor, *, iou: float
+) -> torch.Tensor:
+    """`nms` for a whole batch at once, without `max_det`: indices by image, then by falling score."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    same_image = rows[order][:, None] == rows[order]
+    return order[_greedy_keep((_find_overlaps(boxes[order], classes[order], iou) & same_image).triu_(1))]
+
+
+def _greedy_keep(overlaps: torch.Tensor) -> torch.Tensor:
+    """Which boxes greedy NMS keeps, given which higher-scoring box (row) overlaps which lower one (column)."""
+    kept = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)
+    while True:
+        after = ~(overlaps & kept[:, None]).any(0)
+        if torch.equal(after, kept):
+            return after
+        kept = after
