@@ -3,6 +3,7 @@
     python benchmarks/predicting.py yolo11n-fp16.engine --images detect/images/val
     python benchmarks/predicting.py yolo11n-fp16-raw.engine --peer yolo11n-fp16.engine --images detect/images/val
     python benchmarks/predicting.py yolo11n.onnx --images detect/images/val --without-engine
+    python benchmarks/predicting.py publish fp16.json int8.json                                  (the record)
 
 Run by hand on an idle GPU. The engine is trtkit's; Ultralytics' own loader opens the same file, or that of --peer, with
 the same weights and decoded outputs, which it needs. Both give boxes on the
@@ -19,21 +20,31 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+from records import table, write
 
 import trtkit as tk
+from trtkit.backends.stages import STAGES
 from trtkit.progress import available_cores
 
 ROUNDS = 7
 THRESHOLDS = {"conf": 0.25, "iou": 0.7}
 
 
+SOURCES = {"batches": "a call for each batch", "arrays": "one call", "files": "one call, files"}
+"""What `measure` reads images from, and what the record calls it."""
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["publish"]:
+        publish(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", help="an .engine file; an .onnx file without engine")
     parser.add_argument("--images", required=True, help="a folder of JPEGs")
@@ -48,7 +59,11 @@ def main() -> None:
         read = [cv2.imread(path) for path in paths]
         lists = [read[start : start + batch] for start in range(0, len(read), batch)]
         result = {"file": Path(options.file).name, "runner": runner.name, "batch": batch, "images": len(paths)}
-        result |= {"cores": available_cores(), "gpu": None if runner.gpu is None else dataclasses.asdict(runner.gpu)}
+        result |= {
+            "trtkit": tk.__version__,
+            "cores": available_cores(),
+            "gpu": None if runner.gpu is None else dataclasses.asdict(runner.gpu),
+        }
         if options.without_engine:
             replay(runner, lists)
             result |= measure({"trtkit": predictor(runner)}, lists, paths)
@@ -66,6 +81,53 @@ def main() -> None:
     print(json.dumps(result))
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=1))
+
+
+def publish(files: Sequence[str]) -> None:
+    """Write `results/predicting.{json,md}` from what runs left with `--out`."""
+    runs = [json.loads(Path(file).read_text()) for file in files]
+    first = runs[0]
+    cells = [
+        [
+            run["file"], run["peer"], SOURCES[source],
+            *(f"{run['images_per_s'][source][side]:.0f}" for side in ("trtkit", "ultralytics")),
+            "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio),
+            ", ".join(str(run["detections"][side]) for side in ("trtkit", "ultralytics")),
+        ]
+        for run in runs for source, ratio in run["ratio"].items()
+    ]  # fmt: skip
+    stages = [
+        [
+            run["file"], source, *(f"{times[stage]:.2f}" if stage in times else "" for stage in STAGES),
+            f"{times['outside']:.0%}",
+        ]
+        for run in runs for source, times in run["stages_ms"].items()
+    ]  # fmt: skip
+    gpu = first["gpu"]
+    lines = [
+        "# Images a second from images to predictions, beside Ultralytics",
+        "",
+        f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, {first['cores']} cores; {first['runner']}, "
+        f"Ultralytics {first['ultralytics']}, trtkit {first['trtkit']}.",
+        "",
+        "`python benchmarks/predicting.py ENGINE [--peer ENGINE] --images detect/images/val`",
+        "",
+        f"{first['images']} images, batches of {first['batch']}, confidence {THRESHOLDS['conf']}. Medians of {ROUNDS} "
+        "rounds by turns; a ratio is the median of the rounds' with their range.",
+        "",
+        *table(
+            [
+                "engine", "Ultralytics' engine", "images", "trtkit, images a second", "Ultralytics", "times as many",
+                "objects: trtkit, Ultralytics",
+            ],
+            cells,
+        ),
+        "",
+        "Stages of one batch, median ms, and the share of the call outside the engine:",
+        "",
+        *table(["engine", "images", *STAGES, "outside"], stages),
+    ]  # fmt: skip
+    write("predicting", {"runs": runs}, lines)
 
 
 def predictor(runner: Any) -> Callable[[Sequence[Any]], list[Any]]:
