@@ -99,8 +99,9 @@ def test_cancelling_stops_what_workers_do(executor: Any, tmp_path: Path) -> None
     assert list(Workers(executor, Reporter()).map(dask_cluster.square, [3], stage="square", prepare=int)) == [9]
 
 
+@pytest.mark.parametrize("repeat_slow", [True, False])
 def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
-    executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeat_slow: bool
 ) -> None:
     monkeypatch.setattr(workers, "SLOW_SECONDS", 0.3)
     monkeypatch.setattr(workers, "SILENT_SECONDS", 1.2)
@@ -108,7 +109,8 @@ def test_a_shard_of_a_worker_that_hangs_runs_elsewhere(
     flag = tmp_path / "stopped"
     items = [(str(flag), number) for number in range(12)]
     try:
-        results = list(Workers(executor, Reporter()).map(dask_cluster.stop_this_process_once, items, stage="hang"))
+        pool = Workers(executor, Reporter())
+        results = list(pool.map(dask_cluster.stop_this_process_once, items, stage="hang", repeat_slow=repeat_slow))
     finally:
         os.kill(int(flag.read_text()), signal.SIGCONT)
     assert results == list(range(12))
@@ -125,6 +127,21 @@ def test_a_slow_shard_that_ends_before_its_copy_counts(
         found = list(results)
     assert found == [0, 1, 2]
     assert (tmp_path / "begun.copied").exists()
+
+
+def test_a_slow_shard_of_work_that_differs_in_time_does_not_run_twice(
+    executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "SLOW_SECONDS", 0.1)
+    executor.wait_for_workers(2, timeout=60)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    results = list(
+        Workers(executor, Reporter()).map(
+            dask_cluster.count_runs, list(map(str, paths)), stage="slow", repeat_slow=False
+        )
+    )
+    assert results == [1, 1]
+    assert [path.read_text() for path in paths] == ["run", "run"]
 
 
 def test_shards_are_submitted_a_few_ahead_of_the_result_that_is_needed(

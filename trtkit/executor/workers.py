@@ -135,7 +135,8 @@ class Workers:
             sizes: Steps of progress by shard; None counts shards.
             done: Steps of the stage that an earlier call has done.
             total: All steps of the stage; None takes the sum of `sizes`.
-            repeat_slow: Run a slow shard a second time; False for work that is expected to differ in time.
+            repeat_slow: Run a slow shard a second time; False for work that is expected to differ in time, which runs
+                again only if its worker hangs.
             progress: Receives the events of functions that report to `make_task_reporter`; None takes the reporter's.
 
         Yields:
@@ -485,14 +486,17 @@ class _Run:
             for future, index in self.pending.items()
             if now - self.started[index] > limit and index not in self.repeated
         ]
-        if not (slow and self.repeat_slow):
+        if not slow:
             return
         alive, another_hangs = self.workers.list_alive()
-        if not (self.seconds or another_hangs):
+        if not (another_hangs or (self.seconds and self.repeat_slow)):
             return  # nothing shows yet how long a shard takes
         processing = self.workers.executor.processing()
         for future, index in slow:
-            others = [address for address in alive if str(future.key) not in map(str, processing.get(address, ()))]
+            holders = [address for address, keys in processing.items() if str(future.key) in map(str, keys)]
+            if not self.repeat_slow and (not holders or set(holders) & set(alive)):
+                continue
+            others = [address for address in alive if address not in holders]
             # A worker that is alive may wait for one that hangs: then it takes the shard again.
             others = others or (alive if another_hangs else [])
             if others:
