@@ -19,6 +19,7 @@ from task_models import drawn_set
 import trtkit as tk
 from trtkit.backends import read_engine
 from trtkit.calibration import Calibration
+from trtkit.cli import main
 from trtkit.errors import CancelledError, CapabilityError, EngineError
 from trtkit.executor import EngineWorkers, Workers
 from trtkit.progress import Event, Reporter
@@ -161,6 +162,18 @@ def test_cancelling_stops_a_build_on_a_worker(
     while not (toy / "stopped").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_plan_on_the_command_line_asks_the_workers_of_a_scheduler(
+    executor: Any, toy: Path, model: tk.Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tk.export(model, format="onnx", output=tmp_path / "tiny.onnx").path
+    words = ["compare", str(file), str(data), "--backend", "toy", "--output", str(tmp_path / "out"), "--dry-run"]
+    assert main(words) == 2
+    assert "not installed" in capsys.readouterr().err
+    assert main([*words, "--scheduler", executor.scheduler.address]) == 0
+    assert "builder: Toy 1.0" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
 def test_search_times_engines_on_workers_also_if_one_is_killed(

@@ -415,7 +415,8 @@ def call_with_options(function: Callable[..., Any], values: argparse.Namespace, 
 
         arguments["model"] = load(arguments["model"], end2end=True)
     scheduler = getattr(values, "scheduler", None)
-    if scheduler is None or is_planning():
+    # A plan starts no workers; those of another machine say what can be built there.
+    if scheduler is None or (is_planning() and scheduler.partition(":")[0] == "local"):
         return function(**arguments | more)
     from trtkit.executor import open_executor
 

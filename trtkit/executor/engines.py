@@ -228,7 +228,7 @@ class WorkerRunner(Runner):
         raise EngineError(
             f"run {self.path} here",
             f"it was opened on workers, as {self.name}",
-            "pass it to a verb with executor=, or open the file with trtkit.open",
+            "pass it to a verb together with its executor, or open the file here",
             code="runner-on-workers",
             path=self.path,
         )
