@@ -87,6 +87,30 @@ def test_the_gpu_path_equals_the_cpu_path_on_the_same_engine() -> None:
     assert matched >= 0.97 * total
 
 
+def test_batches_under_way_beside_each_other_equal_single_ones() -> None:
+    """With room for the candidates, without it at a low score, and in several threads."""
+    require_tensorrt()
+    pixels = [*images(), *(image[::-1] for image in images()), *images()[:1]]
+    with backends.open(engine("fp32")) as runner:
+        for conf in (0.25, 0.001):
+            single = [runner.predict([image], conf=conf)[0] for image in pixels]
+            results: list[list[object]] = [[] for _ in range(3)]
+
+            def predict(place: int, conf: float = conf, results: list[list[object]] = results) -> None:
+                results[place] = runner.predict(pixels, conf=conf)
+
+            threads = [threading.Thread(target=predict, args=(place,)) for place in range(len(results))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for found in results:
+                assert len(found) == len(single)
+                for one, two in zip(found, single, strict=True):
+                    np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+                    np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-2)
+
+
 def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
     require_tensorrt()
     feed = np.random.default_rng(0).random((BATCH, 3, *SIZE), dtype=np.float32)
