@@ -405,3 +405,8 @@ def test_hardware_compatibility_needs_an_ampere_gpu(tensorrt: Any) -> None:
     trt = tensorrt("8.6.0", Gpu(index=0, name="Tesla T4", sm="sm75", memory=2**34))
     with raises(CapabilityError, "build-compatibility-gpu", value="sm75"):
         build(trt, dataclasses.replace(SMALL, compatibility="ampere_plus"))
+    # A Jetson is of Ampere too, and has no hardware compatibility.
+    trt = tensorrt("10.13.0.35", Gpu(index=0, name="Orin", sm="sm87", memory=2**34))
+    with raises(CapabilityError, "build-compatibility-gpu", value="sm87"):
+        build(trt, dataclasses.replace(SMALL, compatibility="ampere_plus"))
+    assert trt.fake.builds == []

@@ -146,8 +146,21 @@ def test_no_cuda_in_torch(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     tensorrt("8.6.0")
     monkeypatch.setattr(capabilities, "_torch_sees_gpu", lambda: False)
     capabilities.probe.cache_clear()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with raises(CapabilityError, "torch-no-cuda"):
         backends.require_run("tensorrt")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with raises(CapabilityError, "torch-missing"):
+        backends.require_run("tensorrt")
+
+
+def test_an_engine_of_tensorrt_rtx_does_not_run_on_a_gpu_that_it_does_not_support(with_gpus: Any) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with_gpus(L4)
+    assert backends.require_run("tensorrt_rtx").gpus == (L4,)
+    with_gpus(H100)
+    with raises(CapabilityError, "device-unsupported-target", value="sm90"):
+        backends.require_run("tensorrt_rtx")
 
 
 def test_unknown_backend() -> None:

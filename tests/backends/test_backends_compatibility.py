@@ -106,6 +106,13 @@ def test_a_version_compatible_engine_of_the_newest_major_runs_within_it() -> Non
         ("Jetson Orin Nano", "sm87"),
         ("GeForce GTX 1660 Ti", "sm75"),
         ("NVIDIA GH200 480GB", "sm90"),
+        ("Quadro RTX 4000", "sm75"),
+        ("Quadro RTX 5000", "sm75"),
+        ("NVIDIA RTX 5000 Ada Generation", "sm89"),
+        ("RTX 4000 Ada", "sm89"),
+        ("A3000", "sm86"),
+        ("NVIDIA GeForce RTX 2050", "sm86"),
+        ("NVIDIA GeForce RTX 2060", "sm75"),
     ],
 )
 def test_capabilities_by_name(gpu: str, sm: str) -> None:
@@ -118,13 +125,13 @@ def test_every_listed_name_is_found() -> None:
             assert find_capability(f"NVIDIA {word}") == sm, word
 
 
-@pytest.mark.parametrize("gpu", ["", "Radeon", "sm", "3090"])
+@pytest.mark.parametrize("gpu", ["", "Radeon", "sm", "3090", "RTX 4000", "RTX 5000"])
 def test_an_unknown_gpu(gpu: str) -> None:
     with raises(RecipeError, "engine-check-gpu", value=gpu):
         find_capability(gpu)
 
 
-@pytest.mark.parametrize("tensorrt", ["", "ten", "10.x"])
+@pytest.mark.parametrize("tensorrt", ["", "ten", "10.x", "10.3\n"])
 def test_an_unreadable_version(tensorrt: str) -> None:
     with raises(RecipeError, "engine-check-version", value=tensorrt):
         describe_machine_elsewhere(PASSPORT, tensorrt=tensorrt)

@@ -13,8 +13,9 @@ from raising import raises
 
 from trtkit import backends
 from trtkit.backends import BuildSettings, Passport, compatibility, refit_engine
-from trtkit.errors import EngineError, OutputExistsError
+from trtkit.errors import EngineError, OnnxError, OutputExistsError
 from trtkit.files import hash_parts
+from trtkit.graph.onnx_file import update_metadata
 
 FEED = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
 
@@ -51,6 +52,41 @@ def test_an_engine_gets_the_weights_of_a_graph(tensorrt: Any, tmp_path: Path, ve
     assert passport is not None
     assert passport.weights == (None if weights == "stripped" else "refittable")
     assert passport.graph_hash == hash_parts(given.SerializeToString(deterministic=True))
+
+
+def test_an_engine_gets_the_class_names_of_a_graph(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path = write(tmp_path, tiny_graphs.detector(), weights="refittable")
+    names = {0: "cat", 1: "dog", 2: "horse"}
+    given = update_metadata(tiny_graphs.detector(seed=1), {"names": names}, {})
+    with backends.open(refit_engine(path, given, tmp_path / "other.engine")) as runner:
+        assert runner.info.names == names
+    del given.metadata_props[:]
+    with backends.open(refit_engine(path, given, tmp_path / "plain.engine")) as runner:
+        assert runner.info.names == tiny_graphs.NAMES
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
+def test_a_graph_whose_external_weights_do_not_load(tensorrt: Any, tmp_path: Path, damage: Any) -> None:
+    tensorrt("8.6.0")
+    path = write(tmp_path, tiny_graphs.detector(), weights="refittable")
+    given = tmp_path / "given.onnx"
+    onnx.save(tiny_graphs.detector(), given, save_as_external_data=True, location="given.data", size_threshold=0)
+    refit_engine(path, given, tmp_path / "whole.engine")
+    damage(tmp_path / "given.data")
+    with raises(OnnxError, "onnx-external-data-missing", path=str(given)):
+        refit_engine(path, given, tmp_path / "whole.engine", overwrite=True)
+    # TensorRT 8.6 needs the weights for a build too.
+    with raises(OnnxError, "onnx-external-data-missing", path=str(given)):
+        backends.build(given, BuildSettings(imgsz=(32, 32)))
+
+
+def test_a_plan_that_tensorrt_rejects(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    path = write(tmp_path, tiny_graphs.detector(), weights="refittable")
+    trt.fake.refuse_plan = "expecting library version 8.6.0.12 got 8.6.1.6"
+    with raises(EngineError, "engine-plan-rejected", reason=trt.fake.refuse_plan):
+        refit_engine(path, tiny_graphs.detector(), tmp_path / "whole.engine")
 
 
 def test_a_stripped_engine_does_not_open(tensorrt: Any, tmp_path: Path) -> None:
@@ -99,12 +135,14 @@ def test_an_engine_with_its_own_runtime_needs_trust(
     monkeypatch.delenv("TRTKIT_HOST_CODE", raising=False)
     monkeypatch.setattr(compatibility, "_TRUSTED", set())
     graph = tiny_graphs.detector()
-    path = write(tmp_path, graph, compatibility="version")
+    path = write(tmp_path, graph, compatibility="version", weights="refittable")
     # This process built it.
     assert run(path).keys() == run(graph).keys()
     monkeypatch.setattr(compatibility, "_TRUSTED", set())
     with raises(EngineError, "engine-host-code", path=path):
         backends.open(path)
+    with raises(EngineError, "engine-host-code", path=path):
+        refit_engine(path, graph, tmp_path / "whole.engine")
     monkeypatch.setenv("TRTKIT_HOST_CODE", "1")
     assert run(path).keys() == run(graph).keys()
 

@@ -242,6 +242,47 @@ def test_close_frees_everything(tensorrt: Any, tmp_path: Path) -> None:
         runner.infer(np.zeros((1, 3, 32, 32), np.float32))
 
 
+def test_an_engine_that_does_not_open_leaves_nothing_on_the_gpu(
+    tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its error is at hand, which keeps the frames alive that it came through."""
+    trt = tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    bare = backends.strip_engine(path, tmp_path / "model.plan")
+    before = trt.fake.live
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        # Its file says no precision, so that its layers are read.
+        patch.setattr("trtkit.backends.trt.runner.parse_inspector_json", fail)
+        with raises(EngineError, "run-cuda-failed") as unread:
+            backends.open(bare, task="detect")
+    assert trt.fake.live == before
+    with monkeypatch.context() as patch:
+        patch.setattr(trt.torch, "zeros", fail, raising=False)
+        with raises(EngineError, "run-out-of-memory") as full:
+            backends.open(path)
+    assert trt.fake.live == before
+    assert unread.tb is not full.tb
+
+
+def test_a_runner_without_a_context_is_closed_and_frees_everything(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    before = trt.fake.live
+    runner = backends.open(path)
+    runner._execution.engine.create_execution_context = lambda: None
+    with raises(EngineError, "run-out-of-memory"):
+        runner.layers(runs=1)
+    with raises(EngineError, "runner-closed"):
+        runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+    runner.close()
+    assert trt.fake.live == before
+    assert not runner._execution.buffers
+
+
 def test_gpu_tensors_are_not_copied(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     path, _ = engine(tmp_path, batch=2)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -5,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,15 +16,17 @@ import onnx
 import polars as pl
 import pytest
 import tiny_graphs
+from raising import raises
 from rich.console import Console
 
 import trtkit
-from trtkit.backends import write_engine
+from trtkit import backends
+from trtkit.backends import Capabilities, read_engine, write_engine
 from trtkit.backends.engine_file import Passport, add_engine_metadata
-from trtkit.cli import COMMANDS, main, model_commands
+from trtkit.cli import COMMANDS, main, model_commands, parse_command
 from trtkit.cli import output as cli_output
 from trtkit.cli.output import Outcome, ProgressBars
-from trtkit.errors import CancelledError
+from trtkit.errors import CancelledError, EngineError
 from trtkit.files import hash_parts
 from trtkit.models.model import ModelInfo
 from trtkit.progress import Event
@@ -166,6 +170,30 @@ def test_engine_show_prints_what_others_wrote_into_thresholds(engine, capsys, th
 def test_engine_check_fails_on_another_machine(engine, capsys):
     assert main(["engine", "check", str(engine)]) == 2
     assert re.search(r"0\.0\.1|not installed|no NVIDIA driver", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"weights": "stripped"}, "engine-weights-stripped"),
+        ({"compatibility": "version"}, "engine-host-code"),
+        ({}, ""),
+    ],
+)
+def test_engine_check_fails_where_the_engine_would_not_open(engine, monkeypatch, changes, code):
+    """This machine is the one that it was built for."""
+    monkeypatch.delenv("TRTKIT_HOST_CODE", raising=False)
+    file = read_engine(engine)
+    write_engine(engine, file.plan, file.info(), dataclasses.replace(file.passport, **changes))
+    there = Capabilities(backend="tensorrt_rtx", present=True, version="0.0.1")
+    monkeypatch.setattr(backends, "probe", lambda name: there)
+    monkeypatch.setattr(backends, "require_run", lambda name, device: there)
+    command, values = parse_command(["engine", "check", str(engine)])
+    if not code:
+        assert command(values, threading.Event()).facts["runs"]
+        return
+    with raises(EngineError, code, path=engine):
+        command(values, threading.Event())
 
 
 @pytest.mark.parametrize(

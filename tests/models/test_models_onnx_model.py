@@ -138,10 +138,11 @@ def test_external_weights(tmp_path: Path) -> None:
     plain = load(proto, task="detect").hash
     onnx.save(proto, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
     assert load(tmp_path / "x.onnx", task="detect").hash == plain
-    (tmp_path / "x.data").unlink()
-    with pytest.raises(OnnxError) as error:
-        load(tmp_path / "x.onnx", task="detect")
-    assert error.value.code == "onnx-external-data-missing"
+    for damage in (lambda path: path.write_bytes(b"short"), Path.unlink):
+        damage(tmp_path / "x.data")
+        with pytest.raises(OnnxError) as error:
+            load(tmp_path / "x.onnx", task="detect")
+        assert error.value.code == "onnx-external-data-missing"
 
 
 def test_unknown_task(tmp_path: Path) -> None:

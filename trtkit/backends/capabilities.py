@@ -107,12 +107,13 @@ class Capabilities:
         """The driver's version, "" without a GPU."""
         return self.gpus[0].driver if self.gpus else ""
 
-    def gpu_at(self, device: Device, asked: str) -> Gpu:
+    def gpu_at(self, device: Device, asked: str, elsewhere: str) -> Gpu:
         """The GPU that a device name stands for.
 
         Args:
             device: From `parse_device`.
             asked: What it is needed for, for the error.
+            elsewhere: What to do on a machine without a GPU, for the error.
 
         Raises:
             CapabilityError: This machine does not have it.
@@ -121,7 +122,7 @@ class Capabilities:
             raise CapabilityError(
                 asked,
                 "no NVIDIA driver with a GPU was found",
-                "run it on a machine with one, or build for one with backend='tensorrt_rtx', device='sm89'",
+                elsewhere,
                 code="gpu-missing",
             )
         if device.gpu >= len(self.gpus):

@@ -5,28 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from pathlib import Path
 
 from trtkit.backends.capabilities import Capabilities, same_release
-from trtkit.backends.devices import Device, Gpu
-from trtkit.backends.engine_file import Passport
+from trtkit.backends.devices import Device, Gpu, is_ampere_plus
+from trtkit.backends.engine_file import EngineFile, Passport
 from trtkit.backends.registry import get_title
-from trtkit.errors import RecipeError
+from trtkit.errors import EngineError, RecipeError
 from trtkit.files import hash_parts
 
 __all__ = [
     "Mismatch",
     "check_compatibility",
+    "check_contents",
     "describe_machine_elsewhere",
     "find_capability",
     "is_trusted",
     "trust_plan",
 ]
-
-AMPERE = 80
-"""The lowest compute capability, times ten, of the Ampere architecture."""
-
-INTEGRATED = frozenset(("sm53", "sm62", "sm72", "sm87", "sm101", "sm110"))
-"""Jetson and DRIVE, which have no hardware compatibility (TensorRT documentation, "Engine Compatibility")."""
 
 NEXT_MAJOR = {8: 10, 9: 10, 10: 11}
 """The newest TensorRT that runs a version-compatible engine of an older one (same page); a later one: its own."""
@@ -39,9 +35,12 @@ GPUS = {
     "sm72": ("xavier",),
     "sm75": ("t4", "t1000", "rtx 20", "gtx 16", "quadro rtx", "titan rtx"),
     "sm80": ("a100", "a30", "a800"),
-    "sm86": ("a2", "a10", "a10g", "a16", "a40", "rtx a", "rtx 30"),
+    "sm86": (
+        *("a2", "a10", "a10g", "a16", "a40", "rtx a", "rtx 30", "rtx 2050"),
+        *("a1000", "a3000", "a4000", "a4500", "a5000", "a5500", "a6000"),
+    ),
     "sm87": ("orin",),
-    "sm89": ("l4", "l20", "l40", "l40s", "rtx 40", "ada generation"),
+    "sm89": ("l4", "l20", "l40", "l40s", "rtx 40", "ada"),
     "sm90": ("h20", "h100", "h200", "h800", "gh200"),
     "sm100": ("b100", "b200", "gb200"),
     "sm103": ("b300", "gb300"),
@@ -49,7 +48,8 @@ GPUS = {
     "sm120": ("rtx 50", "rtx pro"),
     "sm121": ("gb10", "dgx spark"),
 }
-"""Words in GPUs' names by compute capability (developer.nvidia.com/cuda-gpus); "rtx 30" stands for 3050 to 3090."""
+"""Words in GPUs' names by compute capability (developer.nvidia.com/cuda-gpus); "rtx 30" stands for 3050 to 3090. An
+"RTX 4000" is of Turing as a Quadro and of Ada as an Ada Generation: alone it is neither."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,15 @@ class Mismatch:
 
     def __str__(self) -> str:
         return f"{self.found}; {self.do}."
+
+    def error(self, asked: str, path: str | Path) -> EngineError:
+        """The error of what it prevents.
+
+        Args:
+            asked: Such as "open yolo11n.engine".
+            path: The engine.
+        """
+        return EngineError(asked, self.found, self.do, code=self.code, path=path)
 
 
 def check_compatibility(
@@ -104,7 +113,7 @@ def check_compatibility(
     index = device.gpu if device is not None else 0
     if index < len(capabilities.gpus) and not _runs_on_gpu(passport, capabilities.gpus[index].sm):
         gpu = capabilities.gpus[index]
-        could = passport.compatibility != "ampere_plus" and _is_ampere_plus(gpu.sm) and _is_ampere_plus(passport.sm)
+        could = passport.compatibility != "ampere_plus" and is_ampere_plus(gpu.sm) and is_ampere_plus(passport.sm)
         return Mismatch(
             code="engine-gpu-mismatch",
             found=f"{built} ({passport.sm}), and the GPU is {gpu.name} ({gpu.sm})",
@@ -126,7 +135,7 @@ def describe_machine_elsewhere(
     Raises:
         RecipeError: The GPU is unknown, or the version is none.
     """
-    if tensorrt is not None and re.match(r"\d+(\.\d+)*$", tensorrt) is None:
+    if tensorrt is not None and re.fullmatch(r"\d+(\.\d+)*", tensorrt) is None:
         raise RecipeError(
             f"check for TensorRT {tensorrt!r}",
             "it is no version",
@@ -155,8 +164,8 @@ def find_capability(gpu: str) -> str:
     if match is not None:
         return f"sm{match[1] or match[3]}{match[2] or match[4]}"
     for sm, words in reversed(GPUS.items()):
-        # "a10" must not be found in "a100", but "rtx 30" in "rtx 3090".
-        if any(re.search(rf"\b{word}(?:\d\d|\d{{3}})?\b" if word[-1] == "0" else rf"\b{word}", text) for word in words):
+        # "a10" must not be found in "a100", nor "rtx 50" in "rtx 5000", but "rtx 30" in "rtx 3090".
+        if any(re.search(rf"\b{word}(?:[1-9]0)?\b" if word[-1] == "0" else rf"\b{word}", text) for word in words):
             return sm
     raise RecipeError(
         f"check for the GPU {gpu!r}",
@@ -165,6 +174,38 @@ def find_capability(gpu: str) -> str:
         code="engine-check-gpu",
         value=gpu,
     )
+
+
+def check_contents(file: EngineFile, asked: str, *, needs_weights: bool = True) -> None:
+    """Check that an engine has what a run needs, and brings no code that nobody trusts.
+
+    Args:
+        file: The engine.
+        asked: What was asked for, for the errors.
+        needs_weights: Whether a weight-stripped engine won't do.
+
+    Raises:
+        EngineError: It does not, or it does.
+    """
+    passport = file.passport
+    if passport is None:
+        return
+    if needs_weights and passport.weights == "stripped":
+        raise EngineError(
+            asked,
+            "it was exported without weights",
+            "put them in: trtkit engine refit ENGINE ONNX OUTPUT, or backends.refit_engine",
+            code="engine-weights-stripped",
+            path=file.path,
+        )
+    if passport.compatibility == "version" and not is_trusted(file.plan):
+        raise EngineError(
+            asked,
+            "it brings a TensorRT runtime of its own, whose code would run in this process",
+            "set the environment variable TRTKIT_HOST_CODE=1 if you trust the file",
+            code="engine-host-code",
+            path=file.path,
+        )
 
 
 _TRUSTED: set[str] = set()
@@ -192,8 +233,4 @@ def _runs_on_version(passport: Passport, version: str) -> bool:
 def _runs_on_gpu(passport: Passport, sm: str) -> bool:
     if sm == passport.sm:
         return True
-    return passport.compatibility == "ampere_plus" and _is_ampere_plus(sm)
-
-
-def _is_ampere_plus(sm: str) -> bool:
-    return int(re.sub(r"\D", "", sm) or 0) >= AMPERE and sm not in INTEGRATED
+    return passport.compatibility == "ampere_plus" and is_ampere_plus(sm)

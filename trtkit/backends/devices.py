@@ -12,7 +12,22 @@ from typing import Any
 
 from trtkit.arguments import DEVICE_NAME, check_argument
 
-__all__ = ["Device", "Gpu", "cuda_driver_version", "find_gpus", "parse_device", "query_free_memory"]
+__all__ = [
+    "INTEGRATED",
+    "Device",
+    "Gpu",
+    "cuda_driver_version",
+    "find_gpus",
+    "is_ampere_plus",
+    "parse_device",
+    "query_free_memory",
+]
+
+AMPERE = 80
+"""The lowest compute capability, times ten, of the Ampere architecture."""
+
+INTEGRATED = frozenset(("sm53", "sm62", "sm72", "sm87", "sm101", "sm110"))
+"""Jetson and DRIVE, which have no hardware compatibility (TensorRT documentation, "Engine Compatibility")."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +103,15 @@ def parse_device(device: str | int | None) -> Device:
     if match["cpu"]:
         return Device(kind="cpu")
     return Device(kind=match["kind"] or "cuda", index=int(match["gpu"] or match["index"] or 0))
+
+
+def is_ampere_plus(sm: str) -> bool:
+    """Whether a GPU builds and runs engines of `compatibility="ampere_plus"`.
+
+    Args:
+        sm: Its compute capability, such as "sm86"; "" where unknown.
+    """
+    return int(re.sub(r"\D", "", sm) or 0) >= AMPERE and sm not in INTEGRATED
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from trtkit.backends.capabilities import probe_onnxruntime
+from trtkit.backends.capabilities import import_bindings, probe_onnxruntime
 from trtkit.backends.devices import parse_device
 from trtkit.backends.registry import Backend
-from trtkit.backends.runner import Runner
+from trtkit.backends.runner import Runner, closed_error
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.graph.fp16 import emulate_fp16
 from trtkit.models.model import NMS_ROWS
@@ -51,6 +50,7 @@ class OrtRunner(Runner):
     Raises:
         OnnxError: The file is missing, is not an ONNX graph, or names no task and none was given.
         EngineError: ONNX Runtime rejects the graph.
+        CapabilityError: ONNX Runtime is missing.
     """
 
     engine = False
@@ -99,7 +99,6 @@ class OrtRunner(Runner):
             # no detections.
             self.batch = max(1, model.notes["batch"]) if "batch" in model.notes else None
         self.dynamic = any(is_open)
-        self._lock = threading.Lock()
 
     def infer(self, feeds: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch; see `Runner.infer`.
@@ -107,23 +106,16 @@ class OrtRunner(Runner):
         Raises:
             EngineError: The batch or the size does not fit the graph, or the runner is closed.
         """
-        if self.session is None:
-            raise EngineError(f"run {self.name}", "the runner is closed", "open the model again", code="runner-closed")
-        arrays = dict(feeds) if isinstance(feeds, Mapping) else {self.input_name: feeds}
-        if set(arrays) != set(self.inputs):
-            raise EngineError(
-                f"run {self.name} with inputs {sorted(arrays)}",
-                f"the graph's inputs are {sorted(self.inputs)}",
-                "feed exactly these",
-                code="run-inputs-unknown",
-                names=sorted(arrays),
-                expected=sorted(self.inputs),
-            )
+        # Another thread may close the runner meanwhile.
+        session = self.session
+        if session is None:
+            raise closed_error(f"run {self.name}")
+        arrays = self._name_feeds(feeds, self.input_name, self.inputs)
         count = len(arrays[self.input_name])
         self.check_batch(count)
         ready = {name: self._prepare_input(name, value) for name, value in arrays.items()}
         try:
-            values = self.session.run(self.outputs, ready)
+            values = session.run(self.outputs, ready)
         except Exception as error:
             # ONNX Runtime raises its own family of exceptions, unrelated to one another, for any mismatch.
             shape = arrays[self.input_name].shape
@@ -142,8 +134,7 @@ class OrtRunner(Runner):
 
     def close(self) -> None:
         """Free the session; closing twice is fine."""
-        with self._lock:
-            self.session = None
+        self.session = None
 
     def _prepare_input(self, name: str, value: np.ndarray) -> np.ndarray:
         """The input in the graph's type, padded with zeros to the batch of a static graph."""
@@ -178,16 +169,7 @@ def _has_qdq(proto: onnx.ModelProto) -> bool:
 
 
 def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int, spinning: bool) -> tuple[Any, str]:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise CapabilityError(
-            "run an ONNX graph",
-            "onnxruntime is not installed",
-            ONNXRUNTIME.install_hint,
-            code="backend-missing",
-            backend="onnxruntime",
-        ) from error
+    ort: Any = import_bindings("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

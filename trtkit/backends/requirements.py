@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trtkit.backends.capabilities import Capabilities, probe
-from trtkit.backends.devices import Device, parse_device
+from trtkit.backends.capabilities import Capabilities, probe, require_torch_cuda
+from trtkit.backends.devices import INTEGRATED, Device, is_ampere_plus, parse_device
 from trtkit.backends.registry import get_backend, get_title, list_backends
 from trtkit.errors import CapabilityError
 
@@ -11,6 +11,8 @@ __all__ = ["DEFAULT_TARGET", "best", "capabilities", "get_build_target", "requir
 
 DEFAULT_TARGET = "sm89"
 """The GPU an engine is built for on a machine without one: the RTX 40 series."""
+
+BUILD_ELSEWHERE = "pass one of these as device, or use backend='tensorrt' on that GPU"
 
 
 def capabilities(backend: str | None = None) -> Capabilities:
@@ -101,15 +103,9 @@ def require_build(
         return caps
     asked = f"build a {builder.title} engine"
     if target.kind == "cpu":
-        raise CapabilityError(
-            f"{asked} for device='cpu'",
-            "engines run on GPUs",
-            "pass device=0, or format='onnx'",
-            code="device-not-gpu",
-            device=device,
-        )
+        raise _device_error(asked, device, "pass device=0, or format='onnx'")
     if target.kind == "sm":
-        _require_target(caps, target.sm, asked)
+        _require_target(caps, target.sm, f"{asked} for {target.sm}", BUILD_ELSEWHERE)
         return caps
     if target.kind == "dla" and not caps.has_dla:
         raise CapabilityError(
@@ -121,14 +117,19 @@ def require_build(
         )
     if target.kind == "any" and not caps.gpus and caps.cross_build_targets:
         return caps
-    gpu = caps.gpu_at(target, asked)
+    gpu = caps.gpu_at(
+        target, asked, "run it on a machine with one, or build for one with backend='tensorrt_rtx', device='sm89'"
+    )
     if caps.cross_build_targets:
-        _require_target(caps, gpu.sm, f"{asked} for {gpu.name}")
-    elif compatibility == "ampere_plus" and int(gpu.sm[2:]) < 80:
+        _require_target(caps, gpu.sm, f"{asked} for {gpu.name} ({gpu.sm})", BUILD_ELSEWHERE)
+    elif compatibility == "ampere_plus" and not is_ampere_plus(gpu.sm):
+        reason = (
+            "is a Jetson's, which has no hardware compatibility" if gpu.sm in INTEGRATED else "is older than Ampere"
+        )
         raise CapabilityError(
             f"{asked} with compatibility='ampere_plus'",
-            f"{gpu.name} ({gpu.sm}) is older than Ampere",
-            "build it on an Ampere GPU or a newer one",
+            f"{gpu.name} ({gpu.sm}) {reason}",
+            "leave out compatibility, or build it on a discrete GPU of Ampere or later",
             code="build-compatibility-gpu",
             value=gpu.sm,
         )
@@ -156,28 +157,17 @@ def require_run(backend: str, *, device: str | int | None = None) -> Capabilitie
         return caps
     asked = f"run a {runtime.title} engine"
     if target.kind in ("cpu", "sm"):
-        raise CapabilityError(
-            f"{asked} on {device!r}",
-            "engines run on GPUs",
-            "pass device=0, or open the ONNX file",
-            code="device-not-gpu",
-            device=device,
+        raise _device_error(asked, device, "pass device=0, or open the ONNX file")
+    gpu = caps.gpu_at(target, asked, "open it on a machine with one, or open the ONNX file here")
+    if caps.cross_build_targets:
+        _require_target(
+            caps,
+            gpu.sm,
+            f"{asked} on {gpu.name} ({gpu.sm})",
+            "run it on one of these, or build with backend='tensorrt'",
         )
-    if not caps.gpus:
-        raise CapabilityError(
-            asked,
-            "no NVIDIA driver with a GPU was found",
-            "open it on a machine with one, or open the ONNX file here",
-            code="gpu-missing",
-        )
-    caps.gpu_at(target, asked)
     if not caps.torch_cuda:
-        raise CapabilityError(
-            asked,
-            "the installed torch has no CUDA",
-            "install torch with CUDA from https://pytorch.org",
-            code="torch-no-cuda",
-        )
+        require_torch_cuda(asked)
     return caps
 
 
@@ -191,6 +181,10 @@ def get_build_target(capabilities: Capabilities, device: Device) -> str:
     if device.kind == "sm":
         return device.sm
     return capabilities.gpus[device.gpu].sm if capabilities.gpus else DEFAULT_TARGET
+
+
+def _device_error(asked: str, device: str | int | None, do: str) -> CapabilityError:
+    return CapabilityError(f"{asked} on {device!r}", "engines run on GPUs", do, code="device-not-gpu", device=device)
 
 
 def _require_present(name: str, verb: str) -> Capabilities:
@@ -222,10 +216,10 @@ def _require_choice(
     )
 
 
-def _require_target(caps: Capabilities, sm: str, asked: str) -> None:
+def _require_target(caps: Capabilities, sm: str, asked: str, do: str) -> None:
     if not caps.cross_build_targets:
         raise CapabilityError(
-            f"{asked} for {sm}",
+            asked,
             f"{caps.title} builds only for the GPU of this machine",
             "use backend='tensorrt_rtx', or device=0",
             code="device-no-cross-build",
@@ -233,9 +227,9 @@ def _require_target(caps: Capabilities, sm: str, asked: str) -> None:
         )
     if sm not in caps.cross_build_targets:
         raise CapabilityError(
-            f"{asked} for {sm}",
+            asked,
             f"{caps.title} supports {', '.join(caps.cross_build_targets)}",
-            "pass one of these as device, or use backend='tensorrt' on that GPU",
+            do,
             code="device-unsupported-target",
             value=sm,
             supported=caps.cross_build_targets,

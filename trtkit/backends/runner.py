@@ -6,7 +6,7 @@ import abc
 import contextlib
 import functools
 import itertools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,13 +28,22 @@ if TYPE_CHECKING:
     from trtkit.tasks import PostprocessSettings, Prediction
     from trtkit.tasks.base import ImageGrid
 
-__all__ = ["HasPath", "Runner"]
+__all__ = ["HasPath", "Runner", "closed_error"]
 
 # Images per call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
 DEFAULT_BATCH = 8
 
 # Each thread may hold one whole image, of any size.
 MAX_DECODE_THREADS = 16
+
+
+def closed_error(asked: str) -> EngineError:
+    """The error of a runner that was closed.
+
+    Args:
+        asked: What it was asked to do.
+    """
+    return EngineError(asked, "the runner is closed", "open the model again", code="runner-closed")
 
 
 class HasPath(Protocol):
@@ -239,6 +248,31 @@ class Runner(abc.ABC):
                 if not is_decoded:
                     enter_stage("decode")
                 yield list(itertools.islice(loaded, size))
+
+    def _name_feeds(
+        self, feeds: np.ndarray | Mapping[str, np.ndarray], image_input: str, inputs: Collection[str]
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a batch by the name of their input.
+
+        Args:
+            feeds: As in `infer`.
+            image_input: The input that takes a single array.
+            inputs: Names of all inputs.
+
+        Raises:
+            EngineError: The names are not those of the inputs.
+        """
+        arrays = dict(feeds) if isinstance(feeds, Mapping) else {image_input: feeds}
+        if set(arrays) != set(inputs):
+            raise EngineError(
+                f"run {self.name} with inputs {sorted(arrays)}",
+                f"the model's inputs are {sorted(inputs)}",
+                "feed exactly these",
+                code="run-inputs-unknown",
+                names=sorted(arrays),
+                expected=sorted(inputs),
+            )
+        return arrays
 
     def check_batch(self, count: int) -> None:
         """Check that a batch is not empty and not larger than `batch`.

@@ -21,7 +21,7 @@ import numpy as np
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.devices import find_gpus
 from trtkit.backends.registry import Backend
-from trtkit.backends.runner import Runner
+from trtkit.backends.runner import Runner, closed_error
 from trtkit.errors import CapabilityError, EngineError, ModelError, RecipeError
 from trtkit.files import hash_parts
 from trtkit.models.model import TASKS, ModelInfo
@@ -143,16 +143,7 @@ class TritonRunner(Runner):
             EngineError: The batch does not fit, the runner is closed, the server is gone, overloaded or too slow, or
                 the model failed.
         """
-        arrays = dict(feeds) if isinstance(feeds, Mapping) else {self.input_name: feeds}
-        if set(arrays) != {self.input_name}:
-            raise EngineError(
-                f"run {self.name} with inputs {sorted(arrays)}",
-                f"the model's input is {self.input_name}",
-                "feed exactly this",
-                code="run-inputs-unknown",
-                names=sorted(arrays),
-                expected=[self.input_name],
-            )
+        arrays = self._name_feeds(feeds, self.input_name, (self.input_name,))
         values = np.ascontiguousarray(arrays[self.input_name], _to_numpy(self._input.datatype))
         count = len(values)
         self.check_batch(count)
@@ -233,7 +224,7 @@ class TritonRunner(Runner):
     def _ask(self, asked: str, call: Callable[[_Connection], T]) -> T:
         """Call with this thread's connection; errors of the client library become one sentence."""
         if self._closed:
-            raise EngineError(asked, "the runner is closed", "open the model again", code="runner-closed")
+            raise closed_error(asked)
         try:
             connection = getattr(self._local, "connection", None)
             if connection is None:

@@ -144,6 +144,7 @@ def _print_engine(file: EngineFile, *, with_layers: bool) -> None:
 def _check(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     """Check an engine against this machine."""
     from trtkit import backends
+    from trtkit.backends.compatibility import check_contents
     from trtkit.backends.devices import parse_device
 
     file = backends.read_engine(values.file)
@@ -154,8 +155,9 @@ def _check(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
         device = parse_device(values.device)
         mismatch = backends.check_compatibility(file.passport, here, device) if here.present else None
         if mismatch is not None:
-            raise EngineError(f"run {values.file} here", mismatch.found, mismatch.do, code=mismatch.code)
+            raise mismatch.error(f"run {values.file} here", values.file)
     backends.require_run(file.backend, device=values.device)
+    check_contents(file, f"run {values.file} here")
     result = "it runs on this machine" if file.passport is not None else "without a passport it can only be tried"
     return Outcome(lambda: print_text(f"{values.file}: {result}."), facts={"file": str(values.file), "runs": True})
 
@@ -175,7 +177,7 @@ def _check_elsewhere(values: argparse.Namespace, file: EngineFile) -> Outcome:
     there = backends.describe_machine_elsewhere(file.passport, gpu=values.gpu, tensorrt=values.tensorrt)
     mismatch = backends.check_compatibility(file.passport, there)
     if mismatch is not None:
-        raise EngineError(f"run {values.file} there", mismatch.found, mismatch.do, code=mismatch.code)
+        raise mismatch.error(f"run {values.file} there", values.file)
     title, gpu = backends.get_title(file.backend), there.gpus[0]
     sentence = f"by its passport it runs with {title} {there.version} on {gpu.name} ({gpu.sm})"
     return Outcome(

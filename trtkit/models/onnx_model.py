@@ -69,10 +69,37 @@ def read_onnx(
     if path.stat().st_size == 0:
         raise OnnxError(asked, "the file is empty", AGAIN, code="model-file-empty", path=path)
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         raise OnnxError(asked, "it is no ONNX file, or damaged", AGAIN, code="onnx-damaged", path=path) from error
-    except (OSError, onnx.checker.ValidationError) as error:
+    load_external_weights(proto, path, asked)
+    return from_proto(
+        proto, path, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format
+    )
+
+
+def load_external_weights(proto: onnx.ModelProto, path: str | Path, asked: str) -> None:
+    """Put the weights that lie in files beside an ONNX file into its graph; most files have none.
+
+    Args:
+        proto: The graph, which is modified.
+        path: The ONNX file.
+        asked: What was asked for, for the error.
+
+    Raises:
+        OnnxError: They can't be read.
+    """
+    try:
+        onnx.load_external_data_for_model(proto, str(Path(path).parent))
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+        TypeError,
+        ValueError,
+        onnx.checker.ValidationError,
+    ) as error:
         raise OnnxError(
             asked,
             f"its external weights can't be read ({error})",
@@ -80,9 +107,6 @@ def read_onnx(
             code="onnx-external-data-missing",
             path=path,
         ) from error
-    return from_proto(
-        proto, path, task=task, names=names, imgsz=imgsz, preprocess=preprocess, output_format=output_format
-    )
 
 
 @contextlib.contextmanager

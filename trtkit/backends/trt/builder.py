@@ -16,7 +16,7 @@ import onnx
 
 from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.capabilities import Capabilities, import_bindings, require_torch_cuda
-from trtkit.backends.devices import Device, Gpu, parse_device, query_free_memory
+from trtkit.backends.devices import Device, Gpu, is_ampere_plus, parse_device, query_free_memory
 from trtkit.backends.requirements import get_build_target, require_build
 from trtkit.backends.trt.callbacks import (
     PROGRESS_STEPS,
@@ -41,6 +41,7 @@ from trtkit.backends.trt.network import (
 )
 from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError, warn
 from trtkit.graph.qdq import expand_int8_weights
+from trtkit.models.onnx_model import load_external_weights
 from trtkit.progress import Reporter
 
 __all__ = ["build_engine", "read_graph"]
@@ -141,7 +142,7 @@ def build_engine(
 def _expand_int8_weights(data: bytes, proto: onnx.ModelProto, path: str) -> tuple[bytes, onnx.ModelProto]:
     """The graph with float weights behind Q/DQ pairs; as it is where it stores no weight as INT8."""
     if path:
-        onnx.load_external_data_for_model(proto, str(Path(path).parent))
+        load_external_weights(proto, path, f"build {path}")
     expanded = expand_int8_weights(proto)
     return (data, proto) if expanded == proto else (expanded.SerializeToString(), expanded)
 
@@ -269,7 +270,7 @@ class _EngineBuild:
         if capabilities.cross_build_targets:
             targets = [get_build_target(capabilities, self.device)]
             if settings.compatibility == "ampere_plus":
-                targets = [name for name in capabilities.cross_build_targets if int(name[2:]) >= 80]
+                targets = [name for name in capabilities.cross_build_targets if is_ampere_plus(name)]
             config.num_compute_capabilities = len(targets)
             for index, name in enumerate(targets):
                 config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)

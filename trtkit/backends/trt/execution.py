@@ -13,10 +13,12 @@ from typing import Any
 
 from trtkit.backends.capabilities import import_bindings, require_torch_cuda
 from trtkit.backends.devices import Device
+from trtkit.backends.registry import get_title
+from trtkit.backends.runner import closed_error
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.errors import EngineError
 
-__all__ = ["EventClock", "Execution"]
+__all__ = ["EventClock", "Execution", "load_plan"]
 
 # Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which fails in a capture.
 RUNS_BEFORE_CAPTURE = 2
@@ -24,6 +26,43 @@ QUEUED_RUNS = 20
 # Captures of two threads at once would record each other's calls.
 _CAPTURING = threading.Lock()
 _OPEN: weakref.WeakSet[Execution] = weakref.WeakSet()
+
+
+def load_plan(
+    plan: bytes, backend: str, *, asked: str, device: Device | None = None, host_code: bool = False
+) -> tuple[Any, Any]:
+    """Deserialize a plan.
+
+    Args:
+        plan: The serialized engine.
+        backend: "tensorrt" or "tensorrt_rtx".
+        asked: The operation, for the error.
+        device: A DLA core, or anything else for the current GPU.
+        host_code: Let the plan bring its own runtime, which runs in this process.
+
+    Returns:
+        TensorRT's runtime, which must outlive the engine, and the engine.
+
+    Raises:
+        EngineError: TensorRT rejects the plan.
+    """
+    trt: Any = import_bindings(backend)
+    with capture_messages() as messages:
+        runtime = trt.Runtime(get_logger(backend))
+        if device is not None and device.kind == "dla":
+            runtime.DLA_core = device.index
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(
+            asked,
+            f"{get_title(backend)} {trt.__version__} rejects the plan ({messages.summary()})",
+            "export the model again with this TensorRT on this GPU",
+            code="engine-plan-rejected",
+            reason=messages.summary(),
+        )
+    return runtime, engine
 
 
 class Execution:
@@ -50,24 +89,30 @@ class Execution:
         self.graph: Any = None
         self.graph_error = ""
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.buffers: dict[str, Any] = {}
         self._repeats = 0
         self._allocators: dict[str, Any] = {}
         with self.torch.cuda.device(self.device):
             self.stream: Any = self.torch.cuda.Stream(self.device)
-            self.runtime, self.engine, self.context = self._load(plan, device, host_code=host_code)
+            self.runtime, self.engine = load_plan(plan, backend, asked=asked, device=device, host_code=host_code)
+            # So that a failure frees all of it: an error that a notebook shows keeps this object alive.
+            _OPEN.add(self)
             try:
+                self.context: Any = self._create_context()
                 self._name_tensors()
                 # On the stream that uses it: clearing memory on another one could come after the first input.
                 with self.torch.cuda.stream(self.stream):
                     self._allocate()
-            except self.torch.cuda.OutOfMemoryError as error:
+            except BaseException as error:
+                self.close()
+                if not isinstance(error, self.torch.cuda.OutOfMemoryError):
+                    raise
                 raise EngineError(
                     asked,
                     f"the GPU has too little memory ({_first_line(error)})",
                     "use a smaller batch",
                     code="run-out-of-memory",
                 ) from error
-        _OPEN.add(self)
 
     @contextlib.contextmanager
     def use_stream(self) -> Iterator[None]:
@@ -80,7 +125,7 @@ class Execution:
             EngineError: CUDA failed inside the block.
         """
         if self.context is None:
-            raise EngineError(self.asked, "the engine is closed", "open it again", code="runner-closed")
+            raise closed_error(self.asked)
         try:
             with self.torch.cuda.stream(self.stream):
                 yield
@@ -190,15 +235,7 @@ class Execution:
         self._drop_graph()
         # Before the new one is created: in TensorRT 8 an optimization profile belongs to one context at a time.
         self.context = None
-        with capture_messages() as messages:
-            self.context = self.engine.create_execution_context()
-        if self.context is None:
-            raise EngineError(
-                self.asked,
-                f"no memory for an execution context ({messages.summary()})",
-                "free GPU memory, and open it again",
-                code="run-out-of-memory",
-            )
+        self.context = self._create_context()
         self.shapes = {}
         for name, buffer in self.buffers.items():
             self.context.set_tensor_address(name, buffer.data_ptr())
@@ -255,7 +292,7 @@ class Execution:
 
     def close(self) -> None:
         """Free all GPU memory; closing twice is fine."""
-        if self.context is None:
+        if self.engine is None:
             return
         with contextlib.suppress(RuntimeError):
             self.stream.synchronize()
@@ -271,31 +308,17 @@ class Execution:
             self.torch.cuda.empty_cache()
         _OPEN.discard(self)
 
-    def _load(self, plan: bytes, device: Device, *, host_code: bool) -> tuple[Any, Any, Any]:
+    def _create_context(self) -> Any:
         with capture_messages() as messages:
-            runtime = self.trt.Runtime(get_logger(self.backend))
-            if device.kind == "dla":
-                runtime.DLA_core = device.index
-            if host_code:
-                runtime.engine_host_code_allowed = True
-            engine = runtime.deserialize_cuda_engine(plan)
-            if engine is None:
-                raise EngineError(
-                    self.asked,
-                    f"TensorRT {self.trt.__version__} rejects the plan ({messages.summary()})",
-                    "export the model again with this TensorRT on this GPU",
-                    code="engine-plan-rejected",
-                    reason=messages.summary(),
-                )
-            context = engine.create_execution_context()
-            if context is None:
-                raise EngineError(
-                    self.asked,
-                    f"no memory for an execution context ({messages.summary()})",
-                    "use a smaller batch or free GPU memory",
-                    code="run-out-of-memory",
-                )
-        return runtime, engine, context
+            context = self.engine.create_execution_context()
+        if context is None:
+            raise EngineError(
+                self.asked,
+                f"no memory for an execution context ({messages.summary()})",
+                "free GPU memory or use a smaller batch, and open it again",
+                code="run-out-of-memory",
+            )
+        return context
 
     def _name_tensors(self) -> None:
         engine, trt = self.engine, self.trt
@@ -321,7 +344,6 @@ class Execution:
 
     def _allocate(self) -> None:
         """Allocate memory for the largest shapes, so that no run allocates."""
-        self.buffers: dict[str, Any] = {}
         for name in self.input_names:
             self.buffers[name] = self._allocate_tensor(name, math.prod(self.ranges[name][2]))
             self.context.set_tensor_address(name, self.buffers[name].data_ptr())

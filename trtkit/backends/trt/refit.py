@@ -10,17 +10,19 @@ import numpy as np
 import onnx
 
 from trtkit.backends.capabilities import Capabilities, import_bindings, require_torch_cuda
-from trtkit.backends.compatibility import check_compatibility, is_trusted, trust_plan
+from trtkit.backends.compatibility import check_compatibility, check_contents, trust_plan
 from trtkit.backends.devices import parse_device
 from trtkit.backends.engine_file import EngineFile, Passport, read_engine, write_engine
 from trtkit.backends.requirements import require_run
 from trtkit.backends.trt.builder import read_graph
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
+from trtkit.backends.trt.execution import load_plan
 from trtkit.backends.trt.network import fit_graph
-from trtkit.errors import EngineError, OnnxError
+from trtkit.errors import EngineError
 from trtkit.files import hash_parts
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.qdq import expand_int8_weights
+from trtkit.models.onnx_model import from_proto, load_external_weights
 from trtkit.writing import check_output
 
 __all__ = ["refit_engine"]
@@ -68,7 +70,8 @@ def refit_engine(
     capabilities = require_run(file.backend, device=device)
     mismatch = check_compatibility(passport, capabilities, parse_device(device))
     if mismatch is not None:
-        raise EngineError(asked, mismatch.found, mismatch.do, code=mismatch.code, path=file.path)
+        raise mismatch.error(asked, file.path)
+    check_contents(file, asked, needs_weights=False)
     proto, graph_hash = _prepare(graph, passport, capabilities)
     if passport.weights == "stripped" and graph_hash != passport.graph_hash:
         raise EngineError(
@@ -79,7 +82,7 @@ def refit_engine(
             path=file.path,
         )
     plan = _refit(file, passport, proto, capabilities, parse_device(device).gpu)
-    if passport.compatibility == "version" and is_trusted(file.plan):
+    if passport.compatibility == "version":
         trust_plan(plan)
     # A stripped engine keeps the kernels that fit its own weights alone: it can't take others afterwards.
     weights = None if passport.weights == "stripped" else passport.weights
@@ -91,7 +94,14 @@ def refit_engine(
         plan_hash=hash_parts(plan),
         plan_size=len(plan),
     )
-    return write_engine(path, plan, file.metadata, passport, overwrite=overwrite)
+    return write_engine(path, plan, {**file.metadata, **_read_names(proto)}, passport, overwrite=overwrite)
+
+
+def _read_names(proto: onnx.ModelProto) -> dict[str, Any]:
+    """The class names of the model whose weights the engine has now, as metadata; {} where the graph has none."""
+    if not {"task", "names"} <= {entry.key for entry in proto.metadata_props}:
+        return {}
+    return {"names": dict(from_proto(proto).names)}
 
 
 def _prepare(
@@ -100,16 +110,7 @@ def _prepare(
     """The graph as it was built, and its hash in the passport's sense."""
     _, proto, path = read_graph(graph)
     if path:
-        try:
-            onnx.load_external_data_for_model(proto, str(Path(path).parent))
-        except (OSError, ValueError) as error:
-            raise OnnxError(
-                f"read {path}",
-                f"its weights do not load ({error})",
-                "keep the file of its weights beside it",
-                code="onnx-external-data",
-                path=path,
-            ) from error
+        load_external_weights(proto, path, f"read {path}")
     proto = fit_graph(
         proto, capabilities, precision=passport.precision, implicit=bool(passport.recipe.get("implicit", False))
     )
@@ -123,19 +124,10 @@ def _refit(file: EngineFile, passport: Passport, proto: onnx.ModelProto, capabil
     logger = get_logger(capabilities.backend)
     asked = f"refit {file.path}"
     torch: Any = require_torch_cuda(asked)
+    host_code = passport.compatibility == "version"
     with torch.cuda.device(gpu), capture_messages() as messages:
-        runtime = trt.Runtime(logger)
-        if passport.compatibility == "version" and is_trusted(file.plan):
-            runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(file.plan)
-        if engine is None:
-            raise EngineError(
-                asked,
-                f"TensorRT rejects the plan ({messages.summary()})",
-                "export the model again",
-                code="engine-plan-rejected",
-                reason=messages.summary(),
-            )
+        # The runtime is held as long as the engine needs it.
+        _runtime, engine = load_plan(file.plan, file.backend, asked=asked, host_code=host_code)
         refitter = trt.Refitter(engine, logger)
         if hasattr(trt, "OnnxParserRefitter"):
             given = trt.OnnxParserRefitter(refitter, logger).refit_from_bytes(proto.SerializeToString())

@@ -14,9 +14,9 @@ import numpy as np
 
 from trtkit.arguments import PRECISIONS
 from trtkit.backends.capabilities import Capabilities
-from trtkit.backends.compatibility import check_compatibility, is_trusted
+from trtkit.backends.compatibility import check_compatibility, check_contents
 from trtkit.backends.devices import Device, parse_device
-from trtkit.backends.engine_file import EngineFile, Passport, read_engine
+from trtkit.backends.engine_file import EngineFile, read_engine
 from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
 from trtkit.backends.stages import StageClock, enter_stage
@@ -99,32 +99,12 @@ def open_engine(
     if file.passport is not None:
         mismatch = check_compatibility(file.passport, capabilities, target)
         if mismatch is not None:
-            raise EngineError(f"open {path}", mismatch.found, mismatch.do, code=mismatch.code, path=path)
-        _check_contents(file, file.passport)
+            raise mismatch.error(f"open {path}", path)
+        check_contents(file, f"open {path}")
     runner = TensorRTRunner(file, file.info(task=task), capabilities, target)
-    if file.path is not None:
-        # Without the device: another process has GPUs of its own.
-        runner.opener = functools.partial(open_engine, Path(file.path).absolute(), task=task, backend=backend)
+    # Without the device: another process has GPUs of its own.
+    runner.opener = functools.partial(open_engine, file.path.absolute(), task=task, backend=backend)
     return runner
-
-
-def _check_contents(file: EngineFile, passport: Passport) -> None:
-    if passport.weights == "stripped":
-        raise EngineError(
-            f"open {file.path}",
-            "it was exported without weights",
-            "put them in: trtkit engine refit ENGINE ONNX OUTPUT, or backends.refit_engine",
-            code="engine-weights-stripped",
-            path=file.path,
-        )
-    if passport.compatibility == "version" and not is_trusted(file.plan):
-        raise EngineError(
-            f"open {file.path}",
-            "it brings a TensorRT runtime of its own, whose code would run in this process",
-            "set the environment variable TRTKIT_HOST_CODE=1 if you trust the file",
-            code="engine-host-code",
-            path=file.path,
-        )
 
 
 class TensorRTRunner(Runner):
@@ -154,9 +134,18 @@ class TensorRTRunner(Runner):
             file.plan, capabilities.backend, device, asked=f"open {file.path}", host_code=host_code
         )
         self._execution.asked = f"run {self.name}"
+        self._staged: dict[str, Any] = {}
+        self._predictor: BatchPredictor | None = None
+        try:
+            self._read_engine(file, info)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_engine(self, file: EngineFile, info: ModelInfo) -> None:
+        """Read what the engine takes, returns and computes in."""
         image_inputs = [name for name in self._execution.input_names if len(self._execution.ranges[name][0]) == 4]
         if len(image_inputs) != 1:
-            self._execution.close()
             raise EngineError(
                 f"open {file.path}",
                 f"it has {len(image_inputs)} image inputs",
@@ -171,15 +160,9 @@ class TensorRTRunner(Runner):
         self.batch = self._max_shape[0]
         imgsz = info.imgsz if self.dynamic and "imgsz" in file.metadata else opt_shape[2:]
         self.imgsz = (int(imgsz[0]), int(imgsz[1]))
-        try:
-            self.info = self._fit_info(info, file.metadata)
-        except ModelError:
-            self._execution.close()
-            raise
+        self.info = self._fit_info(info, file.metadata)
         self.hash = file.passport.model_hash if file.passport is not None else hash_parts(file.plan)
         self.precision = _read_precision(file) or self._lowest_precision()
-        self._staged: dict[str, Any] = {}
-        self._predictor: BatchPredictor | None = None
 
     def infer(self, feeds: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch from and to host memory; see `Runner.infer`.
@@ -187,16 +170,7 @@ class TensorRTRunner(Runner):
         Raises:
             EngineError: The batch or size does not fit the engine, the runner is closed, or the run failed.
         """
-        arrays = dict(feeds) if isinstance(feeds, Mapping) else {self.input_name: feeds}
-        if set(arrays) != set(self._execution.input_names):
-            raise EngineError(
-                f"run {self.name} with inputs {sorted(arrays)}",
-                f"the engine's inputs are {self._execution.input_names}",
-                "feed exactly these",
-                code="run-inputs-unknown",
-                names=sorted(arrays),
-                expected=self._execution.input_names,
-            )
+        arrays = self._name_feeds(feeds, self.input_name, self._execution.input_names)
         count = self._check_shape(arrays[self.input_name].shape)
         torch = self._execution.torch
         ready = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
@@ -448,9 +422,12 @@ class TensorRTRunner(Runner):
         return info
 
     def _read_layers(self) -> tuple[dict[str, Any], ...]:
+        return parse_inspector_json(self._inspect())
+
+    def _inspect(self) -> str:
         inspector = self._execution.engine.create_engine_inspector()
         inspector.execution_context = self._execution.context
-        return parse_inspector_json(inspector.get_engine_information(self._execution.trt.LayerInformationFormat.JSON))
+        return str(inspector.get_engine_information(self._execution.trt.LayerInformationFormat.JSON))
 
     def _lowest_precision(self) -> str:
         """The lowest precision of any layer, for engines whose file does not state it; "fp32" without layer types."""
