@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +195,45 @@ def test_cancelling_kills_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert time.perf_counter() - started < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), signal.SIG_DFL)
+
+
+def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text(
+        "import os, time, pathlib\nfrom tensorrt_rtx_bindings import *\nfrom tensorrt_rtx_bindings import __version__\n"
+        f"def Builder(logger):\n    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    onnx.save(tiny_graphs.detector(), tmp_path / "tiny.onnx")
+    (tmp_path / "parent.py").write_text(
+        "import dataclasses, sys\nfrom trtkit import backends\n"
+        "settings = backends.BuildSettings(imgsz=(32, 32), device='sm89', isolate=True)\n"
+        "backends.build(sys.argv[1], settings, backend='tensorrt_rtx')\n"
+    )
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""), *sys.path))
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "tiny.onnx")],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
+    parent.kill()
+    parent.wait()
+    child = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not is_running(child))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.perf_counter() + seconds
+    while not condition():
+        assert time.perf_counter() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    # One that has ended and that nobody waits for is a zombie.
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.slow

@@ -16,7 +16,14 @@ from trtkit import errors
 from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.requirements import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
-from trtkit.child_process import describe_exit, error_from_dict, error_to_dict, print_event, run_child
+from trtkit.child_process import (
+    describe_exit,
+    error_from_dict,
+    error_to_dict,
+    exit_with_parent,
+    print_event,
+    run_child,
+)
 from trtkit.progress import Reporter
 from trtkit.writing import temporary_folder
 
@@ -96,6 +103,7 @@ def main(name: str) -> None:
     Args:
         name: The folder.
     """
+    exit_with_parent()
     folder = Path(name)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     values = job["settings"]
