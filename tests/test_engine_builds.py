@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 import tiny_graphs
@@ -14,8 +15,11 @@ from replaced_builder import replace_builder
 
 import trtkit as tk
 from trtkit import backends
+from trtkit.engine_builds import verify_engine
 from trtkit.errors import BuildError, CapabilityError, RecipeError
-from trtkit.progress import Event
+from trtkit.graph.onnx_file import update_metadata
+from trtkit.models.model import ModelInfo, default_preprocess
+from trtkit.progress import Event, Reporter
 
 
 @pytest.fixture
@@ -78,11 +82,70 @@ def test_without_verification_the_fastest_is_kept_whatever_it_computes(
     assert which_build(export(tmp_path, images, builds=2, verify=False)) == 1
 
 
+def test_a_build_for_another_gpu_takes_the_builder_that_can(
+    builder: SimpleNamespace, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def require(backend: str | None, **settings: object) -> SimpleNamespace:
+        asked.append((backend, settings["device"]))
+        return SimpleNamespace(backend="tensorrt")
+
+    monkeypatch.setattr(backends, "require_build", require)
+    source = tmp_path / "tiny.onnx"
+    onnx.save(tiny_graphs.detector(), source)
+    tk.export(source, device="sm89", output=tmp_path / "tiny.engine", verify=False)
+    assert asked[0] == (None, "sm89")
+
+
 def test_nothing_is_written_where_every_build_is_wrong(builder: SimpleNamespace, images: Path, tmp_path: Path) -> None:
     builder.times, builder.fault = [2.0, 1.0], FAULTS["bias"]
     with raises(BuildError, "engine-differs"):
         export(tmp_path, images, builds=2)
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx"}
+
+
+def four_channels() -> onnx.ModelProto:
+    value = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node("Conv", ["images", "weight"], ["cells"], strides=[2, 2]),
+        onnx.helper.make_node("Reshape", ["cells", "shape"], ["output0"]),
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(np.ones((7, 4, 2, 2), np.float32), "weight"),
+        onnx.numpy_helper.from_array(np.array([1, 7, 256]), "shape"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [value("images", 1, [1, 4, 32, 32])], [value("output0", 1, [1, 7, 256])], weights
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    info = ModelInfo(
+        task="detect", names=tiny_graphs.NAMES, imgsz=(32, 32), preprocess=default_preprocess("detect", channels=4)
+    )
+    return update_metadata(proto, info.to_metadata(), {})
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings", "opened"),
+    [
+        (tiny_graphs.detector(), {"weights": "stripped"}, 0),
+        (tiny_graphs.detector("int8"), {"int8": True, "implicit": True}, 0),
+        (four_channels(), {}, 1),
+    ],
+)
+def test_an_engine_that_is_not_compared_leaves_no_session_open(
+    builder: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, graph: onnx.ModelProto, settings: dict, opened: int
+) -> None:
+    runners, messages = [], []
+    monkeypatch.setattr(
+        backends, "open", lambda source, open_=backends.open: runners.append(open_(source)) or runners[-1]
+    )
+    recipe = tk.Recipe(model="m.onnx", backend="tensorrt", **settings)
+    reporter = Reporter(lambda event: messages.append(event.message))
+    assert verify_engine(Path("m.engine"), graph, "tensorrt", recipe, None, Path("m.engine"), reporter) is None
+    assert len(messages) == 1
+    assert len(runners) == opened
+    assert all(runner.session is None for runner in runners)
 
 
 def test_what_several_builds_need_is_checked_before_any(

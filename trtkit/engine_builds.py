@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
@@ -159,13 +160,14 @@ def time_builds(
 
 
 def verify_engine(
-    engine: Path, graph: onnx.ModelProto, recipe: Recipe, data: Any, path: Path, reporter: Reporter
+    engine: Path, graph: onnx.ModelProto, builder: str, recipe: Recipe, data: Any, path: Path, reporter: Reporter
 ) -> Verification | None:
     """Compare an engine with its graph; None where that can't be done here.
 
     Args:
         engine: The engine's file.
         graph: The graph it was built from.
+        builder: The backend that built it.
         recipe: The settings of the export.
         data: Images, or None for the embedded ones.
         path: The file that is to be written, for errors.
@@ -178,22 +180,25 @@ def verify_engine(
     from trtkit.errors import CapabilityError, EngineError
     from trtkit.verification import EXPORT_IMAGES, compare_runners
 
-    reason = "TensorRT's calibrator chose its scales, which no graph holds" if recipe.implicit else ""
-    if recipe.weights == "stripped":
-        reason = "the engine has no weights yet"
-    try:
-        backends.require_run(recipe.backend or backends.best("build"), device=recipe.device)
-        reference = backends.open(graph)
-    except (CapabilityError, EngineError, RecipeError) as error:
-        # It was built for a GPU elsewhere, this machine can't run it, or ONNX Runtime rejects the graph.
-        reason = reason or error.found
-    else:
-        if data is None and reference.info.channels not in (1, 3):
-            reason = reason or f"the embedded images have no {reference.info.channels} channels: pass data"
-    if reason:
-        reporter.log("verify", f"not compared with ONNX Runtime: {reason}")
-        return None
-    with reference, backends.open(engine, device=recipe.device) as runner:
+    with contextlib.ExitStack() as stack:
+        reason, reference = "", None
+        if recipe.weights == "stripped":
+            reason = "the engine has no weights yet"
+        elif recipe.implicit:
+            reason = "TensorRT's calibrator chose its scales, which no graph holds"
+        else:
+            try:
+                backends.require_run(builder, device=recipe.device)
+                reference = stack.enter_context(backends.open(graph))
+            except (CapabilityError, EngineError, RecipeError) as error:
+                # It was built for a GPU elsewhere, this machine can't run it, or ONNX Runtime rejects the graph.
+                reason = error.found
+        if reference is not None and data is None and reference.info.channels not in (1, 3):
+            reason = f"the embedded images have no {reference.info.channels} channels: pass data"
+        if reference is None or reason:
+            reporter.log("verify", f"not compared with ONNX Runtime: {reason}")
+            return None
+        runner = stack.enter_context(backends.open(engine, device=recipe.device))
         verification = compare_runners(
             runner, reference, data, EXPORT_IMAGES, progress=reporter.progress, cancel=reporter.cancel
         )

@@ -212,6 +212,7 @@ def export_with_graph(
         TrtkitError: As `export` does.
     """
     from trtkit import backends
+    from trtkit.backends.trt.callbacks import require_calibrator
     from trtkit.calibration import DEFAULTS
     from trtkit.calibration.calibrator import (
         OVERFLOW_IMAGES,
@@ -237,10 +238,11 @@ def export_with_graph(
     if recipe.backend is not None:
         backends.get_backend(recipe.backend)
     if recipe.format == "engine":
-        builder = recipe.backend or backends.best("build")
-        backends.require_build(
-            builder, device=recipe.device, compatibility=recipe.compatibility, weights=recipe.weights
-        )
+        builder = backends.require_build(
+            recipe.backend, device=recipe.device, compatibility=recipe.compatibility, weights=recipe.weights
+        ).backend
+        if recipe.implicit:
+            require_calibrator(builder)
         if recipe.builds > 1:
             backends.require_run(builder, device=recipe.device)
     reporter.step("load", 0, 1)
@@ -335,7 +337,7 @@ def export_with_graph(
 
         def check(engine: Path) -> None:
             nonlocal verification
-            verification = verify_engine(engine, graph, recipe, data, path, reporter)
+            verification = verify_engine(engine, graph, builder, recipe, data, path, reporter)
 
         if verify:
             reporter.begin("verify")

@@ -270,7 +270,8 @@ def verify(
         )
         if layers and result.verdict == "differs":
             reporter.begin(BUILD_LAYERS)
-            result = dataclasses.replace(result, layers=_compare_layers(engine, graph, result, data, eval_images))
+            differing = _compare_layers(engine, graph, result, data, eval_images, reporter)
+            result = dataclasses.replace(result, layers=differing)
         reporter.finish()
         return result
 
@@ -462,13 +463,13 @@ def _run(
 
 
 def _compare_layers(
-    engine: Runner, graph: Any, result: Verification, data: DataSource | None, eval_images: int
+    engine: Runner, graph: Any, result: Verification, data: DataSource | None, eval_images: int, reporter: Reporter
 ) -> pl.DataFrame:
     """`Verification.layers`, by a second build with marked outputs, on the image and batch that differ most."""
     import polars as pl
 
+    from trtkit.backends.trt.network import fit_graph
     from trtkit.graph.analysis import GraphIndex
-    from trtkit.graph.pad_channels import pad_channels
     from trtkit.models import load
 
     proto = load(graph).proto if isinstance(graph, (str, Path)) else graph
@@ -483,11 +484,11 @@ def _compare_layers(
         batch=engine.profile_batches[-1],
         imgsz=engine.imgsz,
         dynamic=engine.dynamic,
-        device=passport.recipe.get("device"),
+        device=_find_device(engine, passport),
         opt_level=passport.recipe.get("opt_level"),
     )
-    padded = engine.precision == "int8" and passport.backend == "tensorrt"
-    built = backends.build(pad_channels(with_outputs) if padded else with_outputs, settings, backend=passport.backend)
+    fitted = fit_graph(with_outputs, backends.probe(passport.backend), precision=engine.precision)
+    built = backends.build(fitted, settings, backend=passport.backend, reporter=reporter)
     worst = (
         result.images.filter("differs").sort(pl.col("difference") / pl.col("limit"), descending=True).row(0, named=True)
     )
@@ -516,6 +517,13 @@ def _compare_layers(
         inherited = any(output in differs for at in before for output in at.output)
         rows.append((node.name, name, gap, name in differs, name in differs and not inherited))
     return pl.DataFrame(rows, schema=("layer", "tensor", "difference", "differs", "begins"), orient="row")
+
+
+def _find_device(engine: Runner, passport: backends.Passport) -> str | int | None:
+    """Where an open engine runs; it may have been built for this GPU on another machine."""
+    if passport.dla is not None:
+        return f"dla:{passport.dla}"
+    return None if engine.gpu is None else engine.gpu.index
 
 
 def _find_tensors(index: GraphIndex) -> list[str]:

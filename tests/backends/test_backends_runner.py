@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import onnx
 import pytest
@@ -19,8 +20,10 @@ import trtkit
 from trtkit import backends
 from trtkit.backends import BuildSettings, Passport
 from trtkit.backends.devices import Gpu
-from trtkit.errors import CapabilityError, DataError, EngineError
+from trtkit.errors import CancelledError, CapabilityError, DataError, EngineError
+from trtkit.graph.fp16 import has_fp16
 from trtkit.models.model import RAW_MAPS
+from trtkit.verification import LIMITS, Limit
 
 ALL = ("8.6.0", "10.13.0.35", "11.4.0.106")
 A10 = Gpu(index=0, name="NVIDIA A10", sm="sm86", memory=24 * 2**30)
@@ -90,6 +93,39 @@ def test_export_verifies_and_a_second_build_names_layers(
     assert result.layers is not None
     assert result.layers["tensor"].to_list() == ["silu_out", "output0"]
     assert not result.layers["differs"].any()
+
+
+def test_a_second_build_is_fitted_as_the_first_and_runs_where_the_engine_does(
+    tensorrt: Any, tmp_path: Path, with_gpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Gpu(index=index, name="NVIDIA H100", sm="sm90", memory=2**36) for index in range(2))
+    trt = tensorrt("11.4.0.106", first, second)
+    graph = tiny_graphs.detector("int8", batch=2)
+    source = tmp_path / "tiny.onnx"
+    onnx.save(graph, source)
+    artifact = trtkit.export(
+        source, backend="tensorrt", int8=True, batch=2, device=1, output=tmp_path / "m.engine", verify=False
+    )
+    # It moves to a machine with one GPU.
+    with_gpus(first)
+    monkeypatch.setitem(LIMITS, "int8", dict.fromkeys(LIMITS["int8"], Limit(-1.0, -1.0)))
+    result = trtkit.verify(artifact, eval_images=2, onnx=graph, layers=True)
+    assert result.layers is not None
+    (network, _), (again, _) = trt.fake.builds
+    assert has_fp16(network.proto)
+    assert has_fp16(again.proto)
+    assert len(again.proto.graph.output) > len(network.proto.graph.output)
+    # A second build takes minutes on a real GPU: it reports, and can be cancelled.
+    cancel, stages = threading.Event(), []
+
+    def listen(event: Any) -> None:
+        stages.append(event.stage)
+        if event.stage == "build int8 engine":
+            cancel.set()
+
+    with raises(CancelledError, "cancelled"):
+        trtkit.verify(artifact, eval_images=2, onnx=graph, layers=True, progress=listen, cancel=cancel)
+    assert stages[-1] == "build int8 engine"
 
 
 def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: Path) -> None:
@@ -365,6 +401,42 @@ def test_a_bare_plan_needs_its_task(tensorrt: Any, tmp_path: Path) -> None:
     with backends.open(bare, task="detect") as runner:
         assert (runner.batch, runner.imgsz, len(runner.info.names), runner.precision) == (2, (32, 32), 3, "fp16")
         assert runner.passport is None
+
+
+@pytest.mark.parametrize(("core", "index"), [("0", 0), (1, 1)])
+def test_an_engine_of_ultralytics_runs_on_its_dla_core(tensorrt: Any, tmp_path: Path, core: Any, index: int) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    file = backends.read_engine(path)
+    theirs = backends.write_engine(
+        tmp_path / "theirs.engine", file.plan, file.info().to_metadata() | {"dla": core}, None
+    )
+    with backends.open(theirs) as runner:
+        assert f"DLA {index} of" in runner.name
+        assert runner._execution.runtime.DLA_core == index
+    with backends.open(theirs, device=0) as runner:
+        assert runner._execution.runtime.DLA_core == -1
+
+
+def test_a_dla_core_that_is_no_number(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    file = backends.read_engine(path)
+    write = backends.write_engine
+    theirs = write(tmp_path / "theirs.engine", file.plan, file.info().to_metadata() | {"dla": "first"}, None)
+    with raises(EngineError, "engine-metadata-invalid", path=theirs):
+        backends.open(theirs)
+
+
+def test_a_tensor_of_a_type_that_torch_lacks(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The fake takes the first name of a width for its type.
+    monkeypatch.setattr(fake_tensorrt, "SIZES", {"FP8": np.float32, **fake_tensorrt.SIZES})
+    trt = tensorrt("10.13.0.35")
+    path, _ = engine(tmp_path)
+    before = trt.fake.live
+    with raises(EngineError, "engine-tensor-type", name="images", value="FP8"):
+        backends.open(path)
+    assert trt.fake.live == before
 
 
 def test_ultralytics_engines_open(tensorrt: Any, tmp_path: Path) -> None:

@@ -218,6 +218,24 @@ class EngineFile:
     plan: bytes = dataclasses.field(repr=False)
     backend: str
 
+    @property
+    def dla(self) -> int | None:
+        """The DLA core that it was built for, None for a GPU.
+
+        Raises:
+            EngineError: The file names no number.
+        """
+        core = self.passport.dla if self.passport is not None else self.metadata.get("dla")
+        if core is not None and not str(core).isdecimal():
+            raise EngineError(
+                f"open {self.path}",
+                f"its DLA core is {core!r}",
+                "export the model again",
+                code="engine-metadata-invalid",
+                path=self.path,
+            )
+        return None if core is None else int(core)
+
     def info(self, *, task: str | None = None, names: Mapping[int, str] | None = None) -> ModelInfo:
         """The model's description.
 

@@ -321,14 +321,15 @@ class Execution:
         return context
 
     def _name_tensors(self) -> None:
-        engine, trt = self.engine, self.trt
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self.input_names = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        # No local holds the engine: an error would keep it, and its memory, with its frames.
+        modes, locations = self.trt.TensorIOMode, self.trt.TensorLocation
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        self.input_names = [name for name in names if self.engine.get_tensor_mode(name) == modes.INPUT]
         self.output_names = [name for name in names if name not in self.input_names]
-        self.types = {name: _torch_type(self.torch, engine.get_tensor_dtype(name)) for name in names}
+        self.types = {name: self._torch_type(name) for name in names}
         self.ranges: dict[str, tuple[tuple[int, ...], ...]] = {}
         for name in self.input_names:
-            if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            if self.engine.get_tensor_location(name) != locations.DEVICE:
                 raise EngineError(
                     self.asked,
                     f"its input {name!r} is a shape tensor on the host",
@@ -336,11 +337,30 @@ class Execution:
                     code="engine-shape-input",
                     name=name,
                 )
-            shape = tuple(engine.get_tensor_shape(name))
+            shape = tuple(self.engine.get_tensor_shape(name))
             fixed = all(side >= 0 for side in shape)
-            profile = [shape] * 3 if fixed else [tuple(limit) for limit in engine.get_tensor_profile_shape(name, 0)]
+            profile = (
+                [shape] * 3 if fixed else [tuple(limit) for limit in self.engine.get_tensor_profile_shape(name, 0)]
+            )
             self.ranges[name] = tuple(profile)
         self.dynamic = any(low != high for low, _, high in self.ranges.values())
+
+    def _torch_type(self, name: str) -> Any:
+        torch, kind = self.torch, str(self.engine.get_tensor_dtype(name).name)
+        types = {
+            "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8,
+            "INT32": torch.int32, "INT64": torch.int64, "BOOL": torch.bool, "UINT8": torch.uint8,
+        }  # fmt: skip
+        if kind not in types:
+            raise EngineError(
+                self.asked,
+                f"its input or output {name!r} is of type {kind}",
+                "export a graph whose inputs and outputs are of a type that torch computes in",
+                code="engine-tensor-type",
+                name=name,
+                value=kind,
+            )
+        return types[kind]
 
     def _allocate(self) -> None:
         """Allocate memory for the largest shapes, so that no run allocates."""
@@ -442,14 +462,6 @@ def _create_output_allocator(execution: Execution, name: str) -> Any:
             return self.data[: math.prod(self.shape)].view(self.shape)
 
     return OutputAllocator()
-
-
-def _torch_type(torch: Any, kind: Any) -> Any:
-    names = {
-        "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8,
-        "INT32": torch.int32, "INT64": torch.int64, "BOOL": torch.bool, "UINT8": torch.uint8,
-    }  # fmt: skip
-    return names[str(kind.name)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -93,8 +93,7 @@ def open_engine(
         CapabilityError: The backend, the GPU or torch with CUDA is missing.
     """
     file = read_engine(path)
-    core = file.passport.dla if file.passport is not None else file.metadata.get("dla")
-    target = parse_device(f"dla:{core}" if device is None and core is not None else device)
+    target = parse_device(f"dla:{file.dla}" if device is None and file.dla is not None else device)
     capabilities = require_run(backend or file.backend, device=device)
     if file.passport is not None:
         mismatch = check_compatibility(file.passport, capabilities, target)
