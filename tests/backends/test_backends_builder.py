@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from raising import raises
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration, capabilities
 from trtkit.backends.devices import Gpu
+from trtkit.backends.trt.callbacks import BuildProgress
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
 from trtkit.graph.nms import add_nms
 from trtkit.graph.onnx_file import update_metadata
@@ -399,6 +401,48 @@ def test_an_operator_without_kernel_is_named(tensorrt: Any, settings: dict[str, 
             dynamic=settings.get("dynamic", False),
         )
     assert advice in caught.value.do
+
+
+@pytest.mark.parametrize(("started", "selected"), [(False, []), (True, [0])])
+def test_the_first_gpu_is_selected_where_the_caller_may_work_on_another(
+    tensorrt: Any, monkeypatch: pytest.MonkeyPatch, started: bool, selected: list[int]
+) -> None:
+    trt = tensorrt("8.6.0")
+    chosen: list[int] = []
+
+    def select(index: int) -> Any:
+        chosen.append(index)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(trt.torch.cuda, "device", select)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: started)
+    build(trt, SMALL)
+    assert chosen == selected
+
+
+def test_progress_of_several_threads_never_goes_back() -> None:
+    events: list[int] = []
+    progress = BuildProgress(Reporter(lambda event: events.append(event.done)), "build")
+    assert all(progress.report(done) for done in (0, 6, 5, 6, 7))
+    assert events == [0, 6, 7]
+
+
+def test_an_isolated_build_is_refused_before_its_images_are_read(tensorrt: Any) -> None:
+    def read() -> Any:
+        raise AssertionError
+        yield
+
+    tensorrt("11.4.0.106")
+    settings = dataclasses.replace(SMALL, precision="int8", isolate=True)
+    for changes, code in (
+        ({"implicit": ImplicitCalibration(batches=read())}, "calibrator-unsupported"),
+        ({"compatibility": "version"}, "build-compatibility-unsupported"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(capabilities, "_finds_lean_runtime", lambda trt: False)
+            capabilities.probe.cache_clear()
+            with raises(CapabilityError, code):
+                backends.build(tiny_graphs.detector(), dataclasses.replace(settings, **changes))
 
 
 def test_hardware_compatibility_needs_an_ampere_gpu(tensorrt: Any) -> None:

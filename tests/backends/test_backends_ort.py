@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections import UserDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import tiny_graphs
 from raising import raises
 
 from trtkit import backends
+from trtkit.backends import capabilities
 from trtkit.backends.ort import OrtRunner, detect_precision
 from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError, TrtkitError
 from trtkit.graph.fp16 import emulate_fp16
@@ -113,6 +117,31 @@ def test_batches_of_a_static_graph() -> None:
         assert len(runner.predict(tiny_graphs.images(9))) == 9
 
 
+def test_an_output_without_a_batch_is_given_as_it_is() -> None:
+    graph = tiny_graphs.detector(batch=2)
+    graph.graph.node.append(onnx.helper.make_node("ReduceMax", ["output0"], ["highest"], keepdims=0))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("highest", 1, []))
+    with backends.open(graph) as runner:
+        outputs = runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+    assert (outputs["output0"].shape, outputs["highest"].shape) == ((1, 7, 256), ())
+
+
+def test_closing_while_a_run_begins() -> None:
+    runner = OrtRunner(tiny_graphs.detector())
+
+    class Feeds(UserDict[str, np.ndarray]):
+        """Read before the run, while another thread closes the runner."""
+
+        def __getitem__(self, name: str) -> np.ndarray:
+            runner.close()
+            return super().__getitem__(name)
+
+    feed = np.zeros((1, 3, 32, 32), np.float32)
+    assert runner.infer(Feeds(images=feed))["output0"].shape == (1, 7, 256)
+    with raises(EngineError, "runner-closed"):
+        runner.infer(feed)
+
+
 def test_a_dynamic_graph_takes_any_batch_and_size() -> None:
     with backends.open(tiny_graphs.detector(dynamic=True)) as runner:
         assert (runner.batch, runner.dynamic) == (None, True)
@@ -176,6 +205,18 @@ def test_mismatches_are_engine_errors() -> None:
         runner.infer(np.zeros((1, 3, 32, 32), np.float32))
 
 
+def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities.import_bindings.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with raises(CapabilityError, "backend-import-failed", backend="onnxruntime") as caught:
+        backends.open(tiny_graphs.detector())
+    assert "pip install onnxruntime" in caught.value.do
+    # An empty folder, such as an uninstalled package leaves.
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    with raises(CapabilityError, "backend-missing", backend="onnxruntime"):
+        backends.open(tiny_graphs.detector())
+
+
 def test_a_graph_that_onnx_runtime_rejects() -> None:
     with raises(EngineError, "onnx-rejected"):
         backends.open(tiny_graphs.unsupported_op(), task="detect")
@@ -202,6 +243,9 @@ def test_errors_of_open(tmp_path: Path) -> None:
         backends.open(tmp_path / "model.pt")
     with raises(EngineError, "engine-not-found", path=tmp_path / "none.engine"):
         backends.open(tmp_path / "none.engine")
+    for value in (None, 3, np.zeros(2), b"model.onnx", ["model.onnx"]):
+        with raises(EngineError, "open-type-unknown", value=type(value).__name__):
+            backends.open(value)  # type: ignore[arg-type]
     cases: list[tuple[dict[str, Any], type[TrtkitError], str]] = [
         ({"backend": "no_such_backend"}, RecipeError, "backend-unknown"),
         ({"backend": "tensorrt"}, RecipeError, "open-onnx-as-engine"),

@@ -19,6 +19,7 @@ from task_models import drawn_set, untrained
 
 import trtkit as tk
 from trtkit import backends
+from trtkit.backends import triton
 from trtkit.backends.triton import TritonRunner, parse_address
 from trtkit.cli import main
 from trtkit.errors import CapabilityError, EngineError, RecipeError
@@ -111,6 +112,23 @@ def test_each_thread_has_a_connection_of_its_own(server: fake_triton.Server, fil
         np.testing.assert_allclose(one, expected[index % 6], atol=1e-6)
 
 
+def test_a_connection_that_opens_while_the_runner_closes_is_closed(
+    server: fake_triton.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = tk.open(ADDRESSES["http"] + "dynamic")
+
+    class Late(triton._Connection):
+        def __init__(self, module: Any, address: triton.Address) -> None:
+            super().__init__(module, address)
+            # As another thread does.
+            runner.close()
+
+    monkeypatch.setattr(triton, "_Connection", Late)
+    with ThreadPoolExecutor(1) as pool, raises(EngineError, "runner-closed"):
+        pool.submit(runner.infer, np.zeros((1, 3, 32, 32), np.float32)).result()
+    # The fixture counts the connections.
+
+
 def test_memory_that_the_server_refuses_is_removed(
     server: fake_triton.Server, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +195,9 @@ def test_mistakes_of_an_address(server: fake_triton.Server) -> None:
         tk.open(ADDRESSES["http"] + "dynamic/7")
     with raises(EngineError, "triton-input-unsuitable", names=["image"]):
         tk.open(ADDRESSES["http"] + "dynamic_images")
+    server.configs["static"]["input"][0]["data_type"] = "TYPE_BF16"
+    with raises(EngineError, "triton-input-unsuitable", names=["images"]):
+        tk.open(ADDRESSES["http"] + "static")
     server.broken["static"] = "Internal: no onnxruntime"
     with raises(EngineError, "triton-model-not-ready") as caught:
         tk.open(ADDRESSES["http"] + "static")

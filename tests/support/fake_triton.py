@@ -224,6 +224,8 @@ class Client:
         return self.server is not None
 
     def is_model_ready(self, name: str, version: str = "", client_timeout: float | None = None) -> bool:
+        # Over gRPC a call without it waits forever.
+        assert (client_timeout is not None) == self.is_grpc
         return name in self.server.configs and name not in self.server.broken and version in ("", "1")
 
     def get_server_metadata(self, as_json: bool = False, client_timeout: float | None = None) -> Any:

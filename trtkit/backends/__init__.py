@@ -94,7 +94,7 @@ def open(
         A runner; close it, or use it in a `with` block.
 
     Raises:
-        EngineError: The file is not an engine, is truncated, or was built for another machine.
+        EngineError: It is no model, the file is not an engine, is truncated, or was built for another machine.
         OnnxError: The file is not an ONNX graph, or names no task.
         CapabilityError: The backend or the GPU is missing; the error names the command that installs it.
         RecipeError: No such backend or device name.
@@ -110,6 +110,14 @@ def open(
             continue
         if candidate.accepts(model):
             return candidate.open(model, task=task, device=device)
+    if not isinstance(model, (str, Path)):
+        raise EngineError(
+            "open a model",
+            f"a value of type {type(model).__name__} is none",
+            "pass an engine, an ONNX file or graph, or what export returned",
+            code="open-type-unknown",
+            value=type(model).__name__,
+        )
     if Path(model).suffix.lower() in (".pt", ".pth"):
         raise EngineError(
             f"open {model}",

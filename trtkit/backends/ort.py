@@ -128,8 +128,8 @@ class OrtRunner(Runner):
             ) from error
         results = {}
         for name, value in zip(self.outputs, values, strict=True):
-            rows = value[:count] if self.fixed_batch is not None and len(value) == self.fixed_batch else value
-            results[name] = np.asarray(rows, dtype=np.float32)
+            array = np.asarray(value, dtype=np.float32)
+            results[name] = array[:count] if array.ndim and len(array) == self.fixed_batch else array
         return results
 
     def close(self) -> None:
@@ -205,7 +205,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _accepts(source: Any) -> bool:
-    return not isinstance(source, (str, Path)) or Path(source).suffix.lower() == ".onnx"
+    if isinstance(source, (str, Path)):
+        return Path(source).suffix.lower() == ".onnx"
+    return isinstance(source, onnx.ModelProto)
 
 
 def _open(source: Any, *, task: str | None, device: str | int | None) -> OrtRunner:

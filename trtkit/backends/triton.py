@@ -173,10 +173,11 @@ class TritonRunner(Runner):
         self.name = f"Triton {server.get('version', '')} {PROTOCOLS[address.protocol]} {address.model}"
         most = int(config.get("max_batch_size", 0))
         inputs, outputs = (_read_tensors(config, kind, most) for kind in ("input", "output"))
-        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or not re.fullmatch(r"(FP|U?INT)\d+", inputs[0].datatype):
             raise EngineError(
                 asked,
-                f"the model takes {', '.join(f'{one.name} {one.shape}' for one in inputs)}, not one batch of images",
+                f"the model takes {', '.join(f'{one.name} {one.shape} {one.datatype}' for one in inputs)}, "
+                "not one batch of images",
                 "name a model that takes (batch, channels, height, width); an ensemble that takes encoded images is "
                 "for clients without trtkit",
                 code="triton-input-unsuitable",
@@ -197,7 +198,7 @@ class TritonRunner(Runner):
     def _check_served(self, asked: str) -> None:
         """Check that the server serves the model; says which models it has, or why this one does not load."""
         address = self.address
-        if self._ask(asked, lambda one: one.client.is_model_ready(address.model, address.version)):
+        if self._ask(asked, lambda one: one.is_ready(address)):
             return
         answer: Any = self._ask(asked, lambda one: one.read("get_model_repository_index"))
         rows = answer.get("models", []) if isinstance(answer, Mapping) else answer
@@ -228,9 +229,16 @@ class TritonRunner(Runner):
         try:
             connection = getattr(self._local, "connection", None)
             if connection is None:
-                connection = self._local.connection = _Connection(self._module, self.address)
+                connection = _Connection(self._module, self.address)
                 with self._lock:
-                    self._connections.append(connection)
+                    is_open = not self._closed
+                    if is_open:
+                        self._connections.append(connection)
+                if not is_open:
+                    # Another thread has closed the runner meanwhile, and not this connection.
+                    connection.close()
+                    raise closed_error(asked)
+                self._local.connection = connection
             return call(connection)
         except EngineError:
             raise
@@ -255,6 +263,11 @@ class _Connection:
         """Call a method that returns JSON."""
         more = {"as_json": True, "client_timeout": CONNECTION_SECONDS} if self.is_grpc else {}
         return getattr(self.client, method)(*arguments, **more)
+
+    def is_ready(self, address: Address) -> bool:
+        """Whether the server has loaded the model."""
+        more = {"client_timeout": CONNECTION_SECONDS} if self.is_grpc else {}
+        return bool(self.client.is_model_ready(address.model, address.version, **more))
 
     def infer(
         self, address: Address, entry: _Tensor, values: np.ndarray, outputs: tuple[_Tensor, ...]
@@ -417,7 +430,7 @@ def _translate_error(asked: str, address: Address, error: Exception) -> EngineEr
         code, found = "triton-overloaded", f"the server is overloaded ({line})"
         do = "send fewer requests at once, or raise max_queue_size or the number of instances in config.pbtxt"
     elif isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in status or "timed out" in lower:
-        code, found = "triton-timeout", f"the server did not answer within {ANSWER_SECONDS:g} s"
+        code, found = "triton-timeout", f"the server did not answer in time ({line})"
         do = "see whether it is overloaded or stuck"
     elif isinstance(error, OSError) or "UNAVAILABLE" in status:
         code, found = "triton-unreachable", f"no server answers at {address.host} ({line})"

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -119,8 +120,8 @@ def build_engine(
     with capture_messages() as messages, _select_gpu(gpu):
         job = _EngineBuild(capabilities, settings, device, gpu, proto, messages)
         plan = job.run(data, path, BuildProgress(reporter, stage))
+        seconds = time.perf_counter() - started
         layers = parse_build_log(messages.table) or job.inspect(plan)
-    seconds = time.perf_counter() - started
     reporter.step(stage, PROGRESS_STEPS, PROGRESS_STEPS)
     gpu_sm = gpu.sm if gpu is not None else ""
     facts = {
@@ -449,8 +450,9 @@ def _rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def _select_gpu(gpu: Gpu | None) -> contextlib.AbstractContextManager[Any]:
-    """Make a GPU the current one; the first already is."""
-    if gpu is None or gpu.index == 0:
+    """Make a GPU the current one; the first already is, unless the caller works with torch on another."""
+    torch: Any = sys.modules.get("torch")
+    if gpu is None or (gpu.index == 0 and (torch is None or not torch.cuda.is_initialized())):
         return contextlib.nullcontext()
     manager: contextlib.AbstractContextManager[Any] = require_torch_cuda(f"build on GPU {gpu.index}").cuda.device(
         gpu.index

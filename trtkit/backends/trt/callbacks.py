@@ -103,8 +103,9 @@ class BuildProgress:
         if self.failure is not None:
             return False
         try:
-            # TensorRT calls thousands of times: only changes are reported, but every call checks for cancellation.
-            if done != self._reported or self.reporter.is_cancelled():
+            # TensorRT calls thousands of times: only advances are reported, but every call checks for cancellation. A
+            # thread may come here after another one that counted later.
+            if done > self._reported or self.reporter.is_cancelled():
                 self._reported = done
                 self.reporter.step(self.stage, done, PROGRESS_STEPS)
         except BaseException as error:  # noqa: BLE001 - no exception may cross TensorRT's C++ frames; `failure` is raised later

@@ -16,6 +16,7 @@ from trtkit import errors
 from trtkit.backends.build_settings import BuildResult, BuildSettings, ImplicitCalibration
 from trtkit.backends.requirements import require_build
 from trtkit.backends.trt.builder import build_engine, read_graph
+from trtkit.backends.trt.callbacks import require_calibrator
 from trtkit.child_process import (
     describe_exit,
     error_from_dict,
@@ -46,7 +47,11 @@ def build_isolated(
         CancelledError: The caller cancelled.
         TrtkitError: As `build_engine` raised it in the child.
     """
-    capabilities = require_build(backend, device=settings.device)
+    capabilities = require_build(
+        backend, device=settings.device, compatibility=settings.compatibility, weights=settings.weights
+    )
+    if settings.implicit is not None:
+        require_calibrator(capabilities.backend)
     stage = f"build {settings.precision} engine"
     data, _, path = read_graph(source)
     with temporary_folder() as folder:
