@@ -209,9 +209,7 @@ def test_an_engine_that_workers_opened_is_evaluated_by_them_alone(
     assert evaluation.detections.equals(expected.select(evaluation.detections.columns))
 
 
-def test_engines_are_judged_by_the_workers(
-    executor: Any, model: tk.Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_are_judged_by_the_workers(executor: Any, model: tk.Model, data: Path, tmp_path: Path) -> None:
     for verb in (
         lambda backend: compare(model, data, tmp_path / "out", backend=backend, executor=executor),
         lambda backend: tk.search(model, data, backend=backend, executor=executor),
@@ -223,6 +221,13 @@ def test_engines_are_judged_by_the_workers(
     assert not pool.has_gpu
     with raises(CapabilityError, "executor-gpu-missing", value="tensorrt"):
         pool.require_gpu("tensorrt")
+
+
+def test_gpus_of_workers_are_checked_where_engines_may_run(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtkit.executor.engines.offers_gpu", lambda client: True)
+    with raises(CapabilityError, "executor-gpu-missing", count=2):
+        EngineWorkers(executor, Reporter())
+    assert not EngineWorkers(executor, Reporter(), engines=False).has_gpu
 
 
 def test_two_tasks_that_want_the_one_gpu_never_overlap() -> None:
