@@ -386,6 +386,22 @@ def test_tensorrt_cache_text(calibration: Calibration, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("digits", "version"), [("8600", "8.6.0"), ("8502", "8.5.2"), ("101302", "10.13.2"), ("100300", "10.3.0")]
+)
+def test_the_version_in_a_tensorrt_cache(calibration: Calibration, digits: str, version: str) -> None:
+    read = Calibration.from_tensorrt_cache(calibration.to_tensorrt_cache(digits), model())
+    assert read.provenance.runner == f"TensorRT {version}"
+
+
+def test_a_tensorrt_cache_of_a_file_of_fixed_batch(calibration: Calibration) -> None:
+    fixed = model(detector(batch=4))
+    assert (
+        Calibration.from_tensorrt_cache(calibration.to_tensorrt_cache(), fixed).ranges.keys()
+        == calibration.ranges.keys()
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "code", "line"),
     [
         ("", "calibration-cache-header", 1),

@@ -212,6 +212,40 @@ def test_execution_providers_by_device() -> None:
         assert select_providers("cuda:1")[0] == ("CUDAExecutionProvider", {"device_id": "1"})
 
 
+@pytest.mark.parametrize("device", ["CPU", " cpu "])
+def test_names_of_the_cpu(device: str) -> None:
+    assert select_providers(device) == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("device", ["sm89", "dla:0"])
+def test_devices_that_onnx_runtime_does_not_run_on(device: str) -> None:
+    with pytest.raises(CapabilityError) as error:
+        select_providers(device)
+    assert (error.value.code, error.value.fields["value"]) == ("calibration-device-unsupported", device)
+
+
+@pytest.mark.parametrize("kind", [MinMaxCollector, HistogramCollector])
+def test_a_concatenated_constant_counts(kind: type[MinMaxCollector]) -> None:
+    """Such as a grid of coordinates that a layer reads beside the features."""
+    grid = np.full((1, 1, 4, 4), 50, np.float32)
+    weights = {
+        "grid": grid,
+        "one.weight": np.ones((2, 1, 1, 1), np.float32),
+        "two.weight": np.ones((1, 3, 1, 1), np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["images", "one.weight"], ["one"], "one"),
+        helper.make_node("Concat", ["one", "grid"], ["joined"], "joined", axis=1),
+        helper.make_node("Conv", ["joined", "two.weight"], ["output0"], "two"),
+    ]
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("images", "output0")]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "grid", shapes[:1], shapes[1:], constants)
+    collector = kind(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), device="cpu")
+    collector.add(np.full((1, 1, 4, 4), -2, np.float32))
+    assert collector.ranges() == {"images": (-2, -2), "one": (-2, -2), "joined": (-2, 50)}
+
+
 def test_a_tensor_with_a_shape_that_depends_on_the_image() -> None:
     nodes = [
         helper.make_node("Greater", ["images", "half"], ["bright"], "bright"),

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from detector_graph import detector, run
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from task_models import drawn_set, untrained
 
 import trtkit as tk
@@ -36,6 +36,22 @@ def test_overflowing_nodes_stay_in_fp32() -> None:
 
 def test_a_graph_without_overflow() -> None:
     assert find_fp16_overflows(detector(), [np.ones((1, 3, 32, 32), np.float32)]) == {}
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 1)])
+def test_nan_counts_as_overflow_wherever_it_is(place: tuple[int, int]) -> None:
+    nodes = [
+        helper.make_node("Log", ["images"], ["log"], "log"),
+        helper.make_node("Conv", ["log", "weight"], ["conv"], "conv"),
+        helper.make_node("Relu", ["conv"], ["output0"], "relu"),
+    ]
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("images", "output0")]
+    weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight")
+    graph = helper.make_graph(nodes, "log", shapes[:1], shapes[1:], [weight])
+    images = np.ones((1, 1, 4, 4), np.float32)
+    images[0, 0][place] = -1
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    assert find_fp16_overflows(proto, [images]) == {"log": np.inf, "conv": np.inf}
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, resolve_percentile
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
+from trtkit.calibration.collector import get_model_batch, select_providers
 from trtkit.calibration.diagnosis import find_foreign_images
 from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
 from trtkit.errors import CalibrationError, warn
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from trtkit.backends import ImplicitCalibration
-    from trtkit.calibration.calibration import Calibration
     from trtkit.data import Dataset, DataSource
     from trtkit.models import Model
 
@@ -160,7 +160,7 @@ def calibrate(
         "data": str(dataset.path),
     }
     runner = _runner(device)
-    check_trace(loaded, imgsz=size, batch=_get_fixed_batch(loaded) or batch)
+    check_trace(loaded, imgsz=size, batch=get_model_batch(loaded) or batch)
     start_work(
         Plan(
             verb="calibrate",
@@ -189,7 +189,7 @@ def calibrate(
             return cached
         notes.append(f"not in the cache {cache_dir}: {reason}")
         reporter.log(CALIBRATE, notes[-1])
-    graph = trace(loaded, imgsz=size, batch=_get_fixed_batch(loaded) or batch, dynamic_batch=True)
+    graph = trace(loaded, imgsz=size, batch=get_model_batch(loaded) or batch, dynamic_batch=True)
     collector = create_collector(graph, device=device, histograms=with_histograms)
     notes += _warn_of_foreign_images(collector.proto, dataset, paths, reporter)
     skipped: list[str] = []
@@ -276,18 +276,9 @@ def _warn_of_foreign_images(
     return sentences
 
 
-def _get_fixed_batch(model: Model) -> int | None:
-    """The batch of an ONNX file whose batch is fixed; smaller batches are padded."""
-    from trtkit.calibration.collector import get_fixed_batch
-
-    return get_fixed_batch(model.proto) if model.proto is not None else None
-
-
 def _runner(device: int | str | None) -> str:
     """`MinMaxCollector.runner`, before there is a collector."""
     import onnxruntime
-
-    from trtkit.calibration.collector import select_providers
 
     first = select_providers(device)[0]
     name = first if isinstance(first, str) else first[0]
@@ -367,7 +358,7 @@ def check_fp16_overflow(
         fraction=recipe.fraction,
         seed=0,
     )
-    batch = _get_fixed_batch(model) or 2
+    batch = get_model_batch(model) or 2
     graph = trace(model, imgsz=size, batch=batch, dynamic_batch=True, simplify=recipe.simplify)
     batches = load_input_batches(paths, preprocess=model.preprocess, size=size, batch=batch, skipped=[])
     # A fixed batch must be full; a repeated image changes no peak.
@@ -421,6 +412,8 @@ def prepare_implicit_calibration(
     )
 
 
+PEAKS = ("ReduceMin", "ReduceMax", "ReduceSum")
+
 OVERFLOW_MARGIN = 4.0
 """Safety margin: unseen images may exceed the measured peak, so peaks above 65504 / 4 count as overflow."""
 
@@ -452,7 +445,8 @@ def find_fp16_overflows(
     monitored = copy.deepcopy(proto)
     targets: list[str] = []
     for number, name in enumerate(names):
-        for operator in ("ReduceMin", "ReduceMax"):
+        # ONNX Runtime's ReduceMin and ReduceMax ignore NaN; ReduceSum does not.
+        for operator in PEAKS:
             targets.append(f"trtkit_peak_{operator}_{number}")
             monitored.graph.node.append(helper.make_node(operator, [name], [targets[-1]], targets[-1], keepdims=0))
             monitored.graph.output.append(helper.make_tensor_value_info(targets[-1], TensorProto.FLOAT, []))
@@ -461,9 +455,9 @@ def find_fp16_overflows(
     peaks = np.zeros(len(names))
     for images in batches:
         extremes = np.array(session.run(targets, {input_name: images}), np.float64)
-        batch_peaks = np.abs(extremes).reshape(-1, 2).max(axis=1)
+        low, high, total = np.abs(extremes).reshape(-1, len(PEAKS)).T
         # NaN and infinity in FP32 count as overflow in FP16.
-        peaks = np.maximum(peaks, np.where(np.isfinite(batch_peaks), batch_peaks, np.inf))
+        peaks = np.maximum(peaks, np.where(np.isfinite(total), np.maximum(low, high), np.inf))
     return {
         index.producer[name].name: float(peak)
         for name, peak in zip(names, peaks, strict=True)

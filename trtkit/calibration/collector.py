@@ -8,13 +8,14 @@ import functools
 import queue
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from trtkit.backends.devices import parse_device
 from trtkit.calibration.algorithms import TensorStats
 from trtkit.calibration.histogram import CountingBuffer, Histogram
 from trtkit.errors import CalibrationError, CapabilityError
@@ -22,6 +23,9 @@ from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.editing import get_opset, make_reduction
 from trtkit.graph.qdq import passes_int8, quantizable_tensors
 from trtkit.progress import available_cores
+
+if TYPE_CHECKING:
+    from trtkit.models import Model
 
 __all__ = [
     "BoundOutputs",
@@ -31,6 +35,7 @@ __all__ = [
     "find_fixed_shapes",
     "find_pass_through_sources",
     "get_fixed_batch",
+    "get_model_batch",
     "select_providers",
 ]
 
@@ -361,7 +366,12 @@ def find_pass_through_sources(proto: onnx.ModelProto, names: Iterable[str]) -> d
     """
     index = GraphIndex(proto)
     producers = {name: index.producer[name] for name in names if name in index.producer}
-    return {name: tuple(index.data_inputs(node)) for name, node in producers.items() if passes_int8(node)}
+    # A constant that is concatenated brings values of its own.
+    return {
+        name: tuple(index.data_inputs(node))
+        for name, node in producers.items()
+        if passes_int8(node) and not (node.op_type == "Concat" and index.constants.keys() & set(node.input))
+    }
 
 
 def propagate_ranges(
@@ -392,6 +402,15 @@ def get_fixed_batch(proto: onnx.ModelProto) -> int | None:
     return dims[0].dim_value or None if dims else None
 
 
+def get_model_batch(model: Model) -> int | None:
+    """The batch of a model from an ONNX file whose batch is fixed, to which smaller ones are padded; None for others.
+
+    Args:
+        model: From `trtkit.load`.
+    """
+    return get_fixed_batch(model.proto) if model.proto is not None else None
+
+
 def select_providers(device: int | str | None) -> list[Any]:
     """Select ONNX Runtime's execution providers for a device.
 
@@ -399,16 +418,26 @@ def select_providers(device: int | str | None) -> list[Any]:
         device: As for `MinMaxCollector`.
 
     Raises:
-        CapabilityError: A GPU is named and this ONNX Runtime has none.
+        CapabilityError: A GPU is named and this ONNX Runtime has none, or a device that it does not run on.
+        RecipeError: There is no such device name.
     """
     import onnxruntime as ort
 
     cpu = "CPUExecutionProvider"
-    if device == "cpu":
+    parsed = parse_device(device)
+    if parsed.kind == "cpu":
         return [cpu]
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if device is None:
+    if parsed.kind == "any":
         return ["CUDAExecutionProvider", cpu] if has_cuda else [cpu]
+    if parsed.kind != "cuda":
+        raise CapabilityError(
+            f"calibrate on device {device!r}",
+            "calibration runs in ONNX Runtime, on the CPU or a GPU of this machine",
+            "pass 'cpu', or a GPU's index or name such as 'cuda:1'",
+            code="calibration-device-unsupported",
+            value=device,
+        )
     if not has_cuda:
         raise CapabilityError(
             f"calibrate on device {device!r}",
@@ -417,8 +446,7 @@ def select_providers(device: int | str | None) -> list[Any]:
             code="calibration-device-missing",
             value=device,
         )
-    index = str(device).removeprefix("cuda").removeprefix(":") or "0"
-    return [("CUDAExecutionProvider", {"device_id": index}), cpu]
+    return [("CUDAExecutionProvider", {"device_id": str(parsed.index)}), cpu]
 
 
 def _stack_by_image(values: list[NDArray[np.float32]], batch: int, count: int, reduce: str) -> NDArray[np.float64]:

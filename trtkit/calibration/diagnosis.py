@@ -282,11 +282,10 @@ def find_foreign_images(
     if len(sampled) < checks.MIN_DOMAIN_IMAGES:
         return []
     if isinstance(model, ModelInfo):
-        from trtkit.calibration.collector import get_fixed_batch
+        from trtkit.calibration.collector import get_model_batch
         from trtkit.graph.torch_export import trace
 
-        batch = None if model.proto is None else get_fixed_batch(model.proto)
-        model = trace(model, imgsz=imgsz, batch=batch or 1, dynamic_batch=True)
+        model = trace(model, imgsz=imgsz, batch=get_model_batch(model) or 1, dynamic_batch=True)
     detections = count_detections(model, sampled, reporter)
     return [] if detections is None else checks.check_domain(detections, DETECTION_CONF)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtkit.calibration.collector import get_model_batch
 from trtkit.errors import CalibrationError
 from trtkit.files import hash_parts, read_limited
 from trtkit.graph.qdq import INT8_MAX, plan_qdq, quantizable_tensors
@@ -136,7 +137,7 @@ def read_cache_ranges(
         ) from error
     version, calibrator, scales = parse_cache(text)
     loaded = load(model)
-    graph = trace(loaded, dynamic_batch=True)
+    graph = trace(loaded, batch=get_model_batch(loaded) or 1, dynamic_batch=True)
     ranges = {
         name: (-scales[name] * INT8_MAX, scales[name] * INT8_MAX)
         for name in quantizable_tensors(graph)
@@ -154,6 +155,14 @@ def read_cache_ranges(
     return ranges, Provenance(
         model_hash=loaded.hash,
         data_hash=None,
-        runner=f"TensorRT {'.'.join(version)}",
+        runner=f"TensorRT {_format_version(version)}",
         settings={"calibrator": calibrator, "cache_hash": hash_parts(text)},
     )
+
+
+def _format_version(digits: str) -> str:
+    """A header's version, "8.6.0" from 8600 and "10.13.2" from 101302."""
+    number = int(digits)
+    step = 100 if number >= 10_000 else 10
+    major, minor, patch = number // (step * 100), number // 100 % step, number % 100
+    return f"{major}.{minor}.{patch}"
