@@ -149,6 +149,72 @@ def test_damaged_files_end_in_one_sentence(program, tmp_path):
         assert "JSON" in done.stderr or "model.json" in done.stderr
 
 
+def test_masks_without_coefficients_end_in_one_sentence(program, tmp_path):
+    model = samples.describe(samples.make_info("segment"))
+    outputs = samples.make_outputs(np.random.default_rng(0), "segment", "dense", 1)
+    for prototypes, words in (
+        (np.ones((1, samples.EXTRA["segment"] + 1, 24, 32), np.float32), "mask coefficients"),
+        (np.ones((1, 9), np.float32), "no mask prototypes"),
+    ):
+        (tmp_path / "model.json").write_text(json.dumps(model))
+        samples.write_tensors(tmp_path, {**outputs, "output1": prototypes})
+        path = write_pam(tmp_path / "0.pam", np.zeros((90, 90, 3), np.uint8))
+        command = [str(program), "--json", "--model", str(tmp_path), "--tensors", str(tmp_path), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert words in done.stderr
+
+
+def test_images_with_comments_in_their_headers(program, tmp_path):
+    """As GIMP writes them."""
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    (tmp_path / "model.json").write_text(json.dumps(samples.describe(samples.make_info("classify"))))
+    samples.write_tensors(tmp_path, {"output0": np.full((2, samples.CLASSES), 0.25, np.float32)})
+    pixels = np.ascontiguousarray(image[..., ::-1]).tobytes()
+    paths = [tmp_path / "0.ppm", tmp_path / "1.pam"]
+    paths[0].write_bytes(b"P6\n# Created by GIMP version 2.10\n30 20 # columns, rows\n255\n" + pixels)
+    header = b"P7\n# WIDTH 3\nWIDTH 30\nHEIGHT 20\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n"
+    paths[1].write_bytes(header + pixels)
+    options = ["--model", str(tmp_path), "--tensors", str(tmp_path), "--input", str(tmp_path / "input.bin")]
+    done = subprocess.run([str(program), "--json", *options, *map(str, paths)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = np.fromfile(tmp_path / "input.bin", np.float32).reshape(2, 3, *samples.SIZE)
+    preprocess = samples.make_info("classify").preprocess
+    expected = to_input([resize_to_input(image, samples.SIZE, preprocess)[0]], preprocess)
+    np.testing.assert_array_equal(values, np.repeat(expected, 2, 0))
+
+
+LOCALE_PROGRAM = """
+#include <clocale>
+#include <iostream>
+#include "yolo.hpp"
+int main(int, char** arguments) {
+  if (!std::setlocale(LC_ALL, "") || std::localeconv()->decimal_point[0] != ',') return 2;
+  const yolo::Processor processor(arguments[1]);
+  std::cout << processor.thresholds.conf << ' ' << processor.thresholds.iou;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("localedef") is None, reason="localedef is needed")
+def test_numbers_are_read_in_any_locale(tmp_path):
+    """GStreamer's and GTK's programs take the user's locale."""
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(made.stderr)
+    (tmp_path / "main.cpp").write_text(LOCALE_PROGRAM)
+    (tmp_path / "model.json").write_text(json.dumps(samples.describe(samples.make_info("detect"))))
+    compiler = next(name for name in ("c++", "g++", "clang++") if shutil.which(name))
+    command = [compiler, "-std=c++17", f"-I{FILES / 'cpp'}", str(tmp_path / "main.cpp"), "-o", str(tmp_path / "main")]
+    subprocess.run(command, check=True)
+    environment = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8"}
+    command = [str(tmp_path / "main"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0.3 0.6"), done.stderr
+
+
 def test_an_onnx_file_is_refused(tmp_path):
     with raises(RecipeError, "deploy-format-unsupported", value="onnx"):
         deploy(samples.write_onnx(tmp_path), "cpp", tmp_path / "folder")
@@ -201,6 +267,8 @@ def test_what_tensorrt_refuses_ends_in_one_sentence(tensorrt_program, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(model))
     write_pam(tmp_path / "0.pam", np.zeros((9, 9, 3), np.uint8))
     command = [str(tensorrt_program), "--model", str(tmp_path), str(tmp_path / "0.pam")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "model.engine can't be read" in done.stderr) == (1, True)
     (tmp_path / "model.engine").write_bytes(b"another release")
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, "the same compute capability" in done.stderr) == (1, True)
@@ -210,3 +278,17 @@ def test_what_tensorrt_refuses_ends_in_one_sentence(tensorrt_program, tmp_path):
     write_plan(tmp_path, {}, header=b"", batch=0)
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, "does not take this shape" in done.stderr) == (1, True)
+
+
+def test_an_engine_with_a_runtime_of_its_own_runs_where_the_folder_says_so(tensorrt_program, tmp_path):
+    outputs = samples.make_outputs(np.random.default_rng(0), "detect", "dense", 1)
+    samples.write_tensors(tmp_path, outputs)
+    write_plan(tmp_path, outputs, header=b"", batch=1)
+    plan = (tmp_path / "model.engine").read_bytes()
+    (tmp_path / "model.engine").write_bytes(plan.replace(b"ftrt", b"ftrt-with-runtime", 1))
+    path = write_pam(tmp_path / "0.pam", np.zeros((9, 9, 3), np.uint8))
+    for passport, code in ((None, 1), ({"compatibility": None}, 1), ({"compatibility": "version"}, 0)):
+        model = {**samples.describe(samples.make_info("detect")), "passport": passport}
+        (tmp_path / "model.json").write_text(json.dumps(model))
+        done = subprocess.run([str(tensorrt_program), "--model", str(tmp_path), str(path)], capture_output=True)
+        assert done.returncode == code

@@ -24,9 +24,9 @@ from raising import raises
 import trtkit as tk
 from trtkit.data.images import resize_to_input
 from trtkit.deployment.bundle import FILES, Bundle, TensorSpec
-from trtkit.deployment.deepstream import find_mask_tolerance, render_config, to_nvinfer
+from trtkit.deployment.deepstream import find_mask_tolerance, render_config, render_labels, to_nvinfer
 from trtkit.errors import RecipeError
-from trtkit.models.model import CLASS_SCORES, Preprocess
+from trtkit.models.model import CLASS_SCORES, ModelInfo, Preprocess
 from trtkit.tasks import PostprocessSettings, get_task
 
 needs_compiler = pytest.mark.skipif(
@@ -237,6 +237,11 @@ def test_deepstream_reads_class_probabilities_by_itself():
     assert properties["network-type"] == "1"
     assert "custom-lib-path" not in properties
     assert properties["maintain-aspect-ratio"] == "0"
+
+
+@pytest.mark.parametrize(("task", "text"), [("detect", "cat; wild\nbig dog\n\n"), ("classify", "cat, wild;big dog;\n")])
+def test_a_class_has_one_label_whatever_it_is_called(task, text):
+    assert render_labels(ModelInfo(task=task, names={0: "cat; wild", 1: "big\ndog", 2: ""})) == text
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deploy_samples
 import numpy as np
 import onnx
 import pytest
 import tiny_graphs
 from fake_triton import fresh_modules
+from onnx import TensorProto, helper, numpy_helper
 from raising import raises
 
 import trtkit as tk
@@ -33,6 +35,8 @@ from trtkit.errors import (
     RecipeError,
 )
 from trtkit.files import hash_file, hash_parts
+from trtkit.graph.onnx_file import update_metadata
+from trtkit.models import Preprocess
 
 SIZE = 64
 
@@ -98,6 +102,50 @@ def test_an_int8_graph_runs_as_written(samples: Any, tmp_path: Path) -> None:
         # So small a graph is equal by chance in the integer kernels too.
         options = infer.session_options("cpu", {"precision": "int8"})
         assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_models_of_other_channels_prove_themselves_too(tmp_path: Path, channels: int) -> None:
+    proto = tiny_graphs.detector(describe=False)
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "stem.weight")
+    wide = np.tile(numpy_helper.to_array(weight), (1, 3, 1, 1))[:, :channels]
+    weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(wide), weight.name))
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = channels
+    info = tiny_graphs.info(preprocess=Preprocess(channels=channels))
+    update_metadata(proto, info.to_metadata(), {})
+    onnx.save(proto, tmp_path / "model.onnx")
+    images = []
+    for number in range(2):
+        array = np.random.default_rng(number).integers(0, 256, (50, 60, channels), np.uint8)
+        images.append(tmp_path / f"{number}.npy")
+        np.save(images[-1], array)
+    for target in ("onnxruntime", "trtexec"):
+        folder = tk.deploy(tmp_path / "model.onnx", target, tmp_path / target, conf=0.05, samples=images).folder
+        ((code, text),) = run_checks([folder])
+        assert code == 0, text
+        assert text.count("objects as expected") == 2
+        assert " 0 objects" not in text
+
+
+def test_the_main_output_is_that_of_the_package(samples: Any, tmp_path: Path) -> None:
+    """Another exporter's file may have further outputs before it."""
+    proto = tiny_graphs.detector()
+    proto.graph.node.append(helper.make_node("Unsqueeze", ["output0", "first"], ["features"], "features"))
+    proto.graph.node.append(helper.make_node("ReduceMax", ["output0"], ["best"], "best", axes=[1], keepdims=0))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "first"))
+    proto.graph.output.insert(0, helper.make_tensor_value_info("best", TensorProto.FLOAT, [1, 256]))
+    proto.graph.output.insert(0, helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, 1, 7, 256]))
+    onnx.save(proto, tmp_path / "model.onnx")
+    folder = tk.deploy(tmp_path / "model.onnx", "onnxruntime", tmp_path / "out", conf=0.1, samples=samples).folder
+    assert json.loads((folder / "model.json").read_text())["outputs"]["main"] == "output0"
+    ((code, text),) = run_checks([folder])
+    assert code == 0, text
+
+
+def test_an_engine_without_weights_is_refused(tmp_path: Path) -> None:
+    path = deploy_samples.write_foreign_engine(tmp_path, weights="stripped")
+    with raises(RecipeError, "deploy-weights-stripped"):
+        tk.deploy(path, "cpp", tmp_path / "out", reference=deploy_samples.write_onnx(tmp_path))
 
 
 def test_another_model_file_is_named(folders: dict[tuple[str, bool], Path], tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def test_a_damaged_engine_and_missing_memory_are_named(deployed: Any) -> None:
         modules["infer"].open_model(folder)
 
 
+def test_an_engine_with_a_runtime_of_its_own_may_run_it(deployed: Any) -> None:
+    folder, modules, _ = deployed
+    model = json.loads((folder / "model.json").read_text())
+    for compatibility, allowed in ((None, False), ("version", True)):
+        model["passport"]["compatibility"] = compatibility
+        (folder / "model.json").write_text(json.dumps(model))
+        runtime = modules["infer"].open_model(folder).runtime
+        assert getattr(runtime, "engine_host_code_allowed", False) is allowed
+
+
 def test_an_engine_runs_in_the_runtime_that_built_it(deployed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where both are installed too."""
     folder, modules, _ = deployed

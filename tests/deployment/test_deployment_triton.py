@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny_graphs
+from onnx import numpy_helper
 from raising import raises
 
 import trtkit as tk
@@ -20,6 +21,8 @@ from trtkit.backends.engine_file import Passport
 from trtkit.deployment.triton import Symbol, render_config
 from trtkit.errors import OnnxError, RecipeError
 from trtkit.files import hash_file, hash_parts
+from trtkit.graph.onnx_file import update_metadata
+from trtkit.models import Preprocess
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +203,24 @@ def test_models_that_one_server_can_t_tell_apart_are_named_before_they_run(tmp_p
     # Side by side they share nothing.
     with raises(OnnxError, "model-file-missing"):
         tk.deploy(paths, "onnxruntime", tmp_path / "out")
+
+
+def test_a_model_of_four_channels_answers_and_refuses_others(tmp_path: Path) -> None:
+    proto = tiny_graphs.detector(describe=False)
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "stem.weight")
+    values = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(np.concatenate((values, values[:, :1]), 1), weight.name))
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+    update_metadata(proto, tiny_graphs.info(preprocess=Preprocess(channels=4)).to_metadata(), {})
+    onnx.save(proto, tmp_path / "four.onnx")
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
+    np.save(tmp_path / "0.npy", image)
+    folder = tk.deploy(tmp_path / "four.onnx", "triton", tmp_path / "out", conf=0.05, samples=tmp_path / "0.npy").folder
+    server = fake_triton.Server(folder / "models")
+    for modules in fake_triton.fresh_modules(folder, "yolo"):
+        encode = modules["yolo"].encode_image
+        answer = server.infer("four_images", {"image": np.array([[encode(image)]], object)})
+        expected = json.loads((folder / "samples" / "expected.json").read_text())["images"][0]
+        assert answer["count"].item() == len(expected["scores"]) > 0
+        with pytest.raises(fake_triton.InferenceServerException, match="has 3 channels, the model takes 4"):
+            server.infer("four_images", {"image": np.array([[encode(image[..., :3])]], object)})

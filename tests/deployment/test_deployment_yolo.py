@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -93,6 +94,52 @@ def test_a_model_of_one_channel_takes_opencvs_gray(seed):
     assert np.array_equal(yolo.to_channels(gray, 1), image[..., :1])
     with pytest.raises(SystemExit, match="the model takes 4"):
         yolo.to_channels(image, 4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("library", ["cv2", "PIL"])
+def test_images_survive_their_encoding(monkeypatch, library, channels):
+    if library == "PIL":
+        pytest.importorskip("PIL")
+        monkeypatch.setitem(sys.modules, "cv2", None)
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, channels), np.uint8)[:, ::-1]
+    decoded = yolo.decode_image(yolo.encode_image(image))
+    # A gray PNG is read as color, as files that people send are.
+    assert np.array_equal(decoded if channels > 1 else decoded[..., :1], image)
+
+
+def test_arrays_that_are_no_images():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((2, 2, 4), np.uint8))
+    whole = buffer.getvalue()
+    huge = whole.replace(b"(2, 2, 4), }", b"(2, 2, 9999999999999), }").replace(b" " * 13 + b"\n", b"\n")
+    broken = [
+        huge,
+        whole[:-1],
+        whole + b"x",
+        whole[:8],
+        whole.replace(b"|u1", b"<f4"),
+        whole.replace(b"\x01\x00v", b"\x02\x00v"),
+    ]
+    for array in (np.zeros((2, 2), np.uint8), np.zeros((0, 2, 4), np.uint8), np.zeros((2, 2, 4), np.uint8, order="F")):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        broken.append(buffer.getvalue())
+    for data in broken:
+        with pytest.raises(ValueError, match=r"."):
+            yolo.decode_image(data)
+
+
+def test_images_of_phones_are_upright_without_opencv(monkeypatch):
+    image = pytest.importorskip("PIL.Image").fromarray(np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    with_opencv = yolo.decode_image(buffer.getvalue())
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert with_opencv.shape == (16, 8, 3)
+    assert np.array_equal(yolo.decode_image(buffer.getvalue()), with_opencv)
 
 
 @settings(max_examples=60, deadline=None)

@@ -113,7 +113,7 @@ def write_onnx(folder: Path, name: str = "tiny.onnx", **settings: Any) -> Path:
     return path
 
 
-def write_foreign_engine(folder: Path, *, batch: int = 1) -> Path:
+def write_foreign_engine(folder: Path, *, batch: int = 1, **values: Any) -> Path:
     """An engine file that TensorRT 8.6 on another GPU built: it runs on no machine of the tests."""
     info = tiny_graphs.info()
     plan = b"ftrt" + bytes(range(256)) * 4
@@ -126,5 +126,6 @@ def write_foreign_engine(folder: Path, *, batch: int = 1) -> Path:
         model_hash="ab" * 32,
         plan_size=len(plan),
         plan_hash=hash_parts(plan),
+        **values,
     )
     return write_engine(folder / "tiny.engine", plan, info.to_metadata(batch=batch), passport)

@@ -18,6 +18,7 @@ import numpy as np
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.files import hash_file
 from trtkit.models.model import RAW_MAPS
+from trtkit.models.output_shapes import find_main_output
 
 if TYPE_CHECKING:
     from trtkit.backends import Passport, Runner
@@ -130,8 +131,11 @@ class Bundle:
 
     def describe(self, *, metrics: Mapping[str, float], versions: Mapping[str, str]) -> dict[str, Any]:
         """`model.json`."""
-        prototypes = next((output.name for output in self.outputs if len(output.shape) == 4), None)
-        main = next(output.name for output in self.outputs if output.name != prototypes)
+        # As the tasks read outputs: prototypes are `output1` or the first of four axes.
+        ranks = {output.name: len(output.shape) for output in self.outputs}
+        by_name = sorted(ranks, key=lambda name: name != "output1")
+        prototypes = next((name for name in by_name if ranks[name] == 4), None)
+        main = find_main_output({name: rank for name, rank in ranks.items() if name != prototypes}, self.info.task)
         return {
             "version": 1,
             "file": {"name": self.file_name, "format": self.format, "sha256": hash_file(self.path)},
@@ -168,9 +172,12 @@ class Bundle:
         (folder / "samples").mkdir()
         rows = []
         for number, (image, prediction) in enumerate(zip(self.images, self.expected, strict=True), 1):
-            # PNG: every reader decodes it to the same pixels.
-            name = f"{number}.png"
-            (folder / "samples" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+            # PNG: every reader decodes it to the same pixels. It has no place for other numbers of channels.
+            name = f"{number}.{'png' if image.shape[2] in (1, 3) else 'npy'}"
+            if name.endswith(".png"):
+                (folder / "samples" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+            else:
+                np.save(folder / "samples" / name, np.ascontiguousarray(image))
             rows.append({"image": name, **_to_expected(prediction)})
         boxes, scores = (
             (REFERENCE_BOX_TOLERANCE, REFERENCE_SCORE_TOLERANCE)
@@ -251,7 +258,7 @@ def check_source(path: Path, reference: Path | None) -> Source:
     Raises:
         OnnxError, EngineError: A file is missing or damaged.
         CapabilityError: The engine does not run here and there is no `reference`.
-        RecipeError: The reference is of another model, or the file holds no decoding.
+        RecipeError: The reference is of another model, or the file holds no decoding or no weights.
     """
     from trtkit.backends.compatibility import check_compatibility
     from trtkit.backends.engine_file import read_engine
@@ -265,6 +272,14 @@ def check_source(path: Path, reference: Path | None) -> Source:
     engine = read_engine(path)
     info, passport = engine.info(), engine.passport
     _check_decoded(path, info)
+    if passport is not None and passport.weights == "stripped":
+        raise RecipeError(
+            f"deploy {path.name}",
+            "it was exported without weights",
+            "put them in: trtkit engine refit ENGINE ONNX OUTPUT, or backends.refit_engine",
+            code="deploy-weights-stripped",
+            path=str(path),
+        )
     try:
         capabilities = require_run(engine.backend)
         mismatch = None if passport is None else check_compatibility(passport, capabilities)

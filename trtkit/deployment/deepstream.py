@@ -14,7 +14,7 @@ import numpy as np
 from trtkit.deployment.bundle import FILES, Bundle, Source, write_json
 from trtkit.deployment.target import Target, register_target
 from trtkit.errors import RecipeError
-from trtkit.models.model import Preprocess
+from trtkit.models.model import ModelInfo, Preprocess
 
 __all__ = ["write_deepstream"]
 
@@ -56,10 +56,7 @@ def write_deepstream(bundle: Bundle, folder: Path) -> Sequence[str]:
     """Write a configuration of Gst-nvinfer, labels, a parser in C++ and the outputs that its check takes."""
     config = render_config(bundle)
     (folder / "config_infer_primary.txt").write_text(config, encoding="utf-8")
-    names = [bundle.info.names[number] for number in sorted(bundle.info.names)]
-    # Gst-nvinfer takes a detector's labels line by line and a classifier's from one line.
-    labels = ";".join(names) if bundle.info.task == "classify" else "\n".join(names)
-    (folder / "labels.txt").write_text(labels + "\n", encoding="utf-8")
+    (folder / "labels.txt").write_text(render_labels(bundle.info), encoding="utf-8")
     for name in ("parser.cpp", "replay.cpp", "Makefile", "infer.py"):
         shutil.copyfile(FILES / "deepstream" / name, folder / name)
     for name in ("yolo.hpp", "report.hpp"):
@@ -148,6 +145,14 @@ def render_config(bundle: Bundle) -> str:
         f"topk={int(bundle.thresholds['max_det'])}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def render_labels(info: ModelInfo) -> str:
+    """Render `labels.txt`: a detector's names line by line, a classifier's in one line between semicolons."""
+    names = [" ".join(info.names[number].split()) for number in sorted(info.names)]
+    if info.task == "classify":
+        return ";".join(name.replace(";", ",") for name in names) + "\n"
+    return "\n".join(names) + "\n"
 
 
 def to_nvinfer(preprocess: Preprocess) -> tuple[float, tuple[float, ...]]:

@@ -107,11 +107,12 @@ class ICudaEngine {
 class IRuntime {
  public:
   explicit IRuntime(ILogger& logger) : logger_(logger) {}
+  void setEngineHostCodeAllowed(bool allowed) noexcept { host_code_ = allowed; }
 
   ICudaEngine* deserializeCudaEngine(const void* blob, size_t size) noexcept {
     std::istringstream plan(std::string(static_cast<const char*>(blob), size));
     std::string magic, line;
-    if (!std::getline(plan, magic) || magic != "ftrt") {
+    if (!std::getline(plan, magic) || !(magic == "ftrt" || (magic == "ftrt-with-runtime" && host_code_))) {
       logger_.log(ILogger::Severity::kERROR, "the plan's magic tag does not match");
       return nullptr;
     }
@@ -131,6 +132,7 @@ class IRuntime {
 
  private:
   ILogger& logger_;
+  bool host_code_ = false;
 };
 
 inline IRuntime* createInferRuntime(ILogger& logger) noexcept { return new IRuntime(logger); }

@@ -7,6 +7,7 @@ same detections.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -197,7 +198,7 @@ class Processor:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as BGR uint8 with OpenCV or, where that is missing, Pillow."""
+    """Read an image file as BGR uint8 with OpenCV or, where that is missing, Pillow; or a NumPy array as it is."""
     try:
         return decode_image(Path(path).read_bytes())
     except ValueError as error:
@@ -205,27 +206,41 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode an image file's bytes as BGR uint8.
+    """Decode an image file's bytes as BGR uint8, upright; or those of a NumPy file (height, width, channels), uint8.
 
     Raises:
         ValueError: They are no image.
     """
+    if data[:6] == b"\x93NUMPY":
+        return _decode_array(data)
     try:
         import cv2
     except ImportError:
-        import io
-
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+                # Phones store how they were held; OpenCV turns the image by itself.
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+                return np.ascontiguousarray(np.asarray(upright)[..., ::-1])
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError("the data is not an image that Pillow can read") from error
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if decoded is None:
         raise ValueError("the data is not an image that OpenCV can read")
     return np.asarray(decoded)
+
+
+def _decode_array(data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("the array is of another version of NumPy's format than 1.0")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    pixels = data[file.tell() :]
+    # A header may claim any size: nothing is allocated for it.
+    if dtype != np.uint8 or is_fortran or len(shape) != 3 or min(shape) < 1 or math.prod(shape) != len(pixels):
+        raise ValueError(f"the array is no image: {dtype} of shape {shape} in {len(pixels)} bytes")
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -239,16 +254,18 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def encode_image(image: np.ndarray) -> bytes:
-    """Encode a BGR uint8 image as PNG, which loses nothing."""
+    """Encode an image without loss: as PNG or, where it has neither 1 nor 3 channels, as a NumPy file."""
+    buffer = io.BytesIO()
+    if image.shape[2] not in (1, 3):
+        np.save(buffer, np.ascontiguousarray(image))
+        return buffer.getvalue()
     try:
         import cv2
     except ImportError:
-        import io
-
         from PIL import Image
 
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(image[..., ::-1])).save(buffer, "PNG")
+        pixels = image[..., 0] if image.shape[2] == 1 else image[..., ::-1]
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
         return buffer.getvalue()
     return bytes(cv2.imencode(".png", image)[1])
 

@@ -42,6 +42,7 @@ class Engine {
  public:
   explicit Engine(const Processor& processor) : input_(processor.input) {
     std::ifstream file(processor.file, std::ios::binary);
+    if (!file) throw std::runtime_error(processor.file + " can't be read");
     const std::vector<char> data{std::istreambuf_iterator<char>(file), {}};
     size_t start = 0;
     if (data.size() > 5 && data[4] == '{') {
@@ -51,6 +52,7 @@ class Engine {
       start = std::min<size_t>(4 + size_t{length}, data.size());
     }
     runtime_.reset(nvinfer1::createInferRuntime(logger_));
+    if (runtime_ && processor.host_code) runtime_->setEngineHostCodeAllowed(true);
     if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(data.data() + start, data.size() - start));
     if (!engine_)
       throw std::runtime_error("TensorRT can't read " + processor.file +

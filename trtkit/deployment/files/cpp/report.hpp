@@ -19,19 +19,27 @@ struct LoadedImage {
 // Reads a PGM, PPM or PAM file (P5, P6, P7) of 8 bits; three channels become BGR.
 inline LoadedImage read_pnm(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string magic, word;
+  std::string magic, word, rest;
+  // Editors write comments into the header, from # to the end of a line.
+  const auto next = [&]() -> std::istream& {
+    while (file >> word && word[0] == '#') std::getline(file, rest);
+    return file;
+  };
+  const auto number = [&](int& value) {
+    if (next() && !(std::istringstream(word) >> value)) file.setstate(std::ios::failbit);
+  };
   file >> magic;
   LoadedImage image;
   int most = 0;
   if (magic == "P7") {
-    while (file >> word && word != "ENDHDR") {
-      if (word == "WIDTH") file >> image.width;
-      if (word == "HEIGHT") file >> image.height;
-      if (word == "DEPTH") file >> image.channels;
-      if (word == "MAXVAL") file >> most;
+    while (next() && word != "ENDHDR") {
+      if (word == "WIDTH") number(image.width);
+      else if (word == "HEIGHT") number(image.height);
+      else if (word == "DEPTH") number(image.channels);
+      else if (word == "MAXVAL") number(most);
     }
   } else if (magic == "P5" || magic == "P6") {
-    file >> image.width >> image.height >> most;
+    number(image.width), number(image.height), number(most);
     image.channels = magic == "P5" ? 1 : 3;
   }
   if (!file || most != 255 || image.width < 1 || image.height < 1 || image.channels < 1)

@@ -14,8 +14,10 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <locale>
 #include <map>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -49,9 +51,15 @@ class Json {
   const std::vector<std::pair<std::string, Json>>& members() const { return members_; }
 
   const Json& operator[](const std::string& name) const {
+    const Json* member = find(name);
+    if (!member) throw std::runtime_error("model.json has no \"" + name + "\"");
+    return *member;
+  }
+
+  const Json* find(const std::string& name) const {
     for (const auto& member : members_)
-      if (member.first == name) return member.second;
-    throw std::runtime_error("model.json has no \"" + name + "\"");
+      if (member.first == name) return &member.second;
+    return nullptr;
   }
 
  private:
@@ -99,10 +107,13 @@ class Json {
         json.kind_ = Kind::boolean;
         json.number_ = at[-2] == 'u' ? 1 : 0;
       } else if (!word("null")) {
-        char* end = nullptr;
+        const char* end = at;
+        while (*end && std::strchr("+-.0123456789eE", *end)) ++end;
+        // strtod would read "0,25" in an application of a locale with decimal commas.
+        std::istringstream digits(std::string(at, end));
+        digits.imbue(std::locale::classic());
         json.kind_ = Kind::number;
-        json.number_ = std::strtod(at, &end);
-        if (end == at) fail();
+        if (!(digits >> json.number_) || digits.peek() != std::istringstream::traits_type::eof()) fail();
         at = end;
       }
       return json;
@@ -397,6 +408,9 @@ inline std::vector<float> sample_mask(const Tensor& prototypes, const std::vecto
                                       const std::vector<MaskTap>& down, const std::vector<MaskTap>& across) {
   const int count = static_cast<int>(prototypes.shape[0]);
   const int height = static_cast<int>(prototypes.shape[1]), width = static_cast<int>(prototypes.shape[2]);
+  if (coefficients.size() < static_cast<size_t>(count))
+    throw std::runtime_error("an object has " + std::to_string(coefficients.size()) + " mask coefficients for " +
+                             std::to_string(count) + " prototypes");
   std::vector<float> values(down.size() * across.size());
   if (values.empty()) return values;
   const int top = down.front().before, bottom = std::min(down.back().before + 2, height);
@@ -428,7 +442,7 @@ class Processor {
   std::string task, format, file, input, main, prototypes;
   std::map<int, std::string> names;
   int height = 0, width = 0, batch = 0;  // batch 0: any
-  bool dynamic = false;
+  bool dynamic = false, host_code = false;  // host_code: the engine brings a TensorRT runtime of its own
   std::array<int, 2> kpt_shape{0, 0};
   Thresholds thresholds{};
 
@@ -454,6 +468,9 @@ class Processor {
     format = outputs["format"].string();
     main = outputs["main"].string();
     prototypes = outputs["prototypes"].string();
+    const Json* passport = json.find("passport");
+    const Json* compatibility = passport ? passport->find("compatibility") : nullptr;
+    host_code = compatibility && compatibility->string() == "version";
     const Json& limits = json["thresholds"];
     thresholds = {limits["conf"].number(), limits["iou"].number(), limits["max_det"].integer()};
   }
@@ -576,6 +593,7 @@ class Processor {
       for (int point = 0; point < kpt_shape[0]; ++point)
         point_to_image(one.keypoints.at(point * kpt_shape[1]), one.keypoints.at(point * kpt_shape[1] + 1), place, false);
     } else if (task == "segment" && !mask.shape.empty()) {
+      if (mask.shape.size() != 3) throw std::runtime_error("the output " + prototypes + " holds no mask prototypes");
       Mask& result = one.mask;
       result.x1 = static_cast<int>(std::ceil(one.box[0]));
       result.y1 = static_cast<int>(std::ceil(one.box[1]));

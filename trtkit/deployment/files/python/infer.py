@@ -79,9 +79,10 @@ class Engine:
 
     Args:
         path: The file; a header of JSON before the plan is skipped.
+        host_code: Run the TensorRT runtime that a version-compatible engine brings.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, host_code: bool = False) -> None:
         data = path.read_bytes()
         length = int.from_bytes(data[:4], "little")
         backend = ""
@@ -91,6 +92,8 @@ class Engine:
         self.cuda = Cuda()
         logger = trt.Logger(trt.Logger.WARNING)
         self.runtime = trt.Runtime(logger)
+        if host_code:
+            self.runtime.engine_host_code_allowed = True
         self.engine = self.runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise SystemExit(
@@ -98,6 +101,8 @@ class Engine:
                 "the same compute capability (model.json, passport)"
             )
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise SystemExit(f"TensorRT has no memory for {path.name}")
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         is_input = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.input = next(name for name in names if is_input[name])
@@ -149,7 +154,8 @@ class Engine:
 def open_model(folder: Path) -> Engine:
     """The folder's engine, ready to run."""
     model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    return Engine(folder / model["file"]["name"])
+    is_compatible = (model["passport"] or {}).get("compatibility") == "version"
+    return Engine(folder / model["file"]["name"], host_code=is_compatible)
 
 
 def open_predictor(folder: Path) -> Callable[[Sequence[np.ndarray]], list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Triton, Python backend: encoded images (JPEG, PNG) to the model's input."""
+"""Triton, Python backend: encoded images (JPEG, PNG; NumPy files of other channels) to the model's input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TritonPythonModel:
         encoded = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
         try:
             values, places = self.processor.preprocess([decode_image(data) for data in encoded])
-        except ValueError as error:
+        except (ValueError, SystemExit) as error:  # SystemExit would end the model
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         rows = [[*place["shape"], *place["resized"], *place["pad"]] for place in places]
         return pb_utils.InferenceResponse(
