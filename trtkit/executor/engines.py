@@ -21,7 +21,7 @@ from trtkit.executor.scheduler import GPU
 from trtkit.executor.tasks import make_task_reporter
 from trtkit.executor.workers import Workers, offers_gpu
 from trtkit.progress import Progress, Reporter
-from trtkit.writing import temporary_folder
+from trtkit.writing import temporary_folder, write_bytes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -200,7 +200,7 @@ class SentFile:
         # Runners hold the engine in memory.
         with temporary_folder() as folder:
             path = folder / self.name
-            path.write_bytes(self.content)
+            write_bytes(path, self.content)
             return backends.open(path, device=device)
 
 
