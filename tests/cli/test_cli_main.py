@@ -367,6 +367,21 @@ def test_predict_skips_unreadable_images_and_keeps_subfolders(tmp_path, monkeypa
     assert "the file is empty" in capsys.readouterr().err
 
 
+def test_predict_takes_the_task_of_a_file_that_names_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(tiny_graphs.detector(describe=False), "plain.onnx")
+    cv2.imwrite("a.png", tiny_graphs.images(1)[0])
+    words = ["predict", "plain.onnx", "a.png", "--output", "out", "--conf=0.001"]
+    assert main(words) == 2
+    assert "--task" in capsys.readouterr().err
+    assert main([*words, "--task", "detect", "--backend", "onnxruntime", "--device", "cpu"]) == 0
+    assert len(pl.read_parquet("out/predictions.parquet"))
+    # As in Python, a backend that does not read the file says so.
+    assert main([*words, "--task", "detect", "--backend", "tensorrt"]) == 2
+    with pytest.raises(SystemExit):
+        main([*words, "--task", "detection"])
+
+
 def test_predict_takes_urls_beside_files(tmp_path, monkeypatch, capsys):
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     content = cv2.imencode(".png", image)[1].tobytes()

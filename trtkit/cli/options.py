@@ -117,6 +117,8 @@ def _split(text: str) -> Option:
 
 DEVICE = Option("GPU index or name, such as 0 or cuda:1 [default: the first GPU]", "DEVICE", parse_device)
 
+TASK = Option("task of the labels", choices=lambda: dict.fromkeys((*TASKS, *REGISTERED_TASKS)))
+
 OPTIONS: Mapping[str, Option] = {
     "against": _split("split to compare the calibration images with"),
     "algorithm": Option("calibration algorithm", choices=lambda: ALGORITHMS),
@@ -198,7 +200,7 @@ OPTIONS: Mapping[str, Option] = {
     "split": _split("split to evaluate on"),
     "stratify": _switch("draw images with the class shares of the split"),
     "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET", choices=list_targets),
-    "task": Option("task of the labels", choices=lambda: dict.fromkeys((*TASKS, *REGISTERED_TASKS))),
+    "task": TASK,
     "threads": _count("images processed in parallel [default: one per core]"),
     "trials": _count("maximum number of trials"),
     "verify": _switch("compare the engine with ONNX Runtime before it is written, where it runs here"),
@@ -275,6 +277,8 @@ VERB_OPTIONS: Mapping[tuple[str, str], Option] = {
     ("load_test", "runner"): Option("triton+http://HOST:PORT/MODEL, or an .engine or .onnx file", "ADDRESS"),
     ("load_test", "seconds"): _number("time per batch and concurrency, seconds"),
     ("load_test", "warmup"): _count("requests of each client before the measurement"),
+    ("open", "backend"): Option("backend [default: the one that the file is for]", choices=list_backends),
+    ("open", "task"): dataclasses.replace(TASK, help="task, for a file that does not name it, such as a bare plan"),
     ("search", "backend"): Option(
         "backend to time engines with; onnxruntime uses the cost model [default: engines if they run here]",
         choices=list_backends,

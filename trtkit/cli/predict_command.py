@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from trtkit.cli import Command
-from trtkit.cli.options import DEVICE, add_options, add_output, call_with_options
+from trtkit.cli.options import add_options, add_output, call_with_options
 from trtkit.cli.output import Outcome, make_table, print_table, print_text
 from trtkit.errors import DataError
 from trtkit.files import escape_surrogates
@@ -28,14 +28,14 @@ __all__ = ["add_predict"]
 
 def add_predict(parser: argparse.ArgumentParser) -> Command:
     """Add the options of `trtkit predict`."""
-    from trtkit.backends import Runner
+    from trtkit import backends
 
     parser.add_argument("file", metavar="FILE", help="an .engine or .onnx file")
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders or patterns of them, or http(s) URLs"
     )
-    parser.add_argument("--device", type=DEVICE.type, metavar=DEVICE.metavar, help=DEVICE.help)
-    add_options(parser, Runner.predict, without=("self", "images"))
+    add_options(parser, backends.open, without=("source",))
+    add_options(parser, backends.Runner.predict, without=("self", "images"))
     add_output(parser, "runs/predict", "folder of the drawn images and predictions.parquet, which are replaced")
     return _predict
 
@@ -58,7 +58,7 @@ def _predict(values: argparse.Namespace, cancel: threading.Event) -> Outcome:
     read: list[str | Path] = []
     unread: list[DataError] = []
     table = make_table("image", "predictions")
-    with backends.open(values.file, device=values.device) as runner:
+    with call_with_options(backends.open, values, source=values.file) as runner:
         reporter, task, size = Reporter(values.progress, cancel), get_task(runner.info.task), runner.batch or 1
         start_work(
             Plan(
