@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -17,7 +19,7 @@ from trtkit.evaluation.bootstrap import (
     resample_metrics,
 )
 from trtkit.evaluation.evaluation import evaluate
-from trtkit.evaluation.metrics import compute_pycocotools_metrics
+from trtkit.evaluation.metrics import compute_pycocotools_metrics, distinguish_names
 from trtkit.evaluation.significance import (
     MIN_IMAGES,
     SampleSize,
@@ -131,6 +133,28 @@ def test_class_values_are_the_evaluation_s(fair, worse):
     found = compute_differences(fair, worse, resamples=10).filter(scope="class", metric="mAP50-95(B)")
     expected = dict(fair.per_class.select("name", "mAP50-95(B)").iter_rows())
     assert dict(found.select("name", "reference").iter_rows()) == pytest.approx(expected)
+
+
+def test_classes_of_one_name_are_told_apart(dataset, fair):
+    """As the two cranes of ImageNet are."""
+    alike = dataclasses.replace(dataset, names=dict.fromkeys(dataset.names, "crane"))
+    before, after = (
+        evaluate(CannedRunner("detect", noisy_outputs(dataset, "detect", seed=0, shake=shake)), alike)
+        for shake in (0.06, 0.25)
+    )
+    assert before.per_class["name"].to_list() == ["crane (0)", "crane (1)"]
+    assert before.per_class.drop("name").equals(fair.per_class.drop("name"))
+    found = compute_differences(before, after, resamples=10).filter(scope="class", metric="mAP50-95(B)")
+    expected = dict(before.per_class.select("name", "mAP50-95(B)").iter_rows())
+    assert dict(found.select("name", "reference").iter_rows()) == pytest.approx(expected)
+    assert len(expected) == 2
+
+
+def test_a_number_behind_a_name_may_be_another_s_name():
+    assert distinguish_names({0: "a", 1: "b", 2: "a"}) == {0: "a (0)", 1: "b", 2: "a (2)"}
+    names = distinguish_names({0: "a", 1: "a", 2: "a (1)"})
+    assert len(set(names.values())) == 3
+    assert names[0] == "a (0)"
 
 
 def test_the_seed_decides(fair, worse):

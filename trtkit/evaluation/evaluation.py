@@ -54,7 +54,8 @@ class Evaluation(Result):
             and recall at the confidence of the best mean F1; with (M) for masks, (P) for keypoints, and (R) for the
             exact IoU of oriented boxes, where (B) is ProbIoU. `pycocotools/...` follow pycocotools' rule. `top1` and
             `top5` are accuracies of classify.
-        per_class: One row per class with labels: class, name, images, instances, and the metrics of Ultralytics' rule.
+        per_class: One row per class with labels: class, name (with the class's number where several have one name),
+            images, instances, and the metrics of Ultralytics' rule.
         per_image: One row per image: image (its number), path, height, width, labels, detections, and tp, fp, fn at
             `confidence` and similarity 0.5.
         detections: One row per detection: image, class, score, x1, y1, x2, y2 (pixels of the original image);

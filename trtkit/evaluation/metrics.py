@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "Scores",
     "compute_pycocotools_metrics",
     "concat_columns",
+    "distinguish_names",
 ]
 
 
@@ -262,10 +264,25 @@ def concat_columns(parts: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _names_frame(dataset: Dataset) -> pl.DataFrame:
+    names = distinguish_names(dataset.names)
     return pl.DataFrame(
-        {"class": list(dataset.names), "name": list(dataset.names.values())},
-        schema={"class": pl.Int32, "name": pl.String},
+        {"class": list(names), "name": list(names.values())}, schema={"class": pl.Int32, "name": pl.String}
     )
+
+
+def distinguish_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Class names with the class's number behind those that several classes have, as two of ImageNet are a "crane".
+
+    Tables and figures by class tell classes apart by their names.
+
+    Args:
+        names: By class.
+    """
+    distinct = dict(names)
+    while len(set(distinct.values())) < len(distinct):
+        counts = collections.Counter(distinct.values())
+        distinct = {number: f"{name} ({number})" if counts[name] > 1 else name for number, name in distinct.items()}
+    return distinct
 
 
 def _class_frame(scores: ClassScores, kind: str) -> pl.DataFrame:
