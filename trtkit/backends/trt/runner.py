@@ -253,8 +253,10 @@ class TensorRTRunner(Runner):
                     shapes=self._plan_shapes,
                     fetch=self._fetch_outputs,
                 )
+            # Another thread may close the runner meanwhile.
+            predictor = self._predictor
         with contextlib.closing(self.read_batches(images)) as batches:
-            return list(self._predictor.predict(batches, settings))
+            return list(predictor.predict(batches, settings))
 
     def _plan_shapes(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The input's shape of so many images, and the shape to run."""
