@@ -17,6 +17,7 @@ import tiny_graphs
 from planted_faults import FAULTS, STRONG_FAULTS, add_rounding
 from raising import raises
 from replaced_builder import replace_builder
+from task_models import drawn_set
 
 import trtkit as tk
 from trtkit import backends, demo
@@ -315,10 +316,14 @@ def test_in_int8_an_image_of_many_may_be_beyond_a_limit(precision, images, far, 
     assert add_limits(frame.with_columns(mean=1.2), precision)["differs"].all()
 
 
-@pytest.mark.parametrize(("lost", "differing"), [(1, 0), (2, 1)])
-def test_one_object_of_twenty_may_be_lost(lost, differing):
+@pytest.mark.parametrize(
+    ("objects", "lost", "differing"), [(5, 1, 0), (5, 2, 1), (4, 1, 0), (2, 1, 1)], ids=lambda value: str(value)
+)
+def test_one_object_of_twenty_may_be_lost(objects, lost, differing):
+    """Of fewer, down to ten, one too."""
+    shares = [lost / objects, 0.0, 0.0, 0.0]
     frame = pl.DataFrame(
-        {"batch": 2, "path": list("abcd"), "output": "objects", "objects": 5, "difference": [lost / 5, 0.0, 0.0, 0.0]}
+        {"batch": 2, "path": list("abcd"), "output": "objects", "objects": objects, "difference": shares}
     ).with_columns(mean=0.0)
     assert add_limits(frame, "fp32")["differs"].sum() == differing
 
@@ -398,6 +403,13 @@ def test_the_embedded_images_without_data(task):
     assert all(Path(path).is_relative_to(folder) for path in result.frame()["path"])
     # A batch larger than the images: all of its places are compared.
     assert result.frame().filter(output="logits")["batch"].to_list() == [1] * 3 + [40] * 40
+
+
+def test_a_labeled_data_set_s_val_is_compared(tmp_path):
+    """Its images are those that no scale was calibrated on."""
+    data = drawn_set(tmp_path / "set", "detect", count=4)
+    result = compare(data, "detect", DENSE)
+    assert {Path(path).parent.name for path in result.frame()["path"]} == {"val"}
 
 
 # After a build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,19 @@ def test_a_runner_without_a_context_is_closed_and_frees_everything(tensorrt: Any
     runner.close()
     assert trt.fake.live == before
     assert not runner._execution.buffers
+
+
+def test_arrays_of_any_memory_layout(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    feed = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
+    locked = feed.copy()
+    locked.flags.writeable = False
+    with backends.open(path) as runner, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = runner.infer(feed)["output0"]
+        for other in (locked, np.asfortranarray(feed), feed[:, ::-1][:, ::-1], feed.astype(np.float64)):
+            assert np.array_equal(runner.infer(other)["output0"], expected)
 
 
 def test_gpu_tensors_are_not_copied(tensorrt: Any, tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ class TensorRTRunner(Runner):
         arrays = self._name_feeds(feeds, self.input_name, self._execution.input_names)
         count = self._check_shape(arrays[self.input_name].shape)
         torch = self._execution.torch
-        ready = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+        # Torch warns of arrays that it could write to and may not, such as those of a mapped file.
+        ready = {name: torch.from_numpy(np.require(value, requirements=("C", "W"))) for name, value in arrays.items()}
         with self._lock, self._execution.use_stream():
             shapes = {name: self._pad_batch(name, tuple(value.shape)) for name, value in ready.items()}
             enter_stage("upload")
