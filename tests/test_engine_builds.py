@@ -82,6 +82,31 @@ def test_without_verification_the_fastest_is_kept_whatever_it_computes(
     assert which_build(export(tmp_path, images, builds=2, verify=False)) == 1
 
 
+def test_the_settings_of_the_export_reach_the_builder(builder: SimpleNamespace, images: Path, tmp_path: Path) -> None:
+    settings = {
+        "workspace": 0.5, "isolate": True, "compatibility": "ampere_plus", "weights": "refittable", "opt_level": 1,
+        "device": 0,
+    }  # fmt: skip
+    artifact = export(tmp_path, images, batch=1, half=True, **settings)
+    (built,) = builder.settings
+    assert {name: getattr(built, name) for name in settings} == settings
+    assert (built.precision, built.batch, built.imgsz, built.dynamic) == ("fp16", 1, (32, 32), False)
+    passport = backends.read_engine(artifact.path).passport
+    assert passport is not None
+    assert (passport.compatibility, passport.weights, passport.recipe["opt_level"]) == ("ampere_plus", "refittable", 1)
+
+
+def test_an_int8_engine_names_the_data_of_its_calibration(
+    builder: SimpleNamespace, images: Path, tmp_path: Path
+) -> None:
+    calibration = tk.calibrate(tiny_graphs.detector(), images)
+    artifact = export(tmp_path, images, int8=True, verify=False, calibration=calibration)
+    passport = backends.read_engine(artifact.path).passport
+    assert passport is not None
+    assert (passport.data_hash, passport.calibration_hash) == (calibration.provenance.data_hash, calibration.hash)
+    assert len(str(passport.data_hash)) == 64
+
+
 def test_a_build_for_another_gpu_takes_the_builder_that_can(
     builder: SimpleNamespace, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

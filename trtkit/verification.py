@@ -298,7 +298,7 @@ def _find_onnx(path: Path | None) -> Path:
             "the ONNX graph it was built from is not beside it",
             "pass onnx=, or export again with the same settings and format='onnx'",
             code="verify-onnx-missing",
-            path=str(path),
+            path=None if path is None else str(path),
         )
     return beside
 

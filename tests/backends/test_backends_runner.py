@@ -275,8 +275,19 @@ def test_close_frees_everything(tensorrt: Any, tmp_path: Path) -> None:
         runner.close()
         assert trt.fake.live == before
     assert trt.torch.emptied == 20
-    with raises(EngineError, "runner-closed"):
-        runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+    feed = np.zeros((1, 3, 32, 32), np.float32)
+    for use in (
+        lambda: runner.infer(feed),
+        lambda: runner.infer_device(torch.from_numpy(feed)),
+        lambda: runner.input_tensor(1),
+        lambda: runner.predict(tiny_graphs.images(1)),
+        lambda: runner.measure_gpu_times(feed, 1),
+        lambda: runner.measure_throughput(feed, 0.01),
+        lambda: runner.layers(),
+        lambda: runner.device_memory,
+    ):
+        with raises(EngineError, "runner-closed"):
+            use()
 
 
 def test_an_engine_that_does_not_open_leaves_nothing_on_the_gpu(

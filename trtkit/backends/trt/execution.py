@@ -124,8 +124,7 @@ class Execution:
         Raises:
             EngineError: CUDA failed inside the block.
         """
-        if self.context is None:
-            raise closed_error(self.asked)
+        self.require_open()
         try:
             with self.torch.cuda.stream(self.stream):
                 yield
@@ -138,13 +137,26 @@ class Execution:
                 code="run-cuda-failed",
             ) from error
 
+    def require_open(self) -> None:
+        """Check that the engine is open.
+
+        Raises:
+            EngineError: It is closed.
+        """
+        if self.context is None:
+            raise closed_error(self.asked)
+
     def input(self, name: str, shape: tuple[int, ...]) -> Any:
         """A view of an input's memory.
 
         Args:
             name: The input.
             shape: The view's shape, at most the input's largest.
+
+        Raises:
+            EngineError: The engine is closed.
         """
+        self.require_open()
         return self.buffers[name][: math.prod(shape)].view(shape)
 
     def outputs(self) -> dict[str, Any]:
@@ -285,7 +297,12 @@ class Execution:
 
     @property
     def memory(self) -> int:
-        """GPU memory for activations, inputs and outputs, bytes; the weights (about the plan's size) come on top."""
+        """GPU memory for activations, inputs and outputs, bytes; the weights (about the plan's size) come on top.
+
+        Raises:
+            EngineError: The engine is closed.
+        """
+        self.require_open()
         buffers: int = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
         scratch = getattr(self.engine, "device_memory_size_v2", None)
         return buffers + int(self.engine.device_memory_size if scratch is None else scratch)

@@ -42,23 +42,20 @@ NON_FLOAT_OPS = frozenset(
 )
 
 
-def fit_graph(
-    proto: onnx.ModelProto, capabilities: Capabilities, *, precision: str, implicit: bool = False
-) -> onnx.ModelProto:
+def fit_graph(proto: onnx.ModelProto, capabilities: Capabilities, *, precision: str) -> onnx.ModelProto:
     """The graph as this TensorRT builds it best; the same for an engine and for refitting it.
 
     Args:
         proto: The graph of an export; not modified.
         capabilities: Of the installed TensorRT.
         precision: "fp32", "fp16" or "int8".
-        implicit: TensorRT's own calibrator makes the INT8 layers.
     """
     if precision != "int8":
         return proto
     if capabilities.backend == "tensorrt":
         proto = pad_channels(proto)
-    if not implicit and capabilities.strongly_typed_only and not has_fp16(proto):
-        # This TensorRT takes all types from the graph: layers without INT8 would run in FP32.
+    if capabilities.strongly_typed_only and not has_fp16(proto):
+        # This TensorRT takes all types from the graph, and has no calibrator: layers without INT8 would run in FP32.
         proto = convert_qdq_to_fp16(proto)
         if returns_raw_maps(proto):
             proto = convert_outputs_to_fp16(proto)

@@ -111,9 +111,7 @@ def _prepare(
     _, proto, path = read_graph(graph)
     if path:
         load_external_weights(proto, path, f"read {path}")
-    proto = fit_graph(
-        proto, capabilities, precision=passport.precision, implicit=bool(passport.recipe.get("implicit", False))
-    )
+    proto = fit_graph(proto, capabilities, precision=passport.precision)
     graph_hash = hash_parts(proto.SerializeToString(deterministic=True))
     return (proto if capabilities.has_int8_weights else expand_int8_weights(proto)), graph_hash
 
