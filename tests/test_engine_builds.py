@@ -12,6 +12,7 @@ import tiny_graphs
 from planted_faults import FAULTS
 from raising import raises
 from replaced_builder import replace_builder
+from task_models import drawn_set
 
 import trtkit as tk
 from trtkit import backends
@@ -50,11 +51,12 @@ def which_build(artifact: tk.Artifact) -> int:
 def test_the_fastest_of_several_builds_is_kept(builder: SimpleNamespace, images: Path, tmp_path: Path) -> None:
     builder.times = [3.0, 1.0, 2.0]
     events: list[Event] = []
-    artifact = export(tmp_path, images, builds=3, progress=events.append)
+    artifact = export(tmp_path, images, builds=3, device=0, progress=events.append)
     assert artifact.build_latencies == (3.0, 1.0, 2.0)
     assert which_build(artifact) == 1
     assert artifact.verification is not None
     assert artifact.verification.verdict == "agrees"
+    assert set(builder.devices) == {0}
     # A build that read what another one measured would choose the same kernels.
     assert [settings.timing_cache for settings in builder.settings] == [False] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.onnx", "tiny.engine"}
@@ -171,6 +173,18 @@ def test_an_engine_that_is_not_compared_leaves_no_session_open(
     assert len(messages) == 1
     assert len(runners) == opened
     assert all(runner.session is None for runner in runners)
+
+
+def test_an_engine_of_four_channels_is_compared_on_images_of_its_own(
+    builder: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph, open_runner = four_channels(), backends.open
+    monkeypatch.setattr(backends, "open", lambda source, device=None: open_runner(graph))
+    recipe = tk.Recipe(model="m.onnx", backend="tensorrt")
+    data = drawn_set(tmp_path, "detect", count=2, channels=4)
+    verification = verify_engine(Path("m.engine"), graph, "tensorrt", recipe, data, Path("m.engine"), Reporter())
+    assert verification is not None
+    assert not verification.frame()["differs"].any()
 
 
 def test_what_several_builds_need_is_checked_before_any(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ def test_type_stubs_alone_are_not_tensorrt(monkeypatch: pytest.MonkeyPatch, with
     [
         ("tensorrt", "sm89", "device-no-cross-build"),
         ("tensorrt", "cpu", "device-not-gpu"),
-        ("tensorrt", "cuda:3", "gpu-index"),
+        ("tensorrt", "cuda:1", "gpu-index"),
         ("onnxruntime", None, "backend-builds-nothing"),
     ],
 )
@@ -152,6 +153,38 @@ def test_no_cuda_in_torch(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "torch", None)
     with raises(CapabilityError, "torch-missing"):
         backends.require_run("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("versions", "loads"),
+    [
+        ({"libcudnn.so.8": 8902, "libcublasLt.so.12": 120103}, True),
+        ({"libcudnn.so.8": 8902, "libcublasLt.so.11": 11000}, True),
+        ({"libcudnn.so.8": 8902}, False),
+        ({"libcublasLt.so.12": 120103}, False),
+        # A stub, of which a function that it lacks raises and one that is empty returns 0.
+        ({"libcudnn.so.8": None, "libcublasLt.so.12": 120103}, False),
+        ({"libcudnn.so.8": 8902, "libcublasLt.so.12": 0}, False),
+        ({"libcudnn.so.8": 7605, "libcublasLt.so.12": 120103}, False),
+    ],
+)
+def test_cuda_libraries_must_have_a_version(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, int | None], loads: bool
+) -> None:
+    def load(name: str) -> SimpleNamespace:
+        if name not in versions:
+            raise OSError(name)
+        version = versions[name]
+        function = "cudnnGetVersion" if "cudnn" in name else "cublasLtGetVersion"
+        return SimpleNamespace() if version is None else SimpleNamespace(**{function: lambda: version})
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert capabilities._cuda_libraries_load() is loads
+
+
+def test_tensorrt_rtx_times_no_tactics() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert not probe("tensorrt_rtx").has_timing_cache
 
 
 def test_an_engine_of_tensorrt_rtx_does_not_run_on_a_gpu_that_it_does_not_support(with_gpus: Any) -> None:

@@ -51,6 +51,18 @@ def test_the_requested_gpu_is_checked() -> None:
     )
     assert check_compatibility(PASSPORT, two_gpus, Device(kind="cuda", index=0)) is None
     assert check_compatibility(PASSPORT, two_gpus, Device(kind="cuda", index=1)) is not None
+    # That there is no such GPU is for `require_run` to say.
+    assert check_compatibility(PASSPORT, two_gpus, Device(kind="cuda", index=2)) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "built", "advised"), [("A100", "sm90", True), ("T4", "sm90", False), ("A100", "sm75", False)]
+)
+def test_hardware_compatibility_is_advised_where_it_helps(gpu: str, built: str, advised: bool) -> None:
+    passport = dataclasses.replace(PASSPORT, sm=built)
+    mismatch = check_compatibility(passport, describe_machine_elsewhere(passport, gpu=gpu))
+    assert mismatch is not None
+    assert ("ampere_plus" in mismatch.do) is advised
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ def replace_builder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     Returns:
         `fault`, a function that changes what is built, or a list with one for each build; `times`, milliseconds of the
-        runs of each build; `settings` of the builds; `opened`, the files that were opened.
+        runs of each build; `settings` of the builds; `opened`, the files that were opened, and `devices`, where.
     """
-    state = SimpleNamespace(fault=None, opened=[], settings=[], times=[])
+    state = SimpleNamespace(fault=None, opened=[], devices=[], settings=[], times=[])
     graphs: dict[bytes, onnx.ModelProto] = {}
 
     def build(graph, settings, **_):
@@ -38,6 +38,7 @@ def replace_builder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def open_engine(source, *, task=None, device=None):
         file = backends.read_engine(source)
         state.opened.append(file.path)
+        state.devices.append(device)
         runner = OrtRunner(graphs[file.plan])
         runner.passport, runner.hash, runner.precision = (
             file.passport,

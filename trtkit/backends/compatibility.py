@@ -113,7 +113,7 @@ def check_compatibility(
     index = device.gpu if device is not None else 0
     if index < len(capabilities.gpus) and not _runs_on_gpu(passport, capabilities.gpus[index].sm):
         gpu = capabilities.gpus[index]
-        could = passport.compatibility != "ampere_plus" and is_ampere_plus(gpu.sm) and is_ampere_plus(passport.sm)
+        could = is_ampere_plus(gpu.sm) and is_ampere_plus(passport.sm)
         return Mismatch(
             code="engine-gpu-mismatch",
             found=f"{built} ({passport.sm}), and the GPU is {gpu.name} ({gpu.sm})",
