@@ -365,18 +365,20 @@ def test_what_this_tensorrt_lacks_is_refused(
     assert trt.fake.builds == []
 
 
+@pytest.mark.parametrize(("version", "release"), [("8.6.0", "8.6.0"), ("10.13.0.35", "10.13.0")])
 def test_version_compatibility_needs_the_lean_runtime(
-    tensorrt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tensorrt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, release: str
 ) -> None:
     finds = capabilities._finds_lean_runtime
-    trt = tensorrt("8.6.0")
+    trt = tensorrt(version)
     monkeypatch.setattr(capabilities, "_finds_lean_runtime", finds)
     trt.__file__ = str(tmp_path / "__init__.py")
     # Another release's is of no use.
     (tmp_path / "libnvinfer_lean.so.8.6.1").touch()
-    with raises(CapabilityError, "build-compatibility-unsupported", supported=("ampere_plus",)):
+    with raises(CapabilityError, "build-compatibility-unsupported", value="version") as caught:
         build(trt, dataclasses.replace(SMALL, compatibility="version"))
-    (tmp_path / "libnvinfer_lean.so.8.6.0").touch()
+    assert "version" not in caught.value.fields["supported"]
+    (tmp_path / f"libnvinfer_lean.so.{release}").touch()
     capabilities.probe.cache_clear()
     build(trt, dataclasses.replace(SMALL, compatibility="version"))
 

@@ -81,6 +81,13 @@ def test_the_best_backend(tensorrt: Any, with_gpus: Any, monkeypatch: pytest.Mon
     with_gpus()
     assert (backends.best("build"), backends.best("run")) == ("tensorrt_rtx", "onnxruntime")
     assert tk.capabilities().backend == "tensorrt_rtx"
+    # TensorRT builds for the GPU of its machine only.
+    tensorrt("8.6.0")
+    assert backends.require_build(device="sm89").backend == "tensorrt_rtx"
+    assert backends.require_build().backend == "tensorrt"
+    with_gpus()
+    assert backends.best("build") == "tensorrt_rtx"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     with_gpus(L4)
@@ -136,11 +143,28 @@ def test_unsupported_devices(tensorrt: Any, backend: str, device: Any, code: str
         backends.require_build(backend, device=device)
 
 
+@pytest.mark.parametrize(
+    ("device", "code"), [("cpu", "device-not-gpu"), ("sm89", "device-not-gpu"), ("cuda:1", "gpu-index")]
+)
+def test_an_engine_runs_on_a_gpu_of_this_machine(tensorrt: Any, device: str, code: str) -> None:
+    tensorrt("8.6.0")
+    with raises(CapabilityError, code):
+        backends.require_run("tensorrt", device=device)
+
+
 def test_no_driver(tensorrt: Any, with_gpus: Any) -> None:
     tensorrt("8.6.0")
     with_gpus()
     with raises(CapabilityError, "gpu-missing"):
         backends.require_build("tensorrt")
+
+
+def test_a_gpu_that_is_named_must_be_there_to_build_for_it(with_gpus: Any) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with_gpus()
+    assert backends.require_build("tensorrt_rtx").gpus == ()
+    with raises(CapabilityError, "gpu-missing"):
+        backends.require_build("tensorrt_rtx", device=0)
 
 
 def test_no_cuda_in_torch(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,39 @@ def test_gpus_of_nvml(nvml: Any) -> None:
     assert module.open == 0
 
 
+def test_gpus_of_one_name_are_told_apart_by_their_uuids(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA may list them in another order than NVML, and torch may leave out the prefix."""
+    idle = H100 | {"uuid": "GPU-77", "clocks": {"sm": 345}}
+    nvml(H100, idle)
+    properties = [
+        types.SimpleNamespace(name=H100["name"], major=9, minor=0, total_memory=80 * 2**30, uuid=uuid)
+        for uuid in ("77", "GPU-5d")
+    ]
+    cuda = types.SimpleNamespace(device_count=lambda: 2, get_device_properties=lambda index: properties[index])
+    monkeypatch.setattr(devices, "_import_cuda_torch", lambda: types.SimpleNamespace(cuda=cuda))
+    one, two = find_gpus()
+    assert (one.index, one.uuid, one.clocks) == (0, "GPU-77", (("sm", 345),))
+    assert (two.index, two.uuid, dict(two.clocks)["sm"]) == (1, "GPU-5d", 1980)
+    # A torch that gives no UUID: by the name.
+    find_gpus.cache_clear()
+    for each in properties:
+        each.uuid = ""
+    assert [(gpu.uuid, gpu.driver) for gpu in find_gpus()] == [("", "580.65.06")] * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "number", "version"),
+    [(0, 12080, "12.8"), (0, 13000, "13.0"), (0, 12100, "12.10"), (1, 0, ""), (0, 0, "")],
+)
+def test_the_version_of_the_driver(monkeypatch: pytest.MonkeyPatch, status: int, number: int, version: str) -> None:
+    def query(pointer: Any) -> int:
+        pointer._obj.value = number
+        return status
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: types.SimpleNamespace(cuDriverGetVersion=query))
+    assert devices.cuda_driver_version() == version
+
+
 def test_the_real_pynvml_has_these_names() -> None:
     real = pytest.importorskip("pynvml")
     assert [name for name in vars(fake_pynvml()) if name.startswith(("nvml", "NVML")) and not hasattr(real, name)] == []

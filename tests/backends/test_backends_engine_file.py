@@ -151,6 +151,20 @@ def test_a_truncated_or_changed_plan(tmp_path: Path) -> None:
         read_engine(path)
 
 
+def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
+    """As the system gives those of folders in another encoding."""
+    info = dataclasses.replace(tiny_graphs.info(), names={0: "caf\udce9", 1: "Ü", 2: "two"})
+    assert read_engine(write_engine(tmp_path / "m.engine", PLAN, info, None)).info().names == info.names
+
+
+def test_the_backend_of_a_file_without_a_passport(tmp_path: Path) -> None:
+    for plan, backend in ((b"ftrt" + bytes(60), "tensorrt"), (b"vtrt" + bytes(60), "tensorrt_rtx")):
+        path = write_engine(tmp_path / "m.engine", plan, tiny_graphs.info(), None)
+        assert (detect_backend(path), read_engine(path).backend) == (backend, backend)
+        path.write_bytes(plan)
+        assert (detect_backend(path), read_engine(path).backend) == (backend, backend)
+
+
 def test_a_broken_passport(tmp_path: Path) -> None:
     path = write_engine(tmp_path / "m.engine", PLAN, {"task": "detect", "trtkit": {"gpu": "?"}}, None)
     with raises(EngineError, "engine-passport-invalid", path=path):
@@ -204,7 +218,8 @@ def test_metadata_that_no_model_has(tmp_path: Path, key: str, value: str) -> Non
     [
         ("layers", 5), ("layers", [5]), ("imgsz", [1]), ("imgsz", "ab"), ("imgsz", 5), ("batch", "8"), ("batch", -1),
         ("recipe", []), ("versions", None), ("sm", 90), ("dla", "x"), ("dynamic", 1), ("plan_size", 1.5),
-        ("build_seconds", float("inf")), ("backend", None), ("graph_hash", 3),
+        ("build_seconds", float("inf")), ("backend", None), ("graph_hash", 3), ("imgsz", [0, 640]),
+        ("imgsz", [True, 640]), ("batch", True), ("build_seconds", "1"),
     ],
 )  # fmt: skip
 def test_passports_of_odd_types(tmp_path: Path, key: str, value: object) -> None:

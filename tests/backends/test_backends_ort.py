@@ -63,6 +63,10 @@ def test_int8_does_not_saturate() -> None:
     feed = np.ones((1, 3, 32, 32), np.float32)
     with backends.open(graph) as runner:
         assert np.array_equal(runner.infer(feed)["output0"], reference(graph, feed))
+        # What keeps these kernels away, should this processor have wider ones.
+        options = runner.session.get_session_options()
+        assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+        assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
 def test_fp16_rounds_and_overflows_as_in_the_graph() -> None:
@@ -233,7 +237,11 @@ def test_a_graph_without_metadata_needs_its_task() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_detect_precision(precision: str) -> None:
-    assert detect_precision(tiny_graphs.detector(precision)) == precision
+    graph = tiny_graphs.detector(precision)
+    assert detect_precision(graph) == precision
+    # Without weights and Q/DQ nothing says otherwise.
+    del graph.graph.initializer[:], graph.graph.node[:]
+    assert detect_precision(graph) == "fp32"
 
 
 def test_errors_of_open(tmp_path: Path) -> None:

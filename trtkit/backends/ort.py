@@ -186,7 +186,7 @@ def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int, 
     with refuse_damaged_graph(f"open {path or 'an ONNX graph'}"):
         emulated = emulate_fp16(proto)
     try:
-        # A path lets ONNX Runtime find weights stored beside the graph.
+        # A file need not be serialized again, which protobuf refuses above 2 GB.
         model = str(path) if path is not None and emulated is proto else emulated.SerializeToString()
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), ort.__version__
     except Exception as error:
