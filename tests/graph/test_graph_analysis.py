@@ -37,6 +37,25 @@ def test_a_depthwise_layer_before_an_excluded_layer_is_excluded(proto: onnx.Mode
     assert excluded["depthwise"] == "depthwise"
 
 
+def test_all_depthwise_layers_in_a_row_before_an_excluded_layer_are_excluded() -> None:
+    nodes, constants = [], []
+    for name, source, shape in (
+        ("first", "images", (4, 1, 3, 3)),
+        ("second", "first", (4, 1, 3, 3)),
+        ("head", "second", (2, 4, 3, 3)),
+    ):
+        constants.append(numpy_helper.from_array(np.ones(shape, np.float32), f"{name}.w"))
+        group = 4 if shape[1] == 1 else 1
+        nodes.append(helper.make_node("Conv", [source, f"{name}.w"], [name], name, group=group, pads=[1] * 4))
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 4, 8, 8])
+    output = helper.make_tensor_value_info("head", TensorProto.FLOAT, [1, 2, 8, 8])
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", [image], [output], constants), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    assert GraphIndex(proto).depthwise_layers_before(["head"]) == ["second", "first"]
+    assert GraphIndex(proto).depthwise_layers_before([]) == []
+
+
 def test_exclusion_does_not_depend_on_names(proto: onnx.ModelProto) -> None:
     before = GraphIndex(proto).layers_excluded_by_default()
     order = [node.name for node in proto.graph.node]
