@@ -143,6 +143,23 @@ def test_a_constant_is_covered_up_to_its_bin(algorithm: str, exact: float, count
     assert magnitude >= abs(exact) - 16 * histogram.width
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_values_below_the_smallest_bins_are_covered(algorithm: str) -> None:
+    """Histograms end at 2^-100 or above, so that these lie in the first bins."""
+    values = np.float32([1, 2, 3]) * np.float32(2.0**-110)
+    histogram = build_histogram(values)
+    low, high = float(values.min()), float(values.max())
+    stats = TensorStats(low=low, high=high, average_low=low, average_high=high, histogram=histogram)
+    assert compute_magnitude(stats, algorithm) == high
+
+
+def test_a_percentile_of_a_round_number_of_values_has_no_rounding_error() -> None:
+    # 0.999 x 1000 is 999.0000000000001 in floats: the largest value would count.
+    values = np.arange(1, 1001, dtype=np.float32)
+    histogram = build_histogram(values)
+    assert 999 < compute_percentile_magnitude(histogram, 99.9) <= 999 + histogram.width
+
+
 def test_missing_histograms_and_unknown_names() -> None:
     stats = TensorStats(low=-1.0, high=2.0, average_low=-0.5, average_high=1.0)
     assert compute_magnitude(stats, "minmax") == 2.0

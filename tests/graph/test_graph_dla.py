@@ -96,6 +96,7 @@ IMAGE = [1, 4, 8, 8]
         ("open", ("Relu", [[1, 4, 8, 0]])),
         ("beyond", ("Relu", [[1, 4, 8, 9000]])),
         ("beyond", ("Relu", [[5000, 4, 8, 8]])),
+        ("beyond", ("Relu", [[1, 9000, 8, 8]])),
         ("calibration cache", ("QuantizeLinear", [IMAGE])),
         ("two activations", ("MatMul", [IMAGE, IMAGE])),
         ("", ("MatMul", [IMAGE], [np.zeros((8, 8), np.float32)])),

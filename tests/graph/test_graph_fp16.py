@@ -7,11 +7,18 @@ import onnx
 import pytest
 import tiny_graphs
 from detector_graph import run
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import trtkit as tk
 from trtkit.errors import RecipeError
-from trtkit.graph.fp16 import convert_qdq_to_fp16, convert_to_fp16, convert_to_fp32, has_fp16, match_node_names
+from trtkit.graph.fp16 import (
+    convert_qdq_to_fp16,
+    convert_to_fp16,
+    convert_to_fp32,
+    emulate_fp16,
+    has_fp16,
+    match_node_names,
+)
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
 
@@ -171,3 +178,44 @@ def test_an_fp16_source_is_quantized_like_its_fp32_form() -> None:
 
 def test_a_graph_without_fp16_is_returned_as_it_is(proto: onnx.ModelProto) -> None:
     assert convert_to_fp32(proto) is proto
+
+
+def chain(operators: list[onnx.NodeProto], constants: dict[str, np.ndarray], kind: int, last: int) -> onnx.ModelProto:
+    values = [
+        helper.make_tensor_value_info(name, type_, [1, 4]) for name, type_ in (("images", kind), ("output0", last))
+    ]
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(operators, "chain", values[:1], values[1:], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def test_an_infinite_constant_is_infinite_in_fp16_too() -> None:
+    """Such as the mask of an attention: its node computes in FP16 like the others."""
+    nodes = [
+        helper.make_node("MatMul", ["images", "weight"], ["product"], "product"),
+        helper.make_node("Add", ["product", "mask"], ["masked"], "masked"),
+        helper.make_node("MatMul", ["masked", "weight"], ["output0"], "last"),
+    ]
+    mask = np.array([0, -np.inf, 0, 0], np.float32)
+    proto = chain(nodes, {"weight": np.eye(4, dtype=np.float32), "mask": mask}, TensorProto.FLOAT, TensorProto.FLOAT)
+    assert types(convert_to_fp16(proto))["masked"] == TensorProto.FLOAT16
+
+
+def test_a_cast_that_computes_an_output_stays_when_an_fp16_source_becomes_fp32() -> None:
+    nodes = [
+        helper.make_node("Relu", ["images"], ["half"], "relu"),
+        helper.make_node("Cast", ["half"], ["output0"], "cast", to=TensorProto.FLOAT),
+    ]
+    result = convert_to_fp32(chain(nodes, {}, TensorProto.FLOAT16, TensorProto.FLOAT))
+    onnx.checker.check_model(result, full_check=True)
+    images = np.array([[-1, 0, 1, 2]], np.float32)
+    np.testing.assert_array_equal(run(result, images)[0], [[0, 0, 1, 2]])
+
+
+def test_emulation_rounds_sums() -> None:
+    nodes = [helper.make_node("Add", ["images", "one"], ["output0"], "sum")]
+    proto = chain(nodes, {"one": np.ones(4, np.float16)}, TensorProto.FLOAT16, TensorProto.FLOAT16)
+    images = np.array([[1, 2048, 2050, 60000]], np.float32)
+    np.testing.assert_array_equal(run(emulate_fp16(proto), images)[0], [[2, 2048, 2052, 60000]])

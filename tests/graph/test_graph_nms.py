@@ -186,3 +186,25 @@ def test_nms_where_the_shape_of_the_output_is_open() -> None:
 def test_nms_where_nothing_says_how_many_values_a_box_has() -> None:
     with raises(RecipeError, "nms-values-unknown", task="pose"):
         add_nms(open_shapes(identity_graph(12, 50)), ModelInfo(task="pose", names=INFO.names))
+
+
+def test_more_rows_than_boxes_that_nms_considers() -> None:
+    """All of them are considered then."""
+    count = 1500
+    raw = np.zeros((1, 6, count), np.float32)
+    raw[0, 0], raw[0, 1], raw[0, 2:4], raw[0, 4] = np.arange(count) * 20, 5, 10, np.linspace(0.9, 0.6, count)
+    output = run(add_nms(identity_graph(6, count), INFO, max_det=count), raw)[0]
+    assert output.shape == (1, count, 6)
+    np.testing.assert_array_equal(output[0, :, 4], raw[0, 4])
+
+
+def test_rotated_nms_at_an_iou_of_0_drops_what_overlaps_alone() -> None:
+    raw = np.zeros((1, 7, 3), np.float32)
+    raw[0, 0], raw[0, 1], raw[0, 2:4] = [10, 14, 400], 50, 10
+    raw[0, 4] = [0.9, 0.8, 0.7]
+    info = ModelInfo(task="obb", names=INFO.names)
+    output = run(add_nms(identity_graph(7, 3), info, iou=0.0), raw)[0]
+    boxes = np.ascontiguousarray(raw[0, [0, 1, 2, 3, 6]].T)
+    kept = nms_rotated(boxes, raw[0, 4], np.zeros(3, int), iou=0.0, max_det=300)
+    assert kept.tolist() == [0, 2]
+    np.testing.assert_array_equal(output[0, :3, 4], np.array([0.9, 0.7, 0], np.float32))

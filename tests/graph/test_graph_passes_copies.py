@@ -49,6 +49,14 @@ def test_other_expectations_are_not_changed(proto: onnx.ModelProto) -> None:
     assert "spread_in" in GraphIndex(remove_copies(proto)).nodes
 
 
+def test_bins_transposed_otherwise_are_not_changed(proto: onnx.ModelProto) -> None:
+    flatten_positions(proto)
+    transpose = next(node for node in proto.graph.node if node.name == "spread_in")
+    next(one for one in transpose.attribute if one.name == "perm").ints[:] = [0, 2, 3, 1]
+    before = proto.SerializeToString()
+    assert remove_copies(proto).SerializeToString() == before
+
+
 def halves(order: list[str]) -> onnx.ModelProto:
     """A split into `left` and `right` of two channels each, and a concatenation of the tensors in `order`."""
     nodes = [

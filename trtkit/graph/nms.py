@@ -286,7 +286,7 @@ def find_rotated_overlaps(builder: GraphBuilder, box: str, angle: str, iou: floa
 
 def _distance_threshold(iou: float) -> float:
     """The Bhattacharyya distance at which the probabilistic overlap, 1 - sqrt(1 - exp(-distance)), is `iou`."""
-    return -math.log(min(1.0, 1 + EPSILON - (1 - iou) ** 2)) if iou > 0 else math.inf
+    return -math.log(min(1.0, 1 + EPSILON - (1 - iou) ** 2))
 
 
 def _transpose(builder: GraphBuilder, column: str) -> str:

@@ -214,7 +214,7 @@ class _BoxDecoding:
         low, high = (
             _sole_consumer_of_type(index, name, kind) for name, kind in zip(split.output, ("Sub", "Add"), strict=True)
         )
-        if low is None or high is None or low.input[1] != split.output[0] or not _has_two_rows(index, low.input[0]):
+        if low is None or high is None or not _has_two_rows(index, low.input[0]):
             return None
         if sorted(high.input) != sorted((low.input[0], split.output[1])):
             return None
