@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tiny_graphs
+from raising import raises
 
 import trtkit as tk
 from trtkit import demo
@@ -15,6 +17,7 @@ from trtkit.errors import (
     CalibrationError,
     CancelledError,
     CapabilityError,
+    OnnxError,
     OutputExistsError,
     RecipeError,
 )
@@ -78,6 +81,30 @@ def test_default_names_have_the_precision(tmp_path: Path, calibration: Calibrati
         tk.export(source, format="onnx", imgsz=96)
     assert e.value.fields["path"] == str(tmp_path / "yolo11n.onnx")
     assert tk.export(source, format="onnx", imgsz=96, overwrite=True).size > 0
+
+
+def test_the_export_of_an_onnx_file_is_another_file(tmp_path: Path) -> None:
+    source = tmp_path / "tiny.onnx"
+    onnx.save(tiny_graphs.detector(), source)
+    before = source.read_bytes()
+    artifact = tk.export(source, "onnx", overwrite=True)
+    assert artifact.path == tmp_path / "tiny-trtkit.onnx"
+    assert source.read_bytes() == before
+
+
+def test_an_onnx_file_keeps_its_own_shape(tmp_path: Path) -> None:
+    proto = tiny_graphs.detector()
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(proto, tmp_path / "batch.onnx")
+    onnx.save(tiny_graphs.detector(), tmp_path / "fixed.onnx")
+    onnx.save(tiny_graphs.detector(dynamic=True), tmp_path / "open.onnx")
+    for name, dynamic in (("batch", False), ("fixed", False), ("open", True)):
+        artifact = tk.export(tmp_path / f"{name}.onnx", "onnx", output=tmp_path / f"{name}-out.onnx")
+        assert artifact.recipe.dynamic is dynamic
+    for name in ("batch", "fixed"):
+        with raises(OnnxError, "onnx-shape-fixed"):
+            tk.export(tmp_path / f"{name}.onnx", "onnx", dynamic=True, output=tmp_path / "out.onnx")
 
 
 def test_an_existing_output_is_refused_before_any_work(model: tk.Model, tmp_path: Path) -> None:

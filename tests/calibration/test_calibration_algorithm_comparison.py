@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -45,6 +46,15 @@ def calibration() -> Calibration:
         sources=sources,
         provenance=Provenance(model_hash="m"),
     )
+
+
+def test_a_source_without_a_histogram_leaves_none(calibration: Calibration) -> None:
+    """Counts of a part of the values would look like those of all."""
+    stats = {**calibration.stats, "b": dataclasses.replace(calibration.stats["b"], histogram=None)}
+    merged = AlgorithmComparison(dataclasses.replace(calibration, stats=stats)).stats("joined")
+    assert merged is not None
+    assert merged.histogram is None
+    assert merged.high == stats["b"].high
 
 
 def test_half_of_a_bin_counts_half() -> None:

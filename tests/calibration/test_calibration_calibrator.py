@@ -91,6 +91,12 @@ def test_a_changed_file_does_not_load(calibration: Calibration, tmp_path: Path) 
     assert error.value.code == "result-table-changed"
 
 
+def test_the_hash_covers_bias_corrections(calibration: Calibration) -> None:
+    corrected = dataclasses.replace(calibration, corrections={"head": (0.1, 0.2)})
+    other = dataclasses.replace(calibration, corrections={"head": (0.1, 0.3)})
+    assert len({calibration.hash, corrected.hash, other.hash}) == 3
+
+
 def test_figures_show_ranges_and_algorithms(calibration: Calibration) -> None:
     assert len(calibration.plot().data[0].x) == len(calibration.ranges)
     figure = calibration.plot_tensor("stem/silu")

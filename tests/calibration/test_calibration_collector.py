@@ -190,6 +190,54 @@ def test_padding_of_a_fixed_batch_is_not_counted() -> None:
         assert stats.high == pytest.approx(expected.high, rel=2e-5)
 
 
+def small_graph(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], batch: int | str) -> onnx.ModelProto:
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 1, 4, 4])
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "small", [image], [output], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_padding_is_not_counted_where_the_batch_is_folded_into_an_axis() -> None:
+    nodes = [
+        helper.make_node("Conv", ["images", "one"], ["two_channels"], "conv"),
+        helper.make_node("Sigmoid", ["two_channels"], ["gate"], "gate"),
+        helper.make_node("Reshape", ["gate", "flat"], ["rows"], "rows"),
+        helper.make_node("Sigmoid", ["rows"], ["folded"], "folded"),
+        helper.make_node("MatMul", ["folded", "weight"], ["output0"], "layer"),
+    ]
+    constants = {
+        "one": np.ones((2, 1, 1, 1), np.float32),
+        "flat": np.array([-1, 16], np.int64),
+        "weight": np.ones((16, 3), np.float32),
+    }
+    inputs = np.random.default_rng(0).random((3, 1, 4, 4), np.float32)
+    totals = []
+    for batch in (4, "batch"):
+        collector = HistogramCollector(small_graph(nodes, constants, batch), device="cpu")
+        collector.add(inputs)
+        histogram = collector.stats()["folded"].histogram
+        assert histogram is not None
+        totals.append(histogram.total)
+    assert totals == [3 * 2 * 16] * 2
+
+
+@pytest.mark.parametrize("place", [0, 5, 15])
+def test_nan_that_a_comparison_hides_is_found(place: int) -> None:
+    nodes = [
+        helper.make_node("Conv", ["images", "one"], ["first"], "first"),
+        helper.make_node("Greater", ["first", "zero"], ["is_positive"], "compare"),
+        helper.make_node("Cast", ["is_positive"], ["mask"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["mask", "one"], ["output0"], "second"),
+    ]
+    constants = {"one": np.ones((1, 1, 1, 1), np.float32), "zero": np.array(0, np.float32)}
+    inputs = np.ones((1, 1, 4, 4), np.float32)
+    inputs.reshape(-1)[place] = np.nan
+    with pytest.raises(CalibrationError) as error:
+        MinMaxCollector(small_graph(nodes, constants, "batch"), device="cpu").add(inputs)
+    assert error.value.fields["tensor"] == "images"
+
+
 def test_newer_opsets_give_the_same_ranges() -> None:
     proto, inputs = detector(), random_images(2)
     newer = onnx.version_converter.convert_version(proto, 18)

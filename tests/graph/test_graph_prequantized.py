@@ -339,3 +339,29 @@ def test_weights_with_a_scale_for_each_block(block: int) -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     weight = numpy_helper.to_array(remove_qdq(proto).graph.initializer[0])
     np.testing.assert_array_equal(weight, integers * np.repeat(scales, block, 0)[:8])
+
+
+def test_uint8_that_a_node_names_becomes_int8(images: np.ndarray) -> None:
+    """Since operator set 21 QuantizeLinear may name its type beside its zero point."""
+    node = helper.make_node("QuantizeLinear", ["images", "s", "z"], ["q"], "q", output_dtype=TensorProto.UINT8)
+    nodes = [
+        node,
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["dq"], "dq"),
+        helper.make_node("Conv", ["dq", "w"], ["output0"], "conv"),
+    ]
+    constants = {
+        "s": np.array(1 / 127, np.float32),
+        "z": np.array(128, np.uint8),
+        "w": np.ones((2, 3, 1, 1), np.float32),
+    }
+    values = [
+        helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 32, 32]),
+        helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["batch", 2, 32, 32]),
+    ]
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    expected = run(proto, images)[0]
+    prepared = prepare_quantized(proto)
+    onnx.checker.check_model(prepared, full_check=True)
+    np.testing.assert_allclose(run(prepared, images)[0], expected, atol=1e-6)

@@ -154,3 +154,13 @@ def test_other_graphs_are_refused() -> None:
         node.op_type = "Add"
     with raises(RecipeError, "raw-maps-not-found", task="pose"):
         find_raw_maps(graph, older.info)
+
+
+def test_maps_of_unknown_stride_are_refused() -> None:
+    """A side of the image that is no multiple of the map's leaves no whole stride."""
+    model = make_model(TINY)
+    graph = trace(model)
+    rows = int(graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value)
+    graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = rows + 1
+    with raises(RecipeError, "raw-maps-not-found", task="detect"):
+        find_raw_maps(graph, model.info)

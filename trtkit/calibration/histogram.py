@@ -21,8 +21,8 @@ BINS = 4096
 # counts are exact up to 2^24.
 _CHUNK = 1 << 19
 
-# Beyond these exponents a power of two times BINS leaves float32.
-_MIN_EXPONENT, _MAX_EXPONENT = -100, 128
+# Below this exponent the factor from a value to its bin leaves float32.
+_MIN_EXPONENT = -100
 
 
 class CountingBuffer:
@@ -230,8 +230,8 @@ class Histogram:
 
 
 def exponent_above(largest: float) -> int:
-    """The smallest exponent whose power of two is above a magnitude, within float32's range."""
-    return min(max(math.frexp(largest)[1], _MIN_EXPONENT), _MAX_EXPONENT)
+    """The smallest exponent whose power of two is above a magnitude, at least `_MIN_EXPONENT`."""
+    return max(math.frexp(largest)[1], _MIN_EXPONENT)
 
 
 def _merge_bins(counts: NDArray[np.int64], merged: int) -> NDArray[np.int64]:
