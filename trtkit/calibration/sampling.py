@@ -160,7 +160,7 @@ def sample_stratified(dataset: Dataset, paths: Sequence[Path], *, count: int, se
     }
     warn_of_skipped(errors, "counted without labels")
     available = Counter(class_id for shown in classes.values() for class_id in shown)
-    targets = {class_id: max(1.0, number * count / len(paths)) for class_id, number in available.items()}
+    targets = {class_id: number * count / len(paths) for class_id, number in available.items()}
     queues = {class_id: [index for index in reversed(order) if class_id in classes[index]] for class_id in targets}
     chosen: set[int] = set()
     counts: Counter[int] = Counter()
