@@ -15,11 +15,11 @@ from onnx import numpy_helper
 
 from trtkit import demo
 from trtkit.calibration import ALGORITHMS, DEFAULTS, Calibration, calibrate, check_fits
-from trtkit.calibration.sampling import hash_preprocessing, sample_stratified
+from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, sample_stratified
 from trtkit.data import open_dataset, sample_images
 from trtkit.errors import CalibrationError, CancelledError, RecipeError, ResultError
 from trtkit.graph.qdq import insert_qdq
-from trtkit.models import Model, load
+from trtkit.models import Model, Preprocess, load
 from trtkit.progress import Event
 
 
@@ -414,6 +414,7 @@ def test_a_tensorrt_cache_of_a_file_of_fixed_batch(calibration: Calibration) -> 
         ("scales: 3c010a14", "calibration-cache-header", 1),
         ("TRT-8600-MinMaxCalibration\nimages: 3c01", "calibration-cache-line", 2),
         ("TRT-8600-MinMaxCalibration\nimages: 7f800000", "calibration-cache-scale", 2),
+        ("TRT-8600-MinMaxCalibration\n: 3c010a14", "calibration-cache-scale", 2),
         ("TRT-8600-MinMaxCalibration\nimages: 3c010a14", "calibration-cache-tensor-missing", None),
     ],
 )
@@ -444,3 +445,23 @@ def test_stratified_samples_keep_rare_classes(demo_copy: Path) -> None:
         assert classes == {name for path in images for name in dataset.labels(path).classes.tolist()}
         assert sampled == sample_stratified(dataset, images, count=16, seed=seed)
     assert sample_stratified(dataset, images, count=99) == images
+
+
+@pytest.mark.parametrize(("refill", "sizes"), [(True, [2, 2, 1]), (False, [1, 2, 2])])
+def test_images_that_can_not_be_read_are_replaced_or_leave_their_batch_smaller(
+    tmp_path: Path, refill: bool, sizes: list[int]
+) -> None:
+    paths = []
+    for number in range(6):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), np.full((8, 8, 3), number, np.uint8))
+    paths[1].write_bytes(b"no image")
+    skipped: list[str] = []
+    batches = list(
+        load_input_batches(
+            paths, preprocess=Preprocess(scale=1.0), size=(8, 8), batch=2, skipped=skipped, refill=refill
+        )
+    )
+    assert [len(batch) for batch in batches] == sizes
+    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == [0, 2, 3, 4, 5]
+    assert skipped == [str(paths[1])]

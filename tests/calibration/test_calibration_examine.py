@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from trtkit import demo
-from trtkit.calibration.dataset_checks import measure_class_shift, measure_value_shift
+from trtkit.calibration.dataset_checks import check_object_sizes, measure_class_shift, measure_value_shift
 from trtkit.calibration.diagnosis import Diagnosis, examine
+from trtkit.calibration.image_hashes import ImageFingerprints, find_near_duplicates, fingerprint_images
+from trtkit.data import open_dataset
 from trtkit.errors import DataError
+from trtkit.progress import Reporter
 
 
 def random_image(random: np.random.Generator, shape: tuple[int, int] = (72, 96)) -> np.ndarray:
@@ -228,3 +231,42 @@ def test_shifts_against_known_distances() -> None:
     shares = measure_class_shift(np.tile([[3, 1]], (40, 1)), np.tile([[1, 3]], (40, 1)))
     assert shares.distance == pytest.approx(0.5)
     assert shares.p_value == pytest.approx(0.001)
+
+
+def with_sizes(*sizes: float) -> ImageFingerprints:
+    """One image with objects of these sizes."""
+    return ImageFingerprints(
+        paths=(Path("a.png"),),
+        unreadable=(),
+        content_hashes=("a",),
+        brightness=np.zeros(1),
+        contrast=np.zeros(1),
+        aspect=np.ones(1),
+        gradient_hashes=np.ones((1, 64), np.float32),
+        thumbnails=np.zeros((1, 1024), np.float32),
+        counts=np.array([[len(sizes)]]),
+        sizes=np.array(sizes, np.float64),
+        image_indices=np.zeros(len(sizes), np.int64),
+    )
+
+
+def test_object_sizes_that_a_few_objects_lack_by_chance() -> None:
+    reference = with_sizes(*[0.01] * 40, *[0.5] * 60)
+    assert check_object_sizes(with_sizes(*[0.5] * 3), reference) == []
+    for own in (with_sizes(*[0.5] * 30), with_sizes()):
+        (finding,) = check_object_sizes(own, reference)
+        assert finding.code == "sizes-missing"
+        assert "small objects are 0.0% against 40.0%" in finding.evidence
+    assert check_object_sizes(with_sizes(*[0.01] * 5, *[0.5] * 25), reference) == []
+
+
+def test_images_of_one_color_are_compared_by_it(tmp_path: Path) -> None:
+    """Compression noise has no correlation; images of another gray level are no duplicates."""
+    random = np.random.default_rng(0)
+    paths = []
+    for number, level in enumerate((120, 120, 90)):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), (level + (random.integers(0, 6, (96, 96, 3)) == 0)).astype(np.uint8))
+    dataset = open_dataset([str(path) for path in paths], task="detect", needs_labels=False)
+    fingerprints = fingerprint_images(paths, dataset, Reporter(), "read")
+    assert find_near_duplicates(fingerprints) == [(0, 1)]
