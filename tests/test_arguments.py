@@ -51,6 +51,7 @@ WRONG: dict[str, list[Any]] = {
     "threads": NOT_COUNTS,
     "offline_seconds": [-0.1, math.nan, math.inf, "1", True, None],
     "count": NOT_COUNTS,
+    "aux_streams": [-1, 17, 2.5, "3", True],
     "batch": [*NOT_COUNTS, MAX_BATCH + 1, 10**30],
     "imgsz": [0, -32, (320, 0), (320,), (320, 320, 3), 320.0, "320", "320,320", (320.0, 320), [], True, {}, math.inf,
               MAX_SIDE + 1, (640, 10**30)],

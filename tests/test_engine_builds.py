@@ -87,7 +87,7 @@ def test_without_verification_the_fastest_is_kept_whatever_it_computes(
 def test_the_settings_of_the_export_reach_the_builder(builder: SimpleNamespace, images: Path, tmp_path: Path) -> None:
     settings = {
         "workspace": 0.5, "isolate": True, "compatibility": "ampere_plus", "weights": "refittable", "opt_level": 1,
-        "device": 0,
+        "aux_streams": 3, "device": 0,
     }  # fmt: skip
     artifact = export(tmp_path, images, batch=1, half=True, **settings)
     (built,) = builder.settings

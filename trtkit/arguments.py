@@ -47,6 +47,9 @@ MAX_SIDE = 16384
 MAX_BATCH = 4096
 """Largest batch: at 640 x 640 its input takes 20 GB."""
 
+MAX_AUX_STREAMS = 16
+"""Most streams beside the first: a head has three branches at each of three to four levels."""
+
 MAX_BUILDS = 100
 """Most builds of one engine: each takes from seconds to half an hour."""
 
@@ -348,6 +351,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     **dict.fromkeys(("stage_runs", "warmup", "worst"), _count(0, example=3)),
     "algorithms": _several(_TEXT, example="('minmax', 'entropy')"),
     "backends": _several(_TEXT, example="('onnxruntime',)", unique=True),
+    "aux_streams": _count(0, MAX_AUX_STREAMS, example=4),
     "batch": _BATCH,
     "builds": _count(1, MAX_BUILDS, example=3),
     "compatibility": _choice(COMPATIBILITIES),

@@ -90,6 +90,7 @@ def build_engines(
         compatibility=recipe.compatibility,
         weights=recipe.weights,
         opt_level=recipe.opt_level,
+        aux_streams=recipe.aux_streams,
         isolate=recipe.isolate,
         timing_cache=recipe.builds == 1,
         implicit=implicit,

@@ -96,6 +96,7 @@ def export(
     compatibility: str | None = None,
     weights: str | None = None,
     opt_level: int | None = None,
+    aux_streams: int | None = None,
     builds: int = 1,
     verify: bool = True,
     isolate: bool = False,
@@ -144,6 +145,8 @@ def export(
         weights: "refittable" (`backends.refit_engine` can replace them) or "stripped" (the file has none until it puts
             them in), where TensorRT has it; None for weights that stay as they are.
         opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
+        aux_streams: Streams beside the first on which TensorRT may run layers that do not depend on each other, such as
+            a head's branches, 0 to 16; more can be faster and take more memory. None lets TensorRT decide.
         builds: Build an engine so many times, each without the timing cache, and keep the fastest that passes `verify`;
             `Artifact.build_latencies` has the latency of all of them. The GPU must be in this machine.
         verify: Compare an engine with ONNX Runtime on images of `data`, or of the embedded set, before it is written

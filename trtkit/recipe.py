@@ -58,6 +58,8 @@ class Recipe:
         compatibility: Machines that run the engine besides those like the builder's; None for no others.
         weights: "refittable" or "stripped"; None for weights that stay as they are.
         opt_level: TensorRT's optimization level, 0 (fast build) to 5; None takes TensorRT's default, 3.
+        aux_streams: Streams beside the first on which TensorRT may run layers that do not depend on each other, 0 to
+            16; None lets TensorRT decide.
         builds: Builds of an engine, of which the fastest is kept.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
@@ -92,6 +94,7 @@ class Recipe:
     compatibility: str | None = None
     weights: str | None = None
     opt_level: int | None = None
+    aux_streams: int | None = None
     builds: int = 1
     isolate: bool = False
     output: str | None = None
@@ -121,7 +124,7 @@ class Recipe:
                 "leave out data, or leave out calibration to calibrate again",
                 code="recipe-calibration-and-data",
             )
-        for name, absent in (("compatibility", None), ("weights", None), ("builds", 1)):
+        for name, absent in (("compatibility", None), ("weights", None), ("aux_streams", None), ("builds", 1)):
             if getattr(self, name) != absent and self.format != "engine":
                 raise RecipeError(
                     f"export format={self.format!r} with {name}={getattr(self, name)!r}",

@@ -486,6 +486,7 @@ def _compare_layers(
         dynamic=engine.dynamic,
         device=_find_device(engine, passport),
         opt_level=passport.recipe.get("opt_level"),
+        aux_streams=passport.recipe.get("aux_streams"),
     )
     fitted = fit_graph(with_outputs, backends.probe(passport.backend), precision=engine.precision)
     built = backends.build(fitted, settings, backend=passport.backend, reporter=reporter)

@@ -18,6 +18,8 @@ from trtkit.errors import RecipeError
         ({"batch": 0}, "build-batch"),
         ({"workspace": 0.0}, "build-workspace"),
         ({"opt_level": 6}, "build-opt-level"),
+        ({"aux_streams": -1}, "build-aux-streams"),
+        ({"aux_streams": 17}, "build-aux-streams"),
         ({"dynamic": True, "imgsz": (16, 16)}, "build-dynamic-sizes"),
         ({"implicit": ImplicitCalibration()}, "build-implicit-precision"),
     ],

@@ -157,15 +157,17 @@ def test_a_static_graph_raises_for_other_shapes(tensorrt: Any) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_workspace_opt_level_and_verbosity_reach_tensorrt(tensorrt: Any, version: str) -> None:
+def test_workspace_opt_level_streams_and_verbosity_reach_tensorrt(tensorrt: Any, version: str) -> None:
     trt = tensorrt(version)
-    _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, opt_level=0))
+    _, _, config = build(trt, dataclasses.replace(SMALL, workspace=1.5, opt_level=0, aux_streams=4))
+    assert config.max_aux_streams == 4
     assert config.limits == {"WORKSPACE": 3 * 2**29}
     assert config.builder_optimization_level == 0
     assert config.avg_timing_iterations == 8
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     _, _, config = build(trt, SMALL)
     assert config.limits == {}
+    assert config.max_aux_streams is None
 
 
 def test_workspace_beyond_the_gpu_memory(tensorrt: Any) -> None:

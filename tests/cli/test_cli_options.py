@@ -141,11 +141,13 @@ def test_export_reads_every_kind_of_value():
         "export", "--model=my model.pt", "--format=onnx", "--imgsz=480,640", "--half", "--dynamic", "--no-simplify",
         "--workspace=2.5", "--batch=8", "--fraction=0.5", "--device=0", "--keep=/a/*", "--keep=b", "--overwrite",
         "--opt-level=5", "--compatibility=version", "--weights=refittable", "--no-decode", "--builds=3",
+        "--aux-streams=4",
     )  # fmt: skip
     expected = {
         "model": "my model.pt", "format": "onnx", "imgsz": (480, 640), "half": True, "dynamic": True, "simplify": False,
         "workspace": 2.5, "batch": 8, "fraction": 0.5, "device": 0, "keep": ["/a/*", "b"], "overwrite": True,
         "opt_level": 5, "compatibility": "version", "weights": "refittable", "decode": False, "builds": 3,
+        "aux_streams": 4,
     }  # fmt: skip
     assert {name: values[name] for name in expected} == expected
 

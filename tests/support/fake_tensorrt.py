@@ -112,6 +112,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             self.tactics: int | None = None
             self.calibration: Profile | None = None
             self.builder_optimization_level, self.avg_timing_iterations = 3, 1
+            self.max_aux_streams: int | None = None
             self.int8_calibrator: Any = None
             self.hardware_compatibility_level: Any = fill["HardwareCompatibilityLevel"].NONE
             self.progress_monitor: Any = None

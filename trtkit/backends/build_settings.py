@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtkit.arguments import COMPATIBILITIES, PRECISIONS, WEIGHTS
+from trtkit.arguments import COMPATIBILITIES, MAX_AUX_STREAMS, PRECISIONS, WEIGHTS
 from trtkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class BuildSettings:
         compatibility: One of `COMPATIBILITIES`, or None for machines like this one.
         weights: One of `WEIGHTS`, or None for weights that stay as they are.
         opt_level: TensorRT's `builder_optimization_level`, 0 to 5; None takes TensorRT's default.
+        aux_streams: TensorRT's `max_aux_streams`, 0 to 16; None takes TensorRT's own choice.
         isolate: Build in a child process, so that a crash inside TensorRT becomes a BuildError.
         timing_cache: True for a file per GPU and TensorRT version in the user's cache folder, False for none, or a
             file.
@@ -65,6 +66,7 @@ class BuildSettings:
     compatibility: str | None = None
     weights: str | None = None
     opt_level: int | None = None
+    aux_streams: int | None = None
     isolate: bool = False
     timing_cache: bool | Path = True
     implicit: ImplicitCalibration | None = None
@@ -111,6 +113,14 @@ class BuildSettings:
                 "pass None for TensorRT's default",
                 code="build-opt-level",
                 value=self.opt_level,
+            )
+        if self.aux_streams is not None and not 0 <= self.aux_streams <= MAX_AUX_STREAMS:
+            raise RecipeError(
+                f"aux_streams={self.aux_streams}",
+                f"the choice is 0 to {MAX_AUX_STREAMS}",
+                "pass None to let TensorRT decide",
+                code="build-aux-streams",
+                value=self.aux_streams,
             )
         if self.implicit is not None and self.precision != "int8":
             raise RecipeError(

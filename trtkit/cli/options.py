@@ -124,6 +124,9 @@ OPTIONS: Mapping[str, Option] = {
     "algorithm": Option("calibration algorithm", choices=lambda: ALGORITHMS),
     "algorithms": Option("calibration algorithms to compare [default: all]", choices=lambda: ALGORITHMS, many=True),
     "artifact": Option("an .engine file", "ENGINE"),
+    "aux_streams": _count(
+        "streams beside the first for layers that do not depend on each other [default: TensorRT's choice]"
+    ),
     "baseline": Option("the engine to compare with, such as FP16's", "BASELINE"),
     "backend": Option("backend [default: the best one on this machine]", choices=list_backends),
     "backends": Option("backends [default: the best one on this machine]", choices=list_backends, many=True),

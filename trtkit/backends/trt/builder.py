@@ -268,6 +268,8 @@ class _EngineBuild:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings.workspace * GIB))
         if settings.opt_level is not None:
             config.builder_optimization_level = settings.opt_level
+        if settings.aux_streams is not None:
+            config.max_aux_streams = settings.aux_streams
         if capabilities.cross_build_targets:
             targets = [get_build_target(capabilities, self.device)]
             if settings.compatibility == "ampere_plus":
