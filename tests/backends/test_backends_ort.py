@@ -21,6 +21,7 @@ from trtkit.backends import capabilities
 from trtkit.backends.ort import OrtRunner, detect_precision
 from trtkit.errors import CapabilityError, EngineError, OnnxError, RecipeError, TrtkitError
 from trtkit.graph.fp16 import emulate_fp16
+from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, OutputFormat
 
 RANDOM = np.random.default_rng(0)
@@ -128,6 +129,19 @@ def test_an_output_without_a_batch_is_given_as_it_is() -> None:
     with backends.open(graph) as runner:
         outputs = runner.infer(np.zeros((1, 3, 32, 32), np.float32))
     assert (outputs["output0"].shape, outputs["highest"].shape) == ((1, 7, 256), ())
+
+
+def test_a_runner_that_another_process_opens_has_the_same_threads() -> None:
+    """Their number may decide the order of sums; where several processes share the cores, none waits actively."""
+    runner = OrtRunner(tiny_graphs.detector(), threads=3)
+    assert runner.opener is not None
+    other = runner.opener()
+    assert isinstance(other, OrtRunner)
+    for one, spins in ((runner, None), (other, "0")):
+        options = one.session.get_session_options()
+        assert options.intra_op_num_threads == 3
+        if spins is not None:
+            assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
 
 
 def test_closing_while_a_run_begins() -> None:
@@ -281,6 +295,11 @@ def test_a_foreign_graph_with_nms_takes_the_batch_of_its_metadata(batch: str | N
     metadata = {"task": "detect", "names": "{0: 'a'}", "args": "{'nms': True}", "imgsz": "[20, 30]"}
     for key, text in {**metadata, **({} if batch is None else {"batch": batch})}.items():
         proto.metadata_props.add(key=key, value=text)
+    ours = onnx.ModelProto()
+    ours.CopyFrom(proto)
+    with OrtRunner(update_metadata(ours, {}, {"model_hash": "ab" * 32})) as runner:
+        # trtkit's own NMS takes any batch.
+        assert runner.batch is None
     with OrtRunner(proto) as runner:
         assert runner.batch == limit
         if limit is not None:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import fake_cuda
 import fake_tensorrt
 import numpy as np
 import onnx
@@ -143,14 +144,38 @@ def test_static_shapes_are_replayed_from_a_cuda_graph(tensorrt: Any, tmp_path: P
         assert runner._execution.graph.replays == 2
 
 
-def test_runs_continue_where_the_capture_fails(tensorrt: Any, tmp_path: Path) -> None:
+def test_runs_continue_where_the_capture_fails(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt("8.6.0", refuse_capture=True)
-    path, _ = engine(tmp_path)
+    path, _ = engine(tmp_path, imgsz=(64, 64), dynamic=True)
+    captures, begin = [], fake_cuda.CUDAGraph.capture_begin
+    monkeypatch.setattr(
+        fake_cuda.CUDAGraph, "capture_begin", lambda self, **settings: captures.append(begin(self, **settings))
+    )
     feed = np.zeros((1, 3, 32, 32), np.float32)
     with backends.open(path) as runner:
         results = [runner.infer(feed)["output0"] for _ in range(4)]
         assert runner.cuda_graph == "operation not permitted when stream is capturing"
         assert all(np.array_equal(result, results[0]) for result in results)
+        # It is tried once for a shape.
+        assert len(captures) == 1
+        runner.infer(np.zeros((1, 3, 64, 64), np.float32))
+        assert runner.cuda_graph == "not yet"
+
+
+def test_outputs_whose_size_the_run_decides(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    path, graph = engine(tmp_path, batch=2, imgsz=(64, 64), dynamic=True)
+    trt.fake.sized_by_run = {"output0"}
+    random = np.random.default_rng(0)
+    with backends.open(path) as runner, backends.open(graph) as other:
+        for shape in [(1, 3, 32, 32), (2, 3, 64, 64), (1, 3, 32, 32), (1, 3, 32, 32), (1, 3, 32, 32)]:
+            feed = random.random(shape, dtype=np.float32)
+            np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
+        # A CUDA graph would write to the memory of the run that was captured.
+        assert runner.cuda_graph == "not yet"
+        # A new context has the allocator too.
+        runner.layers(runs=1)
+        np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
 
 
 def test_smaller_batches_are_padded_and_larger_ones_raise(tensorrt: Any, tmp_path: Path) -> None:
@@ -178,8 +203,10 @@ def test_dynamic_shapes_reuse_their_memory(tensorrt: Any, tmp_path: Path) -> Non
         for shape in [(1, 3, 32, 32), (4, 3, 64, 64), (2, 3, 32, 64), (2, 3, 32, 64), (2, 3, 32, 64)]:
             feed = random.random(shape, dtype=np.float32)
             np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
-        # A repeated shape is captured too.
+        # A repeated shape is captured too, and a new one not in its first run.
         assert runner.cuda_graph == "replayed"
+        runner.infer(random.random((1, 3, 64, 64), dtype=np.float32))
+        assert runner.cuda_graph == "not yet"
         assert {name: buffer.data_ptr() for name, buffer in runner._execution.buffers.items()} == addresses
         with raises(EngineError, "run-shape", accepted="3 x 32-64 x 32-64"):
             runner.infer(np.zeros((1, 3, 96, 96), np.float32))

@@ -249,6 +249,17 @@ def test_a_model_that_trtkit_did_not_deploy_needs_its_task(server: fake_triton.S
         tk.open(ADDRESSES["http"] + "static")
 
 
+def test_a_model_of_one_batch_and_of_an_open_side(server: fake_triton.Server) -> None:
+    """Without `max_batch_size` the dimensions have the batch; an open one takes one image at a time."""
+    config = server.configs["static"]
+    config["max_batch_size"] = 0
+    config["input"][0]["dims"] = [-1, 3, -1, 32]
+    config["output"][0]["dims"] = [-1, 7, 256]
+    with tk.open(ADDRESSES["http"] + "static") as runner:
+        assert (runner.batch, runner.imgsz) == (1, (32, 32))
+        assert runner.infer(np.zeros((1, 3, 32, 32), np.float32))["output0"].shape == (1, 7, 256)
+
+
 def test_without_the_client_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tritonclient", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

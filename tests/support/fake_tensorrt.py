@@ -66,6 +66,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         calibrated=[],
         phases=True,
         crash=False,
+        sized_by_run=set(),
     )
     fill["fake"] = state
 
@@ -312,6 +313,8 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             if name in self.shapes:
                 return self.shapes[name]
+            if name in state.sized_by_run:
+                return (self.shapes["images"][0], -1, -1)
             batch, _, height, width = self.shapes["images"]
             return tuple(
                 side if side > 0 else batch if axis == 0 else height * width // 4
@@ -320,6 +323,10 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
             self.addresses[name] = memory
+            return True
+
+        def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
+            self.sinks[name] = output_allocator
             return True
 
         def execute_async_v3(self, stream_handle: int) -> bool:
@@ -347,7 +354,13 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             for (name, (_, kind)), value in zip(
                 self.engine.outputs.items(), self.engine.session.run(None, feeds), strict=True
             ):
-                view(self.addresses[name], kind, value.shape)[...] = value
+                address = self.addresses.get(name, 0)
+                if name in self.sinks:
+                    address = self.sinks[name].reallocate_output(
+                        name, address, value.size * np.dtype(kind).itemsize, 256
+                    )
+                    self.sinks[name].notify_shape(name, value.shape)
+                view(address, kind, value.shape)[...] = value
 
     class Engine:
         def __init__(self, plan: bytes) -> None:

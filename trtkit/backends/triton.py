@@ -186,9 +186,8 @@ class TritonRunner(Runner):
         self.input_name, self._input, self._outputs = inputs[0].name, inputs[0], outputs
         described = _read_description(config)
         self.info = _describe(asked, described, outputs, task)
-        size = described.get("imgsz", self.info.imgsz)
         fixed = inputs[0].shape[2:]
-        self.imgsz = (int(size[0]), int(size[1])) if min(fixed) < 0 else (fixed[0], fixed[1])
+        self.imgsz = self.info.imgsz if min(fixed) < 0 else (fixed[0], fixed[1])
         self._fixed_batch = None if most else max(1, inputs[0].shape[0])
         self.batch = most or self._fixed_batch
         self.dynamic = bool(described.get("dynamic", min(inputs[0].shape) < 0))

@@ -47,7 +47,6 @@ class BuildProgress:
         self.stage = stage
         self.failure: BaseException | None = None
         self._phases: dict[str, tuple[str | None, int, int]] = {}
-        self._highest = 0.0
         self._reported = -1
         self._lock = threading.Lock()
 
@@ -75,12 +74,10 @@ class BuildProgress:
         with self._lock:
             if name in self._phases:
                 parent, steps, _ = self._phases[name]
-                self._phases[name] = (parent, steps, min(steps, step + 1))
+                self._phases[name] = (parent, steps, step + 1)
             roots = [name for name, (parent, _, _) in self._phases.items() if parent is None]
             share = max(map(self._share, roots), default=0.0)
-            self._highest = max(self._highest, share)
-            done = int(self._highest * PROGRESS_STEPS)
-        return self.report(done)
+        return self.report(int(share * PROGRESS_STEPS))
 
     def finish(self, name: str) -> None:
         """Finish a phase.

@@ -323,7 +323,6 @@ class Execution:
         self.stream = None
         with contextlib.suppress(RuntimeError):
             self.torch.cuda.empty_cache()
-        _OPEN.discard(self)
 
     def _create_context(self) -> Any:
         with capture_messages() as messages:
