@@ -19,7 +19,7 @@ from raising import raises
 from trtkit import backends
 from trtkit.backends import BuildSettings, ImplicitCalibration, capabilities
 from trtkit.backends.devices import Gpu
-from trtkit.backends.trt.callbacks import BuildProgress
+from trtkit.backends.trt.callbacks import BuildProgress, Messages
 from trtkit.errors import BuildError, CalibrationError, CancelledError, CapabilityError, RecipeError
 from trtkit.graph.nms import add_nms
 from trtkit.graph.onnx_file import update_metadata
@@ -422,6 +422,34 @@ def test_the_first_gpu_is_selected_where_the_caller_may_work_on_another(
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: started)
     build(trt, SMALL)
     assert chosen == selected
+
+
+def test_messages_of_a_build(tensorrt: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    trt = tensorrt("8.6.0")
+    build_network = trt.Builder.build_serialized_network
+
+    def warn_often(self: Any, network: Any, config: Any) -> Any:
+        for number in range(30):
+            for _ in range(2):
+                trt.fake.logger.log(trt.Severity.WARNING, f"warning {number}")
+        trt.fake.logger.log(trt.Severity.VERBOSE, "one of a million")
+        return build_network(self, network, config)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", warn_often)
+    with caplog.at_level("DEBUG", "trtkit.tensorrt"):
+        built, _, _ = build(trt, SMALL)
+    # Each once, and not without end: a passport holds them.
+    assert built.facts["warnings"] == [f"warning {number}" for number in range(20)]
+    assert "WARNING: warning 29" in caplog.messages
+    assert "one of a million" not in caplog.text
+
+
+def test_the_reason_of_a_failure_is_its_first_errors() -> None:
+    messages = Messages()
+    assert messages.summary("the driver is old") == "the driver is old"
+    for text in ("one  failed\n", "one failed", "two failed", "three failed", "four failed"):
+        messages.add("ERROR", text)
+    assert messages.summary() == "one failed | two failed | three failed"
 
 
 def test_progress_of_several_threads_never_goes_back() -> None:

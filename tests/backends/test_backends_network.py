@@ -1,22 +1,31 @@
-"""Timing cache files: saved, merged, deleted when broken; none makes a build fail."""
+"""What TensorRT builds from; and timing cache files: saved, merged, deleted when broken; none makes a build fail."""
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tiny_graphs
 from raising import raises
 
 from trtkit import backends
-from trtkit.backends import BuildSettings, ImplicitCalibration
-from trtkit.backends.trt.network import TimingCache
-from trtkit.errors import BuildError
+from trtkit.backends import BuildSettings, Capabilities, ImplicitCalibration
+from trtkit.backends.trt.network import (
+    TimingCache,
+    compute_profile_shapes,
+    find_image_input,
+    fit_graph,
+    use_strong_typing,
+)
+from trtkit.errors import BuildError, RecipeError
 from trtkit.files import user_cache_dir
+from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
 
 SMALL = BuildSettings(imgsz=(32, 32))
 
@@ -61,6 +70,14 @@ def test_a_file_that_breaks_the_build_is_deleted_and_the_build_repeated(tensorrt
         backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=file))
     assert len(trt.fake.builds) == 2
     assert b"elsewhere" not in file.read_bytes()
+
+
+def test_a_build_without_a_cache_file_is_not_repeated(tensorrt: Any, tmp_path: Path) -> None:
+    trt = tensorrt("8.6.0")
+    trt.fake.break_build = "Myelin error from unknown graph"
+    with raises(BuildError, "build-failed", reason=trt.fake.break_build):
+        backends.build(tiny_graphs.detector(), dataclasses.replace(SMALL, timing_cache=tmp_path / "new.cache"))
+    assert len(trt.fake.builds) == 1
 
 
 def test_a_file_that_did_not_break_the_build_is_kept(tensorrt: Any, tmp_path: Path) -> None:
@@ -178,3 +195,105 @@ def test_cache_dir_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.delenv("TRTKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     assert user_cache_dir() == tmp_path / "b" / "trtkit"
+
+
+# What TensorRT builds from
+
+
+TYPED = Capabilities(backend="tensorrt", strongly_typed=True, strongly_typed_only=True)
+FLAGGED = Capabilities(backend="tensorrt", strongly_typed=True)
+
+
+def split_in_halves() -> onnx.ModelProto:
+    """A convolution of 48 channels, in halves of 24, where INT8 kernels of TensorRT store 32 together."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    sizes = {"first.weight": (48, 3, 1, 1), "left.weight": (8, 24, 1, 1), "right.weight": (8, 24, 1, 1)}
+    weights = [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in sizes.items()]
+    weights.append(onnx.numpy_helper.from_array(np.array([24, 24]), "sizes"))
+    nodes = [
+        node("Conv", ["images", "first.weight"], ["first"], "first"),
+        node("Split", ["first", "sizes"], ["l", "r"], "split", axis=1),
+        node("Conv", ["l", "left.weight"], ["left"], "left"),
+        node("Conv", ["r", "right.weight"], ["right"], "right"),
+        node("Add", ["left", "right"], ["output0"], "sum"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "halves", [value("images", 1, [1, 3, 8, 8])], [value("output0", 1, [1, 8, 8, 8])], weights
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+
+
+def test_a_graph_is_fitted_to_its_tensorrt() -> None:
+    def channels(proto: onnx.ModelProto) -> int:
+        return int(next(tensor.dims[0] for tensor in proto.graph.initializer if tensor.name.startswith("first")))
+
+    graph, rtx = split_in_halves(), dataclasses.replace(TYPED, backend="tensorrt_rtx")
+    fitted = {one: fit_graph(graph, one, precision="int8") for one in (FLAGGED, TYPED, rtx)}
+    assert {one: (channels(proto), has_fp16(proto)) for one, proto in fitted.items()} == {
+        FLAGGED: (64, False), TYPED: (64, True), rtx: (48, True),
+    }  # fmt: skip
+    # What is FP16 already stays as it is, and so does every other precision.
+    assert fit_graph(fitted[rtx], rtx, precision="int8") == fitted[rtx]
+    assert fit_graph(graph, TYPED, precision="fp32") is graph
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "settings", "typed"),
+    [
+        (FLAGGED, {"precision": "fp32"}, True),
+        (FLAGGED, {"precision": "int8"}, False),
+        (FLAGGED, {"precision": "fp16", "device": "dla:0"}, False),
+        (FLAGGED, {"precision": "int8", "implicit": ImplicitCalibration()}, False),
+        (TYPED, {"precision": "int8"}, True),
+        (Capabilities(backend="tensorrt"), {"precision": "fp32"}, False),
+    ],
+)
+def test_types_come_from_the_graph_where_they_can(
+    capabilities: Capabilities, settings: dict[str, Any], typed: bool
+) -> None:
+    graph = tiny_graphs.detector("int8" if settings["precision"] == "int8" else "fp32")
+    assert use_strong_typing(capabilities, BuildSettings(**settings), graph) is typed
+
+
+def test_a_q_dq_graph_on_fp16_says_every_type() -> None:
+    graph = convert_qdq_to_fp16(tiny_graphs.detector("int8"))
+    assert use_strong_typing(FLAGGED, BuildSettings(precision="int8"), graph)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "expected"),
+    [
+        ((1, 3, 64, 64), {}, None),
+        ((-1, 3, -1, -1), {}, ((1, 3, 64, 64),) * 3),
+        ((-1, -1, -1, -1), {"dynamic": True, "batch": 4}, ((1, 3, 32, 32), (4, 3, 64, 64), (4, 3, 64, 64))),
+        ((-1, 1, -1, -1), {"dynamic": True, "max_imgsz": (96, 64)}, ((1, 1, 32, 32), (1, 1, 64, 64), (1, 1, 96, 64))),
+        # The batch alone is open.
+        ((-1, 3, 64, 64), {"dynamic": True, "batch": 4}, ((1, 3, 64, 64), (4, 3, 64, 64), (4, 3, 64, 64))),
+    ],
+)
+def test_profile_shapes(shape: tuple[int, ...], settings: dict[str, Any], expected: Any) -> None:
+    assert compute_profile_shapes(BuildSettings(imgsz=(64, 64), **settings), shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "code"),
+    [
+        ((2, 3, 64, 64), {}, "build-shape-fixed"),
+        ((1, 3, 64, 32), {}, "build-shape-fixed"),
+        ((1, 3, 64, 64), {"dynamic": True}, "build-graph-static"),
+    ],
+)
+def test_profiles_that_the_graph_excludes(shape: tuple[int, ...], settings: dict[str, Any], code: str) -> None:
+    with raises(RecipeError, code):
+        compute_profile_shapes(BuildSettings(imgsz=(64, 64), **settings), shape)
+
+
+@pytest.mark.parametrize(("ranks", "found"), [((4,), 0), ((1, 4), 1), ((5, 4), 1), ((2,), None), ((4, 4), None)])
+def test_the_image_input_has_four_dimensions(ranks: tuple[int, ...], found: int | None) -> None:
+    inputs = [SimpleNamespace(shape=(1,) * rank) for rank in ranks]
+    network = SimpleNamespace(num_inputs=len(inputs), get_input=inputs.__getitem__)
+    if found is not None:
+        assert find_image_input(network) is inputs[found]
+        return
+    with raises(BuildError, "build-image-inputs", count=ranks.count(4)):
+        find_image_input(network)
