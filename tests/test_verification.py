@@ -104,6 +104,9 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
     onnx.save(graph, tmp_path / "a.onnx")
     with raises(EngineError, "verify-not-engine", path=str(tmp_path / "a.onnx")):
         tk.verify(tmp_path / "a.onnx", images)
+    onnx.save(graph, tmp_path / "b.ONNX")
+    with raises(EngineError, "verify-not-engine", path=str(tmp_path / "b.ONNX")):
+        tk.verify(tmp_path / "b.ONNX", images)
     with backends.open(tmp_path / "a.onnx") as engine, raises(EngineError, "verify-not-engine"):
         tk.verify(engine, images)
     assert tk.verify(tmp_path / "a.onnx", images, onnx=graph, eval_images=1).verdict != "differs"

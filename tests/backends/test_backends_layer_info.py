@@ -108,6 +108,48 @@ def test_tensorrt_10() -> None:
     assert (row["precision"], row["input_precision"], row["output_precision"]) == ("int8", "int8", "fp16")
 
 
+def test_a_kernel_s_name_may_have_control_characters() -> None:
+    """TensorRT does not escape them."""
+    text = json.dumps(TEN).replace("__myl_ConvSilu_myl0_1", "__myl_ConvSilu\x01")
+    assert [row["name"] for row in parse_inspector_json(text)] == ["__myl_ConvSilu\x01"]
+    # Without detail a layer is its name alone.
+    assert parse_inspector_json('{"Layers": ["stem"]}')[0]["name"] == "stem"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "precision", "reformat"),
+    [
+        ("/conv", "fusion", "int8", False),
+        ("/conv", "CaskConvolution", "int8", False),
+        ("/pool", "pooling", "fp16", False),
+        # It converts, whatever its kind.
+        ("__myl_Cast_1", "fusion", "fp16", True),
+        ("Reformatting CopyNode for /conv", "Reformat", "fp16", True),
+        ("/nothing", "NoCopy", "fp16", True),
+    ],
+)
+def test_the_precision_of_a_layer(name: str, kind: str, precision: str, reformat: bool) -> None:
+    layer = {
+        "Name": name, "LayerType": kind, "Inputs": [{"Name": "a", "Format/Datatype": "Int8"}, {"Datatype": "Float"}],
+        "Outputs": [{"Name": "b", "Format/Datatype": "FP16"}],
+    }  # fmt: skip
+    (row,) = parse_inspector_json(json.dumps({"Layers": [layer]}))
+    assert (row["precision"], row["reformat"]) == (precision, reformat)
+    # Weights are further inputs, in a type of their own.
+    del layer["Inputs"][0]["Format/Datatype"]
+    (row,) = parse_inspector_json(json.dumps({"Layers": [layer]}))
+    assert (row["precision"], row["input_precision"], row["output_precision"]) == ("fp16", None, "fp16")
+
+
+def test_a_kernel_of_myelin_names_no_nodes() -> None:
+    layer = {"Name": "__myl_FcMul_myl0_3", "LayerType": "kgen"}
+    (row,) = parse_inspector_json(json.dumps({"Layers": [layer]}))
+    assert (row["onnx_nodes"], row["reformat"]) == ([], False)
+    layer["Metadata"] = "[ONNX Layer: /model.0/conv/Conv]\x1e[ONNX Layer: /model.0/act/Mul]"
+    (row,) = parse_inspector_json(json.dumps({"Layers": [layer]}))
+    assert row["onnx_nodes"] == ["/model.0/conv/Conv", "/model.0/act/Mul"]
+
+
 def test_the_build_log() -> None:
     rows = parse_build_log(LOG)
     assert [row["type"] for row in rows] == ["kgen", "correlation"]

@@ -36,7 +36,14 @@ def run(source: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("version", "weights"), [("8.6.0", "refittable"), ("10.13.0.35", "refittable"), ("10.13.0.35", "stripped")]
+    ("version", "weights"),
+    [
+        ("8.6.0", "refittable"),
+        ("10.13.0.35", "refittable"),
+        ("10.13.0.35", "stripped"),
+        ("11.4.0.106", "refittable"),
+        ("11.4.0.106", "stripped"),
+    ],
 )
 def test_an_engine_gets_the_weights_of_a_graph(tensorrt: Any, tmp_path: Path, version: str, weights: str) -> None:
     tensorrt(version)
@@ -52,6 +59,10 @@ def test_an_engine_gets_the_weights_of_a_graph(tensorrt: Any, tmp_path: Path, ve
     assert passport is not None
     assert passport.weights == (None if weights == "stripped" else "refittable")
     assert passport.graph_hash == hash_parts(given.SerializeToString(deterministic=True))
+    assert passport.model_hash == "ab" * 32
+    if weights == "refittable":
+        again = refit_engine(whole, graph, tmp_path / "again.engine")
+        np.testing.assert_allclose(run(again)["output0"], run(graph)["output0"], atol=1e-5)
 
 
 def test_an_engine_gets_the_class_names_of_a_graph(tensorrt: Any, tmp_path: Path) -> None:

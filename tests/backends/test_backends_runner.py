@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import trtkit
 from trtkit import backends
 from trtkit.backends import BuildSettings, Passport
 from trtkit.backends.devices import Gpu
+from trtkit.backends.trt.execution import Execution
 from trtkit.errors import CancelledError, CapabilityError, DataError, EngineError
 from trtkit.graph.fp16 import has_fp16
 from trtkit.models.model import RAW_MAPS
@@ -290,6 +293,32 @@ def test_threads_and_runners_are_independent(tensorrt: Any, tmp_path: Path) -> N
     assert not mismatches
 
 
+def test_calls_of_one_runner_are_serialized(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory holds one batch."""
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    inside, overlaps, run = threading.Lock(), [], Execution.run
+
+    def run_slowly(self: Execution, shapes: Any) -> None:
+        overlaps.append(not inside.acquire(blocking=False))
+        time.sleep(0.01)
+        run(self, shapes)
+        inside.release()
+
+    monkeypatch.setattr(Execution, "run", run_slowly)
+    feed, image = np.zeros((1, 3, 32, 32), np.float32), tiny_graphs.images(1)
+    with backends.open(path) as runner, ThreadPoolExecutor(4) as pool:
+        works = (
+            lambda: runner.infer(feed),
+            lambda: runner.infer_device(runner.input_tensor(1)),
+            lambda: runner.predict(image),
+            lambda: runner.measure_gpu_times(feed, 1),
+        )
+        for result in [pool.submit(work) for work in works * 3]:
+            result.result()
+    assert not any(overlaps)
+
+
 def test_close_frees_everything(tensorrt: Any, tmp_path: Path) -> None:
     trt = tensorrt("8.6.0")
     path, _ = engine(tmp_path)
@@ -366,7 +395,10 @@ def test_arrays_of_any_memory_layout(tensorrt: Any, tmp_path: Path) -> None:
     locked.flags.writeable = False
     with backends.open(path) as runner, warnings.catch_warnings():
         warnings.simplefilter("error")
+        # Staged memory of one type is none for another.
+        runner.infer(np.zeros(feed.shape, np.uint8))
         expected = runner.infer(feed)["output0"]
+        assert len(np.unique(expected)) > 100
         for other in (locked, np.asfortranarray(feed), feed[:, ::-1][:, ::-1], feed.astype(np.float64)):
             assert np.array_equal(runner.infer(other)["output0"], expected)
 
@@ -390,6 +422,55 @@ def test_gpu_tensors_are_not_copied(tensorrt: Any, tmp_path: Path) -> None:
         assert runs >= 20
         # Two images of 3 x 32 x 32 and 7 x 256 floats, and the context's 4096 bytes.
         assert runner.device_memory == 4 * (2 * 3 * 32 * 32 + 2 * 7 * 256) + 4096
+
+
+def test_streams_wait_for_each_other(tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller enqueued before comes before the run, and what it enqueues then after it."""
+    trt = tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    mine = fake_cuda.Stream()
+    monkeypatch.setattr(trt.torch.cuda, "current_stream", lambda device=None: mine)
+    with backends.open(path) as runner:
+        runner.infer_device(runner.input_tensor(1))
+        own = runner._execution.stream
+        assert (own.waits, mine.waits) == ([mine], [own])
+
+
+def test_an_output_without_a_batch_is_given_whole(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    graph = tiny_graphs.detector(batch=2)
+    graph.graph.node.append(onnx.helper.make_node("ReduceMax", ["output0"], ["highest"], axes=[0], keepdims=0))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("highest", 1, [7, 256]))
+    settings = BuildSettings(imgsz=(32, 32), batch=2)
+    plan = backends.build(graph, settings).plan
+    path = backends.write_engine(tmp_path / "m.engine", plan, tiny_graphs.info((32, 32)), None)
+    with backends.open(path) as runner:
+        outputs = runner.infer(np.zeros((1, 3, 32, 32), np.float32))
+    assert (outputs["output0"].shape, outputs["highest"].shape) == ((1, 7, 256), (7, 256))
+
+
+@pytest.mark.parametrize(("dynamic", "size"), [(True, (32, 32)), (False, (64, 64))])
+def test_the_size_is_that_of_the_file_where_the_engine_leaves_it_open(
+    tensorrt: Any, tmp_path: Path, dynamic: bool, size: tuple[int, int]
+) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path, imgsz=(64, 64), dynamic=dynamic)
+    other = backends.wrap_engine(path, tmp_path / "other.engine", tiny_graphs.info((32, 32)))
+    with backends.open(other) as runner:
+        assert runner.imgsz == size
+
+
+def test_the_precision_of_a_plan_is_the_lowest_of_its_layers(
+    tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    bare = backends.strip_engine(path, tmp_path / "model.plan")
+    for found, precision in ((("fp32", "int8", "fp16"), "int8"), (("fp32", "fp16", None), "fp16"), ((), "fp32")):
+        rows = tuple({"precision": one} for one in found)
+        monkeypatch.setattr("trtkit.backends.trt.runner.parse_inspector_json", lambda text, rows=rows: rows)
+        with backends.open(bare, task="detect") as runner:
+            assert runner.precision == precision
 
 
 @pytest.mark.parametrize("version", ALL)

@@ -256,19 +256,24 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             profile = config.profiles[0].shapes if config.profiles else None
             proto = network.proto
             if "STRIP_PLAN" in config.flags:
-                proto = onnx.ModelProto.FromString(proto.SerializeToString())
-                for tensor in proto.graph.initializer:
-                    if tensor.data_type == onnx.TensorProto.FLOAT:
-                        # No numbers, so that a run with them is noticed.
-                        tensor.raw_data = b"\xff" * len(tensor.raw_data)
+                proto = strip(proto)
             if any(tensor.dtype == fill["DataType"].HALF for tensor in network.outputs.values()):
                 proto = convert_outputs_to_fp16(onnx.ModelProto.FromString(proto.SerializeToString()))
             header = {"version": version, "profile": profile, "host_code": "VERSION_COMPATIBLE" in config.flags}
-            return write_plan(header | {"refit": bool(config.flags & {"REFIT", "STRIP_PLAN"})}, proto)
+            header |= {"refit": bool(config.flags & {"REFIT", "STRIP_PLAN"}), "stripped": "STRIP_PLAN" in config.flags}
+            return write_plan(header, proto)
 
     def write_plan(header: dict[str, Any], proto: onnx.ModelProto) -> bytes:
         data = json.dumps(header).encode()
         return b"ftrt" + len(data).to_bytes(4, "little") + data + proto.SerializeToString()
+
+    def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
+        proto = onnx.ModelProto.FromString(proto.SerializeToString())
+        for tensor in proto.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                # No numbers, so that a run with them is noticed.
+                tensor.raw_data = b"\xff" * len(tensor.raw_data)
+        return proto
 
     def calibrate(config: IBuilderConfig, network: Network) -> bool:
         calibrator = config.int8_calibrator
@@ -429,10 +434,18 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         else:
 
             def create_serialization_config(self) -> Any:
-                return types.SimpleNamespace(set_flag=lambda flag: None, clear_flag=lambda flag: None)
+                flags = {"EXCLUDE_WEIGHTS"} if self.header["stripped"] else set()
+                return types.SimpleNamespace(
+                    flags=flags,
+                    set_flag=lambda flag: flags.add(flag.name),
+                    clear_flag=lambda flag: flags.discard(flag.name),
+                )
 
             def serialize_with_config(self, config: Any) -> bytes:
-                return write_plan(self.header, self.proto)
+                header = dict(self.header)
+                if major >= 11:
+                    header["refit"] = "INCLUDE_REFIT" in config.flags
+                return write_plan(header, strip(self.proto) if "EXCLUDE_WEIGHTS" in config.flags else self.proto)
 
         def create_engine_inspector(self) -> Any:
             key = "Bindings" if major < 10 else "I/O Tensors"

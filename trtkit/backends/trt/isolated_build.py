@@ -84,7 +84,7 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     values.update(isolate=False, implicit=None)
     if isinstance(settings.timing_cache, Path):
-        values["timing_cache"] = str(settings.timing_cache.absolute())
+        values["timing_cache"] = str(settings.timing_cache)
     implicit: dict[str, Any] | None = None
     if settings.implicit is not None:
         count = 0
@@ -92,7 +92,7 @@ def _write_job(folder: Path, model: str, settings: BuildSettings, backend: str) 
         for count, batch in enumerate(settings.implicit.batches, start=1):
             np.save(folder / f"batch{count - 1:06d}.npy", batch)
         cache = settings.implicit.cache
-        implicit = {"batches": count, "cache": str(cache.absolute()) if cache is not None else None}
+        implicit = {"batches": count, "cache": str(cache) if cache is not None else None}
     job = {"model": model, "settings": values, "implicit": implicit, "backend": backend}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
