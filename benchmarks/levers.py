@@ -281,7 +281,7 @@ def run(options: argparse.Namespace) -> None:
                 sys.executable, str(HERE), "build", str(out), "--graph", str(job.graph), "--name", job.name,
                 "--variant", job.variant, "--precision", job.precision, "--batch", str(job.batch),
                 "--level", str(options.level), *(["--images", str(options.images)] if options.images else []),
-                *(["--keep-engines"] if options.keep_engines else []),
+                "--lanes", str(options.lanes), *(["--keep-engines"] if options.keep_engines else []),
             ],
             log=out / f"{job.name}.log",
         )
@@ -331,7 +331,7 @@ def build(options: argparse.Namespace) -> None:
         out / f"{options.name}.json",
         {
             "model": options.name.rsplit(f"-{options.precision}-b", 1)[0],
-            **{name: getattr(options, name) for name in ("variant", "precision", "batch", "level")},
+            **{name: getattr(options, name) for name in ("variant", "precision", "batch", "level", "lanes")},
             **json.loads(path.with_suffix(".time").read_text()),
             "cores": os.cpu_count(),
             "gpu": backends.probe("tensorrt").gpus[0].uuid,
@@ -508,8 +508,13 @@ def write(options: argparse.Namespace) -> None:
         json.loads(path.read_text()) for path in sorted(Path(options.out).glob("*-b*-*.json"))
     ]
     about = about_engines("python benchmarks/levers.py run levers --builds 3", rows[0])
-    lines = ["# Levers: inputs, outputs and head", "", f"`{about['command']}`", "", line_of(about), ""]
-    write_record(of_gpu("levers", rows[0]), {**about, "rows": rows}, [*lines, *table(HEADS, summarize(rows))])
+    lines = ["# Levers: inputs, outputs, head and streams", "", f"`{about['command']}`", "", line_of(about)]
+    for lanes in sorted({row["lanes"] for row in rows}):
+        alone = "One build at a time on each GPU."
+        beside = f"{lanes} builds at once on each GPU, timed beside others: ratios to look at, no latencies to quote."
+        own = [row for row in rows if row["lanes"] == lanes]
+        lines += ["", alone if lanes == 1 else beside, "", *table(HEADS, summarize(own))]
+    write_record(of_gpu("levers", rows[0]), {**about, "rows": rows}, lines)
 
 
 def main() -> None:
@@ -530,14 +535,12 @@ def main() -> None:
         verb.add_argument("--builds", type=int, default=3)
         verb.add_argument("--seconds", type=float, help="stop after so many seconds")
         verb.add_argument("--keep-engines", action="store_true", help="keep the engines' files")
+        verb.add_argument("--lanes", type=int, default=1, help="builds at once on a GPU: more to look, not to publish")
         if name == "run":
             verb.add_argument("--variants", nargs="+", choices=VARIANTS)
             verb.add_argument("--precisions", nargs="+", choices=PRECISIONS)
             verb.add_argument("--batches", nargs="+", type=int)
             verb.add_argument("--models", nargs="+", help="names, as in those of the graphs")
-            verb.add_argument(
-                "--lanes", type=int, default=1, help="builds at once on a GPU: more to look, not to publish"
-            )
         if name == "build":
             verb.add_argument("--graph", required=True)
             verb.add_argument("--name", required=True)

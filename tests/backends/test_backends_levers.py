@@ -174,7 +174,7 @@ def test_one_build_of_a_variant(
     levers.build(
         SimpleNamespace(
             out=str(tmp_path), graph=str(job.graph), name=job.name, variant=variant, precision="int8", batch=1,
-            level=2, images=None, keep_engines=variant == "today",
+            level=2, images=None, keep_engines=variant == "today", lanes=1,
         )
     )  # fmt: skip
     row = json.loads((tmp_path / f"{job.name}.json").read_text())
