@@ -275,20 +275,18 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     above, below, upper, lower = _taps(image.shape[0], size[0])
-    left, right, first, second = _taps(image.shape[1], size[1], clip=True)
+    left, right, first, second = _taps(image.shape[1], size[1])
     values = image.astype(np.int32)
     rows = (values[:, left] * first[:, None] + values[:, right] * second[:, None]) >> 4
     top, bottom = (upper[:, None, None] * rows[above]) >> 16, (lower[:, None, None] * rows[below]) >> 16
     return np.clip((top + bottom + 2) >> 2, 0, 255).astype(np.uint8)
 
 
-def _taps(before: int, after: int, *, clip: bool = False) -> tuple[np.ndarray, ...]:
+def _taps(before: int, after: int) -> tuple[np.ndarray, ...]:
     """The two source pixels of each of `after` pixels and their weights, in 2048ths."""
     centers = ((np.arange(after) + 0.5) * (1 / (after / before)) - 0.5).astype(np.float32)
     start = np.floor(centers).astype(np.int64)
     weight = centers - start.astype(np.float32)
-    if clip:
-        weight[(start < 0) | (start >= before - 1)] = 0
     weights = (np.rint(part * np.float32(2048)).astype(np.int32) for part in (np.float32(1) - weight, weight))
     return np.clip(start, 0, before - 1), np.clip(start + 1, 0, before - 1), *weights
 

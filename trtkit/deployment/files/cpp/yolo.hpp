@@ -243,14 +243,13 @@ struct Taps {
   int before, after, first, second;  // two source pixels and their weights, in 2048ths
 };
 
-inline std::vector<Taps> resize_taps(int before, int after, bool clip) {
+inline std::vector<Taps> resize_taps(int before, int after) {
   std::vector<Taps> taps(after);
   for (int index = 0; index < after; ++index) {
     const double scale = 1 / (static_cast<double>(after) / before);
     const float center = static_cast<float>((index + 0.5) * scale - 0.5);
     const int start = static_cast<int>(std::floor(center));
-    float weight = center - static_cast<float>(start);
-    if (clip && (start < 0 || start >= before - 1)) weight = 0;
+    const float weight = center - static_cast<float>(start);
     taps[index] = {std::clamp(start, 0, before - 1), std::clamp(start + 1, 0, before - 1),
                    static_cast<int>(std::nearbyint((1.0f - weight) * 2048.0f)),
                    static_cast<int>(std::nearbyint(weight * 2048.0f))};
@@ -267,7 +266,7 @@ inline Pixels resize(const Image& image, int height, int width) {
       std::copy_n(image.row(y), static_cast<size_t>(width) * channels, &result[static_cast<size_t>(y) * width * channels]);
     return result;
   }
-  const auto down = resize_taps(image.height, height, false), across = resize_taps(image.width, width, true);
+  const auto down = resize_taps(image.height, height), across = resize_taps(image.width, width);
   for (int y = 0; y < height; ++y) {
     const uint8_t *above = image.row(down[y].before), *below = image.row(down[y].after);
     uint8_t* target = &result[static_cast<size_t>(y) * width * channels];
