@@ -14,6 +14,7 @@ import onnx
 import polars as pl
 import pytest
 import tiny_graphs
+from onnx import numpy_helper
 from planted_faults import FAULTS, STRONG_FAULTS, add_rounding
 from raising import raises
 from replaced_builder import replace_builder
@@ -26,11 +27,12 @@ from trtkit.backends.runner import Runner
 from trtkit.cli import parse_command, system_commands
 from trtkit.data.labels import LABEL_FORMATS
 from trtkit.errors import BuildError, CapabilityError, EngineError
+from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.models.model import CLASS_SCORES, DENSE, DETR_ROWS, END2END_ROWS, NMS_ROWS, ModelInfo, OutputFormat
 from trtkit.tasks import get_task
+from trtkit.verification import _find_tensors, _read_feeds, add_limits
 from trtkit.verification import _run as run_batches
-from trtkit.verification import add_limits
 
 SIZE = (64, 64)
 EXTRA = {"detect": 0, "segment": 4, "pose": 6, "obb": 1}
@@ -115,6 +117,10 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
             tk.verify(engine, images, onnx=tiny_graphs.detector("fp16", dynamic=True))
         with raises(EngineError, "verify-other-onnx", name="input size"):
             tk.verify(engine, images, onnx=tiny_graphs.detector(size=(64, 64)))
+        # A graph of open size runs at the engine's.
+        engine.imgsz = (64, 64)
+        assert tk.verify(engine, images, onnx=graph, eval_images=1).verdict != "differs"
+        engine.imgsz = (32, 32)
         info = engine.info
         for name, changes in (
             ("task", {"task": "obb"}),
@@ -129,6 +135,9 @@ def test_the_graph_must_be_there_and_be_the_same(images, tmp_path):
         engine.passport, engine.hash = passport, "cd" * 32
         with raises(EngineError, "verify-other-onnx", name="model hash"):
             tk.verify(engine, images, onnx=graph)
+        # Of a graph that names no calibration, such as one of 0.1.0, nothing can be said.
+        engine.passport, engine.hash = dataclasses.replace(passport, calibration_hash="34" * 32), "ab" * 32
+        assert tk.verify(engine, images, onnx=graph, eval_images=1).verdict != "differs"
         update_metadata(graph, {}, {"calibration_hash": "12" * 32})
         engine.passport, engine.hash = dataclasses.replace(passport, calibration_hash="34" * 32), "ab" * 32
         with raises(EngineError, "verify-other-onnx", name="calibration"):
@@ -550,6 +559,61 @@ def test_a_second_build_names_the_layer(builder, images, tmp_path, precision, se
     assert "begins in silu" in result.describe_differences()
     assert tk.Verification.load(result.save(tmp_path / "saved")).layers.equals(result.layers)
     assert repr(result) == repr(tk.Verification.load(tmp_path / "saved"))
+
+
+def test_the_second_build_is_the_first_s_and_runs_on_the_image_that_differs_most(
+    builder, images, tmp_path, monkeypatch
+):
+    builder.fault = FAULTS["batch"]
+    artifact = export_tiny(tmp_path, images, verify=False, opt_level=1)
+    fed, infer = [], OrtRunner.infer
+
+    def record(self, feeds):
+        outputs = infer(self, feeds)
+        if "silu_out" in outputs:
+            fed.append(feeds)
+        return outputs
+
+    monkeypatch.setattr(OrtRunner, "infer", record)
+    result = tk.verify(artifact, images, layers=True)
+    first, second = builder.settings
+    assert second == dataclasses.replace(first, device=None, timing_cache=True)
+    assert second.opt_level == 1
+    worst = max(
+        result.frame().filter("differs").iter_rows(named=True), key=lambda row: row["difference"] / row["limit"]
+    )
+    with tk.open(artifact) as engine:
+        _, _, paths, feeds, _ = _read_feeds(engine, images, 16)
+    of_engine, of_reference = fed
+    assert np.array_equal(of_reference[0], feeds[list(map(str, paths)).index(worst["path"])])
+    assert np.array_equal(of_engine[worst["slot"]], of_reference[0])
+
+
+def test_a_layer_of_nan_differs(builder, images, tmp_path):
+    def fault(graph):
+        bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "stem.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.full(tuple(bias.dims), np.nan, np.float32), bias.name))
+
+    builder.fault = fault
+    artifact = export_tiny(tmp_path, images, verify=False)
+    result = tk.verify(artifact, images, layers=True)
+    assert result.layers.filter("begins")["layer"].to_list() == ["silu"]
+    assert result.layers["differs"].all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_tensors_between_layers_are_taken_before_they_are_quantized(precision):
+    assert _find_tensors(GraphIndex(tiny_graphs.detector(precision))) == ["silu_out", "output0"]
+
+
+def test_progress_counts_every_image_of_every_batch(images):
+    events = []
+    with Painted("detect", DENSE) as engine, Painted("detect", DENSE) as reference:
+        tk.verify(engine, images, onnx=reference, eval_images=6, progress=events.append)
+    steps = [(event.done, event.total) for event in events if event.stage == "verify" and event.total]
+    assert {total for _, total in steps} == {18}
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert max(done for done, _ in steps) <= 18
 
 
 def test_a_fault_that_other_outputs_end(builder, images, tmp_path):
