@@ -112,12 +112,7 @@ class TunerState:
             CalibrationError: There is no calibration yet, no such algorithm, or the calibration lacks its histograms.
         """
         if self.algorithm_comparison is None:
-            raise CalibrationError(
-                f"compute ranges with {algorithm}",
-                NO_CALIBRATION,
-                "wait for it, or pass calibration=",
-                code="tuner-no-calibration",
-            )
+            raise _no_calibration_error(f"compute ranges with {algorithm}")
         reason = self.algorithm_comparison.unavailable_reasons().get(algorithm, "")
         if reason:
             raise CalibrationError(
@@ -267,9 +262,7 @@ class TunerState:
         if self.uses_search_ranges and self.search is not None:
             return self.search.calibration
         if self.algorithm_comparison is None:
-            raise CalibrationError(
-                "show ranges", NO_CALIBRATION, "wait for it, or pass calibration=", code="tuner-no-calibration"
-            )
+            raise _no_calibration_error("show ranges")
         return self.algorithm_comparison.with_algorithm(self.algorithm, self.percentile)
 
     @functools.cached_property
@@ -472,6 +465,10 @@ def collect_assignments(search: Search | None, evaluations: Iterable[Int8Evaluat
     front = find_pareto([row["int8_share"] for row in rows], [row["metric"] for row in rows])
     rows = [{**row, "pareto": on_front} for row, on_front in zip(rows, front, strict=True)]
     return pl.DataFrame(rows, schema=SHARE_POINTS)
+
+
+def _no_calibration_error(asked: str) -> CalibrationError:
+    return CalibrationError(asked, NO_CALIBRATION, "wait for it, or pass calibration=", code="tuner-no-calibration")
 
 
 def _widen_row(algorithm_comparison: AlgorithmComparison, row: dict[str, Any], reach: float) -> dict[str, Any]:
