@@ -589,6 +589,35 @@ def test_the_second_build_is_the_first_s_and_runs_on_the_image_that_differs_most
     assert np.array_equal(of_engine[worst["slot"]], of_reference[0])
 
 
+def test_a_fault_begins_behind_a_layer_that_is_right(builder, images, tmp_path):
+    """A layer of zero weights hides the first of two faults from what comes after it."""
+    graph = tiny_graphs.detector(dynamic=True)
+    random = np.random.default_rng(0)
+    for name, value in (("mid.weight", np.zeros((8, 8, 1, 1))), ("mid.bias", random.normal(size=8))):
+        graph.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    head = next(node for node in graph.graph.node if node.name == "head")
+    head.input[0] = "mid_out"
+    mid = onnx.helper.make_node("Conv", ["silu_out", "mid.weight", "mid.bias"], ["mid_out"], name="mid")
+    graph.graph.node.insert(list(graph.graph.node).index(head), mid)
+    onnx.save(graph, tmp_path / "hidden.onnx")
+
+    def fault(built):
+        for bias in built.graph.initializer:
+            if bias.name in ("stem.bias", "head.bias"):
+                bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(3), bias.name))
+
+    builder.fault = fault
+    artifact = tk.export(
+        tmp_path / "hidden.onnx", backend="tensorrt", batch=2, data=images, output=tmp_path / "hidden.engine",
+        verify=False,
+    )  # fmt: skip
+    result = tk.verify(artifact, images, layers=True)
+    rows = {row["tensor"]: row for row in result.layers.iter_rows(named=True)}
+    assert {name: (row["differs"], row["begins"]) for name, row in rows.items()} == {
+        "silu_out": (True, True), "mid_out": (False, False), "output0": (True, True),
+    }  # fmt: skip
+
+
 def test_a_layer_of_nan_differs(builder, images, tmp_path):
     def fault(graph):
         bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "stem.bias")
