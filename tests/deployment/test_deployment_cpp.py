@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -109,11 +110,12 @@ def test_the_same_detections_from_the_same_outputs(program, tmp_path_factory, ta
 
 @pytest.mark.parametrize("kind", ["letterbox", "stretch", "center_crop"])
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3, 4]))
-def test_the_same_input_from_the_same_image(program, tmp_path_factory, kind, seed, channels):
+@given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3, 4]), is_square=st.booleans())
+def test_the_same_input_from_the_same_image(program, tmp_path_factory, kind, seed, channels, is_square):
     rng = np.random.default_rng(seed)
     preprocess = samples.make_preprocess(kind, channels, seed)
-    info = samples.make_info("classify", preprocess=preprocess)
+    size = (96, 96) if is_square else samples.SIZE
+    info = dataclasses.replace(samples.make_info("classify", preprocess=preprocess), imgsz=size)
     image = rng.integers(0, 256, (*rng.integers(2, 400, 2), channels), np.uint8)
     model = tmp_path_factory.mktemp("model")
     (model / "model.json").write_text(json.dumps(samples.describe(info)))
@@ -121,7 +123,7 @@ def test_the_same_input_from_the_same_image(program, tmp_path_factory, kind, see
     samples.write_tensors(model, {"output0": probabilities})
     found = run_program(program, model, [image], "--input", str(model / "input.bin"))
     np.testing.assert_array_equal(np.array(found[0]["probabilities"], np.float32), probabilities[0])
-    expected = to_input([resize_to_input(image, samples.SIZE, preprocess)[0]], preprocess)
+    expected = to_input([resize_to_input(image, size, preprocess)[0]], preprocess)
     values = np.fromfile(model / "input.bin", np.float32).reshape(expected.shape)
     np.testing.assert_array_equal(values, expected)
 
@@ -163,6 +165,18 @@ def test_masks_without_coefficients_end_in_one_sentence(program, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 1
         assert words in done.stderr
+
+
+def test_the_threshold_is_exclusive_and_nan_is_none(program, tmp_path):
+    """As in `yolo.py`."""
+    conf = np.float32(samples.LIMITS["conf"])
+    output = np.zeros((1, 4 + samples.CLASSES, 4), np.float32)
+    output[0, :4] = [[10, 40, 70, 100], [20] * 4, [10] * 4, [10] * 4]
+    output[0, 4] = [conf, np.nextafter(conf, np.float32(1)), np.nan, 0]
+    (tmp_path / "model.json").write_text(json.dumps(samples.describe(samples.make_info("detect"))))
+    samples.write_tensors(tmp_path, {"output0": output})
+    (found,) = run_program(program, tmp_path, [np.zeros((96, 128, 3), np.uint8)])
+    assert found["boxes"] == [[35, 15, 45, 25]]
 
 
 def test_images_with_comments_in_their_headers(program, tmp_path):

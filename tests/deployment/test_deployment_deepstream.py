@@ -168,6 +168,56 @@ def test_a_parser_that_does_not_fit_says_so(library, tmp_path):
     assert (done.returncode, "JSON" in done.stderr) == (1, True)
 
 
+THRESHOLDS_PROGRAM = """
+#include "nvdsinfer_custom_impl.h"
+#include "report.hpp"
+extern "C" bool NvDsInferParseYolo(std::vector<NvDsInferLayerInfo> const&, NvDsInferNetworkInfo const&,
+                                   NvDsInferParseDetectionParams const&, std::vector<NvDsInferObjectDetectionInfo>&);
+// FOLDER, the number of configured classes, and the threshold of each.
+int main(int count, char** arguments) {
+  const std::string folder = arguments[1];
+  const yolo::StoredTensors tensors(folder + "/tensors");
+  const yolo::Tensor tensor = tensors.get("output0", 0);
+  NvDsInferLayerInfo layer{};
+  layer.dataType = FLOAT;
+  layer.layerName = "output0";
+  layer.buffer = const_cast<float*>(tensor.data);
+  layer.inferDims.numDims = 2;
+  for (int axis = 0; axis < 2; ++axis) layer.inferDims.d[axis] = static_cast<unsigned int>(tensor.shape[axis]);
+  std::vector<float> least;
+  for (int index = 3; index < count; ++index) least.push_back(std::stof(arguments[index]));
+  const yolo::Processor model(folder);
+  std::vector<NvDsInferObjectDetectionInfo> objects;
+  const NvDsInferParseDetectionParams parameters{static_cast<unsigned int>(std::stoi(arguments[2])), least, least};
+  if (!NvDsInferParseYolo({layer}, {unsigned(model.width), unsigned(model.height), 3}, parameters, objects)) return 1;
+  for (const auto& one : objects) std::cout << one.classId << ' ';
+}
+"""
+
+
+@needs_compiler
+def test_each_class_has_its_threshold(library, tmp_path):
+    """`[class-attrs-N]` of a configuration; classes beyond `num-detected-classes` are no objects."""
+    output = np.zeros((1, 4 + samples.CLASSES, 4), np.float32)
+    output[0, :4] = [[10, 40, 70, 100], [20] * 4, [10] * 4, [10] * 4]
+    output[0, 4:] = np.diag([0.9, 0.8, 0.7, 0.6])
+    write_model(library, tmp_path, "detect", {"output0": output})
+    (tmp_path / "main.cpp").write_text(THRESHOLDS_PROGRAM)
+    includes = [f"-I{library / 'stub'}", f"-I{library}"]
+    options = ["-std=c++17", "-DSTUB_DEEPSTREAM_9", *includes, "-L.", "-lreplay_yolo", "-Wl,-rpath,$ORIGIN"]
+    subprocess.run(["g++", "main.cpp", "-o", "main", *options], cwd=tmp_path, check=True)
+    for configured, least, expected in (
+        (4, (0.5, 0.5, 0.5, 0.5), "0 1 2 3 "),
+        (4, (0.5, 0.85, 0.5, 0.65), "0 2 "),
+        (2, (0.5, 0.5, 0.5, 0.5), "0 1 "),
+        (4, (0.95, 0.5), "1 2 3 "),
+        (4, (), "0 1 2 3 "),
+    ):
+        command = ["./main", ".", str(configured), *map(str, least)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
 @needs_compiler
 def test_the_library_compiles_for_releases_without_rotation(folder, tmp_path):
     """DeepStream before 9.0 has no `rotation_angle`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import io
 import json
@@ -74,13 +75,14 @@ def test_the_same_detections_from_the_same_outputs(tmp_path_factory, task, kind,
 
 @pytest.mark.parametrize("kind", ["letterbox", "stretch", "center_crop"])
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3, 4]))
-def test_the_same_input_from_the_same_image(tmp_path_factory, kind, seed, channels):
+@given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3, 4]), is_square=st.booleans())
+def test_the_same_input_from_the_same_image(tmp_path_factory, kind, seed, channels, is_square):
     rng = np.random.default_rng(seed)
     preprocess = samples.make_preprocess(kind, channels, seed)
-    info = samples.make_info("classify", preprocess=preprocess)
+    size = (96, 96) if is_square else samples.SIZE
+    info = dataclasses.replace(samples.make_info("classify", preprocess=preprocess), imgsz=size)
     image = rng.integers(0, 256, (*rng.integers(2, 400, 2), channels), np.uint8)
-    resized, _ = resize_to_input(image, samples.SIZE, preprocess)
+    resized, _ = resize_to_input(image, size, preprocess)
     values, _ = make_processor(tmp_path_factory.mktemp("model"), info).preprocess([image])
     assert np.array_equal(values, to_input([resized], preprocess))
 
