@@ -151,10 +151,12 @@ def test_a_truncated_or_changed_plan(tmp_path: Path) -> None:
         read_engine(path)
 
 
-def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
-    """As the system gives those of folders in another encoding."""
-    info = dataclasses.replace(tiny_graphs.info(), names={0: "caf\udce9", 1: "Ü", 2: "two"})
-    assert read_engine(write_engine(tmp_path / "m.engine", PLAN, info, None)).info().names == info.names
+def test_a_path_that_is_not_unicode_survives(tmp_path: Path) -> None:
+    """As the system gives one in another encoding; the recipe names the model and the data."""
+    passport = dataclasses.replace(PASSPORT, recipe={"data": "caf\udce9"})
+    found = read_engine(written(tmp_path, passport)).passport
+    assert found is not None
+    assert found.recipe == {"data": "caf\udce9"}
 
 
 def test_the_backend_of_a_file_without_a_passport(tmp_path: Path) -> None:
