@@ -157,10 +157,10 @@ def test_other_graphs_are_refused() -> None:
 
 
 def test_maps_of_unknown_stride_are_refused() -> None:
-    """A side of the image that is no multiple of the map's leaves no whole stride."""
+    """A side of the image that is a multiple of one map's and not of the other's leaves one no whole stride."""
     model = make_model(TINY)
     graph = trace(model)
     rows = int(graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value)
-    graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = rows + 1
+    graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = rows + 4
     with raises(RecipeError, "raw-maps-not-found", task="detect"):
         find_raw_maps(graph, model.info)

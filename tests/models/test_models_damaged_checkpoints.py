@@ -380,6 +380,19 @@ def test_settings_that_double_at_every_level(content: dict[str, Any], tmp_path: 
     assert error.value.code == "checkpoint-nesting"
 
 
+def test_modules_of_long_names_are_bounded(content: dict[str, Any], tmp_path: Path) -> None:
+    """Each module below one repeats its name."""
+    content["model"].model.add_module("x" * 600, torch.nn.Identity())
+    with pytest.raises(CheckpointError) as error:
+        load(save(content, tmp_path / "names.pt"))
+    assert error.value.code == "checkpoint-nesting"
+
+
+def test_a_stride_that_no_head_has_is_not_read(content: dict[str, Any], tmp_path: Path) -> None:
+    content["model"].stride = torch.ones(17)
+    assert load(save(content, tmp_path / "stride.pt")).stride == 8
+
+
 def test_tensors_that_share_bytes_are_bounded(content: dict[str, Any], tmp_path: Path) -> None:
     big = torch.nn.Parameter(torch.zeros(100_000))
     for index in range(10):
