@@ -178,6 +178,7 @@ def test_outputs_whose_size_the_run_decides(tensorrt: Any, tmp_path: Path) -> No
         assert runner.cuda_graph == "not yet"
         # A new context has the allocator too.
         runner.layers(runs=1)
+        feed = random.random((2, 3, 64, 32), dtype=np.float32)
         np.testing.assert_allclose(runner.infer(feed)["output0"], other.infer(feed)["output0"], rtol=1e-5)
 
 

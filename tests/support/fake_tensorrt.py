@@ -365,6 +365,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
                         name, address, value.size * np.dtype(kind).itemsize, 256
                     )
                     self.sinks[name].notify_shape(name, value.shape)
+                assert address, f"{name} has no memory"
                 view(address, kind, value.shape)[...] = value
 
     class Engine:
