@@ -412,6 +412,7 @@ def test_unsafe_is_a_checkpoint_error() -> None:
 COLLIDING = b"".join(b"\x8a\x10" + (n * (2**61 - 1)).to_bytes(16, "little") + b"N" for n in range(1, 1000))
 NEGATIVE = b"".join(b"\x8a\x10" + (n * (1 - 2**61)).to_bytes(16, "little", signed=True) + b"N" for n in range(1, 1000))
 TUPLES = b"".join(b"J" + n.to_bytes(4, "little") + b"\x85N" for n in range(1000))
+COLLIDING_PAIRS = b"".join(b"\x8a\x10" + (n * (2**61 - 1)).to_bytes(16, "little") + b"N\x86" for n in range(1, 1000))
 PAIRS = b"(" + b"K\x01K\x02\x86" * 1000 + b"t\x85q\x01"
 
 
@@ -424,6 +425,7 @@ PAIRS = b"(" + b"K\x01K\x02\x86" * 1000 + b"t\x85q\x01"
         pytest.param(b"(" * 100_000, id="marks"),
         pytest.param(b"}(" + COLLIDING + b"u", id="integers of one hash"),
         pytest.param(b"}(" + NEGATIVE + b"u", id="negative integers of one hash"),
+        pytest.param(b"ccollections\nOrderedDict\n(" + COLLIDING_PAIRS + b"t\x85R", id="pairs of one hash"),
         pytest.param(b"}(" + TUPLES + b"u", id="tuples as keys"),
         pytest.param(PAIRS + b"ccollections\nOrderedDict\nh\x01R0" * 1000 + b"N", id="the same pairs again and again"),
         pytest.param(PAIRS + b"cdatetime\ndate\nh\x01\x810" * 100 + b"h\x01" * 10, id="the same arguments"),
