@@ -128,6 +128,21 @@ def test_the_same_input_from_the_same_image(program, tmp_path_factory, kind, see
     np.testing.assert_array_equal(values, expected)
 
 
+def test_crops_whose_remainder_is_odd(program, tmp_path):
+    """Half a pixel goes to the even side, as Python rounds."""
+    preprocess = samples.make_preprocess("center_crop", 3, 0)
+    info = dataclasses.replace(samples.make_info("classify", preprocess=preprocess), imgsz=(96, 96))
+    images = [
+        np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8) for shape in ((97, 96), (96, 97), (99, 96))
+    ]
+    (tmp_path / "model.json").write_text(json.dumps(samples.describe(info)))
+    samples.write_tensors(tmp_path, {"output0": np.zeros((len(images), samples.CLASSES), np.float32)})
+    run_program(program, tmp_path, images, "--input", str(tmp_path / "input.bin"))
+    expected = to_input([resize_to_input(image, (96, 96), preprocess)[0] for image in images], preprocess)
+    values = np.fromfile(tmp_path / "input.bin", np.float32).reshape(expected.shape)
+    np.testing.assert_array_equal(values, expected)
+
+
 def test_the_check_passes_and_says_that_the_engine_did_not_run(first_check):
     assert first_check.returncode == 0, first_check.stdout + first_check.stderr
     assert "TensorRT was not found" in first_check.stdout
