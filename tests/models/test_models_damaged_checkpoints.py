@@ -380,6 +380,17 @@ def test_settings_that_double_at_every_level(content: dict[str, Any], tmp_path: 
     assert error.value.code == "checkpoint-nesting"
 
 
+def test_an_archive_of_which_one_member_is_compressed(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.pt"
+    with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            compression = zipfile.ZIP_DEFLATED if name.endswith("/data.pkl") else zipfile.ZIP_STORED
+            target.writestr(name, source.read(name), compression)
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    assert error.value.code == "checkpoint-compressed"
+
+
 def test_modules_of_long_names_are_bounded(content: dict[str, Any], tmp_path: Path) -> None:
     """Each module below one repeats its name."""
     content["model"].model.add_module("x" * 600, torch.nn.Identity())

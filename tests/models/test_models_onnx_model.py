@@ -18,7 +18,7 @@ from trtkit.errors import ModelError, OnnxError, TrtkitError
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.torch_export import trace
 from trtkit.models import OutputFormat, Preprocess, load
-from trtkit.models.model import NMS_ROWS
+from trtkit.models.model import DENSE, DETR_QUERIES, NMS_ROWS
 
 ULTRALYTICS = {
     "description": "Ultralytics YOLO11n-pose model trained on coco-pose.yaml",
@@ -455,3 +455,42 @@ def test_weights_among_the_inputs(tmp_path: Path) -> None:
     image = tiny_graphs.images(1)
     with tk.open(exported) as runner, tk.open(proto) as reference:
         np.testing.assert_array_equal(runner.predict(image)[0].boxes, reference.predict(image)[0].boxes)
+
+
+@pytest.mark.parametrize(("kind", "size", "data"), [("INT4", 3, b"\x21\x03"), ("UINT4", 4, b"\x21\x43")])
+def test_weights_of_4_bits_lie_two_in_a_byte(kind: str, size: int, data: bytes) -> None:
+    proto = tiny_graphs.detector()
+    expected = load(proto).parameters
+    proto.graph.initializer.append(helper.make_tensor("w4", getattr(TensorProto, kind), [size], data, raw=True))
+    assert load(proto).parameters == expected + size
+    proto.graph.initializer[-1].raw_data += b"\x00"
+    with raises(OnnxError, "onnx-weight-damaged", expected=2, size=3):
+        load(proto)
+
+
+def test_integers_that_describe_shapes_are_no_parameters() -> None:
+    proto = tiny_graphs.detector()
+    expected = load(proto)
+    for kind in (np.int32, np.int64):
+        proto.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=kind), kind.__name__))
+    assert load(proto).parameters == expected.parameters
+    assert load(proto).hash != expected.hash
+
+
+def test_the_hash_covers_functions() -> None:
+    proto = tiny_graphs.detector()
+    expected = load(proto).hash
+    node = helper.make_node("Relu", ["x"], ["y"])
+    proto.functions.append(helper.make_function("own", "F", ["x"], ["y"], [node], [helper.make_opsetid("", 17)]))
+    assert load(proto).hash != expected
+
+
+def test_values_that_are_no_keypoints_are_named() -> None:
+    """Five values after box and score are neither pairs nor triples."""
+    with raises(OnnxError, "model-names-mismatch", names=1):
+        load(graph([(1, 4 + 1 + 5, 84)]), task="pose", names=["person"])
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(900, DETR_QUERIES), (1000, DETR_QUERIES), (1001, DENSE)])
+def test_outputs_of_up_to_1000_rows_are_queries(rows: int, expected: OutputFormat) -> None:
+    assert load(graph([(1, rows, 84)]), task="detect").output_format == expected
