@@ -21,6 +21,7 @@ from trtkit.errors import CheckpointError, ModelError
 from trtkit.models import TASKS, ModelInfo, OutputFormat, Preprocess, load
 from trtkit.models.model import CLASS_SCORES, DENSE, DETR_QUERIES, DETR_ROWS, END2END_ROWS, NMS_ROWS
 from trtkit.models.model_arguments import parse_imgsz, register_task_name
+from trtkit.models.torch_model import hash_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -345,3 +346,11 @@ def test_a_registered_task_loads_with_names(image: torch.Tensor, monkeypatch: py
     with pytest.raises(ModelError) as error:
         load(Boxes(), task="depth", example=image)
     assert (error.value.code, error.value.fields["names"]) == ("model-task-unknown", (*TASKS, "count"))
+
+
+def test_counters_of_training_steps_are_not_hashed() -> None:
+    weights = {"bn.weight": torch.ones(2), "bn.num_batches_tracked": torch.tensor(1)}
+    expected = hash_weights("x", weights)
+    assert hash_weights("x", {**weights, "bn.num_batches_tracked": torch.tensor(9)}) == expected
+    assert hash_weights("x", {**weights, "bn.weight": torch.zeros(2)}) != expected
+    assert hash_weights("y", weights) != expected
