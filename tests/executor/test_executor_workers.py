@@ -236,6 +236,26 @@ def test_a_scheduler_that_is_not_there() -> None:
         pass
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9"])
+def test_a_client_that_connects_nowhere_is_closed_at_once(address: str) -> None:
+    """The garbage collector would close it while the next client starts, which then waits for itself."""
+    from dask import config
+
+    def list_loops() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "IO loop"]
+
+    before = list_loops()
+    with (
+        config.set({"distributed.comm.timeouts.connect": 0.1}),
+        raises(CapabilityError, "executor-unreachable") as caught,
+        tk.open_executor(address),
+    ):
+        pass
+    # The error still holds what was begun.
+    assert caught.value.__cause__ is not None
+    assert list_loops() == before
+
+
 def test_tls_without_certificates_says_where_they_belong() -> None:
     with raises(CapabilityError, "executor-unreachable") as caught, tk.open_executor("tls://127.0.0.1:9"):
         pass

@@ -78,9 +78,11 @@ def open_executor(scheduler: str) -> Iterator[Client]:
             code="executor-file-missing",
             path=scheduler,
         )
+    client = distributed.Client.__new__(distributed.Client)
     try:
-        client = distributed.Client(**({"scheduler_file": scheduler} if is_file else {"address": scheduler}))
+        distributed.Client.__init__(client, **({"scheduler_file": scheduler} if is_file else {"address": scheduler}))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
+        _close_unconnected(client)
         # TypeError: tls:// without certificates in Dask's configuration.
         raise CapabilityError(
             f"connect to the scheduler {scheduler}",
@@ -91,6 +93,18 @@ def open_executor(scheduler: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+def _close_unconnected(client: Any) -> None:
+    """Close a client whose constructor raised an error, and end its thread, which Dask leaves running.
+
+    The garbage collector would close it at any time. While another client starts that would never end: the same thread
+    would wait for a lock of Dask's that it holds.
+    """
+    client.__del__()
+    runner = getattr(client, "_loop_runner", None)
+    if runner is not None:
+        runner.stop()
 
 
 def _import_dask() -> tuple[Any, Any]:
