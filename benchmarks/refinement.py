@@ -1,26 +1,31 @@
-"""What INT8 loses on thousands of scenes: ours, ours refined, onnxruntime's and ModelOpt's; run by hand.
+"""What INT8 loses on thousands of scenes: ours, candidates for it, onnxruntime's and ModelOpt's; run by hand.
 
     python tools/scenes.py write fitting --train 512 --val 1000 --seed 931
-    python tools/scenes.py write claims --train 0 --val 4000 --seed 1031
-    python benchmarks/refinement.py --models shared/models --fitting fitting --claims claims --work work
+    python tools/scenes.py write claims --train 0 --val 4000 --seed 1032
+    python benchmarks/refinement.py prepare --models shared/models --fitting fitting --work graphs
+    python benchmarks/refinement.py evaluate --graphs graphs --scenes fitting --seed 931 --work work --out choosing
+    python benchmarks/refinement.py evaluate --graphs graphs --scenes claims --seed 1032 --work work --out claims
+    python benchmarks/refinement.py write claims.json choosing.json
 
-Every quantizer calibrates on `train` of `fitting` and is evaluated on `val` of `claims`, of which nothing was fitted or
-chosen. ONNX Runtime evaluates all graphs, some hundred scenes at a time and every graph on them, so that a run that
-stops after --minutes has paired results of the scenes that are done; the same command then goes on where it stopped.
-Refined are the default ranges: with biases corrected; with a constant subtracted before Q/DQ where only 1x1
-convolutions read a tensor, and added back in their biases, so that SiLU's one-sided values use all codes; and, as a
-bound which no TensorRT builds, with a zero point for every tensor.
---modelopt names a Python that has `nvidia-modelopt[onnx]`, which pins versions of its own. Writes
-`results/refinement.{json,md}`; a run for some models keeps the rows of the others.
+`prepare` calibrates every quantizer on `train` of `fitting` and writes a file of graphs for each model; --modelopt
+names a Python that has `nvidia-modelopt[onnx]`, which pins versions of its own. `evaluate` needs no torch: ONNX Runtime
+runs all graphs of a model on the same scenes, each process on one core, some hundred scenes at a time, so that a run
+that stops after --minutes has paired results of the scenes that are done; the same command then goes on from there.
+`write` makes `results/refinement.{json,md}` of evaluations.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
+import hashlib
+import io
+import json
+import multiprocessing
+import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -30,41 +35,57 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import polars as pl
-from onnx import helper, numpy_helper
-from records import about, earlier, line_of, table, write
+from records import about, line_of, table, write
+from refinement_candidates import (
+    POWER,
+    collect_channel_ranges,
+    make_candidates,
+    measure_scale_noise,
+    rescale_channels,
+)
 
 import trtkit as tk
-from trtkit.calibration import DEFAULTS, Calibration
+from trtkit.calibration import DEFAULTS
 from trtkit.calibration.sampling import load_input_batches, select_calibration_images
 from trtkit.data import open_dataset
-from trtkit.evaluation.bootstrap import resample_metric
+from trtkit.evaluation.bootstrap import ResampledMetric, resample_metric
+from trtkit.evaluation.evaluation import Evaluation, evaluate
 from trtkit.evaluation.significance import compute_loss_interval
-from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.editing import remove_unused_constants
-from trtkit.graph.qdq import INT8_MAX, QDQPlacement, insert_qdq, passes_int8, plan_qdq
+from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.graph.torch_export import trace
 from trtkit.models.onnx_model import from_proto
 from trtkit.progress import Reporter
 from trtkit.tuning.corrections import compute_bias_corrections
-from trtkit.tuning.measurement import CachedEvaluator, ResultCache
+from trtkit.writing import write_bytes
 
 if TYPE_CHECKING:
     from trtkit.models import Model
 
 MODELS = (
-    "yolo11n", "yolo26n", "yolo11n-seg", "yolo11n-pose", "yolo11n-obb", "yolo11n-cls", "yolo26n-seg", "yolo26n-pose",
-    "yolo26n-obb",
+    "yolo11n", "yolo26n", "yolo11n-seg", "yolo11n-pose", "yolo11n-obb", "yolo26n-seg", "yolo26n-pose", "yolo26n-obb",
+    "yolo11n-cls",
 )  # fmt: skip
 
 PEER_IMAGES = 64
 """Calibration images of onnxruntime and ModelOpt, which hold them or their activations in memory."""
 
+CHANNEL_IMAGES = 128
+"""Calibration images for the extremes of channels."""
+
+NOISE_IMAGES = 8
+"""Calibration images for the noise of single scales."""
+
+POWERS = (0.5, 1.0)
+"""Other powers of the channels' ranges in their factors, for the first two models alone."""
+
 RESAMPLES = 1000
 
-DEFAULT = "trtkit, default"
+FP32, DEFAULT = "fp32", "trtkit, default"
 
-REFINED = ("biases corrected", "1x1 inputs shifted", "zero points (bound)")
-"""Experiments on the default ranges."""
+PEERS = ("onnxruntime quantize_static", "ModelOpt max", "ModelOpt entropy")
+
+ALGORITHMS = {"MSE": ("mse", None), "percentile 99.99": ("percentile", 99.99), "min-max": ("minmax", None)}
+"""Other ranges of the same calibration."""
 
 MODELOPT = """
 import sys
@@ -77,34 +98,13 @@ quantize(source, quantize_mode="int8", calibration_data=numpy.load(images), cali
 """ModelOpt as Ultralytics calls it for TensorRT 11, and as it comes ("entropy")."""
 
 
-@dataclasses.dataclass(frozen=True)
-class MergedEvaluation:
-    """Evaluations of parts of a split, as the bootstrap needs them."""
-
-    metrics: dict[str, float]
-    per_class: pl.DataFrame
-    per_image: pl.DataFrame
-    detections: pl.DataFrame
-    labels: pl.DataFrame
+# Preparing
 
 
-def merge(parts: list[Any]) -> MergedEvaluation:
-    """The parts one after the other, their images numbered through."""
-    starts = np.cumsum([0, *(len(part.per_image) for part in parts)])
-    frames = {
-        name: pl.concat(
-            getattr(part, name).with_columns(pl.col("image") + int(start))
-            for part, start in zip(parts, starts, strict=False)
-        )
-        for name in ("per_image", "detections", "labels")
-    }
-    return MergedEvaluation(metrics=parts[0].metrics, per_class=parts[0].per_class, **frames)
-
-
-def calibration_inputs(model: Model, data: Path) -> Iterator[np.ndarray]:
-    """The peers' calibration images, (1, C, H, W)."""
+def calibration_inputs(model: Model, data: Path, count: int) -> Iterator[np.ndarray]:
+    """Calibration images, (1, C, H, W)."""
     _, _, paths = select_calibration_images(
-        data, task=model.task, channels=model.channels, split="train", calibration_images=PEER_IMAGES, fraction=1.0,
+        data, task=model.task, channels=model.channels, split="train", calibration_images=count, fraction=1.0,
         seed=DEFAULTS.seed,
     )  # fmt: skip
     return load_input_batches(paths, preprocess=model.preprocess, size=model.imgsz, batch=1, skipped=[])
@@ -138,101 +138,8 @@ def quantize_by_modelopt(python: Path, source: Path, images: Path, method: str, 
         shutil.move(written, target)
 
 
-def find_shiftable_groups(graph: onnx.ModelProto, placement: QDQPlacement) -> list[tuple[str, ...]]:
-    """Scale groups that nothing but 1x1 convolutions reads, through nodes that move values."""
-    index, layers, tensors = GraphIndex(graph), set(placement.layers), set(placement.tensors)
-
-    def can_shift(node: onnx.NodeProto) -> bool:
-        if node.name in layers:
-            return node.op_type == "Conv" and len(node.input) > 2 and index.array(node.input[1]).shape[2:] == (1, 1)
-        # Others read the tensor before its constant is subtracted, but not behind a node that moves shifted values.
-        return passes_int8(node) and node.output[0] in tensors
-
-    return [
-        group
-        for group in dict.fromkeys(placement.scale_groups.values())
-        if all(can_shift(node) for name in group for node in index.consumers[name])
-    ]
-
-
-def shift_activations(
-    int8: onnx.ModelProto,
-    placement: QDQPlacement,
-    groups: list[tuple[str, ...]],
-    ranges: Mapping[str, tuple[float, float]],
-) -> onnx.ModelProto:
-    """Subtract the middle of a range before Q/DQ and add its product with the weights to the readers' biases."""
-    result = copy.deepcopy(int8)
-    constants = {tensor.name: tensor for tensor in result.graph.initializer}
-    producers = {name: node for node in result.graph.node for name in node.output}
-    middles: dict[str, float] = {}
-    for group in groups:
-        low, high = (extreme(ranges[name][side] for name in group) for side, extreme in ((0, min), (1, max)))
-        for name in group:
-            middles[name] = (low + high) / 2
-            scale = np.array((high - low) / 2 / INT8_MAX, np.float32)
-            constants[f"{name}_scale"].CopyFrom(numpy_helper.from_array(scale, f"{name}_scale"))
-    nodes = []
-    for node in result.graph.node:
-        source = node.input[0] if node.input else ""
-        if node.op_type == "QuantizeLinear" and source in middles and not passes_int8(producers[source]):
-            middle = np.array(-middles[source], np.float32)
-            result.graph.initializer.append(numpy_helper.from_array(middle, f"{source}_middle"))
-            nodes.append(
-                helper.make_node("Add", [source, f"{source}_middle"], [f"{source}_shifted"], f"{source}_Shift")
-            )
-            node.input[0] = f"{source}_shifted"
-        if node.name in placement.layers and source.removesuffix("_dq") in middles:
-            values, scales = (numpy_helper.to_array(constants[name]) for name in producers[node.input[1]].input[:2])
-            sums = (values.astype(np.float32) * scales.reshape(-1, 1, 1, 1)).sum((1, 2, 3))
-            bias = numpy_helper.to_array(constants[node.input[2]]) + middles[source.removesuffix("_dq")] * sums
-            node.input[2] = f"{node.name}_shifted_bias"
-            result.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), node.input[2]))
-        nodes.append(node)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    remove_unused_constants(result.graph)
-    return result
-
-
-def use_zero_points(
-    int8: onnx.ModelProto, placement: QDQPlacement, ranges: Mapping[str, tuple[float, float]]
-) -> onnx.ModelProto:
-    """UINT8 with a zero point for every activation."""
-    result = copy.deepcopy(int8)
-    constants = {tensor.name: tensor for tensor in result.graph.initializer}
-    zero_points = {}
-    for name, group in placement.scale_groups.items():
-        low = min(0.0, *(ranges[member][0] for member in group))
-        scale = (max(ranges[member][1] for member in group) - low) / 255
-        constants[f"{name}_scale"].CopyFrom(numpy_helper.from_array(np.array(scale, np.float32), f"{name}_scale"))
-        zero_points[f"{name}_scale"] = f"{name}_zero_point"
-        zero = np.array(round(-low / scale), np.uint8)
-        result.graph.initializer.append(numpy_helper.from_array(zero, f"{name}_zero_point"))
-    for node in result.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] in zero_points:
-            node.input[2] = zero_points[node.input[1]]
-    remove_unused_constants(result.graph)
-    return result
-
-
-def refine(graph: onnx.ModelProto, calibration: Calibration, data: Path, model: Model) -> dict[str, onnx.ModelProto]:
-    """The experiments, by name."""
-    placement, ranges = plan_qdq(graph), calibration.ranges
-    int8 = insert_qdq(graph, ranges, placement=placement)
-    corrections = compute_bias_corrections(
-        graph, placement, ranges, calibration_inputs(model, data), PEER_IMAGES, Reporter(), threads=1
-    )
-    groups = find_shiftable_groups(graph, placement)
-    return {
-        "biases corrected": insert_qdq(graph, ranges, placement=placement, corrections=corrections),
-        "1x1 inputs shifted": shift_activations(int8, placement, groups, ranges),
-        "zero points (bound)": use_zero_points(int8, placement, ranges),
-    }
-
-
-def make_graphs(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelProto]:
-    """Each variant's graph, from the work folder or made now."""
+def prepare_model(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelProto]:
+    """Each variant's graph; slow steps are kept in the work folder."""
     model = tk.load(words.models / f"{name}.pt")
     data = words.fitting / model.task if model.task == "classify" else words.fitting / model.task / "data.yaml"
     folder = words.work / name
@@ -240,84 +147,263 @@ def make_graphs(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelPro
     source, images = folder / "fp32.onnx", folder / "images.npy"
     if not source.is_file():
         onnx.save(trace(model, imgsz=model.imgsz, batch=1), source)
-    graphs = {"fp32": onnx.load(source)}
+    graph = onnx.load(source)
     calibration = tk.calibrate(model, data, split="train", histograms=True, cache_dir=words.work / "calibrations")
-    graphs[DEFAULT] = insert_qdq(graphs["fp32"], calibration.ranges)
-    refined = {label: folder / f"{label.replace(' ', '-')}.onnx" for label in REFINED}
-    if not all(path.is_file() for path in refined.values()):
-        for label, graph in refine(graphs["fp32"], calibration, data, model).items():
-            onnx.save(graph, refined[label])
-    graphs |= {label: onnx.load(path) for label, path in refined.items()}
+    placement, ranges = plan_qdq(graph), calibration.ranges
+    channels_file, noise_file = folder / "channels.npz", folder / "noise.json"
+    if not channels_file.is_file():
+        measured = collect_channel_ranges(graph, placement.tensors, calibration_inputs(model, data, CHANNEL_IMAGES))
+        np.savez(channels_file, **{name: np.stack(sides) for name, sides in measured.items()})  # type: ignore[arg-type]
+    if not noise_file.is_file():
+        inputs = list(calibration_inputs(model, data, NOISE_IMAGES))
+        noise_file.write_text(json.dumps(measure_scale_noise(graph, ranges, len(model.names), inputs)))
+    with np.load(channels_file) as file:
+        channels = {name: (file[name][0], file[name][1]) for name in placement.tensors}
+    noise = json.loads(noise_file.read_text())
+    graphs = {FP32: graph, DEFAULT: insert_qdq(graph, ranges)}
+    calibrated = {
+        label: calibration.with_algorithm(algorithm, percentile=percentile).ranges
+        for label, (algorithm, percentile) in ALGORITHMS.items()
+    }
+    rescaled, new_ranges, _ = rescale_channels(graph, ranges, channels, power=POWER)
+    for label, corrected, its_ranges in (
+        ("biases corrected", graph, ranges), ("channels scaled, biases corrected", rescaled, new_ranges),
+    ):  # fmt: skip
+        target = folder / f"{label.replace(', ', '-').replace(' ', '-')}.onnx"
+        if not target.is_file():
+            inputs = calibration_inputs(model, data, PEER_IMAGES)
+            its_placement = plan_qdq(corrected)
+            corrections = compute_bias_corrections(
+                corrected, its_placement, its_ranges, inputs, PEER_IMAGES, Reporter(), threads=1
+            )
+            onnx.save(insert_qdq(corrected, its_ranges, corrections=corrections), target)
+        graphs[label] = onnx.load(target)
+    powers = POWERS if name in MODELS[:2] else ()
+    refined = tk.calibrate(
+        model, data, split="train", histograms=True, refine="ranges", cache_dir=words.work / "calibrations"
+    )
+    calibrated["least noise"] = refined.ranges
+    graphs.update(make_candidates(graph, {"default": ranges, **calibrated}, channels, noise, powers))
     target = folder / "onnxruntime.onnx"
     if not target.is_file():
-        quantize_by_onnxruntime(source, calibration_inputs(model, data), target)
+        quantize_by_onnxruntime(source, calibration_inputs(model, data, PEER_IMAGES), target)
     graphs["onnxruntime quantize_static"] = onnx.load(target)
     for method in ("max", "entropy") if words.modelopt else ():
         target = folder / f"modelopt-{method}.onnx"
         if not target.is_file():
             if not images.is_file():
-                np.save(images, np.concatenate(list(calibration_inputs(model, data))))
+                np.save(images, np.concatenate(list(calibration_inputs(model, data, PEER_IMAGES))))
             quantize_by_modelopt(words.modelopt, source, images, method, target)
         graphs[f"ModelOpt {method}"] = onnx.load(target)
-    facts = {prop.key: prop.value for prop in graphs["fp32"].metadata_props}
-    for graph in graphs.values():
+    facts = {prop.key: prop.value for prop in graph.metadata_props}
+    for one in graphs.values():
         # ModelOpt drops what a file says of its model.
         for key, value in facts.items():
-            if key not in {prop.key for prop in graph.metadata_props}:
-                graph.metadata_props.add(key=key, value=value)
+            if key not in {prop.key for prop in one.metadata_props}:
+                one.metadata_props.add(key=key, value=value)
     return graphs
 
 
-def measure(name: str, words: argparse.Namespace, deadline: float) -> dict[str, Any] | None:
-    """A model's losses on the scenes that every graph has been evaluated on; None before the first of them."""
-    graphs = make_graphs(name, words)
-    task = from_proto(graphs["fp32"]).task
-    data = words.claims / task if task == "classify" else words.claims / task / "data.yaml"
-    dataset = open_dataset(data, task=task)
-    images = dataset.images("val")
-    total = min(len(images), words.scenes)
-    parts: dict[str, list[Any]] = {label: [] for label in graphs}
-    for start in range(0, total, total if task == "classify" else words.chunk):
-        # The class of a crop is its folder's: a sample of them in one step, which is short.
-        chunk = (
-            dataset
-            if task == "classify"
-            else dataclasses.replace(dataset, splits={"val": images[start : min(start + words.chunk, total)]})
+def pack(graphs: Mapping[str, onnx.ModelProto], path: Path) -> None:
+    """Write graphs to one file, constants that several of them hold once."""
+    constants: dict[str, bytes] = {}
+    entries = {"labels.json": json.dumps(list(graphs)).encode()}
+    for number, graph in enumerate(graphs.values()):
+        light = onnx.ModelProto()
+        light.CopyFrom(graph)
+        for tensor in light.graph.initializer:
+            if len(tensor.raw_data) > 1024:
+                digest = hashlib.sha256(tensor.raw_data).hexdigest()
+                constants[digest] = tensor.raw_data
+                tensor.doc_string, tensor.raw_data = digest, b""
+        entries[f"{number}.onnx"] = light.SerializeToString()
+    # One stream: the graphs are nearly equal.
+    with tarfile.open(path, "w:xz") as file:
+        for name, data in {**entries, **constants}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            file.addfile(entry, io.BytesIO(data))
+
+
+def unpack(path: Path, folder: Path) -> dict[str, Path]:
+    """The graphs of a file, by label, as ONNX files in a folder; there already are those of an earlier call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path) as file:
+        entries = {entry.name: file.extractfile(entry).read() for entry in file}  # type: ignore[union-attr]
+    files = {}
+    for number, label in enumerate(json.loads(entries["labels.json"])):
+        graph = onnx.ModelProto.FromString(entries[f"{number}.onnx"])
+        for tensor in graph.graph.initializer:
+            if tensor.doc_string in entries:
+                tensor.raw_data, tensor.doc_string = entries[tensor.doc_string], ""
+        data = graph.SerializeToString(deterministic=True)
+        files[label] = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.onnx"
+        if not files[label].is_file():
+            write_bytes(files[label], data)
+    return files
+
+
+def prepare(words: argparse.Namespace) -> None:
+    for name in words.only:
+        start = time.monotonic()
+        graphs = prepare_model(name, words)
+        path = words.work / f"{name}.tar.xz"
+        pack(graphs, path)
+        megabytes = path.stat().st_size / 1e6
+        print(f"{name}: {len(graphs)} graphs, {megabytes:.1f} MB, {time.monotonic() - start:.0f} s", flush=True)
+
+
+# Evaluating
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedEvaluation:
+    """Evaluations of parts of a split, as the bootstrap needs them."""
+
+    metrics: dict[str, float]
+    per_class: pl.DataFrame
+    per_image: pl.DataFrame
+    detections: pl.DataFrame
+    labels: pl.DataFrame
+
+
+def merge(parts: list[Any]) -> MergedEvaluation:
+    """The parts one after the other, their images numbered through."""
+    starts = np.cumsum([0, *(len(part.per_image) for part in parts)])
+    frames = {
+        name: pl.concat(
+            getattr(part, name).with_columns(pl.col("image") + int(start))
+            for part, start in zip(parts, starts, strict=False)
         )
-        evaluator = CachedEvaluator(
-            dataset=chunk, split="val", eval_images=total, seed=0, cache=ResultCache(words.work), reporter=Reporter()
-        )
-        found = {}
-        for label, graph in graphs.items():
-            if time.monotonic() > deadline:
-                break
-            found[label] = evaluator(graph, label)
-        if len(found) < len(graphs):
-            break
-        for label, evaluation in found.items():
-            parts[label].append(evaluation)
-    if not parts["fp32"]:
-        return None
-    merged = {label: merge(several) for label, several in parts.items()}
-    rows = []
-    for metric in merged["fp32"].metrics:
-        if not metric.startswith("mAP50-95(") and metric != "top1":
+        for name in ("per_image", "detections", "labels")
+    }
+    return MergedEvaluation(metrics=parts[0].metrics, per_class=parts[0].per_class, **frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One graph on some of the scenes."""
+
+    graph: Path
+    task: str
+    scenes: Path
+    start: int
+    stop: int
+    folder: Path
+    deadline: float
+
+
+def evaluate_part(part: Part) -> bool:
+    """Evaluate a graph on some scenes, unless that is done or time is over; whether it is done."""
+    if (part.folder / f"{Evaluation.kind}.json").is_file():
+        return True
+    if time.time() > part.deadline:
+        return False
+    dataset = open_dataset(data_of(part.scenes, part.task), task=part.task)
+    # The class of a crop is its folder's: a sample of them in one step, which is short.
+    if part.task != "classify":
+        dataset = dataclasses.replace(dataset, splits={"val": dataset.images("val")[part.start : part.stop]})
+    with tk.open(onnx.load(part.graph)) as runner:
+        evaluation = evaluate(runner, dataset, "val", batch=1, eval_images=part.stop - part.start, seed=0)
+    evaluation.save(part.folder)
+    return True
+
+
+def resample(folders: list[Path]) -> tuple[int, dict[str, ResampledMetric]]:
+    """Each metric on resamples of the images of all parts, and their number."""
+    merged = merge([Evaluation.load(folder) for folder in folders])
+    metrics = [name for name in merged.metrics if name.startswith("mAP50-95(") or name == "top1"]
+    return len(merged.per_image), {name: resample_metric(merged, name, resamples=RESAMPLES) for name in metrics}
+
+
+def data_of(scenes: Path, task: str) -> Path:
+    return scenes / task if task == "classify" else scenes / task / "data.yaml"
+
+
+def pin(cores: Any) -> None:
+    """One core for each process: trtkit's threads follow the cores that a process may use."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+
+
+def run(words: argparse.Namespace) -> None:
+    deadline = time.time() + 60 * words.minutes
+    jobs: list[tuple[int, int, str, str, Part]] = []
+    for place, name in enumerate(words.only):
+        path = words.graphs / f"{name}.tar.xz"
+        if not path.is_file():
+            print(f"{name}: no graphs", flush=True)
             continue
-        resampled = {label: resample_metric(one, metric, resamples=RESAMPLES) for label, one in merged.items()}
-        for label, one in resampled.items():
-            if label != "fp32":
-                row: dict[str, Any] = {"metric": metric, "fp32": resampled["fp32"].value, "quantizer": label}
-                for name_of, reference in (("loss", "fp32"), ("more", DEFAULT)):
-                    interval = compute_loss_interval(resampled[reference], one)
-                    row[name_of] = [interval.value, interval.low, interval.high]
-                rows.append(row)
-    return {"images": len(merged["fp32"].per_image), "of": total, "rows": rows, "about": about(command_of(words))}
+        files = unpack(path, words.work / "graphs" / name)
+        task = from_proto(onnx.load(files[FP32])).task
+        total = min(len(open_dataset(data_of(words.scenes, task), task=task).images("val")), words.most)
+        step = total if task == "classify" else words.chunk
+        for label, file in files.items():
+            if words.labels and label not in (FP32, DEFAULT, *PEERS, *words.labels):
+                continue
+            for start in range(0, total, step):
+                stop = min(start + step, total)
+                folder = words.work / "parts" / words.out.name / name / file.stem / f"{start}-{stop}"
+                part = Part(file, task, words.scenes, start, stop, folder, deadline)
+                jobs.append((start, place, name, label, part))
+    # Scenes first, so that a run that stops has all graphs of a model on the same ones.
+    jobs.sort(key=lambda job: job[:2])
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(words.processes))
+    for number in range(words.processes):
+        cores.put(allowed[number % len(allowed)])
+    began = time.monotonic()
+    with context.Pool(words.processes, initializer=pin, initargs=(cores,)) as pool:
+        done = []
+        for number, finished in enumerate(pool.imap(evaluate_part, [job[-1] for job in jobs]), 1):
+            done.append(finished)
+            if number % max(1, len(jobs) // 50) == 0:
+                print(f"{number} of {len(jobs)} parts, {time.monotonic() - began:.0f} s", flush=True)
+        unfinished = {job[2:3] + job[:1] for job, finished in zip(jobs, done, strict=True) if not finished}
+        folders: dict[tuple[str, str], list[Path]] = {}
+        for start, _, name, label, part in jobs:
+            if (name, start) not in unfinished:
+                folders.setdefault((name, label), []).append(part.folder)
+        results = dict(zip(folders, pool.map(resample, folders.values(), chunksize=1), strict=True))
+    save(words, results, f"{len(unfinished)} of {len({job[2:3] + job[:1] for job in jobs})} parts left")
+
+
+def save(words: argparse.Namespace, results: Mapping[tuple[str, str], Any], left: str) -> None:
+    """Losses with intervals as JSON, and the resamples themselves, so that any two graphs can be compared."""
+    models: dict[str, Any] = {}
+    resamples = []
+    for (name, label), (images, metrics) in results.items():
+        one = models.setdefault(name, {"images": images, "rows": []})
+        for metric, resampled in metrics.items():
+            resamples.append({"model": name, "metric": metric, "quantizer": label, "values": resampled.values.tolist()})
+            if label == FP32:
+                continue
+            row: dict[str, Any] = {"metric": metric, "quantizer": label}
+            for name_of, reference in (("loss", FP32), ("more", DEFAULT)):
+                references = results[name, reference][1]
+                row["fp32" if reference == FP32 else "default"] = references[metric].value
+                interval = compute_loss_interval(references[metric], resampled)
+                row[name_of] = [interval.value, interval.low, interval.high]
+            one["rows"].append(row)
+    words.out.with_suffix(".json").write_text(
+        json.dumps({"seed": words.seed, "models": models, "about": about(command_of(words))})
+    )
+    frame = pl.DataFrame(resamples).with_columns(pl.col("values").cast(pl.List(pl.Float32)))
+    frame.write_parquet(words.out.with_suffix(".parquet"))
+    counts = [f"{name} on {one['images']}" for name, one in models.items()]
+    print(f"{', '.join(counts)} images; {left}")
 
 
 def command_of(words: argparse.Namespace) -> str:
-    return "--models shared/models --fitting fitting --claims claims --work work" + (
-        " --modelopt python" if words.modelopt else ""
+    labels = "".join(f' "{label}"' for label in words.labels or ())
+    return (
+        f"evaluate --graphs graphs --scenes scenes --seed {words.seed} --work work --out {words.out.name}"
+        f" --only {' '.join(words.only)} --most {words.most}{' --labels' + labels if labels else ''}"
     )
+
+
+# Writing
 
 
 def spans(interval: list[float]) -> str:
@@ -325,58 +411,63 @@ def spans(interval: list[float]) -> str:
     return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def page(models: dict[str, Any]) -> list[str]:
-    last = list(models.values())[-1]
-    columns = ["model", "images", "metric", "FP32", "quantizer", "loss (95 % interval)", "beyond the default's"]
-    cells = [
+def rows_of(name: str, one: Mapping[str, Any]) -> list[list[str]]:
+    return [
         [
             name, str(one["images"]), row["metric"], f"{row['fp32']:.4f}", row["quantizer"],
             spans(row["loss"]), "" if row["quantizer"] == DEFAULT else spans(row["more"]),
         ]
-        for name, one in models.items() for row in one["rows"]
+        for row in one["rows"]
     ]  # fmt: skip
-    return [
+
+
+def write_page(words: argparse.Namespace) -> None:
+    """A table of every evaluation, of the last first."""
+    runs = [json.loads(path.read_text()) for path in words.found]
+    columns = ["model", "images", "metric", "FP32", "quantizer", "loss (95 % interval)", "beyond the default's"]
+    lines = [
         "# What INT8 loses on scenes that nothing was fitted to",
         "",
-        line_of(last["about"]),
-        "",
-        f"`{last['about']['command']}`",
-        "",
         f"trtkit calibrates by {DEFAULTS.algorithm} {DEFAULTS.percentile:g} on {DEFAULTS.calibration_images} images of "
-        f"`train`, seed 931, the others on {PEER_IMAGES} of them; all graphs are evaluated on `val` of seed 1031 by "
-        "ONNX Runtime, on as many scenes as the table says. In brackets the 95 % interval of a bootstrap over images, "
-        "paired with FP32; a negative loss is a gain by chance.",
-        "",
-        *table(columns, cells),
+        f"`train`, seed 931, the others on {PEER_IMAGES} of them; all graphs of a model are evaluated on the same "
+        "scenes by ONNX Runtime. In brackets the 95 % interval of a bootstrap over images, paired with FP32; a "
+        "negative loss is a gain by chance. Seeds from 1000 on are for claims; nothing was fitted or chosen on them.",
     ]
+    for run in runs:
+        rows = [row for name, one in run["models"].items() for row in rows_of(name, one)]
+        about_run = run["about"]
+        lines += ["", f"## Seed {run['seed']}", "", line_of(about_run), "", f"`{about_run['command']}`", ""]
+        lines += table(columns, rows)
+    write("refinement", {"runs": runs}, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--fitting", type=Path, required=True, help="scenes to calibrate on")
-    parser.add_argument("--claims", type=Path, required=True, help="scenes to evaluate on")
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder of graphs and evaluations; a run resumes there"
-    )
-    parser.add_argument("--only", nargs="*", default=list(MODELS), help="names of models")
-    parser.add_argument("--modelopt", type=Path, help="a Python with nvidia-modelopt[onnx]")
-    parser.add_argument("--scenes", type=int, default=4000, help="most scenes to evaluate on, or crops of classify")
-    parser.add_argument("--chunk", type=int, default=125, help="scenes per step")
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no step after so many")
+    commands = parser.add_subparsers(required=True)
+    first = commands.add_parser("prepare")
+    first.set_defaults(function=prepare)
+    first.add_argument("--models", type=Path, required=True, help="folder of the checkpoints")
+    first.add_argument("--fitting", type=Path, required=True, help="scenes to calibrate on")
+    first.add_argument("--modelopt", type=Path, help="a Python with nvidia-modelopt[onnx]")
+    second = commands.add_parser("evaluate")
+    second.set_defaults(function=run)
+    second.add_argument("--graphs", type=Path, required=True, help="folder of what prepare wrote")
+    second.add_argument("--scenes", type=Path, required=True, help="scenes to evaluate on")
+    second.add_argument("--out", type=Path, required=True, help="name of the .json and .parquet to write")
+    second.add_argument("--labels", nargs="*", help="candidates to evaluate beside default and peers; all if not given")
+    second.add_argument("--most", type=int, default=4000, help="most scenes to evaluate on, or crops of classify")
+    second.add_argument("--chunk", type=int, default=100, help="scenes per step")
+    second.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    second.add_argument("--minutes", type=float, default=1e6, help="begin no step after so many")
+    for one in (first, second):
+        one.add_argument("--work", type=Path, required=True, help="folder of finished steps; a run resumes there")
+        one.add_argument("--only", nargs="*", default=list(MODELS), help="names of models")
+    second.add_argument("--seed", type=int, required=True, help="that the scenes were written with")
+    third = commands.add_parser("write")
+    third.set_defaults(function=write_page)
+    third.add_argument("found", type=Path, nargs="+", help="JSON files of evaluate")
     words = parser.parse_args()
-    words.work = words.work.absolute()
-    deadline = time.monotonic() + 60 * words.minutes
-    for name in words.only:
-        one = measure(name, words, deadline)
-        if one is not None:
-            models = {**earlier("refinement").get("models", {}), name: one}
-            models = {known: models[known] for known in MODELS if known in models}
-            write("refinement", {"models": models}, page(models))
-            print(f"{name}: {one['images']} of {one['of']} scenes", flush=True)
-        if time.monotonic() > deadline:
-            print("out of time: the same command goes on", flush=True)
-            return
+    words.function(words)
 
 
 if __name__ == "__main__":

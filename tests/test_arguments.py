@@ -66,6 +66,7 @@ WRONG: dict[str, list[Any]] = {
     **{key: ["", "turing", 86, True] for key in ("compatibility", "weights")},
     "builds": [0, -1, 2.5, "3", True, None, 101],
     "opt_level": [-1, 6, 2.5, "3", True],
+    "refine": ["", "biases", 1, True],
     "resamples": [0, 1, 2.5, "500", True],
     **{key: [-1, 1.5, "0", True, None] for key in ("seed", "stage_runs", "warmup", "worst")},
     "concurrency": [0, -1, 1.5, "4", (), (1, 0), True, None, 10**9],

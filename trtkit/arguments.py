@@ -20,6 +20,7 @@ __all__ = [
     "DEVICE_NAME",
     "FORMATS",
     "PRECISIONS",
+    "REFINEMENTS",
     "VERB_ARGUMENTS",
     "WEIGHTS",
     "Rule",
@@ -40,6 +41,9 @@ COMPATIBILITIES = ("same_compute_capability", "ampere_plus", "version")
 
 WEIGHTS = ("refittable", "stripped")
 """Weights that can be replaced in the engine, or that are left out until `refit_engine` puts them in."""
+
+REFINEMENTS = ("ranges",)
+"""What a calibration refines beyond its algorithm."""
 
 MAX_SIDE = 16384
 """Largest side of an image, pixels: one input of 16384 x 16384 takes 3.2 GB; beyond that it is a slip."""
@@ -383,6 +387,7 @@ ARGUMENTS: Mapping[str, Rule] = {
     "percentiles": _several(_PERCENTILE, example="(99.9, 99.99)"),
     "precisions": _several(_choice(PRECISIONS), example="('fp32', 'int8')", unique=True),
     "progress": Rule(convert=_to_callable, expected="a function that takes an Event", example="tk.ProgressLine()"),
+    "refine": _choice(REFINEMENTS),
     "resamples": _count(2, example=1000),
     "samples": _several(_PATH, example="['street.jpg']"),
     "seconds": _number(lambda value: value > 0, "of seconds above 0", 5.0),

@@ -298,6 +298,7 @@ def test_cache_miss_by_one_image(filled: tuple[Path, Path, Calibration]) -> None
         ("batch", 3),
         ("histograms", True),
         ("stratify", True),
+        ("refine", "ranges"),
         ("fraction", 0.99),
         ("percentile", 99.9),
     ],

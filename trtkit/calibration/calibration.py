@@ -99,13 +99,14 @@ class Calibration(Result):
             percentile: For an algorithm that takes one, percent; None takes 99.999.
 
         Returns:
-            The calibration without bias corrections.
+            The calibration without bias corrections, and not refined.
 
         Raises:
             CalibrationError: There is no such algorithm, or it needs histograms and none were collected.
         """
         percentile = resolve_percentile(algorithm, percentile)
         settings = {**self.provenance.settings, "algorithm": algorithm, "percentile": percentile}
+        settings.pop("refine", None)
         return dataclasses.replace(
             self,
             ranges=compute_ranges(self.stats, self.sources, tuple(self.ranges), algorithm, percentile),

@@ -198,14 +198,14 @@ class MinMaxCollector:
             self.average_low += weight * (image_low - self.average_low)
             self.average_high += weight * (image_high - self.average_high)
 
-    def _pad_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def pad_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images padded to a fixed batch with copies of the last one."""
         missing = 0 if self.batch is None else self.batch - len(images)
         return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing > 0 else images
 
     def _measure(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
         """Minimum and maximum of each tensor by image, (N, tensors), and whether all values are finite."""
-        inputs, image_count, tensor_count = self._pad_batch(images), len(images), len(self.measured)
+        inputs, image_count, tensor_count = self.pad_batch(images), len(images), len(self.measured)
         reduced = [f"trtkit_{kind}_{index}" for kind in ("low", "high", "sum") for index in range(tensor_count)]
         # Reading every output runs the whole graph, so NaN anywhere is found.
         values = self.session.run([*self.outputs, *reduced], {self.input: inputs})
@@ -259,7 +259,7 @@ class MinMaxCollector:
         tensors: list[str] = []
         step = self.batch or len(images)
         for start in range(0, len(images), step):
-            inputs = self._pad_batch(images[start : start + step])
+            inputs = self.pad_batch(images[start : start + step])
             values = [inputs, *session.run(names[1:], {self.input: inputs})]
             tensors = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value).all()]
             if tensors:
@@ -346,7 +346,7 @@ class HistogramCollector(MinMaxCollector):
             part = images[start : start + step]
             counter = self.free.get()
             try:
-                return counter.add(self._pad_batch(part), len(part))
+                return counter.add(self.pad_batch(part), len(part))
             finally:
                 self.free.put(counter)
 

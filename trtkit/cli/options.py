@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from trtkit.arguments import COMPATIBILITIES, WEIGHTS, Rule, find_rule
+from trtkit.arguments import COMPATIBILITIES, REFINEMENTS, WEIGHTS, Rule, find_rule
 from trtkit.backends import list_backends
 from trtkit.calibration import ALGORITHMS
 from trtkit.cli.parser import describe_choice
@@ -185,6 +185,9 @@ OPTIONS: Mapping[str, Option] = {
     "protect": _switch("exclude the layers that INT8 excludes by default, such as attention"),
     "reference": Option(
         "ONNX file of the same export, for the expected detections where the engine does not run here", "FILE"
+    ),
+    "refine": Option(
+        "what to measure beyond ranges, for a more accurate INT8 [default: nothing]", choices=lambda: REFINEMENTS
     ),
     "repair": _switch("equalization, range selection and bias correction before excluding layers"),
     "resamples": _count("number of bootstrap resamples"),
