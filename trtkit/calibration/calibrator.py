@@ -102,8 +102,8 @@ def calibrate(
             99.999.
         histograms: Collect histograms; None collects them if the algorithm needs them.
         refine: "ranges" then chooses a factor for the range of each scale, from 0.25 to 2, by the noise that the scale
-            alone makes at the outputs, on eight of the images in this process; that takes minutes on few cores. None
-            keeps the algorithm's ranges.
+            alone makes at the outputs, on eight of the images in this process; that takes minutes on few cores. Not
+            every model gains by it: evaluate both. None keeps the algorithm's ranges.
         stratify: Keep each class's share of the images in the sample.
         imgsz: Height and width, pixels; None takes the model's.
         device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU, else the CPU.
