@@ -76,12 +76,8 @@ BASES: Mapping[str, dict[str, Any]] = {
     "joined-raw": {"decode": False},
     "raw-depthwise-float": {"decode": False},
     "raw-first-float": {"decode": False},
-    "channels": {},
 }
-"""Arguments of `export` for each graph.
-
-Of "joined" convolutions that read the same tensor are joined first; "channels" has a calibration with `refine`.
-"""
+"""Arguments of `export` for each graph; of "joined" convolutions that read the same tensor are joined first."""
 
 KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
     "raw-depthwise-float": lambda index, node: node.op_type == "Conv" and index.group(node) > 1,
@@ -100,7 +96,6 @@ VARIANTS: Mapping[str, Variant] = {
     "uint8-nhwc": Variant(input="uint8-nhwc"),
     "uint8-nchw": Variant(input="uint8-nchw"),
     "int8-input": Variant(input="int8", precisions=("int8",)),
-    "channels": Variant(base="channels", precisions=("int8",)),
     "half-in": Variant(formats=("half-in",)),
     "quantized-in": Variant(input="quantized", precisions=("int8",)),
     "vector-in": Variant(input="quantized", formats=("vector-in",), precisions=("int8",)),
@@ -170,8 +165,6 @@ def prepare(options: argparse.Namespace) -> None:
             own = model.with_end2end() if base.startswith("end2end") else model
             if base.startswith("end2end") and precision == "int8":
                 calibration = _calibrate(own, options, "-end2end")
-            elif base == "channels":
-                calibration = _calibrate(own, options, "-channels", refine="channels")
             else:
                 calibration = _calibrate(model, options)
             if base.startswith("joined"):
@@ -206,14 +199,12 @@ def find_kept(base: str, graph: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in index.weighted if KEPT[base](index, node))
 
 
-def _calibrate(model: tk.Model, options: argparse.Namespace, suffix: str = "", **settings: Any) -> tk.Calibration:
+def _calibrate(model: tk.Model, options: argparse.Namespace, suffix: str = "") -> tk.Calibration:
     """A calibration, kept in a folder for the next run."""
     folder = Path(options.out) / f"{model.stem}-calibration{suffix}"
     if not folder.is_dir():
         count = options.calibration_images
-        tk.calibrate(model, options.data, imgsz=options.imgsz, calibration_images=count, device="cpu", **settings).save(
-            folder
-        )
+        tk.calibrate(model, options.data, imgsz=options.imgsz, calibration_images=count, device="cpu").save(folder)
     return tk.Calibration.load(folder)
 
 
