@@ -41,8 +41,8 @@ from refinement_candidates import (
     collect_channel_ranges,
     make_candidates,
     measure_scale_noise,
-    rescale_channels,
 )
+from refinement_graphs import rescale_channels
 
 import trtkit as tk
 from trtkit.calibration import DEFAULTS

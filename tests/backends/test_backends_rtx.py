@@ -219,6 +219,7 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     parent.wait()
     child = int((tmp_path / "pid").read_text())
     wait_for(lambda: not is_running(child))
+    assert not is_running(child)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import onnx
 import polars as pl
 import pytest
-from detector_graph import detector
 from raising import raises
 from task_models import drawn_set
 
@@ -34,16 +33,6 @@ ACCURACY = ("classes", "images", "detections", "labels", "differences", "thresho
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return drawn_set(tmp_path_factory.mktemp("data"), "detect", count=12)
-
-
-@pytest.fixture(scope="module")
-def model() -> tk.Model:
-    return tk.load(detector(), task="detect", names=["a", "b", "c"], imgsz=32)
-
-
-@pytest.fixture(scope="module")
-def calibration(model: tk.Model, data: Path) -> Calibration:
-    return tk.calibrate(model, data, algorithm="minmax", histograms=True, device="cpu")
 
 
 @pytest.fixture

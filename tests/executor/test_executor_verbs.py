@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detector_graph import detector
 from raising import raises
 from replay_runner import ReplayRunner
 from task_models import drawn_set
@@ -40,16 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image in sorted((path.parent / "images" / split).iterdir())[3:20:7]:
             image.write_bytes(image.read_bytes()[:100])
     return path
-
-
-@pytest.fixture(scope="module")
-def model() -> tk.Model:
-    return tk.load(detector(), task="detect", names=["a", "b", "c"], imgsz=32)
-
-
-@pytest.fixture(scope="module")
-def calibration(model: tk.Model, data: Path) -> Calibration:
-    return tk.calibrate(model, data, algorithm="minmax", histograms=True, device="cpu")
 
 
 @pytest.fixture(scope="module")

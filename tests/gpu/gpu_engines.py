@@ -8,9 +8,11 @@ import functools
 import os
 import sys
 import tempfile
+import time
+import traceback
 import unittest
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,33 @@ def count_matches(one: Any, two: Any, *, score: float, pixels: float, conf: floa
                 )
                 print(f"      class {number} at {value:.3f} has no match; nearest (px, score, class): {others[:3]}")
     return matched, total
+
+
+def run_tests(names: Mapping[str, Any], words: list[str]) -> int:
+    """Run a file's tests as a script, on a machine without pytest; each failure is printed and counted.
+
+    Args:
+        names: The file's `globals()`.
+        words: Tests with one of these in their names; all of them without.
+
+    Returns:
+        The exit status, 1 if a test failed.
+    """
+    failed = []
+    for name, test in list(names.items()):
+        if not name.startswith("test_") or (words and not any(word in name for word in words)):
+            continue
+        print(f"{name} ...", flush=True)
+        began = time.perf_counter()
+        try:
+            test()
+            verdict = "ok"
+        except unittest.SkipTest as reason:
+            verdict = f"skipped: {reason}"
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            verdict = "FAILED"
+            failed.append(name)
+        print(f"   {verdict} in {time.perf_counter() - began:.1f} s", flush=True)
+    print(f"{len(failed)} failed: {failed}")
+    return 1 if failed else 0
