@@ -94,7 +94,7 @@ def open(
         A runner; close it, or use it in a `with` block.
 
     Raises:
-        EngineError: It is no model, the file is not an engine, is truncated, or was built for another machine.
+        EngineError: It is no model, or the file is no engine, is truncated, or was built for another machine.
         OnnxError: The file is not an ONNX graph, or names no task.
         CapabilityError: The backend or the GPU is missing; the error names the command that installs it.
         RecipeError: No such backend or device name.
@@ -113,7 +113,7 @@ def open(
     if not isinstance(model, (str, Path)):
         raise EngineError(
             "open a model",
-            f"a value of type {type(model).__name__} is none",
+            f"a value of type {type(model).__name__} is no model",
             "pass an engine, an ONNX file or graph, or what export returned",
             code="open-type-unknown",
             value=type(model).__name__,
