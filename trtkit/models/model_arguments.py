@@ -157,7 +157,9 @@ def names_mismatch(names: int | None, classes: int | None, asked: str, error_typ
     """
     return error_type(
         asked,
-        f"{names} names do not fit {classes} classes" if names is not None else f"its outputs have room for {classes} classes",
+        f"{names} names do not fit {classes} classes"
+        if names is not None
+        else f"its outputs have room for {classes} classes",
         "pass names= with one name for each class, by index from 0",
         code="model-names-mismatch",
         names=names,
