@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from trtkit.backends.trt import gpu_pipeline
+from trtkit.backends.trt import copying, gpu_pipeline
 from trtkit.backends.trt.gpu_objects import (
     FIXED_CANDIDATES,
     FIXED_ROUNDS,
@@ -126,6 +126,16 @@ def test_uploads_of_strided_images_reuse_memory() -> None:
     for tensor, view in zip(uploader.upload(views), views, strict=True):
         assert np.array_equal(tensor.numpy(), view)
     assert uploader.upload(views)[0].data_ptr() == there
+
+
+@pytest.mark.parametrize("cores", [1, 4, 32])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_uploads_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, cores: int, count: int) -> None:
+    monkeypatch.setattr(copying, "available_cores", lambda: cores)
+    monkeypatch.setattr(copying, "LEAST_SHARED_COPY", 1000)
+    images = tiny_graphs.images(count, ((40, 60), (7, 5), (64, 64)))
+    for tensor, image in zip(Uploader(CPU).upload(images), images, strict=True):
+        assert np.array_equal(tensor.numpy(), image)
 
 
 def crowd(count: int, seed: int = 0, classes: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

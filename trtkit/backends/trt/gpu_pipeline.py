@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from trtkit.backends.trt.copying import copy_arrays
 from trtkit.backends.trt.gpu_objects import choose_candidates, download, keep_objects, select_objects
 from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
 from trtkit.models.model import Preprocess
@@ -61,13 +62,13 @@ class Uploader:
             self._on_device = torch.empty(total, dtype=torch.uint8, device=self.device)
         host = self._host.numpy()
         starts = np.cumsum([0, *sizes])
-        for image, start, size in zip(images, starts, sizes, strict=False):
-            if image.flags.c_contiguous and image.flags.writeable:
-                # On several cores.
-                self._host[start : start + size].view(image.shape).copy_(torch.from_numpy(image))
-            else:
+        copy_arrays(
+            [
                 # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
-                host[start : start + size].reshape(image.shape)[...] = image
+                (host[start : start + size].reshape(image.shape), image)
+                for image, start, size in zip(images, starts, sizes, strict=False)
+            ]
+        )
         self._on_device[:total].copy_(self._host[:total], non_blocking=True)
         return [
             self._on_device[start : start + size].view(image.shape)

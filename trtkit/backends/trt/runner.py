@@ -20,6 +20,7 @@ from trtkit.backends.engine_file import EngineFile, read_engine
 from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
 from trtkit.backends.stages import StageClock, enter_stage
+from trtkit.backends.trt.copying import copy_arrays
 from trtkit.backends.trt.execution import EventClock, Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
@@ -172,15 +173,15 @@ class TensorRTRunner(Runner):
         arrays = self._name_feeds(feeds, self.input_name, self._execution.input_names)
         count = self._check_shape(arrays[self.input_name].shape)
         torch = self._execution.torch
-        # Torch warns of arrays that it could write to and may not, such as those of a mapped file.
-        ready = {name: torch.from_numpy(np.require(value, requirements=("C", "W"))) for name, value in arrays.items()}
+        types = {name: torch.from_numpy(np.empty(0, value.dtype)).dtype for name, value in arrays.items()}
         with self._lock, self._execution.use_stream():
-            shapes = {name: self._pad_batch(name, tuple(value.shape)) for name, value in ready.items()}
+            shapes = {name: self._pad_batch(name, value.shape) for name, value in arrays.items()}
             enter_stage("upload")
-            for name, value in ready.items():
-                host = self._stage(name, tuple(value.shape), value.dtype)
-                host.copy_(value)
-                self._execution.input(name, tuple(value.shape)).copy_(host, non_blocking=True)
+            for name, value in arrays.items():
+                host = self._stage(name, value.shape, types[name])
+                target = host.numpy()
+                copy_arrays(list(zip(target, value, strict=True)) if value.ndim > 1 else [(target, value)])
+                self._execution.input(name, value.shape).copy_(host, non_blocking=True)
             enter_stage("engine")
             self._execution.run(shapes)
             enter_stage("download")
