@@ -6,21 +6,25 @@
 
 `prepare` writes the ONNX graphs: calibration and tracing take a CPU minutes, while a GPU would wait. `run` builds each
 variant of each graph several times, one build at a time on each GPU, and times each engine in a process of its own: the
-engine alone by CUDA-graph replay, and `predict()` from decoded images where the runner reads the variant. It can be
-called again, to go on where it stopped. Levers that no option of `export` has live here until they have won.
+engine alone by CUDA-graph replay, and `predict()` from decoded images where the runner reads the variant. Builds of one
+number share their timings of kernels, so that variants differ by their lever, not by luck; those of different numbers
+share nothing. `run` can be called again, to go on where it stopped. `ratio` times INT8 beside FP16 on each GPU, round
+by round, and once beside other work on the GPU. Levers that no option of `export` has live here until they have won.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fnmatch
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +34,11 @@ from lever_passes import join_branches, read_int8, read_quantized, read_uint8
 from parallel_builds import Program, drive, gpus_here
 from records import about_engines, line_of, of_gpu, table
 from records import write as write_record
+from refinement_graphs import find_shiftable_groups, shift_activations
 
 import trtkit as tk
 from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.qdq import expand_int8_weights
+from trtkit.graph.qdq import expand_int8_weights, plan_qdq
 from trtkit.models.onnx_model import from_proto
 from trtkit.writing import write_json
 
@@ -51,6 +56,8 @@ class Variant:
         formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "vector-in", "any-out".
         precisions: Which precisions have it.
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
+        level: Optimization level; None takes that of the command. Timings of kernels are then shared with no other
+            variant: a level decides which kernels are timed.
     """
 
     base: str = "today"
@@ -58,6 +65,7 @@ class Variant:
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = PRECISIONS
     streams: int | None = None
+    level: int | None = None
 
     @property
     def runs_predict(self) -> bool:
@@ -74,10 +82,12 @@ BASES: Mapping[str, dict[str, Any]] = {
     "end2end-raw": {"end2end": True, "decode": False},
     "joined": {},
     "joined-raw": {"decode": False},
+    "shifted": {},
     "raw-depthwise-float": {"decode": False},
     "raw-first-float": {"decode": False},
 }
-"""Arguments of `export` for each graph; of "joined" convolutions that read the same tensor are joined first."""
+"""Arguments of `export` for each graph. Of "joined" convolutions that read the same tensor are joined first; in
+"shifted" the middle of a range is subtracted before Q/DQ where only 1x1 convolutions read."""
 
 KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
     "raw-depthwise-float": lambda index, node: node.op_type == "Conv" and index.group(node) > 1,
@@ -102,6 +112,11 @@ VARIANTS: Mapping[str, Variant] = {
     "streams": Variant(streams=4),
     "raw-streams": Variant(base="raw", streams=4),
     "one-stream": Variant(streams=0),
+    "two-streams": Variant(streams=2),
+    "eight-streams": Variant(streams=8),
+    "streams-level-3": Variant(streams=4, level=3),
+    "streams-level-5": Variant(streams=4, level=5),
+    "shifted": Variant(base="shifted", precisions=("int8",)),
     "all-in-one": Variant(base="raw", formats=("half-in", "any-out"), streams=4),
     "raw-vector-in": Variant(base="raw", input="quantized", formats=("vector-in",), precisions=("int8",)),
     "raw-vector-in-streams": Variant(
@@ -184,6 +199,11 @@ def prepare(options: argparse.Namespace) -> None:
                 dynamic=False, keep=keep, **BASES[base],
             )  # fmt: skip
             graph = build_graph(own, recipe, calibration, imgsz=size)
+            if base == "shifted":
+                traced = trace(own, imgsz=size, batch=batch)
+                placement = plan_qdq(traced)
+                groups = find_shiftable_groups(traced, placement)
+                graph = shift_activations(graph, placement, groups, calibration.ranges)
             onnx.save(graph, file)
             print(f"{file.stem}: {len(graph.graph.node)} nodes", flush=True)
 
@@ -229,57 +249,77 @@ class Job:
     number: int
 
     @property
+    def series(self) -> str:
+        """The variants that share their timings of kernels, as the name of a folder."""
+        own = "" if VARIANTS[self.variant].level is None else f"-{self.variant}"
+        return f"{self.model}-{self.precision}-b{self.batch}-{self.number}{own}"
+
+    @property
     def name(self) -> str:
         """The name of its files."""
         return f"{self.model}-{self.precision}-b{self.batch}-{self.variant}-{self.number}"
 
 
-def list_jobs(out: Path, builds: int, chosen: Mapping[str, Collection[Any] | None] | None = None) -> Iterator[Job]:
-    """What is still to be built: the first build of everything before the second of anything.
+def list_jobs(out: Path, builds: int, only: Sequence[str] = ("*",)) -> list[Job]:
+    """What is still to be built: a build of everything before the next of anything, and by the order of `only`.
 
     Args:
         out: The folder, with the graphs that `prepare` wrote and what `run` left.
         builds: Builds of each variant.
-        chosen: Accepted values by attribute of a job, None for all: a series on a GPU has time for some.
+        only: Patterns of names, such as "yolo11n-int8-b8-*-0": a series on a GPU has time for some.
     """
     files = {path.stem: path for path in sorted((out / "graphs").glob("*.onnx"))}
+    jobs = []
     for number in range(builds):
-        for name, variant in VARIANTS.items():
+        for variant, one in VARIANTS.items():
             for stem, path in files.items():
-                if not stem.endswith(f"-{variant.base}"):
+                if not stem.endswith(f"-{one.base}"):
                     continue
-                model, precision, batch = stem.removesuffix(f"-{variant.base}").rsplit("-", 2)
-                if not batch.removeprefix("b").isdecimal() or precision not in variant.precisions:
+                model, precision, batch = stem.removesuffix(f"-{one.base}").rsplit("-", 2)
+                if not batch.removeprefix("b").isdecimal() or precision not in one.precisions:
                     continue
                 job = Job(
-                    graph=path, model=model, precision=precision, batch=int(batch[1:]), variant=name, number=number
+                    graph=path, model=model, precision=precision, batch=int(batch[1:]), variant=variant, number=number
                 )
-                wanted = all(not values or getattr(job, key) in values for key, values in (chosen or {}).items())
-                if wanted and not (out / f"{job.name}.json").is_file():
-                    yield job
+                place = next((place for place, words in enumerate(only) if fnmatch.fnmatch(job.name, words)), None)
+                if place is not None and not (out / f"{job.name}.json").is_file():
+                    jobs.append((number, place, job))
+    return [job for *_, job in sorted(jobs, key=lambda entry: entry[:2])]
+
+
+def choose_gpu(job: Job, jobs: Sequence[Job], gpus: int) -> int:
+    """The GPU of a job: both precisions of a build on one, the builds of a model on one after the other.
+
+    Args:
+        job: One of `jobs`.
+        jobs: All of them.
+        gpus: How many GPUs there are.
+    """
+    groups = list(dict.fromkeys((one.model, one.batch) for one in jobs))
+    return (groups.index((job.model, job.batch)) + job.number) % gpus
 
 
 def run(options: argparse.Namespace) -> None:
     """Build and time what is missing, one engine at a time on each GPU."""
-    out = Path(options.out).absolute()
-    chosen = {
-        "variant": options.variants, "precision": options.precisions, "batch": options.batches, "model": options.models
-    }  # fmt: skip
+    out, gpus = Path(options.out).absolute(), gpus_here()
+    jobs = list_jobs(out, options.builds, options.only)
     programs = [
         Program(
             name=job.name,
             words=[
                 sys.executable, str(HERE), "build", str(out), "--graph", str(job.graph), "--name", job.name,
                 "--variant", job.variant, "--precision", job.precision, "--batch", str(job.batch),
-                "--level", str(options.level), *(["--images", str(options.images)] if options.images else []),
+                "--series", job.series, "--level", str(VARIANTS[job.variant].level or options.level),
+                *(["--images", str(options.images)] if options.images else []),
                 "--lanes", str(options.lanes), *(["--keep-engines"] if options.keep_engines else []),
             ],
             log=out / f"{job.name}.log",
+            gpu=choose_gpu(job, jobs, len(gpus)),
+            queue=job.series,
         )
-        for job in list_jobs(out, options.builds, chosen)
+        for job in jobs
     ]  # fmt: skip
-    # A cache of its own for every build (`build` sets it): each times its tactics anew.
-    drive(programs, gpus=gpus_here(), lanes=options.lanes, seconds=options.seconds)
+    drive(programs, gpus=gpus, lanes=options.lanes, seconds=options.seconds)
 
 
 def build(options: argparse.Namespace) -> None:
@@ -289,7 +329,7 @@ def build(options: argparse.Namespace) -> None:
     from trtkit.backends.trt.network import fit_graph
 
     out, variant = Path(options.out), VARIANTS[options.variant]
-    os.environ["TRTKIT_CACHE"] = str(out / "cache" / options.name)
+    os.environ["TRTKIT_CACHE"] = str(out / "cache" / options.series)
     proto = onnx.load(options.graph)
     info = from_proto(proto).info
     proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
@@ -308,7 +348,7 @@ def build(options: argparse.Namespace) -> None:
 
         builds._EngineBuild._configure = configure_formats  # type: ignore[method-assign]
     settings = backends.BuildSettings(
-        precision=options.precision, batch=options.batch, imgsz=size, opt_level=options.level, timing_cache=False
+        precision=options.precision, batch=options.batch, imgsz=size, opt_level=options.level
     )
     built = backends.build(proto, settings, backend="tensorrt")
     passport = backends.Passport.from_build(built, settings, backend="tensorrt", model_hash="0" * 64)
@@ -330,6 +370,7 @@ def build(options: argparse.Namespace) -> None:
             "bytes": len(built.plan),
             "layers": len(layers),
             "reformats": sum(bool(row.get("reformat")) for row in layers),
+            "reformatting": [row["name"] for row in layers if row.get("reformat")],
             "passport": facts,
         },
     )
@@ -446,7 +487,7 @@ def measure_plan(plan: bytes) -> dict[str, Any]:
         "ends": ends,
         "streams": engine.num_aux_streams,
         "profiled_ms": sum(ms for ms, _ in layers),
-        "slowest": layers[:60],
+        "slowest": layers,
     }
 
 
@@ -493,6 +534,49 @@ HEADS = (
 )  # fmt: skip
 
 
+LOAD = """
+import time, torch
+a = torch.ones(4096, 4096, device="cuda", dtype=torch.half)
+print("ready", flush=True)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    a @ a
+    torch.cuda.synchronize()
+"""
+"""Other work on a GPU."""
+
+
+def compare_on_gpus(options: argparse.Namespace) -> None:
+    """Time pairs of engines on each GPU here, round by round, and the last pair once more beside other work."""
+    rows = []
+    for gpu in gpus_here():
+        words = [sys.executable, str(HERE), "pair", *options.engines, "--batch", str(options.batch)]
+        given = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        for loaded in (False, True):
+            with contextlib.ExitStack() as after:
+                if loaded:
+                    load = subprocess.Popen([sys.executable, "-c", LOAD], env=given, stdout=subprocess.PIPE)
+                    after.callback(load.wait)
+                    after.callback(load.kill)
+                    assert load.stdout is not None
+                    load.stdout.readline()
+                text = subprocess.run(words, env=given, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rows.append({**json.loads(text.splitlines()[-1]), "loaded": loaded})
+            print(json.dumps(rows[-1]), flush=True)
+    Path(options.out).write_text(json.dumps(rows, indent=1))
+
+
+def time_pair(options: argparse.Namespace) -> None:
+    """Time engines by turns; prints one line of JSON. Ratios are over the first engine."""
+    timing = tk.benchmark(
+        {Path(one).stem: one for one in options.engines}, batch=options.batch, runs=2000, seconds=6, max_noise=0,
+        offline_seconds=0, stage_runs=0,
+    )  # fmt: skip
+    frame = timing.frame().select("label", "p50_ms", "p90_ms", "runs", "flags")
+    row = {"gpu": timing.provenance.machine, "engines": frame.to_dicts(), "ratios": timing.ratios().to_dicts()}
+    print(json.dumps(row, default=str))
+
+
 def write(options: argparse.Namespace) -> None:
     """Gather what `run` left into `results/`."""
     rows: list[dict[str, Any]] = [
@@ -528,13 +612,11 @@ def main() -> None:
         verb.add_argument("--keep-engines", action="store_true", help="keep the engines' files")
         verb.add_argument("--lanes", type=int, default=1, help="builds at once on a GPU: more to look, not to publish")
         if name == "run":
-            verb.add_argument("--variants", nargs="+", choices=VARIANTS)
-            verb.add_argument("--precisions", nargs="+", choices=PRECISIONS)
-            verb.add_argument("--batches", nargs="+", type=int)
-            verb.add_argument("--models", nargs="+", help="names, as in those of the graphs")
+            verb.add_argument("--only", nargs="+", default=["*"], help="patterns of MODEL-PRECISION-bN-VARIANT-NUMBER")
         if name == "build":
             verb.add_argument("--graph", required=True)
             verb.add_argument("--name", required=True)
+            verb.add_argument("--series", required=True)
             verb.add_argument("--variant", required=True, choices=VARIANTS)
             verb.add_argument("--precision", required=True, choices=PRECISIONS)
             verb.add_argument("--batch", type=int, required=True)
@@ -542,8 +624,17 @@ def main() -> None:
     verb.add_argument("engine")
     verb.add_argument("--variant", required=True, choices=VARIANTS)
     verb.add_argument("--images")
+    for name in ("ratio", "pair"):
+        verb = verbs.add_parser(name)
+        if name == "ratio":
+            verb.add_argument("out", help="a JSON file")
+        verb.add_argument("engines", nargs="+", help="the first is what the others are compared with")
+        verb.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
-    {"prepare": prepare, "run": run, "build": build, "time": measure, "write": write}[options.verb](options)
+    {
+        "prepare": prepare, "run": run, "build": build, "time": measure, "write": write, "ratio": compare_on_gpus,
+        "pair": time_pair,
+    }[options.verb](options)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -124,8 +124,15 @@ def test_runs_go_on_with_what_is_missing(levers: Any, tmp_path: Path) -> None:
     assert not any("plain" in name and "int8" in name for name in names)
     (tmp_path / f"{names[0]}.json").touch()
     assert [job.name for job in levers.list_jobs(tmp_path, 2)] == names[1:]
-    some = levers.list_jobs(tmp_path, 2, {"variant": ["raw"], "precision": None, "batch": [8], "model": []})
-    assert [job.name for job in some] == ["yolo11n-int8-b8-raw-0", "yolo11n-int8-b8-raw-1"]
+    some = levers.list_jobs(tmp_path, 2, ["*-b8-today-1", "*-b8-raw-?"])
+    assert [job.name for job in some] == [
+        "yolo11n-int8-b8-raw-0", "yolo11n-int8-b8-today-1", "yolo11n-int8-b8-raw-1"
+    ]  # fmt: skip
+    # Another build of a model goes to the next GPU, and its variants share their timings there.
+    assert [levers.choose_gpu(job, some, 2) for job in some] == [0, 1, 1]
+    assert [job.series for job in some] == ["yolo11n-int8-b8-0", "yolo11n-int8-b8-1", "yolo11n-int8-b8-1"]
+    (own,) = (job for job in levers.list_jobs(tmp_path, 1) if job.variant == "streams-level-3")
+    assert own.series == "yolo11n-int8-b8-0-streams-level-3"
 
 
 def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
@@ -174,7 +181,7 @@ def test_one_build_of_a_variant(
     levers.build(
         SimpleNamespace(
             out=str(tmp_path), graph=str(job.graph), name=job.name, variant=variant, precision="int8", batch=1,
-            level=2, images=None, keep_engines=variant == "today", lanes=1,
+            series=job.series, level=2, images=None, keep_engines=variant == "today", lanes=1,
         )
     )  # fmt: skip
     row = json.loads((tmp_path / f"{job.name}.json").read_text())
