@@ -9,7 +9,7 @@ variant of each graph several times, one build at a time on each GPU, and times 
 engine alone by CUDA-graph replay, and `predict()` from decoded images where the runner reads the variant. Builds of one
 number share their timings of kernels, so that variants differ by their lever, not by luck; those of different numbers
 share nothing. `run` can be called again, to go on where it stopped. `ratio` times INT8 beside FP16 on each GPU, round
-by round, and once beside other work on the GPU. Levers that no option of `export` has live here until they have won.
+by round, and again beside other work. Levers that no option of `export` has live here until they have won.
 """
 
 from __future__ import annotations
@@ -547,22 +547,22 @@ while time.monotonic() < end:
 
 
 def compare_on_gpus(options: argparse.Namespace) -> None:
-    """Time pairs of engines on each GPU here, round by round, and the last pair once more beside other work."""
-    rows = []
-    for gpu in gpus_here():
-        words = [sys.executable, str(HERE), "pair", *options.engines, "--batch", str(options.batch)]
-        given = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        for loaded in (False, True):
-            with contextlib.ExitStack() as after:
-                if loaded:
-                    load = subprocess.Popen([sys.executable, "-c", LOAD], env=given, stdout=subprocess.PIPE)
-                    after.callback(load.wait)
-                    after.callback(load.kill)
-                    assert load.stdout is not None
-                    load.stdout.readline()
-                text = subprocess.run(words, env=given, check=True, stdout=subprocess.PIPE, text=True).stdout
-            rows.append({**json.loads(text.splitlines()[-1]), "loaded": loaded})
-            print(json.dumps(rows[-1]), flush=True)
+    """Time engines on each GPU here at once, round by round, and then again while each GPU has other work."""
+    words, rows = [sys.executable, str(HERE), "pair", *options.engines, "--batch", str(options.batch)], []
+    environments = [{**os.environ, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus_here()]
+    for loaded in (False, True):
+        with contextlib.ExitStack() as after:
+            for one in environments if loaded else ():
+                load = subprocess.Popen([sys.executable, "-c", LOAD], env=one, stdout=subprocess.PIPE)
+                after.callback(load.wait)
+                after.callback(load.kill)
+                assert load.stdout is not None
+                load.stdout.readline()
+            pairs = [subprocess.Popen(words, env=one, stdout=subprocess.PIPE, text=True) for one in environments]
+            for pair in pairs:
+                text, _ = pair.communicate()
+                rows.append({**json.loads(text.splitlines()[-1]), "loaded": loaded})
+                print(json.dumps(rows[-1]), flush=True)
     Path(options.out).write_text(json.dumps(rows, indent=1))
 
 
