@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,11 +24,25 @@ from trtkit.tasks import PostprocessSettings, get_task
 BATCH, SIDE = 4, 32
 
 
+class Graph:
+    """Enqueues again what was captured."""
+
+    def __init__(self, enqueue: Callable[[], torch.Tensor]) -> None:
+        self.enqueue, self.result, self.replays = enqueue, enqueue().fill_(float("nan")), 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.result.copy_(self.enqueue())
+
+    def reset(self) -> None:
+        self.result.fill_(float("nan"))
+
+
 class Execution:
     """Runs a graph where an engine would: at once, into memory that the next run overwrites."""
 
     device = torch.device("cpu")
-    stream = None
+    stream = SimpleNamespace(synchronize=lambda: None)
     torch = SimpleNamespace(cuda=SimpleNamespace(Event=lambda: Event()))
 
     def __init__(self) -> None:
@@ -36,6 +51,7 @@ class Execution:
         self.memory = torch.full((BATCH, 3, SIDE, SIDE), float("nan"))
         self.found = torch.empty(BATCH, tiny_graphs.ROWS, (SIDE // 2) ** 2)
         self.runs: list[tuple[int, ...]] = []
+        self.graphs: list[Graph] = []
 
     def use_stream(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -47,6 +63,10 @@ class Execution:
         self.runs.append(shapes["images"])
         (found,) = self.session.run(None, {"images": self.memory.numpy()})
         self.found.copy_(torch.from_numpy(found))
+
+    def capture(self, enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+        self.graphs.append(Graph(enqueue))
+        return self.graphs[-1], self.graphs[-1].result
 
     def outputs(self) -> dict[str, torch.Tensor]:
         return {"output0": self.found}
@@ -127,11 +147,54 @@ def test_the_next_batch_is_enqueued_before_the_last_is_read() -> None:
 
     thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
     order.extend("predicted" for _ in predictor.predict(read(), thresholds))
-    assert order == [*["read"] * 2, *["predicted"] * 4, "read", "predicted", "read", *["predicted"] * 6]
-    # Two batches are under way at most, and their memory serves all others.
-    assert len(predictor._free) == 2
+    # A third one is copied meanwhile.
+    assert order == [*["read"] * 3, *["predicted"] * 4, "read", *["predicted"] * 7]
+    # Two batches are under way at most and a third is copied: their memory serves all others.
+    assert len(predictor._free) == 3
     predictor.free()
     assert not predictor._free
+
+
+def test_postprocessing_of_equal_batches_is_replayed() -> None:
+    execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    predictor = make_predictor(execution)
+    images = [*IMAGES, *IMAGES[:5]]
+    expected = predict_by_numpy(images, thresholds)
+
+    def predict(sizes: tuple[int, ...]) -> None:
+        found = list(predictor.predict(split(images, sizes), thresholds))
+        for one, two in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
+
+    predict((4, 4, 4, 4))
+    assert [graph.replays for graph in execution.graphs] == [2]
+    predict((4, 4, 4, 4))
+    assert [graph.replays for graph in execution.graphs] == [6]
+    # Other shapes and other thresholds need another graph.
+    predict((2, 2, 4, 4, 4))
+    assert [graph.replays for graph in execution.graphs] == [6, 1]
+    list(predictor.predict([images[:4]], PostprocessSettings(conf=0.3, iou=0.5, max_det=20)))
+    assert not predictor._postprocess.is_captured
+    predictor.free()
+    predict((4, 4, 4, 4))
+
+
+def test_postprocessing_that_no_graph_holds_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    calls = []
+
+    def refuse(enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+        calls.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(execution, "capture", refuse)
+    predictor = make_predictor(execution)
+    expected = predict_by_numpy(IMAGES[:4], thresholds)
+    for _ in range(5):
+        found = list(predictor.predict([IMAGES[:4]], thresholds))
+        assert [len(one) for one in found] == [len(one) for one in expected]
+    assert len(calls) == 1
+    assert predictor._postprocess.error == "operation not permitted when stream is capturing"
 
 
 def test_a_batch_that_is_never_read_leaves_its_memory_alone() -> None:

@@ -35,6 +35,11 @@ from trtkit.tasks import nms as cpu
 CPU = torch.device("cpu")
 
 
+def upload(uploader: Uploader, images: list[np.ndarray]) -> list[torch.Tensor]:
+    copying.copy_arrays(uploader.reserve(images))
+    return uploader.upload()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=4),
@@ -46,7 +51,7 @@ def test_letterbox_within_one_gray_level(shapes: list[tuple[int, int]], size: tu
     images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
     arrays, transforms = zip(*(letterbox(image, target_size) for image in images), strict=True)
     target = torch.full((len(images), 3, *target_size), float("nan"))
-    assert preprocess_into(Uploader(CPU).upload(images), target, Preprocess()) == list(transforms)
+    assert preprocess_into(upload(Uploader(CPU), images), target, Preprocess()) == list(transforms)
     np.testing.assert_allclose(target.numpy(), to_input(list(arrays)), rtol=0, atol=1.001 / 255)
 
 
@@ -70,7 +75,7 @@ def test_every_description_equals_the_cpu(data: st.DataObject) -> None:
     arrays, transforms = zip(*(resize_to_input(image, (64, 64), preprocess) for image in images), strict=True)
     expected = to_input(list(arrays), preprocess)
     target = torch.full((2, channels, 64, 64), float("nan"))
-    assert preprocess_into(Uploader(CPU).upload(images), target, preprocess) == list(transforms)
+    assert preprocess_into(upload(Uploader(CPU), images), target, preprocess) == list(transforms)
     assert np.array_equal(target[0].numpy(), expected[0])
     level = preprocess.scale / min((1.0, *preprocess.std))
     np.testing.assert_allclose(target.numpy(), expected, rtol=1e-6, atol=1.001 * level)
@@ -114,7 +119,7 @@ def test_images_of_one_shape_are_processed_at_once_as_one_by_one(
 def test_letterbox_is_exact_without_resizing() -> None:
     images = tiny_graphs.images(2, ((64, 64),))
     target = torch.empty(2, 3, 64, 64)
-    preprocess_into(Uploader(CPU).upload(images), target, Preprocess())
+    preprocess_into(upload(Uploader(CPU), images), target, Preprocess())
     assert np.array_equal(target.numpy(), to_input(images))
 
 
@@ -122,10 +127,10 @@ def test_uploads_of_strided_images_reuse_memory() -> None:
     uploader = Uploader(CPU)
     (large,) = tiny_graphs.images(1, ((40, 60),))
     views = [large[::2, ::-1], large[:, 5:20]]
-    there = uploader.upload([large, large])[0].data_ptr()
-    for tensor, view in zip(uploader.upload(views), views, strict=True):
+    there = upload(uploader, [large, large])[0].data_ptr()
+    for tensor, view in zip(upload(uploader, views), views, strict=True):
         assert np.array_equal(tensor.numpy(), view)
-    assert uploader.upload(views)[0].data_ptr() == there
+    assert upload(uploader, views)[0].data_ptr() == there
 
 
 @pytest.mark.parametrize("cores", [1, 4, 32])
@@ -134,7 +139,7 @@ def test_uploads_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, cores
     monkeypatch.setattr(copying, "available_cores", lambda: cores)
     monkeypatch.setattr(copying, "LEAST_SHARED_COPY", 1000)
     images = tiny_graphs.images(count, ((40, 60), (7, 5), (64, 64)))
-    for tensor, image in zip(Uploader(CPU).upload(images), images, strict=True):
+    for tensor, image in zip(upload(Uploader(CPU), images), images, strict=True):
         assert np.array_equal(tensor.numpy(), image)
 
 

@@ -107,6 +107,20 @@ def test_batches_under_way_beside_each_other_equal_single_ones() -> None:
                     np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-2)
 
 
+def test_postprocessing_is_replayed_and_equals_single_calls() -> None:
+    require_tensorrt()
+    pixels = list(images()) * 6
+    for precision in ("fp32", "fp16"):
+        with backends.open(engine(precision)) as runner:
+            single = [one for image in images() for one in runner.predict([image])]
+            found = runner.predict(pixels)
+            replay = runner._predictor._postprocess
+            assert replay.is_captured, replay.error
+            for one, two in zip(found, single * 6, strict=True):
+                np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+                np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-2)
+
+
 def test_static_runs_are_replayed_and_equal_plain_ones() -> None:
     require_tensorrt()
     feed = np.random.default_rng(0).random((BATCH, 3, *SIZE), dtype=np.float32)

@@ -1,10 +1,15 @@
-"""`predict` of an engine, on the GPU: the host prepares a batch while the GPU works on the one before."""
+"""`predict` of an engine, on the GPU: the host prepares a batch while the GPU works on the one before.
+
+A batch goes through three steps: its images are copied to pinned memory, which for all but the first one another thread
+does meanwhile; transfer, engine and NMS are enqueued; and its objects are read.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +17,8 @@ import torch
 
 from trtkit.backends.stages import enter_stage
 from trtkit.backends.trt import gpu_pipeline
+from trtkit.backends.trt.copying import copy_ahead, copy_arrays
+from trtkit.backends.trt.execution import RUNS_BEFORE_CAPTURE
 from trtkit.backends.trt.gpu_objects import read_objects
 from trtkit.models.model import DENSE, RAW_MAPS
 from trtkit.models.output_shapes import find_main_output
@@ -52,6 +59,26 @@ class _Memory:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _StagedBatch:
+    """A batch in pinned memory.
+
+    Attributes:
+        images: The images.
+        memory: What it holds.
+        copied: Another thread's copying; None where this one has copied.
+    """
+
+    images: Sequence[np.ndarray]
+    memory: _Memory
+    copied: Future[None] | None
+
+    def wait(self) -> None:
+        """Wait until the images are copied."""
+        if self.copied is not None:
+            self.copied.result()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _StartedBatch:
     """A batch whose work is enqueued.
 
@@ -68,6 +95,60 @@ class _StartedBatch:
     memory: _Memory
     objects: torch.Tensor
     done: Any
+
+
+class _Replay:
+    """Enqueues the same operations again and again, from the third time on as a CUDA graph: one launch for all of them.
+
+    Args:
+        execution: Whose stream it is.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._key: Any = None
+        self._runs = 0
+        self._graph: Any = None
+        self._result = torch.empty(0)
+        self.error = ""
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether a graph is replayed."""
+        return self._graph is not None
+
+    def enqueue(self, key: Any, operations: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Enqueue operations on the stream, the current one.
+
+        Args:
+            key: What the operations depend on: their inputs' memory and shapes, and settings.
+            operations: Enqueues them and waits for nothing.
+
+        Returns:
+            Their result, which the next call overwrites.
+        """
+        if key != self._key:
+            self.free()
+            self._key = key
+        if self._graph is None and not self.error and self._runs >= RUNS_BEFORE_CAPTURE:
+            try:
+                self._graph, self._result = self._execution.capture(operations)
+            except RuntimeError as error:
+                # As they are they run anyway.
+                self.error = str(error)
+        if self._graph is None:
+            self._runs += 1
+            return operations()
+        self._graph.replay()
+        return self._result
+
+    def free(self) -> None:
+        """Free the graph and its memory."""
+        if self._graph is not None:
+            self._execution.stream.synchronize()
+            self._graph.reset()
+        self._key = self._graph = None
+        self._runs, self._result = 0, torch.empty(0)
 
 
 class BatchPredictor:
@@ -95,6 +176,7 @@ class BatchPredictor:
         self._execution, self._info, self._input_name, self._lock = execution, info, input_name, lock
         self._shapes, self._fetch = shapes, fetch
         self._free: list[_Memory] = []
+        self._postprocess = _Replay(execution)
         is_boxes = get_task(info.task).kinds == ("B",)
         self._is_dense = is_boxes and info.output_format == DENSE
         self._is_raw = is_boxes and info.output_format.name == RAW_MAPS.name
@@ -117,39 +199,64 @@ class BatchPredictor:
             EngineError: The run failed.
         """
         enqueues = self._is_dense or (self._is_raw and self._info.output_format.needs_nms)
-        started: _StartedBatch | None = None
-        for batch in batches:
-            following = self._start(batch, settings) if enqueues else None
+        remaining, started = iter(batches), None
+        first = next(remaining, None)
+        staged = None if first is None else self._stage(first)
+        while staged is not None:
+            following = self._start(staged, settings) if enqueues else None
+            batch = next(remaining, None)
+            upcoming = None if batch is None else self._stage(batch, ahead=True)
             if started is not None:
                 found = self._finish(started, settings)
                 enqueues = enqueues and found is not None
-                yield from self._run(started.images, settings) if found is None else found
+                yield from self._run(self._stage(started.images), settings) if found is None else found
             if following is None:
-                yield from self._run(batch, settings)
-            started = following
+                yield from self._run(staged, settings)
+            started, staged = following, upcoming
         if started is not None:
             found = self._finish(started, settings)
-            yield from self._run(started.images, settings) if found is None else found
+            yield from self._run(self._stage(started.images), settings) if found is None else found
 
     def free(self) -> None:
         """Free the memory."""
         self._free.clear()
+        self._postprocess.free()
 
-    def _start(self, batch: Sequence[np.ndarray], settings: PostprocessSettings) -> _StartedBatch:
+    def _stage(self, batch: Sequence[np.ndarray], *, ahead: bool = False) -> _StagedBatch:
+        """Copy a batch to pinned memory, `ahead` on another thread."""
+        memory = self._free.pop() if self._free else _Memory(self._execution.device)
+        enter_stage("upload")
+        copies = memory.uploader.reserve(batch)
+        if ahead:
+            return _StagedBatch(images=batch, memory=memory, copied=copy_ahead(copies))
+        copy_arrays(copies)
+        return _StagedBatch(images=batch, memory=memory, copied=None)
+
+    def _start(self, staged: _StagedBatch, settings: PostprocessSettings) -> _StartedBatch:
         """Enqueue a batch, down to the copy of its objects to the host."""
+        count = len(staged.images)
+        staged.wait()
         with self._lock, self._execution.use_stream():
-            memory, transforms, _ = self._enqueue_engine(batch)
+            transforms, _ = self._enqueue_engine(staged)
             enter_stage("postprocess")
-            if self._is_dense:
-                classes = len(self._info.names)
-                objects = gpu_pipeline.enqueue_postprocess(self._read_dense(), classes, len(batch), settings)
-            else:
-                objects = gpu_pipeline.enqueue_raw_maps(*self._read_maps(), len(batch), settings)
+            maps, enqueue = self._choose_postprocess(count, settings)
+            memory = tuple((value.data_ptr(), tuple(value.shape)) for value in maps)
+            objects = self._postprocess.enqueue((count, settings.conf, settings.iou, memory), enqueue)
             enter_stage("download")
-            host = memory.download(objects)
+            host = staged.memory.download(objects)
             done = self._execution.torch.cuda.Event()
             done.record(self._execution.stream)
-        return _StartedBatch(images=batch, transforms=transforms, memory=memory, objects=host, done=done)
+        return _StartedBatch(images=staged.images, transforms=transforms, memory=staged.memory, objects=host, done=done)
+
+    def _choose_postprocess(
+        self, count: int, settings: PostprocessSettings
+    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
+        """The outputs that postprocessing reads, and what enqueues it."""
+        if self._is_dense:
+            dense, classes = self._read_dense(), len(self._info.names)
+            return [dense], lambda: gpu_pipeline.enqueue_postprocess(dense, classes, count, settings)
+        maps, levels = self._read_maps()
+        return list(maps.values()), lambda: gpu_pipeline.enqueue_raw_maps(maps, levels, count, settings)
 
     def _finish(self, started: _StartedBatch, settings: PostprocessSettings) -> list[Prediction] | None:
         """The predictions of a batch; None if it had too many candidates."""
@@ -160,10 +267,11 @@ class BatchPredictor:
         self._free.append(started.memory)
         return None if found is None else list(found)
 
-    def _run(self, batch: Sequence[np.ndarray], settings: PostprocessSettings) -> list[Prediction]:
+    def _run(self, staged: _StagedBatch, settings: PostprocessSettings) -> list[Prediction]:
         """Predict a batch and wait for it."""
+        staged.wait()
         with self._lock, self._execution.use_stream():
-            memory, transforms, padded = self._enqueue_engine(batch)
+            transforms, padded = self._enqueue_engine(staged)
             if self._is_dense:
                 enter_stage("postprocess")
                 found = gpu_pipeline.postprocess(self._read_dense(), len(self._info.names), transforms, settings)
@@ -173,26 +281,25 @@ class BatchPredictor:
                 found = gpu_pipeline.postprocess_raw_maps(*self._read_maps(), transforms, settings, needs_nms=needs_nms)
             else:
                 enter_stage("download")
-                outputs = self._fetch(len(batch), padded)
+                outputs = self._fetch(len(staged.images), padded)
             # All of these have waited for the stream.
-            self._free.append(memory)
+            self._free.append(staged.memory)
         if self._is_dense or self._is_raw:
             return list(found)
         enter_stage("postprocess")
         return list(get_task(self._info.task).postprocess(outputs, self._info, transforms, settings))
 
-    def _enqueue_engine(self, batch: Sequence[np.ndarray]) -> tuple[_Memory, list[ImageTransform], int]:
+    def _enqueue_engine(self, staged: _StagedBatch) -> tuple[list[ImageTransform], int]:
         """Enqueue upload, preprocessing and the engine; also how many images run."""
-        shape, padded = self._shapes(len(batch))
-        memory = self._free.pop() if self._free else _Memory(self._execution.device)
+        shape, padded = self._shapes(len(staged.images))
         enter_stage("upload")
-        uploaded = memory.uploader.upload(batch)
+        uploaded = staged.memory.uploader.upload()
         enter_stage("preprocess")
         target = self._execution.input(self._input_name, shape)
         transforms = gpu_pipeline.preprocess_into(uploaded, target, self._info.preprocess)
         enter_stage("engine")
         self._execution.run({self._input_name: padded})
-        return memory, transforms, padded[0]
+        return transforms, padded[0]
 
     def _read_dense(self) -> torch.Tensor:
         outputs = self._execution.outputs()

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trtkit.backends.capabilities import import_bindings, require_torch_cuda
@@ -209,6 +209,29 @@ class Execution:
                     reason=messages.summary(),
                 )
 
+    def capture(self, enqueue: Callable[[], Any]) -> tuple[Any, Any]:
+        """Capture as a CUDA graph what a function enqueues on the stream, which must be the current one.
+
+        Args:
+            enqueue: The function; it has run a few times before, since first runs allocate and load kernels.
+
+        Returns:
+            The graph and what the function returned, memory that every replay writes again.
+
+        Raises:
+            RuntimeError: Some of it can't be captured.
+        """
+        self.stream.synchronize()
+        graph = self.torch.cuda.CUDAGraph()
+        with _CAPTURING:
+            # Other threads may allocate meanwhile: only this thread's calls are recorded or restricted.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                result = enqueue()
+            finally:
+                graph.capture_end()
+        return graph, result
+
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Set the input shapes, where they changed.
 
@@ -398,23 +421,15 @@ class Execution:
 
     def _capture(self) -> None:
         """Capture a run as a CUDA graph; where that fails, runs stay without one."""
-        self.stream.synchronize()
-        graph = self.torch.cuda.CUDAGraph()
-        with _CAPTURING, capture_messages() as messages:
-            done = False
+        with capture_messages() as messages:
             try:
-                # Other threads may allocate meanwhile: only this thread's calls are recorded or restricted.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    done = bool(self.context.execute_async_v3(self.stream.cuda_stream))
-                finally:
-                    graph.capture_end()
+                graph, done = self.capture(lambda: self.context.execute_async_v3(self.stream.cuda_stream))
             except RuntimeError as error:
                 self.graph_error = _first_line(error)
-            if not done and not self.graph_error:
+                return
+            if not done:
                 self.graph_error = messages.summary()
-        if self.graph_error:
-            return
+                return
         self.graph = graph
 
     def _drop_graph(self) -> None:

@@ -6,13 +6,13 @@ The reference is the CPU path (`trtkit.data.images`, `trtkit.tasks.nms`): inputs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from trtkit.backends.trt.copying import copy_arrays
 from trtkit.backends.trt.gpu_objects import choose_candidates, download, keep_objects, select_objects
 from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
 from trtkit.models.model import Preprocess
@@ -43,36 +43,44 @@ class Uploader:
         self.pinned = device.type == "cuda"
         self._host = torch.empty(0, dtype=torch.uint8)
         self._on_device = torch.empty(0, dtype=torch.uint8, device=device)
+        self._shapes: list[tuple[int, ...]] = []
 
-    def upload(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Copy images to the device in one transfer.
+    def reserve(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Make room for images.
 
-        The caller's stream must have finished with the last upload before the next one starts.
+        The caller's stream must have finished with the last upload.
 
         Args:
             images: uint8 (height, width, channels), of any sizes.
 
         Returns:
-            Views on the device of the same shapes, valid until the next upload.
+            Target and source of each copy that `upload` needs, for `copy_arrays`, on any thread.
         """
-        sizes = [image.size for image in images]
-        total = sum(sizes)
-        if total > self._host.numel():
-            self._host = torch.empty(total, dtype=torch.uint8, pin_memory=self.pinned)
-            self._on_device = torch.empty(total, dtype=torch.uint8, device=self.device)
+        self._shapes = [image.shape for image in images]
+        ends = np.cumsum([0, *(image.size for image in images)])
+        if ends[-1] > self._host.numel():
+            self._host = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=self.pinned)
         host = self._host.numpy()
-        starts = np.cumsum([0, *sizes])
-        copy_arrays(
-            [
-                # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
-                (host[start : start + size].reshape(image.shape), image)
-                for image, start, size in zip(images, starts, sizes, strict=False)
-            ]
-        )
+        # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
+        return [
+            (host[start : start + image.size].reshape(image.shape), image)
+            for image, start in zip(images, ends, strict=False)
+        ]
+
+    def upload(self) -> list[torch.Tensor]:
+        """Enqueue one transfer of all images to the device.
+
+        Returns:
+            Views on the device of the images' shapes, valid until the next upload.
+        """
+        ends = np.cumsum([0, *(math.prod(shape) for shape in self._shapes)]).tolist()
+        total = ends[-1]
+        if total > self._on_device.numel():
+            self._on_device = torch.empty(total, dtype=torch.uint8, device=self.device)
         self._on_device[:total].copy_(self._host[:total], non_blocking=True)
         return [
-            self._on_device[start : start + size].view(image.shape)
-            for image, start, size in zip(images, starts, sizes, strict=False)
+            self._on_device[start:end].view(shape)
+            for start, end, shape in zip(ends, ends[1:], self._shapes, strict=False)
         ]
 
     def free(self) -> None:
