@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from refinement_graphs import (
@@ -28,6 +26,7 @@ from refinement_graphs import (
 
 from trtkit.graph.analysis import DisjointSets, GraphIndex, escape_pattern
 from trtkit.graph.editing import get_opset, make_reduction
+from trtkit.graph.ort_session import open_session
 from trtkit.graph.qdq import (
     QDQPlacement,
     insert_qdq,
@@ -57,16 +56,6 @@ ScaleNoise = Mapping[str, float]
 
 
 # What is measured.
-
-
-def open_session(graph: onnx.ModelProto) -> Any:
-    """A session as `OrtRunner` opens it, on one thread."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def collect_channel_ranges(

@@ -51,7 +51,10 @@ def classifier(outlier: float) -> onnx.ModelProto:
 
 
 def refine(proto: onnx.ModelProto, ranges: Ranges, images: list[np.ndarray], classes: int = 2) -> Ranges:
-    return choose_ranges_by_noise(proto, ranges, CLASS_SCORES, classes, images, stage="", reporter=Reporter())
+    refined = choose_ranges_by_noise(proto, ranges, CLASS_SCORES, classes, images, stage="", reporter=Reporter())
+    assert refined.is_better
+    assert refined.images == len(images) // 2
+    return refined.ranges
 
 
 def test_outliers_that_no_weight_reads_are_clipped() -> None:
@@ -81,6 +84,31 @@ def test_a_range_that_clips_what_is_read_is_widened() -> None:
     assert refined["images"] == (0.0, 1.0)
 
 
+def test_ranges_that_fit_no_other_image_are_dropped() -> None:
+    """On dark images a third of the range is better; bright ones are clipped by it."""
+    proto, ranges = classifier(outlier=0.01), {"images": (0.0, 1.0), "b": (0.0, 1.0)}
+    dark = [np.random.default_rng(seed).random((1, 1, 8, 8), np.float32) / 4 for seed in range(4)]
+    bright = [4 * image for image in dark]
+    chosen, refused = (
+        choose_ranges_by_noise(proto, ranges, CLASS_SCORES, 2, dark + others, stage="", reporter=Reporter())
+        for others in (dark, bright)
+    )
+    assert chosen.is_better
+    assert chosen.ranges["b"][1] == 0.5
+    assert not refused.is_better
+    assert refused.ranges == ranges
+    assert chosen.noise < 1 < refused.noise
+    assert chosen.describe() != refused.describe()
+
+
+def test_one_image_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    model = load(detector(), task="detect", names=["a", "b", "c"], imgsz=32)
+    (tmp_path / "only.jpg").write_bytes(b"no image")
+    with pytest.raises(CalibrationError) as error:
+        calibrate(model, tmp_path, refine="ranges")
+    assert error.value.code == "calibration-refine-images"
+
+
 def test_scales_keep_the_range_of_a_group(images: np.ndarray) -> None:
     """Tensors of one scale get one factor, all tensors keep a range, and factors are those that are tried."""
     from trtkit.calibration.collector import MinMaxCollector
@@ -98,7 +126,7 @@ def test_scales_keep_the_range_of_a_group(images: np.ndarray) -> None:
         [image[None] for image in images],
         stage="refine",
         reporter=Reporter(lambda event: steps.append((event.done, event.total))),
-    )
+    ).ranges
     assert set(refined) == set(ranges)
     groups = set(plan_qdq(proto).scale_groups.values())
     assert steps[-1] == (len(groups), len(groups))
@@ -129,6 +157,7 @@ def test_calibrate_refines_saves_and_can_be_cancelled(tmp_path: Path) -> None:
     assert refined.provenance.settings["refine"] == "ranges"
     assert "refine" not in plain.provenance.settings
     assert refined.stats == plain.stats
+    assert [note for note in refined.notes if note not in plain.notes]
     assert refined.with_algorithm("minmax").ranges == plain.ranges
     assert "refine" not in refined.with_algorithm("minmax").provenance.settings
     loaded = Calibration.load(refined.save(tmp_path / "calibration"))

@@ -16,6 +16,7 @@ from trtkit.backends.registry import Backend
 from trtkit.backends.runner import Runner, closed_error
 from trtkit.errors import CapabilityError, EngineError, RecipeError
 from trtkit.graph.fp16 import emulate_fp16
+from trtkit.graph.ort_session import run_qdq_as_written
 from trtkit.models.model import NMS_ROWS
 from trtkit.models.onnx_model import from_proto, read_onnx, refuse_damaged_graph
 from trtkit.progress import available_cores
@@ -177,12 +178,7 @@ def _create_session(proto: onnx.ModelProto, path: Path | None, *, threads: int, 
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     if _has_qdq(proto):
-        # A Q/DQ graph runs as written: quantize, dequantize, float convolution. The integer kernels that ONNX Runtime
-        # would fuse it into saturate in 16 bits on processors without VNNI (u8 x s8 on AVX2), and its last optimization
-        # level reorders sums (NCHWc), which moves values across quantization steps. With these settings the outputs
-        # equal those of the unoptimized graph bit for bit.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        run_qdq_as_written(options)
     with refuse_damaged_graph(f"open {path or 'an ONNX graph'}"):
         emulated = emulate_fp16(proto)
     try:

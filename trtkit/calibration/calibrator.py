@@ -16,7 +16,13 @@ from trtkit.calibration.algorithms import ALGORITHMS, DEFAULTS, get_algorithm, r
 from trtkit.calibration.calibration import Calibration, check_fits, compute_ranges
 from trtkit.calibration.collector import get_model_batch, select_providers
 from trtkit.calibration.diagnosis import find_foreign_images
-from trtkit.calibration.range_refinement import RANGE_IMAGES, check_refinable, choose_ranges_by_noise
+from trtkit.calibration.range_refinement import (
+    CHECK_IMAGES,
+    RANGE_IMAGES,
+    check_image_count,
+    check_refinable,
+    choose_ranges_by_noise,
+)
 from trtkit.calibration.sampling import hash_preprocessing, load_input_batches, select_calibration_images
 from trtkit.errors import CalibrationError, warn
 from trtkit.files import hash_parts
@@ -102,8 +108,9 @@ def calibrate(
             99.999.
         histograms: Collect histograms; None collects them if the algorithm needs them.
         refine: "ranges" then chooses a factor for the range of each scale, from 0.25 to 2, by the noise that the scale
-            alone makes at the outputs, on eight of the images in this process; that takes minutes on few cores. Not
-            every model gains by it: evaluate both. None keeps the algorithm's ranges.
+            alone makes at the outputs, on eight of the images in this process, and keeps them if they make less noise
+            on up to 24 others (`Calibration.notes` says it); that takes a minute on two cores. Less noise need not be
+            more accuracy: evaluate both. None keeps the algorithm's ranges.
         stratify: Keep each class's share of the images in the sample.
         imgsz: Height and width, pixels; None takes the model's.
         device: "cpu", or a GPU that ONNX Runtime offers; None takes the first GPU, else the CPU.
@@ -156,6 +163,8 @@ def calibrate(
         seed=seed,
         stratify=stratify,
     )
+    if refine is not None:
+        check_image_count(len(paths))
     settings: dict[str, Any] = {
         "algorithm": algorithm,
         "percentile": percentile,
@@ -236,9 +245,9 @@ def calibrate(
     ranges = compute_ranges(stats, collector.sources, collector.names, algorithm, percentile)
     if refine is not None:
         reporter.begin(REFINE_RANGES)
-        readable = [path for path in paths if str(path) not in set(skipped)][:RANGE_IMAGES]
+        readable = [path for path in paths if str(path) not in set(skipped)][: RANGE_IMAGES + CHECK_IMAGES]
         inputs = load_input_batches(readable, preprocess=loaded.preprocess, size=size, batch=1, skipped=[])
-        ranges = choose_ranges_by_noise(
+        refined = choose_ranges_by_noise(
             graph,
             ranges,
             loaded.output_format,
@@ -247,6 +256,9 @@ def calibrate(
             stage=REFINE_RANGES,
             reporter=reporter,
         )
+        ranges = refined.ranges
+        notes.append(refined.describe())
+        reporter.log(REFINE_RANGES, notes[-1])
     calibration = Calibration(
         ranges=ranges,
         algorithm=algorithm,

@@ -3,7 +3,7 @@
 How much of a tensor's tail may be clipped can't be seen from its values: outliers of one layer move no box, and the
 rarest values of a head's layer are the objects. So each scale is measured by itself: everything else stays in float,
 and the outputs are compared with FP32's where FP32 sees an object. The noise of single scales nearly adds up, so that
-each is chosen on its own. No label is read.
+each is chosen on its own. What was chosen is kept only if it makes less noise on other images. No label is read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from trtkit.errors import CalibrationError
+from trtkit.graph.ort_session import open_session
 from trtkit.graph.qdq import insert_qdq, plan_qdq
 from trtkit.models.model import CLASS_SCORES, DENSE, OutputFormat
 from trtkit.progress import Reporter, parallel_map
 
-__all__ = ["RANGE_IMAGES", "check_refinable", "choose_ranges_by_noise"]
+__all__ = [
+    "CHECK_IMAGES", "RANGE_IMAGES", "RefinedRanges", "check_image_count", "check_refinable", "choose_ranges_by_noise",
+]  # fmt: skip
 
 RANGE_IMAGES = 8
-"""Images that noise is measured on, the first of the sample."""
+"""Images that noise is measured on, the first of the sample; half of a smaller sample than twice as many."""
+
+CHECK_IMAGES = 24
+"""Most images after them on which the chosen ranges must make less noise."""
 
 FACTORS = (0.5, 0.7, 1.25)
 """Factors of a range that are tried for every scale with noise."""
@@ -42,6 +48,34 @@ LEAST_NOISE = 0.005
 
 SEEN = 0.05
 """FP32's score from which a cell counts as an object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinedRanges:
+    """Ranges, and what they are worth on images that they were not chosen on.
+
+    Attributes:
+        ranges: Lowest and highest value by tensor: those chosen if they make less noise, else those given.
+        noise: The chosen ranges' noise on other images, as a part of that of the ranges given.
+        images: Number of these images.
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    noise: float
+    images: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the chosen ranges make less noise and are kept."""
+        return self.noise < 1
+
+    def describe(self) -> str:
+        """One sentence."""
+        outcome = "is kept" if self.is_better else "is dropped: the ranges are the algorithm's"
+        return (
+            f"refine='ranges' makes {self.noise:.3g} times the noise on {self.images} images that nothing was chosen "
+            f"on, and {outcome}"
+        )
 
 
 def check_refinable(output_format: OutputFormat) -> None:
@@ -61,6 +95,25 @@ def check_refinable(output_format: OutputFormat) -> None:
         )
 
 
+def check_image_count(count: int) -> None:
+    """Check that images are left to check the ranges on.
+
+    Args:
+        count: Number of images.
+
+    Raises:
+        CalibrationError: There is one.
+    """
+    if count < 2:
+        raise CalibrationError(
+            "calibrate with refine='ranges'",
+            "there is one image: none is left to check the ranges on",
+            f"pass more images, of which {RANGE_IMAGES + CHECK_IMAGES} are used",
+            code="calibration-refine-images",
+            count=count,
+        )
+
+
 def choose_ranges_by_noise(
     proto: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
@@ -70,7 +123,7 @@ def choose_ranges_by_noise(
     *,
     stage: str,
     reporter: Reporter,
-) -> dict[str, tuple[float, float]]:
+) -> RefinedRanges:
     """Choose a factor for the range of each scale of the default placement.
 
     Args:
@@ -78,35 +131,46 @@ def choose_ranges_by_noise(
         ranges: Lowest and highest value by tensor, from a calibration algorithm.
         output_format: What the graph returns.
         classes: Number of classes.
-        images: (1, C, H, W) float32 in [0, 1], or the graph's fixed batch.
+        images: (1, C, H, W) float32 in [0, 1], or the graph's fixed batch; `RANGE_IMAGES` to choose on, up to
+            `CHECK_IMAGES` to check, at least one of each.
         stage: Name of the progress stage.
         reporter: Progress, one step for each scale, and cancellation.
 
     Returns:
-        The ranges, those of chosen scales multiplied.
+        The ranges, those of chosen scales multiplied if that pays.
 
     Raises:
-        CalibrationError: The outputs are of another format than dense boxes or class scores.
+        CalibrationError: The outputs are of another format than dense boxes or class scores, or there is one image.
         CancelledError: The caller cancelled.
     """
     check_refinable(output_format)
+    check_image_count(len(images))
+    count = min(RANGE_IMAGES, len(images) // 2)
+    images, others = images[:count], images[count : count + CHECK_IMAGES]
     placement = plan_qdq(proto)
     groups = list(dict.fromkeys(placement.scale_groups.values()))
     starts = 4 if output_format.name == DENSE.name else 0
-    exact = _run(_open_session(proto), images, {})
+    exact = _run(open_session(proto), images, {})
     reference = _Reference.measure(exact, starts, classes)
     int8 = insert_qdq(proto, ranges, placement=placement)
-    full = reference.compare(_run(_open_session(int8), images, {}))
+    full = reference.compare(_run(open_session(int8), images, {}))
     chosen = dict(ranges)
     reporter.step(stage, 0, len(groups))
     for number, group in enumerate(groups, 1):
         limit = max(max(map(abs, ranges[name])) for name in group)
         if limit > 0:
-            session = _open_session(_quantize_one_scale(proto, int8, group))
+            session = open_session(_quantize_one_scale(proto, int8, group))
             factor = _choose_factor(session, limit, images, reference, full)
             chosen.update({name: _multiply_range(ranges[name], factor, limit) for name in group})
         reporter.step(stage, number, len(groups))
-    return chosen
+    exact = _run(open_session(proto), others, {})
+    reference = _Reference.measure(exact, starts, classes)
+    before, after = (
+        reference.compare(_run(open_session(one), others, {}))
+        for one in (int8, insert_qdq(proto, chosen, placement=placement))
+    )
+    noise = float(np.mean(after / np.where(before > 0, before, 1.0)))
+    return RefinedRanges(ranges=chosen if noise < 1 else dict(ranges), noise=noise, images=len(others))
 
 
 def _choose_factor(
@@ -175,18 +239,6 @@ def _quantize_one_scale(proto: onnx.ModelProto, int8: onnx.ModelProto, group: Se
     graph.node.extend(nodes)
     del graph.value_info[:]
     return result
-
-
-def _open_session(proto: onnx.ModelProto) -> Any:
-    """A session that runs Q/DQ as written, one image on one thread."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _run(

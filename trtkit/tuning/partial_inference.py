@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from trtkit.graph.analysis import GraphIndex, split_into_segments
+from trtkit.graph.ort_session import run_qdq_as_written
 from trtkit.graph.qdq import QDQPlacement, insert_qdq, passes_int8
 
 __all__ = ["NO_INT8", "Ranges", "SegmentedGraph", "Variant", "VariantSettings"]
@@ -258,7 +259,7 @@ def _create_session(
     options.enable_cpu_mem_arena = False
     if part.tensors:
         proto = insert_qdq(proto, ranges, placement=part, corrections=corrections)
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if exact:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        run_qdq_as_written(options)
+        if not exact:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -225,10 +225,10 @@ class BatchPredictor:
     def _stage(self, batch: Sequence[np.ndarray], *, ahead: bool = False) -> _StagedBatch:
         """Copy a batch to pinned memory, `ahead` on another thread."""
         memory = self._free.pop() if self._free else _Memory(self._execution.device)
-        enter_stage("upload")
         copies = memory.uploader.reserve(batch)
         if ahead:
             return _StagedBatch(images=batch, memory=memory, copied=copy_ahead(copies))
+        enter_stage("upload")
         copy_arrays(copies)
         return _StagedBatch(images=batch, memory=memory, copied=None)
 
@@ -292,7 +292,8 @@ class BatchPredictor:
     def _enqueue_engine(self, staged: _StagedBatch) -> tuple[list[ImageTransform], int]:
         """Enqueue upload, preprocessing and the engine; also how many images run."""
         shape, padded = self._shapes(len(staged.images))
-        enter_stage("upload")
+        if staged.copied is not None:
+            enter_stage("upload")
         uploaded = staged.memory.uploader.upload()
         enter_stage("preprocess")
         target = self._execution.input(self._input_name, shape)
