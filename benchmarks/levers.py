@@ -577,6 +577,47 @@ def time_pair(options: argparse.Namespace) -> None:
     print(json.dumps(row, default=str))
 
 
+KINDS: Sequence[tuple[str, Callable[[str], bool]]] = (
+    ("decoding of boxes", lambda name: "/dfl/" in name or "_copy_output" in name or name.endswith("Sigmoid)")),
+    ("attention", lambda name: "/attn/" in name or ("_DequantizeLinear" in name and "Conv" not in name)),
+    ("convolutions in INT8, with their activation", lambda name: "_weight_QuantizeLinear" in name),
+    ("other convolutions", lambda name: "/Conv" in name),
+    ("quantization of the input", lambda name: "images" in name),
+    ("quantization elsewhere", lambda name: "QuantizeLinear" in name),
+    ("copies for concatenations", lambda name: name.endswith(" copy")),
+    ("sums of residuals", lambda name: name.startswith("PWN(") and "Add" in name),
+    ("pools and resizing", lambda name: "MaxPool" in name or "Resize" in name),
+    ("other", lambda name: True),
+)
+"""Kinds of layers, by the names that TensorRT gives them; the first that fits."""
+
+
+def summarize_kinds(row: dict[str, Any]) -> list[list[str]]:
+    """How long kernels of each kind take, with the least and the most; layers without a kernel are left out.
+
+    The profiler waits after each layer; what that adds to the engine's own time is taken off in equal parts.
+
+    Args:
+        row: One build, with the times of all its layers.
+    """
+    extra = (row["profiled_ms"] - row["p50_ms"]) / row["layers"]
+    found: dict[str, list[float]] = {}
+    for ms, name in row["slowest"]:
+        if ms > extra:
+            found.setdefault(next(kind for kind, fits in KINDS if fits(name)), []).append(1e3 * (ms - extra))
+    total = sum(map(sum, found.values()))
+    return [
+        [
+            kind,
+            str(len(times)),
+            f"{sum(times):.0f}",
+            f"{sum(times) / total:.0%}",
+            f"{min(times):.1f} to {max(times):.1f}",
+        ]
+        for kind, times in sorted(found.items(), key=lambda entry: -sum(entry[1]))
+    ]
+
+
 def write(options: argparse.Namespace) -> None:
     """Gather what `run` left into `results/`."""
     rows: list[dict[str, Any]] = [
@@ -589,6 +630,15 @@ def write(options: argparse.Namespace) -> None:
         beside = f"{lanes} builds at once on each GPU, timed beside others: ratios to look at, no latencies to quote."
         own = [row for row in rows if row["lanes"] == lanes]
         lines += ["", alone if lanes == 1 else beside, "", *table(HEADS, summarize(own))]
+    whole = [row for row in rows if row["profiled_ms"] and len(row["slowest"]) == row["layers"]]
+    today = {
+        (row["model"], row["batch"]): row for row in whole if (row["variant"], row["precision"]) == ("today", "int8")
+    }
+    for (model, batch), row in sorted(today.items()):
+        lines += ["", f"Kernels of {model}, INT8, batch {batch}, today ({row['p50_ms']:.3f} ms):", ""]
+        lines += table(["kind", "kernels", "us", "share", "us of one"], summarize_kinds(row))
+    # All layers of one engine are a page; of the others the longest will do.
+    rows = [{**row, "slowest": row["slowest"][:25]} for row in rows]
     write_record(of_gpu("levers", rows[0]), {**about, "rows": rows}, lines)
 
 
