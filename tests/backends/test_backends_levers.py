@@ -142,11 +142,11 @@ def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
         row | {"precision": "int8", "variant": "today", "p50_ms": 1.0, "predict_ms": 5.0},
         *(row | {"precision": "int8", "variant": "raw", "p50_ms": time} for time in (0.7, 0.8, 0.9)),
     ]
-    cells = {(line[2], line[3]): line[4:] for line in levers.summarize(rows)}
+    cells = {(line[2], line[3]): line[4:] for line in levers.levers_record.summarize(rows, list(levers.VARIANTS))}
     assert cells["int8", "raw"] == ["3", "0.800", "0.700 to 0.900", "0.800", "0.400", "", "100", "20"]
     assert cells["int8", "today"][3:6] == ["1.000", "0.500", "5.00"]
     assert cells["fp16", "plain"][3:5] == ["", "1.000"]
-    assert len(levers.HEADS) == len(levers.summarize(rows)[0])
+    assert len(levers.levers_record.HEADS) == len(levers.levers_record.summarize(rows, list(levers.VARIANTS))[0])
 
 
 @pytest.mark.parametrize("variant", ["today", "raw-any-out", "int8-input", "half-in", "raw-vector-in-streams"])
@@ -190,7 +190,7 @@ def test_one_build_of_a_variant(
     assert (tmp_path / f"{job.name}.engine").is_file() == (variant == "today")
     assert len(commands) == 1
     assert variant not in {one.variant for one in levers.list_jobs(tmp_path, 1)}
-    assert len(levers.summarize([row])) == 1
+    assert len(levers.levers_record.summarize([row], list(levers.VARIANTS))) == 1
 
 
 def test_formats_reach_tensorrt(levers: Any) -> None:
@@ -209,3 +209,21 @@ def test_every_variant_has_its_base_and_its_input(levers: Any) -> None:
         assert variant.base in levers.BASES
         assert variant.input in levers.INPUTS
         assert set(variant.precisions) <= set(levers.PRECISIONS), name
+
+
+def test_kernels_are_summed_by_kind(levers: Any) -> None:
+    names = {
+        "/model.0/conv/Conv_weight_dq/float + /model.0/conv/Conv_weight_QuantizeLinear + /model.0/conv/Conv": 30,
+        "/model.1/conv/Conv_weight_dq/float + /model.1/conv/Conv_weight_QuantizeLinear + /model.1/conv/Conv": 10,
+        "images_QuantizeLinear": 20, "/model.2/Concat_/model.2/cv1/act/Mul_output_0_dq_clone_1 copy": 15,
+        "/model.23/Reshape": 0,
+    }  # fmt: skip
+    # The profiler waits 5 us after each layer, also after one without a kernel.
+    slowest = [(1e-3 * (us + 5), name) for name, us in names.items()]
+    row = {"slowest": slowest, "layers": len(names), "p50_ms": 0.075, "profiled_ms": 0.1}
+    table = {line[0]: line[1:] for line in levers.levers_record.summarize_kinds(row)}
+    assert table == {
+        "convolutions in INT8, with their activation": ["2", "40", "53%", "10.0 to 30.0"],
+        "quantization of the input": ["1", "20", "27%", "20.0 to 20.0"],
+        "copies for concatenations": ["1", "15", "20%", "15.0 to 15.0"],
+    }
