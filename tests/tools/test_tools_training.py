@@ -67,7 +67,7 @@ def test_the_loss_of_a_repeated_batch_falls(tmp_path, packed, monkeypatch):
     monkeypatch.setattr(trainer.pool, "batch", lambda *_, **__: batch)
     monkeypatch.setattr(trainer.pool, "renew", lambda _: None)
     trainer.yolo.train()
-    losses = [float(trainer.take_step(0.1, 0.0)["loss"]) for _ in range(12)]
+    losses = [float(trainer.take_step(0.1, 0.0)["loss"]) for _ in range(20)]
     assert losses[-1] < 0.7 * losses[0]
 
 
