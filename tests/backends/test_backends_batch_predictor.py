@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +17,19 @@ from raising import raises
 
 from trtkit.backends.trt import gpu_objects
 from trtkit.backends.trt.batch_predictor import BatchPredictor
+from trtkit.backends.trt.copying import Copier
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import ModelError
 from trtkit.tasks import PostprocessSettings, get_task
 
 BATCH, SIDE = 4, 32
+COPIER = Copier()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def end_threads() -> Iterator[None]:
+    yield
+    COPIER.free()
 
 
 class Graph:
@@ -88,6 +96,7 @@ def make_predictor(execution: Execution, **changes: object) -> BatchPredictor:
         tiny_graphs.info((SIDE, SIDE), **changes),
         input_name="images",
         lock=threading.RLock(),
+        copier=COPIER,
         shapes=lambda count: ((count, 3, SIDE, SIDE), (BATCH, 3, SIDE, SIDE)),
         fetch=lambda count, padded: {"output0": execution.found[:count].numpy().copy()},
     )
@@ -225,3 +234,18 @@ def test_an_output_of_other_classes_is_refused() -> None:
     predictor._info = dataclasses.replace(info, names={0: "one"})
     with raises(ModelError, "task-output-shape"):
         list(predictor.predict([IMAGES[:1]], PostprocessSettings()))
+
+
+def test_threads_that_copy_end_when_they_are_freed() -> None:
+    copier = Copier()
+    source = np.arange(12)
+    targets = [np.zeros(12, int) for _ in range(8)]
+    for future in [copier.copy_ahead([(target, source)]) for target in targets]:
+        future.result()
+    copier.free()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("trtkit-copy")]
+    assert all(np.array_equal(target, source) for target in targets)
+    # Another thread that did not know still copies.
+    copier.copy_ahead([(targets[0], source + 1)]).result()
+    assert targets[0][0] == 1
+    copier.free()

@@ -36,7 +36,9 @@ CPU = torch.device("cpu")
 
 
 def upload(uploader: Uploader, images: list[np.ndarray]) -> list[torch.Tensor]:
-    copying.copy_arrays(uploader.reserve(images))
+    copier = copying.Copier()
+    copier.copy(uploader.reserve(images))
+    copier.free()
     return uploader.upload()
 
 

@@ -17,7 +17,6 @@ import torch
 
 from trtkit.backends.stages import enter_stage
 from trtkit.backends.trt import gpu_pipeline
-from trtkit.backends.trt.copying import copy_ahead, copy_arrays
 from trtkit.backends.trt.execution import RUNS_BEFORE_CAPTURE
 from trtkit.backends.trt.gpu_objects import read_objects
 from trtkit.models.model import DENSE, RAW_MAPS
@@ -28,6 +27,7 @@ from trtkit.tasks.detect import get_main_output
 from trtkit.tasks.raw_maps import find_levels
 
 if TYPE_CHECKING:
+    from trtkit.backends.trt.copying import Copier
     from trtkit.backends.trt.execution import Execution
     from trtkit.data.images import ImageTransform
     from trtkit.models.model import ModelInfo
@@ -159,6 +159,7 @@ class BatchPredictor:
         info: The model's description.
         input_name: The image input.
         lock: Serializes what uses the engine's memory.
+        copier: Copies images to pinned memory.
         shapes: The input's shape of a number of images, and the shape to run, which may hold more.
         fetch: Copies the outputs of so many images, of so many that ran, to the host.
     """
@@ -170,11 +171,12 @@ class BatchPredictor:
         *,
         input_name: str,
         lock: contextlib.AbstractContextManager[Any],
+        copier: Copier,
         shapes: Callable[[int], tuple[Shape, Shape]],
         fetch: Callable[[int, int], dict[str, np.ndarray]],
     ) -> None:
         self._execution, self._info, self._input_name, self._lock = execution, info, input_name, lock
-        self._shapes, self._fetch = shapes, fetch
+        self._copier, self._shapes, self._fetch = copier, shapes, fetch
         self._free: list[_Memory] = []
         self._postprocess = _Replay(execution)
         is_boxes = get_task(info.task).kinds == ("B",)
@@ -227,9 +229,9 @@ class BatchPredictor:
         memory = self._free.pop() if self._free else _Memory(self._execution.device)
         copies = memory.uploader.reserve(batch)
         if ahead:
-            return _StagedBatch(images=batch, memory=memory, copied=copy_ahead(copies))
+            return _StagedBatch(images=batch, memory=memory, copied=self._copier.copy_ahead(copies))
         enter_stage("upload")
-        copy_arrays(copies)
+        self._copier.copy(copies)
         return _StagedBatch(images=batch, memory=memory, copied=None)
 
     def _start(self, staged: _StagedBatch, settings: PostprocessSettings) -> _StartedBatch:

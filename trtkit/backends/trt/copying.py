@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from trtkit.progress import available_cores
 
-__all__ = ["copy_ahead", "copy_arrays"]
+__all__ = ["Copier"]
 
 Copies = Sequence[tuple[np.ndarray, np.ndarray]]
 """Target and source of each, of the same shape."""
@@ -22,43 +22,54 @@ LEAST_SHARED_COPY = 2**21
 """Bytes from which a batch is copied on several threads: their start takes as long as copying so much."""
 
 
-def copy_arrays(copies: Copies) -> None:
-    """Copy arrays on the host, many bytes on a few threads.
+class Copier:
+    """Copies arrays on the host, many bytes on a few threads, which start when they are needed.
 
     Not by torch: its threads, one for each core, keep spinning after every copy, and take the cores from decoding and
     from other programs.
-
-    Args:
-        copies: What to copy.
     """
-    threads = min(COPY_THREADS, available_cores() // 2, len(copies))
-    if threads < 2 or sum(target.nbytes for target, _ in copies) < LEAST_SHARED_COPY:
-        threads = 1
 
-    if threads == 1:
-        _copy(copies)
-    else:
-        # The first error is raised where results are read.
-        list(_copiers().map(_copy, (copies[number::threads] for number in range(threads))))
+    def __init__(self) -> None:
+        self._pool = _make_pool()
+        self._lock = threading.Lock()
+
+    def copy(self, copies: Copies) -> None:
+        """Copy arrays.
+
+        Args:
+            copies: What to copy.
+        """
+        threads = min(COPY_THREADS, available_cores() // 2, len(copies))
+        if threads < 2 or sum(target.nbytes for target, _ in copies) < LEAST_SHARED_COPY:
+            _copy(copies)
+            return
+        for future in [self.copy_ahead(copies[number::threads]) for number in range(threads)]:
+            future.result()
+
+    def copy_ahead(self, copies: Copies) -> Future[None]:
+        """Copy arrays on another thread, while this one has other work.
+
+        Args:
+            copies: What to copy.
+
+        Returns:
+            Is done when all are copied.
+        """
+        with self._lock:
+            return self._pool.submit(_copy, copies)
+
+    def free(self) -> None:
+        """End the threads when they have copied what they were given."""
+        with self._lock:
+            # A thread that did not know may copy on.
+            ended, self._pool = self._pool, _make_pool()
+        ended.shutdown()
 
 
-def copy_ahead(copies: Copies) -> Future[None]:
-    """Copy arrays on another thread, while this one has other work.
-
-    Args:
-        copies: What to copy.
-
-    Returns:
-        Is done when all are copied.
-    """
-    return _copiers().submit(_copy, copies)
+def _make_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="trtkit-copy")
 
 
 def _copy(copies: Copies) -> None:
     for target, source in copies:
         target[...] = source
-
-
-@functools.cache
-def _copiers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="trtkit-copy")

@@ -54,7 +54,7 @@ class Uploader:
             images: uint8 (height, width, channels), of any sizes.
 
         Returns:
-            Target and source of each copy that `upload` needs, for `copy_arrays`, on any thread.
+            Target and source of each copy that `upload` needs, for `Copier.copy`, on any thread.
         """
         self._shapes = [image.shape for image in images]
         ends = np.cumsum([0, *(image.size for image in images)])

@@ -20,7 +20,7 @@ from trtkit.backends.engine_file import EngineFile, read_engine
 from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
 from trtkit.backends.stages import StageClock, enter_stage
-from trtkit.backends.trt.copying import copy_arrays
+from trtkit.backends.trt.copying import Copier
 from trtkit.backends.trt.execution import EventClock, Execution
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
@@ -136,6 +136,7 @@ class TensorRTRunner(Runner):
         self._execution.asked = f"run {self.name}"
         self._staged: dict[str, Any] = {}
         self._predictor: BatchPredictor | None = None
+        self._copier = Copier()
         try:
             self._read_engine(file, info)
         except BaseException:
@@ -180,7 +181,7 @@ class TensorRTRunner(Runner):
             for name, value in arrays.items():
                 host = self._stage(name, value.shape, types[name])
                 target = host.numpy()
-                copy_arrays(list(zip(target, value, strict=True)) if value.ndim > 1 else [(target, value)])
+                self._copier.copy(list(zip(target, value, strict=True)) if value.ndim > 1 else [(target, value)])
                 self._execution.input(name, value.shape).copy_(host, non_blocking=True)
             enter_stage("engine")
             self._execution.run(shapes)
@@ -252,6 +253,7 @@ class TensorRTRunner(Runner):
                     self.info,
                     input_name=self.input_name,
                     lock=self._lock,
+                    copier=self._copier,
                     shapes=self._plan_shapes,
                     fetch=self._fetch_outputs,
                 )
@@ -347,6 +349,7 @@ class TensorRTRunner(Runner):
                 self._predictor.free()
                 self._predictor = None
             self._staged.clear()
+            self._copier.free()
             self._execution.close()
 
     def _check_shape(self, shape: tuple[int, ...]) -> int:
