@@ -119,8 +119,7 @@ def split(images: list[np.ndarray], sizes: tuple[int, ...]) -> list[list[np.ndar
     return [images[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-# Without resizing: the GPU's resizing differs from OpenCV's within a gray level.
-IMAGES = tiny_graphs.images(11, ((SIDE, SIDE), (SIDE, 20), (12, SIDE)))
+IMAGES = tiny_graphs.images(11, ((SIDE, SIDE), (SIDE, 20), (12, 50)))
 SIZES = (4, 1, 4, 2)
 
 
@@ -164,7 +163,7 @@ def test_the_next_batch_is_enqueued_before_the_last_is_read() -> None:
     assert not predictor._free
 
 
-def test_postprocessing_of_equal_batches_is_replayed() -> None:
+def test_work_around_the_engine_is_replayed() -> None:
     execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
     predictor = make_predictor(execution)
     images = [*IMAGES, *IMAGES[:5]]
@@ -176,19 +175,21 @@ def test_postprocessing_of_equal_batches_is_replayed() -> None:
             np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
 
     predict((4, 4, 4, 4))
-    assert [graph.replays for graph in execution.graphs] == [2]
+    # Preprocessing and postprocessing, whatever the images' sizes.
+    assert [graph.replays for graph in execution.graphs] == [2, 2]
     predict((4, 4, 4, 4))
-    assert [graph.replays for graph in execution.graphs] == [6]
-    # Other shapes and other thresholds need another graph.
+    assert [graph.replays for graph in execution.graphs] == [6, 6]
+    # Other batches and other thresholds need other graphs.
     predict((2, 2, 4, 4, 4))
-    assert [graph.replays for graph in execution.graphs] == [6, 1]
+    assert [graph.replays for graph in execution.graphs] == [6, 6, 1, 1]
     list(predictor.predict([images[:4]], PostprocessSettings(conf=0.3, iou=0.5, max_det=20)))
     assert not predictor._postprocess.is_captured
+    assert [graph.replays for graph in execution.graphs] == [6, 6, 2, 1]
     predictor.free()
     predict((4, 4, 4, 4))
 
 
-def test_postprocessing_that_no_graph_holds_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_no_graph_holds_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
     calls = []
 
@@ -202,8 +203,12 @@ def test_postprocessing_that_no_graph_holds_runs_as_it_is(monkeypatch: pytest.Mo
     for _ in range(5):
         found = list(predictor.predict([IMAGES[:4]], thresholds))
         assert [len(one) for one in found] == [len(one) for one in expected]
-    assert len(calls) == 1
-    assert predictor._postprocess.error == "operation not permitted when stream is capturing"
+    assert len(calls) == 2
+    assert (
+        predictor._preprocess.error
+        == predictor._postprocess.error
+        == "operation not permitted when stream is capturing"
+    )
 
 
 def test_a_batch_that_is_never_read_leaves_its_memory_alone() -> None:

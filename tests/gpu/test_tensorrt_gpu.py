@@ -53,7 +53,7 @@ from trtkit.backends.runner import Runner
 from trtkit.backends.stages import STAGES
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import EngineError
-from trtkit.models.model import DENSE
+from trtkit.models.model import DENSE, Preprocess
 from trtkit.tasks import PostprocessSettings, get_task
 
 
@@ -83,6 +83,29 @@ def test_the_gpu_path_equals_the_cpu_path_on_the_same_engine() -> None:
     assert matched >= 0.97 * total
 
 
+def test_preprocessing_equals_opencv() -> None:
+    require_tensorrt()
+    import torch
+
+    from trtkit.backends.trt.copying import Copier
+    from trtkit.backends.trt.gpu_preprocess import DeviceImages, HostImages, locate_images
+
+    random = np.random.default_rng(0)
+    shapes = [(640, 640), (480, 640), (1080, 1920), (333, 77), (5, 3), (1280, 1280), (427, 640), (90, 700)]
+    pixels = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    for preprocess in (Preprocess(), Preprocess(kind="stretch", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))):
+        host, device = HostImages(pinned=True), DeviceImages(torch.device("cuda"))
+        copier = Copier()
+        copier.copy(host.reserve(pixels, locate_images(pixels, (640, 640), preprocess)))
+        copier.free()
+        device.upload(host)
+        expected = to_input([resize_to_input(image, (640, 640), preprocess)[0] for image in pixels], preprocess)
+        for dtype in (torch.float32, torch.float16):
+            target = torch.full((len(pixels), 3, 640, 640), float("nan"), dtype=dtype, device="cuda")
+            found = device.preprocess_into(target, preprocess).cpu().numpy()
+            np.testing.assert_array_equal(found, expected.astype(found.dtype))
+
+
 def test_batches_under_way_beside_each_other_equal_single_ones() -> None:
     """With room for the candidates, without it at a low score, and in several threads."""
     require_tensorrt()
@@ -107,15 +130,15 @@ def test_batches_under_way_beside_each_other_equal_single_ones() -> None:
                     np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-2)
 
 
-def test_postprocessing_is_replayed_and_equals_single_calls() -> None:
+def test_work_around_the_engine_is_replayed_and_equals_single_calls() -> None:
     require_tensorrt()
     pixels = list(images()) * 6
     for precision in ("fp32", "fp16"):
         with backends.open(engine(precision)) as runner:
             single = [one for image in images() for one in runner.predict([image])]
             found = runner.predict(pixels)
-            replay = runner._predictor._postprocess
-            assert replay.is_captured, replay.error
+            for replay in (runner._predictor._preprocess, runner._predictor._postprocess):
+                assert replay.is_captured, replay.error
             for one, two in zip(found, single * 6, strict=True):
                 np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
                 np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-2)

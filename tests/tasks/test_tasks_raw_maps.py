@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises
 
-from trtkit.backends.trt import gpu_pipeline
+from trtkit.backends.trt import gpu_postprocess
 from trtkit.backends.trt.gpu_objects import read_objects
 from trtkit.data.images import compute_letterbox
 from trtkit.errors import ModelError
@@ -122,7 +122,7 @@ def test_one_to_one_heads_have_the_rows_that_their_graph_selects(conf: float, ma
     expect_same(task.postprocess(maps, info, transforms, thresholds), theirs)
     levels = find_levels({name: value.shape for name, value in maps.items()}, info, BoxLayout())
     tensors = {name: torch.from_numpy(value) for name, value in maps.items()}
-    on_gpu = gpu_pipeline.postprocess_raw_maps(tensors, levels, transforms, thresholds, needs_nms=False)
+    on_gpu = gpu_postprocess.postprocess_raw_maps(tensors, levels, transforms, thresholds, needs_nms=False)
     expect_same(on_gpu, theirs)
 
 
@@ -144,8 +144,8 @@ def test_torch_decodes_as_numpy(bins, seed, conf, max_det, count, half) -> None:
     thresholds = PostprocessSettings(conf=conf, iou=0.6, max_det=max_det)
     tensors = {name: torch.from_numpy(value) for name, value in maps.items()}
     levels = find_levels({name: value.shape for name, value in maps.items()}, info, BoxLayout())
-    on_gpu = gpu_pipeline.postprocess_raw_maps(tensors, levels, transforms, thresholds)
-    values = gpu_pipeline.enqueue_raw_maps(tensors, levels, count, thresholds)
+    on_gpu = gpu_postprocess.postprocess_raw_maps(tensors, levels, transforms, thresholds)
+    values = gpu_postprocess.enqueue_raw_maps(tensors, levels, count, thresholds)
     fixed = read_objects(values.numpy(), transforms, thresholds)
     assert fixed is not None
     expect_same(fixed, on_gpu)

@@ -1,7 +1,8 @@
 """`predict` of an engine, on the GPU: the host prepares a batch while the GPU works on the one before.
 
 A batch goes through three steps: its images are copied to pinned memory, which for all but the first one another thread
-does meanwhile; transfer, engine and NMS are enqueued; and its objects are read.
+does meanwhile; transfer, preprocessing, engine and NMS are enqueued, as CUDA graphs once they have run; and its objects
+are read.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 
 from trtkit.backends.stages import enter_stage
-from trtkit.backends.trt import gpu_pipeline
+from trtkit.backends.trt import gpu_postprocess
 from trtkit.backends.trt.execution import RUNS_BEFORE_CAPTURE
 from trtkit.backends.trt.gpu_objects import read_objects
+from trtkit.backends.trt.gpu_preprocess import DeviceImages, HostImages, locate_images
 from trtkit.models.model import DENSE, RAW_MAPS
 from trtkit.models.output_shapes import find_main_output
 from trtkit.tasks import get_task
@@ -29,7 +31,6 @@ from trtkit.tasks.raw_maps import find_levels
 if TYPE_CHECKING:
     from trtkit.backends.trt.copying import Copier
     from trtkit.backends.trt.execution import Execution
-    from trtkit.data.images import ImageTransform
     from trtkit.models.model import ModelInfo
     from trtkit.tasks import PostprocessSettings, Prediction
 
@@ -42,11 +43,11 @@ class _Memory:
     """What one batch under way holds of the host's pinned memory: its images, and the objects found.
 
     Args:
-        device: The GPU.
+        pinned: Whether a GPU reads and writes it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.uploader = gpu_pipeline.Uploader(device)
+    def __init__(self, *, pinned: bool) -> None:
+        self.images = HostImages(pinned=pinned)
         self._objects = torch.empty(0)
 
     def download(self, values: torch.Tensor) -> torch.Tensor:
@@ -63,12 +64,16 @@ class _StagedBatch:
     """A batch in pinned memory.
 
     Attributes:
-        images: The images.
+        images: The images, should it have to run again.
+        shape: Of the input.
+        padded: The shape to run, which may hold more images.
         memory: What it holds.
         copied: Another thread's copying; None where this one has copied.
     """
 
     images: Sequence[np.ndarray]
+    shape: Shape
+    padded: Shape
     memory: _Memory
     copied: Future[None] | None
 
@@ -83,16 +88,12 @@ class _StartedBatch:
     """A batch whose work is enqueued.
 
     Attributes:
-        images: The images, should it have to run again.
-        transforms: One per image.
-        memory: What it holds.
+        staged: The batch.
         objects: From `keep_objects`, once `done` has happened.
         done: A CUDA event.
     """
 
-    images: Sequence[np.ndarray]
-    transforms: Sequence[ImageTransform]
-    memory: _Memory
+    staged: _StagedBatch
     objects: torch.Tensor
     done: Any
 
@@ -178,7 +179,8 @@ class BatchPredictor:
         self._execution, self._info, self._input_name, self._lock = execution, info, input_name, lock
         self._copier, self._shapes, self._fetch = copier, shapes, fetch
         self._free: list[_Memory] = []
-        self._postprocess = _Replay(execution)
+        self._images = DeviceImages(execution.device)
+        self._preprocess, self._postprocess = _Replay(execution), _Replay(execution)
         is_boxes = get_task(info.task).kinds == ("B",)
         self._is_dense = is_boxes and info.output_format == DENSE
         self._is_raw = is_boxes and info.output_format.name == RAW_MAPS.name
@@ -211,35 +213,40 @@ class BatchPredictor:
             if started is not None:
                 found = self._finish(started, settings)
                 enqueues = enqueues and found is not None
-                yield from self._run(self._stage(started.images), settings) if found is None else found
+                yield from self._run(self._stage(started.staged.images), settings) if found is None else found
             if following is None:
                 yield from self._run(staged, settings)
             started, staged = following, upcoming
         if started is not None:
             found = self._finish(started, settings)
-            yield from self._run(self._stage(started.images), settings) if found is None else found
+            yield from self._run(self._stage(started.staged.images), settings) if found is None else found
 
     def free(self) -> None:
         """Free the memory."""
         self._free.clear()
+        self._preprocess.free()
         self._postprocess.free()
+        self._images.free()
 
     def _stage(self, batch: Sequence[np.ndarray], *, ahead: bool = False) -> _StagedBatch:
         """Copy a batch to pinned memory, `ahead` on another thread."""
-        memory = self._free.pop() if self._free else _Memory(self._execution.device)
-        copies = memory.uploader.reserve(batch)
+        shape, padded = self._shapes(len(batch))
+        memory = self._free.pop() if self._free else _Memory(pinned=self._execution.device.type == "cuda")
+        transforms = locate_images(batch, (shape[2], shape[3]), self._info.preprocess)
+        copies, copied = memory.images.reserve(batch, transforms), None
         if ahead:
-            return _StagedBatch(images=batch, memory=memory, copied=self._copier.copy_ahead(copies))
-        enter_stage("upload")
-        self._copier.copy(copies)
-        return _StagedBatch(images=batch, memory=memory, copied=None)
+            copied = self._copier.copy_ahead(copies)
+        else:
+            enter_stage("upload")
+            self._copier.copy(copies)
+        return _StagedBatch(images=batch, shape=shape, padded=padded, memory=memory, copied=copied)
 
     def _start(self, staged: _StagedBatch, settings: PostprocessSettings) -> _StartedBatch:
         """Enqueue a batch, down to the copy of its objects to the host."""
         count = len(staged.images)
         staged.wait()
         with self._lock, self._execution.use_stream():
-            transforms, _ = self._enqueue_engine(staged)
+            self._enqueue_engine(staged)
             enter_stage("postprocess")
             maps, enqueue = self._choose_postprocess(count, settings)
             memory = tuple((value.data_ptr(), tuple(value.shape)) for value in maps)
@@ -248,7 +255,7 @@ class BatchPredictor:
             host = staged.memory.download(objects)
             done = self._execution.torch.cuda.Event()
             done.record(self._execution.stream)
-        return _StartedBatch(images=staged.images, transforms=transforms, memory=staged.memory, objects=host, done=done)
+        return _StartedBatch(staged=staged, objects=host, done=done)
 
     def _choose_postprocess(
         self, count: int, settings: PostprocessSettings
@@ -256,34 +263,37 @@ class BatchPredictor:
         """The outputs that postprocessing reads, and what enqueues it."""
         if self._is_dense:
             dense, classes = self._read_dense(), len(self._info.names)
-            return [dense], lambda: gpu_pipeline.enqueue_postprocess(dense, classes, count, settings)
+            return [dense], lambda: gpu_postprocess.enqueue_postprocess(dense, classes, count, settings)
         maps, levels = self._read_maps()
-        return list(maps.values()), lambda: gpu_pipeline.enqueue_raw_maps(maps, levels, count, settings)
+        return list(maps.values()), lambda: gpu_postprocess.enqueue_raw_maps(maps, levels, count, settings)
 
     def _finish(self, started: _StartedBatch, settings: PostprocessSettings) -> list[Prediction] | None:
         """The predictions of a batch; None if it had too many candidates."""
         with self._execution.use_stream():
             started.done.synchronize()
         enter_stage("postprocess")
-        found = read_objects(started.objects.numpy(), started.transforms, settings)
-        self._free.append(started.memory)
+        memory = started.staged.memory
+        found = read_objects(started.objects.numpy(), memory.images.transforms, settings)
+        self._free.append(memory)
         return None if found is None else list(found)
 
     def _run(self, staged: _StagedBatch, settings: PostprocessSettings) -> list[Prediction]:
         """Predict a batch and wait for it."""
         staged.wait()
         with self._lock, self._execution.use_stream():
-            transforms, padded = self._enqueue_engine(staged)
+            self._enqueue_engine(staged)
+            transforms = staged.memory.images.transforms
             if self._is_dense:
                 enter_stage("postprocess")
-                found = gpu_pipeline.postprocess(self._read_dense(), len(self._info.names), transforms, settings)
+                found = gpu_postprocess.postprocess(self._read_dense(), len(self._info.names), transforms, settings)
             elif self._is_raw:
                 enter_stage("postprocess")
-                needs_nms = self._info.output_format.needs_nms
-                found = gpu_pipeline.postprocess_raw_maps(*self._read_maps(), transforms, settings, needs_nms=needs_nms)
+                found = gpu_postprocess.postprocess_raw_maps(
+                    *self._read_maps(), transforms, settings, needs_nms=self._info.output_format.needs_nms
+                )
             else:
                 enter_stage("download")
-                outputs = self._fetch(len(staged.images), padded)
+                outputs = self._fetch(len(staged.images), staged.padded[0])
             # All of these have waited for the stream.
             self._free.append(staged.memory)
         if self._is_dense or self._is_raw:
@@ -291,18 +301,17 @@ class BatchPredictor:
         enter_stage("postprocess")
         return list(get_task(self._info.task).postprocess(outputs, self._info, transforms, settings))
 
-    def _enqueue_engine(self, staged: _StagedBatch) -> tuple[list[ImageTransform], int]:
-        """Enqueue upload, preprocessing and the engine; also how many images run."""
-        shape, padded = self._shapes(len(staged.images))
+    def _enqueue_engine(self, staged: _StagedBatch) -> None:
+        """Enqueue upload, preprocessing and the engine."""
         if staged.copied is not None:
             enter_stage("upload")
-        uploaded = staged.memory.uploader.upload()
+        self._images.upload(staged.memory.images)
         enter_stage("preprocess")
-        target = self._execution.input(self._input_name, shape)
-        transforms = gpu_pipeline.preprocess_into(uploaded, target, self._info.preprocess)
+        target, preprocess = self._execution.input(self._input_name, staged.shape), self._info.preprocess
+        key = (*self._images.key, target.data_ptr(), staged.shape)
+        self._preprocess.enqueue(key, lambda: self._images.preprocess_into(target, preprocess))
         enter_stage("engine")
-        self._execution.run({self._input_name: padded})
-        return transforms, padded[0]
+        self._execution.run({self._input_name: staged.padded})
 
     def _read_dense(self) -> torch.Tensor:
         outputs = self._execution.outputs()

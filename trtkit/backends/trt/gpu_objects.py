@@ -97,7 +97,7 @@ def read_objects(
 
     Args:
         values: On the host.
-        transforms: From `preprocess_into`, one per image.
+        transforms: From `locate_images`, one per image.
         settings: Thresholds.
 
     Returns:
@@ -129,7 +129,7 @@ def select_objects(
         scores: Shape (n,).
         classes: Shape (n,).
         rows: The image of each, shape (n,).
-        transforms: From `preprocess_into`, one per image.
+        transforms: From `locate_images`, one per image.
         settings: Thresholds.
 
     Returns:

@@ -241,7 +241,7 @@ class TensorRTRunner(Runner):
         keypoints, oriented boxes and other output formats go through the CPU.
         """
         from trtkit.backends.trt.batch_predictor import BatchPredictor
-        from trtkit.backends.trt.gpu_pipeline import GPU_KINDS
+        from trtkit.backends.trt.gpu_preprocess import GPU_KINDS
 
         if self.info.preprocess.kind not in GPU_KINDS:
             return super().predict(images, conf=conf, iou=iou, max_det=max_det)

@@ -1,4 +1,4 @@
-"""GPU preprocessing and postprocessing, run by torch on the CPU, against OpenCV and numpy."""
+"""Postprocessing on the GPU, run by torch on the CPU, against numpy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import tiny_graphs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.overrides import TorchFunctionMode
 
-from trtkit.backends.trt import copying, gpu_pipeline
 from trtkit.backends.trt.gpu_objects import (
     FIXED_CANDIDATES,
     FIXED_ROUNDS,
@@ -20,129 +18,10 @@ from trtkit.backends.trt.gpu_objects import (
     nms,
     read_objects,
 )
-from trtkit.backends.trt.gpu_pipeline import (
-    GPU_KINDS,
-    Uploader,
-    enqueue_postprocess,
-    postprocess,
-    preprocess_into,
-)
-from trtkit.data import letterbox, resize_to_input, to_input
-from trtkit.models.model import Preprocess
+from trtkit.backends.trt.gpu_postprocess import enqueue_postprocess, postprocess
+from trtkit.data import letterbox
 from trtkit.tasks import PostprocessSettings, get_task
 from trtkit.tasks import nms as cpu
-
-CPU = torch.device("cpu")
-
-
-def upload(uploader: Uploader, images: list[np.ndarray]) -> list[torch.Tensor]:
-    copier = copying.Copier()
-    copier.copy(uploader.reserve(images))
-    copier.free()
-    return uploader.upload()
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=4),
-    st.tuples(st.integers(1, 4), st.integers(1, 4)),
-)
-def test_letterbox_within_one_gray_level(shapes: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    target_size = (size[0] * 32, size[1] * 32)
-    random = np.random.default_rng(0)
-    images = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    arrays, transforms = zip(*(letterbox(image, target_size) for image in images), strict=True)
-    target = torch.full((len(images), 3, *target_size), float("nan"))
-    assert preprocess_into(upload(Uploader(CPU), images), target, Preprocess()) == list(transforms)
-    np.testing.assert_allclose(target.numpy(), to_input(list(arrays)), rtol=0, atol=1.001 / 255)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_every_description_equals_the_cpu(data: st.DataObject) -> None:
-    channels = data.draw(st.sampled_from([1, 2, 3, 4, 10]))
-    values = st.tuples(*[st.floats(0.125, 2, width=32)] * channels)
-    preprocess = Preprocess(
-        kind=data.draw(st.sampled_from(GPU_KINDS)),
-        channels=channels,
-        color=data.draw(st.sampled_from(["rgb", "bgr"])),
-        scale=data.draw(st.sampled_from([1 / 255, 1.0, 0.5])),
-        mean=data.draw(st.just(()) | values),
-        std=data.draw(st.just(()) | values),
-    )
-    random = np.random.default_rng(0)
-    # The first image needs no resizing: equal to the last bit, the padding included.
-    shapes = [(40, 64) if preprocess.kind == "letterbox" else (64, 64), (30, 90)]
-    images = [random.integers(0, 256, (*shape, channels), dtype=np.uint8) for shape in shapes]
-    arrays, transforms = zip(*(resize_to_input(image, (64, 64), preprocess) for image in images), strict=True)
-    expected = to_input(list(arrays), preprocess)
-    target = torch.full((2, channels, 64, 64), float("nan"))
-    assert preprocess_into(upload(Uploader(CPU), images), target, preprocess) == list(transforms)
-    assert np.array_equal(target[0].numpy(), expected[0])
-    level = preprocess.scale / min((1.0, *preprocess.std))
-    np.testing.assert_allclose(target.numpy(), expected, rtol=1e-6, atol=1.001 * level)
-
-
-class CountLaunches(TorchFunctionMode):
-    """Counts what is launched on a GPU one by one."""
-
-    count = 0
-
-    def __torch_function__(self, function, types, arguments=(), settings=None):  # type: ignore[no-untyped-def]
-        self.count += function.__name__ in ("flip", "to", "interpolate", "__setitem__", "round_", "div_", "fill_")
-        return function(*arguments, **(settings or {}))
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (50, 90), (200, 64)])
-def test_images_of_one_shape_are_processed_at_once_as_one_by_one(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = [torch.from_numpy(image) for image in tiny_graphs.images(5, (shape,))]
-    images.insert(3, torch.from_numpy(tiny_graphs.images(1, ((33, 64),))[0]))
-    single, together = torch.full((2, 6, 3, 64, 64), float("nan"))
-    for row, image in enumerate(images):
-        preprocess_into([image], single[row : row + 1], Preprocess())
-    preprocess_into(images, together, Preprocess())
-    assert torch.equal(together, single)
-    counts = []
-    for chosen in (images[:1], images[:3]):
-        with CountLaunches() as mode:
-            preprocess_into(chosen, together[: len(chosen)], Preprocess())
-        counts.append(mode.count)
-    assert counts[0] == counts[1] > 3
-    # Large images go one by one, for their memory.
-    monkeypatch.setattr(gpu_pipeline, "MAX_RUN_PIXELS", 2 * shape[0] * shape[1])
-    assert list(gpu_pipeline._find_runs([shape] * 5)) == [2, 4, 5]
-    together.fill_(float("nan"))
-    preprocess_into(images, together, Preprocess())
-    assert torch.equal(together, single)
-
-
-def test_letterbox_is_exact_without_resizing() -> None:
-    images = tiny_graphs.images(2, ((64, 64),))
-    target = torch.empty(2, 3, 64, 64)
-    preprocess_into(upload(Uploader(CPU), images), target, Preprocess())
-    assert np.array_equal(target.numpy(), to_input(images))
-
-
-def test_uploads_of_strided_images_reuse_memory() -> None:
-    uploader = Uploader(CPU)
-    (large,) = tiny_graphs.images(1, ((40, 60),))
-    views = [large[::2, ::-1], large[:, 5:20]]
-    there = upload(uploader, [large, large])[0].data_ptr()
-    for tensor, view in zip(upload(uploader, views), views, strict=True):
-        assert np.array_equal(tensor.numpy(), view)
-    assert upload(uploader, views)[0].data_ptr() == there
-
-
-@pytest.mark.parametrize("cores", [1, 4, 32])
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_uploads_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, cores: int, count: int) -> None:
-    monkeypatch.setattr(copying, "available_cores", lambda: cores)
-    monkeypatch.setattr(copying, "LEAST_SHARED_COPY", 1000)
-    images = tiny_graphs.images(count, ((40, 60), (7, 5), (64, 64)))
-    for tensor, image in zip(upload(Uploader(CPU), images), images, strict=True):
-        assert np.array_equal(tensor.numpy(), image)
 
 
 def crowd(count: int, seed: int = 0, classes: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,160 +1,20 @@
-"""Preprocessing, and postprocessing of detection, in torch operations, on the GPU and, for tests, on the CPU.
+"""Postprocessing of detection in torch operations, on the GPU and, for tests, on the CPU.
 
-The reference is the CPU path (`trtkit.data.images`, `trtkit.tasks.nms`): inputs agree within one gray level of 255
-(OpenCV resizes in fixed point), detections from the same outputs agree to float rounding.
+The reference is the CPU path (`trtkit.tasks.nms`): detections from the same outputs agree to float rounding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 from trtkit.backends.trt.gpu_objects import choose_candidates, download, keep_objects, select_objects
-from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
-from trtkit.models.model import Preprocess
+from trtkit.data.images import ImageTransform
 from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.raw_maps import Level, logit_threshold
 
-__all__ = [
-    "GPU_KINDS", "Uploader", "enqueue_postprocess", "enqueue_raw_maps", "postprocess", "postprocess_raw_maps",
-    "preprocess_into",
-]  # fmt: skip
-
-GPU_KINDS = ("letterbox", "stretch")
-"""Kinds of preprocessing that `preprocess_into` does as the CPU does; the antialiased center crop it does not."""
-
-MAX_RUN_PIXELS = 8 * 1024 * 1024
-"""Most pixels that `preprocess_into` processes at once, 100 MB as float values."""
-
-
-class Uploader:
-    """Copies uint8 images to the GPU through pinned memory that is kept and grows with the largest batch.
-
-    Args:
-        device: The target device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.pinned = device.type == "cuda"
-        self._host = torch.empty(0, dtype=torch.uint8)
-        self._on_device = torch.empty(0, dtype=torch.uint8, device=device)
-        self._shapes: list[tuple[int, ...]] = []
-
-    def reserve(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Make room for images.
-
-        The caller's stream must have finished with the last upload.
-
-        Args:
-            images: uint8 (height, width, channels), of any sizes.
-
-        Returns:
-            Target and source of each copy that `upload` needs, for `Copier.copy`, on any thread.
-        """
-        self._shapes = [image.shape for image in images]
-        ends = np.cumsum([0, *(image.size for image in images)])
-        if ends[-1] > self._host.numel():
-            self._host = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=self.pinned)
-        host = self._host.numpy()
-        # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
-        return [
-            (host[start : start + image.size].reshape(image.shape), image)
-            for image, start in zip(images, ends, strict=False)
-        ]
-
-    def upload(self) -> list[torch.Tensor]:
-        """Enqueue one transfer of all images to the device.
-
-        Returns:
-            Views on the device of the images' shapes, valid until the next upload.
-        """
-        ends = np.cumsum([0, *(math.prod(shape) for shape in self._shapes)]).tolist()
-        total = ends[-1]
-        if total > self._on_device.numel():
-            self._on_device = torch.empty(total, dtype=torch.uint8, device=self.device)
-        self._on_device[:total].copy_(self._host[:total], non_blocking=True)
-        return [
-            self._on_device[start:end].view(shape)
-            for start, end, shape in zip(ends, ends[1:], self._shapes, strict=False)
-        ]
-
-    def free(self) -> None:
-        """Free the memory."""
-        self._host = self._on_device = torch.empty(0, dtype=torch.uint8)
-
-
-def preprocess_into(
-    images: Sequence[torch.Tensor], target: torch.Tensor, preprocess: Preprocess
-) -> list[ImageTransform]:
-    """Preprocess images into a network input: resize, pad, color order, scale, mean and standard deviation.
-
-    Args:
-        images: uint8 (height, width, channels) on the target's device, BGR if there are 3 channels.
-        target: Float NCHW; its first rows are overwritten in place.
-        preprocess: The model's preprocessing, of one of `GPU_KINDS`.
-
-    Returns:
-        The transform of each image.
-    """
-    size = (int(target.shape[2]), int(target.shape[3]))
-    shapes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
-    transforms = [
-        compute_letterbox(shape, size)
-        if preprocess.kind == "letterbox"
-        else ImageTransform(shape=shape, resized=size, pad=(0, 0), size=size)
-        for shape in shapes
-    ]
-    rows = target[: len(images)]
-    # Color order, rounding and normalization of the whole batch at once, since small kernels wait for their launch; in
-    # float32, since a half-precision value would round twice.
-    in_place = target.dtype == torch.float32 and not preprocess.reverses_channels
-    values = rows if in_place else torch.empty_like(rows, dtype=torch.float32)
-    if any(transform.resized != size for transform in transforms):
-        values.fill_(PADDING)
-    start = 0
-    for stop in _find_runs(shapes):
-        (top, left), resized = transforms[start].pad, transforms[start].resized
-        planes = images[start][None] if stop == start + 1 else torch.stack(tuple(images[start:stop]))
-        planes = planes.permute(0, 3, 1, 2).to(torch.float32)
-        if transforms[start].shape != resized:
-            # Half-pixel centers, no antialiasing: OpenCV's INTER_LINEAR, which rounds to whole gray levels.
-            planes = interpolate(planes, size=resized, mode="bilinear", align_corners=False)
-        values[start:stop, :, top : top + resized[0], left : left + resized[1]] = planes
-        start = stop
-    if any(transform.shape != transform.resized for transform in transforms):
-        values.round_()
-    values = values.flip(1) if preprocess.reverses_channels else values
-    _normalize(values, preprocess)
-    if not in_place:
-        rows.copy_(values)
-    return transforms
-
-
-def _find_runs(shapes: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """The ends of runs of images of one shape: they are processed at once, since small kernels wait for their launch.
-
-    A run ends at `MAX_RUN_PIXELS`: large images need no company, but memory for their float values.
-    """
-    begin = 0
-    for end in range(1, len(shapes) + 1):
-        height, width = shapes[begin]
-        if end == len(shapes) or shapes[end] != shapes[begin] or (end + 1 - begin) * height * width > MAX_RUN_PIXELS:
-            yield end
-            begin = end
-
-
-def _normalize(values: torch.Tensor, preprocess: Preprocess) -> None:
-    """Apply scale, mean and standard deviation to gray levels (..., channels, height, width), in place."""
-    # Dividing keeps the last bit equal to the CPU's; multiplying by 1/255 would not.
-    values.div_(255) if preprocess.scale == 1 / 255 else values.mul_(preprocess.scale)
-    for numbers, operation in ((preprocess.mean, values.sub_), (preprocess.std, values.div_)):
-        if numbers:
-            operation(torch.tensor(numbers, dtype=torch.float32, device=values.device)[:, None, None])
+__all__ = ["enqueue_postprocess", "enqueue_raw_maps", "postprocess", "postprocess_raw_maps"]
 
 
 def postprocess(
@@ -165,7 +25,7 @@ def postprocess(
     Args:
         output: Shape (batch, 4 + classes + extra, anchors): x, y, w, h in input pixels, then scores.
         classes: Number of classes.
-        transforms: From `preprocess_into`, one per image.
+        transforms: From `locate_images`, one per image.
         settings: Thresholds; `multi_label` does not apply.
 
     Returns:
@@ -218,7 +78,7 @@ def postprocess_raw_maps(
     Args:
         outputs: The head's maps by name, of shape (batch, channels, height, width).
         levels: From `find_levels`.
-        transforms: From `preprocess_into`, one per image.
+        transforms: From `locate_images`, one per image.
         settings: Thresholds; `multi_label` does not apply.
         needs_nms: Whether the head is one-to-many.
 
