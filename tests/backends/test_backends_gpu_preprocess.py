@@ -133,6 +133,41 @@ def test_what_operations_depend_on() -> None:
     assert upload(draw_images([(64, 64), (10, 90)]))[1] == first[1]
 
 
+def test_batches_of_the_same_sizes_differ_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw_images([(64, 64), (30, 90)])
+    host, device = HostImages(pinned=False), DeviceImages(CPU)
+    writes, write_lines = [], gpu_preprocess._write_lines
+    monkeypatch.setattr(
+        gpu_preprocess, "_write_lines", lambda *arguments: (writes.append(1), write_lines(*arguments))[1]
+    )
+    large = draw_images([(400, 500)])
+    for batch, count in ((images, 1), (images[::-1], 2), ([image[::-1] for image in images[::-1]], 2), (large, 3)):
+        copy(host, batch, (64, 64), Preprocess())
+        device.upload(host)
+        target = device.preprocess_into(torch.empty(len(batch), 3, 64, 64), Preprocess())
+        assert np.array_equal(target.numpy(), to_input([letterbox(image, (64, 64))[0] for image in batch]))
+        assert len(writes) == count
+    # The same sizes with other channels lie elsewhere.
+    preprocess = Preprocess(channels=1)
+    gray = draw_images([(400, 500)], channels=1)
+    copy(host, gray, (64, 64), preprocess)
+    device.upload(host)
+    target = device.preprocess_into(torch.empty(1, 1, 64, 64), preprocess)
+    assert np.array_equal(target.numpy(), to_input([letterbox(gray[0], (64, 64))[0]], preprocess))
+
+
+def test_more_pixels_than_int32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw_images([(40, 64), (30, 90)])
+    plain, wide = torch.empty(2, 2, 3, 64, 64)
+    run(images, plain, Preprocess())
+    monkeypatch.setattr(gpu_preprocess, "MAX_INT32", 1000)
+    host = HostImages(pinned=False)
+    copy(host, images, (64, 64), Preprocess())
+    assert host.dtype == torch.int64
+    run(images, wide, Preprocess())
+    assert torch.equal(wide, plain)
+
+
 def test_strided_images_reuse_memory() -> None:
     (large,) = tiny_graphs.images(1, ((40, 60),))
     host, views = HostImages(pinned=False), [large[::2, ::-1], large[:, 5:20]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,20 +17,28 @@ import torch
 from trtkit.data.images import PADDING, ImageTransform, compute_letterbox
 from trtkit.models.model import Preprocess
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["GPU_KINDS", "DeviceImages", "HostImages", "locate_images"]
 
 GPU_KINDS = ("letterbox", "stretch")
 """Kinds of preprocessing that the GPU does as the CPU does; the antialiased center crop it does not."""
 
 MAX_RUN_PIXELS = 2**20
-"""Most input pixels that are computed at once, which take 70 MB for three channels and fit a large GPU's cache."""
+"""Most input pixels that are computed at once, which take 70 MB for three channels."""
+
+MAX_INT32 = 2**31 - 1
 
 WEIGHT_BITS = 11
 """Binary digits of a weight in OpenCV's linear resizing of uint8."""
 
-ROW = 10
-"""Numbers that describe an image: where it starts and its width, in pixels; along rows and columns each its length, its
-resized length, its offset in the input, and pixels per pixel of the input."""
+LINE_NUMBERS = 6
+"""Numbers for each line of the input: the pixel where the first and the second line of the image begin that make it,
+their weights, and what is added to each."""
+
+COLUMN_NUMBERS = 5
+"""Numbers for each column of the input: the first and the second place in a line, their weights, and what is added."""
 
 
 def locate_images(images: Sequence[np.ndarray], size: tuple[int, int], preprocess: Preprocess) -> list[ImageTransform]:
@@ -61,10 +70,12 @@ class HostImages:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._used = 0
         self.transforms: list[ImageTransform] = []
+        self.dtype = torch.int32
+        self._written: tuple[int, list[ImageTransform]] | None = None
 
     @property
     def values(self) -> torch.Tensor:
-        """The bytes of the batch: its table of `ROW` float64 for each image, then the images."""
+        """The bytes of the batch: numbers of `dtype` for the lines, others for the columns, and the images."""
         return self._memory[: self._used]
 
     def reserve(
@@ -81,34 +92,105 @@ class HostImages:
         Returns:
             Target and source of each copy, for `Copier.copy`, on any thread.
         """
-        self.transforms = list(transforms)
-        begin = 8 * ROW * len(images)
-        ends = np.cumsum([begin, *(image.size for image in images)]).tolist()
-        self._used = ends[-1]
+        channels = images[0].shape[2]
+        ends = np.cumsum([0, *(image.size for image in images)])
+        self.dtype = torch.int32 if ends[-1] <= MAX_INT32 else torch.int64
+        size = transforms[0].size
+        shapes = (LINE_NUMBERS, len(images), size[0]), (COLUMN_NUMBERS, len(images), size[1])
+        begin = sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
+        self._used = begin + int(ends[-1])
         if self._used > self._memory.numel():
             self._memory = torch.empty(_round_up(self._used), dtype=torch.uint8, pin_memory=self._pinned)
+            self._written = None
         host = self._memory.numpy()
-        table = host[:begin].view(np.float64).reshape(-1, ROW)
-        for row, image, transform, start in zip(table, images, transforms, ends, strict=False):
-            place = (start - begin) // image.shape[2]
-            row[:] = place, image.shape[1], *_describe(transform, 0), *_describe(transform, 1)
+        self.transforms = list(transforms)
+        # Batches of the same sizes, such as a camera's, need other pixels only.
+        if self._written != (channels, self.transforms):
+            numbers = host[:begin].view(np.int32 if self.dtype == torch.int32 else np.int64)
+            lines, columns = np.split(numbers, [math.prod(shapes[0])])
+            widths = np.array([image.shape[1] for image in images])
+            _write_lines(lines.reshape(shapes[0]), transforms, ends[:-1] // channels, widths)
+            _write_columns(columns.reshape(shapes[1]), transforms)
+            self._written = channels, self.transforms
         # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
         return [
-            (host[start : start + image.size].reshape(image.shape), image)
-            for image, start in zip(images, ends, strict=False)
+            (host[begin + start : begin + start + image.size].reshape(image.shape), image)
+            for image, start in zip(images, ends.tolist(), strict=False)
         ]
-
-
-def _describe(transform: ImageTransform, axis: int) -> tuple[float, ...]:
-    length, resized = transform.shape[axis], transform.resized[axis]
-    # As OpenCV computes it, which differs from length / resized by rounding.
-    return length, resized, transform.pad[axis], 1 / (resized / length)
 
 
 def _round_up(count: int) -> int:
     """Room for so many bytes and up to an eighth more, so that memory grows seldom."""
     step = 1 << max(count.bit_length() - 4, 16)
     return math.ceil(count / step) * step
+
+
+def _write_lines(
+    lines: NDArray[Any],
+    transforms: Sequence[ImageTransform],
+    starts: NDArray[np.int64],
+    widths: NDArray[np.int64],
+) -> None:
+    """Write what makes each line of the input.
+
+    Args:
+        lines: Shape (`LINE_NUMBERS`, images, height).
+        transforms: One per image.
+        starts: The first pixel of each image.
+        widths: Of the images, pixels.
+    """
+    *places, parts, is_image = _find_places(transforms, axis=0)
+    for row, place in zip(lines[:2], places, strict=True):
+        row[:] = place
+        row *= widths[:, None].astype(row.dtype)
+        row += starts[:, None].astype(row.dtype)
+    _write_weights(lines[2:4], parts, is_image)
+    # Half of what the last shift divides by, or the padding.
+    lines[4] = np.where(is_image, 2 << 16, PADDING << 18)
+    lines[5] = 0
+
+
+def _write_columns(columns: NDArray[Any], transforms: Sequence[ImageTransform]) -> None:
+    """Write what makes each column of the input.
+
+    Args:
+        columns: Shape (`COLUMN_NUMBERS`, images, width).
+        transforms: One per image.
+    """
+    first, second, parts, is_image = _find_places(transforms, axis=1)
+    # Along lines OpenCV takes the first or last pixel as it is; beyond the first or last line it blends that one with
+    # itself, which rounds twice.
+    parts[first == second] = 0
+    columns[0], columns[1] = first, second
+    _write_weights(columns[2:4], parts, is_image)
+    columns[4] = np.where(is_image, 0, PADDING << WEIGHT_BITS)
+
+
+def _find_places(transforms: Sequence[ImageTransform], *, axis: int) -> tuple[np.ndarray, ...]:
+    """Between which two places of an image each place of the input lies along an axis.
+
+    Returns:
+        Of shape (images, size): the first and the second place, how far from the first one in 0..1, all float32, and
+        whether there is an image.
+    """
+    lengths, resized, pads = (
+        np.array([getattr(transform, name)[axis] for transform in transforms])[:, None]
+        for name in ("shape", "resized", "pad")
+    )
+    place = np.arange(transforms[0].size[axis]) - pads
+    # As OpenCV computes it, which differs from length / resized by rounding.
+    scales = 1 / (resized / lengths)
+    source = ((place + 0.5) * scales - 0.5).astype(np.float32)
+    whole, last = np.floor(source), (lengths - 1).astype(np.float32)
+    first, second = (np.minimum(np.maximum(places, 0), last) for places in (whole, whole + 1))
+    return first, second, source - whole, (place >= 0) & (place < resized)
+
+
+def _write_weights(weights: NDArray[Any], parts: NDArray[np.float32], is_image: NDArray[np.bool_]) -> None:
+    """Write the weights of the first and of the second place, binary fractions of `WEIGHT_BITS` digits."""
+    one = np.float32(1 << WEIGHT_BITS)
+    weights[0], weights[1] = np.rint((1 - parts) * one), np.rint(parts * one)
+    weights *= is_image
 
 
 class DeviceImages:
@@ -121,12 +203,12 @@ class DeviceImages:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
-        self._count = 0
+        self._count, self._dtype = 0, torch.int32
 
     @property
-    def key(self) -> tuple[int, ...]:
+    def key(self) -> tuple[Any, ...]:
         """What the operations of `preprocess_into` depend on, beside its arguments."""
-        return self._memory.data_ptr(), self._memory.numel(), self._count
+        return self._memory.data_ptr(), self._memory.numel(), self._count, self._dtype
 
     def upload(self, images: HostImages) -> None:
         """Enqueue the transfer of a batch.
@@ -138,7 +220,7 @@ class DeviceImages:
         if values.numel() > self._memory.numel():
             self._memory = torch.empty(_round_up(values.numel()), dtype=torch.uint8, device=self._device)
         self._memory[: values.numel()].copy_(values, non_blocking=True)
-        self._count = len(images.transforms)
+        self._count, self._dtype = len(images.transforms), images.dtype
 
     def preprocess_into(self, target: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
         """Enqueue the preprocessing of the batch: resize, pad, color order, scale, mean and standard deviation.
@@ -150,23 +232,31 @@ class DeviceImages:
         Returns:
             The target.
         """
-        begin, channels = 8 * ROW * self._count, target.shape[1]
-        table = self._memory[:begin].view(torch.float64).view(-1, ROW)
-        end = begin + (self._memory.numel() - begin) // channels * channels
-        pixels = self._memory[begin:end].view(-1, channels)
-        step = max(1, MAX_RUN_PIXELS // math.prod(target.shape[2:]))
+        _, channels, height, width = target.shape
+        lines, rest = self._take((LINE_NUMBERS, self._count, height), self._memory)
+        columns, rest = self._take((COLUMN_NUMBERS, self._count, width), rest)
+        pixels = rest[: len(rest) // channels * channels].view(-1, channels)
+        divides = preprocess.scale == 1 / 255
+        # A tensor: by a number torch multiplies on a GPU where it is asked to divide, which changes the last bit.
+        factor = torch.full((), 255.0 if divides else preprocess.scale, device=target.device)
+        step = max(1, MAX_RUN_PIXELS // (height * width))
         for start in range(0, self._count, step):
-            rows, part = table[start : start + step], target[start : start + step]
-            values = _resize(pixels, rows, (target.shape[2], target.shape[3])).permute(0, 3, 1, 2)
+            run = slice(start, start + step)
+            levels = _resize(pixels, lines[:, run], columns[:, run])
             if preprocess.reverses_channels:
-                values = values.flip(1)
-            # Half precision would round twice.
-            in_place = target.dtype == torch.float32
-            normalized = part.copy_(values) if in_place else values.float()
-            _normalize(normalized, preprocess)
-            if not in_place:
-                part.copy_(normalized)
+                levels = levels[::-1]
+            for channel, values in enumerate(levels):
+                scale = torch.div if divides else torch.mul
+                if not (preprocess.mean or preprocess.std):
+                    scale(values, factor, out=target[run, channel])
+                else:
+                    target[run, channel] = _standardize(scale(values, factor), preprocess, channel)
         return target
+
+    def _take(self, shape: tuple[int, ...], memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers at the begin of some memory, and the memory after them."""
+        size = math.prod(shape) * self._dtype.itemsize
+        return memory[:size].view(self._dtype).view(shape), memory[size:]
 
     def free(self) -> None:
         """Free the memory."""
@@ -174,66 +264,28 @@ class DeviceImages:
         self._count = 0
 
 
-def _resize(pixels: torch.Tensor, table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Images resized and padded, int32 (images, height, width, channels), as OpenCV's INTER_LINEAR resizes uint8.
+def _resize(pixels: torch.Tensor, lines: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Images resized and padded as OpenCV's INTER_LINEAR resizes uint8: gray levels of each channel, (images, h, w).
 
-    Gray levels are blended along rows, in 11 binary digits of which 4 are dropped, and then of two rows
-    (`HResizeLinear` and `VResizeLinear` in OpenCV's modules/imgproc/src/resize.cpp).
+    They are blended along lines, in 11 binary digits of which 4 are dropped, and then of two lines (`HResizeLinear` and
+    `VResizeLinear` in OpenCV's modules/imgproc/src/resize.cpp).
     """
-    starts, widths = table[:, :2].long().T[:, :, None]
-    *lines, line_weights, is_line = _blend_axis(table[:, 2:6], size[0], weights_edges=True)
-    first, second, weights, is_column = _blend_axis(table[:, 6:10], size[1], weights_edges=False)
-    # Of shape (2 rows, images, height, width, channels).
-    line_starts = torch.stack([line * widths + starts for line in lines])[..., None]
-    shape = (2, len(table), *size, pixels.shape[1])
+    count, height, width = lines.shape[1], lines.shape[2], columns.shape[2]
+    shape = (2, count, height, width, pixels.shape[1])
     left, right = (
-        pixels.index_select(0, (line_starts + column[:, None]).flatten()).view(shape) for column in (first, second)
+        pixels.index_select(0, (lines[:2, ..., None] + columns[place, :, None]).flatten()).view(shape)
+        for place in (0, 1)
     )
-    weights = weights[:, :, None, :, None]
-    blended = (left * weights[0]).addcmul_(right, weights[1])
-    blended.bitwise_right_shift_(4).mul_(line_weights[..., None, None]).bitwise_right_shift_(16)
-    values = blended[0].add_(blended[1]).add_(2).bitwise_right_shift_(2)
-    is_image = is_line[:, :, None] & is_column[:, None]
-    return torch.where(is_image[..., None], values, PADDING)
+    columns, lines = columns[:, :, None, :, None], lines[..., None, None]
+    blended = torch.addcmul(columns[4], left, columns[2]).addcmul_(right, columns[3]).bitwise_right_shift_(4)
+    torch.addcmul(lines[4:6], blended, lines[2:4], out=blended).bitwise_right_shift_(16)
+    return blended[0].add_(blended[1]).bitwise_right_shift_(2).unbind(-1)
 
 
-def _blend_axis(table: torch.Tensor, size: int, *, weights_edges: bool) -> tuple[torch.Tensor, ...]:
-    """Which two places of an image make each place of the input along an axis.
-
-    Args:
-        table: Length, resized length, offset and scale of each image.
-        size: Of the input.
-        weights_edges: Whether a place beyond the first or last one is blended of that one twice, in two roundings.
-
-    Returns:
-        The first and the second place, int64 (images, size), their weights, int32 (2, images, size), and whether there
-        is an image.
-    """
-    length, resized, offset, scale = table.T[:, :, None]
-    place = torch.arange(size, dtype=torch.float64, device=table.device) - offset
-    is_image = (place >= 0) & (place < resized)
-    source = ((place + 0.5) * scale - 0.5).float()
-    whole = source.floor()
-    part = source - whole
-    last = (length - 1).long()
-    first = whole.long()
-    if not weights_edges:
-        part = torch.where((first >= 0) & (first < last), part, 0.0)
-    weights = torch.stack((1 - part, part)).mul_(1 << WEIGHT_BITS).round_().int()
-    clipped = [torch.minimum(places.clamp(min=0), last) for places in (first, first + 1)]
-    return *clipped, weights, is_image
-
-
-def _normalize(values: torch.Tensor, preprocess: Preprocess) -> None:
-    """Apply scale, mean and standard deviation to gray levels (..., channels, height, width), in place."""
-    if preprocess.scale == 1 / 255:
-        # Dividing keeps the last bit equal to the CPU's, which multiplying by 1/255 would not; and by a number instead
-        # of a tensor torch multiplies on a GPU.
-        values.div_(torch.full((), 255.0, device=values.device))
-    else:
-        values.mul_(preprocess.scale)
-    for channel, plane in enumerate(values.unbind(-3)):
-        if preprocess.mean:
-            plane.sub_(preprocess.mean[channel])
-        if preprocess.std:
-            plane.div_(torch.full((), preprocess.std[channel], device=values.device))
+def _standardize(values: torch.Tensor, preprocess: Preprocess, channel: int) -> torch.Tensor:
+    """Apply mean and standard deviation to the scaled values of a channel, in place."""
+    if preprocess.mean:
+        values.sub_(preprocess.mean[channel])
+    if preprocess.std:
+        values.div_(torch.full((), preprocess.std[channel], device=values.device))
+    return values
