@@ -40,21 +40,27 @@ MAX_BATCHED_CANDIDATES = 4096
 # A fixed number of candidates.
 
 
-def choose_candidates(scores: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+def choose_candidates(scores: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The anchors of highest score of each image, as many as there is room for.
 
     Args:
-        scores: The best score of each anchor, or its logit, shape (batch, anchors).
-        threshold: Of the scores.
+        scores: The best score of each anchor, float32, shape (batch, anchors).
+        threshold: Of the scores, at least 0.
 
     Returns:
-        Anchors, ascending, shape (batch, at most `FIXED_CANDIDATES`), and how many of each image exceed the threshold.
+        Anchors by falling score and then ascending, shape (batch, at most `FIXED_CANDIDATES`); their scores, 0 where
+        there are no more candidates; and how many of each image exceed the threshold.
     """
     above = scores > threshold
+    # One integer for score and anchor, so that one selection gives the order: positive floats rise with their bits.
     # NaN, which exceeds nothing, would be the highest.
-    candidates = torch.where(above, scores, torch.full_like(scores, -torch.inf))
-    most = min(FIXED_CANDIDATES, scores.shape[1])
-    return candidates.topk(most, dim=1, sorted=False).indices.sort(1).values, above.sum(1)
+    values = torch.where(above, scores, 0.0)
+    last = scores.shape[1] - 1
+    places = torch.arange(last, -1, -1, device=scores.device)
+    keys = values.view(torch.int32).long().bitwise_left_shift_(32).add_(places)
+    highest = keys.topk(min(FIXED_CANDIDATES, scores.shape[1]), dim=1).values
+    anchors = last - highest.bitwise_and(2**32 - 1)
+    return anchors, values.gather(1, anchors), above.sum(1)
 
 
 def keep_objects(
@@ -67,8 +73,8 @@ def keep_objects(
     """NMS of a fixed number of candidates of each image, as `select_objects` does it, without `max_det`.
 
     Args:
-        boxes: x1, y1, x2, y2 in pixels, shape (batch, candidates, 4), of anchors that ascend.
-        scores: Shape (batch, candidates); those of `settings.conf` and below are no candidates.
+        boxes: x1, y1, x2, y2 in pixels, shape (batch, candidates, 4).
+        scores: Falling, from `choose_candidates`, shape (batch, candidates).
         classes: Shape (batch, candidates).
         found: How many anchors of each image exceed the threshold, from `choose_candidates`.
         settings: Thresholds.
@@ -77,16 +83,15 @@ def keep_objects(
         For `read_objects`: `COLUMNS` values of each candidate by image and falling score, and one that says whether
         the candidates and the rounds sufficed. Shape (batch x candidates x `COLUMNS` + 1,), float32.
     """
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    scores, classes = scores.gather(1, order), classes.gather(1, order)
-    boxes = boxes.gather(1, order[:, :, None].expand_as(boxes))
-    overlaps = _find_overlaps(boxes, classes, settings.iou).triu_(1)
-    is_candidate = scores > settings.conf
+    overlaps = _find_overlaps(boxes, classes, settings.iou).triu_(1).float()
+    is_candidate = (scores > settings.conf).float()
     kept = before = is_candidate
     for _ in range(FIXED_ROUNDS):
-        kept, before = is_candidate & ~(overlaps & kept[:, :, None]).any(1), kept
+        # How many kept boxes of a higher score overlap each.
+        counts = torch.bmm(kept[:, None], overlaps)[:, 0]
+        kept, before = torch.where(counts > 0, 0.0, is_candidate), kept
     suffices = (found <= boxes.shape[1]).all() & (kept == before).all()
-    columns = (boxes, scores[:, :, None], classes[:, :, None].float(), kept[:, :, None].float())
+    columns = (boxes, scores[:, :, None], classes[:, :, None].float(), kept[:, :, None])
     return torch.cat((torch.cat(columns, 2).flatten(), suffices.float()[None]))
 
 
@@ -194,19 +199,23 @@ def iou_matrix(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """
     low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
     high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    shared = (high - low).clamp_(min=0).prod(-1)
+    sides = (high - low).clamp_(min=0)
+    shared = sides[..., 0] * sides[..., 1]
     areas = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]) for boxes in (first, second))
     union = next(areas)[..., :, None] + next(areas)[..., None, :] - shared
-    return torch.where(union > 0, shared / union, torch.zeros_like(shared))
+    return torch.where(union > 0, shared / union, 0.0)
 
 
 def _find_overlaps(boxes: torch.Tensor, classes: torch.Tensor, iou: float) -> torch.Tensor:
-    """Which boxes (row) overlap which others of their class (column) by more than `iou`, shape (..., n, n).
-
-    IoU is compared in float64, so that the threshold is the one the caller wrote.
-    """
+    """Which boxes (row) overlap which others of their class (column) by more than `iou`, shape (..., n, n)."""
     shifted = boxes + (classes * CLASS_OFFSET).to(boxes.dtype)[..., None]
-    return iou_matrix(shifted, shifted).double() > iou
+    return iou_matrix(shifted, shifted) > _round_down(iou)
+
+
+def _round_down(threshold: float) -> float:
+    """The float32 above which lie exactly the float32 above a threshold, which the caller wrote in float64."""
+    rounded = np.float32(threshold)
+    return float(rounded if rounded <= threshold else np.nextafter(rounded, np.float32(-np.inf)))
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, *, iou: float, max_det: int) -> torch.Tensor:
@@ -226,15 +235,16 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, *, iou
     """
     order = torch.argsort(scores, descending=True, stable=True)[:MAX_CANDIDATES]
     shifted = boxes[order] + (classes[order] * CLASS_OFFSET).to(boxes.dtype)[:, None]
+    threshold = _round_down(iou)
     kept_boxes = shifted[:0]
     kept: list[torch.Tensor] = []
     count = 0
     for start in range(0, len(order), NMS_BLOCK):
         block, indices = shifted[start : start + NMS_BLOCK], order[start : start + NMS_BLOCK]
         if len(kept_boxes):
-            free = ~(iou_matrix(block, kept_boxes).double() > iou).any(1)
+            free = ~(iou_matrix(block, kept_boxes) > threshold).any(1)
             block, indices = block[free], indices[free]
-        survives = _greedy_keep((iou_matrix(block, block).double() > iou).triu_(1))
+        survives = _greedy_keep((iou_matrix(block, block) > threshold).triu_(1))
         kept_boxes = torch.cat((kept_boxes, block[survives]))
         kept.append(indices[survives])
         count += len(kept[-1])

@@ -52,10 +52,9 @@ def enqueue_postprocess(output: torch.Tensor, classes: int, count: int, settings
         For `trtkit.backends.trt.gpu_objects.read_objects`.
     """
     output = output[:count].float()
-    best_scores, best_classes = output[:, 4 : 4 + classes].max(1)
-    anchors, found = choose_candidates(best_scores, settings.conf)
-    boxes = output[:, :4].gather(2, anchors[:, None].expand(-1, 4, -1)).transpose(1, 2)
-    scores, numbers = (values.gather(1, anchors) for values in (best_scores, best_classes))
+    anchors, scores, found = choose_candidates(output[:, 4 : 4 + classes].amax(1), settings.conf)
+    rows = output[:, : 4 + classes].gather(2, anchors[:, None].expand(-1, 4 + classes, -1))
+    boxes, numbers = rows[:, :4].transpose(1, 2), rows[:, 4:].max(1).indices
     return keep_objects(_to_corners(boxes), scores, numbers, found, settings)
 
 
@@ -119,14 +118,12 @@ def enqueue_raw_maps(
         For `trtkit.backends.trt.gpu_objects.read_objects`.
     """
     maps = _flatten_maps(outputs, levels, count)
-    best = torch.cat([scores.amax(1) for _, scores in maps], 1)
-    anchors, found = choose_candidates(best, logit_threshold(settings.conf))
+    best = torch.cat([scores.amax(1) for _, scores in maps], 1).float().sigmoid()
+    anchors, scores, found = choose_candidates(best, settings.conf)
     rows = torch.arange(count, device=anchors.device)[:, None].expand_as(anchors)
-    corners, scores = _decode_anchors(maps, outputs, levels, rows.flatten(), anchors.flatten())
-    values, numbers = scores.max(1)
-    return keep_objects(
-        corners.view(*anchors.shape, 4), values.view_as(anchors), numbers.view_as(anchors), found, settings
-    )
+    corners, all_scores = _decode_anchors(maps, outputs, levels, rows.flatten(), anchors.flatten())
+    numbers = all_scores.max(1).indices
+    return keep_objects(corners.view(*anchors.shape, 4), scores, numbers.view_as(anchors), found, settings)
 
 
 def _flatten_maps(
