@@ -89,7 +89,7 @@ def keep_objects(
     for _ in range(FIXED_ROUNDS):
         # How many kept boxes of a higher score overlap each.
         counts = torch.bmm(kept[:, None], overlaps)[:, 0]
-        kept, before = torch.where(counts > 0, 0.0, is_candidate), kept
+        kept, before = is_candidate * (counts == 0), kept
     suffices = (found <= boxes.shape[1]).all() & (kept == before).all()
     columns = (boxes, scores[:, :, None], classes[:, :, None].float(), kept[:, :, None])
     return torch.cat((torch.cat(columns, 2).flatten(), suffices.float()[None]))
