@@ -2,6 +2,7 @@
 
     python benchmarks/levers.py prepare yolo11n.pt yolo11m --data data.yaml --out levers            (no GPU)
     python benchmarks/levers.py run levers --images IMAGES --seconds 540                            (GPU, TensorRT)
+    python benchmarks/levers.py ratio levers/ratio-1.json FP16.engine INT8.engine                  (on each GPU)
     python benchmarks/levers.py write levers                                                       (the record)
 
 `prepare` writes the ONNX graphs: calibration and tracing take a CPU minutes, while a GPU would wait. `run` builds each
@@ -485,6 +486,7 @@ def measure_plan(plan: bytes) -> dict[str, Any]:
         "p90_ms": statistics.quantiles(times, n=10)[-1],
         "ends": ends,
         "streams": engine.num_aux_streams,
+        "memory": engine.device_memory_size,
         "profiled_ms": sum(ms for ms, _ in layers),
         "slowest": layers,
     }

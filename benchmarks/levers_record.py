@@ -11,7 +11,7 @@ from typing import Any
 from records import about_engines, line_of, of_gpu, table
 from records import write as write_record
 
-__all__ = ["HEADS", "summarize", "summarize_kinds", "write"]
+__all__ = ["HEADS", "summarize", "summarize_kinds", "summarize_ratios", "write"]
 
 
 def summarize(rows: list[dict[str, Any]], variants: Sequence[str]) -> list[list[str]]:
@@ -40,11 +40,18 @@ def summarize(rows: list[dict[str, Any]], variants: Sequence[str]) -> list[list[
                     "" if today is None else f"{middle / today:.3f}",
                     "" if plain is None else f"{middle / plain:.3f}",
                     f"{statistics.median(predict):.2f}" if predict else "",
+                    _format_memory(builds),
                     f"{statistics.median(row['layers'] for row in builds):.0f}",
                     f"{statistics.median(row['reformats'] for row in builds):.0f}",
                 ]
             )  # fmt: skip
     return body
+
+
+def _format_memory(builds: list[dict[str, Any]]) -> str:
+    """Memory that an execution context takes, MiB, where it was read."""
+    sizes = [row["memory"] / 2**20 for row in builds if "memory" in row]
+    return f"{statistics.median(sizes):.0f}" if sizes else ""
 
 
 def _median(rows: list[dict[str, Any]], precision: str, variant: str) -> float | None:
@@ -54,7 +61,7 @@ def _median(rows: list[dict[str, Any]], precision: str, variant: str) -> float |
 
 HEADS = (
     "model", "batch", "precision", "variant", "builds", "p50 ms", "range", "of today", "of plain FP16", "predict ms",
-    "layers", "reformats",
+    "context MiB", "layers", "reformats",
 )  # fmt: skip
 
 
@@ -99,6 +106,20 @@ def summarize_kinds(row: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def summarize_ratios(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of engines timed by turns, from what `ratio` left."""
+    body = [
+        [
+            "".join(gpu["uuid"] for gpu in row["gpu"]["gpus"]), "other work" if row["loaded"] else "",
+            *(f"{engine['p50_ms']:.3f}" for engine in row["engines"][:2]),
+            "{ratio:.3f} [{low:.3f}, {high:.3f}]".format(**row["ratios"][0]), row["engines"][0]["flags"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    first, second = (engine["label"] for engine in rows[0]["engines"][:2])
+    return table(["GPU", "beside", f"{first}, p50 ms", f"{second}, p50 ms", "ratio", "flags"], body)
+
+
 def write(out: Path, variants: Sequence[str]) -> None:
     """Gather what `run` left into `results/`.
 
@@ -121,6 +142,10 @@ def write(out: Path, variants: Sequence[str]) -> None:
     for (model, batch), row in sorted(today.items()):
         lines += ["", f"Kernels of {model}, INT8, batch {batch}, today ({row['p50_ms']:.3f} ms):", ""]
         lines += table(["kind", "kernels", "us", "share", "us of one"], summarize_kinds(row))
+    ratios = [row for path in sorted(out.glob("ratio*.json")) for row in json.loads(path.read_text())]
+    if ratios:
+        lines += ["", "Engines timed by turns, round by round; the interval is of the paired ratio:", ""]
+        lines += summarize_ratios(ratios)
     # All layers of one engine are a page; of the others the longest will do.
     rows = [{**row, "slowest": row["slowest"][:25]} for row in rows]
-    write_record(of_gpu("levers", rows[0]), {**about, "rows": rows}, lines)
+    write_record(of_gpu("levers", rows[0]), {**about, "rows": rows, "ratios": ratios}, lines)

@@ -137,16 +137,28 @@ def test_runs_go_on_with_what_is_missing(levers: Any, tmp_path: Path) -> None:
 
 def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
     row = {"model": "m", "batch": 8, "layers": 100, "reformats": 20}
+    memory = {"memory": 3 * 2**20}
     rows = [
         row | {"precision": "fp16", "variant": "plain", "p50_ms": 2.0},
         row | {"precision": "int8", "variant": "today", "p50_ms": 1.0, "predict_ms": 5.0},
-        *(row | {"precision": "int8", "variant": "raw", "p50_ms": time} for time in (0.7, 0.8, 0.9)),
+        *(row | memory | {"precision": "int8", "variant": "raw", "p50_ms": time} for time in (0.7, 0.8, 0.9)),
     ]
     cells = {(line[2], line[3]): line[4:] for line in levers.levers_record.summarize(rows, list(levers.VARIANTS))}
-    assert cells["int8", "raw"] == ["3", "0.800", "0.700 to 0.900", "0.800", "0.400", "", "100", "20"]
+    assert cells["int8", "raw"] == ["3", "0.800", "0.700 to 0.900", "0.800", "0.400", "", "3", "100", "20"]
     assert cells["int8", "today"][3:6] == ["1.000", "0.500", "5.00"]
     assert cells["fp16", "plain"][3:5] == ["", "1.000"]
     assert len(levers.levers_record.HEADS) == len(levers.levers_record.summarize(rows, list(levers.VARIANTS))[0])
+
+
+def test_the_table_of_engines_timed_by_turns(levers: Any) -> None:
+    engines = [{"label": name, "p50_ms": ms, "flags": "throttled"} for name, ms in (("fp16", 1.0), ("int8", 0.8))]
+    ratio = {"ratio": 0.8, "low": 0.79, "high": 0.81}
+    row = {"gpu": {"gpus": [{"uuid": "GPU-1"}]}, "engines": engines, "ratios": [ratio], "loaded": True}
+    head, _, line = levers.levers_record.summarize_ratios([row])
+    assert [cell.strip() for cell in head.split("|")][3:5] == ["fp16, p50 ms", "int8, p50 ms"]
+    assert [cell.strip() for cell in line.split("|")][1:-1] == [
+        "GPU-1", "other work", "1.000", "0.800", "0.800 [0.790, 0.810]", "throttled"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", ["today", "raw-any-out", "int8-input", "half-in", "raw-vector-in-streams"])
