@@ -213,7 +213,7 @@ def _find_overlaps(boxes: torch.Tensor, classes: torch.Tensor, iou: float) -> to
 
 
 def _round_down(threshold: float) -> float:
-    """The float32 above which lie exactly the float32 above a threshold, which the caller wrote in float64."""
+    """The largest float32 not above a threshold: a float32 exceeds both or neither."""
     rounded = np.float32(threshold)
     return float(rounded if rounded <= threshold else np.nextafter(rounded, np.float32(-np.inf)))
 

@@ -34,11 +34,11 @@ WEIGHT_BITS = 11
 """Binary digits of a weight in OpenCV's linear resizing of uint8."""
 
 LINE_NUMBERS = 6
-"""Numbers for each line of the input: the pixel where the first and the second line of the image begin that make it,
-their weights, and what is added to each."""
+"""Numbers for each line of the input: where the two lines of the image begin that are blended, in pixels; their weights;
+and what is added to each product."""
 
 COLUMN_NUMBERS = 5
-"""Numbers for each column of the input: the first and the second place in a line, their weights, and what is added."""
+"""Numbers for each column of the input: the two places in a line that are blended, their weights, and what is added."""
 
 
 def locate_images(images: Sequence[np.ndarray], size: tuple[int, int], preprocess: Preprocess) -> list[ImageTransform]:
@@ -75,7 +75,7 @@ class HostImages:
 
     @property
     def values(self) -> torch.Tensor:
-        """The bytes of the batch: numbers of `dtype` for the lines, others for the columns, and the images."""
+        """The bytes of the batch: the numbers of the lines and of the columns, as `dtype`, and the images."""
         return self._memory[: self._used]
 
     def reserve(
@@ -83,7 +83,7 @@ class HostImages:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Make room for a batch.
 
-        The caller's stream must have finished with the last one.
+        The stream must have transferred the last batch.
 
         Args:
             images: uint8 (height, width, channels), of any sizes.
@@ -194,7 +194,7 @@ def _write_weights(weights: NDArray[Any], parts: NDArray[np.float32], is_image: 
 
 
 class DeviceImages:
-    """The batch on the device that is transferred last, in memory that is kept and grows with the largest batch.
+    """The last batch that was transferred to the device, in memory that is kept and grows with the largest batch.
 
     Args:
         device: The device.
