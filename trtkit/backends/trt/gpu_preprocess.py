@@ -34,8 +34,8 @@ WEIGHT_BITS = 11
 """Binary digits of a weight in OpenCV's linear resizing of uint8."""
 
 LINE_NUMBERS = 6
-"""Numbers for each line of the input: where the two lines of the image begin that are blended, in pixels; their weights;
-and what is added to each product."""
+"""Numbers for each line of the input: where the two lines of the image begin that are blended, in pixels; their
+weights; and what is added to each product."""
 
 COLUMN_NUMBERS = 5
 """Numbers for each column of the input: the two places in a line that are blended, their weights, and what is added."""
