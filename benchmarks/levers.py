@@ -114,6 +114,7 @@ VARIANTS: Mapping[str, Variant] = {
     "one-stream": Variant(streams=0),
     "two-streams": Variant(streams=2),
     "eight-streams": Variant(streams=8),
+    "raw-eight-streams": Variant(base="raw", streams=8),
     "streams-level-3": Variant(streams=4, level=3),
     "streams-level-5": Variant(streams=4, level=5),
     "shifted": Variant(base="shifted", precisions=("int8",)),
