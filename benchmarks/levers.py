@@ -117,6 +117,8 @@ VARIANTS: Mapping[str, Variant] = {
     "raw-eight-streams": Variant(base="raw", streams=8),
     "streams-level-3": Variant(streams=4, level=3),
     "streams-level-5": Variant(streams=4, level=5),
+    "raw-streams-level-3": Variant(base="raw", streams=4, level=3),
+    "raw-streams-level-5": Variant(base="raw", streams=4, level=5),
     "shifted": Variant(base="shifted", precisions=("int8",)),
     "all-in-one": Variant(base="raw", formats=("half-in", "any-out"), streams=4),
     "raw-vector-in": Variant(base="raw", input="quantized", formats=("vector-in",), precisions=("int8",)),

@@ -15,9 +15,10 @@ import tiny_graphs
 import torch
 from raising import raises
 
-from trtkit.backends.trt import gpu_objects
+from trtkit.backends.trt import copying, gpu_objects, gpu_postprocess
 from trtkit.backends.trt.batch_predictor import BatchPredictor
 from trtkit.backends.trt.copying import Copier
+from trtkit.backends.trt.gpu_preprocess import DeviceImages
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import ModelError
 from trtkit.tasks import PostprocessSettings, get_task
@@ -46,14 +47,45 @@ class Graph:
         self.result.fill_(float("nan"))
 
 
+class Stream:
+    """Knows what is done before anything that it is given next."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.done += other.done
+
+    def wait_event(self, event: Event) -> None:
+        self.done += event.done
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Event:
+    """What a stream has been given is done when it has happened."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.recorded = False
+
+    def record(self, stream: Stream) -> None:
+        self.recorded, self.done = True, list(stream.done)
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
 class Execution:
     """Runs a graph where an engine would: at once, into memory that the next run overwrites."""
 
     device = torch.device("cpu")
-    stream = SimpleNamespace(synchronize=lambda: None)
-    torch = SimpleNamespace(cuda=SimpleNamespace(Event=lambda: Event()))
+    torch = SimpleNamespace(cuda=SimpleNamespace(Event=Event))
 
     def __init__(self) -> None:
+        self.stream, self.upload_stream, self.objects_stream = Stream(), Stream(), Stream()
+        self.current, self.is_held = [self.stream], False
         graph = tiny_graphs.detector(batch=BATCH, size=(SIDE, SIDE), seed=3)
         self.session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         self.memory = torch.full((BATCH, 3, SIDE, SIDE), float("nan"))
@@ -61,13 +93,21 @@ class Execution:
         self.runs: list[tuple[int, ...]] = []
         self.graphs: list[Graph] = []
 
-    def use_stream(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def use_stream(self, stream: Stream | None = None) -> Iterator[None]:
+        self.current.append(stream or self.stream)
+        yield
+        self.current.pop()
+
+    def hold_outputs(self) -> None:
+        self.is_held = True
 
     def input(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return self.memory[: shape[0]]
 
     def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        if self.is_held:
+            self.stream.wait_stream(self.objects_stream)
         self.runs.append(shapes["images"])
         (found,) = self.session.run(None, {"images": self.memory.numpy()})
         self.found.copy_(torch.from_numpy(found))
@@ -78,16 +118,6 @@ class Execution:
 
     def outputs(self) -> dict[str, torch.Tensor]:
         return {"output0": self.found}
-
-
-class Event:
-    """What has been enqueued is done already."""
-
-    def record(self, stream: object) -> None:
-        self.recorded = True
-
-    def synchronize(self) -> None:
-        assert self.recorded
 
 
 def make_predictor(execution: Execution, **changes: object) -> BatchPredictor:
@@ -189,13 +219,56 @@ def test_work_around_the_engine_is_replayed() -> None:
     predict((4, 4, 4, 4))
 
 
+def test_batches_share_memory_and_wait_for_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    execution, numbers, log = Execution(), dict.fromkeys(("upload", "preprocess", "run", "objects"), 0), []
+
+    def follow(owner: object, name: str, step: str) -> None:
+        own = getattr(owner, name)
+
+        def call(*values: object, **named: object) -> object:
+            result = own(*values, **named)
+            stream = execution.current[-1]
+            log.append((step, numbers[step], set(stream.done)))
+            stream.done.append(f"{step} {numbers[step]}")
+            numbers[step] += 1
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    follow(DeviceImages, "upload", "upload")
+    follow(DeviceImages, "preprocess_into", "preprocess")
+    follow(execution, "run", "run")
+    follow(gpu_postprocess, "enqueue_postprocess", "objects")
+    monkeypatch.setattr(execution, "capture", refuse_capture)
+    thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    assert len(list(make_predictor(execution).predict(split(IMAGES, SIZES), thresholds))) == len(IMAGES)
+    assert numbers == dict.fromkeys(numbers, len(SIZES))
+    for step, number, done in log:
+        before = number - 1
+        # What reads or writes the same memory is done.
+        needed = {
+            "upload": {f"preprocess {before}"},
+            "preprocess": {f"upload {number}", f"run {before}"},
+            "run": {f"preprocess {number}", f"objects {before}"},
+            "objects": {f"run {number}"},
+        }
+        assert {one for one in needed[step] if not one.endswith("-1")} <= done
+        # Transfers go on beside the engine, preprocessing beside NMS.
+        beside = {"upload": f"run {before}", "preprocess": f"objects {before}"}
+        assert beside.get(step) not in done
+
+
+def refuse_capture(enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
 def test_work_that_no_graph_holds_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
     calls = []
 
     def refuse(enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
         calls.append(1)
-        raise RuntimeError("operation not permitted when stream is capturing")
+        return refuse_capture(enqueue)
 
     monkeypatch.setattr(execution, "capture", refuse)
     predictor = make_predictor(execution)
@@ -241,17 +314,21 @@ def test_an_output_of_other_classes_is_refused() -> None:
         list(predictor.predict([IMAGES[:1]], PostprocessSettings()))
 
 
-def test_threads_that_copy_end_when_they_are_freed() -> None:
+def test_threads_that_copy_end_when_they_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "LEAST_SHARED_COPY", 0)
+    monkeypatch.setattr(copying, "available_cores", lambda: 8)
     copier, before = Copier(), set(threading.enumerate())
     source = np.arange(12)
     targets = [np.zeros(12, int) for _ in range(8)]
-    for future in [copier.copy_ahead([(target, source)]) for target in targets]:
+    copying_threads = copier.start([(target, source) for target in targets])
+    assert len(copying_threads) == copying.COPY_THREADS
+    for future in copying_threads:
         future.result()
     assert set(threading.enumerate()) - before
     copier.free()
     assert not set(threading.enumerate()) - before
     assert all(np.array_equal(target, source) for target in targets)
     # Another thread that did not know still copies.
-    copier.copy_ahead([(targets[0], source + 1)]).result()
-    assert targets[0][0] == 1
+    copier.copy([(target, source + 1) for target in targets])
+    assert all(target[0] == 1 for target in targets)
     copier.free()

@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 
 def copy(host: HostImages, images: list[np.ndarray], size: tuple[int, int], preprocess: Preprocess) -> None:
     copier = copying.Copier()
-    copier.copy(host.reserve(images, locate_images(images, size, preprocess)))
+    copies = host.reserve(images, locate_images(images, size, preprocess))
+    host.write_places()
+    copier.copy(copies)
     copier.free()
 
 

@@ -437,6 +437,20 @@ def test_streams_wait_for_each_other(tensorrt: Any, tmp_path: Path, monkeypatch:
         assert (own.waits, mine.waits) == ([mine], [own])
 
 
+def test_a_run_waits_for_those_who_read_the_outputs(tensorrt: Any, tmp_path: Path) -> None:
+    tensorrt("8.6.0")
+    path, _ = engine(tmp_path)
+    with backends.open(path) as runner:
+        execution = runner._execution
+        images = tiny_graphs.images(1, ((32, 32),))
+        runner.predict(images)
+        execution.stream.waits.clear()
+        for expected in ([execution.objects_stream], []):
+            runner.infer_device(runner.input_tensor(1))
+            assert [one for one in execution.stream.waits if one is execution.objects_stream] == expected
+            execution.stream.waits.clear()
+
+
 def test_an_output_without_a_batch_is_given_whole(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     graph = tiny_graphs.detector(batch=2)

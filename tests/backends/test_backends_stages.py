@@ -96,8 +96,9 @@ def test_an_engine_has_every_stage(tensorrt: Callable[..., Any], tmp_path: Path,
     with backends.open(engine(tmp_path, batch=4)[0]) as runner:
         assert runner.decode_threads == min(available_cores(), 16)
         total, stages = read_stages(runner, files, Ticks())
-        # Boxes are postprocessed before they are copied, and put into the image's pixels after it.
-        assert stages == {**dict.fromkeys(STAGES, 1), "postprocess": 2}
+        # Images are copied to pinned memory and then to the GPU; boxes are postprocessed before they are copied, and
+        # put into the image's pixels after it.
+        assert stages == {**dict.fromkeys(STAGES, 1), "upload": 2, "postprocess": 2}
         total, stages = read_stages(runner, files)
         assert list(stages) == list(STAGES)
         assert sum(stages.values()) <= total

@@ -96,7 +96,9 @@ def test_preprocessing_equals_opencv() -> None:
     for preprocess in (Preprocess(), Preprocess(kind="stretch", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))):
         host, device = HostImages(pinned=True), DeviceImages(torch.device("cuda"))
         copier = Copier()
-        copier.copy(host.reserve(pixels, locate_images(pixels, (640, 640), preprocess)))
+        copies = host.reserve(pixels, locate_images(pixels, (640, 640), preprocess))
+        host.write_places()
+        copier.copy(copies)
         copier.free()
         device.upload(host)
         expected = to_input([resize_to_input(image, (640, 640), preprocess)[0] for image in pixels], preprocess)
@@ -216,7 +218,7 @@ def test_stages_on_the_gpu_make_up_the_call() -> None:
     print("\n".join(f"      {stage}: {ms:.3f} ms" for stage, ms in frame.select("stage", "p50_ms").iter_rows()))
     assert frame["stage"].to_list() == [*STAGES, "predict"]
     assert (frame["p50_ms"] > 0).all()
-    # Events of one stream follow each other; what comes before the first stage is Python alone.
+    # A stage begins where the one before ends; what comes before the first one is Python alone.
     assert 0.9 < frame.filter(frame["stage"] != "predict")["share"].sum() <= 1.0001
 
 

@@ -25,6 +25,9 @@ class Stream:
     def wait_stream(self, other: Any) -> None:
         self.waits.append(other)
 
+    def wait_event(self, event: Event) -> None:
+        self.waits.append(event)
+
 
 class Event:
     def __init__(self, enable_timing: bool = False) -> None:

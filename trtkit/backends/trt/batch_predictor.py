@@ -1,8 +1,8 @@
 """`predict` of an engine, on the GPU: the host prepares a batch while the GPU works on the one before.
 
-A batch goes through three steps: its images are copied to pinned memory, which for all but the first one another thread
-does meanwhile; transfer, preprocessing, engine and NMS are enqueued, as CUDA graphs once they have run; and its objects
-are read.
+A batch goes through three steps: its images are copied to pinned memory by other threads; transfer, preprocessing,
+engine and NMS are enqueued, as CUDA graphs once they have run; and its objects are read. On the GPU a batch is
+transferred while the engine runs the one before, and preprocessed beside the NMS of that one.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ class _StagedBatch:
         shape: Of the input.
         padded: The shape to run, which may hold more images.
         memory: What it holds.
-        copied: Another thread's copying; None where this one has copied.
+        copied: Other threads' copying.
     """
 
     images: Sequence[np.ndarray]
     shape: Shape
     padded: Shape
     memory: _Memory
-    copied: Future[None] | None
+    copied: Sequence[Future[None]]
 
     def wait(self) -> None:
         """Wait until the images are copied."""
-        if self.copied is not None:
-            self.copied.result()
+        for one in self.copied:
+            one.result()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,11 +102,12 @@ class _Replay:
     """Enqueues the same operations again and again, from the third time on as a CUDA graph: one launch for all of them.
 
     Args:
-        execution: Whose stream it is.
+        execution: Captures them.
+        stream: Where they are enqueued; it must be the current one.
     """
 
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
+    def __init__(self, execution: Execution, stream: Any) -> None:
+        self._execution, self._stream = execution, stream
         self._key: Any = None
         self._runs = 0
         self._graph: Any = None
@@ -119,7 +120,7 @@ class _Replay:
         return self._graph is not None
 
     def enqueue(self, key: Any, operations: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Enqueue operations on the stream, the current one.
+        """Enqueue operations.
 
         Args:
             key: What the operations depend on: their inputs' memory and shapes, and settings.
@@ -146,7 +147,7 @@ class _Replay:
     def free(self) -> None:
         """Free the graph and its memory."""
         if self._graph is not None:
-            self._execution.stream.synchronize()
+            self._stream.synchronize()
             self._graph.reset()
         self._key = self._graph = None
         self._runs, self._result = 0, torch.empty(0)
@@ -180,7 +181,9 @@ class BatchPredictor:
         self._copier, self._shapes, self._fetch = copier, shapes, fetch
         self._free: list[_Memory] = []
         self._images = DeviceImages(execution.device)
-        self._preprocess, self._postprocess = _Replay(execution), _Replay(execution)
+        self._preprocess = _Replay(execution, execution.stream)
+        self._postprocess = _Replay(execution, execution.objects_stream)
+        self._preprocessed = execution.torch.cuda.Event()
         is_boxes = get_task(info.task).kinds == ("B",)
         self._is_dense = is_boxes and info.output_format == DENSE
         self._is_raw = is_boxes and info.output_format.name == RAW_MAPS.name
@@ -229,32 +232,33 @@ class BatchPredictor:
         self._images.free()
 
     def _stage(self, batch: Sequence[np.ndarray], *, ahead: bool = False) -> _StagedBatch:
-        """Copy a batch to pinned memory, `ahead` on another thread."""
+        """Begin to copy a batch to pinned memory; `ahead`, the stages of another batch are being timed."""
         shape, padded = self._shapes(len(batch))
         memory = self._free.pop() if self._free else _Memory(pinned=self._execution.device.type == "cuda")
         transforms = locate_images(batch, (shape[2], shape[3]), self._info.preprocess)
-        copies, copied = memory.images.reserve(batch, transforms), None
-        if ahead:
-            copied = self._copier.copy_ahead(copies)
-        else:
+        if not ahead:
             enter_stage("upload")
-            self._copier.copy(copies)
+        copied = self._copier.start(memory.images.reserve(batch, transforms))
+        memory.images.write_places()
         return _StagedBatch(images=batch, shape=shape, padded=padded, memory=memory, copied=copied)
 
     def _start(self, staged: _StagedBatch, settings: PostprocessSettings) -> _StartedBatch:
         """Enqueue a batch, down to the copy of its objects to the host."""
-        count = len(staged.images)
+        count, execution = len(staged.images), self._execution
         staged.wait()
-        with self._lock, self._execution.use_stream():
+        with self._lock:
             self._enqueue_engine(staged)
-            enter_stage("postprocess")
-            maps, enqueue = self._choose_postprocess(count, settings)
-            memory = tuple((value.data_ptr(), tuple(value.shape)) for value in maps)
-            objects = self._postprocess.enqueue((count, settings.conf, settings.iou, memory), enqueue)
-            enter_stage("download")
-            host = staged.memory.download(objects)
-            done = self._execution.torch.cuda.Event()
-            done.record(self._execution.stream)
+            with execution.use_stream(execution.objects_stream):
+                execution.objects_stream.wait_stream(execution.stream)
+                enter_stage("postprocess")
+                maps, enqueue = self._choose_postprocess(count, settings)
+                memory = tuple((value.data_ptr(), tuple(value.shape)) for value in maps)
+                objects = self._postprocess.enqueue((count, settings.conf, settings.iou, memory), enqueue)
+                execution.hold_outputs()
+                enter_stage("download")
+                host = staged.memory.download(objects)
+                done = execution.torch.cuda.Event()
+                done.record(execution.objects_stream)
         return _StartedBatch(staged=staged, objects=host, done=done)
 
     def _choose_postprocess(
@@ -303,15 +307,21 @@ class BatchPredictor:
 
     def _enqueue_engine(self, staged: _StagedBatch) -> None:
         """Enqueue upload, preprocessing and the engine."""
-        if staged.copied is not None:
+        execution, preprocess = self._execution, self._info.preprocess
+        with execution.use_stream(execution.upload_stream):
+            # The images before are in the same memory.
+            execution.upload_stream.wait_event(self._preprocessed)
             enter_stage("upload")
-        self._images.upload(staged.memory.images)
-        enter_stage("preprocess")
-        target, preprocess = self._execution.input(self._input_name, staged.shape), self._info.preprocess
-        key = (*self._images.key, target.data_ptr(), staged.shape)
-        self._preprocess.enqueue(key, lambda: self._images.preprocess_into(target, preprocess))
-        enter_stage("engine")
-        self._execution.run({self._input_name: staged.padded})
+            self._images.upload(staged.memory.images, execution.stream)
+        with execution.use_stream():
+            execution.stream.wait_stream(execution.upload_stream)
+            enter_stage("preprocess")
+            target = execution.input(self._input_name, staged.shape)
+            key = (*self._images.key, target.data_ptr(), staged.shape)
+            self._preprocess.enqueue(key, lambda: self._images.preprocess_into(target, preprocess))
+            self._preprocessed.record(execution.stream)
+            enter_stage("engine")
+            execution.run({self._input_name: staged.padded})
 
     def _read_dense(self) -> torch.Tensor:
         outputs = self._execution.outputs()

@@ -39,24 +39,24 @@ class Copier:
         Args:
             copies: What to copy.
         """
-        threads = min(COPY_THREADS, available_cores() // 2, len(copies))
-        if threads < 2 or sum(target.nbytes for target, _ in copies) < LEAST_SHARED_COPY:
-            _copy(copies)
-            return
-        for future in [self.copy_ahead(copies[number::threads]) for number in range(threads)]:
+        for future in self.start(copies):
             future.result()
 
-    def copy_ahead(self, copies: Copies) -> Future[None]:
-        """Copy arrays on another thread, while this one has other work.
+    def start(self, copies: Copies) -> list[Future[None]]:
+        """Copy arrays, many bytes on other threads while this one has other work.
 
         Args:
             copies: What to copy.
 
         Returns:
-            Is done when all are copied.
+            All are copied when these are done; none if they are copied already.
         """
+        threads = min(COPY_THREADS, available_cores() // 2, len(copies))
+        if threads < 2 or sum(target.nbytes for target, _ in copies) < LEAST_SHARED_COPY:
+            _copy(copies)
+            return []
         with self._lock:
-            return self._pool.submit(_copy, copies)
+            return [self._pool.submit(_copy, copies[number::threads]) for number in range(threads)]
 
     def free(self) -> None:
         """End the threads when they have copied what they were given."""

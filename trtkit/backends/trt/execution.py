@@ -68,6 +68,9 @@ def load_plan(
 class Execution:
     """A deserialized engine with its execution context on one GPU. Not thread-safe: the runner holds a lock.
 
+    The engine runs on `stream`. Images may be transferred on `upload_stream` and outputs be read on `objects_stream`
+    while it works on other batches.
+
     Args:
         plan: The serialized engine.
         backend: "tensorrt" or "tensorrt_rtx".
@@ -91,9 +94,12 @@ class Execution:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.buffers: dict[str, Any] = {}
         self._repeats = 0
+        self._are_outputs_held = False
         self._allocators: dict[str, Any] = {}
         with self.torch.cuda.device(self.device):
-            self.stream: Any = self.torch.cuda.Stream(self.device)
+            self.stream, self.upload_stream, self.objects_stream = (
+                self.torch.cuda.Stream(self.device) for _ in range(3)
+            )
             self.runtime, self.engine = load_plan(plan, backend, asked=asked, device=device, host_code=host_code)
             # So that a failure frees all of it: an error that a notebook shows keeps this object alive.
             _OPEN.add(self)
@@ -115,8 +121,11 @@ class Execution:
                 ) from error
 
     @contextlib.contextmanager
-    def use_stream(self) -> Iterator[None]:
+    def use_stream(self, stream: Any = None) -> Iterator[None]:
         """Make the engine's stream the current one, so that torch operations are ordered with the engine's runs.
+
+        Args:
+            stream: Another one of its streams.
 
         Yields:
             Nothing.
@@ -126,7 +135,7 @@ class Execution:
         """
         self.require_open()
         try:
-            with self.torch.cuda.stream(self.stream):
+            with self.torch.cuda.stream(self.stream if stream is None else stream):
                 yield
         except RuntimeError as error:
             # Torch reports every CUDA failure, asynchronous ones included, as a RuntimeError.
@@ -186,6 +195,7 @@ class Execution:
         """
         self.set_shapes(shapes)
         if self.graph is not None:
+            self._wait_for_reader()
             self.graph.replay()
             return
         self.launch()
@@ -199,6 +209,7 @@ class Execution:
         Raises:
             EngineError: TensorRT reports an error.
         """
+        self._wait_for_reader()
         with capture_messages() as messages:
             if not self.context.execute_async_v3(self.stream.cuda_stream):
                 raise EngineError(
@@ -209,8 +220,17 @@ class Execution:
                     reason=messages.summary(),
                 )
 
+    def hold_outputs(self) -> None:
+        """Let the next run wait until what `objects_stream` has been given so far is done."""
+        self._are_outputs_held = True
+
+    def _wait_for_reader(self) -> None:
+        if self._are_outputs_held:
+            self.stream.wait_stream(self.objects_stream)
+            self._are_outputs_held = False
+
     def capture(self, enqueue: Callable[[], Any]) -> tuple[Any, Any]:
-        """Capture as a CUDA graph what a function enqueues on the stream, which must be the current one.
+        """Capture as a CUDA graph what a function enqueues on the current stream, which must be one of the engine's.
 
         Args:
             enqueue: The function; it has run a few times before, since first runs allocate and load kernels.
@@ -221,7 +241,7 @@ class Execution:
         Raises:
             RuntimeError: Some of it can't be captured.
         """
-        self.stream.synchronize()
+        self.torch.cuda.current_stream(self.device).synchronize()
         graph = self.torch.cuda.CUDAGraph()
         with _CAPTURING:
             # Other threads may allocate meanwhile: only this thread's calls are recorded or restricted.
@@ -334,8 +354,9 @@ class Execution:
         """Free all GPU memory; closing twice is fine."""
         if self.engine is None:
             return
-        with contextlib.suppress(RuntimeError):
-            self.stream.synchronize()
+        for stream in (self.upload_stream, self.stream, self.objects_stream):
+            with contextlib.suppress(RuntimeError):
+                stream.synchronize()
         self._drop_graph()
         # Each needs the next one alive while it is destroyed.
         self.context = None
@@ -343,7 +364,7 @@ class Execution:
         self.runtime = None
         self.buffers.clear()
         self._allocators.clear()
-        self.stream = None
+        self.stream = self.upload_stream = self.objects_stream = None
         with contextlib.suppress(RuntimeError):
             self.torch.cuda.empty_cache()
 
@@ -440,7 +461,7 @@ class Execution:
 
 
 class EventClock:
-    """CUDA events on an engine's stream: a `StageClock` that does not wait for the GPU.
+    """CUDA events on the current stream: a `StageClock` that does not wait for the GPU.
 
     An event of an idle stream has the time of the host, so that work of the host between two events counts too.
 
@@ -453,8 +474,9 @@ class EventClock:
 
     def read(self) -> Any:
         """An event that is recorded now."""
-        event = self._execution.torch.cuda.Event(enable_timing=True)
-        event.record(self._execution.stream)
+        cuda = self._execution.torch.cuda
+        event = cuda.Event(enable_timing=True)
+        event.record(cuda.current_stream(self._execution.device))
         return event
 
     def elapsed_ms(self, begin: Any, end: Any) -> float:
@@ -462,8 +484,8 @@ class EventClock:
         return float(begin.elapsed_time(end))
 
     def synchronize(self) -> None:
-        """Wait for the stream."""
-        self._execution.stream.synchronize()
+        """Wait for all streams."""
+        self._execution.torch.cuda.synchronize(self._execution.device)
 
 
 def _create_output_allocator(execution: Execution, name: str) -> Any:

@@ -26,7 +26,7 @@ GPU_KINDS = ("letterbox", "stretch")
 """Kinds of preprocessing that the GPU does as the CPU does; the antialiased center crop it does not."""
 
 MAX_RUN_PIXELS = 2**20
-"""Most input pixels that are computed at once, which take 70 MB for three channels."""
+"""Most input pixels that are computed at once, which take 110 MB for three channels."""
 
 MAX_INT32 = 2**31 - 1
 
@@ -71,6 +71,8 @@ class HostImages:
         self._used = 0
         self.transforms: list[ImageTransform] = []
         self.dtype = torch.int32
+        self._channels = 0
+        self._starts = self._widths = np.empty(0, np.int64)
         self._written: tuple[int, list[ImageTransform]] | None = None
 
     @property
@@ -81,7 +83,7 @@ class HostImages:
     def reserve(
         self, images: Sequence[np.ndarray], transforms: Sequence[ImageTransform]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Make room for a batch.
+        """Make room for a batch; `write_places` is to follow.
 
         The stream must have transferred the last batch.
 
@@ -90,33 +92,42 @@ class HostImages:
             transforms: From `locate_images`.
 
         Returns:
-            Target and source of each copy, for `Copier.copy`, on any thread.
+            Target and source of each copy, for `Copier`.
         """
-        channels = images[0].shape[2]
+        self.transforms = list(transforms)
+        self._channels = images[0].shape[2]
         ends = np.cumsum([0, *(image.size for image in images)])
+        self._starts, self._widths = ends[:-1] // self._channels, np.array([image.shape[1] for image in images])
         self.dtype = torch.int32 if ends[-1] <= MAX_INT32 else torch.int64
-        size = transforms[0].size
-        shapes = (LINE_NUMBERS, len(images), size[0]), (COLUMN_NUMBERS, len(images), size[1])
-        begin = sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
+        begin = sum(map(math.prod, self._shapes)) * self.dtype.itemsize
         self._used = begin + int(ends[-1])
         if self._used > self._memory.numel():
             self._memory = torch.empty(_round_up(self._used), dtype=torch.uint8, pin_memory=self._pinned)
             self._written = None
         host = self._memory.numpy()
-        self.transforms = list(transforms)
-        # Batches of the same sizes, such as a camera's, need other pixels only.
-        if self._written != (channels, self.transforms):
-            numbers = host[:begin].view(np.int32 if self.dtype == torch.int32 else np.int64)
-            lines, columns = np.split(numbers, [math.prod(shapes[0])])
-            widths = np.array([image.shape[1] for image in images])
-            _write_lines(lines.reshape(shapes[0]), transforms, ends[:-1] // channels, widths)
-            _write_columns(columns.reshape(shapes[1]), transforms)
-            self._written = channels, self.transforms
         # Writing through a view of the image's shape copies strided images (crops, flips) without a temporary.
         return [
             (host[begin + start : begin + start + image.size].reshape(image.shape), image)
             for image, start in zip(images, ends.tolist(), strict=False)
         ]
+
+    def write_places(self) -> None:
+        """Write what makes each line and each column of the input, while other threads copy the images."""
+        # Batches of the same sizes, such as a camera's, need other pixels only.
+        if self._written == (self._channels, self.transforms):
+            return
+        of_lines, of_columns = self._shapes
+        count = math.prod(of_lines)
+        numbers = self._memory[: (count + math.prod(of_columns)) * self.dtype.itemsize].view(self.dtype).numpy()
+        _write_lines(numbers[:count].reshape(of_lines), self.transforms, self._starts, self._widths)
+        _write_columns(numbers[count:].reshape(of_columns), self.transforms)
+        self._written = self._channels, self.transforms
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the numbers of lines and of columns."""
+        height, width = self.transforms[0].size
+        return (LINE_NUMBERS, len(self.transforms), height), (COLUMN_NUMBERS, len(self.transforms), width)
 
 
 def _round_up(count: int) -> int:
@@ -210,15 +221,19 @@ class DeviceImages:
         """What the operations of `preprocess_into` depend on, beside its arguments."""
         return self._memory.data_ptr(), self._memory.numel(), self._count, self._dtype
 
-    def upload(self, images: HostImages) -> None:
-        """Enqueue the transfer of a batch.
+    def upload(self, images: HostImages, reader: torch.cuda.Stream | None = None) -> None:
+        """Enqueue the transfer of a batch on the current stream.
 
         Args:
             images: The batch, copied.
+            reader: The stream that preprocesses it, if another one.
         """
         values = images.values
         if values.numel() > self._memory.numel():
             self._memory = torch.empty(_round_up(values.numel()), dtype=torch.uint8, device=self._device)
+            if self._memory.is_cuda and reader is not None:
+                # So that nobody has the memory before that stream is through with it.
+                self._memory.record_stream(reader)
         self._memory[: values.numel()].copy_(values, non_blocking=True)
         self._count, self._dtype = len(images.transforms), images.dtype
 
@@ -235,7 +250,8 @@ class DeviceImages:
         _, channels, height, width = target.shape
         lines, rest = self._take((LINE_NUMBERS, self._count, height), self._memory)
         columns, rest = self._take((COLUMN_NUMBERS, self._count, width), rest)
-        pixels = rest[: len(rest) // channels * channels].view(-1, channels)
+        # Products of two types take a GPU twice as long as those of one.
+        pixels = rest[: len(rest) // channels * channels].view(-1, channels).int()
         divides = preprocess.scale == 1 / 255
         # A tensor: by a number torch multiplies on a GPU where it is asked to divide, which changes the last bit.
         factor = torch.full((), 255.0 if divides else preprocess.scale, device=target.device)
