@@ -94,7 +94,7 @@ def test_onnxruntime_copies_nothing_and_decodes_files_alone(files: list[str]) ->
 def test_an_engine_has_every_stage(tensorrt: Callable[..., Any], tmp_path: Path, files: list[str]) -> None:
     tensorrt("8.6.0")
     with backends.open(engine(tmp_path, batch=4)[0]) as runner:
-        assert runner.decode_threads == min(available_cores(), 16)
+        assert runner.decode_threads == min(available_cores(), 8)
         total, stages = read_stages(runner, files, Ticks())
         # Images are copied to pinned memory and then to the GPU; boxes are postprocessed before they are copied, and
         # put into the image's pixels after it.

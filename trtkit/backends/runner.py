@@ -33,8 +33,8 @@ __all__ = ["HasPath", "Runner", "closed_error"]
 # Images per call when the graph sets no limit: enough to fill a GPU or two cores, small enough to hold in memory.
 DEFAULT_BATCH = 8
 
-# Each thread may hold one whole image, of any size.
-MAX_DECODE_THREADS = 16
+# Each thread may hold one whole image, of any size; more wait for each other (docs/benchmarks.md).
+MAX_DECODE_THREADS = 8
 
 
 def closed_error(asked: str) -> EngineError:
@@ -242,7 +242,7 @@ class Runner(abc.ABC):
         if is_decoded or len(listed) == 1:
             loaded: Generator[np.ndarray, None, None] = (read(image) for image in listed)
         else:
-            loaded = parallel_map(read, listed, self.decode_threads, max_pending=size)
+            loaded = parallel_map(read, listed, self.decode_threads, max_pending=2 * size)
         with contextlib.closing(loaded):
             for _ in range(0, len(listed), size):
                 if not is_decoded:
@@ -300,7 +300,7 @@ class Runner(abc.ABC):
 
     @property
     def decode_threads(self) -> int:
-        """Threads that decode images ahead: up to 16 cores where a GPU runs the model, one where these cores do."""
+        """Threads that decode images ahead: up to 8 where a GPU runs the model, one where these cores do."""
         return min(available_cores(), MAX_DECODE_THREADS) if self.engine else 1
 
     @property

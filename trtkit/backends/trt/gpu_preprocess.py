@@ -7,6 +7,7 @@ CUDA graph can hold them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,9 @@ weights; and what is added to each product."""
 
 COLUMN_NUMBERS = 5
 """Numbers for each column of the input: the two places in a line that are blended, their weights, and what is added."""
+
+AXES = 512
+"""Heights and widths of images whose numbers are kept: 13 kB each at 640 pixels."""
 
 
 def locate_images(images: Sequence[np.ndarray], size: tuple[int, int], preprocess: Preprocess) -> list[ImageTransform]:
@@ -150,15 +154,11 @@ def _write_lines(
         starts: The first pixel of each image.
         widths: Of the images, pixels.
     """
-    *places, parts, is_image = _find_places(transforms, axis=0)
-    for row, place in zip(lines[:2], places, strict=True):
-        row[:] = place
-        row *= widths[:, None].astype(row.dtype)
-        row += starts[:, None].astype(row.dtype)
-    _write_weights(lines[2:4], parts, is_image)
-    # Half of what the last shift divides by, or the padding.
-    lines[4] = np.where(is_image, 2 << 16, PADDING << 18)
-    lines[5] = 0
+    for number, transform in enumerate(transforms):
+        lines[:, number] = _number_lines(*_find_axis(transform, 0))
+    places = lines[:2]
+    places *= widths[:, None].astype(lines.dtype)
+    places += starts[:, None].astype(lines.dtype)
 
 
 def _write_columns(columns: NDArray[Any], transforms: Sequence[ImageTransform]) -> None:
@@ -168,31 +168,52 @@ def _write_columns(columns: NDArray[Any], transforms: Sequence[ImageTransform]) 
         columns: Shape (`COLUMN_NUMBERS`, images, width).
         transforms: One per image.
     """
-    first, second, parts, is_image = _find_places(transforms, axis=1)
+    for number, transform in enumerate(transforms):
+        columns[:, number] = _number_columns(*_find_axis(transform, 1))
+
+
+def _find_axis(transform: ImageTransform, axis: int) -> tuple[int, int, int, int]:
+    """How an image lies along an axis of the input: its length, the resized length, where that begins, and the size."""
+    return transform.shape[axis], transform.resized[axis], transform.pad[axis], transform.size[axis]
+
+
+@functools.lru_cache(maxsize=AXES)
+def _number_lines(length: int, resized: int, pad: int, size: int) -> NDArray[np.int32]:
+    """The numbers of each line, its places counted in lines; shape (`LINE_NUMBERS`, size)."""
+    lines = np.zeros((LINE_NUMBERS, size), np.int32)
+    lines[0], lines[1], parts, is_image = _find_places(length, resized, pad, size)
+    _write_weights(lines[2:4], parts, is_image)
+    # Half of what the last shift divides by, or the padding.
+    lines[4] = np.where(is_image, 2 << 16, PADDING << 18)
+    return lines
+
+
+@functools.lru_cache(maxsize=AXES)
+def _number_columns(length: int, resized: int, pad: int, size: int) -> NDArray[np.int32]:
+    """The numbers of each column; shape (`COLUMN_NUMBERS`, size)."""
+    columns = np.empty((COLUMN_NUMBERS, size), np.int32)
+    first, second, parts, is_image = _find_places(length, resized, pad, size)
     # Along lines OpenCV takes the first or last pixel as it is; beyond the first or last line it blends that one with
     # itself, which rounds twice.
     parts[first == second] = 0
     columns[0], columns[1] = first, second
     _write_weights(columns[2:4], parts, is_image)
     columns[4] = np.where(is_image, 0, PADDING << WEIGHT_BITS)
+    return columns
 
 
-def _find_places(transforms: Sequence[ImageTransform], *, axis: int) -> tuple[np.ndarray, ...]:
+def _find_places(length: int, resized: int, pad: int, size: int) -> tuple[np.ndarray, ...]:
     """Between which two places of an image each place of the input lies along an axis.
 
     Returns:
-        Of shape (images, size): the first and the second place, how far from the first one in 0..1, all float32, and
-        whether there is an image.
+        Of shape (size,): the first and the second place, how far from the first one in 0..1, all float32, and whether
+        there is an image.
     """
-    lengths, resized, pads = (
-        np.array([getattr(transform, name)[axis] for transform in transforms])[:, None]
-        for name in ("shape", "resized", "pad")
-    )
-    place = np.arange(transforms[0].size[axis]) - pads
+    place = np.arange(size) - pad
     # As OpenCV computes it, which differs from length / resized by rounding.
-    scales = 1 / (resized / lengths)
-    source = ((place + 0.5) * scales - 0.5).astype(np.float32)
-    whole, last = np.floor(source), (lengths - 1).astype(np.float32)
+    scale = 1 / (resized / length)
+    source = ((place + 0.5) * scale - 0.5).astype(np.float32)
+    whole, last = np.floor(source), np.float32(length - 1)
     first, second = (np.minimum(np.maximum(places, 0), last) for places in (whole, whole + 1))
     return first, second, source - whole, (place >= 0) & (place < resized)
 
