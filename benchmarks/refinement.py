@@ -42,7 +42,7 @@ from refinement_candidates import (
     make_candidates,
     measure_scale_noise,
 )
-from refinement_graphs import rescale_channels
+from refinement_graphs import clip_activations, leave_activations, rescale_channels, widen_activations
 
 import trtkit as tk
 from trtkit.calibration import DEFAULTS
@@ -160,7 +160,13 @@ def prepare_model(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelP
     with np.load(channels_file) as file:
         channels = {name: (file[name][0], file[name][1]) for name in placement.tensors}
     noise = json.loads(noise_file.read_text())
-    graphs = {FP32: graph, DEFAULT: insert_qdq(graph, ranges)}
+    int8 = insert_qdq(graph, ranges)
+    graphs = {
+        FP32: graph, DEFAULT: int8, "no clipping": widen_activations(int8, 1),
+        "half a step, no clipping": widen_activations(int8, 2),
+        "a quarter of a step, no clipping": widen_activations(int8, 4),
+        "clipping alone": clip_activations(int8), "weights alone": leave_activations(int8),
+    }  # fmt: skip
     calibrated = {
         label: calibration.with_algorithm(algorithm, percentile=percentile).ranges
         for label, (algorithm, percentile) in ALGORITHMS.items()

@@ -1,4 +1,4 @@
-"""Rewriting of graphs for `refinement_candidates.py`: channels multiplied or shifted before Q/DQ, and zero points.
+"""Rewriting of graphs for `refinement.py`: channels multiplied or shifted before Q/DQ, zero points, errors apart.
 
 What is changed before Q/DQ, the readers' weights and biases take back: in float the graph computes the same.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8, plan_qdq, quantize_weight
 
 __all__ = [
-    "ChannelRanges", "Ranges", "find_shiftable_groups", "rescale_channels", "shift_activations", "shift_with_pads",
-    "use_zero_points",
+    "ChannelRanges", "Ranges", "clip_activations", "find_shiftable_groups", "leave_activations", "rescale_channels",
+    "shift_activations", "shift_with_pads", "use_zero_points", "widen_activations",
 ]  # fmt: skip
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -438,5 +438,70 @@ def use_zero_points(
     for node in result.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] in zero_points:
             node.input[2] = zero_points[node.input[1]]
+    remove_unused_constants(result.graph)
+    return result
+
+
+# Errors of activations apart: bounds, which no TensorRT builds.
+
+
+def widen_activations(int8: onnx.ModelProto, parts: int) -> onnx.ModelProto:
+    """Activations in INT16: none is clipped, and a step is one of so many parts of INT8's."""
+
+    def widen(node: onnx.NodeProto, graph: onnx.GraphProto, scale: float) -> list[onnx.NodeProto]:
+        name = f"{node.input[1]}_int16"
+        known = {tensor.name for tensor in graph.initializer}
+        for one, value in ((name, np.float32(scale / parts)), ("zero_int16", np.int16(0))):
+            if one not in known:
+                graph.initializer.append(numpy_helper.from_array(np.array(value), one))
+        node.input[1], node.input[2] = name, "zero_int16"
+        # The standard's operators take INT16 from opset 21 on.
+        node.domain = "com.microsoft"
+        return [node]
+
+    return _replace_pairs(int8, widen)
+
+
+def clip_activations(int8: onnx.ModelProto) -> onnx.ModelProto:
+    """Activations in float, clipped where INT8 clips them."""
+
+    def clip(node: onnx.NodeProto, graph: onnx.GraphProto, scale: float) -> list[onnx.NodeProto]:
+        if node.op_type == "DequantizeLinear":
+            return [helper.make_node("Identity", node.input[:1], node.output, node.name)]
+        bounds = [f"{node.output[0]}_{side}" for side in ("low", "high")]
+        for name, step in zip(bounds, (-INT8_MAX - 1, INT8_MAX), strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.array(step * scale, np.float32), name))
+        return [helper.make_node("Clip", [node.input[0], *bounds], node.output, node.name)]
+
+    return _replace_pairs(int8, clip)
+
+
+def leave_activations(int8: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights in INT8 and activations in float."""
+    return _replace_pairs(
+        int8, lambda node, graph, scale: [helper.make_node("Identity", node.input[:1], node.output, node.name)]
+    )
+
+
+def _replace_pairs(
+    int8: onnx.ModelProto, replace: Callable[[onnx.NodeProto, onnx.GraphProto, float], list[onnx.NodeProto]]
+) -> onnx.ModelProto:
+    """Replace each node of the Q/DQ pairs of activations, given the graph and the pair's scale."""
+    result = copy.deepcopy(int8)
+    constants = {tensor.name: tensor for tensor in result.graph.initializer}
+    nodes, quantized = [], set()
+    for node in result.graph.node:
+        is_quantizer = node.op_type == "QuantizeLinear" and node.input[0] not in constants
+        if is_quantizer:
+            quantized.add(node.output[0])
+        if is_quantizer or (node.op_type == "DequantizeLinear" and node.input[0] in quantized):
+            scale = float(numpy_helper.to_array(constants[node.input[1]]).item())
+            nodes += replace(node, result.graph, scale)
+        else:
+            nodes.append(node)
+    del result.graph.node[:], result.graph.value_info[:]
+    result.graph.node.extend(nodes)
+    if not any(one.domain == "com.microsoft" for one in result.opset_import):
+        result.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     remove_unused_constants(result.graph)
     return result
