@@ -31,7 +31,7 @@ ANCHORS, ROWS, PIXELS = slice(None, None, 7), slice(None, None, 5), slice(None, 
 
 @pytest.fixture(autouse=True)
 def sum_in_one_order() -> Iterator[None]:
-    """Each number of threads adds in an order of its own: here, the coordinates of untrained weights differ by 1e-5."""
+    """Sums depend on the number of threads: coordinates that untrained weights give differ by 1e-5."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -232,7 +232,7 @@ class BatchPredictor:
         self._images.free()
 
     def _stage(self, batch: Sequence[np.ndarray], *, ahead: bool = False) -> _StagedBatch:
-        """Begin to copy a batch to pinned memory; `ahead`, the stages of another batch are being timed."""
+        """Begin to copy a batch to pinned memory; `ahead`: the stages of the batch before are timed meanwhile."""
         shape, padded = self._shapes(len(batch))
         memory = self._free.pop() if self._free else _Memory(pinned=self._execution.device.type == "cuda")
         transforms = locate_images(batch, (shape[2], shape[3]), self._info.preprocess)

@@ -49,8 +49,8 @@ def choose_candidates(scores: torch.Tensor, threshold: float) -> tuple[torch.Ten
 
     Returns:
         Anchors by falling score and then ascending, shape (batch, at most `FIXED_CANDIDATES`), the last anchor where
-        there are no more; their scores, 0 where there are no more; and how many of each image exceed the threshold. If
-        more than there is room for, some of them.
+        there are no more; their scores, 0 where there are no more; and how many of each image exceed the threshold. Of
+        more than there is room for, the first ones.
     """
     above = scores > threshold
     # One integer for score and anchor, so that sorting once gives the order: positive floats rise with their bits.

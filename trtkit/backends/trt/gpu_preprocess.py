@@ -27,7 +27,7 @@ GPU_KINDS = ("letterbox", "stretch")
 """Kinds of preprocessing that the GPU does as the CPU does; the antialiased center crop it does not."""
 
 MAX_RUN_PIXELS = 2**20
-"""Most input pixels that are computed at once, which take 110 MB for three channels."""
+"""Most input pixels that are computed at once, which take 70 MB for three channels."""
 
 MAX_INT32 = 2**31 - 1
 
@@ -253,7 +253,7 @@ class DeviceImages:
         if values.numel() > self._memory.numel():
             self._memory = torch.empty(_round_up(values.numel()), dtype=torch.uint8, device=self._device)
             if self._memory.is_cuda and reader is not None:
-                # So that nobody has the memory before that stream is through with it.
+                # The allocator then gives the memory to nobody before that stream is done with it.
                 self._memory.record_stream(reader)
         self._memory[: values.numel()].copy_(values, non_blocking=True)
         self._count, self._dtype = len(images.transforms), images.dtype
@@ -271,8 +271,7 @@ class DeviceImages:
         _, channels, height, width = target.shape
         lines, rest = self._take((LINE_NUMBERS, self._count, height), self._memory)
         columns, rest = self._take((COLUMN_NUMBERS, self._count, width), rest)
-        # Products of two types take a GPU twice as long as those of one.
-        pixels = rest[: len(rest) // channels * channels].view(-1, channels).int()
+        pixels = rest[: len(rest) // channels * channels].view(-1, channels)
         divides = preprocess.scale == 1 / 255
         # A tensor: by a number torch multiplies on a GPU where it is asked to divide, which changes the last bit.
         factor = torch.full((), 255.0 if divides else preprocess.scale, device=target.device)
