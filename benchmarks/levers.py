@@ -7,10 +7,11 @@
 
 `prepare` writes the ONNX graphs: calibration and tracing take a CPU minutes, while a GPU would wait. `run` builds each
 variant of each graph several times, one build at a time on each GPU, and times each engine in a process of its own: the
-engine alone by CUDA-graph replay, and `predict()` from decoded images where the runner reads the variant. Builds of one
-number share their timings of kernels, so that variants differ by their lever, not by luck; those of different numbers
-share nothing. `run` can be called again, to go on where it stopped. `ratio` times INT8 beside FP16 on each GPU, round
-by round, and again beside other work. Levers that no option of `export` has live here until they have won.
+engine alone by CUDA-graph replay, and `predict()` from decoded images where the runner reads the variant, by a call for
+each batch and by one call for all. Builds of one number share their timings of kernels, so that variants differ by
+their lever, not by luck; those of different numbers share nothing. `run` can be called again, to go on where it
+stopped. `ratio` times INT8 beside FP16 on each GPU, round by round, and again beside other work. Levers that no option
+of `export` has live here until they have won.
 """
 
 from __future__ import annotations
@@ -411,15 +412,18 @@ def measure(options: argparse.Namespace) -> None:
 
         with tk.open(path) as runner:
             batch = runner.batch or 1
-            images = [cv2.imread(str(one)) for one in sorted(Path(options.images).iterdir())[: 8 * batch]]
+            images = [cv2.imread(str(one)) for one in sorted(Path(options.images).iterdir())[: 20 * batch]]
             lists = [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]
-            times = []
-            for _ in range(12):
-                begin = time.perf_counter()
-                for one in lists:
-                    runner.predict(one)
-                times.append((time.perf_counter() - begin) / len(lists) * 1e3)
-            result["predict_ms"] = statistics.median(times[2:])
+            whole = images[: len(lists) * batch]
+            calls: Mapping[str, list[Any]] = {"predict_ms": lists, "one_call_ms": [whole]}
+            for name, arguments in calls.items():
+                times = []
+                for _ in range(12):
+                    begin = time.perf_counter()
+                    for one in arguments:
+                        runner.predict(one)
+                    times.append((time.perf_counter() - begin) / len(lists) * 1e3)
+                result[name] = statistics.median(times[2:])
     path.with_suffix(".time").write_text(json.dumps(result))
 
 

@@ -32,20 +32,25 @@ def summarize(rows: list[dict[str, Any]], variants: Sequence[str]) -> list[list[
                 continue
             times = [row["p50_ms"] for row in builds]
             middle = statistics.median(times)
-            predict = [row["predict_ms"] for row in builds if "predict_ms" in row]
             body.append(
                 [
                     model, str(batch), precision, variant, str(len(times)), f"{middle:.3f}",
                     f"{min(times):.3f} to {max(times):.3f}",
                     "" if today is None else f"{middle / today:.3f}",
                     "" if plain is None else f"{middle / plain:.3f}",
-                    f"{statistics.median(predict):.2f}" if predict else "",
+                    *(_format_median(builds, name) for name in ("predict_ms", "one_call_ms")),
                     _format_memory(builds),
                     f"{statistics.median(row['layers'] for row in builds):.0f}",
                     f"{statistics.median(row['reformats'] for row in builds):.0f}",
                 ]
             )  # fmt: skip
     return body
+
+
+def _format_median(builds: list[dict[str, Any]], name: str) -> str:
+    """The median over the builds that have a value."""
+    values = [row[name] for row in builds if name in row]
+    return f"{statistics.median(values):.2f}" if values else ""
 
 
 def _format_memory(builds: list[dict[str, Any]]) -> str:
@@ -61,7 +66,7 @@ def _median(rows: list[dict[str, Any]], precision: str, variant: str) -> float |
 
 HEADS = (
     "model", "batch", "precision", "variant", "builds", "p50 ms", "range", "of today", "of plain FP16", "predict ms",
-    "context MiB", "layers", "reformats",
+    "in one call", "context MiB", "layers", "reformats",
 )  # fmt: skip
 
 

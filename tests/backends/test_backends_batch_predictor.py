@@ -21,6 +21,7 @@ from trtkit.backends.trt.copying import Copier
 from trtkit.backends.trt.gpu_preprocess import DeviceImages
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import ModelError
+from trtkit.models.model import DENSE, END2END_ROWS, NMS_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, OutputFormat
 from trtkit.tasks import PostprocessSettings, get_task
 
 BATCH, SIDE = 4, 32
@@ -120,6 +121,24 @@ class Execution:
         return {"output0": self.found}
 
 
+class RowsExecution(Execution):
+    """Gives final boxes, as a graph with NMS or a one-to-one head."""
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        scores, classes = self.found[:, 4:].max(1)
+        rows = torch.cat((self.found[:, :4], scores[:, None], classes[:, None].float()), 1).transpose(1, 2)
+        # Unused rows are zero.
+        return {"output0": torch.where(scores[:, :, None] > 0.6, rows, 0)[:, ::5]}
+
+
+class MapsExecution(Execution):
+    """Gives the maps of a head."""
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        boxes, scores = self.found[:, :4] / SIDE, self.found[:, 4:].logit()
+        return {name: one.unflatten(2, (SIDE // 2, -1)) for name, one in (("boxes_s2", boxes), ("scores_s2", scores))}
+
+
 def make_predictor(execution: Execution, **changes: object) -> BatchPredictor:
     return BatchPredictor(
         execution,  # type: ignore[arg-type]
@@ -132,14 +151,19 @@ def make_predictor(execution: Execution, **changes: object) -> BatchPredictor:
     )
 
 
-def predict_by_numpy(images: list[np.ndarray], thresholds: PostprocessSettings) -> list[object]:
-    execution, info, found = Execution(), tiny_graphs.info((SIDE, SIDE)), []
+def predict_by_numpy(
+    images: list[np.ndarray],
+    thresholds: PostprocessSettings,
+    kind: type[Execution] = Execution,
+    **changes: object,
+) -> list[object]:
+    execution, info, found = kind(), tiny_graphs.info((SIDE, SIDE), **changes), []
     for image in images:
         resized, transform = resize_to_input(image, (SIDE, SIDE), info.preprocess)
         execution.memory[:1] = torch.from_numpy(to_input([resized], info.preprocess))
         execution.memory[1:] = 0
         execution.run({"images": (1,)})
-        outputs = {"output0": execution.found[:1].numpy()}
+        outputs = {name: value[:1].numpy() for name, value in execution.outputs().items()}
         found += get_task("detect").postprocess(outputs, info, [transform], thresholds)
     return found
 
@@ -155,12 +179,24 @@ SIZES = (4, 1, 4, 2)
 
 @pytest.mark.parametrize("conf", [0.3, 0.65])
 @pytest.mark.parametrize("room", [2, 512])
-def test_predictions_are_those_of_each_image(conf: float, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "output_format"),
+    [
+        (Execution, DENSE),
+        (MapsExecution, RAW_MAPS),
+        (MapsExecution, RAW_ONE_TO_ONE),
+        (RowsExecution, END2END_ROWS),
+        (RowsExecution, NMS_ROWS),
+    ],
+)
+def test_predictions_are_those_of_each_image(
+    kind: type[Execution], output_format: OutputFormat, conf: float, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_objects, "FIXED_CANDIDATES", room)
     thresholds = PostprocessSettings(conf=conf, iou=0.5, max_det=20)
-    execution = Execution()
-    predictor = make_predictor(execution)
-    expected = predict_by_numpy(IMAGES, thresholds)
+    execution = kind()
+    predictor = make_predictor(execution, output_format=output_format)
+    expected = predict_by_numpy(IMAGES, thresholds, kind, output_format=output_format)
     assert all(map(len, expected))
     for _ in range(2):
         found = list(predictor.predict(split(IMAGES, SIZES), thresholds))
@@ -170,8 +206,9 @@ def test_predictions_are_those_of_each_image(conf: float, room: int, monkeypatch
             np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
             assert np.array_equal(one.classes, two.classes)
-    # Without room the first batch runs again; one more is under way by then.
-    assert len(execution.runs) == 2 * (len(SIZES) + (2 if room == 2 else 0))
+    # Without room the first batch runs again; one more is under way by then. Rows have no candidates.
+    repeats = 2 if room == 2 and kind is not RowsExecution else 0
+    assert len(execution.runs) == 2 * (len(SIZES) + repeats)
 
 
 def test_the_next_batch_is_enqueued_before_the_last_is_read() -> None:
@@ -300,7 +337,7 @@ def test_outputs_that_no_kernel_here_decodes_are_fetched() -> None:
     thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
     predictor = make_predictor(execution)
     # As for masks and keypoints, which the host reads.
-    predictor._is_dense = False
+    predictor._format = ""
     found = list(predictor.predict(split(IMAGES, SIZES), thresholds))
     expected = predict_by_numpy(IMAGES, thresholds)
     assert [len(one) for one in found] == [len(one) for one in expected]

@@ -430,5 +430,20 @@ def test_raw_maps_are_decoded_on_the_gpu_as_on_the_cpu() -> None:
         assert matched >= 0.97 * total
 
 
+def test_final_boxes_are_read_on_the_gpu_as_on_the_cpu() -> None:
+    require_tensorrt()
+    pixels = list(images()) * 6
+    for precision in ("fp32", "fp16"):
+        with backends.open(engine(precision, nms=True)) as runner:
+            mine, theirs = runner.predict(pixels), Runner.predict(runner, list(images())) * 6
+            assert runner._predictor._postprocess.is_captured, runner._predictor._postprocess.error
+        assert sum(map(len, theirs)) >= 10
+        assert [len(one) for one in mine] == [len(one) for one in theirs]
+        for one, two in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(one.classes, two.classes)
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+            np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-2)
+
+
 if __name__ == "__main__":
     sys.exit(run_tests(globals(), sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises
 
-from trtkit.backends.trt import gpu_postprocess
-from trtkit.backends.trt.gpu_objects import read_objects
+from trtkit.backends.trt import gpu_objects, gpu_postprocess
+from trtkit.backends.trt.gpu_objects import FIXED_CANDIDATES, read_objects
 from trtkit.data.images import compute_letterbox
 from trtkit.errors import ModelError
 from trtkit.models.model import DENSE, END2END_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, ModelInfo
@@ -124,6 +125,63 @@ def test_one_to_one_heads_have_the_rows_that_their_graph_selects(conf: float, ma
     tensors = {name: torch.from_numpy(value) for name, value in maps.items()}
     on_gpu = gpu_postprocess.postprocess_raw_maps(tensors, levels, transforms, thresholds, needs_nms=False)
     expect_same(on_gpu, theirs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    conf=st.sampled_from([0.0, 0.3, 0.999]),
+    max_det=st.sampled_from([1, 10, 300]),
+    decimals=st.sampled_from([0, 1, 6]),
+    room=st.sampled_from([4, 100, FIXED_CANDIDATES]),
+    count=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_a_fixed_number_of_rows_equals_as_many_as_there_are(conf, max_det, decimals, room, count, seed) -> None:
+    # Rounded logits give ties.
+    maps = {name: value.round(decimals) for name, value in random_maps("detect", bins=1, seed=seed, batch=3).items()}
+    maps["scores_s8"][2] = np.nan
+    transforms = [compute_letterbox((50, 80), (SIDE, SIDE))] * count
+    thresholds = PostprocessSettings(conf=conf, max_det=max_det)
+    tensors = {name: torch.from_numpy(value) for name, value in maps.items()}
+    levels = find_levels({name: value.shape for name, value in maps.items()}, make_info("detect"), BoxLayout())
+    expected = gpu_postprocess.postprocess_raw_maps(tensors, levels, transforms, thresholds, needs_nms=False)
+    with unittest.mock.patch.object(gpu_objects, "FIXED_CANDIDATES", room):
+        values = gpu_postprocess.enqueue_raw_maps(tensors, levels, count, thresholds, needs_nms=False)
+    found = read_objects(values.numpy(), transforms, thresholds)
+    if found is not None:
+        expect_same(found, expected)
+    else:
+        # More values than there is room for exceed the threshold.
+        scores = [1 / (1 + np.exp(-value[:count])) for name, value in maps.items() if name.startswith("scores")]
+        assert sum((one > conf - 1e-6).sum() for one in scores) > room
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    conf=st.sampled_from([0.0, 0.5, 0.99]),
+    max_det=st.sampled_from([1, 5, 300]),
+    decimals=st.sampled_from([1, 6]),
+    rows=st.sampled_from([1, 40]),
+    seed=st.integers(0, 1000),
+    half=st.booleans(),
+)
+def test_final_boxes_are_read_on_the_gpu_as_on_the_cpu(conf, max_det, decimals, rows, seed, half) -> None:
+    random = np.random.default_rng(seed)
+    output = random.random((3, rows, 6), np.float32) * np.array([SIDE, SIDE, SIDE, SIDE, 1, 3], np.float32)
+    output[:, :, 4] = output[:, :, 4].round(decimals)
+    output[:, :, 5] = np.floor(output[:, :, 5])
+    # As NMS in a graph fills its last rows; and a row that is no number.
+    output[0, rows // 2 :] = 0
+    output[1, 0, 4] = np.nan
+    output = output.astype(np.float16 if half else np.float32)
+    transforms = [compute_letterbox((50, 80), (SIDE, SIDE))] * 2
+    thresholds = PostprocessSettings(conf=conf, max_det=max_det)
+    values = gpu_postprocess.enqueue_rows(torch.from_numpy(output), 2, thresholds)
+    found = read_objects(values.numpy(), transforms, thresholds)
+    assert found is not None
+    info = make_info("detect", END2END_ROWS)
+    theirs = {"output0": output[:2].astype(np.float32)}
+    expect_same(found, get_task("detect").postprocess(theirs, info, transforms, thresholds))
 
 
 @settings(max_examples=30)

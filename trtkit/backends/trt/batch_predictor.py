@@ -21,7 +21,7 @@ from trtkit.backends.trt import gpu_postprocess
 from trtkit.backends.trt.execution import RUNS_BEFORE_CAPTURE
 from trtkit.backends.trt.gpu_objects import read_objects
 from trtkit.backends.trt.gpu_preprocess import DeviceImages, HostImages, locate_images
-from trtkit.models.model import DENSE, RAW_MAPS
+from trtkit.models.model import DENSE, END2END_ROWS, NMS_ROWS, RAW_MAPS
 from trtkit.models.output_shapes import find_main_output
 from trtkit.tasks import get_task
 from trtkit.tasks.base import BoxLayout
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["BatchPredictor"]
 
 Shape = tuple[int, ...]
+
+GPU_FORMATS = tuple(one.name for one in (DENSE, RAW_MAPS, NMS_ROWS, END2END_ROWS))
+"""Output formats whose boxes are read on the GPU."""
 
 
 class _Memory:
@@ -89,7 +92,7 @@ class _StartedBatch:
 
     Attributes:
         staged: The batch.
-        objects: From `keep_objects`, once `done` has happened.
+        objects: From `pack_objects`, once `done` has happened.
         done: A CUDA event.
     """
 
@@ -185,8 +188,7 @@ class BatchPredictor:
         self._postprocess = _Replay(execution, execution.objects_stream)
         self._preprocessed = execution.torch.cuda.Event()
         is_boxes = get_task(info.task).kinds == ("B",)
-        self._is_dense = is_boxes and info.output_format == DENSE
-        self._is_raw = is_boxes and info.output_format.name == RAW_MAPS.name
+        self._format = info.output_format.name if is_boxes else ""
 
     def predict(self, batches: Iterable[Sequence[np.ndarray]], settings: PostprocessSettings) -> Iterator[Prediction]:
         """Predict batch by batch.
@@ -205,7 +207,7 @@ class BatchPredictor:
         Raises:
             EngineError: The run failed.
         """
-        enqueues = self._is_dense or (self._is_raw and self._info.output_format.needs_nms)
+        enqueues = self._format in GPU_FORMATS
         remaining, started = iter(batches), None
         first = next(remaining, None)
         staged = None if first is None else self._stage(first)
@@ -265,11 +267,16 @@ class BatchPredictor:
         self, count: int, settings: PostprocessSettings
     ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
         """The outputs that postprocessing reads, and what enqueues it."""
-        if self._is_dense:
-            dense, classes = self._read_dense(), len(self._info.names)
-            return [dense], lambda: gpu_postprocess.enqueue_postprocess(dense, classes, count, settings)
-        maps, levels = self._read_maps()
-        return list(maps.values()), lambda: gpu_postprocess.enqueue_raw_maps(maps, levels, count, settings)
+        if self._format == RAW_MAPS.name:
+            maps, levels = self._read_maps()
+            needs_nms = self._info.output_format.needs_nms
+            return list(maps.values()), lambda: gpu_postprocess.enqueue_raw_maps(
+                maps, levels, count, settings, needs_nms=needs_nms
+            )
+        boxes, classes = self._read_boxes(), len(self._info.names)
+        if self._format == DENSE.name:
+            return [boxes], lambda: gpu_postprocess.enqueue_postprocess(boxes, classes, count, settings)
+        return [boxes], lambda: gpu_postprocess.enqueue_rows(boxes, count, settings)
 
     def _finish(self, started: _StartedBatch, settings: PostprocessSettings) -> list[Prediction] | None:
         """The predictions of a batch; None if it had too many candidates."""
@@ -287,10 +294,11 @@ class BatchPredictor:
         with self._lock, self._execution.use_stream():
             self._enqueue_engine(staged)
             transforms = staged.memory.images.transforms
-            if self._is_dense:
+            is_read_here = self._format in (DENSE.name, RAW_MAPS.name)
+            if self._format == DENSE.name:
                 enter_stage("postprocess")
-                found = gpu_postprocess.postprocess(self._read_dense(), len(self._info.names), transforms, settings)
-            elif self._is_raw:
+                found = gpu_postprocess.postprocess(self._read_boxes(), len(self._info.names), transforms, settings)
+            elif is_read_here:
                 enter_stage("postprocess")
                 found = gpu_postprocess.postprocess_raw_maps(
                     *self._read_maps(), transforms, settings, needs_nms=self._info.output_format.needs_nms
@@ -300,7 +308,7 @@ class BatchPredictor:
                 outputs = self._fetch(len(staged.images), staged.padded[0])
             # All of these have waited for the stream.
             self._free.append(staged.memory)
-        if self._is_dense or self._is_raw:
+        if is_read_here:
             return list(found)
         enter_stage("postprocess")
         return list(get_task(self._info.task).postprocess(outputs, self._info, transforms, settings))
@@ -323,15 +331,15 @@ class BatchPredictor:
             enter_stage("engine")
             execution.run({self._input_name: staged.padded})
 
-    def _read_dense(self) -> torch.Tensor:
+    def _read_boxes(self) -> torch.Tensor:
+        """The output of dense boxes, or of rows."""
         outputs = self._execution.outputs()
-        dense = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, self._info.task)]
+        boxes = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, self._info.task)]
+        axis, columns = (1, 4 + len(self._info.names)) if self._format == DENSE.name else (2, 6)
         # The CPU path checks the shape on an empty batch, so that both raise the same errors.
-        get_main_output(
-            {"output0": np.empty((0, *dense.shape[1:]), np.float32)}, self._info, axis=1,
-            columns=4 + len(self._info.names),
-        )  # fmt: skip
-        return dense  # type: ignore[no-any-return]
+        empty = {"output0": np.empty((0, *boxes.shape[1:]), np.float32)}
+        get_main_output(empty, self._info, axis=axis, columns=columns)
+        return boxes  # type: ignore[no-any-return]
 
     def _read_maps(self) -> tuple[dict[str, torch.Tensor], list[Any]]:
         maps = self._execution.outputs()

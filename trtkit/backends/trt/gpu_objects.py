@@ -18,8 +18,8 @@ from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.nms import CLASS_OFFSET, MAX_CANDIDATES
 
 __all__ = [
-    "FIXED_CANDIDATES", "choose_candidates", "download", "iou_matrix", "keep_objects", "nms", "read_objects",
-    "select_objects",
+    "FIXED_CANDIDATES", "choose_candidates", "download", "iou_matrix", "keep_objects", "nms", "pack_objects",
+    "read_objects", "select_objects",
 ]  # fmt: skip
 
 FIXED_CANDIDATES = 512
@@ -29,7 +29,7 @@ FIXED_ROUNDS = 8
 """Rounds of NMS in `keep_objects`, one for each box of the longest chain in which every box overlaps the next."""
 
 COLUMNS = 7
-"""x1, y1, x2, y2, score, class, and whether NMS keeps it."""
+"""x1, y1, x2, y2, score, class, and whether it is an object."""
 
 # Boxes per IoU matrix of `nms`.
 NMS_BLOCK = 1024
@@ -82,8 +82,7 @@ def keep_objects(
         settings: Thresholds.
 
     Returns:
-        For `read_objects`: `COLUMNS` values of each candidate by image and falling score, and one that says whether
-        the candidates and the rounds sufficed. Shape (batch x candidates x `COLUMNS` + 1,), float32.
+        From `pack_objects`; objects are missing where the candidates or the rounds did not suffice.
     """
     overlaps = _find_overlaps(boxes, classes, settings.iou).triu_(1).float()
     is_candidate = (scores > settings.conf).float()
@@ -92,15 +91,32 @@ def keep_objects(
         # How many kept boxes of a higher score overlap each.
         counts = torch.bmm(kept[:, None], overlaps)[:, 0]
         kept, before = is_candidate * (counts == 0), kept
-    suffices = (found <= boxes.shape[1]).all() & (kept == before).all()
-    columns = (boxes, scores[:, :, None], classes[:, :, None].float(), kept[:, :, None])
+    return pack_objects(boxes, scores, classes, kept, (found <= boxes.shape[1]).all() & (kept == before).all())
+
+
+def pack_objects(
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, kept: torch.Tensor, suffices: torch.Tensor
+) -> torch.Tensor:
+    """What `read_objects` reads, in one piece.
+
+    Args:
+        boxes: x1, y1, x2, y2 in pixels, shape (batch, candidates, 4).
+        scores: Falling, shape (batch, candidates).
+        classes: Shape (batch, candidates).
+        kept: Which candidates are objects, shape (batch, candidates).
+        suffices: Whether no object is missing, a scalar.
+
+    Returns:
+        `COLUMNS` values of each candidate, and `suffices`. Shape (batch x candidates x `COLUMNS` + 1,), float32.
+    """
+    columns = (boxes, scores[:, :, None], classes[:, :, None].float(), kept[:, :, None].float())
     return torch.cat((torch.cat(columns, 2).flatten(), suffices.float()[None]))
 
 
 def read_objects(
     values: np.ndarray, transforms: Sequence[ImageTransform], settings: PostprocessSettings
 ) -> list[Detections] | None:
-    """Detections from what `keep_objects` gives.
+    """Detections from what `pack_objects` gives.
 
     Args:
         values: On the host.
@@ -108,8 +124,7 @@ def read_objects(
         settings: Thresholds.
 
     Returns:
-        One `Detections` per image; None if there were more candidates than it has room for, or a chain of more boxes
-        than it has rounds.
+        One `Detections` per image; None if objects are missing.
     """
     if not values[-1]:
         return None

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from trtkit.backends.trt.gpu_objects import choose_candidates, download, keep_objects, select_objects
+from trtkit.backends.trt.gpu_objects import choose_candidates, download, keep_objects, pack_objects, select_objects
 from trtkit.data.images import ImageTransform
 from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.raw_maps import Level, logit_threshold
 
-__all__ = ["enqueue_postprocess", "enqueue_raw_maps", "postprocess", "postprocess_raw_maps"]
+__all__ = ["enqueue_postprocess", "enqueue_raw_maps", "enqueue_rows", "postprocess", "postprocess_raw_maps"]
 
 
 def postprocess(
@@ -104,15 +104,21 @@ def postprocess_raw_maps(
 
 
 def enqueue_raw_maps(
-    outputs: Mapping[str, torch.Tensor], levels: Sequence[Level], count: int, settings: PostprocessSettings
+    outputs: Mapping[str, torch.Tensor],
+    levels: Sequence[Level],
+    count: int,
+    settings: PostprocessSettings,
+    *,
+    needs_nms: bool = True,
 ) -> torch.Tensor:
-    """`postprocess_raw_maps` of a one-to-many head up to the transfer, as `enqueue_postprocess` does it.
+    """`postprocess_raw_maps` up to the transfer, as `enqueue_postprocess` does it.
 
     Args:
         outputs: The head's maps by name, of shape (batch, channels, height, width).
         levels: From `find_levels`.
         count: Images in the batch.
         settings: Thresholds; `multi_label` does not apply.
+        needs_nms: Whether the head is one-to-many.
 
     Returns:
         For `trtkit.backends.trt.gpu_objects.read_objects`.
@@ -120,10 +126,44 @@ def enqueue_raw_maps(
     maps = _flatten_maps(outputs, levels, count)
     best = torch.cat([scores.amax(1) for _, scores in maps], 1).float().sigmoid()
     anchors, scores, found = choose_candidates(best, settings.conf)
+    if not needs_nms:
+        # Any class of an anchor may be a row: the highest scores of the anchors of highest scores.
+        missing = found > anchors.shape[1]
+        anchors, scores = anchors[:, : settings.max_det], scores[:, : settings.max_det]
     rows = torch.arange(count, device=anchors.device)[:, None].expand_as(anchors)
     corners, all_scores = _decode_anchors(maps, outputs, levels, rows.flatten(), anchors.flatten())
-    numbers = all_scores.max(1).indices
-    return keep_objects(corners.view(*anchors.shape, 4), scores, numbers.view_as(anchors), found, settings)
+    corners = corners.view(*anchors.shape, 4)
+    if needs_nms:
+        return keep_objects(corners, scores, all_scores.max(1).indices.view_as(anchors), found, settings)
+    classes = all_scores.shape[1]
+    is_candidate = (scores > settings.conf)[:, :, None]
+    places, values, found = choose_candidates(
+        torch.where(is_candidate, all_scores.view(*anchors.shape, classes), 0).flatten(1), settings.conf
+    )
+    owners = torch.div(places, classes, rounding_mode="floor")
+    boxes = corners.gather(1, owners[:, :, None].expand(-1, -1, 4))
+    suffices = ~(missing | (found > places.shape[1])).any()
+    return pack_objects(boxes, values, places % classes, values > settings.conf, suffices)
+
+
+def enqueue_rows(output: torch.Tensor, count: int, settings: PostprocessSettings) -> torch.Tensor:
+    """Final boxes of NMS or a one-to-one head up to the transfer, as `trtkit.tasks.detect.decode_rows` reads them.
+
+    Args:
+        output: Shape (batch, rows, 6): x1, y1, x2, y2 in input pixels, score and class.
+        count: Images in the batch.
+        settings: Thresholds; `iou` and `multi_label` do not apply.
+
+    Returns:
+        For `trtkit.backends.trt.gpu_objects.read_objects`.
+    """
+    output = output[:count].float()
+    # A score that is no number comes last, as everything below the threshold.
+    scores = torch.where(output[:, :, 4] > settings.conf, output[:, :, 4], 0)
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
+    table = output.gather(1, order[:, :, None].expand(-1, -1, 6))
+    kept = table[:, :, 4] > settings.conf
+    return pack_objects(table[:, :, :4], table[:, :, 4], table[:, :, 5], kept, kept.new_ones(()))
 
 
 def _flatten_maps(

@@ -237,8 +237,8 @@ class TensorRTRunner(Runner):
     ) -> list[Prediction]:
         """Preprocess images, run them and postprocess the outputs; see `Runner.predict`.
 
-        Letterbox, stretch, dense box outputs and raw maps of boxes are processed on the GPU. A center crop, masks,
-        keypoints, oriented boxes and other output formats go through the CPU.
+        Letterbox, stretch, and boxes that are dense, raw maps or final (of NMS in the graph or a one-to-one head) are
+        processed on the GPU. A center crop, masks, keypoints, oriented boxes and other formats go through the CPU.
         """
         from trtkit.backends.trt.batch_predictor import BatchPredictor
         from trtkit.backends.trt.gpu_preprocess import GPU_KINDS
