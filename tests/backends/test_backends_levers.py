@@ -140,12 +140,12 @@ def test_the_table_compares_with_today_and_with_plain_fp16(levers: Any) -> None:
     memory = {"memory": 3 * 2**20}
     rows = [
         row | {"precision": "fp16", "variant": "plain", "p50_ms": 2.0},
-        row | {"precision": "int8", "variant": "today", "p50_ms": 1.0, "predict_ms": 5.0},
+        row | {"precision": "int8", "variant": "today", "p50_ms": 1.0, "predict_ms": 5.0, "one_call_ms": 2.0},
         *(row | memory | {"precision": "int8", "variant": "raw", "p50_ms": time} for time in (0.7, 0.8, 0.9)),
     ]
     cells = {(line[2], line[3]): line[4:] for line in levers.levers_record.summarize(rows, list(levers.VARIANTS))}
-    assert cells["int8", "raw"] == ["3", "0.800", "0.700 to 0.900", "0.800", "0.400", "", "3", "100", "20"]
-    assert cells["int8", "today"][3:6] == ["1.000", "0.500", "5.00"]
+    assert cells["int8", "raw"] == ["3", "0.800", "0.700 to 0.900", "0.800", "0.400", "", "", "3", "100", "20"]
+    assert cells["int8", "today"][3:7] == ["1.000", "0.500", "5.00", "2.00"]
     assert cells["fp16", "plain"][3:5] == ["", "1.000"]
     assert len(levers.levers_record.HEADS) == len(levers.levers_record.summarize(rows, list(levers.VARIANTS))[0])
 

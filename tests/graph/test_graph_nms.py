@@ -10,7 +10,7 @@ from raising import raises
 from trtkit.errors import RecipeError
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import convert_to_fp16
-from trtkit.graph.nms import add_nms
+from trtkit.graph.nms import TOP_K, add_nms
 from trtkit.graph.qdq import plan_qdq
 from trtkit.models.model import ModelInfo
 from trtkit.tasks.nms import nms_rotated
@@ -58,21 +58,36 @@ def box_iou(a: list[float], b: list[float]) -> float:
 
 
 @pytest.mark.parametrize("extra", [0, 5])
-def test_nms_in_the_graph_equals_greedy_nms(extra: int) -> None:
+@pytest.mark.parametrize("anchors", [200, 1500])
+@pytest.mark.parametrize("batch", ["batch", 3])
+def test_nms_in_the_graph_equals_greedy_nms(batch: int | str, anchors: int, extra: int) -> None:
     random = np.random.default_rng(3)
-    raw = random.random((3, 6 + extra, 200)).astype(np.float32)
+    raw = random.random((3, 6 + extra, anchors)).astype(np.float32)
     raw[:, :2] *= 100
     raw[:, 2:4] = raw[:, 2:4] * 30 + 5
     raw[2, 4:6] = 0.0  # an image without objects
-    proto = add_nms(identity_graph(6 + extra, 200), INFO, conf=0.3, iou=0.5, max_det=40)
+    proto = add_nms(identity_graph(6 + extra, anchors, batch), INFO, conf=0.6, iou=0.5, max_det=40)
     onnx.checker.check_model(proto, full_check=True)
+    # TensorRT runs a cumulative sum as a loop: where the batch is fixed there is none.
+    operators = {node.op_type for node in proto.graph.node}
+    assert ("CumSum" in operators) == (batch == "batch")
+    assert ("Pad" in operators) == (batch == "batch" or anchors < TOP_K)
     output = run(proto, raw)[0]
     assert output.shape == (3, 40, 6 + extra)
-    for rows, expected in zip(output, greedy_nms(raw, 2, 0.3, 0.5, 40), strict=True):
+    for rows, expected in zip(output, greedy_nms(raw, 2, 0.6, 0.5, 40), strict=True):
         count = int((rows[:, 4] > 0).sum())
         assert count == len(expected)
         np.testing.assert_allclose(rows[:count], expected, atol=1e-3)
         assert not rows[count:].any()
+
+
+def test_nms_believes_no_fixed_output_of_an_open_input() -> None:
+    proto = identity_graph(6, 1500)
+    raw = np.random.default_rng(3).random((3, 6, 1500)).astype(np.float32)
+    expected = run(add_nms(proto, INFO), raw)[0]
+    # Some exporters write the shape they have traced.
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    np.testing.assert_array_equal(run(add_nms(proto, INFO), raw)[0], expected)
 
 
 def test_nms_reads_the_dense_output_wherever_it_stands_and_keeps_names() -> None:

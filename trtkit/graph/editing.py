@@ -160,11 +160,22 @@ class GraphBuilder:
         self.graph.initializer.extend(constants)
         return str(node.output[0])
 
-    def gather_rows(self, table: str, indices: str) -> str:
-        """The rows (N, K, columns) of each image's `table` (N, M, columns) at its `indices` (N, K)."""
+    def gather_rows(self, table: str, indices: str, *, batch: int | None, count: int) -> str:
+        """The rows (N, K, columns) of each image's `table` (N, M, columns) at its `indices` (N, K).
+
+        Args:
+            table: The rows.
+            indices: Which of them.
+            batch: N; None where it is open.
+            count: K.
+        """
         column = self.unsqueeze(indices, 2)
-        # Counting along the batch by a cumulative sum needs no shape arithmetic, whatever the batch is.
-        ones = self.node("Add", [self.node("Mul", [column, self.constant(np.int64(0))]), self.constant(np.int64(1))])
-        summed = self.node("CumSum", [ones, self.constant(np.array(0, np.int64))])
-        image = self.node("Sub", [summed, self.constant(np.int64(1))])
+        if batch is not None:
+            image = self.constant(np.repeat(np.arange(batch, dtype=np.int64), count).reshape(batch, count, 1))
+        else:
+            # Counting along the batch by a cumulative sum, which TensorRT runs as a loop, needs no shape arithmetic.
+            zeros = self.node("Mul", [column, self.constant(np.int64(0))])
+            ones = self.node("Add", [zeros, self.constant(np.int64(1))])
+            summed = self.node("CumSum", [ones, self.constant(np.array(0, np.int64))])
+            image = self.node("Sub", [summed, self.constant(np.int64(1))])
         return self.node("GatherND", [table, self.node("Concat", [image, column], axis=2)])

@@ -87,8 +87,11 @@ def add_nms(
                     names[index] = raw
     builder, rotated = GraphBuilder(result, "trtkit_nms"), info.task == "obb"
     classes, extra = len(info.names), _count_extra(graph, output, info)
+    batch, anchors = _read_sides(graph, output)
     top_k = max(TOP_K, max_det)
-    rows, top = _select_top_k(builder, raw, classes, top_k)
+    top, indices = _select_top_k(builder, raw, classes, top_k, pads=anchors is None or anchors < top_k)
+    table = builder.node("Transpose", [raw], perm=[0, 2, 1])
+    rows = builder.gather_rows(table, indices, batch=batch, count=top_k)
     box, scores = builder.slice(rows, 0, 4, axis=2), builder.slice(rows, 4, 4 + classes, axis=2)
     label = builder.node("ArgMax", [scores], axis=2, keepdims=1)
     label = builder.node("Cast", [label], to=TensorProto.FLOAT)
@@ -103,7 +106,8 @@ def add_nms(
     )
     count = builder.constant(np.array([max_det], np.int64))
     scores, ranks = builder.nodes("TopK", [builder.node("Mul", [top, keep]), count], 2, axis=1, largest=1, sorted=1)
-    kept = builder.gather_rows(builder.node("Concat", [box, label, *([extras] if extras else [])], axis=2), ranks)
+    table = builder.node("Concat", [box, label, *([extras] if extras else [])], axis=2)
+    kept = builder.gather_rows(table, ranks, batch=batch, count=max_det)
     coordinates = builder.slice(kept, 0, 4, axis=2) if rotated else _to_corners(builder, kept)
     score = builder.unsqueeze(scores, 2)
     detections = builder.node("Concat", [coordinates, score, builder.slice(kept, 4, 5 + extra, axis=2)], axis=2)
@@ -142,18 +146,38 @@ def check_nms_applies(info: ModelInfo) -> None:
         )
 
 
-def _select_top_k(builder: GraphBuilder, raw: str, classes: int, top_k: int) -> tuple[str, str]:
-    """The rows (N, top_k, columns) of the highest-scoring boxes in descending order, and their scores (N, top_k)."""
+def _read_sides(graph: onnx.GraphProto, output: str) -> tuple[int | None, int | None]:
+    """Images and boxes of the dense output; None where that or the input is open, whatever the output says then."""
+    if not all(side.dim_value for side in graph.input[0].type.tensor_type.shape.dim):
+        return None, None
+    (shape,) = (value.type.tensor_type.shape.dim for value in graph.output if value.name == output)
+    return int(shape[0].dim_value) or None, int(shape[2].dim_value) or None
+
+
+def _select_top_k(builder: GraphBuilder, raw: str, classes: int, top_k: int, *, pads: bool) -> tuple[str, str]:
+    """The highest scores in descending order and the boxes they belong to, (N, top_k) each.
+
+    Args:
+        builder: Of the graph.
+        raw: The dense output.
+        classes: Number of classes.
+        top_k: Number of rows.
+        pads: Whether there may be fewer boxes, as in small images.
+    """
     best = builder.reduce("ReduceMax", builder.slice(raw, 4, 4 + classes, axis=1), [1])
-    # Small images have fewer than `top_k` boxes: scores are padded with zeros, which are no detections.
-    padded = builder.node("Pad", [best, builder.constant(np.array([0, 0, 0, top_k], np.int64))])
+    if pads:
+        # Scores are padded with zeros, which are no detections.
+        best = builder.node("Pad", [best, builder.constant(np.array([0, 0, 0, top_k], np.int64))])
     count = builder.constant(np.array([top_k], np.int64))
-    top, indices = builder.nodes("TopK", [padded, count], 2, axis=1, largest=1, sorted=1)
-    anchors = builder.node("Gather", [builder.node("Shape", [raw]), builder.constant(np.array(2, np.int64))], axis=0)
-    # Indices modulo the number of anchors: a padded index reads some other box, at score 0.
-    multiple = builder.node("Mul", [builder.node("Div", [indices, anchors]), anchors])
-    table = builder.node("Transpose", [raw], perm=[0, 2, 1])
-    return builder.gather_rows(table, builder.node("Sub", [indices, multiple])), top
+    top, indices = builder.nodes("TopK", [best, count], 2, axis=1, largest=1, sorted=1)
+    if pads:
+        anchors = builder.node(
+            "Gather", [builder.node("Shape", [raw]), builder.constant(np.array(2, np.int64))], axis=0
+        )
+        # Indices modulo the number of anchors: a padded index reads some other box, at score 0.
+        multiple = builder.node("Mul", [builder.node("Div", [indices, anchors]), anchors])
+        indices = builder.node("Sub", [indices, multiple])
+    return top, indices
 
 
 def _compute_keep_mask(
