@@ -127,6 +127,20 @@ def test_one_to_one_heads_have_the_rows_that_their_graph_selects(conf: float, ma
     expect_same(on_gpu, theirs)
 
 
+def expect_same_but_ties(ours, theirs) -> None:
+    """Torch's sigmoid of one logit differs in the last bit by its place in memory, and with it the order of ties."""
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-6)
+        tables = []
+        for found in (one, other):
+            # Of equal scores `max_det` may keep either.
+            chosen = found.scores > (found.scores[-1] if len(found) else 0) + 1e-6
+            table = np.concatenate((found.classes[chosen, None], found.boxes[chosen], found.scores[chosen, None]), 1)
+            tables.append(table[np.lexsort(table.round(3).T)])
+        np.testing.assert_allclose(*tables, atol=1e-3)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     conf=st.sampled_from([0.0, 0.3, 0.999]),
@@ -149,7 +163,7 @@ def test_a_fixed_number_of_rows_equals_as_many_as_there_are(conf, max_det, decim
         values = gpu_postprocess.enqueue_raw_maps(tensors, levels, count, thresholds, needs_nms=False)
     found = read_objects(values.numpy(), transforms, thresholds)
     if found is not None:
-        expect_same(found, expected)
+        expect_same_but_ties(found, expected)
     else:
         # More values than there is room for exceed the threshold.
         scores = [1 / (1 + np.exp(-value[:count])) for name, value in maps.items() if name.startswith("scores")]
