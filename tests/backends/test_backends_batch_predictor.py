@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +21,9 @@ from trtkit.backends.trt.copying import Copier
 from trtkit.backends.trt.gpu_preprocess import DeviceImages
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import ModelError
-from trtkit.models.model import DENSE, END2END_ROWS, NMS_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, OutputFormat
-from trtkit.tasks import PostprocessSettings, get_task
+from trtkit.models.model import END2END_ROWS, NMS_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, ModelInfo, OutputFormat
+from trtkit.tasks import PostprocessSettings, base, get_task
+from trtkit.tasks.detect import decode_dense
 
 BATCH, SIDE = 4, 32
 COPIER = Copier()
@@ -37,15 +38,25 @@ def end_threads() -> Iterator[None]:
 class Graph:
     """Enqueues again what was captured."""
 
-    def __init__(self, enqueue: Callable[[], torch.Tensor]) -> None:
-        self.enqueue, self.result, self.replays = enqueue, enqueue().fill_(float("nan")), 0
+    def __init__(self, enqueue: Callable[[], Result]) -> None:
+        self.enqueue, self.result, self.replays = enqueue, enqueue(), 0
+        self.reset()
 
     def replay(self) -> None:
         self.replays += 1
-        self.result.copy_(self.enqueue())
+        for target, source in zip(tensors(self.result), tensors(self.enqueue()), strict=True):
+            target.copy_(source)
 
     def reset(self) -> None:
-        self.result.fill_(float("nan"))
+        for target in tensors(self.result):
+            target.fill_(float("nan"))
+
+
+Result = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+def tensors(result: Result) -> list[torch.Tensor]:
+    return [result] if isinstance(result, torch.Tensor) else list(result.values())
 
 
 class Stream:
@@ -113,7 +124,7 @@ class Execution:
         (found,) = self.session.run(None, {"images": self.memory.numpy()})
         self.found.copy_(torch.from_numpy(found))
 
-    def capture(self, enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+    def capture(self, enqueue: Callable[[], Result]) -> tuple[Graph, Result]:
         self.graphs.append(Graph(enqueue))
         return self.graphs[-1], self.graphs[-1].result
 
@@ -139,15 +150,40 @@ class MapsExecution(Execution):
         return {name: one.unflatten(2, (SIDE // 2, -1)) for name, one in (("boxes_s2", boxes), ("scores_s2", scores))}
 
 
+class ExtraExecution(Execution):
+    """Gives dense boxes with further values, and a map that belongs to all objects."""
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        values = self.found[:, :1] / SIDE
+        extra = torch.cat([values * (place + 1) / 8 for place in range(self.extra)], 1)
+        maps = torch.stack([self.memory.mean(1), self.memory.amax(1)], 1)
+        return {"output0": torch.cat((self.found, extra), 1), **({"output1": maps} if self.extra == 2 else {})}
+
+
+class MaskExecution(ExtraExecution):
+    extra = 2
+
+
+class PoseExecution(ExtraExecution):
+    extra = 6
+
+
+class OrientedExecution(ExtraExecution):
+    extra = 1
+
+
+def make_info(**changes: object) -> ModelInfo:
+    return dataclasses.replace(tiny_graphs.info((SIDE, SIDE)), **changes)
+
+
 def make_predictor(execution: Execution, **changes: object) -> BatchPredictor:
     return BatchPredictor(
         execution,  # type: ignore[arg-type]
-        tiny_graphs.info((SIDE, SIDE), **changes),
+        make_info(**changes),
         input_name="images",
         lock=threading.RLock(),
         copier=COPIER,
         shapes=lambda count: ((count, 3, SIDE, SIDE), (BATCH, 3, SIDE, SIDE)),
-        fetch=lambda count, padded: {"output0": execution.found[:count].numpy().copy()},
     )
 
 
@@ -157,14 +193,14 @@ def predict_by_numpy(
     kind: type[Execution] = Execution,
     **changes: object,
 ) -> list[object]:
-    execution, info, found = kind(), tiny_graphs.info((SIDE, SIDE), **changes), []
+    execution, info, found = kind(), make_info(**changes), []
     for image in images:
         resized, transform = resize_to_input(image, (SIDE, SIDE), info.preprocess)
         execution.memory[:1] = torch.from_numpy(to_input([resized], info.preprocess))
         execution.memory[1:] = 0
         execution.run({"images": (1,)})
         outputs = {name: value[:1].numpy() for name, value in execution.outputs().items()}
-        found += get_task("detect").postprocess(outputs, info, [transform], thresholds)
+        found += get_task(info.task).postprocess(outputs, info, [transform], thresholds)
     return found
 
 
@@ -180,32 +216,42 @@ SIZES = (4, 1, 4, 2)
 @pytest.mark.parametrize("conf", [0.3, 0.65])
 @pytest.mark.parametrize("room", [2, 512])
 @pytest.mark.parametrize(
-    ("kind", "output_format"),
+    ("kind", "changes"),
     [
-        (Execution, DENSE),
-        (MapsExecution, RAW_MAPS),
-        (MapsExecution, RAW_ONE_TO_ONE),
-        (RowsExecution, END2END_ROWS),
-        (RowsExecution, NMS_ROWS),
+        (Execution, {}),
+        (MapsExecution, {"output_format": RAW_MAPS}),
+        (MapsExecution, {"output_format": RAW_ONE_TO_ONE}),
+        (RowsExecution, {"output_format": END2END_ROWS}),
+        (RowsExecution, {"output_format": NMS_ROWS}),
+        (MaskExecution, {"task": "segment"}),
+        (PoseExecution, {"task": "pose", "kpt_shape": (2, 3)}),
+        (OrientedExecution, {"task": "obb"}),
     ],
 )
 def test_predictions_are_those_of_each_image(
-    kind: type[Execution], output_format: OutputFormat, conf: float, room: int, monkeypatch: pytest.MonkeyPatch
+    kind: type[Execution], changes: dict[str, object], conf: float, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_objects, "FIXED_CANDIDATES", room)
     thresholds = PostprocessSettings(conf=conf, iou=0.5, max_det=20)
     execution = kind()
-    predictor = make_predictor(execution, output_format=output_format)
-    expected = predict_by_numpy(IMAGES, thresholds, kind, output_format=output_format)
+    predictor = make_predictor(execution, **changes)
+    expected = predict_by_numpy(IMAGES, thresholds, kind, **changes)
     assert all(map(len, expected))
     for _ in range(2):
         found = list(predictor.predict(split(IMAGES, SIZES), thresholds))
         assert len(found) == len(expected)
         for one, two in zip(found, expected, strict=True):
+            assert type(one) is type(two)
             assert one.shape == two.shape
             np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
             assert np.array_equal(one.classes, two.classes)
+            for name in ("keypoints", "xywhr"):
+                if hasattr(two, name):
+                    np.testing.assert_allclose(getattr(one, name), getattr(two, name), atol=1e-3)
+            if hasattr(two, "masks"):
+                np.testing.assert_allclose(one.masks.coefficients, two.masks.coefficients, atol=1e-4)
+                np.testing.assert_allclose(one.masks.prototypes, two.masks.prototypes, atol=1e-5)
     # Without room the first batch runs again; one more is under way by then. Rows have no candidates.
     repeats = 2 if room == 2 and kind is not RowsExecution else 0
     assert len(execution.runs) == 2 * (len(SIZES) + repeats)
@@ -295,7 +341,7 @@ def test_batches_share_memory_and_wait_for_no_more_than_that(monkeypatch: pytest
         assert beside.get(step) not in done
 
 
-def refuse_capture(enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+def refuse_capture(enqueue: Callable[[], Result]) -> tuple[Graph, Result]:
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
@@ -303,7 +349,7 @@ def test_work_that_no_graph_holds_runs_as_it_is(monkeypatch: pytest.MonkeyPatch)
     execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
     calls = []
 
-    def refuse(enqueue: Callable[[], torch.Tensor]) -> tuple[Graph, torch.Tensor]:
+    def refuse(enqueue: Callable[[], Result]) -> tuple[Graph, Result]:
         calls.append(1)
         return refuse_capture(enqueue)
 
@@ -332,21 +378,25 @@ def test_a_batch_that_is_never_read_leaves_its_memory_alone() -> None:
     assert [len(one) for one in predictor.predict(split(IMAGES, SIZES), thresholds)] == [len(one) for one in expected]
 
 
-def test_outputs_that_no_kernel_here_decodes_are_fetched() -> None:
-    execution = Execution()
-    thresholds = PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
-    predictor = make_predictor(execution)
-    # As for masks and keypoints, which the host reads.
-    predictor._format = ""
-    found = list(predictor.predict(split(IMAGES, SIZES), thresholds))
+def test_other_formats_are_decoded_by_the_host_while_the_next_batch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(base._DECODERS, "users_own", decode_dense)
+    execution, thresholds = Execution(), PostprocessSettings(conf=0.65, iou=0.5, max_det=20)
+    predictor = make_predictor(execution, output_format=OutputFormat(name="users_own"))
     expected = predict_by_numpy(IMAGES, thresholds)
-    assert [len(one) for one in found] == [len(one) for one in expected]
+    runs = []
+    for one, two in zip(predictor.predict(split(IMAGES, SIZES), thresholds), expected, strict=True):
+        np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
+        runs.append(len(execution.runs))
+    assert runs == [2] * 4 + [3] + [4] * 6
+    # Nothing is computed on the GPU, so there is no graph of it.
+    assert not predictor._postprocess.is_captured
 
 
-def test_an_output_of_other_classes_is_refused() -> None:
-    info = tiny_graphs.info((SIDE, SIDE))
-    predictor = make_predictor(Execution())
-    predictor._info = dataclasses.replace(info, names={0: "one"})
+@pytest.mark.parametrize(
+    "changes", [{"names": {0: "one"}}, {"task": "obb", "names": {number: str(number) for number in range(9)}}]
+)
+def test_an_output_of_other_classes_is_refused(changes: dict[str, object]) -> None:
+    predictor = make_predictor(Execution(), **changes)
     with raises(ModelError, "task-output-shape"):
         list(predictor.predict([IMAGES[:1]], PostprocessSettings()))
 

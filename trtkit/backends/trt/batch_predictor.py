@@ -1,7 +1,7 @@
 """`predict` of an engine, on the GPU: the host prepares a batch while the GPU works on the one before.
 
 A batch goes through three steps: its images are copied to pinned memory by other threads; transfer, preprocessing,
-engine and NMS are enqueued, as CUDA graphs once they have run; and its objects are read. On the GPU a batch is
+engine and NMS are enqueued, as CUDA graphs once they have run; and the host reads its objects. On the GPU a batch is
 transferred while the engine runs the one before, and preprocessed beside the NMS of that one.
 """
 
@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from trtkit.backends.stages import enter_stage
-from trtkit.backends.trt import gpu_postprocess
-from trtkit.backends.trt.execution import RUNS_BEFORE_CAPTURE
-from trtkit.backends.trt.gpu_objects import read_objects
+from trtkit.backends.trt.execution import RUNS_BEFORE_CAPTURE, trim_rows
 from trtkit.backends.trt.gpu_preprocess import DeviceImages, HostImages, locate_images
-from trtkit.models.model import DENSE, END2END_ROWS, NMS_ROWS, RAW_MAPS
-from trtkit.models.output_shapes import find_main_output
-from trtkit.tasks import get_task
-from trtkit.tasks.base import BoxLayout
-from trtkit.tasks.detect import get_main_output
-from trtkit.tasks.raw_maps import find_levels
+from trtkit.backends.trt.output_readers import choose_reader
 
 if TYPE_CHECKING:
     from trtkit.backends.trt.copying import Copier
@@ -37,13 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["BatchPredictor"]
 
 Shape = tuple[int, ...]
-
-GPU_FORMATS = tuple(one.name for one in (DENSE, RAW_MAPS, NMS_ROWS, END2END_ROWS))
-"""Output formats whose boxes are read on the GPU."""
+Result = TypeVar("Result")
 
 
 class _Memory:
-    """What one batch under way holds of the host's pinned memory: its images, and the objects found.
+    """What one batch under way holds of the host's pinned memory: its images, and what is read of its outputs.
 
     Args:
         pinned: Whether a GPU reads and writes it.
@@ -51,15 +42,19 @@ class _Memory:
 
     def __init__(self, *, pinned: bool) -> None:
         self.images = HostImages(pinned=pinned)
-        self._objects = torch.empty(0)
+        self._values: dict[str, torch.Tensor] = {}
 
-    def download(self, values: torch.Tensor) -> torch.Tensor:
+    def download(self, values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Enqueue a copy to the host, which is there when the stream has come so far."""
-        if self._objects.numel() < values.numel():
-            self._objects = torch.empty(values.numel(), pin_memory=values.is_cuda)
-        host = self._objects[: values.numel()]
-        host.copy_(values, non_blocking=True)
-        return host
+        hosts = {}
+        for name, value in values.items():
+            memory = self._values.get(name)
+            if memory is None or memory.numel() < value.numel():
+                memory = self._values[name] = torch.empty(value.numel(), pin_memory=value.is_cuda)
+            host = memory[: value.numel()].view(value.shape)
+            host.copy_(value, non_blocking=True)
+            hosts[name] = host.numpy()
+        return hosts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,12 +87,12 @@ class _StartedBatch:
 
     Attributes:
         staged: The batch.
-        objects: From `pack_objects`, once `done` has happened.
+        values: For `OutputReader.read`, once `done` has happened.
         done: A CUDA event.
     """
 
     staged: _StagedBatch
-    objects: torch.Tensor
+    values: Mapping[str, np.ndarray]
     done: Any
 
 
@@ -114,7 +109,7 @@ class _Replay:
         self._key: Any = None
         self._runs = 0
         self._graph: Any = None
-        self._result = torch.empty(0)
+        self._result: Any = None
         self.error = ""
 
     @property
@@ -122,7 +117,7 @@ class _Replay:
         """Whether a graph is replayed."""
         return self._graph is not None
 
-    def enqueue(self, key: Any, operations: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def enqueue(self, key: Any, operations: Callable[[], Result]) -> Result:
         """Enqueue operations.
 
         Args:
@@ -145,15 +140,15 @@ class _Replay:
             self._runs += 1
             return operations()
         self._graph.replay()
-        return self._result
+        return self._result  # type: ignore[no-any-return]
 
     def free(self) -> None:
         """Free the graph and its memory."""
         if self._graph is not None:
             self._stream.synchronize()
             self._graph.reset()
-        self._key = self._graph = None
-        self._runs, self._result = 0, torch.empty(0)
+        self._key = self._graph = self._result = None
+        self._runs = 0
 
 
 class BatchPredictor:
@@ -166,7 +161,6 @@ class BatchPredictor:
         lock: Serializes what uses the engine's memory.
         copier: Copies images to pinned memory.
         shapes: The input's shape of a number of images, and the shape to run, which may hold more.
-        fetch: Copies the outputs of so many images, of so many that ran, to the host.
     """
 
     def __init__(
@@ -178,24 +172,22 @@ class BatchPredictor:
         lock: contextlib.AbstractContextManager[Any],
         copier: Copier,
         shapes: Callable[[int], tuple[Shape, Shape]],
-        fetch: Callable[[int, int], dict[str, np.ndarray]],
     ) -> None:
         self._execution, self._info, self._input_name, self._lock = execution, info, input_name, lock
-        self._copier, self._shapes, self._fetch = copier, shapes, fetch
+        self._copier, self._shapes = copier, shapes
         self._free: list[_Memory] = []
         self._images = DeviceImages(execution.device)
         self._preprocess = _Replay(execution, execution.stream)
         self._postprocess = _Replay(execution, execution.objects_stream)
         self._preprocessed = execution.torch.cuda.Event()
-        is_boxes = get_task(info.task).kinds == ("B",)
-        self._format = info.output_format.name if is_boxes else ""
+        self._reader = choose_reader(info)
 
     def predict(self, batches: Iterable[Sequence[np.ndarray]], settings: PostprocessSettings) -> Iterator[Prediction]:
         """Predict batch by batch.
 
-        A batch of boxes is enqueued whole, before the one before is read: the GPU need not wait for the host, nor the
-        host for the GPU. A batch of more candidates than that has room for runs again and waits for their count, and
-        so do the batches that follow it.
+        A batch is enqueued whole, before the one before is read: the GPU need not wait for the host, nor the host for
+        the GPU. A batch of more candidates than that has room for runs again and waits for their count, and so do the
+        batches that follow it.
 
         Args:
             batches: uint8 images (height, width, channels), none more than the engine takes.
@@ -207,7 +199,7 @@ class BatchPredictor:
         Raises:
             EngineError: The run failed.
         """
-        enqueues = self._format in GPU_FORMATS
+        enqueues = True
         remaining, started = iter(batches), None
         first = next(remaining, None)
         staged = None if first is None else self._stage(first)
@@ -253,30 +245,27 @@ class BatchPredictor:
             with execution.use_stream(execution.objects_stream):
                 execution.objects_stream.wait_stream(execution.stream)
                 enter_stage("postprocess")
-                maps, enqueue = self._choose_postprocess(count, settings)
-                memory = tuple((value.data_ptr(), tuple(value.shape)) for value in maps)
-                objects = self._postprocess.enqueue((count, settings.conf, settings.iou, memory), enqueue)
+                values = self._enqueue_reading(count, staged.padded[0], settings)
                 execution.hold_outputs()
                 enter_stage("download")
-                host = staged.memory.download(objects)
+                hosts = staged.memory.download(values)
                 done = execution.torch.cuda.Event()
                 done.record(execution.objects_stream)
-        return _StartedBatch(staged=staged, objects=host, done=done)
+        return _StartedBatch(staged=staged, values=hosts, done=done)
 
-    def _choose_postprocess(
-        self, count: int, settings: PostprocessSettings
-    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
-        """The outputs that postprocessing reads, and what enqueues it."""
-        if self._format == RAW_MAPS.name:
-            maps, levels = self._read_maps()
-            needs_nms = self._info.output_format.needs_nms
-            return list(maps.values()), lambda: gpu_postprocess.enqueue_raw_maps(
-                maps, levels, count, settings, needs_nms=needs_nms
-            )
-        boxes, classes = self._read_boxes(), len(self._info.names)
-        if self._format == DENSE.name:
-            return [boxes], lambda: gpu_postprocess.enqueue_postprocess(boxes, classes, count, settings)
-        return [boxes], lambda: gpu_postprocess.enqueue_rows(boxes, count, settings)
+    def _enqueue_reading(self, count: int, padded: int, settings: PostprocessSettings) -> Mapping[str, torch.Tensor]:
+        outputs = self._read_outputs(count, padded)
+
+        def enqueue() -> Mapping[str, torch.Tensor]:
+            return self._reader.enqueue(outputs, count, settings)
+
+        if not self._reader.computes:
+            return enqueue()
+        memory = tuple((value.data_ptr(), tuple(value.shape)) for value in outputs.values())
+        return self._postprocess.enqueue((count, settings, memory), enqueue)
+
+    def _read_outputs(self, count: int, padded: int) -> dict[str, torch.Tensor]:
+        return {name: trim_rows(value, count, padded) for name, value in self._execution.outputs().items()}
 
     def _finish(self, started: _StartedBatch, settings: PostprocessSettings) -> list[Prediction] | None:
         """The predictions of a batch; None if it had too many candidates."""
@@ -284,7 +273,7 @@ class BatchPredictor:
             started.done.synchronize()
         enter_stage("postprocess")
         memory = started.staged.memory
-        found = read_objects(started.objects.numpy(), memory.images.transforms, settings)
+        found = self._reader.read(started.values, memory.images.transforms, settings)
         self._free.append(memory)
         return None if found is None else list(found)
 
@@ -293,25 +282,12 @@ class BatchPredictor:
         staged.wait()
         with self._lock, self._execution.use_stream():
             self._enqueue_engine(staged)
-            transforms = staged.memory.images.transforms
-            is_read_here = self._format in (DENSE.name, RAW_MAPS.name)
-            if self._format == DENSE.name:
-                enter_stage("postprocess")
-                found = gpu_postprocess.postprocess(self._read_boxes(), len(self._info.names), transforms, settings)
-            elif is_read_here:
-                enter_stage("postprocess")
-                found = gpu_postprocess.postprocess_raw_maps(
-                    *self._read_maps(), transforms, settings, needs_nms=self._info.output_format.needs_nms
-                )
-            else:
-                enter_stage("download")
-                outputs = self._fetch(len(staged.images), staged.padded[0])
-            # All of these have waited for the stream.
+            enter_stage("postprocess")
+            outputs = self._read_outputs(len(staged.images), staged.padded[0])
+            found = self._reader.read_all(outputs, staged.memory.images.transforms, settings)
+            # It has waited for the stream.
             self._free.append(staged.memory)
-        if is_read_here:
-            return list(found)
-        enter_stage("postprocess")
-        return list(get_task(self._info.task).postprocess(outputs, self._info, transforms, settings))
+        return list(found)
 
     def _enqueue_engine(self, staged: _StagedBatch) -> None:
         """Enqueue upload, preprocessing and the engine."""
@@ -330,18 +306,3 @@ class BatchPredictor:
             self._preprocessed.record(execution.stream)
             enter_stage("engine")
             execution.run({self._input_name: staged.padded})
-
-    def _read_boxes(self) -> torch.Tensor:
-        """The output of dense boxes, or of rows."""
-        outputs = self._execution.outputs()
-        boxes = outputs[find_main_output({name: value.ndim for name, value in outputs.items()}, self._info.task)]
-        axis, columns = (1, 4 + len(self._info.names)) if self._format == DENSE.name else (2, 6)
-        # The CPU path checks the shape on an empty batch, so that both raise the same errors.
-        empty = {"output0": np.empty((0, *boxes.shape[1:]), np.float32)}
-        get_main_output(empty, self._info, axis=axis, columns=columns)
-        return boxes  # type: ignore[no-any-return]
-
-    def _read_maps(self) -> tuple[dict[str, torch.Tensor], list[Any]]:
-        maps = self._execution.outputs()
-        shapes = {name: tuple(value.shape) for name, value in maps.items()}
-        return maps, list(find_levels(shapes, self._info, BoxLayout()))

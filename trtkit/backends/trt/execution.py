@@ -18,7 +18,7 @@ from trtkit.backends.runner import closed_error
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.errors import EngineError
 
-__all__ = ["EventClock", "Execution", "load_plan"]
+__all__ = ["EventClock", "Execution", "load_plan", "trim_rows"]
 
 # Runs of one shape before a CUDA graph is captured: the first ones allocate and load kernels, which fails in a capture.
 RUNS_BEFORE_CAPTURE = 2
@@ -515,6 +515,17 @@ def _create_output_allocator(execution: Execution, name: str) -> Any:
             return self.data[: math.prod(self.shape)].view(self.shape)
 
     return OutputAllocator()
+
+
+def trim_rows(value: Any, count: int, padded: int) -> Any:
+    """The rows of the caller's images, without those of the padding.
+
+    Args:
+        value: An output, or a view of it.
+        count: Images of the caller.
+        padded: Images that ran.
+    """
+    return value[:count] if value.ndim and value.shape[0] == padded else value
 
 
 def _first_line(error: BaseException) -> str:

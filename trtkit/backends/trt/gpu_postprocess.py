@@ -14,7 +14,10 @@ from trtkit.data.images import ImageTransform
 from trtkit.tasks import Detections, PostprocessSettings
 from trtkit.tasks.raw_maps import Level, logit_threshold
 
-__all__ = ["enqueue_postprocess", "enqueue_raw_maps", "enqueue_rows", "postprocess", "postprocess_raw_maps"]
+__all__ = [
+    "enqueue_candidates", "enqueue_postprocess", "enqueue_raw_maps", "enqueue_rows", "postprocess",
+    "postprocess_raw_maps",
+]  # fmt: skip
 
 
 def postprocess(
@@ -56,6 +59,27 @@ def enqueue_postprocess(output: torch.Tensor, classes: int, count: int, settings
     rows = output[:, : 4 + classes].gather(2, anchors[:, None].expand(-1, 4 + classes, -1))
     boxes, numbers = rows[:, :4].transpose(1, 2), rows[:, 4:].max(1).indices
     return keep_objects(_to_corners(boxes), scores, numbers, found, settings)
+
+
+def enqueue_candidates(
+    output: torch.Tensor, classes: int, settings: PostprocessSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense output with the candidates' anchors alone, for the host to decode; nothing waits for the GPU.
+
+    Args:
+        output: Shape (batch, 4 + classes + extra, anchors), float32: a box, scores, and further values.
+        classes: Number of classes.
+        settings: Thresholds; `iou` and `multi_label` do not apply.
+
+    Returns:
+        The same columns of at most `FIXED_CANDIDATES` anchors, their scores 0 where there are no more; and whether
+        these are all candidates, a scalar, float32.
+    """
+    anchors, scores, found = choose_candidates(output[:, 4 : 4 + classes].amax(1), settings.conf)
+    table = output.gather(2, anchors[:, None].expand(-1, output.shape[1], -1))
+    chosen = torch.where((scores > settings.conf)[:, None], table[:, 4 : 4 + classes], 0)
+    suffices = (found <= anchors.shape[1]).all().float()
+    return torch.cat((table[:, :4], chosen, table[:, 4 + classes :]), 1), suffices
 
 
 def _to_corners(xywh: torch.Tensor) -> torch.Tensor:

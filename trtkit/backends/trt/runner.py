@@ -21,7 +21,7 @@ from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
 from trtkit.backends.stages import StageClock, enter_stage
 from trtkit.backends.trt.copying import Copier
-from trtkit.backends.trt.execution import EventClock, Execution
+from trtkit.backends.trt.execution import EventClock, Execution, trim_rows
 from trtkit.backends.trt.layer_info import add_times, layer_frame, parse_inspector_json
 from trtkit.errors import EngineError, ModelError
 from trtkit.files import hash_parts
@@ -213,7 +213,7 @@ class TensorRTRunner(Runner):
                 self._execution.run({self.input_name: shape})
                 outputs = self._execution.outputs()
             current.wait_stream(self._execution.stream)
-        return {name: _trim_rows(value, count, shape[0]) for name, value in outputs.items()}
+        return {name: trim_rows(value, count, shape[0]) for name, value in outputs.items()}
 
     def input_tensor(self, batch: int) -> Any:
         """The engine's input memory, to be written in place before `infer_device`.
@@ -238,7 +238,8 @@ class TensorRTRunner(Runner):
         """Preprocess images, run them and postprocess the outputs; see `Runner.predict`.
 
         Letterbox, stretch, and boxes that are dense, raw maps or final (of NMS in the graph or a one-to-one head) are
-        processed on the GPU. A center crop, masks, keypoints, oriented boxes and other formats go through the CPU.
+        processed on the GPU. Masks, keypoints, oriented boxes and other formats are decoded by the CPU while the GPU
+        runs the next batch, of dense outputs the candidates alone. A center crop goes through the CPU.
         """
         from trtkit.backends.trt.batch_predictor import BatchPredictor
         from trtkit.backends.trt.gpu_preprocess import GPU_KINDS
@@ -255,7 +256,6 @@ class TensorRTRunner(Runner):
                     lock=self._lock,
                     copier=self._copier,
                     shapes=self._plan_shapes,
-                    fetch=self._fetch_outputs,
                 )
             # Another thread may close the runner meanwhile.
             predictor = self._predictor
@@ -395,7 +395,7 @@ class TensorRTRunner(Runner):
         torch = self._execution.torch
         hosts = {}
         for name, value in self._execution.outputs().items():
-            kept = _trim_rows(value, count, padded)
+            kept = trim_rows(value, count, padded)
             hosts[name] = self._stage(name, tuple(kept.shape), torch.float32)
             hosts[name].copy_(kept, non_blocking=True)
         self._execution.stream.synchronize()
@@ -441,11 +441,6 @@ class TensorRTRunner(Runner):
         with self._execution.use_stream(), contextlib.suppress(EngineError):
             precisions = {row["precision"] for row in self._read_layers()}
         return next((name for name in reversed(PRECISIONS) if name in precisions), PRECISIONS[0])
-
-
-def _trim_rows(value: Any, count: int, padded: int) -> Any:
-    """The rows of the caller's images, without those of the padding."""
-    return value[:count] if value.ndim and value.shape[0] == padded else value
 
 
 def _read_precision(file: EngineFile) -> str | None:
