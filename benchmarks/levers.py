@@ -33,7 +33,7 @@ from typing import Any
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import join_branches, read_int8, read_quantized, read_uint8
+from lever_passes import join_branches, read_blocks, read_int8, read_quantized, read_uint8
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
 
@@ -53,8 +53,9 @@ class Variant:
 
     Attributes:
         base: The graph that `prepare` writes: one of `BASES`.
-        input: Rewriting of the input: "uint8-nhwc", "uint8-nchw", "int8" or "quantized"; "" for FP32 NCHW.
-        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "vector-in", "any-out".
+        input: Rewriting of the input, one of `INPUTS`; "" for FP32 NCHW.
+        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "eight-in", "vector-in",
+            "vector32-in", "any-out".
         precisions: Which precisions have it.
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
         level: Optimization level; None takes that of the command. Timings of kernels are then shared with no other
@@ -132,6 +133,23 @@ VARIANTS: Mapping[str, Variant] = {
     "raw-first-float-uint8": Variant(base="raw-first-float", input="uint8-nhwc", precisions=("int8",)),
     "raw-uint8-nhwc": Variant(base="raw", input="uint8-nhwc"),
     "raw-int8-input": Variant(base="raw", input="int8", precisions=("int8",)),
+    "raw-blocks-streams": Variant(base="raw", input="blocks", streams=4),
+    "raw-half-blocks-streams": Variant(
+        base="raw", input="blocks", formats=("half-in", "eight-in"), streams=4, precisions=("fp16",)
+    ),
+    "raw-linear-blocks-streams": Variant(base="raw", input="quantized-blocks", streams=4, precisions=("int8",)),
+    "raw-vector-blocks-streams": Variant(
+        base="raw", input="quantized-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
+    ),
+    "raw-vector-wide-blocks-streams": Variant(
+        base="raw", input="quantized-wide-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
+    ),
+    "raw-vector-small-blocks-streams": Variant(
+        base="raw", input="quantized-small-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
+    ),
+    "vector-blocks-streams": Variant(
+        input="quantized-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
+    ),
     "together": Variant(base="raw", input="uint8-nhwc", formats=("any-out",)),
     "together-joined": Variant(base="joined-raw", input="uint8-nhwc", formats=("any-out",)),
 }
@@ -143,6 +161,10 @@ INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "uint8-nchw": lambda proto: read_uint8(proto, nhwc=False),
     "int8": lambda proto: read_int8(expand_int8_weights(proto)),
     "quantized": read_quantized,
+    "blocks": lambda proto: read_blocks(proto, 4),
+    "quantized-blocks": lambda proto: read_quantized(read_blocks(proto, 4)),
+    "quantized-wide-blocks": lambda proto: read_quantized(read_blocks(proto, 4, kernel=3)),
+    "quantized-small-blocks": lambda proto: read_quantized(read_blocks(proto, 2)),
 }
 
 
@@ -392,9 +414,10 @@ def set_formats(trt: Any, network: Any, formats: tuple[str, ...]) -> None:
     """
     if "half-in" in formats:
         network.get_input(0).dtype = trt.float16
-    if "vector-in" in formats:
-        # Three channels of a pixel beside each other: NHWC, padded to four.
-        network.get_input(0).allowed_formats = 1 << int(trt.TensorFormat.CHW4)
+    # Channels of a pixel beside each other: NHWC, padded to as many.
+    for name, format_name in (("vector-in", "CHW4"), ("vector32-in", "CHW32"), ("eight-in", "HWC8")):
+        if name in formats:
+            network.get_input(0).allowed_formats = 1 << int(getattr(trt.TensorFormat, format_name))
     if "any-out" in formats:
         for place in range(network.num_outputs):
             names = ("LINEAR", "HWC8", "CHW2", "CHW4", "CHW16")
