@@ -40,6 +40,7 @@ from refinement_graphs import find_shiftable_groups, shift_activations
 import trtkit as tk
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.qdq import expand_int8_weights, plan_qdq
+from trtkit.graph.space_to_depth import move_space_to_depth
 from trtkit.models.onnx_model import from_proto
 from trtkit.writing import write_json
 
@@ -58,6 +59,7 @@ class Variant:
             "vector32-in", "any-out".
         precisions: Which precisions have it.
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
+        fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
         level: Optimization level; None takes that of the command. Timings of kernels are then shared with no other
             variant: a level decides which kernels are timed.
     """
@@ -67,6 +69,7 @@ class Variant:
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = PRECISIONS
     streams: int | None = None
+    fold: tuple[int, int] | None = None
     level: int | None = None
 
     @property
@@ -133,6 +136,13 @@ VARIANTS: Mapping[str, Variant] = {
     "raw-first-float-uint8": Variant(base="raw-first-float", input="uint8-nhwc", precisions=("int8",)),
     "raw-uint8-nhwc": Variant(base="raw", input="uint8-nhwc"),
     "raw-int8-input": Variant(base="raw", input="int8", precisions=("int8",)),
+    "folded": Variant(fold=(2, 2)),
+    "folded-streams": Variant(fold=(2, 2), streams=4),
+    "raw-folded-streams": Variant(base="raw", fold=(2, 2), streams=4),
+    "raw-folded-columns-streams": Variant(base="raw", fold=(1, 2), streams=4),
+    "raw-folded-blocks-streams": Variant(
+        base="raw", input="quantized-blocks", fold=(2, 2), formats=("vector32-in",), streams=4, precisions=("int8",)
+    ),
     "raw-blocks-streams": Variant(base="raw", input="blocks", streams=4),
     "raw-half-blocks-streams": Variant(
         base="raw", input="blocks", formats=("half-in", "eight-in"), streams=4, precisions=("fp16",)
@@ -358,8 +368,10 @@ def build(options: argparse.Namespace) -> None:
     os.environ["TRTKIT_CACHE"] = str(out / "cache" / options.series)
     proto = onnx.load(options.graph)
     info = from_proto(proto).info
-    proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
     proto = INPUTS[variant.input](proto)
+    if variant.fold is not None:
+        proto = move_space_to_depth(proto, variant.fold)
+    proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
     size = info.imgsz
     if variant.input or variant.formats or variant.streams is not None:
         # The builder checks an input of (N, C, H, W); these graphs are static, and need no profile.

@@ -12,9 +12,9 @@ import copy
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
 from trtkit.graph.editing import remove_unused_constants
 
 __all__ = ["CHANNEL_BLOCK", "pad_channels"]
@@ -107,7 +107,7 @@ class _PaddingPlan:
         channels = self.channels[name]
         if name not in self.derived:
             producer = self.index.producer.get(name)
-            if producer is None or not (_is_dense_conv(self.index, producer) or producer.op_type in CHANNELWISE_OPS):
+            if producer is None or not (is_dense_conv(self.index, producer) or producer.op_type in CHANNELWISE_OPS):
                 raise _NotPaddableError
             if producer.op_type in CHANNELWISE_OPS:
                 for source in self._channel_inputs(producer):
@@ -116,7 +116,7 @@ class _PaddingPlan:
             if reader.op_type in CHANNELWISE_OPS and name in self._channel_inputs(reader):
                 self._set(reader.output[0], channels)
             elif not (
-                (_is_dense_conv(self.index, reader) and reader.input[0] == name)
+                (is_dense_conv(self.index, reader) and reader.input[0] == name)
                 or reader.op_type == "Concat"
                 or (reader.op_type == "Split" and all(part in self.channels for part in reader.output))
             ):
@@ -156,13 +156,13 @@ def _apply(index: GraphIndex, channels: dict[str, Channels]) -> None:
     for node in graph.node:
         if node.op_type == "Split" and node.input[0] in channels:
             sizes = [sum(padded for _, padded in channels[name]) for name in node.output]
-            node.input[1] = _add_constant(graph, f"{node.name}_filled_sizes", np.array(sizes, np.int64))
-        if not _is_dense_conv(index, node):
+            node.input[1] = add_constant(graph, f"{node.name}_filled_sizes", np.array(sizes, np.int64))
+        if not is_dense_conv(index, node):
             continue
         inputs, outputs = channels.get(node.input[0]), channels.get(node.output[0])
         if inputs is None and outputs is None:
             continue
-        qdq = _weight_qdq_nodes(index, node)
+        qdq = list_weight_qdq(index, node)
         reader, slot = (qdq[0], 0) if qdq else (node, 1)
         weight = index.array(reader.input[slot])
         if inputs is not None:
@@ -171,23 +171,17 @@ def _apply(index: GraphIndex, channels: dict[str, Channels]) -> None:
             weight = _pad_array(weight, outputs, axis=0)
             if len(node.input) > 2 and node.input[2]:
                 bias = _pad_array(index.array(node.input[2]), outputs, axis=0)
-                node.input[2] = _add_constant(graph, f"{node.name}_filled_bias", bias)
+                node.input[2] = add_constant(graph, f"{node.name}_filled_bias", bias)
             for one in qdq:
                 # Empty channels get scale 1; Q and DQ of a float weight read the same two constants.
                 for place, suffix, value in ((1, "scale", 1), (2, "zero_point", 0)):
                     if place < len(one.input) and index.array(one.input[place]).size > 1:
                         padded = _pad_array(index.array(one.input[place]), outputs, axis=0, value=value)
-                        one.input[place] = _add_constant(graph, f"{node.name}_filled_{suffix}", padded)
-        reader.input[slot] = _add_constant(graph, f"{node.name}_filled_weight", weight)
+                        one.input[place] = add_constant(graph, f"{node.name}_filled_{suffix}", padded)
+        reader.input[slot] = add_constant(graph, f"{node.name}_filled_weight", weight)
     # Recorded shapes are out of date.
     del graph.value_info[:]
     remove_unused_constants(graph)
-
-
-def _add_constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
-    if all(tensor.name != name for tensor in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(value, name))
-    return name
 
 
 def _pad_array(array: np.ndarray, channels: Channels, *, axis: int, value: float = 0) -> np.ndarray:
@@ -199,30 +193,6 @@ def _pad_array(array: np.ndarray, channels: Channels, *, axis: int, value: float
         widths[axis] = (0, padded - count)
         parts.append(np.pad(part, widths, constant_values=value))
     return np.concatenate(parts, axis=axis)
-
-
-def _weight_qdq_nodes(index: GraphIndex, node: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
-    """What stands in front of a layer's weight: the DQ node of an INT8 one, Q and DQ of a float one, or nothing."""
-    dequantize = index.producer.get(node.input[1])
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        return ()
-    quantize = index.producer.get(dequantize.input[0])
-    if quantize is None or quantize.op_type == "Constant":
-        return (dequantize,)
-    return (quantize, dequantize) if quantize.op_type == "QuantizeLinear" else ()
-
-
-def _is_dense_conv(index: GraphIndex, node: onnx.NodeProto) -> bool:
-    """Whether a node is a convolution of one group with constant weight and bias, where 0 stands for 0."""
-    if node.op_type != "Conv" or index.group(node) != 1:
-        return False
-    qdq = _weight_qdq_nodes(index, node)
-    if any(name not in index.constants for one in qdq for name in one.input[1:]):
-        return False
-    if any(index.array(name).any() for one in qdq for name in one.input[2:]):
-        return False
-    source = qdq[0].input[0] if qdq else node.input[1]
-    return source in index.constants and all(name in index.constants for name in node.input[2:] if name)
 
 
 def _infer_channel_counts(proto: onnx.ModelProto) -> dict[str, int]:
