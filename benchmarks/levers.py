@@ -139,6 +139,8 @@ VARIANTS: Mapping[str, Variant] = {
     "folded": Variant(fold=(2, 2)),
     "folded-streams": Variant(fold=(2, 2), streams=4),
     "raw-folded-streams": Variant(base="raw", fold=(2, 2), streams=4),
+    "raw-half-streams": Variant(base="raw", formats=("half-in",), streams=4),
+    "raw-folded-half-streams": Variant(base="raw", fold=(2, 2), formats=("half-in",), streams=4, precisions=("fp16",)),
     "raw-folded-columns-streams": Variant(base="raw", fold=(1, 2), streams=4),
     "raw-folded-blocks-streams": Variant(
         base="raw", input="quantized-blocks", fold=(2, 2), formats=("vector32-in",), streams=4, precisions=("int8",)
