@@ -178,7 +178,7 @@ def read_quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def read_blocks(proto: onnx.ModelProto, side: int, *, kernel: int = 2) -> onnx.ModelProto:
+def read_blocks(proto: onnx.ModelProto, side: int, *, kernel: int = 2, in_graph: bool = False) -> onnx.ModelProto:
     """Take blocks of pixels as channels (ONNX's SpaceToDepth), as the first convolutions then read them.
 
     Three channels fill a tenth of the 32 that an INT8 kernel reads at once; blocks of 4 x 4 pixels are 48. A
@@ -190,6 +190,7 @@ def read_blocks(proto: onnx.ModelProto, side: int, *, kernel: int = 2) -> onnx.M
             and padding 1; not modified.
         side: 2 or 4: pixels of a block's side.
         kernel: 2, with padding above and left alone; or 3, with zeros below and right and padding all around.
+        in_graph: Whether the graph makes the blocks, of its input as it was.
 
     Returns:
         The graph, of an input (N, C x side^2, H / side, W / side); channels by row, column and color.
@@ -208,10 +209,16 @@ def read_blocks(proto: onnx.ModelProto, side: int, *, kernel: int = 2) -> onnx.M
         readers = [node for node in graph.node if own & set(node.input) and not own & set(node.output)]
         assert readers == [second], "the first convolution's blocks are read by others too"
         _replace_conv(index, second, _move_weights(_read_weights(index, second), 2, kernel), kernel)
-    shape = graph.input[0].type.tensor_type.shape.dim
-    shape[1].dim_value *= side**2
-    for place in (2, 3):
-        shape[place].dim_value //= side
+    name, shape = graph.input[0].name, graph.input[0].type.tensor_type.shape.dim
+    if in_graph:
+        for node in graph.node:
+            node.input[:] = ["pixels_in_blocks" if one == name else one for one in node.input]
+        make_blocks = helper.make_node("SpaceToDepth", [name], ["pixels_in_blocks"], "pixels_blocks", blocksize=side)
+        graph.node.insert(0, make_blocks)
+    else:
+        shape[1].dim_value *= side**2
+        for place in (2, 3):
+            shape[place].dim_value //= side
     del graph.value_info[:]
     remove_unused_constants(graph)
     return result

@@ -145,6 +145,7 @@ VARIANTS: Mapping[str, Variant] = {
     "raw-folded-blocks-streams": Variant(
         base="raw", input="quantized-blocks", fold=(2, 2), formats=("vector32-in",), streams=4, precisions=("int8",)
     ),
+    "raw-folded-graph-blocks-streams": Variant(base="raw", input="graph-blocks", fold=(2, 2), streams=4),
     "raw-blocks-streams": Variant(base="raw", input="blocks", streams=4),
     "raw-half-blocks-streams": Variant(
         base="raw", input="blocks", formats=("half-in", "eight-in"), streams=4, precisions=("fp16",)
@@ -174,6 +175,7 @@ INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "int8": lambda proto: read_int8(expand_int8_weights(proto)),
     "quantized": read_quantized,
     "blocks": lambda proto: read_blocks(proto, 4),
+    "graph-blocks": lambda proto: read_blocks(proto, 4, in_graph=True),
     "quantized-blocks": lambda proto: read_quantized(read_blocks(proto, 4)),
     "quantized-wide-blocks": lambda proto: read_quantized(read_blocks(proto, 4, kernel=3)),
     "quantized-small-blocks": lambda proto: read_quantized(read_blocks(proto, 2)),
