@@ -207,6 +207,24 @@ def test_steps_that_leave_a_block_stay() -> None:
     assert move_space_to_depth(graph) == graph
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_one_scale_of_a_whole_weight_stays_one(shape: tuple[int, ...]) -> None:
+    graph = plain()
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "weight0")
+    steps = np.clip(np.rint(numpy_helper.to_array(weight) * 30), -127, 127).astype(np.int8)
+    weight.CopyFrom(numpy_helper.from_array(steps, "weight0"))
+    scales = np.full(shape, 1 / 30, np.float32) * (np.arange(3) + 1 if shape == (3,) else 1)
+    graph.graph.initializer.append(numpy_helper.from_array(scales.astype(np.float32).reshape(shape), "scale0"))
+    dequantize = helper.make_node("DequantizeLinear", ["weight0", "scale0"], ["float0"], "dequantize0", axis=0)
+    graph.graph.node[0].input[1] = "float0"
+    graph.graph.node.insert(0, dequantize)
+    moved = move_space_to_depth(graph)
+    (kept,) = (tensor for tensor in moved.graph.initializer if tensor.name.endswith(("scale0", "scale0_folded")))
+    assert tuple(kept.dims) == ((12,) if shape == (3,) else shape)
+    feed = np.random.default_rng(1).standard_normal((2, 2, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(run(moved, feed)[0], run(graph, feed)[0], rtol=1e-3, atol=1e-3)
+
+
 def test_a_sum_with_a_map_of_another_origin_stays() -> None:
     graph = plain()
     nodes = list(graph.graph.node)

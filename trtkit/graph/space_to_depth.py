@@ -289,9 +289,9 @@ def _store(index: GraphIndex, node: onnx.NodeProto, weights: np.ndarray, repeats
         reader.input[place] = add_constant(index.graph, name, value)
 
     for reader in (*qdq, node):
-        # Scale and zero point; the bias.
+        # The bias, or scale and zero point, of which a tensor may have one each.
         for place in range(2 if reader is node else 1, len(reader.input)):
             name = reader.input[place]
-            if repeats > 1 and name and index.array(name).ndim == 1:
+            if repeats > 1 and name and (reader is node or index.array(name).size > 1):
                 replace(reader, place, np.repeat(index.array(name), repeats))
     replace(*((qdq[0], 0) if qdq else (node, 1)), weights)
