@@ -36,11 +36,11 @@ import onnx
 from lever_passes import join_branches, read_blocks, read_int8, read_quantized, read_uint8
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
+from space_to_depth import move_space_to_depth
 
 import trtkit as tk
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.qdq import expand_int8_weights, plan_qdq
-from trtkit.graph.space_to_depth import move_space_to_depth
 from trtkit.models.onnx_model import from_proto
 from trtkit.writing import write_json
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,8 +18,11 @@ from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.pad_channels import pad_channels
 from trtkit.graph.qdq import expand_int8_weights, insert_qdq
-from trtkit.graph.space_to_depth import move_space_to_depth
 from trtkit.graph.torch_export import trace
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from space_to_depth import move_space_to_depth
 
 
 def run(proto: onnx.ModelProto, feed: np.ndarray) -> list[np.ndarray]:
