@@ -10,9 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
-from trtkit.graph.qdq import expand_int8_weights
 
-__all__ = ["join_branches", "read_blocks", "read_int8", "read_quantized", "read_uint8"]
+__all__ = ["join_branches", "read_int8", "read_quantized", "read_uint8"]
 
 
 def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
@@ -176,96 +175,3 @@ def read_quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     remove_unused_constants(graph)
     return proto
-
-
-def read_blocks(proto: onnx.ModelProto, side: int, *, kernel: int = 2, in_graph: bool = False) -> onnx.ModelProto:
-    """Take blocks of pixels as channels (ONNX's SpaceToDepth), as the first convolutions then read them.
-
-    Three channels fill a tenth of the 32 that an INT8 kernel reads at once; blocks of 4 x 4 pixels are 48. A
-    convolution of 3 x 3 with stride 2 over pixels is one of 2 x 2 with stride 1 over blocks of 2 x 2: weights move, and
-    the others are zero. With blocks of 4 x 4 the first one gives blocks of 2 x 2 too, and the second one reads these.
-
-    Args:
-        proto: FP32, FP16 or Q/DQ graph of a static input (N, C, H, W) whose first convolutions are 3 x 3 with stride 2
-            and padding 1; not modified.
-        side: 2 or 4: pixels of a block's side.
-        kernel: 2, with padding above and left alone; or 3, with zeros below and right and padding all around.
-        in_graph: Whether the graph makes the blocks, of its input as it was.
-
-    Returns:
-        The graph, of an input (N, C x side^2, H / side, W / side); channels by row, column and color.
-    """
-    result = expand_int8_weights(onnx.ModelProto.FromString(proto.SerializeToString()))
-    graph, index = result.graph, GraphIndex(result)
-    first, *others = (node for node in graph.node if node.op_type == "Conv")
-    weights = _move_weights(_read_weights(index, first), side, kernel)
-    _replace_conv(index, first, weights, kernel, repeats=(side // 2) ** 2)
-    if side == 4:
-        own = {first.output[0]}
-        for node in graph.node:
-            if node.op_type in ("Sigmoid", "Mul", "QuantizeLinear", "DequantizeLinear") and own & set(node.input):
-                own |= set(node.output)
-        (second,) = (node for node in others if node.input[0] in own)
-        readers = [node for node in graph.node if own & set(node.input) and not own & set(node.output)]
-        assert readers == [second], "the first convolution's blocks are read by others too"
-        _replace_conv(index, second, _move_weights(_read_weights(index, second), 2, kernel), kernel)
-    name, shape = graph.input[0].name, graph.input[0].type.tensor_type.shape.dim
-    if in_graph:
-        for node in graph.node:
-            node.input[:] = ["pixels_in_blocks" if one == name else one for one in node.input]
-        make_blocks = helper.make_node("SpaceToDepth", [name], ["pixels_in_blocks"], "pixels_blocks", blocksize=side)
-        graph.node.insert(0, make_blocks)
-    else:
-        shape[1].dim_value *= side**2
-        for place in (2, 3):
-            shape[place].dim_value //= side
-    del graph.value_info[:]
-    remove_unused_constants(graph)
-    return result
-
-
-def _move_weights(weights: np.ndarray, side: int, kernel: int) -> np.ndarray:
-    """Weights over blocks, (blocks of outputs x out, side^2 x in, kernel, kernel), from (out, in, 3, 3) of stride 2."""
-    out, channels = weights.shape[:2]
-    count = side // 2
-    moved = np.zeros((count, count, out, side, side, channels, kernel, kernel), weights.dtype)
-    for row, column, y, x in np.ndindex(count, count, 3, 3):
-        # The pixel that this weight meets, counted from the block's first one; -1 lies in the block before.
-        (down, at_y), (right, at_x) = (divmod(2 * place + step - 1, side) for place, step in ((row, y), (column, x)))
-        moved[row, column, :, at_y, at_x, :, down + 1, right + 1] = weights[:, :, y, x]
-    return moved.reshape(count**2 * out, side**2 * channels, kernel, kernel)
-
-
-def _list_weight_nodes(index: GraphIndex, conv: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """A convolution and the Q/DQ before its weights; the last one reads the constant."""
-    nodes = [conv]
-    while (source := nodes[-1].input[1 if nodes[-1] is conv else 0]) in index.producer:
-        nodes.append(index.producer[source])
-    return nodes
-
-
-def _read_weights(index: GraphIndex, conv: onnx.NodeProto) -> np.ndarray:
-    reader = _list_weight_nodes(index, conv)[-1]
-    return index.array(reader.input[1 if reader is conv else 0])
-
-
-def _replace_conv(index: GraphIndex, conv: onnx.NodeProto, weights: np.ndarray, kernel: int, repeats: int = 1) -> None:
-    """Give a convolution weights over blocks; bias and scales of each output are repeated."""
-    values = {"kernel_shape": [kernel, kernel], "strides": [1, 1], "pads": [1, 1, kernel - 2, kernel - 2]}
-    for item in conv.attribute:
-        if item.name in values:
-            item.ints[:] = values[item.name]
-    nodes = _list_weight_nodes(index, conv)
-    for node in nodes:
-        for place, name in enumerate(node.input):
-            is_weight = node is nodes[-1] and place == (1 if node is conv else 0)
-            # Others may read the same constant.
-            if is_weight:
-                node.input[place] = _add(index, f"{name}_blocks", weights)
-            elif repeats > 1 and name in index.constants and index.constants[name].dims:
-                node.input[place] = _add(index, f"{node.name}_{place}_blocks", np.tile(index.array(name), repeats))
-
-
-def _add(index: GraphIndex, name: str, value: np.ndarray) -> str:
-    index.graph.initializer.append(numpy_helper.from_array(value, name))
-    return name

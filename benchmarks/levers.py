@@ -26,160 +26,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import join_branches, read_blocks, read_int8, read_quantized, read_uint8
+from lever_passes import join_branches
+from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
 from space_to_depth import move_space_to_depth
 
 import trtkit as tk
 from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.qdq import expand_int8_weights, plan_qdq
+from trtkit.graph.qdq import plan_qdq
 from trtkit.models.onnx_model import from_proto
 from trtkit.writing import write_json
 
 HERE = Path(__file__).resolve()
-PRECISIONS = ("fp16", "int8")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
-    """An engine to build.
-
-    Attributes:
-        base: The graph that `prepare` writes: one of `BASES`.
-        input: Rewriting of the input, one of `INPUTS`; "" for FP32 NCHW.
-        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "eight-in", "vector-in",
-            "vector32-in", "any-out".
-        precisions: Which precisions have it.
-        streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
-        fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
-        level: Optimization level; None takes that of the command. Timings of kernels are then shared with no other
-            variant: a level decides which kernels are timed.
-    """
-
-    base: str = "today"
-    input: str = ""
-    formats: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = PRECISIONS
-    streams: int | None = None
-    fold: tuple[int, int] | None = None
-    level: int | None = None
-
-    @property
-    def runs_predict(self) -> bool:
-        """Whether trtkit's runner reads its inputs and outputs."""
-        return not (self.input or self.formats)
-
-
-BASES: Mapping[str, dict[str, Any]] = {
-    "plain": {"simplify": False},
-    "today": {},
-    "raw": {"decode": False},
-    "nms": {"nms": True},
-    "end2end": {"end2end": True},
-    "end2end-raw": {"end2end": True, "decode": False},
-    "joined": {},
-    "joined-raw": {"decode": False},
-    "shifted": {},
-    "raw-depthwise-float": {"decode": False},
-    "raw-first-float": {"decode": False},
-}
-"""Arguments of `export` for each graph. Of "joined" convolutions that read the same tensor are joined first; in
-"shifted" the middle of a range is subtracted before Q/DQ where only 1x1 convolutions read."""
-
-KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
-    "raw-depthwise-float": lambda index, node: node.op_type == "Conv" and index.group(node) > 1,
-    "raw-first-float": lambda index, node: node.input[0] == index.graph.input[0].name,
-}
-"""Layers that stay out of INT8, of the graphs that have such."""
-
-VARIANTS: Mapping[str, Variant] = {
-    "plain": Variant(base="plain", precisions=("fp16",)),
-    "today": Variant(),
-    "raw": Variant(base="raw"),
-    "nms": Variant(base="nms"),
-    "end2end": Variant(base="end2end"),
-    "end2end-raw": Variant(base="end2end-raw"),
-    "joined": Variant(base="joined"),
-    "uint8-nhwc": Variant(input="uint8-nhwc"),
-    "uint8-nchw": Variant(input="uint8-nchw"),
-    "int8-input": Variant(input="int8", precisions=("int8",)),
-    "half-in": Variant(formats=("half-in",)),
-    "quantized-in": Variant(input="quantized", precisions=("int8",)),
-    "vector-in": Variant(input="quantized", formats=("vector-in",), precisions=("int8",)),
-    "streams": Variant(streams=4),
-    "raw-streams": Variant(base="raw", streams=4),
-    "one-stream": Variant(streams=0),
-    "two-streams": Variant(streams=2),
-    "eight-streams": Variant(streams=8),
-    "raw-eight-streams": Variant(base="raw", streams=8),
-    "streams-level-3": Variant(streams=4, level=3),
-    "streams-level-5": Variant(streams=4, level=5),
-    "raw-streams-level-3": Variant(base="raw", streams=4, level=3),
-    "raw-streams-level-5": Variant(base="raw", streams=4, level=5),
-    "shifted": Variant(base="shifted", precisions=("int8",)),
-    "all-in-one": Variant(base="raw", formats=("half-in", "any-out"), streams=4),
-    "raw-vector-in": Variant(base="raw", input="quantized", formats=("vector-in",), precisions=("int8",)),
-    "raw-vector-in-streams": Variant(
-        base="raw", input="quantized", formats=("vector-in", "any-out"), precisions=("int8",), streams=4
-    ),
-    "raw-any-out": Variant(base="raw", formats=("any-out",)),
-    "raw-depthwise-float": Variant(base="raw-depthwise-float", precisions=("int8",)),
-    "raw-first-float": Variant(base="raw-first-float", precisions=("int8",)),
-    "raw-first-float-uint8": Variant(base="raw-first-float", input="uint8-nhwc", precisions=("int8",)),
-    "raw-uint8-nhwc": Variant(base="raw", input="uint8-nhwc"),
-    "raw-int8-input": Variant(base="raw", input="int8", precisions=("int8",)),
-    "folded": Variant(fold=(2, 2)),
-    "folded-streams": Variant(fold=(2, 2), streams=4),
-    "raw-folded-streams": Variant(base="raw", fold=(2, 2), streams=4),
-    "raw-half-streams": Variant(base="raw", formats=("half-in",), streams=4),
-    "raw-folded-half-streams": Variant(base="raw", fold=(2, 2), formats=("half-in",), streams=4, precisions=("fp16",)),
-    "raw-folded-columns-streams": Variant(base="raw", fold=(1, 2), streams=4),
-    "raw-folded-blocks-streams": Variant(
-        base="raw", input="quantized-blocks", fold=(2, 2), formats=("vector32-in",), streams=4, precisions=("int8",)
-    ),
-    "raw-folded-graph-blocks-streams": Variant(base="raw", input="graph-blocks", fold=(2, 2), streams=4),
-    "raw-blocks-streams": Variant(base="raw", input="blocks", streams=4),
-    "raw-half-blocks-streams": Variant(
-        base="raw", input="blocks", formats=("half-in", "eight-in"), streams=4, precisions=("fp16",)
-    ),
-    "raw-linear-blocks-streams": Variant(base="raw", input="quantized-blocks", streams=4, precisions=("int8",)),
-    "raw-vector-blocks-streams": Variant(
-        base="raw", input="quantized-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
-    ),
-    "raw-vector-wide-blocks-streams": Variant(
-        base="raw", input="quantized-wide-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
-    ),
-    "raw-vector-small-blocks-streams": Variant(
-        base="raw", input="quantized-small-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
-    ),
-    "vector-blocks-streams": Variant(
-        input="quantized-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
-    ),
-    "together": Variant(base="raw", input="uint8-nhwc", formats=("any-out",)),
-    "together-joined": Variant(base="joined-raw", input="uint8-nhwc", formats=("any-out",)),
-}
-
-
-INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
-    "": lambda proto: proto,
-    "uint8-nhwc": lambda proto: read_uint8(proto, nhwc=True),
-    "uint8-nchw": lambda proto: read_uint8(proto, nhwc=False),
-    "int8": lambda proto: read_int8(expand_int8_weights(proto)),
-    "quantized": read_quantized,
-    "blocks": lambda proto: read_blocks(proto, 4),
-    "graph-blocks": lambda proto: read_blocks(proto, 4, in_graph=True),
-    "quantized-blocks": lambda proto: read_quantized(read_blocks(proto, 4)),
-    "quantized-wide-blocks": lambda proto: read_quantized(read_blocks(proto, 4, kernel=3)),
-    "quantized-small-blocks": lambda proto: read_quantized(read_blocks(proto, 2)),
-}
 
 
 # The verbs.

@@ -22,10 +22,10 @@ from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_q
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.pad_channels import CHANNEL_BLOCK
 
-__all__ = ["LEAST_GAIN", "move_space_to_depth"]
+__all__ = ["LEAST_GAIN", "move_space_to_depth", "read_blocks"]
 
 LEAST_GAIN = 1.25
-"""Maps are moved if they take so many times the memory without: convolutions over blocks multiply by zeros too."""
+"""Maps are moved if they take at least so many times the memory of blocks, whose convolutions also multiply by zeros."""
 
 ELEMENTWISE_OPS = (
     "Add", "Clip", "DequantizeLinear", "Elu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mul",
@@ -64,6 +64,47 @@ def move_space_to_depth(
             return result
         moved |= {node.name for node in chosen.convs}
         _apply(index, chosen, shapes, fold)
+
+
+def read_blocks(proto: onnx.ModelProto, side: int, *, in_graph: bool = False) -> onnx.ModelProto:
+    """Take blocks of pixels as channels, since three channels fill a tenth of what an INT8 kernel reads at once.
+
+    Args:
+        proto: Graph of a fixed input (N, C, H, W), with or without Q/DQ, whose first convolution has stride 2; not
+            modified.
+        side: 2 or 4: pixels of a block's side. With 4 the first convolution gives blocks of 2 x 2 too.
+        in_graph: Whether the graph makes the blocks, of its input as it was.
+
+    Returns:
+        The graph, of an input (N, C x side^2, H / side, W / side) in the order of ONNX's SpaceToDepth: row, column,
+        color.
+    """
+    result = copy.deepcopy(proto)
+    graph, index, shapes = result.graph, GraphIndex(result), _infer_shapes(result)
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    gives = (side // 2, side // 2)
+    if side == 4:
+        region = _find_region(index, shapes, first, gives)
+        assert region is not None, "the first map is read otherwise than by convolutions with a stride"
+        assert len(region.convs) == 1, "the first map is read by convolutions of its resolution"
+        for node in region.last:
+            _move_conv(index, node, shapes, gives, (1, 1))
+    _move_conv(index, first, shapes, (side, side), gives, colors_last=True)
+    name, shape = graph.input[0].name, graph.input[0].type.tensor_type.shape.dim
+    if in_graph:
+        for node in graph.node:
+            node.input[:] = ["pixels_in_blocks" if one == name else one for one in node.input]
+        make_blocks = onnx.helper.make_node(
+            "SpaceToDepth", [name], ["pixels_in_blocks"], "pixels_blocks", blocksize=side
+        )
+        graph.node.insert(0, make_blocks)
+    else:
+        shape[1].dim_value *= side**2
+        for place in (2, 3):
+            shape[place].dim_value //= side
+    del graph.value_info[:]
+    remove_unused_constants(graph)
+    return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,8 +291,13 @@ def _apply(index: GraphIndex, region: _Region, shapes: Shapes, fold: Sides) -> N
     remove_unused_constants(index.graph)
 
 
-def _move_conv(index: GraphIndex, node: onnx.NodeProto, shapes: Shapes, reads: Sides, gives: Sides) -> None:
-    """Move the weights of a convolution, and set its kernel, stride and padding."""
+def _move_conv(
+    index: GraphIndex, node: onnx.NodeProto, shapes: Shapes, reads: Sides, gives: Sides, *, colors_last: bool = False
+) -> None:
+    """Move the weights of a convolution, and set its kernel, stride and padding.
+
+    Its inputs go by channel and then by place in the block, with `colors_last` by place and then by channel.
+    """
     weights = _read_weights(index, node)
     strides, pads = _read_ints(node, "strides", (1, 1)), _read_ints(node, "pads", (0, 0, 0, 0))
     rows, columns = (
@@ -266,6 +312,8 @@ def _move_conv(index: GraphIndex, node: onnx.NodeProto, shapes: Shapes, reads: S
     for p, y, at_y, to_y in rows.moves:
         for q, x, at_x, to_x in columns.moves:
             moved[:, p, q, :, at_y, at_x, to_y, to_x] = weights[:, :, y, x]
+    if colors_last:
+        moved = np.moveaxis(moved, 3, 5)
     kernel = (rows.kernel, columns.kernel)
     _store(index, node, moved.reshape(out * math.prod(gives), channels * math.prod(reads), *kernel), math.prod(gives))
     kept = [item for item in node.attribute if item.name not in ("kernel_shape", "strides", "pads")]

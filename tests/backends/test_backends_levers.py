@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from fake_checkpoints import TINY
-from networks import load_network
 from task_models import untrained
 from two_heads import make_model
 
@@ -103,36 +102,9 @@ def test_a_quantized_input_computes_what_the_graph_did(levers: Any) -> None:
     quantized = insert_qdq(graph, ranges, ())
     feed = PIXELS.astype(np.float32) / 255
     expected = run(quantized, feed)
-    changed = levers.read_quantized(quantized)
+    changed = levers.INPUTS["quantized"](quantized)
     onnx.checker.check_model(changed, full_check=True)
     expect_equal(run(changed, np.rint(feed * 127).astype(np.int8)), expected, rtol=1e-6, atol=1e-6)
-
-
-def to_blocks(pixels: np.ndarray, side: int) -> np.ndarray:
-    images, channels, height, width = pixels.shape
-    split = pixels.reshape(images, channels, height // side, side, width // side, side)
-    return split.transpose(0, 3, 5, 1, 2, 4).reshape(images, -1, height // side, width // side)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("kernel", [2, 3])
-@pytest.mark.parametrize("side", [2, 4])
-def test_blocks_of_pixels_give_what_pixels_give(levers: Any, side: int, kernel: int, precision: str) -> None:
-    graph = trace(load_network("yolo11n", 64), imgsz=(64, 64))
-    if precision == "fp16":
-        graph = convert_to_fp16(graph)
-    elif precision == "int8":
-        ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
-        graph = insert_qdq(graph, ranges, ())
-    feed = PIXELS.astype(np.float32) / 255
-    changed = levers.read_blocks(graph, side, kernel=kernel)
-    onnx.checker.check_model(changed, full_check=True)
-    assert len(changed.graph.node) == len(expand_int8_weights(graph).graph.node)
-    tolerance, expected = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-3}[precision], run(graph, feed)
-    expect_equal(run(changed, to_blocks(feed, side)), expected, rtol=tolerance, atol=tolerance)
-    made = levers.read_blocks(graph, side, kernel=kernel, in_graph=True)
-    onnx.checker.check_model(made, full_check=True)
-    expect_equal(run(made, feed), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_runs_go_on_with_what_is_missing(levers: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from trtkit.graph.torch_export import trace
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from space_to_depth import move_space_to_depth
+from space_to_depth import move_space_to_depth, read_blocks
 
 
 def run(proto: onnx.ModelProto, feed: np.ndarray) -> list[np.ndarray]:
@@ -45,6 +45,26 @@ def read_kernels(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
     return shapes
 
 
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 1e-3, "int8 expanded": 1e-3}
+PRECISIONS = tuple(TOLERANCE)
+
+
+def make_detector(precision: str) -> onnx.ModelProto:
+    graph = trace(load_network("yolo11n", 64), imgsz=(64, 96), batch=2)
+    if precision == "fp16":
+        return convert_to_fp16(graph)
+    if precision.startswith("int8"):
+        ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
+        graph = insert_qdq(graph, ranges, ())
+        return expand_int8_weights(graph) if "expanded" in precision else graph
+    return graph
+
+
+def expect_close(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: float) -> None:
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance)
+
+
 KERNELS = {
     (2, 2): [
         (64, 3, 5, 5), (32, 64, 2, 2), (128, 32, 2, 2), (32, 64, 3, 3), (64, 32, 3, 3), (256, 192, 1, 1),
@@ -58,16 +78,10 @@ KERNELS = {
 """Of the first convolutions of yolo11n."""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8 expanded"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fold", [(2, 2), (1, 2)])
 def test_a_small_detector_computes_the_same(fold: tuple[int, int], precision: str) -> None:
-    graph = trace(load_network("yolo11n", 64), imgsz=(64, 96), batch=2)
-    if precision == "fp16":
-        graph = convert_to_fp16(graph)
-    elif precision.startswith("int8"):
-        ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
-        graph = insert_qdq(graph, ranges, ())
-        graph = expand_int8_weights(graph) if "expanded" in precision else graph
+    graph = make_detector(precision)
     before = graph.SerializeToString()
     moved = move_space_to_depth(graph, fold)
     assert graph.SerializeToString() == before
@@ -94,9 +108,23 @@ def test_a_small_detector_computes_the_same(fold: tuple[int, int], precision: st
     ]
     assert read_kernels(moved) == (two_by_two if fold == (2, 2) else columns)
     feed = np.random.default_rng(0).random((2, 3, 64, 96), np.float32)
-    tolerance = {"fp32": 1e-4, "fp16": 5e-2}.get(precision, 1e-3)
-    for ours, theirs in zip(run(moved, feed), run(graph, feed), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+    expect_close(run(moved, feed), run(graph, feed), TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("side", [2, 4])
+def test_blocks_of_pixels_give_what_pixels_give(side: int, precision: str) -> None:
+    graph = make_detector(precision)
+    changed, made = read_blocks(graph, side), read_blocks(graph, side, in_graph=True)
+    for one in (changed, made):
+        onnx.checker.check_model(one, full_check=True)
+    assert len(changed.graph.node) == len(graph.graph.node) == len(made.graph.node) - 1
+    feed = np.random.default_rng(0).random((2, 3, 64, 96), np.float32)
+    split = feed.reshape(2, 3, 64 // side, side, 96 // side, side)
+    blocks = split.transpose(0, 3, 5, 1, 2, 4).reshape(2, 3 * side**2, 64 // side, 96 // side)
+    expected = run(graph, feed)
+    expect_close(run(changed, blocks), expected, TOLERANCE[precision])
+    expect_close(run(made, feed), expected, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov8n-seg", "yolov10n", "yolo26n-pose", "yolo12n"])
@@ -105,8 +133,7 @@ def test_networks_of_every_family_compute_the_same(name: str) -> None:
     moved = pad_channels(move_space_to_depth(graph))
     assert moved != graph
     feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
-    for ours, theirs in zip(run(moved, feed), run(graph, feed), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    expect_close(run(moved, feed), run(graph, feed), 1e-3)
 
 
 def test_maps_of_many_channels_stay_as_they_are() -> None:
@@ -227,7 +254,7 @@ def test_one_scale_of_a_whole_weight_stays_one(shape: tuple[int, ...]) -> None:
     (kept,) = (tensor for tensor in moved.graph.initializer if tensor.name.endswith(("scale0", "scale0_folded")))
     assert tuple(kept.dims) == ((12,) if shape == (3,) else shape)
     feed = np.random.default_rng(1).standard_normal((2, 2, 16, 16)).astype(np.float32)
-    np.testing.assert_allclose(run(moved, feed)[0], run(graph, feed)[0], rtol=1e-3, atol=1e-3)
+    expect_close(run(moved, feed), run(graph, feed), 1e-3)
 
 
 def test_a_sum_with_a_map_of_another_origin_stays() -> None:

@@ -148,26 +148,28 @@ def enqueue_raw_maps(
         For `trtkit.backends.trt.gpu_objects.read_objects`.
     """
     maps = _flatten_maps(outputs, levels, count)
+
+    def decode(anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.arange(count, device=anchors.device)[:, None].expand_as(anchors)
+        values = _decode_anchors(maps, outputs, levels, rows.flatten(), anchors.flatten())
+        corners, scores = (value.view(*anchors.shape, -1) for value in values)
+        return corners, scores
+
     best = torch.cat([scores.amax(1) for _, scores in maps], 1).float().sigmoid()
     anchors, scores, found = choose_candidates(best, settings.conf)
-    if not needs_nms:
-        # Any class of an anchor may be a row: the highest scores of the anchors of highest scores.
-        missing = found > anchors.shape[1]
-        anchors, scores = anchors[:, : settings.max_det], scores[:, : settings.max_det]
-    rows = torch.arange(count, device=anchors.device)[:, None].expand_as(anchors)
-    corners, all_scores = _decode_anchors(maps, outputs, levels, rows.flatten(), anchors.flatten())
-    corners = corners.view(*anchors.shape, 4)
     if needs_nms:
-        return keep_objects(corners, scores, all_scores.max(1).indices.view_as(anchors), found, settings)
-    classes = all_scores.shape[1]
-    is_candidate = (scores > settings.conf)[:, :, None]
-    places, values, found = choose_candidates(
-        torch.where(is_candidate, all_scores.view(*anchors.shape, classes), 0).flatten(1), settings.conf
-    )
-    owners = torch.div(places, classes, rounding_mode="floor")
+        corners, all_scores = decode(anchors)
+        return keep_objects(corners, scores, all_scores.max(2).indices, found, settings)
+    missing = found > anchors.shape[1]
+    # Any class of an anchor may be a row: the highest scores of the anchors of highest scores.
+    anchors, scores = anchors[:, : settings.max_det], scores[:, : settings.max_det]
+    corners, all_scores = decode(anchors)
+    all_scores = torch.where((scores > settings.conf)[:, :, None], all_scores, 0)
+    places, values, found = choose_candidates(all_scores.flatten(1), settings.conf)
+    owners = torch.div(places, all_scores.shape[2], rounding_mode="floor")
     boxes = corners.gather(1, owners[:, :, None].expand(-1, -1, 4))
     suffices = ~(missing | (found > places.shape[1])).any()
-    return pack_objects(boxes, values, places % classes, values > settings.conf, suffices)
+    return pack_objects(boxes, values, places % all_scores.shape[2], values > settings.conf, suffices)
 
 
 def enqueue_rows(output: torch.Tensor, count: int, settings: PostprocessSettings) -> torch.Tensor:

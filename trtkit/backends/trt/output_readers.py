@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BoxReader", "HostReader", "OutputReader", "choose_reader"]
 
 OBJECTS, SUFFICES = "objects", "trtkit_suffices"
-"""Names of what is no output: boxes after NMS, and whether the candidates have room."""
+"""Names beside those of outputs: boxes after NMS, and whether there is room for all candidates."""
 
 
 class OutputReader(Protocol):
@@ -173,7 +173,7 @@ class HostReader:
         if self.computes:
             main = find_main_output({name: value.ndim for name, value in outputs.items()}, self._info.task)
             dense, classes = values[main], len(self._info.names)
-            # What else it is the host says.
+            # Of another shape it goes to the host as it is, whose decoder raises the error.
             if dense.ndim == 3 and dense.shape[1] >= 4 + classes:
                 chosen, suffices = gpu_postprocess.enqueue_candidates(dense, classes, settings)
                 values |= {main: chosen, SUFFICES: suffices}
