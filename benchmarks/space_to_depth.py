@@ -25,7 +25,7 @@ from trtkit.graph.pad_channels import CHANNEL_BLOCK
 __all__ = ["LEAST_GAIN", "move_space_to_depth", "read_blocks"]
 
 LEAST_GAIN = 1.25
-"""Maps are moved if they take at least so many times the memory of blocks, whose convolutions also multiply by zeros."""
+"""Maps are moved if they take so many times the memory of blocks: convolutions over blocks also multiply by zeros."""
 
 ELEMENTWISE_OPS = (
     "Add", "Clip", "DequantizeLinear", "Elu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mul",

@@ -147,7 +147,7 @@ def check_nms_applies(info: ModelInfo) -> None:
 
 
 def _read_sides(graph: onnx.GraphProto, output: str) -> tuple[int | None, int | None]:
-    """Images and boxes of the dense output; None where they are open. Of an open input no output's shape is believed."""
+    """Images and boxes of the dense output; None where they are open. With an open input its shape is not believed."""
     if not all(side.dim_value for side in graph.input[0].type.tensor_type.shape.dim):
         return None, None
     (shape,) = (value.type.tensor_type.shape.dim for value in graph.output if value.name == output)
