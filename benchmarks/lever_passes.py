@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
 
-__all__ = ["join_branches", "read_int8", "read_quantized", "read_uint8"]
+__all__ = ["join_branches", "read_int8", "read_uint8"]
 
 
 def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
@@ -152,26 +152,6 @@ def read_int8(proto: onnx.ModelProto) -> onnx.ModelProto:
     count, channels, height, width = (side.dim_value for side in value.type.tensor_type.shape.dim)
     shape = [count, channels, height + top + bottom, width + left + right]
     value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.INT8, shape))
-    del graph.value_info[:]
-    remove_unused_constants(graph)
-    return proto
-
-
-def read_quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Take the input as INT8, quantized as the graph does it: x / scale, rounded; modified and returned.
-
-    The engine computes what it did, from a quarter of the bytes and without a kernel that quantizes them.
-
-    Args:
-        proto: Q/DQ graph whose input is quantized.
-    """
-    graph = proto.graph
-    value = graph.input[0]
-    quantize = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == value.name)
-    for node in graph.node:
-        node.input[:] = [value.name if one == quantize.output[0] else one for one in node.input]
-    graph.node.remove(quantize)
-    value.type.tensor_type.elem_type = TensorProto.INT8
     del graph.value_info[:]
     remove_unused_constants(graph)
     return proto

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
-from lever_passes import read_int8, read_quantized, read_uint8
-from space_to_depth import read_blocks
+from lever_passes import read_int8, read_uint8
+from space_to_depth import make_blocks
 
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.qdq import expand_int8_weights
+from trtkit.graph.space_to_depth import convert_input, read_blocks
 
 __all__ = ["BASES", "INPUTS", "KEPT", "PRECISIONS", "VARIANTS", "Variant"]
 
@@ -25,9 +26,10 @@ class Variant:
     Attributes:
         base: The graph that `prepare` writes: one of `BASES`.
         input: Rewriting of the input, one of `INPUTS`; "" for FP32 NCHW.
-        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "eight-in", "vector-in",
-            "vector32-in", "any-out".
+        formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "eight-in", "linear-in",
+            "vector-in", "vector32-in", "any-out".
         precisions: Which precisions have it.
+        space_to_depth: Whether it reads pixels in blocks, as `export(space_to_depth=True)` builds it.
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
         fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
         level: Optimization level; None takes that of the command. Timings of kernels are then shared with no other
@@ -38,6 +40,7 @@ class Variant:
     input: str = ""
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = PRECISIONS
+    space_to_depth: bool = False
     streams: int | None = None
     fold: tuple[int, int] | None = None
     level: int | None = None
@@ -130,6 +133,15 @@ VARIANTS: Mapping[str, Variant] = {
     "vector-blocks-streams": Variant(
         input="quantized-blocks", formats=("vector32-in",), streams=4, precisions=("int8",)
     ),
+    "blocks": Variant(space_to_depth=True),
+    "blocks-raw": Variant(base="raw", space_to_depth=True),
+    "blocks-streams": Variant(space_to_depth=True, streams=4),
+    "blocks-raw-streams": Variant(base="raw", space_to_depth=True, streams=4),
+    "blocks-raw-streams-level-3": Variant(base="raw", space_to_depth=True, streams=4, level=3),
+    "blocks-raw-folded-streams": Variant(base="raw", space_to_depth=True, fold=(2, 2), precisions=("int8",), streams=4),
+    "blocks-raw-linear-streams": Variant(
+        base="raw", space_to_depth=True, formats=("linear-in",), precisions=("int8",), streams=4
+    ),
     "together": Variant(base="raw", input="uint8-nhwc", formats=("any-out",)),
     "together-joined": Variant(base="joined-raw", input="uint8-nhwc", formats=("any-out",)),
 }
@@ -140,9 +152,9 @@ INPUTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "uint8-nhwc": lambda proto: read_uint8(proto, nhwc=True),
     "uint8-nchw": lambda proto: read_uint8(proto, nhwc=False),
     "int8": lambda proto: read_int8(expand_int8_weights(proto)),
-    "quantized": read_quantized,
+    "quantized": convert_input,
     "blocks": lambda proto: read_blocks(proto, 4),
-    "graph-blocks": lambda proto: read_blocks(proto, 4, in_graph=True),
-    "quantized-blocks": lambda proto: read_quantized(read_blocks(proto, 4)),
-    "quantized-small-blocks": lambda proto: read_quantized(read_blocks(proto, 2)),
+    "graph-blocks": lambda proto: make_blocks(proto, 4),
+    "quantized-blocks": lambda proto: convert_input(read_blocks(proto, 4)),
+    "quantized-small-blocks": lambda proto: convert_input(read_blocks(proto, 2)),
 }

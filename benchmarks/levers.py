@@ -42,6 +42,7 @@ from space_to_depth import move_space_to_depth
 import trtkit as tk
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.qdq import plan_qdq
+from trtkit.graph.space_to_depth import use_pixel_blocks
 from trtkit.models.onnx_model import from_proto
 from trtkit.writing import write_json
 
@@ -239,6 +240,8 @@ def build(options: argparse.Namespace) -> None:
     proto = onnx.load(options.graph)
     info = from_proto(proto).info
     proto = INPUTS[variant.input](proto)
+    if variant.space_to_depth:
+        proto = use_pixel_blocks(proto)
     if variant.fold is not None:
         proto = move_space_to_depth(proto, variant.fold)
     proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
@@ -296,8 +299,10 @@ def set_formats(trt: Any, network: Any, formats: tuple[str, ...]) -> None:
     """
     if "half-in" in formats:
         network.get_input(0).dtype = trt.float16
-    # Channels of a pixel beside each other: NHWC, padded to as many.
-    for name, format_name in (("vector-in", "CHW4"), ("vector32-in", "CHW32"), ("eight-in", "HWC8")):
+    # But for the first, channels of a pixel lie beside each other, padded to as many.
+    for name, format_name in (
+        ("linear-in", "LINEAR"), ("vector-in", "CHW4"), ("vector32-in", "CHW32"), ("eight-in", "HWC8")
+    ):  # fmt: skip
         if name in formats:
             network.get_input(0).allowed_formats = 1 << int(getattr(trt.TensorFormat, format_name))
     if "any-out" in formats:

@@ -57,6 +57,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         )
     )
     implicit = int8 and format_ == "engine" and draw(st.booleans())
+    blocks = (half or int8) and format_ == "engine" and not implicit and draw(st.booleans())
     nms = draw(st.booleans())
     weights = draw(st.sampled_from([None, *WEIGHTS])) if format_ == "engine" else None
     data = draw(st.none() | text)
@@ -68,7 +69,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         half=half,
         int8=int8,
         imgsz=draw(st.none() | side | st.tuples(side, side)),
-        dynamic=draw(st.none() | st.booleans()),
+        dynamic=draw(st.sampled_from([None, False]) if blocks else st.none() | st.booleans()),
         simplify=draw(st.booleans()),
         workspace=draw(st.none() | st.floats(1e-6, 1e6) | st.integers(1, 64)),
         nms=nms,
@@ -88,6 +89,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         weights=weights,
         opt_level=draw(st.none() | st.integers(0, 5)),
         aux_streams=draw(st.none() | st.integers(0, 16)) if format_ == "engine" else None,
+        space_to_depth=blocks,
         builds=draw(st.integers(1, 3)) if format_ == "engine" and weights != "stripped" else 1,
         isolate=draw(st.booleans()),
         output=draw(st.none() | text),
@@ -195,6 +197,13 @@ def test_sizes_round_up_to_the_stride(imgsz: tuple[int, int], stride: int) -> No
         ({"format": "onnx", "compatibility": "version"}, "recipe-needs-engine", "compatibility"),
         ({"format": "onnx", "weights": "stripped"}, "recipe-needs-engine", "weights"),
         ({"format": "onnx", "aux_streams": 0}, "recipe-needs-engine", "aux_streams"),
+        ({"format": "onnx", "int8": True, "space_to_depth": True}, "recipe-needs-engine", "space_to_depth"),
+        ({"space_to_depth": True}, "recipe-space-to-depth-precision", None),
+        (
+            {"space_to_depth": True, "int8": True, "dynamic": True},
+            "recipe-space-to-depth-needs-fixed-shapes",
+            None,
+        ),
         ({"implicit": True}, "recipe-implicit-needs-int8-engine", None),
         ({"implicit": True, "int8": True, "keep": ("x",)}, "recipe-implicit-excludes-keep-and-calibration", None),
         ({"int8": True, "calibration": "c", "data": "d.yaml"}, "recipe-calibration-and-data", None),

@@ -343,7 +343,7 @@ _PATTERNS = _several(Rule(convert=_to_str, expected="a name pattern", example=""
 
 _FLAGS = (
     "build", "decode", "dynamic", "end2end", "half", "histograms", "implicit", "int8", "isolate", "layers", "nms",
-    "overwrite", "protect", "repair", "simplify", "stratify", "verify",
+    "overwrite", "protect", "repair", "simplify", "space_to_depth", "stratify", "verify",
 )  # fmt: skip
 
 ARGUMENTS: Mapping[str, Rule] = {

@@ -79,7 +79,7 @@ def build_engines(
     from trtkit import backends
     from trtkit.backends.trt.network import fit_graph
 
-    graph = fit_graph(graph, backends.probe(builder), precision=recipe.precision)
+    graph = fit_graph(graph, backends.probe(builder), precision=recipe.precision, space_to_depth=recipe.space_to_depth)
     settings = backends.BuildSettings(
         precision=recipe.precision,
         batch=recipe.batch,

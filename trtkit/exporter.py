@@ -97,6 +97,7 @@ def export(
     weights: str | None = None,
     opt_level: int | None = None,
     aux_streams: int | None = None,
+    space_to_depth: bool = False,
     builds: int = 1,
     verify: bool = True,
     isolate: bool = False,
@@ -115,7 +116,7 @@ def export(
         int8: INT8 by Q/DQ in the graph; layers that do not gain from INT8 run in FP16. A model that holds Q/DQ is taken
             as it is, without calibration.
         dynamic: Leave batch, height and width open; None keeps the shape of an ONNX file, and means yes for an INT8
-            engine of any other model and no otherwise.
+            engine of any other model, unless `space_to_depth` is set, and no otherwise.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph. By default it comes after the graph, whose output is dense.
@@ -147,6 +148,10 @@ def export(
         opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
         aux_streams: Streams beside the first on which TensorRT may run layers that do not depend on each other, such as
             a head's branches, 0 to 16; more can be faster and take more memory. None lets TensorRT decide.
+        space_to_depth: Let an INT8 or FP16 engine of fixed shapes read pixels of its precision in blocks of 2 x 2, or
+            of 4 x 4 where the first layer has few channels, instead of FP32 images: a third to two thirds of the bytes,
+            and no kernel that converts them. trtkit's runner makes them of the same images; Ultralytics and `deploy`
+            do not read such an engine. TensorRT on a GPU only.
         builds: Build an engine so many times, each without the timing cache, and keep the fastest that passes `verify`;
             `Artifact.build_latencies` has the latency of all of them. The GPU must be in this machine.
         verify: Compare an engine with ONNX Runtime on images of `data`, or of the embedded set, before it is written
@@ -229,6 +234,7 @@ def export_with_graph(
     from trtkit.graph.prequantized import is_quantized
     from trtkit.graph.raw_maps import check_raw_maps_apply
     from trtkit.graph.recipe_graph import build_graph, cuts_decoding, trace_with_nms
+    from trtkit.graph.space_to_depth import check_space_to_depth
     from trtkit.graph.torch_export import check_trace
     from trtkit.models import Model, load
 
@@ -246,6 +252,8 @@ def export_with_graph(
         ).backend
         if recipe.implicit:
             require_calibrator(builder)
+        if recipe.space_to_depth:
+            _check_reads_blocks(builder, recipe)
         if recipe.builds > 1:
             backends.require_run(builder, device=recipe.device)
     reporter.step("load", 0, 1)
@@ -262,8 +270,11 @@ def export_with_graph(
     if quantized:
         _check_quantized_export(loaded, recipe, calibration, data)
     check_trace(loaded, imgsz=size, batch=recipe.batch, dynamic=recipe.is_dynamic)
-    if recipe.keep:
-        match_node_names([node.name for node in trace_with_nms(loaded, recipe, size).graph.node], recipe.keep)
+    if recipe.keep or recipe.space_to_depth:
+        traced = trace_with_nms(loaded, recipe, size)
+        kept = match_node_names([node.name for node in traced.graph.node], recipe.keep)
+        if recipe.space_to_depth:
+            check_space_to_depth(traced, kept=kept)
     calibrates = recipe.int8 and calibration is None and not quantized
     checks_overflow = recipe.half and data is not None
     images = {}
@@ -381,6 +392,20 @@ def export_with_graph(
         size=path.stat().st_size,
     )
     return artifact, graph
+
+
+def _check_reads_blocks(builder: str, recipe: Recipe) -> None:
+    from trtkit.backends.devices import parse_device
+
+    if builder != "tensorrt" or parse_device(recipe.device).kind == "dla":
+        raise RecipeError(
+            f"export with space_to_depth=True for {recipe.device or builder}",
+            "TensorRT on a GPU alone reads pixels in blocks",
+            "leave out space_to_depth",
+            code="space-to-depth-backend",
+            backend=builder,
+            device=recipe.device,
+        )
 
 
 def _check_quantized_export(model: Model, recipe: Recipe, calibration: Any, data: Any) -> None:

@@ -37,7 +37,8 @@ class Recipe:
         imgsz: Image side, or height and width, pixels; None takes the model's own.
         half: FP16.
         int8: INT8.
-        dynamic: Leave batch, height and width open; None means yes for an INT8 engine and no otherwise.
+        dynamic: Leave batch, height and width open; None means yes for an INT8 engine without `space_to_depth` and no
+            otherwise.
         simplify: Simplify the graph with onnxslim.
         workspace: Memory the builder may use, GiB; None lets TensorRT decide.
         nms: Put NMS into the graph.
@@ -60,6 +61,7 @@ class Recipe:
         opt_level: TensorRT's optimization level, 0 (fast build) to 5; None takes TensorRT's default, 3.
         aux_streams: Streams beside the first on which TensorRT may run layers that do not depend on each other, 0 to
             16; None lets TensorRT decide.
+        space_to_depth: Read pixels in blocks instead of FP32 images; see `export`.
         builds: Builds of an engine, of which the fastest is kept.
         isolate: Build in a child process, so that a crash inside TensorRT is an error here.
         output: The file to write; None puts it beside the model.
@@ -95,6 +97,7 @@ class Recipe:
     weights: str | None = None
     opt_level: int | None = None
     aux_streams: int | None = None
+    space_to_depth: bool = False
     builds: int = 1
     isolate: bool = False
     output: str | None = None
@@ -124,7 +127,8 @@ class Recipe:
                 "leave out data, or leave out calibration to calibrate again",
                 code="recipe-calibration-and-data",
             )
-        for name, absent in (("compatibility", None), ("weights", None), ("aux_streams", None), ("builds", 1)):
+        properties = {"compatibility": None, "weights": None, "aux_streams": None, "space_to_depth": False, "builds": 1}
+        for name, absent in properties.items():
             if getattr(self, name) != absent and self.format != "engine":
                 raise RecipeError(
                     f"export format={self.format!r} with {name}={getattr(self, name)!r}",
@@ -153,6 +157,21 @@ class Recipe:
                 "TensorRT's own calibrator computes the ranges and chooses the layers",
                 "leave out implicit to choose them",
                 code="recipe-implicit-excludes-keep-and-calibration",
+            )
+        if self.space_to_depth and (self.precision == "fp32" or self.implicit):
+            raise RecipeError(
+                "export with space_to_depth=True",
+                "the graph gives its pixels INT8 or FP16",
+                "add half=True, or int8=True without implicit; or leave out space_to_depth",
+                code="recipe-space-to-depth-precision",
+                precision=self.precision,
+            )
+        if self.space_to_depth and self.dynamic:
+            raise RecipeError(
+                "export with space_to_depth=True and a dynamic graph",
+                "blocks of pixels need fixed shapes",
+                "pass dynamic=False and the batch, or leave out space_to_depth",
+                code="recipe-space-to-depth-needs-fixed-shapes",
             )
         if self.nms and self.end2end:
             raise RecipeError(
@@ -203,8 +222,10 @@ class Recipe:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether batch, height and width are open: `dynamic`, or by default for INT8 engines."""
-        return self.dynamic if self.dynamic is not None else (self.int8 and self.format == "engine")
+        """Whether batch, height and width are open: `dynamic`, or by default for INT8 engines that read images."""
+        if self.dynamic is not None:
+            return self.dynamic
+        return self.int8 and self.format == "engine" and not self.space_to_depth
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping of every setting."""

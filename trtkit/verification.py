@@ -502,7 +502,10 @@ def _compare_layers(
             folder / "layers.engine",
             built.plan,
             metadata,
-            dataclasses.replace(passport, plan_hash=hash_parts(built.plan), plan_size=len(built.plan), layers=()),
+            # The graph itself reads images, whatever the engine does.
+            dataclasses.replace(
+                passport, plan_hash=hash_parts(built.plan), plan_size=len(built.plan), layers=(), pixel_input=None
+            ),
         )
         with backends.open(file, device=settings.device) as second, backends.open(with_outputs) as reference:
             ours, theirs = second.infer(feed), reference.infer(feeds[image : image + 1])

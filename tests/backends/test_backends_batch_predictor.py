@@ -19,6 +19,7 @@ from trtkit.backends.trt import copying, gpu_objects, gpu_postprocess
 from trtkit.backends.trt.batch_predictor import BatchPredictor
 from trtkit.backends.trt.copying import Copier
 from trtkit.backends.trt.gpu_preprocess import DeviceImages
+from trtkit.backends.trt.pixel_blocks import PixelBlocks
 from trtkit.data import resize_to_input, to_input
 from trtkit.errors import ModelError
 from trtkit.models.model import END2END_ROWS, NMS_ROWS, RAW_MAPS, RAW_ONE_TO_ONE, ModelInfo, OutputFormat
@@ -93,6 +94,7 @@ class Execution:
     """Runs a graph where an engine would: at once, into memory that the next run overwrites."""
 
     device = torch.device("cpu")
+    blocks: PixelBlocks | None = None
     torch = SimpleNamespace(cuda=SimpleNamespace(Event=Event))
 
     def __init__(self) -> None:

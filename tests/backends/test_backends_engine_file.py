@@ -222,6 +222,9 @@ def test_metadata_that_no_model_has(tmp_path: Path, key: str, value: str) -> Non
         ("recipe", []), ("versions", None), ("sm", 90), ("dla", "x"), ("dynamic", 1), ("plan_size", 1.5),
         ("build_seconds", float("inf")), ("backend", None), ("graph_hash", 3), ("imgsz", [0, 640]),
         ("imgsz", [True, 640]), ("batch", True), ("build_seconds", "1"),
+        ("pixel_input", 4), ("pixel_input", {"side": 4}), ("pixel_input", {"side": 3, "scale": 0.5}),
+        ("pixel_input", {"side": 4, "scale": 0.0}), ("pixel_input", {"side": 4, "scale": float("inf")}),
+        ("pixel_input", {"side": 4, "scale": "1"}), ("pixel_input", {"side": [4], "scale": 0.5}),
     ],
 )  # fmt: skip
 def test_passports_of_odd_types(tmp_path: Path, key: str, value: object) -> None:

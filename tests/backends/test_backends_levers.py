@@ -161,13 +161,18 @@ def test_the_table_of_engines_timed_by_turns(levers: Any) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["today", "raw-any-out", "int8-input", "half-in", "raw-vector-in-streams"])
+@pytest.mark.parametrize(
+    ("variant", "formats"),
+    [
+        ("today", 0), ("raw-any-out", 0), ("int8-input", 0), ("half-in", 0), ("raw-vector-in-streams", 1 << 3),
+        ("blocks-raw-streams", 1 << 5), ("blocks-raw-linear-streams", 1 << 0), ("blocks-raw-folded-streams", 1 << 5),
+    ],
+)  # fmt: skip
 def test_one_build_of_a_variant(
-    levers: Any, tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+    levers: Any, tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, formats: int
 ) -> None:
     """On a fake TensorRT; the process that times the engine is left out."""
     trt = tensorrt("8.6.0")
-    trt.TensorFormat = FORMATS
     # `build` changes the builder of its own process: put back afterwards.
     monkeypatch.setattr(builder, "compute_profile_shapes", builder.compute_profile_shapes)
     monkeypatch.setattr(builder._EngineBuild, "_configure", builder._EngineBuild._configure)
@@ -201,6 +206,8 @@ def test_one_build_of_a_variant(
     assert row["passport"]["gpu"] == "NVIDIA H100 80GB HBM3"
     assert (tmp_path / f"{job.name}.engine").is_file() == (variant == "today")
     assert len(commands) == 1
+    assert trt.fake.builds[-1][0].get_input(0).allowed_formats == formats
+    assert (row["passport"]["pixel_input"] is not None) == variant.startswith("blocks")
     assert variant not in {one.variant for one in levers.list_jobs(tmp_path, 1)}
     assert len(levers.levers_record.summarize([row], list(levers.VARIANTS))) == 1
 

@@ -18,11 +18,12 @@ from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.fp16 import convert_to_fp16
 from trtkit.graph.pad_channels import pad_channels
 from trtkit.graph.qdq import expand_int8_weights, insert_qdq
+from trtkit.graph.space_to_depth import read_blocks
 from trtkit.graph.torch_export import trace
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from space_to_depth import move_space_to_depth, read_blocks
+from space_to_depth import make_blocks, move_space_to_depth
 
 
 def run(proto: onnx.ModelProto, feed: np.ndarray) -> list[np.ndarray]:
@@ -88,43 +89,32 @@ def test_a_small_detector_computes_the_same(fold: tuple[int, int], precision: st
     onnx.checker.check_model(moved, full_check=True)
     # No operator is added, and nothing is left to pad at the first split.
     assert [node.op_type for node in moved.graph.node] == [node.op_type for node in graph.graph.node]
-    two_by_two = [
-        (64, 3, 5, 5),
-        (32, 64, 2, 2),
-        (128, 32, 2, 2),
-        (32, 64, 3, 3),
-        (64, 32, 3, 3),
-        (256, 192, 1, 1),
-        (64, 256, 2, 2),
-    ]
-    columns = [
-        (32, 3, 3, 5),
-        (32, 32, 3, 2),
-        (64, 32, 1, 2),
-        (16, 32, 3, 3),
-        (32, 16, 3, 3),
-        (128, 96, 1, 1),
-        (64, 128, 3, 2),
-    ]
-    assert read_kernels(moved) == (two_by_two if fold == (2, 2) else columns)
+    assert read_kernels(moved) == KERNELS[fold]
     feed = np.random.default_rng(0).random((2, 3, 64, 96), np.float32)
     expect_close(run(moved, feed), run(graph, feed), TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("lanes", [None, 4])
 @pytest.mark.parametrize("side", [2, 4])
-def test_blocks_of_pixels_give_what_pixels_give(side: int, precision: str) -> None:
+def test_blocks_of_pixels_give_what_pixels_give(side: int, lanes: int | None, precision: str) -> None:
     graph = make_detector(precision)
-    changed, made = read_blocks(graph, side), read_blocks(graph, side, in_graph=True)
-    for one in (changed, made):
-        onnx.checker.check_model(one, full_check=True)
-    assert len(changed.graph.node) == len(graph.graph.node) == len(made.graph.node) - 1
+    before = graph.SerializeToString()
+    changed = read_blocks(graph, side, lanes=lanes)
+    assert graph.SerializeToString() == before
+    onnx.checker.check_model(changed, full_check=True)
+    assert [node.op_type for node in changed.graph.node] == [node.op_type for node in graph.graph.node]
     feed = np.random.default_rng(0).random((2, 3, 64, 96), np.float32)
-    split = feed.reshape(2, 3, 64 // side, side, 96 // side, side)
-    blocks = split.transpose(0, 3, 5, 1, 2, 4).reshape(2, 3 * side**2, 64 // side, 96 // side)
+    # A lane beyond the colors is not read.
+    pixels = np.concatenate([feed, np.full((2, 1, 64, 96), 9, np.float32)], 1)[:, : lanes or 3]
+    split = pixels.reshape(2, -1, 64 // side, side, 96 // side, side)
+    blocks = split.transpose(0, 3, 5, 1, 2, 4).reshape(2, -1, 64 // side, 96 // side)
     expected = run(graph, feed)
     expect_close(run(changed, blocks), expected, TOLERANCE[precision])
-    expect_close(run(made, feed), expected, TOLERANCE[precision])
+    if lanes is None:
+        made = make_blocks(graph, side)
+        onnx.checker.check_model(made, full_check=True)
+        expect_close(run(made, feed), expected, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov8n-seg", "yolov10n", "yolo26n-pose", "yolo12n"])

@@ -152,6 +152,11 @@ def test_export_reads_every_kind_of_value():
     assert {name: values[name] for name in expected} == expected
 
 
+def test_pixels_in_blocks_on_the_command_line():
+    assert settings("export", "--model=m.pt", "--int8", "--space-to-depth")["space_to_depth"] is True
+    assert settings("export", "--model=m.pt", "--int8")["space_to_depth"] is False
+
+
 def test_a_recipe_s_command_line_gives_its_settings():
     recipe = trtkit.Recipe(
         model="a b.pt", half=True, imgsz=(320, 640), batch=4, keep=("/model.23/*",), dynamic=False, workspace=1.5

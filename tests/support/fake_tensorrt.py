@@ -55,6 +55,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     fill["TensorLocation"] = flags("TensorLocation", "DEVICE HOST")
     names = [name for name in SIZES if major >= 10 or name != "INT64"]
     fill["DataType"] = flags("DataType", " ".join([*names, "INT4"] if major >= 10 else names))
+    fill["TensorFormat"] = flags("TensorFormat", "LINEAR CHW2 HWC8 CHW4 CHW16 CHW32")
     fill["Severity"] = flags("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
     fill["float32"], fill["float16"] = fill["DataType"].FLOAT, fill["DataType"].HALF
     state = types.SimpleNamespace(
@@ -159,7 +160,9 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
     class Tensor:
         def __init__(self, value: onnx.ValueInfoProto) -> None:
             self.name = value.name
-            self.dtype: Any = None  # what the caller sets
+            # What the caller sets.
+            self.dtype: Any = None
+            self.allowed_formats = 0
             self.shape = tuple(
                 side.dim_value if side.HasField("dim_value") else -1 for side in value.type.tensor_type.shape.dim
             )
@@ -169,6 +172,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             self.flags = flags
             self.proto = onnx.ModelProto()
             self.layers: list[Layer] = []
+            self.inputs: dict[int, Tensor] = {}
             self.outputs: dict[int, Tensor] = {}
 
         num_inputs = property(lambda self: len(self.proto.graph.input))
@@ -176,7 +180,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
         num_layers = property(lambda self: len(self.layers))
 
         def get_input(self, index: int) -> Tensor:
-            return Tensor(self.proto.graph.input[index])
+            return self.inputs.setdefault(index, Tensor(self.proto.graph.input[index]))
 
         def get_output(self, index: int) -> Tensor:
             return self.outputs.setdefault(index, Tensor(self.proto.graph.output[index]))
@@ -261,6 +265,12 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
                 proto = convert_outputs_to_fp16(onnx.ModelProto.FromString(proto.SerializeToString()))
             header = {"version": version, "profile": profile, "host_code": "VERSION_COMPATIBLE" in config.flags}
             header |= {"refit": bool(config.flags & {"REFIT", "STRIP_PLAN"}), "stripped": "STRIP_PLAN" in config.flags}
+            header["formats"] = {
+                tensor.name: form.name
+                for tensor in network.inputs.values()
+                for form in fill["TensorFormat"]
+                if tensor.allowed_formats == 1 << form
+            }
             return write_plan(header, proto)
 
     def write_plan(header: dict[str, Any], proto: onnx.ModelProto) -> bytes:
@@ -352,10 +362,7 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
             return True
 
         def _execute(self) -> None:
-            feeds = {
-                name: view(self.addresses[name], kind, self.shapes[name]).copy()
-                for name, (_, kind) in self.engine.inputs.items()
-            }
+            feeds = {name: self._read(name, kind) for name, (_, kind) in self.engine.inputs.items()}
             for (name, (_, kind)), value in zip(
                 self.engine.outputs.items(), self.engine.session.run(None, feeds), strict=True
             ):
@@ -367,6 +374,17 @@ def make(version: str, *, dla_cores: int = 0, refuse_capture: bool = False) -> A
                     self.sinks[name].notify_shape(name, value.shape)
                 assert address, f"{name} has no memory"
                 view(address, kind, value.shape)[...] = value
+
+        def _read(self, name: str, kind: Any) -> np.ndarray:
+            shape = self.shapes[name]
+            form = self.engine.header.get("formats", {}).get(name, "LINEAR")
+            if form == "LINEAR":
+                return view(self.addresses[name], kind, shape).copy()
+            count, channels, *sides = shape
+            padded = -(-channels // 8) * 8
+            together = {"CHW32": 32, "HWC8": padded}[form]
+            groups = view(self.addresses[name], kind, (count, -(-channels // together), *sides, together))
+            return groups.transpose(0, 1, 4, 2, 3).reshape(count, -1, *sides)[:, :channels].copy()
 
     class Engine:
         def __init__(self, plan: bytes) -> None:

@@ -201,8 +201,9 @@ def test_a_list_of_images_has_no_place_in_the_form() -> None:
 
 
 def test_a_setting_without_a_field_is_not_dropped() -> None:
-    with raises(RecipeError, "wizard-settings-without-field", names=["decode", "builds"]):
-        WizardForm.from_recipe(Recipe(model="m.pt", decode=False, builds=3))
+    settings = {"decode": False, "aux_streams": 4, "space_to_depth": True, "builds": 3}
+    with raises(RecipeError, "wizard-settings-without-field", names=list(settings)):
+        WizardForm.from_recipe(Recipe(model="m.pt", int8=True, **settings))
 
 
 def test_the_home_folder_is_the_same_for_the_page_the_build_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

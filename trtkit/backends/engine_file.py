@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from trtkit.backends.devices import parse_device
 from trtkit.errors import EngineError
 from trtkit.files import hash_parts
-from trtkit.models.model import DESCRIPTION_KEYS, ModelInfo
+from trtkit.models.model import DESCRIPTION_KEYS, ModelInfo, PixelInput
 from trtkit.results import package_versions
 from trtkit.writing import atomic_write, write_bytes
 
@@ -61,6 +61,7 @@ class Passport:
         dla: The DLA core, or None.
         compatibility: The machines that run it besides those like its builder's, as in `export`; None for no others.
         weights: "refittable" or "stripped" as in `export`, or None.
+        pixel_input: Its pixels in blocks (`export(space_to_depth=True)`), or None for an input of NCHW.
         model_hash: SHA-256 of the model's architecture and weights.
         graph_hash: SHA-256 of the ONNX graph that was built.
         data_hash: SHA-256 of the calibration data, or None.
@@ -87,6 +88,7 @@ class Passport:
     dla: int | None = None
     compatibility: str | None = None
     weights: str | None = None
+    pixel_input: PixelInput | None = None
     model_hash: str = ""
     graph_hash: str | None = None
     data_hash: str | None = None
@@ -141,6 +143,7 @@ class Passport:
             dla=device.index if device.kind == "dla" else None,
             compatibility=settings.compatibility,
             weights=settings.weights,
+            pixel_input=PixelInput(**built.facts["pixel_input"]) if built.facts.get("pixel_input") else None,
             model_hash=model_hash,
             graph_hash=graph_hash,
             data_hash=data_hash,
@@ -176,6 +179,8 @@ class Passport:
         wrong = [name for name, item in kept.items() if not _fits_field(name, item)]
         if wrong:
             raise TypeError(f"{wrong[0]} is {str(kept[wrong[0]])[:40]!r}")
+        if kept.get("pixel_input") is not None:
+            kept["pixel_input"] = PixelInput(**kept["pixel_input"])
         return cls(**kept)
 
 
@@ -185,6 +190,13 @@ def _fits_field(name: str, value: Any) -> bool:
         return isinstance(value, Mapping)
     if name == "layers":
         return all(isinstance(row, Mapping) for row in value)
+    if name == "pixel_input":
+        return value is None or (
+            isinstance(value, Mapping)
+            and set(value) == {"side", "scale"}
+            and value["side"] in (2, 4)
+            and (value["scale"] is None or (type(value["scale"]) is float and 0 < value["scale"] < math.inf))
+        )
     if name == "imgsz":
         return len(value) == 2 and all(type(side) is int and side > 0 for side in value)
     if name == "dynamic":

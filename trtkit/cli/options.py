@@ -203,6 +203,7 @@ OPTIONS: Mapping[str, Option] = {
     "simplify": _switch("simplify the graph with onnxslim"),
     "sizes": Option("image sides, pixels [default: each model's own]", "N[,N...]", parse_counts),
     "stage_runs": _count("maximum number of timed calls of predict per file and batch; 0 leaves them out"),
+    "space_to_depth": _switch("pixels in blocks as the input of an INT8 or FP16 engine, which trtkit's runner makes"),
     "split": _split("split to evaluate on"),
     "stratify": _switch("draw images with the class shares of the split"),
     "target": Option(f"deployment target: {', '.join(list_targets())}", "TARGET", choices=list_targets),

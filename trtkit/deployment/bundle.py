@@ -272,6 +272,14 @@ def check_source(path: Path, reference: Path | None) -> Source:
     engine = read_engine(path)
     info, passport = engine.info(), engine.passport
     _check_decoded(path, info)
+    if passport is not None and passport.pixel_input is not None:
+        raise RecipeError(
+            f"deploy {path.name}",
+            "it reads pixels in blocks, and a deployment's programs pass float images",
+            "export it again without space_to_depth=True (--space-to-depth)",
+            code="deploy-pixel-input",
+            path=str(path),
+        )
     if passport is not None and passport.weights == "stripped":
         raise RecipeError(
             f"deploy {path.name}",

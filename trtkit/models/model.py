@@ -34,6 +34,7 @@ __all__ = [
     "Model",
     "ModelInfo",
     "OutputFormat",
+    "PixelInput",
     "Preprocess",
     "default_output_format",
     "default_preprocess",
@@ -206,6 +207,20 @@ def default_output_format(task: str, *, nms: bool = False, end2end: bool = False
     if task == "classify":
         return CLASS_SCORES
     return END2END_ROWS if end2end else NMS_ROWS if nms else DENSE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelInput:
+    """An engine's input of pixels in blocks: (N, 4 x side^2, height / side, width / side), by row, column and color.
+
+    Attributes:
+        side: Height and width of a block, pixels: 2 or 4.
+        scale: What one step of an INT8 value is in the model's own input x: the value is round(x / scale). None where
+            values are x itself, in FP16.
+    """
+
+    side: int
+    scale: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -181,6 +181,8 @@ class BatchPredictor:
         self._postprocess = _Replay(execution, execution.objects_stream)
         self._preprocessed = execution.torch.cuda.Event()
         self._reader = choose_reader(info)
+        blocks = execution.blocks
+        self._table = None if blocks is None else blocks.tabulate(info.preprocess).to(execution.device)
 
     def predict(self, batches: Iterable[Sequence[np.ndarray]], settings: PostprocessSettings) -> Iterator[Prediction]:
         """Predict batch by batch.
@@ -302,7 +304,15 @@ class BatchPredictor:
             enter_stage("preprocess")
             target = execution.input(self._input_name, staged.shape)
             key = (*self._images.key, target.data_ptr(), staged.shape)
-            self._preprocess.enqueue(key, lambda: self._images.preprocess_into(target, preprocess))
+            table = self._table
+            self._preprocess.enqueue(
+                key,
+                lambda: (
+                    self._images.preprocess_into(target, preprocess)
+                    if table is None
+                    else self._images.look_up_into(target, table, preprocess)
+                ),
+            )
             self._preprocessed.record(execution.stream)
             enter_stage("engine")
             execution.run({self._input_name: staged.padded})

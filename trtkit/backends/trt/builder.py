@@ -42,6 +42,7 @@ from trtkit.backends.trt.network import (
 )
 from trtkit.errors import BuildError, CapabilityError, EngineError, OnnxError, RecipeError, warn
 from trtkit.graph.qdq import expand_int8_weights
+from trtkit.graph.space_to_depth import LANES, read_pixel_input
 from trtkit.models.onnx_model import load_external_weights
 from trtkit.progress import Reporter
 
@@ -124,6 +125,7 @@ def build_engine(
         layers = parse_build_log(messages.table) or job.inspect(plan)
     reporter.step(stage, PROGRESS_STEPS, PROGRESS_STEPS)
     gpu_sm = gpu.sm if gpu is not None else ""
+    pixels = read_pixel_input(proto)
     facts = {
         "backend": capabilities.backend,
         "tensorrt": capabilities.version,
@@ -133,6 +135,7 @@ def build_engine(
         "sm": get_build_target(capabilities, device) if capabilities.cross_build_targets else gpu_sm,
         "built_without_gpu": gpu is None,
         "strongly_typed": job.strongly_typed,
+        "pixel_input": None if pixels is None else dataclasses.asdict(pixels),
         "timing_cache": str(job.cache.path) if job.cache is not None else None,
         "timing_cache_bytes": job.cache_bytes,
         "warnings": list(dict.fromkeys(messages.warnings))[:MAX_WARNINGS],
@@ -290,7 +293,13 @@ class _EngineBuild:
         if self.device.kind == "dla":
             self._use_dla(builder, config)
         tensor = find_image_input(network)
-        shapes = compute_profile_shapes(settings, tuple(tensor.shape))
+        shape = tuple(tensor.shape)
+        pixels = read_pixel_input(self.proto)
+        if pixels is not None:
+            form = trt.TensorFormat.HWC8 if pixels.scale is None else trt.TensorFormat.CHW32
+            tensor.allowed_formats = 1 << int(form)
+            shape = (shape[0], LANES, shape[2] * pixels.side, shape[3] * pixels.side)
+        shapes = compute_profile_shapes(settings, shape)
         if shapes is not None:
             _add_profile(builder, config, network, tensor.name, shapes)
         if settings.implicit is not None:

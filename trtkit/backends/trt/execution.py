@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtkit.backends.capabilities import import_bindings, require_torch_cuda
 from trtkit.backends.devices import Device
@@ -17,6 +17,9 @@ from trtkit.backends.registry import get_title
 from trtkit.backends.runner import closed_error
 from trtkit.backends.trt.callbacks import capture_messages, get_logger
 from trtkit.errors import EngineError
+
+if TYPE_CHECKING:
+    from trtkit.backends.trt.pixel_blocks import PixelBlocks
 
 __all__ = ["EventClock", "Execution", "load_plan", "trim_rows"]
 
@@ -77,18 +80,29 @@ class Execution:
         device: A GPU or a DLA core.
         asked: The operation, for errors.
         host_code: Let the plan bring its own runtime, which runs in this process.
+        blocks: The layout of its input, if that is pixels in blocks. Shapes are then those of the images.
 
     Raises:
         EngineError: TensorRT rejects the plan, or the GPU has too little memory.
         CapabilityError: Torch has no CUDA.
     """
 
-    def __init__(self, plan: bytes, backend: str, device: Device, *, asked: str, host_code: bool = False) -> None:
+    def __init__(
+        self,
+        plan: bytes,
+        backend: str,
+        device: Device,
+        *,
+        asked: str,
+        host_code: bool = False,
+        blocks: PixelBlocks | None = None,
+    ) -> None:
         self.torch: Any = require_torch_cuda(asked)
         self.trt: Any = import_bindings(backend)
         self.backend = backend
         self.device = self.torch.device("cuda", device.gpu)
         self.asked = asked
+        self.blocks = blocks
         self.graph: Any = None
         self.graph_error = ""
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -162,11 +176,31 @@ class Execution:
             name: The input.
             shape: The view's shape, at most the input's largest.
 
+        Returns:
+            The view; of pixels in blocks as `PixelBlocks.view` gives it.
+
         Raises:
             EngineError: The engine is closed.
         """
         self.require_open()
+        if self.blocks is not None:
+            return self.blocks.view(self.buffers[name], shape)
         return self.buffers[name][: math.prod(shape)].view(shape)
+
+    def write_input(self, name: str, values: Any) -> None:
+        """Enqueue a copy into an input's memory.
+
+        Args:
+            name: The input.
+            values: A tensor of the host or of a GPU; images are NCHW.
+
+        Raises:
+            EngineError: The engine is closed.
+        """
+        target = self.input(name, tuple(values.shape))
+        if self.blocks is not None:
+            values = self.blocks.convert(values.to(self.device, non_blocking=True)).view(target.shape)
+        target.copy_(values, non_blocking=True)
 
     def outputs(self) -> dict[str, Any]:
         """The last run's outputs, as views that the next run overwrites."""
@@ -268,7 +302,8 @@ class Execution:
         self.graph_error = ""
         with capture_messages() as messages:
             for name, shape in shapes.items():
-                if not self.context.set_input_shape(name, shape):
+                own = shape if self.blocks is None else self.blocks.engine_shape(shape)
+                if not self.context.set_input_shape(name, own):
                     self.shapes = {}
                     raise EngineError(
                         self.asked,
@@ -402,7 +437,9 @@ class Execution:
             profile = (
                 [shape] * 3 if fixed else [tuple(limit) for limit in self.engine.get_tensor_profile_shape(name, 0)]
             )
-            self.ranges[name] = tuple(profile)
+            self.ranges[name] = tuple(
+                limit if self.blocks is None else self.blocks.image_shape(limit) for limit in profile
+            )
         self.dynamic = any(low != high for low, _, high in self.ranges.values())
 
     def _torch_type(self, name: str) -> Any:
@@ -425,7 +462,9 @@ class Execution:
     def _allocate(self) -> None:
         """Allocate memory for the largest shapes, so that no run allocates."""
         for name in self.input_names:
-            self.buffers[name] = self._allocate_tensor(name, math.prod(self.ranges[name][2]))
+            largest = self.ranges[name][2]
+            count = math.prod(largest) if self.blocks is None else self.blocks.count(largest)
+            self.buffers[name] = self._allocate_tensor(name, count)
             self.context.set_tensor_address(name, self.buffers[name].data_ptr())
         self.set_shapes({name: largest for name, (_, _, largest) in self.ranges.items()})
         for name in self.output_names:

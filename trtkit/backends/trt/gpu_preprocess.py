@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -269,25 +269,48 @@ class DeviceImages:
             The target.
         """
         _, channels, height, width = target.shape
-        lines, rest = self._take((LINE_NUMBERS, self._count, height), self._memory)
-        columns, rest = self._take((COLUMN_NUMBERS, self._count, width), rest)
-        pixels = rest[: len(rest) // channels * channels].view(-1, channels)
         divides = preprocess.scale == 1 / 255
         # A tensor: by a number torch multiplies on a GPU where it is asked to divide, which changes the last bit.
         factor = torch.full((), 255.0 if divides else preprocess.scale, device=target.device)
-        step = max(1, MAX_RUN_PIXELS // (height * width))
-        for start in range(0, self._count, step):
-            run = slice(start, start + step)
-            levels = _resize(pixels, lines[:, run], columns[:, run])
-            if preprocess.reverses_channels:
-                levels = levels[::-1]
-            for channel, values in enumerate(levels):
+        for run, levels in self._resize_runs(channels, height, width):
+            for channel, values in enumerate(_order_channels(levels, preprocess)):
                 scale = torch.div if divides else torch.mul
                 if not (preprocess.mean or preprocess.std):
                     scale(values, factor, out=target[run, channel])
                 else:
                     target[run, channel] = _standardize(scale(values, factor), preprocess, channel)
         return target
+
+    def look_up_into(self, target: torch.Tensor, table: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+        """Enqueue the preprocessing of the batch for an input of pixels in blocks.
+
+        Args:
+            target: From `PixelBlocks.view`, of as many images, overwritten in place.
+            table: From `PixelBlocks.tabulate`, on the device.
+            preprocess: The model's preprocessing, of one of `GPU_KINDS`.
+
+        Returns:
+            The target.
+        """
+        channels, rows, columns = target.shape[1], target.shape[2:5], target.shape[5:]
+        # Where each channel's values begin in the table.
+        begins = torch.arange(channels, dtype=self._dtype, device=target.device) * table.shape[1]
+        for run, levels in self._resize_runs(channels, math.prod(rows), math.prod(columns)):
+            numbers = table.flatten().index_select(0, levels.add_(begins).flatten())
+            values = numbers.view(-1, *rows, *columns, channels)
+            for channel, plane in enumerate(_order_channels(values, preprocess)):
+                target[run, channel] = plane
+        return target
+
+    def _resize_runs(self, channels: int, height: int, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Which images, and their gray levels resized and padded, shape (images, height, width, channels)."""
+        lines, rest = self._take((LINE_NUMBERS, self._count, height), self._memory)
+        columns, rest = self._take((COLUMN_NUMBERS, self._count, width), rest)
+        pixels = rest[: len(rest) // channels * channels].view(-1, channels)
+        step = max(1, MAX_RUN_PIXELS // (height * width))
+        for start in range(0, self._count, step):
+            run = slice(start, start + step)
+            yield run, _resize(pixels, lines[:, run], columns[:, run])
 
     def _take(self, shape: tuple[int, ...], memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Numbers at the begin of some memory, and the memory after them."""
@@ -300,8 +323,14 @@ class DeviceImages:
         self._count = 0
 
 
-def _resize(pixels: torch.Tensor, lines: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Images resized and padded as OpenCV's INTER_LINEAR resizes uint8: gray levels of each channel, (images, h, w).
+def _order_channels(values: torch.Tensor, preprocess: Preprocess) -> Sequence[torch.Tensor]:
+    """The channels, the last axis, in the model's order."""
+    channels = values.unbind(-1)
+    return channels[::-1] if preprocess.reverses_channels else channels
+
+
+def _resize(pixels: torch.Tensor, lines: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Images resized and padded as OpenCV's INTER_LINEAR resizes uint8: gray levels, (images, h, w, channels).
 
     They are blended along lines, in 11 binary digits of which 4 are dropped, and then of two lines (`HResizeLinear` and
     `VResizeLinear` in OpenCV's modules/imgproc/src/resize.cpp).
@@ -315,7 +344,7 @@ def _resize(pixels: torch.Tensor, lines: torch.Tensor, columns: torch.Tensor) ->
     columns, lines = columns[:, :, None, :, None], lines[..., None, None]
     blended = torch.addcmul(columns[4], left, columns[2]).addcmul_(right, columns[3]).bitwise_right_shift_(4)
     torch.addcmul(lines[4:6], blended, lines[2:4], out=blended).bitwise_right_shift_(16)
-    return blended[0].add_(blended[1]).bitwise_right_shift_(2).unbind(-1)
+    return blended[0].add_(blended[1]).bitwise_right_shift_(2)
 
 
 def _standardize(values: torch.Tensor, preprocess: Preprocess, channel: int) -> torch.Tensor:

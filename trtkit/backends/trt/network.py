@@ -20,6 +20,7 @@ from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.pad_channels import pad_channels
 from trtkit.graph.raw_maps import convert_outputs_to_fp16
+from trtkit.graph.space_to_depth import use_pixel_blocks
 from trtkit.models.model import RAW_MAPS
 from trtkit.writing import write_bytes
 
@@ -42,14 +43,22 @@ NON_FLOAT_OPS = frozenset(
 )
 
 
-def fit_graph(proto: onnx.ModelProto, capabilities: Capabilities, *, precision: str) -> onnx.ModelProto:
+def fit_graph(
+    proto: onnx.ModelProto, capabilities: Capabilities, *, precision: str, space_to_depth: bool = False
+) -> onnx.ModelProto:
     """The graph as this TensorRT builds it best; the same for an engine and for refitting it.
 
     Args:
         proto: The graph of an export; not modified.
         capabilities: Of the installed TensorRT.
         precision: "fp32", "fp16" or "int8".
+        space_to_depth: As in `export`.
+
+    Raises:
+        RecipeError: The graph can't read blocks of pixels.
     """
+    if space_to_depth:
+        proto = use_pixel_blocks(proto)
     if precision != "int8":
         return proto
     if capabilities.backend == "tensorrt":

@@ -111,7 +111,9 @@ def _prepare(
     _, proto, path = read_graph(graph)
     if path:
         load_external_weights(proto, path, f"read {path}")
-    proto = fit_graph(proto, capabilities, precision=passport.precision)
+    proto = fit_graph(
+        proto, capabilities, precision=passport.precision, space_to_depth=passport.pixel_input is not None
+    )
     graph_hash = hash_parts(proto.SerializeToString(deterministic=True))
     return (proto if capabilities.has_int8_weights else expand_int8_weights(proto)), graph_hash
 

@@ -16,7 +16,7 @@ from trtkit.arguments import PRECISIONS
 from trtkit.backends.capabilities import Capabilities
 from trtkit.backends.compatibility import check_compatibility, check_contents
 from trtkit.backends.devices import Device, parse_device
-from trtkit.backends.engine_file import EngineFile, read_engine
+from trtkit.backends.engine_file import EngineFile, Passport, read_engine
 from trtkit.backends.requirements import require_run
 from trtkit.backends.runner import Runner
 from trtkit.backends.stages import StageClock, enter_stage
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from trtkit.backends.trt.batch_predictor import BatchPredictor
+    from trtkit.backends.trt.pixel_blocks import PixelBlocks
     from trtkit.tasks import Prediction
 
 __all__ = ["TensorRTRunner", "open_engine", "time_layers"]
@@ -131,7 +132,12 @@ class TensorRTRunner(Runner):
         self._lock = threading.RLock()
         host_code = file.passport is not None and file.passport.compatibility == "version"
         self._execution = Execution(
-            file.plan, capabilities.backend, device, asked=f"open {file.path}", host_code=host_code
+            file.plan,
+            capabilities.backend,
+            device,
+            asked=f"open {file.path}",
+            host_code=host_code,
+            blocks=_read_blocks(file.passport, info),
         )
         self._execution.asked = f"run {self.name}"
         self._staged: dict[str, Any] = {}
@@ -182,7 +188,7 @@ class TensorRTRunner(Runner):
                 host = self._stage(name, value.shape, types[name])
                 target = host.numpy()
                 self._copier.copy(list(zip(target, value, strict=True)) if value.ndim > 1 else [(target, value)])
-                self._execution.input(name, value.shape).copy_(host, non_blocking=True)
+                self._execution.write_input(name, host)
             enter_stage("engine")
             self._execution.run(shapes)
             enter_stage("download")
@@ -205,9 +211,8 @@ class TensorRTRunner(Runner):
             current = self._execution.torch.cuda.current_stream(self._execution.device)
             with self._execution.use_stream():
                 self._execution.stream.wait_stream(current)
-                memory = self._execution.input(self.input_name, tuple(tensor.shape))
-                if memory.data_ptr() != tensor.data_ptr():
-                    memory.copy_(tensor)
+                if self._execution.input(self.input_name, tuple(tensor.shape)).data_ptr() != tensor.data_ptr():
+                    self._execution.write_input(self.input_name, tensor)
                     tensor.record_stream(self._execution.stream)
                 shape = self._pad_batch(self.input_name, tuple(tensor.shape))
                 self._execution.run({self.input_name: shape})
@@ -222,10 +227,14 @@ class TensorRTRunner(Runner):
             batch: Number of images.
 
         Returns:
-            A CUDA tensor (batch, channels, *imgsz) of the engine's type.
+            A CUDA tensor (batch, channels, *imgsz) of the engine's type. One that reads pixels in blocks has no memory
+            of this shape: a new float32 tensor, which `infer_device` converts.
         """
         self.check_batch(batch)
-        return self._execution.input(self.input_name, (batch, self._max_shape[1], *self.imgsz))
+        shape = (batch, self._max_shape[1], *self.imgsz)
+        if self._execution.blocks is not None:
+            return self._execution.torch.empty(shape, device=self._execution.device)
+        return self._execution.input(self.input_name, shape)
 
     def predict(
         self,
@@ -441,6 +450,14 @@ class TensorRTRunner(Runner):
         with self._execution.use_stream(), contextlib.suppress(EngineError):
             precisions = {row["precision"] for row in self._read_layers()}
         return next((name for name in reversed(PRECISIONS) if name in precisions), PRECISIONS[0])
+
+
+def _read_blocks(passport: Passport | None, info: ModelInfo) -> PixelBlocks | None:
+    if passport is None or passport.pixel_input is None:
+        return None
+    from trtkit.backends.trt.pixel_blocks import PixelBlocks
+
+    return PixelBlocks(pixels=passport.pixel_input, channels=info.channels)
 
 
 def _read_precision(file: EngineFile) -> str | None:

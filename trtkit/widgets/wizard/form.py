@@ -98,7 +98,8 @@ class WizardForm:
         Raises:
             RecipeError: Its data are several paths, or it has a setting that the form has no field for.
         """
-        unknown = [name for name, default in (("decode", True), ("builds", 1)) if getattr(recipe, name) != default]
+        fieldless = {"decode": True, "aux_streams": None, "space_to_depth": False, "builds": 1}
+        unknown = [name for name, default in fieldless.items() if getattr(recipe, name) != default]
         if unknown:
             raise RecipeError(
                 f"show a recipe with {', '.join(f'{name}={getattr(recipe, name)}' for name in unknown)}",
