@@ -313,7 +313,9 @@ def test_engines_that_run_are_evaluated_and_timed_instead_of_onnx_runtime(tmp_pa
     monkeypatch.setattr(backends, "require_run", lambda backend, device=None: None)
     monkeypatch.setattr("trtkit.comparison.engines._gpu_matches", lambda builder, sm: True)
     monkeypatch.setattr(backends, "open", lambda path, device=None: Engine(path))
-    comparison = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2)
+    comparison = compare(tmp_path, precisions=("fp32", "fp16"), device="sm89", eval_images=2, opt_level=1)
+    recipes = comparison.about["recipes"]["fp16"]
+    assert (recipes["engine"]["opt_level"], recipes["onnx"]["opt_level"]) == (1, None)
     assert opened == ["yolo11t-fp32.engine", "yolo11t-fp16.engine"]
     assert comparison.rows.select("engine", "clock", "mean_ms").unique().rows() == [(True, "gpu", 1.5)]
     assert "they ran here" in " ".join(comparison.findings())

@@ -71,6 +71,7 @@ def compare(
     build: bool | None = None,
     backend: str | None = None,
     device: int | str | None = None,
+    opt_level: int | None = None,
     runs: int = 100,
     seconds: float = 5.0,
     seed: int = DEFAULTS.seed,
@@ -111,6 +112,7 @@ def compare(
         build: Build engines; None does so if a backend can, True fails if none can, False never does.
         backend: "tensorrt", "tensorrt_rtx", or "onnxruntime" to build nothing; None takes the best present.
         device: GPU index or name, or "sm89" to build for a GPU that is not here.
+        opt_level: TensorRT's optimization level, 0 (fast build) to 5 (slow build); None takes TensorRT's default, 3.
         runs: Maximum number of timed runs per precision and batch.
         seconds: Maximum time of timed runs per precision and batch, s.
         seed: Seed of the samples and of the timed inputs.
@@ -278,7 +280,11 @@ def compare(
             exports,
             folder / loaded.stem,
             staging,
-            engine_settings={"backend": builder.backend, "device": device, "workspace": workspace} if builder else None,
+            engine_settings=(
+                {"backend": builder.backend, "device": device, "workspace": workspace, "opt_level": opt_level}
+                if builder
+                else None
+            ),
             reporter=reporter,
             workers=workers,
         )
