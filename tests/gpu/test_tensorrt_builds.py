@@ -300,8 +300,8 @@ def test_compare_builds_and_times_on_a_worker_with_a_gpu() -> None:
     ):
         # FP16 takes minutes to build.
         comparison = trtkit.compare(
-            demo.model_path(), demo.data_path(), ("int8",), opt_level=0, runs=20, seconds=1, output=folder() / "compare",
-            overwrite=True, executor=executor, progress=print_stages(), **ON_DEMO,
+            demo.model_path(), demo.data_path(), ("int8",), opt_level=0, runs=20, seconds=1,
+            output=folder() / "compare", overwrite=True, executor=executor, progress=print_stages(), **ON_DEMO,
         )  # fmt: skip
     assert caps.gpu is not None
     rows = comparison.frame()
