@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trtkit.backends.trt.network import find_kept_fp32
 from trtkit.graph.analysis import GraphIndex
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
+from trtkit.graph.fp16 import convert_to_fp32
+from trtkit.graph.onnx_file import update_metadata
 
-__all__ = ["join_branches", "read_int8", "read_uint8"]
+__all__ = ["join_branches", "read_int8", "read_uint8", "use_flags"]
 
 
 def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
@@ -155,3 +158,13 @@ def read_int8(proto: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     remove_unused_constants(graph)
     return proto
+
+
+def use_flags(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """An FP16 graph in FP32, so that TensorRT's FP16 flag decides; what was FP32 is to stay.
+
+    Args:
+        proto: FP16 graph; not modified.
+    """
+    kept = sorted(find_kept_fp32(proto))
+    return update_metadata(convert_to_fp32(proto), {}, {"fp32": kept})

@@ -27,9 +27,10 @@ class Variant:
         base: The graph that `prepare` writes: one of `BASES`.
         input: Rewriting of the input, one of `INPUTS`; "" for FP32 NCHW.
         formats: Types and formats that TensorRT is given for inputs and outputs: "half-in", "eight-in", "linear-in",
-            "vector-in", "vector32-in", "any-out".
+            "vector-in", "vector32-in", "half-out", "any-out".
         precisions: Which precisions have it.
         space_to_depth: Whether it reads pixels in blocks, as `export(space_to_depth=True)` builds it.
+        by_flags: Whether an FP16 graph is given in FP32, with TensorRT's FP16 flag (`use_flags`).
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
         fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
         level: Optimization level; None takes that of the command. Timings of kernels are then shared with no other
@@ -41,6 +42,7 @@ class Variant:
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = PRECISIONS
     space_to_depth: bool = False
+    by_flags: bool = False
     streams: int | None = None
     fold: tuple[int, int] | None = None
     level: int | None = None
@@ -141,6 +143,13 @@ VARIANTS: Mapping[str, Variant] = {
     "blocks-raw-folded-streams": Variant(base="raw", space_to_depth=True, fold=(2, 2), precisions=("int8",), streams=4),
     "blocks-raw-linear-streams": Variant(
         base="raw", space_to_depth=True, formats=("linear-in",), precisions=("int8",), streams=4
+    ),
+    "flags": Variant(by_flags=True, precisions=("fp16",)),
+    "plain-flags": Variant(base="plain", by_flags=True, precisions=("fp16",)),
+    "nms-flags": Variant(base="nms", by_flags=True, precisions=("fp16",)),
+    "raw-flags-streams": Variant(base="raw", by_flags=True, formats=("half-out",), precisions=("fp16",), streams=4),
+    "blocks-raw-flags-streams": Variant(
+        base="raw", by_flags=True, space_to_depth=True, formats=("half-in", "half-out"), precisions=("fp16",), streams=4
     ),
     "together": Variant(base="raw", input="uint8-nhwc", formats=("any-out",)),
     "together-joined": Variant(base="joined-raw", input="uint8-nhwc", formats=("any-out",)),

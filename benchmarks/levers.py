@@ -33,7 +33,7 @@ from typing import Any
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import join_branches
+from lever_passes import join_branches, use_flags
 from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
@@ -242,6 +242,8 @@ def build(options: argparse.Namespace) -> None:
     proto = INPUTS[variant.input](proto)
     if variant.space_to_depth:
         proto = use_pixel_blocks(proto)
+    if variant.by_flags:
+        proto = use_flags(proto)
     if variant.fold is not None:
         proto = move_space_to_depth(proto, variant.fold)
     proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
@@ -305,6 +307,9 @@ def set_formats(trt: Any, network: Any, formats: tuple[str, ...]) -> None:
     ):  # fmt: skip
         if name in formats:
             network.get_input(0).allowed_formats = 1 << int(getattr(trt.TensorFormat, format_name))
+    if "half-out" in formats:
+        for place in range(network.num_outputs):
+            network.get_output(place).dtype = trt.float16
     if "any-out" in formats:
         for place in range(network.num_outputs):
             names = ("LINEAR", "HWC8", "CHW2", "CHW4", "CHW16")

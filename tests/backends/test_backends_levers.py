@@ -16,7 +16,7 @@ from two_heads import make_model
 
 from trtkit.backends.trt import builder
 from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.fp16 import convert_to_fp16
+from trtkit.graph.fp16 import convert_to_fp16, has_fp16
 from trtkit.graph.qdq import expand_int8_weights, insert_qdq
 from trtkit.graph.raw_maps import cut_before_decoding, find_raw_maps
 from trtkit.graph.torch_export import trace
@@ -162,14 +162,22 @@ def test_the_table_of_engines_timed_by_turns(levers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "formats"),
+    ("variant", "precision", "formats"),
     [
-        ("today", 0), ("raw-any-out", 0), ("int8-input", 0), ("half-in", 0), ("raw-vector-in-streams", 1 << 3),
-        ("blocks-raw-streams", 1 << 5), ("blocks-raw-linear-streams", 1 << 0), ("blocks-raw-folded-streams", 1 << 5),
+        ("today", "int8", 0), ("raw-any-out", "int8", 0), ("int8-input", "int8", 0), ("half-in", "int8", 0),
+        ("raw-vector-in-streams", "int8", 1 << 3), ("blocks-raw-streams", "int8", 1 << 5),
+        ("blocks-raw-linear-streams", "int8", 1 << 0), ("blocks-raw-folded-streams", "int8", 1 << 5),
+        ("blocks-raw-streams", "fp16", 1 << 2), ("flags", "fp16", 0), ("blocks-raw-flags-streams", "fp16", 1 << 2),
     ],
 )  # fmt: skip
 def test_one_build_of_a_variant(
-    levers: Any, tensorrt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, formats: int
+    levers: Any,
+    tensorrt: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    precision: str,
+    formats: int,
 ) -> None:
     """On a fake TensorRT; the process that times the engine is left out."""
     trt = tensorrt("8.6.0")
@@ -181,12 +189,14 @@ def test_one_build_of_a_variant(
     maps = levers.VARIANTS[variant].base == "raw"
     graph = trace(model)
     ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
-    quantized = insert_qdq(graph, ranges, ())
+    converted = insert_qdq(graph, ranges, ()) if precision == "int8" else graph
     if maps:
-        quantized = cut_before_decoding(quantized, find_raw_maps(graph, model.info), model.info)
+        converted = cut_before_decoding(converted, find_raw_maps(graph, model.info), model.info)
+    if precision == "fp16":
+        converted = convert_to_fp16(converted)
     (tmp_path / "graphs").mkdir()
     base = levers.VARIANTS[variant].base
-    onnx.save(quantized, tmp_path / "graphs" / f"tiny-int8-b1-{base}.onnx")
+    onnx.save(converted, tmp_path / "graphs" / f"tiny-{precision}-b1-{base}.onnx")
     (job,) = (one for one in levers.list_jobs(tmp_path, 1) if one.variant == variant)
     commands: list[list[str]] = []
 
@@ -197,7 +207,7 @@ def test_one_build_of_a_variant(
     monkeypatch.setattr(levers.subprocess, "run", time_engine)
     levers.build(
         SimpleNamespace(
-            out=str(tmp_path), graph=str(job.graph), name=job.name, variant=variant, precision="int8", batch=1,
+            out=str(tmp_path), graph=str(job.graph), name=job.name, variant=variant, precision=precision, batch=1,
             series=job.series, level=2, images=None, keep_engines=variant == "today", lanes=1,
         )
     )  # fmt: skip
@@ -206,7 +216,11 @@ def test_one_build_of_a_variant(
     assert row["passport"]["gpu"] == "NVIDIA H100 80GB HBM3"
     assert (tmp_path / f"{job.name}.engine").is_file() == (variant == "today")
     assert len(commands) == 1
-    assert trt.fake.builds[-1][0].get_input(0).allowed_formats == formats
+    network, _ = trt.fake.builds[-1]
+    assert network.get_input(0).allowed_formats == formats
+    assert has_fp16(network.proto) == (precision == "fp16" and "flags" not in variant)
+    if variant == "blocks-raw-flags-streams":
+        assert {tensor.dtype for tensor in (network.get_input(0), *network.outputs.values())} == {trt.float16}
     assert (row["passport"]["pixel_input"] is not None) == variant.startswith("blocks")
     assert variant not in {one.variant for one in levers.list_jobs(tmp_path, 1)}
     assert len(levers.levers_record.summarize([row], list(levers.VARIANTS))) == 1
