@@ -129,6 +129,7 @@ def set_side(graph: onnx.GraphProto, axis: int, value: int | str) -> None:
     [
         # The images are read twice.
         lambda graph: graph.node.append(helper.make_node("Neg", ["images"], ["negative"], "negative")),
+        lambda graph: graph.input.append(helper.make_tensor_value_info("sizes", onnx.TensorProto.FLOAT, [2])),
         lambda graph: set_attribute(graph, "strides", [1, 1]),
         lambda graph: set_attribute(graph, "dilations", [2, 2]),
         lambda graph: set_side(graph, 0, "batch"),

@@ -68,7 +68,9 @@ def check_space_to_depth(proto: onnx.ModelProto, *, kept: Collection[str] = ()) 
     index, shapes = GraphIndex(proto), infer_shapes(proto)
     first = _find_first_conv(index)
     shape = shapes[proto.graph.input[0].name]
-    if first is None:
+    if len(proto.graph.input) != 1:
+        reason = f"it has {len(proto.graph.input)} inputs"
+    elif first is None:
         reason = "a node other than one convolution reads its images"
     elif not _is_foldable(index, first) or _read_ints(first, "strides", (1, 1)) != (2, 2):
         reason = f"its first convolution, {first.name!r}, has groups, dilation, or a stride other than 2"
@@ -81,8 +83,8 @@ def check_space_to_depth(proto: onnx.ModelProto, *, kept: Collection[str] = ()) 
     raise RecipeError(
         "export with space_to_depth=True",
         reason,
-        f"it takes fixed shapes of at most {LANES} channels and sides that are multiples of 4, read by one INT8 "
-        "or FP16 convolution of stride 2; leave out space_to_depth for any other graph",
+        f"it takes images alone, of fixed shapes, at most {LANES} channels and sides that are multiples of 4, read by "
+        "one INT8 or FP16 convolution of stride 2; leave out space_to_depth for any other graph",
         code="space-to-depth-not-applicable",
         reason=reason,
     )
