@@ -10,11 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.backends.trt.network import find_kept_fp32
 from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.conv_weights import add_constant
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
+from trtkit.graph.space_to_depth import infer_shapes
 
-__all__ = ["join_branches", "read_int8", "read_uint8", "use_flags"]
+__all__ = ["join_branches", "read_int8", "read_uint8", "upsample_by_convolution", "use_flags"]
 
 
 def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
@@ -168,3 +170,56 @@ def use_flags(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     kept = sorted(find_kept_fp32(proto))
     return update_metadata(convert_to_fp32(proto), {}, {"fp32": kept})
+
+
+def upsample_by_convolution(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Repeat pixels by a transposed INT8 convolution of unit weights, which can write into a concatenation in place.
+
+    TensorRT 8.6 copies what a Resize gives. The values are the same: 127 steps of 1 / 127 are 1.
+
+    Args:
+        proto: Q/DQ graph, its weights stored as INT8; not modified.
+
+    Returns:
+        A graph in which each nearest Resize by 2 between DQ and Q of one scale is a ConvTranspose.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph, index = result.graph, GraphIndex(result)
+    shapes = infer_shapes(result)
+    for node in [one for one in graph.node if one.op_type == "Resize"]:
+        before, after = index.producer.get(node.input[0]), index.consumers[node.output[0]]
+        values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        scales = index.array(node.input[2]).tolist() if node.input[2:] and node.input[2] in index.constants else []
+        is_nearest = (values.get("mode"), values.get("nearest_mode")) == (b"nearest", b"floor")
+        if (
+            not is_nearest
+            or values.get("coordinate_transformation_mode") != b"asymmetric"
+            or scales != [1, 1, 2, 2]
+            or before is None
+            or before.op_type != "DequantizeLinear"
+            or [one.op_type for one in after] != ["QuantizeLinear"]
+            or not np.array_equal(index.array(before.input[1]), index.array(after[0].input[1]))
+        ):
+            continue
+        channels, stem = shapes[node.input[0]][1], f"{node.name}_unit"
+        weight = np.broadcast_to(127 * np.eye(channels, dtype=np.int8)[:, :, None, None], (channels, channels, 2, 2))
+        add_constant(graph, f"{stem}_weight", np.ascontiguousarray(weight))
+        add_constant(graph, f"{stem}_scale", np.array(1 / 127, np.float32))
+        add_constant(graph, f"{stem}_zero_point", np.array(0, np.int8))
+        names = [f"{stem}_weight", f"{stem}_scale", f"{stem}_zero_point"]
+        place = list(graph.node).index(node)
+        graph.node.remove(node)
+        graph.node.insert(
+            place, helper.make_node("DequantizeLinear", names, [f"{stem}_weight_dq"], f"{stem}_weight_dq")
+        )
+        graph.node.insert(
+            place + 1,
+            helper.make_node(
+                "ConvTranspose", [before.output[0], f"{stem}_weight_dq"], node.output, node.name, kernel_shape=[2, 2],
+                strides=[2, 2],
+            ),
+        )  # fmt: skip
+    del graph.value_info[:]
+    remove_unused_constants(graph)
+    return result

@@ -30,6 +30,7 @@ class Variant:
             "vector-in", "vector32-in", "half-out", "any-out".
         precisions: Which precisions have it.
         space_to_depth: Whether it reads pixels in blocks, as `export(space_to_depth=True)` builds it.
+        by_convolution: Whether pixels are repeated by a transposed convolution (`upsample_by_convolution`).
         by_flags: Whether an FP16 graph is given in FP32, with TensorRT's FP16 flag (`use_flags`).
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
         fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
@@ -42,6 +43,7 @@ class Variant:
     formats: tuple[str, ...] = ()
     precisions: tuple[str, ...] = PRECISIONS
     space_to_depth: bool = False
+    by_convolution: bool = False
     by_flags: bool = False
     streams: int | None = None
     fold: tuple[int, int] | None = None
@@ -141,6 +143,10 @@ VARIANTS: Mapping[str, Variant] = {
     "blocks-raw-streams": Variant(base="raw", space_to_depth=True, streams=4),
     "blocks-raw-streams-level-3": Variant(base="raw", space_to_depth=True, streams=4, level=3),
     "blocks-raw-folded-streams": Variant(base="raw", space_to_depth=True, fold=(2, 2), precisions=("int8",), streams=4),
+    "blocks-raw-convolution-streams": Variant(
+        base="raw", space_to_depth=True, by_convolution=True, precisions=("int8",), streams=4
+    ),
+    "raw-convolution-streams": Variant(base="raw", by_convolution=True, precisions=("int8",), streams=4),
     "blocks-raw-linear-streams": Variant(
         base="raw", space_to_depth=True, formats=("linear-in",), precisions=("int8",), streams=4
     ),

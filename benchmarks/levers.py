@@ -33,7 +33,7 @@ from typing import Any
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import join_branches, use_flags
+from lever_passes import join_branches, upsample_by_convolution, use_flags
 from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
@@ -242,6 +242,8 @@ def build(options: argparse.Namespace) -> None:
     proto = INPUTS[variant.input](proto)
     if variant.space_to_depth:
         proto = use_pixel_blocks(proto)
+    if variant.by_convolution:
+        proto = upsample_by_convolution(proto)
     if variant.by_flags:
         proto = use_flags(proto)
     if variant.fold is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from fake_checkpoints import TINY
+from networks import load_network
 from task_models import untrained
 from two_heads import make_model
 
@@ -61,6 +62,27 @@ def test_joined_branches_compute_the_same(levers: Any) -> None:
     ranges = dict.fromkeys(GraphIndex(joined).producer, (-4.0, 4.0)) | {"images": (0.0, 1.0)}
     assert set(parts) <= set(GraphIndex(joined).producer)
     assert insert_qdq(joined, ranges, ()).graph.node
+
+
+def test_pixels_repeated_by_a_convolution_are_the_same(levers: Any) -> None:
+    graph = trace(load_network("yolo11n", 64), imgsz=(64, 64))
+    ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
+    quantized = insert_qdq(graph, ranges, ())
+    changed = levers.upsample_by_convolution(quantized)
+    onnx.checker.check_model(changed, full_check=True)
+    counts = [
+        [sum(node.op_type == kind for node in one.graph.node) for kind in ("Resize", "ConvTranspose")]
+        for one in (quantized, changed)
+    ]
+    assert counts == [[2, 0], [0, 2]]
+    feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    expect_equal(run(expand_int8_weights(changed), feed), run(quantized, feed), rtol=1e-4, atol=1e-3)
+    # A scale of its own would round again.
+    node = next(one for one in quantized.graph.node if one.op_type == "Resize")
+    quantize = GraphIndex(quantized).consumers[node.output[0]][0]
+    quantized.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.3, np.float32), "other"))
+    quantize.input[1] = "other"
+    assert sum(one.op_type == "Resize" for one in levers.upsample_by_convolution(quantized).graph.node) == 1
 
 
 @pytest.mark.parametrize("half", [False, True])
