@@ -30,12 +30,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import cv2
-
-    folder = tmp_path_factory.mktemp("images")
-    for index, image in enumerate(tiny_graphs.images(3)):
-        cv2.imwrite(str(folder / f"{index}.png"), image)
-    return folder
+    return tiny_graphs.write_images(tmp_path_factory.mktemp("images"), 3)
 
 
 def export(folder: Path, images: Path, **settings: object) -> tk.Artifact:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -114,12 +113,6 @@ def test_the_graph_that_each_tensorrt_builds(
     assert built.facts["pixel_input"] == {"side": 2, "scale": scale}
 
 
-def images_folder(folder: Path, images: list[np.ndarray]) -> str:
-    for index, image in enumerate(images):
-        cv2.imwrite(str(folder / f"image{index}.png"), image)
-    return str(folder / "image*.png")
-
-
 @pytest.mark.parametrize("version", ["8.6.0", "11.4.0.106"])
 @pytest.mark.parametrize("decode", [False, True])
 @pytest.mark.parametrize("precision", ["half", "int8"])
@@ -134,7 +127,7 @@ def test_an_engine_answers_as_its_graph(
         precision: True,
         "decode": decode,
         "batch": 2,
-        "data": images_folder(tmp_path, images),
+        "data": tiny_graphs.write_images(tmp_path / "images", len(images)),
     }
     model = untrained("detect")
     reference = tk.export(model, format="onnx", dynamic=False, output=tmp_path / "a.onnx", **settings)

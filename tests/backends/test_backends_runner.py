@@ -234,7 +234,7 @@ def test_predict_equals_the_cpu_path(tensorrt: Any, tmp_path: Path, precision: s
 def test_raw_maps_are_fp16_and_decoded_on_the_gpu(tensorrt: Any, tmp_path: Path) -> None:
     tensorrt("8.6.0")
     images = tiny_graphs.images(3)
-    settings = {"int8": True, "decode": False, "data": images_folder(tmp_path, images)}
+    settings = {"int8": True, "decode": False, "data": tiny_graphs.write_images(tmp_path / "images", len(images))}
     model = untrained("detect")
     path = trtkit.export(model, output=tmp_path / "raw.engine", backend="tensorrt", dynamic=False, **settings)
     reference = trtkit.export(model, output=tmp_path / "raw.onnx", format="onnx", **settings)
@@ -246,14 +246,6 @@ def test_raw_maps_are_fp16_and_decoded_on_the_gpu(tensorrt: Any, tmp_path: Path)
         ours, theirs = (each.predict(images[:1], conf=0.3, iou=0.5, max_det=20) for each in (runner, other))
     assert len(theirs[0]) > 3
     np.testing.assert_allclose(ours[0].scores[:3], theirs[0].scores[:3], atol=0.02)
-
-
-def images_folder(folder: Path, images: list[np.ndarray]) -> str:
-    import cv2
-
-    for index, image in enumerate(images):
-        cv2.imwrite(str(folder / f"image{index}.png"), image)
-    return str(folder / "image*.png")
 
 
 def test_predict_takes_one_image_or_paths(tensorrt: Any, tmp_path: Path) -> None:

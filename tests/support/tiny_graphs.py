@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -126,3 +127,13 @@ def unsupported_op() -> onnx.ModelProto:
 def images(count: int, shapes: tuple[tuple[int, int], ...] = ((48, 64), (32, 32), (20, 50))) -> list[np.ndarray]:
     random = np.random.default_rng(7)
     return [random.integers(0, 256, (*shapes[index % len(shapes)], 3), dtype=np.uint8) for index in range(count)]
+
+
+def write_images(folder: Path, count: int) -> Path:
+    """`images` as files of a folder, which is made if need be."""
+    import cv2
+
+    folder.mkdir(exist_ok=True)
+    for index, image in enumerate(images(count)):
+        cv2.imwrite(str(folder / f"{index}.png"), image)
+    return folder
