@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -71,6 +72,29 @@ def test_reformats_are_placed_by_their_tensors_not_by_their_order() -> None:
     # Between two INT8 layers: the layout changes.
     assert cause.nodes == (NODES[3],)
     assert "pad channels" in cause.advice
+
+
+def test_what_converts_the_images_is_named_with_what_to_do() -> None:
+    slow = table(
+        ("images_QuantizeLinear", "kgen", "images_QuantizeLinear", "int8", 0.020),
+        ("copy of images", "reformat", "", "int8", 0.110),
+        *((node, "conv", node, "int8", 0.050) for node in NODES),
+        reformats=("copy of images",),
+    )
+    diagnosis = why_slow(slow, engine("fp16", 60))
+    (cause,) = diagnosis.causes
+    assert (cause.code, cause.cost_us) == ("input-conversion", pytest.approx(130))
+    assert "space_to_depth=True" in cause.advice
+    assert cause.evidence == (
+        "2 layers convert the images to int8, 130 of 430 us: copy of images (110.0 us), images_QuantizeLinear (20.0 us)"
+    )
+    # TensorRT-RTX has no such input, and short ones are not worth it.
+    assert codes(why_slow(dataclasses.replace(slow, facts={"backend": "tensorrt_rtx"}), engine("fp16", 60))) == []
+    short = table(
+        ("images_QuantizeLinear", "kgen", "images_QuantizeLinear", "int8", 0.005),
+        *((node, "conv", node, "int8", 0.050) for node in NODES),
+    )
+    assert codes(why_slow(short, engine("fp16", 60))) == []
 
 
 def test_a_tiny_model_is_launch_bound_and_its_batch_small() -> None:

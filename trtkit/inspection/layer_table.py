@@ -31,7 +31,19 @@ __all__ = [
 NEEDED = ("name", "type", "onnx_nodes", "precision", "reformat", "ms")
 """Columns that every layer frame has; `trtkit.backends.layer_frame` lists them all."""
 
-FACTS = ("tensorrt", "gpu", "sm", "precision", "batch", "imgsz", "dynamic", "build_seconds", "plan_size", "created")
+FACTS = (
+    "backend",
+    "tensorrt",
+    "gpu",
+    "sm",
+    "precision",
+    "batch",
+    "imgsz",
+    "dynamic",
+    "build_seconds",
+    "plan_size",
+    "created",
+)
 
 OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(("input_precision", "output_precision", "tactic", "shape"), pl.String),

@@ -40,8 +40,8 @@ class Cause:
     """One reason why an engine is not faster.
 
     Attributes:
-        code: "launch-bound", "small-batch", "reformats", "kept-layers" (in a higher precision than the engine's) or
-            "unfused-layers" (more kernels for the same nodes than in the baseline).
+        code: "launch-bound", "small-batch", "input-conversion", "reformats", "kept-layers" (in a higher precision than
+            the engine's) or "unfused-layers" (more kernels for the same nodes than in the baseline).
         evidence: What the layer tables show.
         cost_us: Latency that it takes, us; None if layers were not timed, or if it is part of another cause.
         nodes: The ONNX nodes to change, the costliest first; () if no node is to blame.
@@ -196,6 +196,7 @@ def diagnose_speed(engine: LayerTable, baseline: LayerTable) -> SpeedDiagnosis:
     causes = [
         cause
         for cause in (
+            _find_input_conversion(engine),
             _find_reformats(engine, baseline),
             _find_kept_layers(engine),
             _find_unfused_layers(rows, engine, baseline),
@@ -257,9 +258,43 @@ def _compare_groups(engine: LayerTable, baseline: LayerTable) -> pl.DataFrame:
 # Causes
 
 
+def _find_input_conversion(engine: LayerTable) -> Cause | None:
+    """What converts and copies the images before the first layer with weights."""
+    own = _own_precision(engine)
+    before = engine.frame.head(_first_weighted(engine)).filter(pl.col("ms") > 0)
+    cost = 1000 * float(before["ms"].sum())
+    if own == "fp32" or not _is_relevant(cost if engine.timed else None, engine, untimed=False):
+        return None
+    if engine.facts.get("backend", "tensorrt") != "tensorrt":
+        return None
+    slowest = before.sort("ms", descending=True)
+    names = _name(slowest["name"].to_list(), (1000 * slowest["ms"]).to_list())
+    layers = "1 layer converts" if len(before) == 1 else f"{len(before)} layers convert"
+    return Cause(
+        code="input-conversion",
+        evidence=f"{layers} the images to {own}{_cost_words(cost, engine)}: {names}",
+        cost_us=cost,
+        nodes=(),
+        node_us=(),
+        advice="export it with fixed shapes and space_to_depth=True: predict then writes pixels of this precision",
+    )
+
+
+def _first_weighted(table: LayerTable) -> int:
+    """The first layer with weights or products; 0 without any."""
+    rows = table.frame.select("onnx_nodes", "reformat").iter_rows()
+    found = (
+        index
+        for index, (nodes, is_reformat) in enumerate(rows)
+        if not is_reformat and any(WEIGHTED_NODE.search(node) for node in nodes or ())
+    )
+    return next(found, 0)
+
+
 def _find_reformats(engine: LayerTable, baseline: LayerTable) -> Cause | None:
     """Layers that only change layout or type, and the nodes between which they stand."""
-    mine, theirs = (table.frame.filter("reformat") for table in (engine, baseline))
+    # Those of the images are a cause of their own.
+    mine, theirs = (table.frame.slice(_first_weighted(table)).filter("reformat") for table in (engine, baseline))
     more = len(mine) - len(theirs)
     cost = None
     if engine.timed and baseline.timed:
@@ -269,6 +304,8 @@ def _find_reformats(engine: LayerTable, baseline: LayerTable) -> Cause | None:
     costs: dict[str, float] = {}
     changes_type = False
     for index, before, after in _reformat_neighbors(engine):
+        if index < _first_weighted(engine):
+            continue
         node, is_type = _node_to_change(engine, before, after)
         changes_type |= is_type
         costs[node] = costs.get(node, 0.0) + 1000 * float(engine.frame["ms"][index] or 0.0)
@@ -380,7 +417,10 @@ def _find_launches(engine: LayerTable) -> Cause | None:
         f"launch-bound: {len(short)} of {len(times)} layers take {LAUNCH_US:g} us or less, "
         f"{cost:.0f} of {total:.0f} us, most of it the launch of a kernel"
     )
-    advice = "use a larger batch, image or model; a smaller data type can't shorten launches"
+    advice = (
+        "use a larger batch, image or model, or let branches run beside each other (aux_streams=4); a smaller data "
+        "type can't shorten launches"
+    )
     return Cause(code="launch-bound", evidence=evidence, cost_us=cost, nodes=(), node_us=(), advice=advice)
 
 
