@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.backends.trt.network import find_kept_fp32
 from trtkit.graph.analysis import GraphIndex
-from trtkit.graph.conv_weights import add_constant
+from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
-from trtkit.graph.space_to_depth import infer_shapes
+from trtkit.graph.space_to_depth import Shapes, infer_shapes
 
-__all__ = ["join_branches", "read_int8", "read_uint8", "upsample_by_convolution", "use_flags"]
+__all__ = ["fold_sums", "join_branches", "read_int8", "read_uint8", "upsample_by_convolution", "use_flags"]
 
 
 def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
@@ -71,6 +72,64 @@ def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tu
     del graph.value_info[:]
     remove_unused_constants(graph)
     return result, joined
+
+
+def fold_sums(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Leave out sums that are concatenated with one of their terms: W (a, a + b) is (W1 + W2, W2) (a, b).
+
+    Such is the last bottleneck of C2f and of C3k2: its sum is read by the concatenation alone, which holds its first
+    term too, and a convolution reads that.
+
+    Args:
+        proto: FP32 graph with unique node names; not modified.
+
+    Returns:
+        The graph, and the names of the sums.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph, index, shapes = result.graph, GraphIndex(result), infer_shapes(result)
+    folded: list[str] = []
+    for concat in [node for node in graph.node if node.op_type == "Concat" and index.axis(node) == 1]:
+        readers = index.consumers[concat.output[0]]
+        if len(readers) != 1 or not is_dense_conv(index, readers[0]) or list_weight_qdq(index, readers[0]):
+            continue
+        (conv,) = readers
+        begins = np.cumsum([0, *(shapes[name][1] for name in concat.input)]).tolist()
+        places = dict(zip(concat.input, begins, strict=False))
+        weight = index.array(conv.input[1]).copy()
+        for place, name in enumerate(concat.input):
+            total = index.producer.get(name)
+            if total is None or total.op_type != "Add" or len(index.consumers[name]) != 1:
+                continue
+            count, begin = shapes[name][1], begins[place]
+            for first, second in (total.input, reversed(total.input)):
+                at = _find_place(index, shapes, places, first)
+                if at is None or len(index.consumers[second]) != 1 or shapes[second] != shapes[first]:
+                    continue
+                weight[:, at : at + count] += weight[:, begin : begin + count]
+                concat.input[place] = second
+                folded.append(total.name)
+                break
+        if not np.array_equal(weight, index.array(conv.input[1])):
+            conv.input[1] = add_constant(graph, f"{conv.name}_summed_weight", weight)
+    nodes = [node for node in graph.node if node.name not in folded]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    remove_unused_constants(graph)
+    return result, folded
+
+
+def _find_place(index: GraphIndex, shapes: Shapes, places: Mapping[str, int], name: str) -> int | None:
+    """The first channel of a tensor within a concatenation that holds it, or what it was split from."""
+    if name in places:
+        return places[name]
+    split = index.producer.get(name)
+    if split is None or split.op_type != "Split" or index.axis(split) != 1 or split.input[0] not in places:
+        return None
+    before = list(split.output)[: list(split.output).index(name)]
+    return places[split.input[0]] + sum(shapes[one][1] for one in before)
 
 
 def _find_silu(index: GraphIndex, conv: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:

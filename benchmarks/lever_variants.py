@@ -64,11 +64,14 @@ BASES: Mapping[str, dict[str, Any]] = {
     "end2end-raw": {"end2end": True, "decode": False},
     "joined": {},
     "joined-raw": {"decode": False},
+    "unsummed": {},
+    "unsummed-raw": {"decode": False},
     "shifted": {},
     "raw-depthwise-float": {"decode": False},
     "raw-first-float": {"decode": False},
 }
-"""Arguments of `export` for each graph. Of "joined" convolutions that read the same tensor are joined first; in
+"""Arguments of `export` for each graph. Of "joined" convolutions that read the same tensor are joined first, of
+"unsummed" sums are folded into the convolution behind them; in
 "shifted" the middle of a range is subtracted before Q/DQ where only 1x1 convolutions read."""
 
 KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
@@ -147,6 +150,9 @@ VARIANTS: Mapping[str, Variant] = {
         base="raw", space_to_depth=True, by_convolution=True, precisions=("int8",), streams=4
     ),
     "raw-convolution-streams": Variant(base="raw", by_convolution=True, precisions=("int8",), streams=4),
+    "unsummed": Variant(base="unsummed"),
+    "unsummed-raw-streams": Variant(base="unsummed-raw", streams=4),
+    "blocks-unsummed-raw-streams": Variant(base="unsummed-raw", space_to_depth=True, streams=4),
     "blocks-raw-linear-streams": Variant(
         base="raw", space_to_depth=True, formats=("linear-in",), precisions=("int8",), streams=4
     ),

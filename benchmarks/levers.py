@@ -33,7 +33,7 @@ from typing import Any
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import join_branches, upsample_by_convolution, use_flags
+from lever_passes import fold_sums, join_branches, upsample_by_convolution, use_flags
 from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
@@ -100,6 +100,13 @@ def prepare(options: argparse.Namespace) -> None:
                     ranges[tensor] = (min(low for low, _ in known), max(high for _, high in known))
                 calibration = dataclasses.replace(calibration, ranges=ranges)
                 own = from_proto(graph)
+            if base.startswith("unsummed"):
+                graph, folded = fold_sums(trace(own, imgsz=size, batch=batch))
+                if not folded:
+                    print(f"{file.stem}: no sum can be folded", flush=True)
+                    continue
+                own = from_proto(graph)
+                calibration = _calibrate(own, options, "-unsummed", stem=model.stem)
             keep = find_kept(base, trace(own, imgsz=size, batch=batch)) if base in KEPT else ()
             recipe = tk.Recipe(
                 model=str(path), format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
@@ -126,9 +133,11 @@ def find_kept(base: str, graph: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in index.weighted if KEPT[base](index, node))
 
 
-def _calibrate(model: tk.Model, options: argparse.Namespace, suffix: str = "") -> tk.Calibration:
+def _calibrate(
+    model: tk.Model, options: argparse.Namespace, suffix: str = "", *, stem: str | None = None
+) -> tk.Calibration:
     """A calibration, kept in a folder for the next run."""
-    folder = Path(options.out) / f"{model.stem}-calibration{suffix}"
+    folder = Path(options.out) / f"{stem or model.stem}-calibration{suffix}"
     if not folder.is_dir():
         count = options.calibration_images
         tk.calibrate(model, options.data, imgsz=options.imgsz, calibration_images=count, device="cpu").save(folder)

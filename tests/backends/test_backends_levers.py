@@ -85,6 +85,18 @@ def test_pixels_repeated_by_a_convolution_are_the_same(levers: Any) -> None:
     assert sum(one.op_type == "Resize" for one in levers.upsample_by_convolution(quantized).graph.node) == 1
 
 
+@pytest.mark.parametrize(("name", "sums"), [("yolo11n", 5), ("yolov8n", 4), ("yolo26n", 2), ("yolo11m", 0)])
+def test_folded_sums_compute_the_same(levers: Any, name: str, sums: int) -> None:
+    graph = trace(load_network(name, 64), imgsz=(64, 64))
+    changed, folded = levers.fold_sums(graph)
+    onnx.checker.check_model(changed, full_check=True)
+    assert len(folded) == sums
+    counts = [sum(node.op_type == "Add" for node in one.graph.node) for one in (graph, changed)]
+    assert counts[0] - counts[1] == sums
+    feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    expect_equal(run(changed, feed), run(graph, feed), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("nhwc", [False, True])
 def test_uint8_pixels_give_what_scaled_ones_give(levers: Any, nhwc: bool, half: bool) -> None:
