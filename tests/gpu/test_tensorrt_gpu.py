@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -399,27 +400,20 @@ def test_nms_in_the_graph_equals_nms_after_it() -> None:
         assert compared >= 10
 
 
+def export_verified(path: Path, model: Any = None, **settings: Any) -> None:
+    """Export a fixed engine, in a quick build; raises an error if it differs from ONNX Runtime."""
+    fixed = {"imgsz": SIZE, "batch": BATCH, "dynamic": False, "opt_level": 0, "overwrite": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trtkit.export(demo.model_path() if model is None else model, output=path, **fixed, **settings)
+
+
 def test_raw_maps_are_decoded_on_the_gpu_as_on_the_cpu() -> None:
     require_tensorrt()
     for precision in SCORES:
         path = folder() / f"raw-{precision}.engine"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Raises an error if it differs from ONNX Runtime.
-            trtkit.export(
-                demo.model_path(),
-                imgsz=SIZE,
-                batch=BATCH,
-                half=precision == "fp16",
-                int8=precision == "int8",
-                dynamic=False,
-                decode=False,
-                data=demo.data_path() if precision == "int8" else None,
-                fraction=0.25,
-                opt_level=0,
-                output=path,
-                overwrite=True,
-            )
+        settings: dict[str, Any] = {"fp16": {"half": True}, "int8": {"int8": True, "data": demo.data_path()}}
+        export_verified(path, decode=False, fraction=0.25, **settings.get(precision, {}))
         with backends.open(path) as runner:
             mine, theirs = runner.predict(list(images())), Runner.predict(runner, list(images()))
             types = {str(value.dtype) for value in runner._execution.outputs().values()}
@@ -443,20 +437,7 @@ def test_pixels_in_blocks_give_what_images_give() -> None:
             for blocks in (True, False)
         }
         for blocks, path in paths.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                # Raises an error if it differs from ONNX Runtime.
-                trtkit.export(
-                    demo.model_path(),
-                    imgsz=SIZE,
-                    batch=BATCH,
-                    dynamic=False,
-                    space_to_depth=blocks,
-                    opt_level=0,
-                    output=path,
-                    overwrite=True,
-                    **settings,
-                )
+            export_verified(path, space_to_depth=blocks, **settings)
         with backends.open(paths[True]) as runner, backends.open(paths[False]) as plain:
             formats = {
                 str(one._execution.engine.get_tensor_format(one.input_name)).partition(".")[2]: one.passport.pixel_input
@@ -491,12 +472,7 @@ def test_every_output_format_is_read_beside_the_next_batch_as_on_the_cpu() -> No
     }
     for kind, (model, task, settings) in kinds.items():
         path = folder() / f"read-{kind.replace(' ', '-')}.engine"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Raises an error if it differs from ONNX Runtime.
-            trtkit.export(
-                model, imgsz=SIZE, batch=BATCH, dynamic=False, opt_level=0, output=path, overwrite=True, **settings
-            )
+        export_verified(path, model, **settings)
         files = sorted((Path(demo.data_path(task)).parent / "images" / "val").iterdir())[: 4 * BATCH + 1]
         with backends.open(path) as runner:
             runner.predict(files[:-1])
