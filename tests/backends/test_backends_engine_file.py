@@ -223,6 +223,7 @@ def test_metadata_that_no_model_has(tmp_path: Path, key: str, value: str) -> Non
         ("build_seconds", float("inf")), ("backend", None), ("graph_hash", 3), ("imgsz", [0, 640]),
         ("imgsz", [True, 640]), ("batch", True), ("build_seconds", "1"),
         ("pixel_input", 4), ("pixel_input", {"side": 4}), ("pixel_input", {"side": 3, "scale": 0.5}),
+        ("pixel_input", {"side": 4.0, "scale": 0.5}),
         ("pixel_input", {"side": 4, "scale": 0.0}), ("pixel_input", {"side": 4, "scale": float("inf")}),
         ("pixel_input", {"side": 4, "scale": "1"}), ("pixel_input", {"side": [4], "scale": 0.5}),
     ],

@@ -194,6 +194,7 @@ def _fits_field(name: str, value: Any) -> bool:
         return value is None or (
             isinstance(value, Mapping)
             and set(value) == {"side", "scale"}
+            and type(value["side"]) is int
             and value["side"] in (2, 4)
             and (value["scale"] is None or (type(value["scale"]) is float and 0 < value["scale"] < math.inf))
         )

@@ -114,7 +114,7 @@ def use_pixel_blocks(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _read_scale(index: GraphIndex) -> float | None:
     """The scale of the input's quantization to INT8, None where it is cast to FP16."""
     converts = index.consumers[index.graph.input[0].name][0]
-    if converts.op_type == "Cast" and converts.attribute[0].i == onnx.TensorProto.FLOAT16:
+    if any(item.name == "to" and item.i == onnx.TensorProto.FLOAT16 for item in converts.attribute):
         return None
     constants = [index.array(name) for name in converts.input[1:] if name in index.constants]
     if converts.op_type == "QuantizeLinear" and len(constants) == 2:

@@ -222,6 +222,18 @@ class PixelInput:
     side: int
     scale: float | None
 
+    def image_shape(self, shape: tuple[int, ...], channels: int) -> tuple[int, ...]:
+        """The shape of the images.
+
+        Args:
+            shape: Of the input.
+            channels: Of an image.
+
+        Returns:
+            (N, channels, height, width).
+        """
+        return (shape[0], channels, shape[2] * self.side, shape[3] * self.side)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:

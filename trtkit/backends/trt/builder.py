@@ -298,7 +298,7 @@ class _EngineBuild:
         if pixels is not None:
             form = trt.TensorFormat.HWC8 if pixels.scale is None else trt.TensorFormat.CHW32
             tensor.allowed_formats = 1 << int(form)
-            shape = (shape[0], LANES, shape[2] * pixels.side, shape[3] * pixels.side)
+            shape = pixels.image_shape(shape, LANES)
         shapes = compute_profile_shapes(settings, shape)
         if shapes is not None:
             _add_profile(builder, config, network, tensor.name, shapes)

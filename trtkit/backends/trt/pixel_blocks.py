@@ -48,8 +48,7 @@ class PixelBlocks:
         Returns:
             (N, channels, height, width).
         """
-        side = self.pixels.side
-        return (shape[0], self.channels, shape[2] * side, shape[3] * side)
+        return self.pixels.image_shape(shape, self.channels)
 
     def engine_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The inverse of `image_shape`.
@@ -76,7 +75,7 @@ class PixelBlocks:
             shape: (N, channels, height, width) of the images.
 
         Returns:
-            Shape (N, channels, height / side, groups, side / groups, width / side, side): the middle five are the
+            Shape (N, channels, height / side, groups, side / groups, width / side, side): the last five are the
             image's height and width, taken apart.
         """
         side, groups = self.pixels.side, self._groups

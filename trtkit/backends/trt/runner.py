@@ -137,7 +137,7 @@ class TensorRTRunner(Runner):
             device,
             asked=f"open {file.path}",
             host_code=host_code,
-            blocks=_read_blocks(file.passport, info),
+            blocks=_read_layout(file.passport, info),
         )
         self._execution.asked = f"run {self.name}"
         self._staged: dict[str, Any] = {}
@@ -452,7 +452,7 @@ class TensorRTRunner(Runner):
         return next((name for name in reversed(PRECISIONS) if name in precisions), PRECISIONS[0])
 
 
-def _read_blocks(passport: Passport | None, info: ModelInfo) -> PixelBlocks | None:
+def _read_layout(passport: Passport | None, info: ModelInfo) -> PixelBlocks | None:
     if passport is None or passport.pixel_input is None:
         return None
     from trtkit.backends.trt.pixel_blocks import PixelBlocks
