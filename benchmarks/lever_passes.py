@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit.backends.trt.network import find_kept_fp32
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, infer_shapes
 from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
 from trtkit.graph.editing import remove_unused_constants, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
-from trtkit.graph.space_to_depth import Shapes, infer_shapes
 
-__all__ = ["fold_sums", "join_branches", "read_int8", "read_uint8", "upsample_by_convolution", "use_flags"]
+__all__ = [
+    "expand_sums", "join_branches", "read_int8", "read_uint8", "read_whole", "resize_behind", "upsample_by_convolution",
+    "use_flags",
+]  # fmt: skip
+
+QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
 def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, ...]]]:
@@ -74,62 +78,149 @@ def join_branches(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tu
     return result, joined
 
 
-def fold_sums(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Leave out sums that are concatenated with one of their terms: W (a, a + b) is (W1 + W2, W2) (a, b).
+def expand_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Concatenate both terms of a sum in its place: W (a + b) is (W, W) (a, b).
 
-    Such is the last bottleneck of C2f and of C3k2: its sum is read by the concatenation alone, which holds its first
-    term too, and a convolution reads that.
+    Such is the last sum of a C3's bottlenecks. Where a term comes from a convolution without activation, TensorRT adds
+    in that convolution's kernel, and the sum stays.
 
     Args:
-        proto: FP32 graph with unique node names; not modified.
+        proto: FP32 graph with unique node names, after `fold_sums`; modified and returned.
+    """
+    index, shapes = GraphIndex(proto), infer_shapes(proto)
+    expanded: set[str] = set()
+    for concat in [node for node in proto.graph.node if node.op_type == "Concat" and index.axis(node) == 1]:
+        conv = index.sole_consumer(concat.output[0])
+        if conv is None or not is_dense_conv(index, conv) or list_weight_qdq(index, conv):
+            continue
+        names, parts, begin = list[str](), list[np.ndarray](), 0
+        for name in concat.input:
+            part = index.array(conv.input[1])[:, begin : begin + shapes[name][1]]
+            begin += shapes[name][1]
+            total = index.producer.get(name)
+            terms = [name]
+            if total is not None and total.op_type == "Add" and index.sole_consumer(name) is not None:
+                sources = [index.producer.get(term) for term in total.input]
+                alike = all(shapes.get(term) == shapes[name] for term in total.input)
+                if alike and all(source is not None and source.op_type != "Conv" for source in sources):
+                    terms = list(total.input)
+                    expanded.add(total.name)
+            names += terms
+            parts += [part] * len(terms)
+        if len(names) > len(concat.input):
+            concat.input[:] = names
+            conv.input[1] = add_constant(proto.graph, f"{conv.name}_expanded_weight", np.concatenate(parts, axis=1))
+    _remove_nodes(proto, expanded)
+    return proto
 
-    Returns:
-        The graph, and the names of the sums.
+
+def resize_behind(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Repeat pixels behind the 1x1 convolution that reads them: W (up(a), b) is up(V a) + W b.
+
+    Its part that reads the small map is computed there, a quarter of the work, and no kernel copies repeated pixels
+    into a concatenation.
+
+    Args:
+        proto: FP32 graph with unique node names; modified and returned.
+    """
+    index, shapes = GraphIndex(proto), infer_shapes(proto)
+    for concat in [node for node in proto.graph.node if node.op_type == "Concat" and index.axis(node) == 1]:
+        conv = index.sole_consumer(concat.output[0])
+        resize = index.producer.get(concat.input[0])
+        if conv is None or resize is None or not _repeats_pixels(index, resize) or len(concat.input) != 2:
+            continue
+        weight = index.array(conv.input[1]) if is_dense_conv(index, conv) else np.zeros(())
+        if weight.shape[2:] != (1, 1) or index.sole_consumer(resize.output[0]) is None:
+            continue
+        count, stem = shapes[concat.input[0]][1], conv.name
+        low = helper.make_node("Conv", [resize.input[0], f"{stem}_low_weight"], [f"{stem}_low"], f"{stem}_low")
+        add_constant(proto.graph, f"{stem}_low_weight", np.ascontiguousarray(weight[:, :count]))
+        total = helper.make_node("Add", [f"{stem}_high", resize.output[0]], [conv.output[0]], f"{stem}_sum")
+        proto.graph.node.extend([low, total])
+        resize.input[0] = low.output[0]
+        conv.input[0] = concat.input[1]
+        conv.input[1] = add_constant(proto.graph, f"{stem}_high_weight", np.ascontiguousarray(weight[:, count:]))
+        conv.output[0] = f"{stem}_high"
+        concat.op_type = "Removed"
+    _remove_nodes(proto, {node.name for node in proto.graph.node if node.op_type == "Removed"})
+    sort_nodes(proto.graph)
+    return proto
+
+
+def read_whole(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Let convolutions that read a part of a split read all of it, by weights that are zero elsewhere.
+
+    Where a map is read in part and concatenated whole, TensorRT copies it into the concatenation; what convolutions
+    alone read in whole it computes there.
+
+    Args:
+        proto: Graph with or without Q/DQ, its scales those of the split on both sides; not modified.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    graph, index, shapes = result.graph, GraphIndex(result), infer_shapes(result)
-    folded: list[str] = []
-    for concat in [node for node in graph.node if node.op_type == "Concat" and index.axis(node) == 1]:
-        readers = index.consumers[concat.output[0]]
-        if len(readers) != 1 or not is_dense_conv(index, readers[0]) or list_weight_qdq(index, readers[0]):
-            continue
-        (conv,) = readers
-        begins = np.cumsum([0, *(shapes[name][1] for name in concat.input)]).tolist()
-        places = dict(zip(concat.input, begins, strict=False))
-        weight = index.array(conv.input[1]).copy()
-        for place, name in enumerate(concat.input):
-            total = index.producer.get(name)
-            if total is None or total.op_type != "Add" or len(index.consumers[name]) != 1:
-                continue
-            count, begin = shapes[name][1], begins[place]
-            for first, second in (total.input, reversed(total.input)):
-                at = _find_place(index, shapes, places, first)
-                if at is None or len(index.consumers[second]) != 1 or shapes[second] != shapes[first]:
-                    continue
-                weight[:, at : at + count] += weight[:, begin : begin + count]
-                concat.input[place] = second
-                folded.append(total.name)
+    index, shapes, removed = GraphIndex(result), infer_shapes(result), set[str]()
+    for split in [node for node in result.graph.node if node.op_type == "Split" and index.axis(node) == 1]:
+        begin, readers = 0, list[tuple[onnx.NodeProto, int]]()
+        for name in split.output:
+            convs = _find_convs(index, split, name)
+            if convs is None:
                 break
-        if not np.array_equal(weight, index.array(conv.input[1])):
-            conv.input[1] = add_constant(graph, f"{conv.name}_summed_weight", weight)
-    nodes = [node for node in graph.node if node.name not in folded]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]
-    remove_unused_constants(graph)
-    return result, folded
+            readers += [(conv, begin) for conv in convs]
+            begin += shapes[name][1]
+        else:
+            for conv, start in readers:
+                qdq = list_weight_qdq(index, conv)
+                reader, slot = (qdq[0], 0) if qdq else (conv, 1)
+                weight = index.array(reader.input[slot])
+                whole = np.zeros((weight.shape[0], begin, *weight.shape[2:]), weight.dtype)
+                whole[:, start : start + weight.shape[1]] = weight
+                reader.input[slot] = add_constant(result.graph, f"{conv.name}_whole_weight", whole)
+                conv.input[0] = split.input[0]
+            removed.add(split.name)
+    _remove_nodes(result, removed)
+    return result
 
 
-def _find_place(index: GraphIndex, shapes: Shapes, places: Mapping[str, int], name: str) -> int | None:
-    """The first channel of a tensor within a concatenation that holds it, or what it was split from."""
-    if name in places:
-        return places[name]
-    split = index.producer.get(name)
-    if split is None or split.op_type != "Split" or index.axis(split) != 1 or split.input[0] not in places:
-        return None
-    before = list(split.output)[: list(split.output).index(name)]
-    return places[split.input[0]] + sum(shapes[one][1] for one in before)
+def _find_convs(index: GraphIndex, split: onnx.NodeProto, name: str) -> list[onnx.NodeProto] | None:
+    """The convolutions that read a part of a split, behind Q/DQ of the whole's scale; None if others read it too."""
+    convs, before = list[onnx.NodeProto](), index.producer.get(split.input[0])
+    for node in index.consumers[name]:
+        sources, readers = [name], [node]
+        if node.op_type == "QuantizeLinear":
+            after = index.consumers[node.output[0]]
+            sources = [one.output[0] for one in after]
+            readers = [reader for source in sources for reader in index.consumers[source]]
+            scales = [index.array(one.input[1]) for one in (before, *after) if one is not None]
+            if before is None or before.op_type != QDQ[1] or any(not np.array_equal(scales[0], one) for one in scales):
+                return None
+        if not all(is_dense_conv(index, reader) and reader.input[0] in sources for reader in readers):
+            return None
+        convs += readers
+    return convs
+
+
+def _repeats_pixels(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    """Whether a node is a Resize that repeats each pixel in a block of 2 x 2."""
+    values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    scales = index.array(node.input[2]).tolist() if node.input[2:] and node.input[2] in index.constants else []
+    settings = tuple(values.get(name) for name in ("mode", "nearest_mode", "coordinate_transformation_mode"))
+    return node.op_type == "Resize" and settings == (b"nearest", b"floor", b"asymmetric") and scales == [1, 1, 2, 2]
+
+
+def _remove_nodes(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Remove nodes and what only they read; Q/DQ whose result nothing reads goes, too."""
+    nodes = [node for node in proto.graph.node if node.name not in names]
+    outputs = {value.name for value in proto.graph.output}
+    while True:
+        read = {name for node in nodes for name in node.input} | outputs
+        kept = [node for node in nodes if node.op_type not in QDQ or not read.isdisjoint(node.output)]
+        if len(kept) == len(nodes):
+            break
+        nodes = kept
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    del proto.graph.value_info[:]
+    remove_unused_constants(proto.graph)
 
 
 def _find_silu(index: GraphIndex, conv: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
@@ -246,16 +337,10 @@ def upsample_by_convolution(proto: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(proto)
     graph, index = result.graph, GraphIndex(result)
     shapes = infer_shapes(result)
-    for node in [one for one in graph.node if one.op_type == "Resize"]:
+    for node in [one for one in graph.node if _repeats_pixels(index, one)]:
         before, after = index.producer.get(node.input[0]), index.consumers[node.output[0]]
-        values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        scales = index.array(node.input[2]).tolist() if node.input[2:] and node.input[2] in index.constants else []
-        is_nearest = (values.get("mode"), values.get("nearest_mode")) == (b"nearest", b"floor")
         if (
-            not is_nearest
-            or values.get("coordinate_transformation_mode") != b"asymmetric"
-            or scales != [1, 1, 2, 2]
-            or before is None
+            before is None
             or before.op_type != "DequantizeLinear"
             or [one.op_type for one in after] != ["QuantizeLinear"]
             or not np.array_equal(index.array(before.input[1]), index.array(after[0].input[1]))

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
-from lever_passes import read_int8, read_uint8
+from lever_passes import expand_sums, read_int8, read_uint8, resize_behind
 from space_to_depth import make_blocks
 
 from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.passes import fold_sums
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.graph.space_to_depth import convert_input, read_blocks
 
-__all__ = ["BASES", "INPUTS", "KEPT", "PRECISIONS", "VARIANTS", "Variant"]
+__all__ = ["BASES", "INPUTS", "KEPT", "PRECISIONS", "REWRITINGS", "VARIANTS", "Variant"]
 
 PRECISIONS = ("fp16", "int8")
 
@@ -31,6 +32,7 @@ class Variant:
         precisions: Which precisions have it.
         space_to_depth: Whether it reads pixels in blocks, as `export(space_to_depth=True)` builds it.
         by_convolution: Whether pixels are repeated by a transposed convolution (`upsample_by_convolution`).
+        whole: Whether convolutions read splits in whole (`read_whole`).
         by_flags: Whether an FP16 graph is given in FP32, with TensorRT's FP16 flag (`use_flags`).
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
         fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
@@ -44,6 +46,7 @@ class Variant:
     precisions: tuple[str, ...] = PRECISIONS
     space_to_depth: bool = False
     by_convolution: bool = False
+    whole: bool = False
     by_flags: bool = False
     streams: int | None = None
     fold: tuple[int, int] | None = None
@@ -66,13 +69,22 @@ BASES: Mapping[str, dict[str, Any]] = {
     "joined-raw": {"decode": False},
     "unsummed": {},
     "unsummed-raw": {"decode": False},
+    "expanded-raw": {"decode": False},
+    "behind-raw": {"decode": False},
     "shifted": {},
     "raw-depthwise-float": {"decode": False},
     "raw-first-float": {"decode": False},
 }
-"""Arguments of `export` for each graph. Of "joined" convolutions that read the same tensor are joined first, of
-"unsummed" sums are folded into the convolution behind them; in
-"shifted" the middle of a range is subtracted before Q/DQ where only 1x1 convolutions read."""
+"""Arguments of `export` for each graph, all without `fold_sums`, which `REWRITINGS` names where it is applied. Of
+"joined" convolutions that read the same tensor are joined first; in "shifted" the middle of a range is subtracted
+before Q/DQ where only 1x1 convolutions read."""
+
+REWRITINGS: Mapping[str, tuple[Callable[[onnx.ModelProto], onnx.ModelProto], ...]] = {
+    "unsummed": (fold_sums,),
+    "expanded": (fold_sums, expand_sums),
+    "behind": (fold_sums, expand_sums, resize_behind),
+}
+"""What is done to the FP32 graph of a base, by what its name begins with."""
 
 KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
     "raw-depthwise-float": lambda index, node: node.op_type == "Conv" and index.group(node) > 1,
@@ -153,6 +165,12 @@ VARIANTS: Mapping[str, Variant] = {
     "unsummed": Variant(base="unsummed"),
     "unsummed-raw-streams": Variant(base="unsummed-raw", streams=4),
     "blocks-unsummed-raw-streams": Variant(base="unsummed-raw", space_to_depth=True, streams=4),
+    "whole-raw-streams": Variant(base="unsummed-raw", whole=True, streams=4),
+    "blocks-whole-raw-streams": Variant(base="unsummed-raw", space_to_depth=True, whole=True, streams=4),
+    "blocks-expanded-raw-streams": Variant(base="expanded-raw", space_to_depth=True, streams=4),
+    "blocks-expanded-whole-raw-streams": Variant(base="expanded-raw", space_to_depth=True, whole=True, streams=4),
+    "expanded-whole-raw-streams": Variant(base="expanded-raw", whole=True, streams=4),
+    "blocks-behind-whole-raw-streams": Variant(base="behind-raw", space_to_depth=True, whole=True, streams=4),
     "blocks-raw-linear-streams": Variant(
         base="raw", space_to_depth=True, formats=("linear-in",), precisions=("int8",), streams=4
     ),

@@ -29,12 +29,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import fold_sums, join_branches, upsample_by_convolution, use_flags
-from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, VARIANTS
+from lever_passes import join_branches, read_whole, upsample_by_convolution, use_flags
+from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, REWRITINGS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
 from space_to_depth import move_space_to_depth
@@ -68,6 +69,11 @@ def load_model(name: str) -> tk.Model:
 
 def prepare(options: argparse.Namespace) -> None:
     """Write the graphs of every base, precision and batch."""
+    with mock.patch("trtkit.graph.torch_export.fold_sums", lambda proto: proto):
+        _write_graphs(options)
+
+
+def _write_graphs(options: argparse.Namespace) -> None:
     from trtkit.graph.recipe_graph import build_graph
     from trtkit.graph.torch_export import trace
 
@@ -100,13 +106,13 @@ def prepare(options: argparse.Namespace) -> None:
                     ranges[tensor] = (min(low for low, _ in known), max(high for _, high in known))
                 calibration = dataclasses.replace(calibration, ranges=ranges)
                 own = from_proto(graph)
-            if base.startswith("unsummed"):
-                graph, folded = fold_sums(trace(own, imgsz=size, batch=batch))
-                if not folded:
-                    print(f"{file.stem}: no sum can be folded", flush=True)
-                    continue
+            rewriting = base.split("-")[0]
+            if rewriting in REWRITINGS:
+                graph = trace(own, imgsz=size, batch=batch)
+                for rewrite in REWRITINGS[rewriting]:
+                    graph = rewrite(graph)
                 own = from_proto(graph)
-                calibration = _calibrate(own, options, "-unsummed", stem=model.stem)
+                calibration = _calibrate(own, options, f"-{rewriting}", stem=model.stem)
             keep = find_kept(base, trace(own, imgsz=size, batch=batch)) if base in KEPT else ()
             recipe = tk.Recipe(
                 model=str(path), format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
@@ -251,6 +257,8 @@ def build(options: argparse.Namespace) -> None:
     proto = INPUTS[variant.input](proto)
     if variant.space_to_depth:
         proto = use_pixel_blocks(proto)
+    if variant.whole:
+        proto = read_whole(proto)
     if variant.by_convolution:
         proto = upsample_by_convolution(proto)
     if variant.by_flags:

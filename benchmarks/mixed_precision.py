@@ -44,6 +44,7 @@ BOX = "/model.23/cv2.?/cv2.?.2*"
 REWRITINGS = {
     "remove_copies": "trtkit.graph.torch_export.remove_copies",
     "fuse_box_decoding": "trtkit.graph.torch_export.fuse_box_decoding",
+    "fold_sums": "trtkit.graph.torch_export.fold_sums",
     "pad_channels": "trtkit.graph.pad_channels.pad_channels",
 }
 RANGES = {

@@ -13,17 +13,15 @@ import math
 
 import onnx
 
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, Shapes, infer_shapes
 from trtkit.graph.conv_weights import add_constant
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.pad_channels import CHANNEL_BLOCK
 from trtkit.graph.space_to_depth import (
     LEAST_GAIN,
     Region,
-    Shapes,
     Sides,
     find_region,
-    infer_shapes,
     move_conv,
     read_blocks,
 )

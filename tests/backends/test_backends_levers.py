@@ -85,16 +85,42 @@ def test_pixels_repeated_by_a_convolution_are_the_same(levers: Any) -> None:
     assert sum(one.op_type == "Resize" for one in levers.upsample_by_convolution(quantized).graph.node) == 1
 
 
-@pytest.mark.parametrize(("name", "sums"), [("yolo11n", 5), ("yolov8n", 4), ("yolo26n", 2), ("yolo11m", 0)])
-def test_folded_sums_compute_the_same(levers: Any, name: str, sums: int) -> None:
+def count(proto: onnx.ModelProto, kind: str) -> int:
+    return sum(node.op_type == kind for node in proto.graph.node)
+
+
+@pytest.mark.parametrize(("name", "sums"), [("yolo11n", 3), ("yolo11m", 8), ("yolov8n", 0)])
+def test_expanded_sums_compute_the_same(levers: Any, name: str, sums: int) -> None:
     graph = trace(load_network(name, 64), imgsz=(64, 64))
-    changed, folded = levers.fold_sums(graph)
+    changed = levers.REWRITINGS["expanded"][1](onnx.ModelProto.FromString(graph.SerializeToString()))
     onnx.checker.check_model(changed, full_check=True)
-    assert len(folded) == sums
-    counts = [sum(node.op_type == "Add" for node in one.graph.node) for one in (graph, changed)]
-    assert counts[0] - counts[1] == sums
+    assert count(graph, "Add") - count(changed, "Add") == sums
     feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
     expect_equal(run(changed, feed), run(graph, feed), rtol=1e-4, atol=1e-3)
+
+
+def test_pixels_are_repeated_behind_the_convolution_that_reads_them(levers: Any) -> None:
+    graph = trace(load_network("yolo11n", 64), imgsz=(64, 64))
+    changed = levers.REWRITINGS["behind"][2](onnx.ModelProto.FromString(graph.SerializeToString()))
+    onnx.checker.check_model(changed, full_check=True)
+    assert [count(changed, kind) - count(graph, kind) for kind in ("Concat", "Conv", "Add", "Resize")] == [-2, 2, 2, 0]
+    feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    expect_equal(run(changed, feed), run(graph, feed), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "splits"), [("yolo11n", 8), ("yolo11m", 8), ("yolov8n", 6)])
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_split_read_in_whole_gives_the_same(levers: Any, name: str, splits: int, int8: bool) -> None:
+    graph = trace(load_network(name, 64), imgsz=(64, 64))
+    if int8:
+        ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
+        graph = insert_qdq(graph, ranges, ())
+    changed = levers.read_whole(graph)
+    onnx.checker.check_model(changed, full_check=True)
+    assert count(graph, "Split") - count(changed, "Split") == splits
+    feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    ours, theirs = ((expand_int8_weights(one) if int8 else one) for one in (changed, graph))
+    expect_equal(run(ours, feed), run(theirs, feed), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("half", [False, True])

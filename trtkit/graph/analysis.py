@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -19,10 +19,12 @@ __all__ = [
     "WEIGHTED_OPS",
     "DisjointSets",
     "GraphIndex",
+    "Shapes",
     "block_of",
     "block_types",
     "count_macs",
     "escape_pattern",
+    "infer_shapes",
     "split_into_segments",
 ]
 
@@ -33,6 +35,22 @@ LAYOUT_OPS = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Slice", "Concat", "Identity", "Gather",
 )  # fmt: skip
 """Operators that move values without changing them."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of tensors by name; 0 where a side is open."""
+
+
+def infer_shapes(proto: onnx.ModelProto) -> Shapes:
+    """Infer the shapes of all tensors of a graph.
+
+    Args:
+        proto: The graph.
+    """
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    return {
+        value.name: tuple(int(side.dim_value) for side in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.output, *graph.input)
+    }
 
 
 class GraphIndex:
@@ -277,9 +295,7 @@ def count_macs(graph: onnx.ModelProto, index: GraphIndex) -> dict[str, int]:
         graph: A graph of known shapes; layers of unknown shape are left out.
         index: Its index.
     """
-    inferred = onnx.shape_inference.infer_shapes(graph)
-    values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    shapes = infer_shapes(graph)
     counts: dict[str, int] = {}
     for node in index.weighted:
         weight = index.weight(node)

@@ -13,7 +13,7 @@ import copy
 import numpy as np
 import onnx
 
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, infer_shapes
 from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
 from trtkit.graph.editing import remove_unused_constants
 
@@ -80,7 +80,7 @@ class _PaddingPlan:
         if self.index.axis(split) != 1 or set(sizes) != {size} or not size < padded <= 2 * size:
             return None
         # Shape inference covers the whole graph, so it comes after the cheap checks.
-        self.counts = _infer_channel_counts(self.index.proto)
+        self.counts = {name: sides[1] for name, sides in infer_shapes(self.index.proto).items() if len(sides) > 1}
         try:
             self._set(split.input[0], ((size, padded),) * len(sizes))
             for name in split.output:
@@ -193,14 +193,3 @@ def _pad_array(array: np.ndarray, channels: Channels, *, axis: int, value: float
         widths[axis] = (0, padded - count)
         parts.append(np.pad(part, widths, constant_values=value))
     return np.concatenate(parts, axis=axis)
-
-
-def _infer_channel_counts(proto: onnx.ModelProto) -> dict[str, int]:
-    """The second dimension of every tensor with more than one, by name; 0 if unknown."""
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    counts = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input):
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) > 1:
-            counts[value.name] = int(dims[1].dim_value)
-    return counts

@@ -1,18 +1,19 @@
-"""Graph passes on FP32 graphs: `remove_copies`, then `fuse_box_decoding`."""
+"""Graph passes on FP32 graphs: `remove_copies`, `fuse_box_decoding`, `fold_sums`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, Shapes, infer_shapes
+from trtkit.graph.conv_weights import is_dense_conv
 from trtkit.graph.editing import remove_unused_constants
 
-__all__ = ["fuse_box_decoding", "remove_copies"]
+__all__ = ["fold_sums", "fuse_box_decoding", "remove_copies"]
 
 
 # Remove copies.
@@ -73,8 +74,7 @@ def _concat_sources(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -
 def _remove_dfl_transposes(proto: onnx.ModelProto) -> None:
     """(N, 4 x 16, A) -> (4 N, 16, A) is the same memory; (N, 4, 16, A) -> (N, 16, 4, A) is a copy."""
     index = GraphIndex(proto)
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.graph.value_info}
+    shapes = infer_shapes(proto)
     for name in sorted(index.dfl_layers()):
         layer = index.nodes[name]
         chain = [layer]
@@ -92,7 +92,7 @@ def _remove_dfl_transposes(proto: onnx.ModelProto) -> None:
         # Sides and bins must be known, the bins brought to the front, summed up there, and weighted into one channel.
         if len(sizes) != 4 or min(sizes[1:3]) < 1 or permutation != [0, 2, 1, 3] or index.axis(softmax) != 1:
             continue
-        if ranks.get(spread.input[0]) != 3 or len(flat) != 3 or flat[1] != sizes[1]:
+        if len(shapes.get(spread.input[0], ())) != 3 or len(flat) != 3 or flat[1] != sizes[1]:
             continue
         if list(index.constants[layer.input[1]].dims) == [1, sizes[2], 1, 1]:
             _rewrite_dfl(proto.graph, (spread, transpose, softmax, layer, after), sides=sizes[1], bins=sizes[2])
@@ -330,3 +330,83 @@ def _extend_anchors(
         helper.make_node("Mul", [anchors, zero], [zeros], zeros),
         helper.make_node("Concat", [anchors, zeros], [extended], extended, axis=-2),
     ], extended
+
+
+# Fold sums: a sum that a concatenation holds beside one of its terms becomes part of the weights behind it.
+
+
+def fold_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Leave out sums that are concatenated with one of their terms; the graph is modified and returned.
+
+    The last bottleneck of C2f and of C3k2 adds its input `a` to its result `b`; the sum is read by a concatenation
+    alone, which holds `a` too, and a convolution with weights `(V, W)` reads that:
+
+        V a + W (a + b) = (V + W) a + W b
+
+    So the concatenation holds `b` in place of the sum, and a kernel that reads two maps and writes one is saved.
+    Results agree up to FP32 rounding.
+
+    Args:
+        proto: FP32 graph with unique node names, after `remove_copies`.
+    """
+    index, shapes = GraphIndex(proto), infer_shapes(proto)
+    folded: set[str] = set()
+    for concat in proto.graph.node:
+        conv = index.sole_consumer(concat.output[0]) if concat.op_type == "Concat" else None
+        if conv is None or index.axis(concat) != 1 or not is_dense_conv(index, conv) or index.weight(conv) is None:
+            continue
+        counts = [shapes[name][1] if len(shapes.get(name, ())) == 4 else 0 for name in concat.input]
+        if not all(counts):
+            continue
+        begins = np.cumsum([0, *counts[:-1]]).tolist()
+        places = dict(zip(concat.input, begins, strict=True))
+        weight = index.array(conv.input[1]).copy()
+        for place, (name, begin, count) in enumerate(zip(list(concat.input), begins, counts, strict=True)):
+            total = index.producer.get(name)
+            if total is None or total.op_type != "Add" or index.sole_consumer(name) is None:
+                continue
+            for first, second in (tuple(total.input), tuple(reversed(total.input))):
+                at = _find_channels(index, shapes, places, first)
+                if at is None or index.sole_consumer(second) is None or shapes.get(second) != shapes[first]:
+                    continue
+                weight[:, at : at + count] += weight[:, begin : begin + count]
+                concat.input[place] = second
+                folded.add(total.name)
+                break
+        if not np.array_equal(weight, index.array(conv.input[1])):
+            _set_weight(proto.graph, conv, weight)
+    nodes = [node for node in proto.graph.node if node.name not in folded]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    remove_unused_constants(proto.graph)
+    return proto
+
+
+def _find_channels(index: GraphIndex, shapes: Shapes, places: Mapping[str, int], name: str) -> int | None:
+    """The first channel of a tensor within a concatenation that holds it, or what it was split from; None if neither.
+
+    Args:
+        index: Of the graph.
+        shapes: Of its tensors.
+        places: The first channel of each input of the concatenation.
+        name: The tensor.
+    """
+    if name in places:
+        return places[name]
+    split = index.producer.get(name)
+    if split is None or split.op_type != "Split" or index.axis(split) != 1 or split.input[0] not in places:
+        return None
+    outputs = list(split.output)
+    if any(len(shapes.get(one, ())) != 4 for one in outputs):
+        return None
+    return places[split.input[0]] + sum(shapes[one][1] for one in outputs[: outputs.index(name)])
+
+
+def _set_weight(graph: onnx.GraphProto, conv: onnx.NodeProto, weight: np.ndarray) -> None:
+    """Give a convolution a weight of its own; others may read the one that it has."""
+    used = {tensor.name for tensor in graph.initializer}
+    name = f"{conv.name}_weight"
+    while name in used:
+        name += "_"
+    graph.initializer.append(numpy_helper.from_array(weight, name))
+    conv.input[1] = name

@@ -12,13 +12,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
 
 from trtkit.errors import RecipeError
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, Shapes, infer_shapes
 from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.onnx_file import read_trtkit_metadata, update_metadata
@@ -52,7 +52,6 @@ ELEMENTWISE_OPS = (
 """Operators that treat each value by itself, where their constants are scalars."""
 
 Sides = tuple[int, int]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_space_to_depth(proto: onnx.ModelProto, *, kept: Collection[str] = ()) -> None:
@@ -236,19 +235,6 @@ class Region:
         before = sum(math.ceil(channels / block) for channels in self.channels)
         after = sum(math.ceil(channels * count / block) for channels in self.channels)
         return before * count / after
-
-
-def infer_shapes(proto: onnx.ModelProto) -> Shapes:
-    """Infer the shapes of all tensors of a graph: by name, 0 where a side is open.
-
-    Args:
-        proto: The graph.
-    """
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    return {
-        value.name: tuple(int(side.dim_value) for side in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.output, *graph.input)
-    }
 
 
 def find_region(index: GraphIndex, shapes: Shapes, first: onnx.NodeProto, fold: Sides) -> Region | None:

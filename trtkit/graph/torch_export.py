@@ -15,7 +15,7 @@ from trtkit.files import hash_parts
 from trtkit.graph.editing import get_opset, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32, match_node_names
 from trtkit.graph.onnx_file import update_metadata
-from trtkit.graph.passes import fuse_box_decoding, remove_copies
+from trtkit.graph.passes import fold_sums, fuse_box_decoding, remove_copies
 from trtkit.graph.prequantized import is_quantized
 from trtkit.models.model import DETR_QUERIES, DETR_ROWS, END2END_ROWS, Model
 from trtkit.models.onnx_model import refuse_damaged_graph
@@ -58,7 +58,8 @@ def trace(
         batch: Batch size of a static graph.
         dynamic: Make batch, height and width dynamic.
         dynamic_batch: Make only the batch dynamic.
-        simplify: Fold constants and fuse nodes with onnxslim, then `remove_copies` and `fuse_box_decoding`.
+        simplify: Fold constants and fuse nodes with onnxslim, then `remove_copies`, `fuse_box_decoding` and
+            `fold_sums`.
 
     Returns:
         The graph, operator set 17 or that of the ONNX file, outputs `output0`, `output1`, ..., with the model's
@@ -155,6 +156,7 @@ def _trace(
     if simplify:
         remove_copies(proto)
         fuse_box_decoding(proto)
+        fold_sums(proto)
     return proto
 
 
