@@ -170,6 +170,12 @@ VARIANTS: Mapping[str, Variant] = {
     "blocks-expanded-raw-streams": Variant(base="expanded-raw", space_to_depth=True, streams=4),
     "blocks-expanded-whole-raw-streams": Variant(base="expanded-raw", space_to_depth=True, whole=True, streams=4),
     "expanded-whole-raw-streams": Variant(base="expanded-raw", whole=True, streams=4),
+    "expanded-whole-raw-half-streams": Variant(
+        base="expanded-raw", whole=True, formats=("half-in",), precisions=("fp16",), streams=4
+    ),
+    "expanded-whole-raw-eight-streams": Variant(
+        base="expanded-raw", whole=True, formats=("half-in", "eight-in"), precisions=("fp16",), streams=4
+    ),
     "blocks-behind-whole-raw-streams": Variant(base="behind-raw", space_to_depth=True, whole=True, streams=4),
     "blocks-raw-linear-streams": Variant(
         base="raw", space_to_depth=True, formats=("linear-in",), precisions=("int8",), streams=4
