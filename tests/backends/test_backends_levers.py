@@ -49,14 +49,17 @@ def expect_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], **t
         np.testing.assert_allclose(ours[name].astype(np.float32), value.astype(np.float32), **tolerance)
 
 
+def count(proto: onnx.ModelProto, kind: str) -> int:
+    return sum(node.op_type == kind for node in proto.graph.node)
+
+
 def test_joined_branches_compute_the_same(levers: Any) -> None:
     graph = trace(untrained("segment"))
     joined, parts = levers.join_branches(graph)
     onnx.checker.check_model(joined, full_check=True)
     # Boxes and mask coefficients of each of the three levels, at the first with the prototypes; classes are depthwise.
     assert [len(names) for names in parts.values()] == [3, 2, 2]
-    before, after = (sum(node.op_type == "Conv" for node in one.graph.node) for one in (graph, joined))
-    assert before - after == 4
+    assert count(graph, "Conv") - count(joined, "Conv") == 4
     feed = PIXELS.astype(np.float32) / 255
     expect_equal(run(joined, feed), run(graph, feed), rtol=1e-5, atol=1e-4)
     ranges = dict.fromkeys(GraphIndex(joined).producer, (-4.0, 4.0)) | {"images": (0.0, 1.0)}
@@ -70,10 +73,7 @@ def test_pixels_repeated_by_a_convolution_are_the_same(levers: Any) -> None:
     quantized = insert_qdq(graph, ranges, ())
     changed = levers.upsample_by_convolution(quantized)
     onnx.checker.check_model(changed, full_check=True)
-    counts = [
-        [sum(node.op_type == kind for node in one.graph.node) for kind in ("Resize", "ConvTranspose")]
-        for one in (quantized, changed)
-    ]
+    counts = [[count(one, kind) for kind in ("Resize", "ConvTranspose")] for one in (quantized, changed)]
     assert counts == [[2, 0], [0, 2]]
     feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
     expect_equal(run(expand_int8_weights(changed), feed), run(quantized, feed), rtol=1e-4, atol=1e-3)
@@ -82,11 +82,7 @@ def test_pixels_repeated_by_a_convolution_are_the_same(levers: Any) -> None:
     quantize = GraphIndex(quantized).consumers[node.output[0]][0]
     quantized.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.3, np.float32), "other"))
     quantize.input[1] = "other"
-    assert sum(one.op_type == "Resize" for one in levers.upsample_by_convolution(quantized).graph.node) == 1
-
-
-def count(proto: onnx.ModelProto, kind: str) -> int:
-    return sum(node.op_type == kind for node in proto.graph.node)
+    assert count(levers.upsample_by_convolution(quantized), "Resize") == 1
 
 
 @pytest.mark.parametrize(("name", "sums"), [("yolo11n", 3), ("yolo11m", 8), ("yolov8n", 0)])

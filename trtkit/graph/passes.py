@@ -367,6 +367,7 @@ def fold_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             for first, second in (tuple(total.input), tuple(reversed(total.input))):
                 at = _find_channels(index, shapes, places, first)
+                # Open sides count as equal: if one were broadcast after all, the concatenation would refuse it.
                 if at is None or index.sole_consumer(second) is None or shapes.get(second) != shapes[first]:
                     continue
                 weight[:, at : at + count] += weight[:, begin : begin + count]
