@@ -221,6 +221,39 @@ def test_uint8_from_0_becomes_int8_with_the_same_range(images: np.ndarray, zero_
     assert check_qdq(prepared) == ()
 
 
+def read_kernel_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
+    return {
+        node.name: list(item.ints)
+        for node in proto.graph.node
+        for item in node.attribute
+        if item.name == "kernel_shape"
+    }
+
+
+def test_convolutions_behind_qdq_name_their_kernels_shape(
+    proto: onnx.ModelProto, quantized: onnx.ModelProto, images: np.ndarray
+) -> None:
+    shapes = read_kernel_shapes(quantized)
+    index = GraphIndex(proto)
+    convs = {node.name for node in index.weighted if node.op_type == "Conv"} & set(shapes)
+    assert convs
+    assert {name: shapes[name] for name in convs} == {
+        name: list(index.constants[index.nodes[name].input[1]].dims[2:]) for name in convs
+    }
+    for graph in (proto, quantized):
+        for node in graph.graph.node:
+            kept = [item for item in node.attribute if node.op_type != "Conv" or item.name != "kernel_shape"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    collector = MinMaxCollector(proto)
+    collector.add(images)
+    for graph in (insert_qdq(proto, collector.ranges()), prepare_quantized(quantized)):
+        assert shapes.items() >= read_kernel_shapes(graph).items()
+        behind = {node.name for node in graph.graph.node if node.op_type == "Conv" and node.input[1].endswith("_dq")}
+        assert behind
+        assert behind <= set(read_kernel_shapes(graph))
+
+
 def test_qdq_in_decoding_is_named(quantized: onnx.ModelProto) -> None:
     """Of boxes and scores in one tensor, whose scale is that of the boxes, all scores become 0."""
     index = GraphIndex(quantized)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from trtkit.graph.analysis import GraphIndex
 
-__all__ = ["add_constant", "is_dense_conv", "list_weight_qdq"]
+__all__ = ["add_constant", "is_dense_conv", "list_weight_qdq", "set_kernel_shapes"]
 
 
 def add_constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
@@ -46,6 +46,8 @@ def list_weight_qdq(index: GraphIndex, node: onnx.NodeProto) -> tuple[onnx.NodeP
 def is_dense_conv(index: GraphIndex, node: onnx.NodeProto) -> bool:
     """Whether a node is a convolution of one group with constant weight and bias, where 0 stands for 0.
 
+    Q/DQ before the weight must be its own: whoever replaces the weight would replace another layer's as well.
+
     Args:
         index: Of the graph.
         node: Any node.
@@ -53,9 +55,26 @@ def is_dense_conv(index: GraphIndex, node: onnx.NodeProto) -> bool:
     if node.op_type != "Conv" or index.group(node) != 1:
         return False
     qdq = list_weight_qdq(index, node)
+    if any(index.sole_consumer(one.output[0]) is None for one in qdq):
+        return False
     if any(name not in index.constants for one in qdq for name in one.input[1:]):
         return False
     if any(index.array(name).any() for one in qdq for name in one.input[2:]):
         return False
     source = qdq[0].input[0] if qdq else node.input[1]
     return source in index.constants and all(name in index.constants for name in node.input[2:] if name)
+
+
+def set_kernel_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Write the attribute `kernel_shape` of convolutions behind Q/DQ, which TensorRT's parser demands there.
+
+    Args:
+        proto: Modified in place, and returned.
+    """
+    index = GraphIndex(proto)
+    for node in proto.graph.node:
+        qdq = list_weight_qdq(index, node) if node.op_type in ("Conv", "ConvTranspose") else ()
+        weight = index.constants.get(qdq[0].input[0]) if qdq else None
+        if weight is not None and all(item.name != "kernel_shape" for item in node.attribute):
+            node.attribute.append(helper.make_attribute("kernel_shape", list(weight.dims[2:])))
+    return proto

@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 
 from trtkit.errors import BuildError, warn
 from trtkit.graph.analysis import LAYOUT_OPS, WEIGHTED_OPS, GraphIndex
+from trtkit.graph.conv_weights import set_kernel_shapes
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.onnx_file import update_metadata
 from trtkit.graph.qdq import INT8_MAX, dequantize_constant, passes_int8
@@ -89,13 +90,15 @@ def is_quantized(proto: onnx.ModelProto | None) -> bool:
 def prepare_quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite what TensorRT does not read, and add the metadata of an INT8 graph; the graph is modified and returned.
 
-    Quantized constants other than weights become float; UINT8 with zero point 0 or 128 becomes symmetric INT8.
+    Quantized constants other than weights become float; UINT8 with zero point 0 or 128 becomes symmetric INT8;
+    convolutions name their kernel's shape.
 
     Args:
         proto: A graph with Q/DQ, unique node names.
     """
     _fold_constants(proto.graph, GraphIndex(proto))
     _convert_uint8(proto.graph, GraphIndex(proto))
+    set_kernel_shapes(proto)
     # A TensorRT that chooses types by itself needs the names of the nodes that must not run in FP16.
     decode_nodes = sorted(GraphIndex(remove_qdq(proto)).decode_nodes())
     return update_metadata(proto, {"int8": True}, {"precision": "int8", "fp32": decode_nodes})

@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 
 from trtkit.errors import CalibrationError
 from trtkit.graph.analysis import WEIGHTED_OPS, DisjointSets, GraphIndex
+from trtkit.graph.conv_weights import set_kernel_shapes
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.fp16 import match_node_names
 from trtkit.graph.onnx_file import update_metadata
@@ -223,6 +224,7 @@ def insert_qdq(
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
     remove_unused_constants(graph)
+    set_kernel_shapes(result)
     del graph.value_info[:]
     # A TensorRT that chooses types by itself needs the names of the nodes that must not run in FP16.
     decode_nodes = sorted(GraphIndex(proto).decode_nodes())
