@@ -17,8 +17,7 @@ from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
 
 __all__ = [
-    "expand_sums", "join_branches", "read_int8", "read_uint8", "read_whole", "resize_behind", "upsample_by_convolution",
-    "use_flags",
+    "expand_sums", "join_branches", "read_int8", "read_uint8", "upsample_by_convolution", "use_flags",
 ]  # fmt: skip
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -112,91 +111,6 @@ def expand_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
             conv.input[1] = add_constant(proto.graph, f"{conv.name}_expanded_weight", np.concatenate(parts, axis=1))
     _remove_nodes(proto, expanded)
     return proto
-
-
-def resize_behind(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Repeat pixels behind the 1x1 convolution that reads them: W (up(a), b) is up(V a) + W b.
-
-    Its part that reads the small map is computed there, a quarter of the work, and no kernel copies repeated pixels
-    into a concatenation.
-
-    Args:
-        proto: FP32 graph with unique node names; modified and returned.
-    """
-    index, shapes = GraphIndex(proto), infer_shapes(proto)
-    for concat in [node for node in proto.graph.node if node.op_type == "Concat" and index.axis(node) == 1]:
-        conv = index.sole_consumer(concat.output[0])
-        resize = index.producer.get(concat.input[0])
-        if conv is None or resize is None or not _repeats_pixels(index, resize) or len(concat.input) != 2:
-            continue
-        weight = index.array(conv.input[1]) if is_dense_conv(index, conv) else np.zeros(())
-        if weight.shape[2:] != (1, 1) or index.sole_consumer(resize.output[0]) is None:
-            continue
-        count, stem = shapes[concat.input[0]][1], conv.name
-        low = helper.make_node("Conv", [resize.input[0], f"{stem}_low_weight"], [f"{stem}_low"], f"{stem}_low")
-        add_constant(proto.graph, f"{stem}_low_weight", np.ascontiguousarray(weight[:, :count]))
-        total = helper.make_node("Add", [f"{stem}_high", resize.output[0]], [conv.output[0]], f"{stem}_sum")
-        proto.graph.node.extend([low, total])
-        resize.input[0] = low.output[0]
-        conv.input[0] = concat.input[1]
-        conv.input[1] = add_constant(proto.graph, f"{stem}_high_weight", np.ascontiguousarray(weight[:, count:]))
-        conv.output[0] = f"{stem}_high"
-        concat.op_type = "Removed"
-    _remove_nodes(proto, {node.name for node in proto.graph.node if node.op_type == "Removed"})
-    sort_nodes(proto.graph)
-    return proto
-
-
-def read_whole(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Let convolutions that read a part of a split read all of it, by weights that are zero elsewhere.
-
-    Where a map is read in part and concatenated whole, TensorRT copies it into the concatenation; what convolutions
-    alone read in whole it computes there.
-
-    Args:
-        proto: Graph with or without Q/DQ, its scales those of the split on both sides; not modified.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    index, shapes, removed = GraphIndex(result), infer_shapes(result), set[str]()
-    for split in [node for node in result.graph.node if node.op_type == "Split" and index.axis(node) == 1]:
-        begin, readers = 0, list[tuple[onnx.NodeProto, int]]()
-        for name in split.output:
-            convs = _find_convs(index, split, name)
-            if convs is None:
-                break
-            readers += [(conv, begin) for conv in convs]
-            begin += shapes[name][1]
-        else:
-            for conv, start in readers:
-                qdq = list_weight_qdq(index, conv)
-                reader, slot = (qdq[0], 0) if qdq else (conv, 1)
-                weight = index.array(reader.input[slot])
-                whole = np.zeros((weight.shape[0], begin, *weight.shape[2:]), weight.dtype)
-                whole[:, start : start + weight.shape[1]] = weight
-                reader.input[slot] = add_constant(result.graph, f"{conv.name}_whole_weight", whole)
-                conv.input[0] = split.input[0]
-            removed.add(split.name)
-    _remove_nodes(result, removed)
-    return result
-
-
-def _find_convs(index: GraphIndex, split: onnx.NodeProto, name: str) -> list[onnx.NodeProto] | None:
-    """The convolutions that read a part of a split, behind Q/DQ of the whole's scale; None if others read it too."""
-    convs, before = list[onnx.NodeProto](), index.producer.get(split.input[0])
-    for node in index.consumers[name]:
-        sources, readers = [name], [node]
-        if node.op_type == "QuantizeLinear":
-            after = index.consumers[node.output[0]]
-            sources = [one.output[0] for one in after]
-            readers = [reader for source in sources for reader in index.consumers[source]]
-            scales = [index.array(one.input[1]) for one in (before, *after) if one is not None]
-            if before is None or before.op_type != QDQ[1] or any(not np.array_equal(scales[0], one) for one in scales):
-                return None
-        if not all(is_dense_conv(index, reader) and reader.input[0] in sources for reader in readers):
-            return None
-        convs += readers
-    return convs
 
 
 def _repeats_pixels(index: GraphIndex, node: onnx.NodeProto) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx
-from lever_passes import expand_sums, read_int8, read_uint8, resize_behind
+from lever_passes import expand_sums, read_int8, read_uint8
 from space_to_depth import make_blocks
 
 from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.concatenations import upsample_after_conv
 from trtkit.graph.passes import fold_sums
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.graph.space_to_depth import convert_input, read_blocks
@@ -32,7 +33,7 @@ class Variant:
         precisions: Which precisions have it.
         space_to_depth: Whether it reads pixels in blocks, as `export(space_to_depth=True)` builds it.
         by_convolution: Whether pixels are repeated by a transposed convolution (`upsample_by_convolution`).
-        whole: Whether convolutions read splits in whole (`read_whole`).
+        whole: Whether convolutions read splits in whole (`read_splits_whole`).
         by_flags: Whether an FP16 graph is given in FP32, with TensorRT's FP16 flag (`use_flags`).
         streams: Auxiliary streams that TensorRT may run branches on; None leaves it to TensorRT.
         fold: Height and width of the blocks that narrow maps are computed in (`move_space_to_depth`); None leaves them.
@@ -69,6 +70,8 @@ BASES: Mapping[str, dict[str, Any]] = {
     "joined-raw": {"decode": False},
     "unsummed": {},
     "unsummed-raw": {"decode": False},
+    "upsampled": {},
+    "upsampled-raw": {"decode": False},
     "expanded-raw": {"decode": False},
     "behind-raw": {"decode": False},
     "shifted": {},
@@ -82,7 +85,8 @@ before Q/DQ where only 1x1 convolutions read."""
 REWRITINGS: Mapping[str, tuple[Callable[[onnx.ModelProto], onnx.ModelProto], ...]] = {
     "unsummed": (fold_sums,),
     "expanded": (fold_sums, expand_sums),
-    "behind": (fold_sums, expand_sums, resize_behind),
+    "upsampled": (fold_sums, upsample_after_conv),
+    "behind": (fold_sums, expand_sums, upsample_after_conv),
 }
 """What is done to the FP32 graph of a base, by what its name begins with."""
 
@@ -156,7 +160,6 @@ VARIANTS: Mapping[str, Variant] = {
     "blocks-raw": Variant(base="raw", space_to_depth=True),
     "blocks-streams": Variant(space_to_depth=True, streams=4),
     "blocks-raw-streams": Variant(base="raw", space_to_depth=True, streams=4),
-    "blocks-raw-streams-level-3": Variant(base="raw", space_to_depth=True, streams=4, level=3),
     "blocks-raw-folded-streams": Variant(base="raw", space_to_depth=True, fold=(2, 2), precisions=("int8",), streams=4),
     "blocks-raw-convolution-streams": Variant(
         base="raw", space_to_depth=True, by_convolution=True, precisions=("int8",), streams=4
@@ -165,8 +168,20 @@ VARIANTS: Mapping[str, Variant] = {
     "unsummed": Variant(base="unsummed"),
     "unsummed-raw-streams": Variant(base="unsummed-raw", streams=4),
     "blocks-unsummed-raw-streams": Variant(base="unsummed-raw", space_to_depth=True, streams=4),
+    "whole": Variant(base="unsummed", whole=True),
+    "upsampled": Variant(base="upsampled"),
+    "upsampled-raw-streams": Variant(base="upsampled-raw", streams=4),
+    "upsampled-whole-raw-streams": Variant(base="upsampled-raw", whole=True, streams=4),
+    "blocks-upsampled-raw-streams": Variant(base="upsampled-raw", space_to_depth=True, streams=4),
+    "blocks-upsampled-whole-raw-streams": Variant(base="upsampled-raw", space_to_depth=True, whole=True, streams=4),
     "whole-raw-streams": Variant(base="unsummed-raw", whole=True, streams=4),
     "blocks-whole-raw-streams": Variant(base="unsummed-raw", space_to_depth=True, whole=True, streams=4),
+    "blocks-whole-raw-streams-level-3": Variant(
+        base="unsummed-raw", space_to_depth=True, whole=True, streams=4, level=3
+    ),
+    "blocks-whole-raw-streams-level-5": Variant(
+        base="unsummed-raw", space_to_depth=True, whole=True, streams=4, level=5
+    ),
     "blocks-expanded-raw-streams": Variant(base="expanded-raw", space_to_depth=True, streams=4),
     "blocks-expanded-whole-raw-streams": Variant(base="expanded-raw", space_to_depth=True, whole=True, streams=4),
     "expanded-whole-raw-streams": Variant(base="expanded-raw", whole=True, streams=4),

@@ -34,7 +34,7 @@ from unittest import mock
 import levers_record
 import numpy as np
 import onnx
-from lever_passes import join_branches, read_whole, upsample_by_convolution, use_flags
+from lever_passes import join_branches, upsample_by_convolution, use_flags
 from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, REWRITINGS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
@@ -42,6 +42,7 @@ from space_to_depth import move_space_to_depth
 
 import trtkit as tk
 from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.concatenations import read_splits_whole
 from trtkit.graph.qdq import plan_qdq
 from trtkit.graph.space_to_depth import use_pixel_blocks
 from trtkit.models.onnx_model import from_proto
@@ -248,7 +249,7 @@ def build(options: argparse.Namespace) -> None:
     """Build one engine, and time it in a process of its own; leaves `<name>.json`."""
     from trtkit import backends
     from trtkit.backends.trt import builder as builds
-    from trtkit.backends.trt.network import fit_graph
+    from trtkit.backends.trt import network as fitting
 
     out, variant = Path(options.out), VARIANTS[options.variant]
     os.environ["TRTKIT_CACHE"] = str(out / "cache" / options.series)
@@ -258,14 +259,16 @@ def build(options: argparse.Namespace) -> None:
     if variant.space_to_depth:
         proto = use_pixel_blocks(proto)
     if variant.whole:
-        proto = read_whole(proto)
+        proto = read_splits_whole(proto)
     if variant.by_convolution:
         proto = upsample_by_convolution(proto)
     if variant.by_flags:
         proto = use_flags(proto)
     if variant.fold is not None:
         proto = move_space_to_depth(proto, variant.fold)
-    proto = fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
+    # A variant names what is rewritten.
+    with mock.patch.multiple(fitting, read_splits_whole=lambda one: one, upsample_after_conv=lambda one: one):
+        proto = fitting.fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
     size = info.imgsz
     if variant.input or variant.formats or variant.streams is not None:
         # The builder checks an input of (N, C, H, W); these graphs are static, and need no profile.

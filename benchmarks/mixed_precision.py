@@ -45,7 +45,9 @@ REWRITINGS = {
     "remove_copies": "trtkit.graph.torch_export.remove_copies",
     "fuse_box_decoding": "trtkit.graph.torch_export.fuse_box_decoding",
     "fold_sums": "trtkit.graph.torch_export.fold_sums",
-    "pad_channels": "trtkit.graph.pad_channels.pad_channels",
+    "upsample_after_conv": "trtkit.backends.trt.network.upsample_after_conv",
+    "read_splits_whole": "trtkit.backends.trt.network.read_splits_whole",
+    "pad_channels": "trtkit.backends.trt.network.pad_channels",
 }
 RANGES = {
     "percentile": "percentile 99.999",

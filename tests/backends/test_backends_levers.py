@@ -95,30 +95,6 @@ def test_expanded_sums_compute_the_same(levers: Any, name: str, sums: int) -> No
     expect_equal(run(changed, feed), run(graph, feed), rtol=1e-4, atol=1e-3)
 
 
-def test_pixels_are_repeated_behind_the_convolution_that_reads_them(levers: Any) -> None:
-    graph = trace(load_network("yolo11n", 64), imgsz=(64, 64))
-    changed = levers.REWRITINGS["behind"][2](onnx.ModelProto.FromString(graph.SerializeToString()))
-    onnx.checker.check_model(changed, full_check=True)
-    assert [count(changed, kind) - count(graph, kind) for kind in ("Concat", "Conv", "Add", "Resize")] == [-2, 2, 2, 0]
-    feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
-    expect_equal(run(changed, feed), run(graph, feed), rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize(("name", "splits"), [("yolo11n", 8), ("yolo11m", 8), ("yolov8n", 6)])
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_split_read_in_whole_gives_the_same(levers: Any, name: str, splits: int, int8: bool) -> None:
-    graph = trace(load_network(name, 64), imgsz=(64, 64))
-    if int8:
-        ranges = dict.fromkeys(GraphIndex(graph).producer, (-6.0, 6.0)) | {"images": (0.0, 1.0)}
-        graph = insert_qdq(graph, ranges, ())
-    changed = levers.read_whole(graph)
-    onnx.checker.check_model(changed, full_check=True)
-    assert count(graph, "Split") - count(changed, "Split") == splits
-    feed = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
-    ours, theirs = ((expand_int8_weights(one) if int8 else one) for one in (changed, graph))
-    expect_equal(run(ours, feed), run(theirs, feed), rtol=1e-4, atol=1e-3)
-
-
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("nhwc", [False, True])
 def test_uint8_pixels_give_what_scaled_ones_give(levers: Any, nhwc: bool, half: bool) -> None:

@@ -203,8 +203,12 @@ TYPED = Capabilities(backend="tensorrt", strongly_typed=True, strongly_typed_onl
 FLAGGED = Capabilities(backend="tensorrt", strongly_typed=True)
 
 
-def split_in_halves() -> onnx.ModelProto:
-    """A convolution of 48 channels, in halves of 24, where INT8 kernels of TensorRT store 32 together."""
+def split_in_halves(reader: str = "Relu") -> onnx.ModelProto:
+    """A convolution of 48 channels, in halves of 24, where INT8 kernels of TensorRT store 32 together.
+
+    Args:
+        reader: The operator that reads the left half; a convolution reads the right one.
+    """
     node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     sizes = {"first.weight": (48, 3, 1, 1), "left.weight": (8, 24, 1, 1), "right.weight": (8, 24, 1, 1)}
     weights = [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in sizes.items()]
@@ -212,10 +216,12 @@ def split_in_halves() -> onnx.ModelProto:
     nodes = [
         node("Conv", ["images", "first.weight"], ["first"], "first"),
         node("Split", ["first", "sizes"], ["l", "r"], "split", axis=1),
-        node("Conv", ["l", "left.weight"], ["left"], "left"),
+        node("Conv", ["l" if reader == "Conv" else "half", "left.weight"], ["left"], "left"),
         node("Conv", ["r", "right.weight"], ["right"], "right"),
         node("Add", ["left", "right"], ["output0"], "sum"),
     ]
+    if reader != "Conv":
+        nodes.insert(2, node(reader, ["l"], ["half"], "half"))
     graph = onnx.helper.make_graph(
         nodes, "halves", [value("images", 1, [1, 3, 8, 8])], [value("output0", 1, [1, 8, 8, 8])], weights
     )
@@ -234,6 +240,35 @@ def test_a_graph_is_fitted_to_its_tensorrt() -> None:
     # What is FP16 already stays as it is, and so does every other precision.
     assert fit_graph(fitted[rtx], rtx, precision="int8") == fitted[rtx]
     assert fit_graph(graph, TYPED, precision="fp32") is graph
+
+
+def repeated_pixels() -> onnx.ModelProto:
+    """A map whose pixels are repeated, beside one of their size."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.ones((8, 6, 1, 1), np.float32), "weight")
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    nodes = [
+        node("MaxPool", ["images"], ["small"], "small", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Resize", ["small", "", "scales"], ["up"], "up", mode="nearest"),
+        node("Concat", ["up", "images"], ["joined"], "joined", axis=1),
+        node("Conv", ["joined", "weight"], ["output0"], "last"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "pyramid", [value("images", 1, [1, 3, 8, 8])], [value("output0", 1, [1, 8, 8, 8])], [weight, scales]
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_copies_into_concatenations_are_avoided_where_that_wins(backend: str, precision: str) -> None:
+    capabilities = dataclasses.replace(FLAGGED, backend=backend)
+    fitted = [
+        fit_graph(graph, capabilities, precision=precision) for graph in (split_in_halves("Conv"), repeated_pixels())
+    ]
+    operators = {node.op_type for graph in fitted for node in graph.graph.node}
+    assert ("Split" not in operators) == (backend == "tensorrt" and precision == "int8")
+    assert ("Concat" not in operators) == (backend == "tensorrt" and precision == "fp16")
 
 
 @pytest.mark.parametrize(

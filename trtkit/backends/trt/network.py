@@ -16,6 +16,7 @@ from trtkit.backends.capabilities import Capabilities, import_bindings
 from trtkit.backends.devices import parse_device
 from trtkit.errors import BuildError, OutputError, RecipeError, warn
 from trtkit.files import user_cache_dir
+from trtkit.graph.concatenations import read_splits_whole, upsample_after_conv
 from trtkit.graph.fp16 import convert_qdq_to_fp16, has_fp16
 from trtkit.graph.onnx_file import read_trtkit_metadata
 from trtkit.graph.pad_channels import pad_channels
@@ -59,10 +60,12 @@ def fit_graph(
     """
     if space_to_depth:
         proto = use_pixel_blocks(proto)
+    if capabilities.backend == "tensorrt" and precision == "fp16":
+        proto = upsample_after_conv(proto)
     if precision != "int8":
         return proto
     if capabilities.backend == "tensorrt":
-        proto = pad_channels(proto)
+        proto = pad_channels(read_splits_whole(proto))
     if capabilities.strongly_typed_only and not has_fp16(proto):
         # This TensorRT takes all types from the graph, and has no calibrator: layers without INT8 would run in FP32.
         proto = convert_qdq_to_fp16(proto)
