@@ -152,9 +152,15 @@ def test_q_dq_behind_a_split_goes_with_it(stored: bool) -> None:
     assert GraphIndex(after).nodes["output0"].input[0] == "images_dq"
 
 
-def test_a_split_behind_another_scale_stays() -> None:
-    graph = quantized(inner=0.1)
-    assert read_splits_whole(graph) is graph
+def test_a_split_behind_another_scale_or_type_stays() -> None:
+    scaled, unsigned = quantized(inner=0.1), quantized()
+    unsigned.graph.initializer.append(numpy_helper.from_array(np.uint8(0), "unsigned"))
+    for one in unsigned.graph.node:
+        if one.name.startswith("right_"):
+            one.input[2] = "unsigned"
+    onnx.checker.check_model(unsigned)
+    for graph in (scaled, unsigned):
+        assert read_splits_whole(graph) is graph
 
 
 def test_a_weight_that_another_layer_reads_is_not_replaced() -> None:

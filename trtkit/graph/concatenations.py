@@ -77,12 +77,13 @@ def _find_half_readers(
 
 
 def _have_equal_steps(index: GraphIndex, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
-    """Whether two nodes of Q/DQ have the same constants: scale and zero point, if any."""
+    """Whether two nodes of Q/DQ have equal constants: scale and zero point, whose type is the integers'."""
     if any(name not in index.constants for node in (one, other) for name in node.input[1:]):
         return False
-    pairs = zip(one.input[1:], other.input[1:], strict=False)
-    return len(one.input) == len(other.input) and all(
-        np.array_equal(index.array(first), index.array(second)) for first, second in pairs
+    ours, theirs = ([index.array(name) for name in node.input[1:]] for node in (one, other))
+    return len(ours) == len(theirs) and all(
+        first.dtype == second.dtype and np.array_equal(first, second)
+        for first, second in zip(ours, theirs, strict=True)
     )
 
 
