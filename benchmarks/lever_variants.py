@@ -10,7 +10,7 @@ import onnx
 from lever_passes import expand_sums, read_int8, read_uint8
 from space_to_depth import make_blocks
 
-from trtkit.graph.analysis import GraphIndex
+from trtkit.graph.analysis import GraphIndex, block_of
 from trtkit.graph.concatenations import upsample_after_conv
 from trtkit.graph.passes import fold_sums
 from trtkit.graph.qdq import expand_int8_weights
@@ -77,6 +77,8 @@ BASES: Mapping[str, dict[str, Any]] = {
     "shifted": {},
     "raw-depthwise-float": {"decode": False},
     "raw-first-float": {"decode": False},
+    "unsummed-raw-boxes-float": {"decode": False},
+    "unsummed-raw-head-float": {"decode": False},
 }
 """Arguments of `export` for each graph, all without `fold_sums`, which `REWRITINGS` names where it is applied. Of
 "joined" convolutions that read the same tensor are joined first; in "shifted" the middle of a range is subtracted
@@ -93,6 +95,8 @@ REWRITINGS: Mapping[str, tuple[Callable[[onnx.ModelProto], onnx.ModelProto], ...
 KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
     "raw-depthwise-float": lambda index, node: node.op_type == "Conv" and index.group(node) > 1,
     "raw-first-float": lambda index, node: node.input[0] == index.graph.input[0].name,
+    "unsummed-raw-boxes-float": lambda index, node: "/cv2." in block_of(node.name),
+    "unsummed-raw-head-float": lambda index, node: "/cv" in block_of(node.name),
 }
 """Layers that stay out of INT8, of the graphs that have such."""
 
@@ -176,6 +180,12 @@ VARIANTS: Mapping[str, Variant] = {
     "blocks-upsampled-whole-raw-streams": Variant(base="upsampled-raw", space_to_depth=True, whole=True, streams=4),
     "whole-raw-streams": Variant(base="unsummed-raw", whole=True, streams=4),
     "blocks-whole-raw-streams": Variant(base="unsummed-raw", space_to_depth=True, whole=True, streams=4),
+    "blocks-whole-raw-boxes-float-streams": Variant(
+        base="unsummed-raw-boxes-float", space_to_depth=True, whole=True, precisions=("int8",), streams=4
+    ),
+    "blocks-whole-raw-head-float-streams": Variant(
+        base="unsummed-raw-head-float", space_to_depth=True, whole=True, precisions=("int8",), streams=4
+    ),
     "blocks-whole-raw-streams-level-3": Variant(
         base="unsummed-raw", space_to_depth=True, whole=True, streams=4, level=3
     ),
