@@ -240,8 +240,13 @@ def make_candidates(
             yield f"ranges: {label}", insert_qdq(graph, others)
     rescaled, new_ranges, _ = rescale_channels(graph, calibrated["least noise"], channels, power=POWER)
     yield "ranges: least noise, channels scaled", insert_qdq(rescaled, new_ranges)
+    branches = find_branches(graph)
+    for label in ("box branch", "head"):
+        if label in branches:
+            patterns = [escape_pattern(name) for name in branches[label]]
+            yield f"ranges: least noise, float: {label}", insert_qdq(graph, calibrated["least noise"], patterns)
     yield "concat inputs' own scales", insert_qdq(graph, ranges, placement=separate_concat_scales(graph, placement))
-    for label, layers in find_branches(graph).items():
+    for label, layers in branches.items():
         yield f"float: {label}", insert_qdq(graph, ranges, [escape_pattern(name) for name in layers])
     worst = sorted(noise, key=lambda first: -noise[first])
     excluded = {f"{count} worst": worst[:count] for count in WORST}
