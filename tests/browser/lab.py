@@ -33,7 +33,8 @@ class Lab:
         self.page, self.address, self.folder = page, address, folder
         self.page.set_default_timeout(SLOW)
         self.errors = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        # By its stack an error of JupyterLab can be told from one of a widget.
+        self.page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
 
     def open(self, cells):
         """Show code cells in place of those before; the first time open a notebook and wait for its kernel.
