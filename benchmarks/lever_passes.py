@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit.backends.trt.network import find_kept_fp32
 from trtkit.graph.analysis import GraphIndex, infer_shapes
 from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
-from trtkit.graph.editing import remove_unused_constants, sort_nodes
+from trtkit.graph.editing import remove_nodes, remove_unused_constants, sort_nodes
 from trtkit.graph.fp16 import convert_to_fp32
 from trtkit.graph.onnx_file import update_metadata
 
@@ -109,7 +108,7 @@ def expand_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
         if len(names) > len(concat.input):
             concat.input[:] = names
             conv.input[1] = add_constant(proto.graph, f"{conv.name}_expanded_weight", np.concatenate(parts, axis=1))
-    _remove_nodes(proto, expanded)
+    remove_nodes(proto.graph, expanded)
     return proto
 
 
@@ -119,22 +118,6 @@ def _repeats_pixels(index: GraphIndex, node: onnx.NodeProto) -> bool:
     scales = index.array(node.input[2]).tolist() if node.input[2:] and node.input[2] in index.constants else []
     settings = tuple(values.get(name) for name in ("mode", "nearest_mode", "coordinate_transformation_mode"))
     return node.op_type == "Resize" and settings == (b"nearest", b"floor", b"asymmetric") and scales == [1, 1, 2, 2]
-
-
-def _remove_nodes(proto: onnx.ModelProto, names: Collection[str]) -> None:
-    """Remove nodes and what only they read; Q/DQ whose result nothing reads goes, too."""
-    nodes = [node for node in proto.graph.node if node.name not in names]
-    outputs = {value.name for value in proto.graph.output}
-    while True:
-        read = {name for node in nodes for name in node.input} | outputs
-        kept = [node for node in nodes if node.op_type not in QDQ or not read.isdisjoint(node.output)]
-        if len(kept) == len(nodes):
-            break
-        nodes = kept
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    del proto.graph.value_info[:]
-    remove_unused_constants(proto.graph)
 
 
 def _find_silu(index: GraphIndex, conv: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:

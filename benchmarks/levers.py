@@ -266,7 +266,7 @@ def build(options: argparse.Namespace) -> None:
         proto = use_flags(proto)
     if variant.fold is not None:
         proto = move_space_to_depth(proto, variant.fold)
-    # A variant names what is rewritten.
+    # The variant has said what is rewritten, so that these add nothing.
     with mock.patch.multiple(fitting, read_splits_whole=lambda one: one, upsample_after_conv=lambda one: one):
         proto = fitting.fit_graph(proto, backends.probe("tensorrt"), precision=options.precision)
     size = info.imgsz

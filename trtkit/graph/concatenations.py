@@ -7,7 +7,6 @@ write and read, in whole, it computes there (`docs/benchmarks.md`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -15,7 +14,7 @@ from onnx import helper
 
 from trtkit.graph.analysis import GraphIndex, Shapes, infer_shapes
 from trtkit.graph.conv_weights import add_constant, is_dense_conv, list_weight_qdq
-from trtkit.graph.editing import remove_unused_constants, sort_nodes
+from trtkit.graph.editing import remove_nodes, sort_nodes
 
 __all__ = ["read_splits_whole", "upsample_after_conv"]
 
@@ -23,7 +22,7 @@ __all__ = ["read_splits_whole", "upsample_after_conv"]
 def read_splits_whole(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Let convolutions that read one half of a split read both, by weights that are zero for the other.
 
-    A split stays if other operators read it, or behind Q/DQ of another scale than its own.
+    A split stays if other operators read its halves, or if Q/DQ behind it has another scale.
 
     Args:
         proto: Graph with or without Q/DQ, unique node names; not modified.
@@ -48,7 +47,7 @@ def read_splits_whole(proto: onnx.ModelProto) -> onnx.ModelProto:
                 conv.input[0] = split.input[0]
             removed.update(node.name for node in qdq)
         removed.add(split.name)
-    _remove_nodes(result.graph, removed)
+    remove_nodes(result.graph, removed)
     return result if removed else proto
 
 
@@ -152,7 +151,7 @@ def upsample_after_conv(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not added:
         return proto
     result.graph.node.extend(added)
-    _remove_nodes(result.graph, removed)
+    remove_nodes(result.graph, removed)
     sort_nodes(result.graph)
     return result
 
@@ -190,12 +189,3 @@ def _count_channels(shapes: Shapes, name: str) -> int:
     """The channels of a map; 0 where they are open, or it is none."""
     sides = shapes.get(name, ())
     return sides[1] if len(sides) == 4 else 0
-
-
-def _remove_nodes(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Remove nodes, the constants that only they read, and shapes, which are out of date."""
-    nodes = [node for node in graph.node if node.name not in names]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]
-    remove_unused_constants(graph)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["GraphBuilder", "get_opset", "make_reduction", "remove_unused_constants", "sort_nodes"]
+__all__ = ["GraphBuilder", "get_opset", "make_reduction", "remove_nodes", "remove_unused_constants", "sort_nodes"]
 
 
 def remove_unused_constants(graph: onnx.GraphProto) -> None:
@@ -30,6 +30,20 @@ def remove_unused_constants(graph: onnx.GraphProto) -> None:
         used = [value for value in values if value.name not in unused]
         del values[:]
         values.extend(used)
+
+
+def remove_nodes(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Remove nodes, the constants that only they read, and recorded shapes, which may be out of date.
+
+    Args:
+        graph: Modified in place.
+        names: Of the nodes.
+    """
+    nodes = [node for node in graph.node if node.name not in names]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    remove_unused_constants(graph)
 
 
 def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
