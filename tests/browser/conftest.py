@@ -1,5 +1,6 @@
 """JupyterLab on a free port with its own settings, and a page of headless Chromium in it."""
 
+import json
 import os
 import shutil
 import socket
@@ -60,6 +61,9 @@ def server(tmp_path_factory):
     for plugin, text in SETTINGS.items():
         (settings / plugin).parent.mkdir(parents=True, exist_ok=True)
         (settings / f"{plugin}.jupyterlab-settings").write_text(text)
+    page_config = folder / "config" / "labconfig" / "page_config.json"
+    page_config.parent.mkdir(parents=True)
+    page_config.write_text(json.dumps({"disabledExtensions": {SPLASH: True}}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,6 +104,9 @@ SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none", "autoStartDefaultKernel": true}',
     "docmanager-extension/plugin": '{"autosave": false}',
 }
+# JupyterLab shows it at each change of theme and removes it 200 ms later; after two changes within that time it is gone
+# at the second removal, and the page reports an error.
+SPLASH = "@jupyterlab/apputils-extension:splash"
 
 
 def _wait(address, process, log):
@@ -115,7 +122,7 @@ def _wait(address, process, log):
 
 
 @pytest.fixture(scope="session")
-def lab(server, page_maker):
+def opened_lab(server, page_maker):
     """JupyterLab with one notebook and one kernel, whose cells each test replaces by its own."""
     from lab import Lab
 
@@ -125,6 +132,14 @@ def lab(server, page_maker):
     yield opened
     opened.close()
     context.close()
+
+
+@pytest.fixture
+def lab(opened_lab):
+    """`opened_lab` for one test, which fails where its page reported an error."""
+    opened_lab.errors.clear()
+    yield opened_lab
+    assert opened_lab.errors == []
 
 
 @pytest.fixture(scope="session")
