@@ -87,6 +87,8 @@ def _write_graphs(options: argparse.Namespace) -> None:
             (base, precision, batch) for base in BASES for precision in PRECISIONS for batch in options.batch
         ):
             file = graphs / f"{model.stem}-{precision}-b{batch}-{base}.onnx"
+            if not any(fnmatch.fnmatch(file.stem, words) for words in options.only):
+                continue
             if file.is_file() or (base.startswith("end2end") and not model.has_one_to_one_head):
                 continue
             if not any(one.base == base and precision in one.precisions for one in VARIANTS.values()):
@@ -494,6 +496,7 @@ def main() -> None:
     verb.add_argument("--imgsz", type=int, default=640)
     verb.add_argument("--batch", type=int, nargs="+", default=[8, 1])
     verb.add_argument("--calibration-images", type=int, default=64)
+    verb.add_argument("--only", nargs="+", default=["*"], help="patterns of MODEL-PRECISION-bN-GRAPH")
     for name in ("run", "build", "write"):
         verb = verbs.add_parser(name)
         verb.add_argument("out")

@@ -40,6 +40,8 @@ from refinement_candidates import (
     POWER,
     collect_channel_ranges,
     make_candidates,
+    make_early_candidates,
+    make_head_candidates,
     measure_scale_noise,
 )
 from refinement_graphs import clip_activations, leave_activations, rescale_channels, widen_activations
@@ -189,6 +191,12 @@ def prepare_model(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelP
         model, data, split="train", histograms=True, refine="ranges", cache_dir=words.work / "calibrations"
     )
     calibrated["least noise"] = refined.ranges
+    refined_noise_file = folder / "noise-refined.json"
+    if not refined_noise_file.is_file():
+        inputs = list(calibration_inputs(model, data, NOISE_IMAGES))
+        refined_noise_file.write_text(json.dumps(measure_scale_noise(graph, refined.ranges, len(model.names), inputs)))
+    graphs.update(make_head_candidates(graph, refined.ranges, json.loads(refined_noise_file.read_text())))
+    graphs.update(make_early_candidates(int8))
     graphs.update(make_candidates(graph, {"default": ranges, **calibrated}, channels, noise, powers))
     target = folder / "onnxruntime.onnx"
     if not target.is_file():

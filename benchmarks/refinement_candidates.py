@@ -17,7 +17,9 @@ from onnx import TensorProto, helper
 from refinement_graphs import (
     ChannelRanges,
     Ranges,
+    center_images,
     find_shiftable_groups,
+    leave_activations,
     rescale_channels,
     shift_activations,
     shift_with_pads,
@@ -35,8 +37,8 @@ from trtkit.graph.qdq import (
 )
 
 __all__ = [
-    "ScaleNoise", "collect_channel_ranges", "exclude_scales", "make_candidates", "measure_scale_noise",
-    "separate_concat_scales",
+    "ScaleNoise", "collect_channel_ranges", "exclude_scales", "make_candidates", "make_early_candidates",
+    "make_head_candidates", "measure_scale_noise", "separate_concat_scales",
 ]  # fmt: skip
 
 POWER = 0.75
@@ -47,6 +49,9 @@ WORST = (3, 6, 12)
 
 RESCALED = (12, 24)
 """Numbers of scales whose channels are multiplied, the noisiest first."""
+
+EARLY = 5
+"""Number of first blocks whose maps are left in float, one block at a time."""
 
 BUDGETS = (0.02, 0.05, 0.1)
 """Parts of all quantized values that are left out of INT8, the scales with the most noise per value first."""
@@ -178,12 +183,18 @@ def separate_concat_scales(graph: onnx.ModelProto, placement: QDQPlacement) -> Q
     )
 
 
-def exclude_scales(graph: onnx.ModelProto, firsts: Sequence[str]) -> QDQPlacement:
-    """The default placement without some scales: the layers that read their tensors, and additions' inputs."""
+def exclude_scales(graph: onnx.ModelProto, firsts: Sequence[str], exclude: Sequence[str] = ()) -> QDQPlacement:
+    """The default placement without some scales: the layers that read their tensors, and additions' inputs.
+
+    Args:
+        graph: The FP32 graph.
+        firsts: The first tensor of each scale.
+        exclude: Patterns of other layers that stay in float.
+    """
     placement, index = plan_qdq(graph), GraphIndex(graph)
     layers, tensors = set(placement.layers), {name for first in firsts for name in placement.scale_groups[first]}
     kept = {node.name for name in tensors for node in index.consumers[name] if node.name in layers}
-    result = plan_qdq(graph, [escape_pattern(name) for name in kept])
+    result = plan_qdq(graph, [*exclude, *(escape_pattern(name) for name in kept)])
     # Nothing but an addition reads the others: it reads them as floats.
     dropped = {name for name in tensors if all(node.op_type == "Add" for node in index.consumers[name])}
     return dataclasses.replace(
@@ -241,10 +252,6 @@ def make_candidates(
     rescaled, new_ranges, _ = rescale_channels(graph, calibrated["least noise"], channels, power=POWER)
     yield "ranges: least noise, channels scaled", insert_qdq(rescaled, new_ranges)
     branches = find_branches(graph)
-    for label in ("box branch", "head"):
-        if label in branches:
-            patterns = [escape_pattern(name) for name in branches[label]]
-            yield f"ranges: least noise, float: {label}", insert_qdq(graph, calibrated["least noise"], patterns)
     yield "concat inputs' own scales", insert_qdq(graph, ranges, placement=separate_concat_scales(graph, placement))
     for label, layers in branches.items():
         yield f"float: {label}", insert_qdq(graph, ranges, [escape_pattern(name) for name in layers])
@@ -273,6 +280,48 @@ def make_candidates(
     padded, new_ranges, corrections = shift_with_pads(graph, ranges)
     yield "shifted with pads", insert_qdq(padded, new_ranges, corrections=corrections)
     yield "zero points (bound)", use_zero_points(plain, placement, ranges)
+
+
+def make_head_candidates(
+    graph: onnx.ModelProto, ranges: Ranges, noise: ScaleNoise
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """Refined ranges with the head, or parts of it, in float, and with the noisiest scales before it.
+
+    Args:
+        graph: The FP32 graph.
+        ranges: From `calibrate(refine="ranges")`.
+        noise: With these ranges.
+    """
+    branches = find_branches(graph)
+    for label in ("box branch", "head"):
+        if label in branches:
+            patterns = [escape_pattern(name) for name in branches[label]]
+            yield f"ranges: least noise, float: {label}", insert_qdq(graph, ranges, patterns)
+    if "head" not in branches:
+        return
+    head = [escape_pattern(name) for name in branches["head"]]
+    groups, left = plan_qdq(graph).scale_groups, exclude_scales(graph, (), head).scale_groups
+    worst = [first for first in sorted(noise, key=lambda first: -noise[first]) if left.keys() & set(groups[first])]
+    for count in WORST:
+        placement = exclude_scales(graph, worst[:count], head)
+        yield f"ranges: least noise, float: head and {count} worst", insert_qdq(graph, ranges, placement=placement)
+
+
+def make_early_candidates(int8: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """Images and the first maps without rounding, the weights in INT8 as before.
+
+    Args:
+        int8: A Q/DQ graph with Ultralytics' names.
+    """
+    images = int8.graph.input[0].name
+    yield "images in float", leave_activations(int8, [images])
+    yield "images minus 128", center_images(int8)
+    quantized = [node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"]
+    blocks = [[name for name in quantized if name.startswith(f"/model.{place}/")] for place in range(EARLY)]
+    for place, names in enumerate(blocks):
+        yield f"maps of model.{place} in float", leave_activations(int8, names)
+    first = [images, *(name for names in blocks[:3] for name in names)]
+    yield "images and maps of model.0 to model.2 in float", leave_activations(int8, first)
 
 
 def _without_worst(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from trtkit.graph.analysis import DisjointSets, GraphIndex
+from trtkit.graph.conv_weights import list_weight_qdq
 from trtkit.graph.editing import remove_unused_constants
 from trtkit.graph.qdq import INT8_MAX, QDQPlacement, compute_weight_scales, passes_int8, plan_qdq, quantize_weight
 
 __all__ = [
-    "ChannelRanges", "Ranges", "clip_activations", "find_shiftable_groups", "leave_activations", "rescale_channels",
-    "shift_activations", "shift_with_pads", "use_zero_points", "widen_activations",
+    "ChannelRanges", "Ranges", "center_images", "clip_activations", "find_shiftable_groups", "leave_activations",
+    "rescale_channels", "shift_activations", "shift_with_pads", "use_zero_points", "widen_activations",
 ]  # fmt: skip
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -476,11 +477,52 @@ def clip_activations(int8: onnx.ModelProto) -> onnx.ModelProto:
     return _replace_pairs(int8, clip)
 
 
-def leave_activations(int8: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights in INT8 and activations in float."""
-    return _replace_pairs(
-        int8, lambda node, graph, scale: [helper.make_node("Identity", node.input[:1], node.output, node.name)]
-    )
+def leave_activations(int8: onnx.ModelProto, tensors: Collection[str] | None = None) -> onnx.ModelProto:
+    """Weights in INT8 and activations in float.
+
+    Args:
+        int8: A Q/DQ graph.
+        tensors: Names of the activations; None takes all.
+    """
+
+    def leave(node: onnx.NodeProto, graph: onnx.GraphProto, scale: float) -> list[onnx.NodeProto]:
+        if tensors is not None and node.input[0].removesuffix("_q") not in tensors:
+            return [node]
+        return [helper.make_node("Identity", node.input[:1], node.output, node.name)]
+
+    return _replace_pairs(int8, leave)
+
+
+def center_images(int8: onnx.ModelProto) -> onnx.ModelProto:
+    """Images minus 128 gray levels, which INT8 holds exactly; the first convolution's bias gives them back.
+
+    What lies beyond the border is then gray instead of black.
+
+    Args:
+        int8: A Q/DQ graph with weights in INT8, whose first convolution alone reads the images.
+    """
+    result = copy.deepcopy(int8)
+    graph, index = result.graph, GraphIndex(result)
+    images = graph.input[0].name
+    quantize = index.sole_consumer(images)
+    assert quantize is not None
+    dequantize = index.sole_consumer(quantize.output[0])
+    assert dequantize is not None
+    conv = index.sole_consumer(dequantize.output[0])
+    assert conv is not None
+    (dequantize_weight,) = list_weight_qdq(index, conv)
+    weight = index.array(dequantize_weight.input[0]).astype(np.float64)
+    weight *= index.array(dequantize_weight.input[1]).reshape(-1, 1, 1, 1)
+    middle = 128 / 255
+    bias = index.array(conv.input[2]) + middle * weight.sum(axis=(1, 2, 3))
+    for name, value in (("middle", middle), ("step", 1 / 255), ("bias", bias)):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), f"{images}_{name}"))
+    conv.input[2] = f"{images}_bias"
+    quantize.input[:2] = [f"{images}_centered", f"{images}_step"]
+    dequantize.input[1] = f"{images}_step"
+    graph.node.insert(0, helper.make_node("Sub", [images, f"{images}_middle"], [f"{images}_centered"], "center_images"))
+    remove_unused_constants(graph)
+    return result
 
 
 def _replace_pairs(
