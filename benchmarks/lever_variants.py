@@ -16,7 +16,7 @@ from trtkit.graph.passes import fold_sums
 from trtkit.graph.qdq import expand_int8_weights
 from trtkit.graph.space_to_depth import convert_input, read_blocks
 
-__all__ = ["BASES", "INPUTS", "KEPT", "PRECISIONS", "REWRITINGS", "VARIANTS", "Variant"]
+__all__ = ["BASES", "INPUTS", "KEPT", "NOISY", "PRECISIONS", "REWRITINGS", "VARIANTS", "Variant"]
 
 PRECISIONS = ("fp16", "int8")
 
@@ -79,6 +79,7 @@ BASES: Mapping[str, dict[str, Any]] = {
     "raw-first-float": {"decode": False},
     "unsummed-raw-boxes-float": {"decode": False},
     "unsummed-raw-head-float": {"decode": False},
+    "unsummed-raw-noisy-float": {"decode": False},
 }
 """Arguments of `export` for each graph, all without `fold_sums`, which `REWRITINGS` names where it is applied. Of
 "joined" convolutions that read the same tensor are joined first; in "shifted" the middle of a range is subtracted
@@ -99,6 +100,9 @@ KEPT: Mapping[str, Callable[[GraphIndex, onnx.NodeProto], bool]] = {
     "unsummed-raw-head-float": lambda index, node: "/cv" in block_of(node.name),
 }
 """Layers that stay out of INT8, of the graphs that have such."""
+
+NOISY: Mapping[str, int] = {"unsummed-raw-noisy-float": 6}
+"""Of graphs whose head stays out of INT8, the number of maps before it whose readers do too, the noisiest first."""
 
 VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(base="plain", precisions=("fp16",)),
@@ -185,6 +189,9 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "blocks-whole-raw-head-float-streams": Variant(
         base="unsummed-raw-head-float", space_to_depth=True, whole=True, precisions=("int8",), streams=4
+    ),
+    "blocks-whole-raw-noisy-float-streams": Variant(
+        base="unsummed-raw-noisy-float", space_to_depth=True, whole=True, precisions=("int8",), streams=4
     ),
     "blocks-whole-raw-streams-level-3": Variant(
         base="unsummed-raw", space_to_depth=True, whole=True, streams=4, level=3

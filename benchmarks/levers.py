@@ -35,7 +35,7 @@ import levers_record
 import numpy as np
 import onnx
 from lever_passes import join_branches, upsample_by_convolution, use_flags
-from lever_variants import BASES, INPUTS, KEPT, PRECISIONS, REWRITINGS, VARIANTS
+from lever_variants import BASES, INPUTS, KEPT, NOISY, PRECISIONS, REWRITINGS, VARIANTS
 from parallel_builds import Program, drive, gpus_here
 from refinement_graphs import find_shiftable_groups, shift_activations
 from space_to_depth import move_space_to_depth
@@ -117,6 +117,8 @@ def _write_graphs(options: argparse.Namespace) -> None:
                 own = from_proto(graph)
                 calibration = _calibrate(own, options, f"-{rewriting}", stem=model.stem)
             keep = find_kept(base, trace(own, imgsz=size, batch=batch)) if base in KEPT else ()
+            if base in NOISY:
+                keep = find_noisy(model, _calibrate(model, options).ranges, options.data, NOISY[base])
             recipe = tk.Recipe(
                 model=str(path), format="onnx", half=precision == "fp16", int8=precision == "int8", batch=batch,
                 dynamic=False, keep=keep, **BASES[base],
@@ -140,6 +142,28 @@ def find_kept(base: str, graph: onnx.ModelProto) -> tuple[str, ...]:
     """
     index = GraphIndex(graph)
     return tuple(node.name for node in index.weighted if KEPT[base](index, node))
+
+
+def find_noisy(model: tk.Model, ranges: Mapping[str, tuple[float, float]], data: str, count: int) -> tuple[str, ...]:
+    """Names of the head's layers, and of those that read the noisiest maps before it.
+
+    Args:
+        model: The model.
+        ranges: Of its calibration.
+        data: A data set's YAML file: noise is measured on some images of its `train`.
+        count: Number of maps.
+    """
+    from refinement import NOISE_IMAGES, calibration_inputs
+    from refinement_candidates import find_branches, find_worst_before, measure_scale_noise
+
+    from trtkit.graph.torch_export import trace
+
+    graph = trace(model, imgsz=model.imgsz, batch=1)
+    images = list(calibration_inputs(model, Path(data), NOISE_IMAGES))
+    noise = measure_scale_noise(graph, ranges, len(model.names), images)
+    head, groups, index = find_branches(graph)["head"], plan_qdq(graph).scale_groups, GraphIndex(graph)
+    noisy = {name for first in find_worst_before(graph, head, noise)[:count] for name in groups[first]}
+    return (*head, *(node.name for node in index.weighted if node.input[0] in noisy))
 
 
 def _calibrate(

@@ -37,8 +37,8 @@ from trtkit.graph.qdq import (
 )
 
 __all__ = [
-    "ScaleNoise", "collect_channel_ranges", "exclude_scales", "make_candidates", "make_early_candidates",
-    "make_head_candidates", "measure_scale_noise", "separate_concat_scales",
+    "ScaleNoise", "collect_channel_ranges", "exclude_scales", "find_branches", "find_worst_before", "make_candidates",
+    "make_early_candidates", "make_head_candidates", "measure_scale_noise", "separate_concat_scales",
 ]  # fmt: skip
 
 POWER = 0.75
@@ -300,11 +300,23 @@ def make_head_candidates(
     if "head" not in branches:
         return
     head = [escape_pattern(name) for name in branches["head"]]
-    groups, left = plan_qdq(graph).scale_groups, exclude_scales(graph, (), head).scale_groups
-    worst = [first for first in sorted(noise, key=lambda first: -noise[first]) if left.keys() & set(groups[first])]
+    worst = find_worst_before(graph, branches["head"], noise)
     for count in WORST:
         placement = exclude_scales(graph, worst[:count], head)
         yield f"ranges: least noise, float: head and {count} worst", insert_qdq(graph, ranges, placement=placement)
+
+
+def find_worst_before(graph: onnx.ModelProto, head: Sequence[str], noise: ScaleNoise) -> list[str]:
+    """First tensors of the scales that a head in float leaves, the noisiest first.
+
+    Args:
+        graph: The FP32 graph.
+        head: Names of the head's layers.
+        noise: Of each scale.
+    """
+    groups = plan_qdq(graph).scale_groups
+    left = exclude_scales(graph, (), [escape_pattern(name) for name in head]).scale_groups
+    return [first for first in sorted(noise, key=lambda first: -noise[first]) if left.keys() & set(groups[first])]
 
 
 def make_early_candidates(int8: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
