@@ -53,6 +53,9 @@ RESCALED = (12, 24)
 EARLY = 5
 """Number of first blocks whose maps are left in float, one block at a time."""
 
+BLOCKS = ("/model.[0-4]/*", "/model.16/*")
+"""Patterns of the blocks whose maps are the noisiest in most models of YOLO11 and YOLO26."""
+
 BUDGETS = (0.02, 0.05, 0.1)
 """Parts of all quantized values that are left out of INT8, the scales with the most noise per value first."""
 
@@ -304,6 +307,7 @@ def make_head_candidates(
     for count in WORST:
         placement = exclude_scales(graph, worst[:count], head)
         yield f"ranges: least noise, float: head and {count} worst", insert_qdq(graph, ranges, placement=placement)
+    yield f"ranges: least noise, float: {', '.join(BLOCKS)} and head", insert_qdq(graph, ranges, [*BLOCKS, *head])
 
 
 def find_worst_before(graph: onnx.ModelProto, head: Sequence[str], noise: ScaleNoise) -> list[str]:
