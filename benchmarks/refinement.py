@@ -152,16 +152,12 @@ def prepare_model(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelP
     graph = onnx.load(source)
     calibration = tk.calibrate(model, data, split="train", histograms=True, cache_dir=words.work / "calibrations")
     placement, ranges = plan_qdq(graph), calibration.ranges
-    channels_file, noise_file = folder / "channels.npz", folder / "noise.json"
+    channels_file = folder / "channels.npz"
     if not channels_file.is_file():
         measured = collect_channel_ranges(graph, placement.tensors, calibration_inputs(model, data, CHANNEL_IMAGES))
         np.savez(channels_file, **{name: np.stack(sides) for name, sides in measured.items()})  # type: ignore[arg-type]
-    if not noise_file.is_file():
-        inputs = list(calibration_inputs(model, data, NOISE_IMAGES))
-        noise_file.write_text(json.dumps(measure_scale_noise(graph, ranges, len(model.names), inputs)))
     with np.load(channels_file) as file:
         channels = {name: (file[name][0], file[name][1]) for name in placement.tensors}
-    noise = json.loads(noise_file.read_text())
     int8 = insert_qdq(graph, ranges)
     graphs = {
         FP32: graph, DEFAULT: int8, "no clipping": widen_activations(int8, 1),
@@ -191,13 +187,16 @@ def prepare_model(name: str, words: argparse.Namespace) -> dict[str, onnx.ModelP
         model, data, split="train", histograms=True, refine="ranges", cache_dir=words.work / "calibrations"
     )
     calibrated["least noise"] = refined.ranges
-    refined_noise_file = folder / "noise-refined.json"
-    if not refined_noise_file.is_file():
-        inputs = list(calibration_inputs(model, data, NOISE_IMAGES))
-        refined_noise_file.write_text(json.dumps(measure_scale_noise(graph, refined.ranges, len(model.names), inputs)))
-    graphs.update(make_head_candidates(graph, refined.ranges, json.loads(refined_noise_file.read_text())))
+    noise = {}
+    for name_of, its_ranges in (("noise", ranges), ("noise-refined", refined.ranges)):
+        noise_file = folder / f"{name_of}.json"
+        if not noise_file.is_file():
+            inputs = list(calibration_inputs(model, data, NOISE_IMAGES))
+            noise_file.write_text(json.dumps(measure_scale_noise(graph, its_ranges, len(model.names), inputs)))
+        noise[name_of] = json.loads(noise_file.read_text())
+    graphs.update(make_head_candidates(graph, refined.ranges, noise["noise-refined"]))
     graphs.update(make_early_candidates(int8))
-    graphs.update(make_candidates(graph, {"default": ranges, **calibrated}, channels, noise, powers))
+    graphs.update(make_candidates(graph, {"default": ranges, **calibrated}, channels, noise["noise"], powers))
     target = folder / "onnxruntime.onnx"
     if not target.is_file():
         quantize_by_onnxruntime(source, calibration_inputs(model, data, PEER_IMAGES), target)

@@ -187,7 +187,7 @@ def separate_concat_scales(graph: onnx.ModelProto, placement: QDQPlacement) -> Q
 
 
 def exclude_scales(graph: onnx.ModelProto, firsts: Sequence[str], exclude: Sequence[str] = ()) -> QDQPlacement:
-    """The default placement without some scales: the layers that read their tensors, and additions' inputs.
+    """The default placement, where layers that read tensors of some scales stay in float, as additions of them do.
 
     Args:
         graph: The FP32 graph.
